@@ -1,0 +1,74 @@
+# Every target makes what it needs: the environment in .venv, and in it cogtune as .ci/constraints.txt pins it.
+#   make PYTHON=python3.12 test     another interpreter (for a fresh .venv)
+
+PYTHON ?= python3
+PYTEST_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := .ci/constraints.txt
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+RUNTIME := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+
+# auto is one process a core; past eight, importing torch in each costs more than it brings.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(PYTEST_FLAGS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test check format docs lock clean
+
+help:  ## this list
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(RUNTIME)  ## draw clips, train a LoRA on a tiny model, sample a video with it
+	$(BIN)/cogtune demo
+
+test: export OMP_NUM_THREADS := 1
+test: check  ## everything that has to hold: check, then the quick and the slow tests
+	$(PYTEST)
+	$(PYTEST) -m "slow and not gpu" || [ $$? -eq 5 ]  # 5: there are no slow tests
+
+check: $(DEV)  ## lint, formatting, types, and which module may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV)  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(RUNTIME)  ## write docs/commands.md anew from the program itself
+	$(BIN)/python -m cogtune.cli.reference > $(VENV)/commands.md
+	mv $(VENV)/commands.md docs/commands.md
+
+lock: $(BIN)/python  ## resolve .ci/constraints.txt anew; LOCK_FLAGS=--upgrade moves to the newest of everything
+	$(PIP) install -c $(LOCK) uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-annotate \
+	  --custom-compile-command "make lock" --output-file $(LOCK) $(LOCK_FLAGS) pyproject.toml
+	grep -vE '^(cuda|nvidia|triton)\b' $(LOCK) > $(VENV)/lock  # torch itself says which of these it wants
+	mv $(VENV)/lock $(LOCK)
+
+clean:  ## remove caches and built packages; .venv and your outputs stay
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+	find cogtune tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "cogtune runs on Python 3.10 to 3.13: name one with make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# torch goes in first and alone, so that whichever build pip is set up to prefer (CPU or CUDA) is settled.
+$(RUNTIME): pyproject.toml $(LOCK) | $(BIN)/python
+	@echo "Installing cogtune into $(VENV); the first time this takes a few minutes."
+	$(PIP) install -c $(LOCK) torch
+	$(PIP) install -c $(LOCK) -e .
+	@touch $@
+
+$(DEV): pyproject.toml $(LOCK) | $(BIN)/python
+	@echo "Installing cogtune and what tests it into $(VENV); the first time this takes a few minutes."
+	$(PIP) install -c $(LOCK) torch
+	$(PIP) install -c $(LOCK) -e '.[dev]'
+	@touch $@ $(RUNTIME)

@@ -1,0 +1,81 @@
+"""Which checkpoints a run has, and whether one fits a run. Reads names and ``state.json``; needs no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cogtune.errors import CogtuneError, UsageError
+from cogtune.files import read_json
+
+FORMAT = 1
+STATE_NAME = "state.json"
+"""Written last: a folder that has it was complete when it got its name."""
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = [(int(match[1]), path) for path in output.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if (path / STATE_NAME).is_file()]
+
+
+def choose(wanted: str, output: Path) -> Path:
+    """The checkpoint that ``--resume`` names: ``latest`` of the run in ``output``, or a path.
+
+    Raises:
+        UsageError: there is none; the message lists those there are.
+    """
+    there = checkpoints(output)
+    if wanted == "latest":
+        if not there:
+            raise UsageError(f"{output} has no checkpoint to resume from", "leave --resume out to start a new run")
+        return there[-1]
+    path = Path(wanted)
+    if not path.is_dir():
+        names = ", ".join(str(found) for found in there) or "none"
+        raise UsageError(f"there is no checkpoint {wanted}", f"checkpoints in {output}: {names}")
+    return path.absolute()
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What ``state.json`` of a checkpoint says.
+
+    Raises:
+        CogtuneError: the folder is not a checkpoint of cogtune, or of a newer one.
+    """
+    if not (checkpoint / STATE_NAME).is_file():
+        raise CogtuneError(
+            f"{checkpoint} is not a checkpoint: it has no {STATE_NAME}",
+            "`--resume latest` takes the newest one",
+        )
+    state = dict(read_json(checkpoint / STATE_NAME))
+    if state.get("format") != FORMAT:
+        raise CogtuneError(f"{checkpoint} was written by another version of cogtune", "use that version to go on")
+    return state
+
+
+def check_fits(checkpoint: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that belongs to another run.
+
+    Args:
+        identity: what must be the same for the resumed run to be the same run, by name.
+
+    Raises:
+        CogtuneError: with every difference.
+    """
+    before = state["identity"]
+    wrong = [
+        f"{key}: {before.get(key)!r} in the checkpoint, {value!r} now"
+        for key, value in identity.items()
+        if before.get(key) != value
+    ]
+    if wrong:
+        raise CogtuneError(
+            f"{checkpoint} does not fit this run",
+            "set these back, or start anew in another --output",
+            details=wrong,
+        )

@@ -1,0 +1,50 @@
+"""The command line: flags in, a core function called, a result shown."""
+
+from __future__ import annotations
+
+import sys
+
+from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, CogtuneError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run cogtune and exit with its status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
+    words = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    sys.exit(_status(words, debug))
+
+
+def _status(words: list[str], debug: bool) -> int:
+    import typer
+
+    from cogtune import console
+    from cogtune.cli.app import app
+
+    try:
+        result = app(words, prog_name="cogtune", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except CogtuneError as error:
+        if debug:
+            raise
+        console.error(error)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        console.note("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        sys.stdout = None
+        return EXIT_FAILURE
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own word on wrong usage
+            console.error(CogtuneError(error.format_message(), "`--help` after any command explains it"))
+            return int(error.exit_code)
+        if debug:
+            raise
+        console.error(
+            CogtuneError(
+                f"something unforeseen: {type(error).__name__}: {error}",
+                "run the same command with --debug and report what it prints",
+            )
+        )
+        return EXIT_FAILURE

@@ -1,0 +1,41 @@
+"""The command tree."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cogtune.cli import dataset, demo, infer, merge, model, presets, push, train
+
+app = typer.Typer(
+    name="cogtune",
+    help="Fine-tune the CogVideoX video models: from a folder of clips to a LoRA or new weights, and to the Hub.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of a failure.")] = False,  # noqa: ARG001 (main reads it)
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No remarks and no progress; results and errors only.")
+    ] = False,
+) -> None:
+    """Fine-tune the CogVideoX video models: from a folder of clips to a LoRA or new weights, and to the Hub."""
+    from cogtune import console
+
+    console.configure(quiet=quiet)
+
+
+app.add_typer(dataset.app, name="dataset")
+app.command("train")(train.train)
+app.command("merge-zero")(merge.merge_zero)
+app.command("infer")(infer.infer)
+app.command("push")(push.push)
+app.command("presets")(presets.presets)
+app.command("demo")(demo.demo)
+app.command("random-model")(model.random_model)

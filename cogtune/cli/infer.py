@@ -1,0 +1,80 @@
+"""``cogtune infer``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cogtune import console
+
+
+def infer(
+    lora: Annotated[
+        Path | None,
+        typer.Option("--lora", help="A run's folder, a checkpoint or a LoRA file.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Base model, or the result of full fine-tuning: a run, a checkpoint, a merged folder. "
+            r"\[default: what the LoRA was trained on]",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", help=r"What to show. \[default: the run's first caption]", show_default=False),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="First frame, for image-to-video models.", show_default=False),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", help="The video to write, .mp4.")] = Path("video.mp4"),
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help=r"Frames x height x width. \[default: as trained]", show_default=False),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option("--fps", help=r"Frames per second of the file. \[default: as trained]", min=1),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed gives another video.")] = 42,
+    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", min=1)] = 50,
+    guidance: Annotated[float, typer.Option("--guidance", help="How closely to follow the prompt.", min=1)] = 6.0,
+    lora_scale: Annotated[float, typer.Option("--lora-scale", help="Strength of the LoRA; 1 is as trained.")] = 1.0,
+    precision: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None,
+        typer.Option("--precision", help=r"Number format. \[default: as trained]", show_default=False),
+    ] = None,
+) -> None:
+    """Sample a video; model, prompt, size and LoRA strength come from the run."""
+    from cogtune.errors import UsageError
+    from cogtune.geometry import Size
+
+    try:
+        asked = Size.parse(size) if size else None
+    except ValueError as error:
+        raise UsageError(f"--size: {error}") from error
+    if output.suffix.lower() != ".mp4":
+        raise UsageError(f"--output {output}: videos are written as .mp4", "give a name that ends in .mp4")
+    from cogtune.generate import Request, generate
+
+    request = Request(
+        lora=lora,
+        model=model,
+        prompt=prompt,
+        image=image,
+        size=asked,
+        fps=fps,
+        precision=precision,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        lora_scale=lora_scale,
+    )
+    with console.progress("sampling", steps) as progress:
+        recipe = generate(request, output, lambda _step: progress.advance())
+    console.say(f"{output}: {recipe.size} at {recipe.fps:g} fps: {recipe.prompt}")

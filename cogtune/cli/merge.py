@@ -1,0 +1,49 @@
+"""``cogtune merge-zero``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cogtune import console
+
+
+def merge_zero(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint with ZeRO shards, such as out/checkpoint-500.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Where to write. [default: CHECKPOINT-merged]", show_default=False),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--model", help="Base model of a checkpoint that another program made.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None,
+        typer.Option("--dtype", help="Number format of the weights. [default: the run's]", show_default=False),
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Largest file, such as 5GB.")] = "5GB",
+    copy_base: Annotated[
+        bool,
+        typer.Option("--copy-base", help="Copy the base model's other parts instead of linking to them."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over a folder that is there.")] = False,
+) -> None:
+    """Turn a ZeRO-2 or ZeRO-3 checkpoint into weights that diffusers loads, and check them."""
+    from cogtune.merge import merge_checkpoint
+    from cogtune.modeling.locate import locate
+
+    with console.progress("tensors", 0) as progress:
+        result = merge_checkpoint(
+            checkpoint,
+            output,
+            base=locate(base, weights=False) if base else None,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            copy_base=copy_base,
+            force=force,
+            progress=progress.move_to,
+        )
+    console.say(f"{result.output}: {result.kind}, {result.tensors} tensors, {result.parameters:,} parameters")

@@ -1,0 +1,34 @@
+"""``cogtune random-model``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cogtune import console
+
+
+def random_model(
+    variant: Annotated[str, typer.Argument(help="2b, 5b, 5b-i2v, 1.5-5b or 1.5-5b-i2v.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write it; must not be there yet.")],
+    scale: Annotated[
+        Literal["tiny", "full"],
+        typer.Option("--scale", help="tiny: a few megabytes; full: the real dimensions."),
+    ] = "tiny",
+    seed: Annotated[int, typer.Option("--seed", help="Another seed gives other weights.")] = 0,
+) -> None:
+    """Write a complete model with random weights: to try, to test, to measure, with nothing to download."""
+    from cogtune.errors import UsageError
+    from cogtune.models import variant as find
+
+    row = find(variant)
+    if folder.exists():
+        raise UsageError(f"{folder} is already there", "choose another folder")
+    import torch
+
+    from cogtune.modeling.random_weights import write_pipeline
+
+    device = "cuda" if scale == "full" and torch.cuda.is_available() else "cpu"
+    console.say(str(write_pipeline(row, folder, scale=scale, seed=seed, device=device)))

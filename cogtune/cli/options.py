@@ -1,0 +1,75 @@
+"""Flags made from the fields of :class:`RunConfig`, so that a key, its flag, its default and its help are one thing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+
+from cogtune.config import RunConfig
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
+PresetName = Annotated[
+    str | None,
+    typer.Option("--preset", help="Where to start from: a name from `cogtune presets`, or a YAML file of your own."),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="A YAML file of keys; stronger than the preset, weaker than flags."),
+]
+
+
+def _flag(name: str) -> tuple[Any, typer.models.OptionInfo]:
+    """The type and the option of one configuration field."""
+    field = RunConfig.model_fields[name]
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    kind: Any = field.annotation
+    if get_origin(kind) is tuple:
+        kind = list[str]
+    elif type(None) in get_args(kind):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    help_text = str(field.description)
+    if "[default:" not in help_text and field.default not in ("", None):
+        shown = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
+        if isinstance(shown, bool):
+            shown = "on" if shown else "off"
+        help_text = f"{help_text} [default: {shown}]"
+    option = typer.Option(
+        help=help_text.replace("[default:", r"\[default:"),
+        rich_help_panel=str(extra["panel"]),
+        show_default=False,
+    )
+    return kind | None, option
+
+
+def with_config_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag for each named field; it gets those that were given as the mapping ``flags``."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for parameter in signature.parameters.values() if parameter.name != "flags"]
+        flags = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+            for name in names
+            for kind, option in [_flag(name)]
+        ]
+
+        def run(**values: Any) -> None:
+            given = {name: values.pop(name) for name in names}
+            command(**values, flags={name: value for name, value in given.items() if value not in (None, [])})
+
+        run.__doc__ = command.__doc__
+        run.__name__ = command.__name__
+        keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        run.__signature__ = inspect.Signature([*keyword_only, *flags])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *flags)}
+        return run
+
+    return decorate
+
+
+Flags = Mapping[str, Any]

@@ -1,0 +1,34 @@
+"""``cogtune push``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cogtune import console
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint, a merged folder or a LoRA file.")],
+    repo_id: Annotated[str, typer.Argument(help="Repository on the Hub, user/name; made when it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the new repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="A branch other than main.", show_default=False)
+    ] = None,
+    message: Annotated[str, typer.Option("--message", help="The commit's message.")] = "Upload with cogtune",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
+) -> None:
+    """Upload weights, a model card and sample videos to the Hugging Face Hub.
+
+    The token comes from HF_TOKEN or from `hf auth login`.
+    """
+    from cogtune import hub
+
+    result = hub.push(run, repo_id, private=private, revision=revision, message=message, dry_run=dry_run)
+    for path, size in result.files:
+        console.note(f"{path}  {size:,} bytes")
+    for remark in result.notes:
+        console.note(remark)
+    console.say(f"would be uploaded to {result.url}" if dry_run else result.url)

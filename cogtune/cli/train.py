@@ -1,0 +1,45 @@
+"""``cogtune train``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cogtune import console
+from cogtune.cli.options import ConfigFile, Flags, PresetName, with_config_flags
+from cogtune.config import RunConfig
+
+
+@with_config_flags(*RunConfig.model_fields)
+def train(
+    flags: Flags,
+    preset: PresetName = None,
+    config: ConfigFile = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", help="Go on from a checkpoint: latest, or a path. Its settings are kept."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where the output holds a run.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check all, write the plan and the launch files, show them, and stop."),
+    ] = False,
+) -> None:
+    """Fine-tune: check the data, encode what is missing, plan, and launch.
+
+    Values come from the preset, then the file, then flags; OUTPUT/run.yaml keeps each with where it came from.
+    """
+    from cogtune import launch, runs
+
+    resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
+    ready = runs.get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    if dry_run:
+        console.table("", ("key", "value", "from"), runs.describe(ready.plan))
+        if ready.left:
+            console.say(f"to encode first: {ready.left}")
+        console.say(f"written to {ready.files.folder}; by hand: sh {ready.files.script}")
+        return
+    launch.start(ready.plan, ready.files)
+    for line in runs.results(ready.plan):
+        console.say(line)

@@ -1,0 +1,256 @@
+"""What the user wants: preset < file < flag, every value with where it came from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cogtune.errors import CogtuneError, UsageError, did_you_mean
+from cogtune.files import explained
+from cogtune.geometry import Size
+from cogtune.models import Precision
+from cogtune.presets import Strategy, TrainingType, preset
+
+LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+
+def _option(default: Any, panel: str, help_text: str, **limits: Any) -> Any:
+    return Field(default, description=help_text, json_schema_extra={"panel": panel}, **limits)
+
+
+_model = functools.partial(_option, panel="Model")
+_data = functools.partial(_option, panel="Data")
+_training = functools.partial(_option, panel="Training")
+_lora = functools.partial(_option, panel="LoRA")
+_optimizer = functools.partial(_option, panel="Optimizer")
+_saving = functools.partial(_option, panel="Saving and evaluation")
+_launch = functools.partial(_option, panel="Launch")
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run. The command line's flags and the keys of ``run.yaml`` are these fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    model: str = _model(
+        "5b",
+        help_text="A variant (2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v), a Hub id, a local folder, or tiny:VARIANT.",
+    )
+    precision: Precision = _model(
+        "bf16", help_text="Number format of the frozen weights and the arithmetic; fp16 is for 2b only."
+    )
+
+    data: Path = _data(Path("data"), help_text="The folder of clips and captions.")
+    cache_dir: Path | None = _data(
+        None, help_text="Where encoded clips and captions are kept. [default: DATA/.cogtune]"
+    )
+    size: str | None = _data(
+        None, help_text="Frames x height x width to train at, such as 49x480x720. [default: the model's own]"
+    )
+    fps: float | None = _data(
+        None, gt=0, help_text="Frames per second taken from each clip. [default: the model's own]"
+    )
+    skip_start: int = _data(0, ge=0, help_text="Frames skipped at the start of each clip.")
+    id_token: str = _data("", help_text="A word put in front of every caption, to call the trained concept by.")
+    caption_dropout: float = _data(
+        0.0, ge=0, le=1, help_text="Share of the samples trained with an empty caption, for guidance."
+    )
+
+    type: TrainingType = _training("lora", help_text="lora trains a small adapter, sft every weight.")
+    steps: int = _training(1000, ge=1, help_text="Optimizer steps in all.")
+    epochs: float | None = _training(None, gt=0, help_text="Passes over the data, in place of steps.")
+    batch_size: int = _training(1, ge=1, help_text="Samples per GPU and forward pass.")
+    gradient_accumulation_steps: int = _training(1, ge=1, help_text="Forward passes per optimizer step.")
+    gradient_checkpointing: bool = _training(
+        True,
+        help_text="Recompute activations in the backward pass: far less memory, about a third more time.",
+    )
+    seed: int = _training(42, ge=0, help_text="Decides order, noise, timesteps and the adapter's start.")
+
+    rank: int = _lora(128, ge=1, help_text="Rank of the adapter.")
+    alpha: float | None = _lora(None, gt=0, help_text="Strength of the adapter is alpha / rank. [default: the rank]")
+    target_modules: tuple[str, ...] = _lora(
+        ("to_q", "to_k", "to_v", "to_out.0"),
+        help_text="Layers that get an adapter, by the end of their names.",
+    )
+
+    learning_rate: float = _optimizer(1e-4, gt=0, help_text="Peak learning rate of AdamW.")
+    lr_scheduler: LrScheduler = _optimizer("constant_with_warmup", help_text="How the learning rate moves.")
+    warmup_steps: int = _optimizer(0, ge=0, help_text="Optimizer steps over which the learning rate rises from 0.")
+    beta1: float = _optimizer(0.9, ge=0, lt=1, help_text="AdamW's beta1.")
+    beta2: float = _optimizer(0.95, ge=0, lt=1, help_text="AdamW's beta2.")
+    epsilon: float = _optimizer(1e-8, gt=0, help_text="AdamW's epsilon.")
+    weight_decay: float = _optimizer(1e-4, ge=0, help_text="AdamW's weight decay.")
+    max_grad_norm: float = _optimizer(1.0, gt=0, help_text="Gradients are clipped to this norm.")
+
+    output: Path = _saving(Path("out"), help_text="The run's folder.")
+    checkpoint_every: int = _saving(500, ge=1, help_text="Optimizer steps between checkpoints.")
+    keep_checkpoints: int = _saving(3, ge=1, help_text="How many of the newest checkpoints stay.")
+    eval_every: int | None = _saving(
+        None,
+        ge=1,
+        help_text="Steps between measurements of the loss at fixed noise. [default: with each checkpoint]",
+    )
+
+    strategy: Strategy = _launch("ddp", help_text="How memory and work are shared out over the GPUs.")
+    num_processes: int = _launch(1, ge=1, help_text="GPUs to train on.")
+
+    @field_validator("size")
+    @classmethod
+    def _size_reads(cls, text: str | None) -> str | None:
+        return None if text is None else str(Size.parse(text))
+
+    @property
+    def lora_alpha(self) -> float:
+        """Alpha with its default, the rank."""
+        return float(self.rank if self.alpha is None else self.alpha)
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in one optimizer step, over all processes and accumulation steps."""
+        return self.batch_size * self.gradient_accumulation_steps * self.num_processes
+
+    def total_steps(self, samples: int) -> int:
+        """Optimizer steps of the whole run over a dataset of ``samples``."""
+        if self.epochs is None:
+            return self.steps
+        return max(1, -(-int(self.epochs * samples) // self.global_batch))
+
+    def anchored(self) -> RunConfig:
+        """The same with every local path absolute, so that it means the same from any folder."""
+        paths: dict[str, Any] = {key: getattr(self, key).absolute() for key in ("data", "output")}
+        paths["cache_dir"] = (self.cache_dir or self.data / ".cogtune").absolute()
+        if Path(self.model).is_dir():
+            paths["model"] = str(Path(self.model).absolute())
+        return self.model_copy(update=paths)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values, in order."""
+        return self.model_dump(mode="json")
+
+
+_YAML_END = "...\n"
+"""What PyYAML puts behind a document that is a bare scalar."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration, and for each key where its value came from."""
+
+    config: RunConfig
+    provenance: Mapping[str, str]
+
+    def to_yaml(self) -> str:
+        """The configuration as ``run.yaml``: every key, each with its source as a comment."""
+        lines = ["# The resolved configuration of this run. `cogtune train --config run.yaml` repeats it."]
+        for key, value in self.config.to_dict().items():
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+            lines.append(f"{key}: {text.removesuffix(_YAML_END).strip()}  # {self.provenance[key]}")
+        return "\n".join(lines) + "\n"
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values in a YAML file.
+
+    Raises:
+        UsageError: it is not YAML, or not a mapping.
+        CogtuneError: it cannot be read.
+    """
+    with explained(path, "read"):
+        text = path.read_text(encoding="utf-8-sig")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        raise UsageError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} holds a {type(value).__name__}, not keys with values", "write lines like `rank: 64`")
+    return {str(key): item for key, item in value.items()}
+
+
+def _layers(
+    preset_name: str | None, file: Path | None, flags: Mapping[str, Any]
+) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """``(source, values)`` from the weakest to the strongest, and the problems met on the way."""
+    problems: list[str] = []
+    layers: list[tuple[str, dict[str, Any]]] = []
+    from_file = read_mapping(file) if file is not None else {}
+    named = from_file.pop("preset", None)
+    chosen = preset_name or (str(named) if named is not None else None)
+    if chosen is not None:
+        try:
+            layers.append((f"preset {chosen}", _preset_values(chosen)))
+        except UsageError as error:
+            problems.append(f"preset: {error.message}")
+    if file is not None:
+        layers.append((str(file), from_file))
+    layers.append(("flag", dict(flags)))
+    return layers, problems
+
+
+def _preset_values(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return read_mapping(path)
+    return preset(name).values()
+
+
+def resolve(
+    *, preset_name: str | None = None, file: Path | None = None, flags: Mapping[str, Any] | None = None
+) -> Resolved:
+    """Merge defaults, preset, file and flags into one configuration.
+
+    Args:
+        preset_name: a preset's name, or a YAML file of the same keys; the file's ``preset`` key when None.
+        file: a YAML file of :class:`RunConfig` keys.
+        flags: values given on the command line, by field name; only those that were given.
+
+    Raises:
+        UsageError: unknown keys, wrong values, an unknown preset: all of them at once.
+        CogtuneError: a file cannot be read.
+    """
+    layers, problems = _layers(preset_name, file, flags or {})
+    fields = RunConfig.model_fields
+    values: dict[str, Any] = {}
+    provenance = dict.fromkeys(fields, "default")
+    for source, layer in layers:
+        for key, value in layer.items():
+            if key not in fields:
+                problems.append(f"{key}: there is no such key{did_you_mean(key, fields)} ({source})")
+                continue
+            values[key] = value
+            provenance[key] = source if source != "flag" else f"--{key.replace('_', '-')}"
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            key = str(item["loc"][0])
+            message = item["msg"].removeprefix("Value error, ")
+            message = message[0].lower() + message[1:]
+            problems.append(f"{key}: {message}, not {item['input']!r} ({provenance[key]})")
+        config = None
+    if config is None or problems:
+        count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        raise UsageError(f"{count} in the configuration", "`cogtune train --help` explains every key", details=problems)
+    return Resolved(config, provenance)
+
+
+def read_run(folder: Path) -> Resolved:
+    """The configuration that the run in ``folder`` was started with.
+
+    Raises:
+        CogtuneError: the folder holds no run.
+    """
+    file = folder / "run.yaml"
+    if not file.is_file():
+        raise CogtuneError(f"{folder} holds no run: it has no run.yaml", "give the --output folder of a training run")
+    return resolve(file=file)

@@ -1,0 +1,162 @@
+"""The one place that prints: results on stdout, remarks and progress on stderr, quiet off a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from cogtune.errors import CogtuneError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+PLAIN_PROGRESS_SECONDS = 10.0
+"""How often progress is told, as a plain line, when stderr is not a terminal."""
+
+
+@dataclass
+class _Settings:
+    quiet: bool = False
+    remarks: TextIO | None = None
+    """Where remarks and progress go; stderr when None."""
+
+
+_settings = _Settings()
+
+
+def configure(*, quiet: bool, remarks: TextIO | None = None) -> None:
+    """Set how much is said, and where remarks go, for the rest of this process."""
+    _settings.quiet = quiet
+    _settings.remarks = remarks
+
+
+def _remarks() -> TextIO:
+    return _settings.remarks or sys.stderr
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    wide = None if stream.isatty() else 200  # a file or a pipe has no width: do not fold lines to 80
+    return Console(file=stream, highlight=False, soft_wrap=True, width=wide)
+
+
+def say(message: str) -> None:
+    """A result line on stdout."""
+    print(message, flush=True)
+
+
+def emit(value: Any) -> None:
+    """A JSON result on stdout, for programs."""
+    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+
+
+def note(message: str) -> None:
+    """A remark on stderr: what is being done, what was found already done."""
+    if not _settings.quiet:
+        print(message, file=_remarks(), flush=True)
+
+
+def warn(message: str) -> None:
+    """Something the user should look at, on stderr; said even when quiet."""
+    _console(_remarks()).print(f"[yellow]warning:[/] {escape(message)}")
+
+
+def error(problem: CogtuneError) -> None:
+    """A failure on stderr: what is wrong, all its details, what to do."""
+    console = _console(_remarks())
+    console.print(f"[bold red]error:[/] {escape(problem.message)}")
+    for detail in problem.details:
+        console.print(f"  - {escape(detail)}")
+    if problem.hint:
+        console.print(f"[dim]hint:[/] {escape(problem.hint)}")
+
+
+def escape(text: str) -> str:
+    """``text`` with square brackets kept as they are by rich's markup."""
+    from rich.markup import escape as rich_escape
+
+    return rich_escape(text)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; off a terminal, tab-separated lines with a header."""
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            say("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
+        return
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for name in columns:
+        grid.add_column(name, overflow="fold")
+    for row in rows:
+        grid.add_row(*(escape(cell) for cell in row))
+    show(grid)
+
+
+def show(renderable: RenderableType) -> None:
+    """Anything rich can draw, on stdout."""
+    from rich.console import Console
+
+    Console(file=sys.stdout, highlight=False).print(renderable)
+
+
+class Progress:
+    """How far a piece of work is; made by :func:`progress`."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.began = self.told = time.monotonic()
+
+    def advance(self, count: int = 1, status: str = "") -> None:
+        """``count`` more are done; ``status`` is shown behind the bar."""
+        self.done += count
+        self._tell(status)
+
+    def move_to(self, done: int, total: int) -> None:
+        """``done`` of ``total`` are done, for work that learns its total on the way."""
+        self.done, self.total = done, total
+        self._tell("")
+
+    def _tell(self, status: str) -> None:
+        now = time.monotonic()
+        if now - self.told >= PLAIN_PROGRESS_SECONDS:
+            self.told = now
+            note(f"{self.what}: {self.done}/{self.total} {status}".rstrip())
+
+
+class _Bar(Progress):
+    def __init__(self, what: str, total: int, draw: Any) -> None:
+        super().__init__(what, total)
+        self.draw = draw
+        self.task = draw.add_task(what, total=total, status="")
+
+    def _tell(self, status: str) -> None:
+        self.draw.update(self.task, completed=self.done, total=self.total, status=escape(status))
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Progress]:
+    """Show progress through ``total`` pieces: a live bar on a terminal, a plain line now and then elsewhere."""
+    if _settings.quiet or not _remarks().isatty():
+        yield Progress(what, total)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
+    with RichProgress(*columns, console=_console(_remarks()), transient=True) as draw:
+        yield _Bar(what, total, draw)

@@ -1,0 +1,60 @@
+"""``cogtune demo``: the whole road on a tiny model, through the same functions as the commands."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from cogtune import console, launch, runs
+from cogtune.config import resolve
+from cogtune.data.synthetic import draw_dataset
+from cogtune.errors import UsageError
+from cogtune.files import remove_folder, write_text
+
+MARK = ".cogtune-demo"
+"""A file that says that a folder was made by the demo, and may be made anew."""
+
+PRESET = "cpu-lora-tiny"
+
+
+def run(folder: Path) -> Iterator[str]:
+    """Draw clips, check them, encode them, train a LoRA for 20 steps, sample a video; yields what was made.
+
+    Raises:
+        UsageError: the folder is there and was not made by a demo.
+        CogtuneError: a step of the road failed.
+    """
+    if folder.exists():
+        if not (folder / MARK).is_file():
+            raise UsageError(f"{folder} is already there", "name another folder: cogtune demo FOLDER")
+        remove_folder(folder)
+    write_text(folder / MARK, "This folder was made by `cogtune demo` and may be deleted.\n")
+    data, output, video = folder / "data", folder / "out", folder / "video.mp4"
+
+    console.note("1/5 drawing six clips with captions")
+    draw_dataset(data)
+    flags = {"data": data, "output": output}
+    resolved = resolve(preset_name=PRESET, flags=flags)
+    console.note(f"2/5 checking them: cogtune dataset validate {data} --preset {PRESET}")
+    report = runs.validate(resolved.config)
+    console.note(f"    {report.counts['clips']} clips open, {report.counts['error']} errors")
+    console.note(f"3/5 encoding them: cogtune dataset cache {data} --preset {PRESET}")
+    console.note(f"    {runs.cache(resolved.config)}")
+    console.note(f"4/5 training a LoRA: cogtune train --preset {PRESET} --data {data} --output {output}")
+    ready = runs.get_ready(resolved, resume=None, overwrite=True, dry_run=False)
+    launch.start(ready.plan, ready.files)
+    console.note(f"5/5 sampling a video: cogtune infer --lora {output} --output {video}")
+    from cogtune.generate import Request, generate
+
+    request = Request(lora=output, steps=10)
+    with console.progress("sampling", request.steps) as progress:
+        recipe = generate(request, video, lambda _step: progress.advance())
+
+    yield f"clips and captions   {data}"
+    yield f"the run              {output}"
+    yield f"LoRA weights         {runs.results(ready.plan)[0]}"
+    yield f"launch files         {ready.files.folder}"
+    yield f"sampled video        {video} ({recipe.size} at {recipe.fps:g} fps)"
+    yield "The model here is a random one of a few megabytes: the road is real, the picture is noise."
+    yield f"next, with a GPU of 24 GB: cogtune train --preset 4090-lora-5b --data {shlex.quote(str(data))}"

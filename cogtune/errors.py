@@ -1,0 +1,55 @@
+"""All that a user ever sees of a failure: what is wrong, what to do, an exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class CogtuneError(Exception):
+    """A failure that the user can understand and act on.
+
+    Args:
+        message: one line: what is wrong, naming the file, line or value.
+        hint: one line: what to do about it; empty when the message says it all.
+        details: when several things of one kind are wrong, all of them, one line each.
+        exit_code: the process's exit status, 1 unless the command line itself was wrong (2).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        details: Sequence[str] = (),
+        exit_code: int = EXIT_FAILURE,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.details = tuple(details)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        lines = [self.message, *(f"  - {detail}" for detail in self.details)]
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class UsageError(CogtuneError):
+    """The command line or a configuration is wrong; exit code 2."""
+
+    def __init__(self, message: str, hint: str = "", *, details: Sequence[str] = ()) -> None:
+        super().__init__(message, hint, details=details, exit_code=EXIT_USAGE)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` with the known word nearest to ``word``, or nothing when none is near."""
+    lowered = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    return f"; did you mean '{lowered[near[0]]}'?" if near else ""

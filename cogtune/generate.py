@@ -1,0 +1,230 @@
+"""Sampling videos: base model, size, frame rate and LoRA strength come from the run unless said otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    DiffusionPipeline,
+)
+
+from cogtune.checkpoints import STATE_NAME, checkpoints, read_state
+from cogtune.data.frames import load_image
+from cogtune.data.video import write_video
+from cogtune.errors import CogtuneError, UsageError
+from cogtune.geometry import Size
+from cogtune.modeling.adapters import read_facts
+from cogtune.modeling.encode import DTYPES
+from cogtune.modeling.locate import locate
+from cogtune.models import LORA_WEIGHTS_NAME, ModelSpec, Precision, read_spec
+
+OFFLOAD_BELOW_GIB = 48
+"""On a smaller GPU, encoder, transformer and VAE take turns on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to sample. None means: as the run or the model has it."""
+
+    lora: Path | None = None
+    """A LoRA file, a checkpoint, or a run's folder."""
+    model: str | None = None
+    """Base model; or the result of full fine-tuning: a run, a checkpoint or a merged folder."""
+    prompt: str | None = None
+    image: Path | None = None
+    size: Size | None = None
+    fps: float | None = None
+    precision: Precision | None = None
+    seed: int = 42
+    steps: int = 50
+    guidance: float = 6.0
+    lora_scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A request with everything filled in."""
+
+    base: Path
+    transformer: Path | None
+    """A folder of fine-tuned weights in place of the base's own."""
+    lora: Path | None
+    spec: ModelSpec
+    prompt: str
+    image: Path | None
+    size: Size
+    fps: float
+    precision: Precision
+
+
+def find_lora(path: Path) -> Path:
+    """The LoRA file that ``path`` means: itself, or the one in a run or a checkpoint.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if path.is_file():
+        return path
+    for folder in (path, *reversed(checkpoints(path))):
+        if (folder / LORA_WEIGHTS_NAME).is_file():
+            return folder / LORA_WEIGHTS_NAME
+    what = "no such file or folder" if not path.exists() else f"it holds no {LORA_WEIGHTS_NAME} and no checkpoint"
+    raise UsageError(f"there is no LoRA in {path}: {what}", "give a run's folder, a checkpoint, or a .safetensors file")
+
+
+def fill_in(request: Request) -> Recipe:
+    """Everything the request leaves open, from the run's own facts and the model's configs.
+
+    Raises:
+        UsageError: something is needed that neither gives, or the model cannot do it.
+        CogtuneError: the model or the LoRA cannot be read.
+    """
+    lora = find_lora(request.lora) if request.lora is not None else None
+    facts: Mapping[str, Any] = read_facts(lora) if lora is not None else {}
+    transformer = None
+    model = request.model
+    if model is not None and (trained := _trained_transformer(Path(model))) is not None:
+        transformer, facts = trained
+        model = None
+    model = model or facts.get("base_model")
+    if model is None:
+        raise UsageError(
+            "which model? neither --model nor the LoRA file says",
+            "add --model 5b, or the base the LoRA was trained on",
+        )
+    base = locate(facts["model_path"] if _is_here(facts, model) else model)
+    spec = read_spec(base)
+    size = request.size or (Size.parse(facts["size"]) if "size" in facts else spec.native)
+    prompt = request.prompt or facts.get("prompt")
+    problems = [f"--size {size}: {problem}" for problem in spec.size_problems(size)]
+    if not prompt:
+        problems.append("--prompt: say what to show")
+    if spec.image_to_video and request.image is None:
+        problems.append("--image: an image-to-video model needs the first frame")
+    if not spec.image_to_video and request.image is not None:
+        problems.append("--image: this is a text-to-video model, it takes none")
+    if problems or not prompt:
+        raise UsageError("this cannot be sampled", details=problems)
+    return Recipe(
+        base=base,
+        transformer=transformer,
+        lora=lora,
+        spec=spec,
+        prompt=prompt,
+        image=request.image,
+        size=size,
+        fps=request.fps or facts.get("fps") or float(spec.variant.fps),
+        precision=request.precision or facts.get("precision") or spec.variant.trained_in,
+    )
+
+
+def _is_here(facts: Mapping[str, Any], model: str) -> bool:
+    """Whether the folder the run used is still there, and is the model asked for."""
+    return facts.get("base_model") == model and Path(facts.get("model_path", "/nowhere")).is_dir()
+
+
+def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
+    """The fully trained transformer that a run or a checkpoint holds, with the run's facts; None if it is neither."""
+    for candidate in (folder, *reversed(checkpoints(folder))):
+        if (candidate / STATE_NAME).is_file() and (candidate / "transformer").is_dir():
+            return candidate / "transformer", read_state(candidate)
+    return None
+
+
+def load_pipeline(recipe: Recipe) -> DiffusionPipeline:
+    """The diffusers pipeline with the fine-tuned weights in it, on the GPU if there is one.
+
+    The scheduler is the guides': DPM with trailing spacing, and DDIM for a model trained with a shifted SNR (2b).
+    """
+    kind = CogVideoXImageToVideoPipeline if recipe.spec.image_to_video else CogVideoXPipeline
+    dtype = DTYPES[recipe.precision]
+    own = {}
+    if recipe.transformer is not None:
+        own["transformer"] = CogVideoXTransformer3DModel.from_pretrained(recipe.transformer, torch_dtype=dtype)
+    pipeline = kind.from_pretrained(recipe.base, torch_dtype=dtype, **own)
+    scheduler = CogVideoXDPMScheduler if uses_dynamic_guidance(recipe.spec) else CogVideoXDDIMScheduler
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    pipeline.vae.enable_slicing()
+    pipeline.vae.enable_tiling()
+    pipeline.set_progress_bar_config(disable=True)
+    if torch.cuda.is_available():
+        if torch.cuda.get_device_properties(0).total_memory < OFFLOAD_BELOW_GIB * 2**30:
+            pipeline.enable_model_cpu_offload()
+        else:
+            pipeline.to("cuda")
+    return pipeline
+
+
+def uses_dynamic_guidance(spec: ModelSpec) -> bool:
+    """Whether the guides sample this model with DPM and dynamic guidance; 2b, with its shifted SNR, is not."""
+    return spec.snr_shift_scale == 1.0
+
+
+def sample(
+    pipeline: DiffusionPipeline,
+    recipe: Recipe,
+    request: Request,
+    on_step: Callable[[int], None] | None = None,
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Sample one video: frames ``[F, H, W, 3]`` uint8.
+
+    Args:
+        on_step: called after each denoising step with its number, from 1.
+    """
+    if recipe.lora is not None:
+        pipeline.load_lora_weights(recipe.lora.parent, weight_name=recipe.lora.name, adapter_name="lora")
+        if request.lora_scale != 1.0:
+            pipeline.set_adapters(["lora"], [request.lora_scale])
+    inputs: dict[str, Any] = {}
+    if recipe.image is not None:
+        pixels = load_image(recipe.image, recipe.size)
+        inputs["image"] = pixels.float().div(255).unsqueeze(0)
+
+    def stepped(_pipeline: object, step: int, _timestep: object, values: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step(step + 1)
+        return values
+
+    frames = pipeline(
+        prompt=recipe.prompt,
+        num_frames=recipe.size.num_frames,
+        height=recipe.size.height,
+        width=recipe.size.width,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance,
+        use_dynamic_cfg=uses_dynamic_guidance(recipe.spec),
+        generator=torch.Generator().manual_seed(request.seed),
+        output_type="np",
+        max_sequence_length=recipe.spec.max_text_seq_length,
+        callback_on_step_end=stepped,
+        **inputs,
+    ).frames[0]
+    if not np.isfinite(frames).all():
+        raise CogtuneError(
+            "the video has values that are not finite",
+            "try --precision fp32, or bf16 for a model trained in it",
+        )
+    video: np.ndarray[Any, np.dtype[np.uint8]] = (frames * 255).round().astype(np.uint8)
+    return video
+
+
+def generate(request: Request, output: Path, on_step: Callable[[int], None] | None = None) -> Recipe:
+    """Sample what is asked for and write it to ``output`` (mp4).
+
+    Raises:
+        CogtuneError: as :func:`fill_in`, or the video cannot be written.
+    """
+    recipe = fill_in(request)
+    frames = sample(load_pipeline(recipe), recipe, request, on_step)
+    write_video(output, frames, recipe.fps)
+    return recipe

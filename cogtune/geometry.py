@@ -1,0 +1,134 @@
+"""Integer rules of CogVideoX: frames, sizes, latent grid, tokens. Pure functions.
+
+Sizes are ``num_frames, height, width`` in that order: pixels and frames unless a name says ``latent``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+SPATIAL_COMPRESSION = 8
+"""Pixels along each side of a frame that one latent stands for (AutoencoderKLCogVideoX: three halvings)."""
+
+TEMPORAL_COMPRESSION = 4
+"""Frames that one latent frame stands for, the first frame alone apart."""
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """A clip's size: frames, and pixels of height and width. Written ``49x480x720``."""
+
+    num_frames: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if min(self.num_frames, self.height, self.width) < 1:
+            raise ValueError(f"a size has positive parts: {self}")
+
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        """The size written as ``FRAMESxHEIGHTxWIDTH``.
+
+        Raises:
+            ValueError: the text is not of that form, or a part is zero.
+        """
+        match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*[xX×]\s*(\d+)\s*", text)
+        if match is None:
+            raise ValueError(f"'{text}' is not a size: write frames x height x width, such as 49x480x720")
+        return cls(*(int(part) for part in match.groups()))
+
+    def __str__(self) -> str:
+        return f"{self.num_frames}x{self.height}x{self.width}"
+
+
+def latent_frames(num_frames: int) -> int:
+    """Latent frames of ``num_frames`` frames: the first alone, then one for each four."""
+    return (num_frames - 1) // TEMPORAL_COMPRESSION + 1
+
+
+def temporal_padding(latents: int, patch_size_t: int | None) -> int:
+    """Copies of the first latent frame to put in front so that temporal patches divide the count."""
+    return (-latents) % (patch_size_t or 1)
+
+
+def latent_shape(size: Size, channels: int, patch_size_t: int | None = None) -> tuple[int, int, int, int]:
+    """``(F, C, h, w)`` that the transformer is given for one sample of this size, padding included."""
+    frames = latent_frames(size.num_frames)
+    return (
+        frames + temporal_padding(frames, patch_size_t),
+        channels,
+        size.height // SPATIAL_COMPRESSION,
+        size.width // SPATIAL_COMPRESSION,
+    )
+
+
+def video_tokens(size: Size, patch_size: int = 2, patch_size_t: int | None = None) -> int:
+    """Tokens that the transformer sees for a clip: 17,550 at 49x480x720 (1.0), 44,880 at 81x768x1360 (1.5)."""
+    frames, _, height, width = latent_shape(size, 1, patch_size_t)
+    return frames // (patch_size_t or 1) * (height // patch_size) * (width // patch_size)
+
+
+def legal_frame_counts(multiple: int, most: int) -> list[int]:
+    """The frame counts ``multiple * N + 1`` for ``N`` from 1 to ``most``."""
+    return [multiple * n + 1 for n in range(1, most + 1)]
+
+
+def nearest_below(value: int, allowed: list[int]) -> int | None:
+    """The largest allowed count that is at most ``value``, or None."""
+    return max((count for count in allowed if count <= value), default=None)
+
+
+def frame_indices(available: int, source_fps: float, num_frames: int, fps: float, start: int = 0) -> list[int]:
+    """Which frames of a clip are taken: ``num_frames`` of them at ``fps``, from frame ``start`` on.
+
+    Frame k is the source frame nearest in time to ``k / fps`` seconds after the start. A clip slower than
+    ``fps`` is taken frame by frame, so that none is shown twice.
+
+    Raises:
+        ValueError: the clip has too few frames; the message says how many it needs.
+    """
+    stride = max(1.0, source_fps / fps)
+    indices = [start + int(k * stride + 0.5) for k in range(num_frames)]
+    if indices[-1] >= available:
+        raise ValueError(
+            f"needs {indices[-1] + 1} frames for {num_frames} at {fps:g} fps "
+            f"(it runs at {source_fps:g} fps), but has {available}"
+        )
+    return indices
+
+
+def longest_at(available: int, source_fps: float, fps: float, start: int = 0) -> int:
+    """How many frames at ``fps`` a clip of ``available`` frames gives from ``start`` on."""
+    stride = max(1.0, source_fps / fps)
+    count = 0
+    while start + int(count * stride + 0.5) < available:
+        count += 1
+    return count
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How a frame is fitted: resized to ``resized`` (height, width), then ``top``/``left`` cut to the target."""
+
+    resized: tuple[int, int]
+    top: int
+    left: int
+
+
+def cover(source: tuple[int, int], target: tuple[int, int]) -> Crop:
+    """The resize that just covers ``target`` (height, width) with no change of aspect, cut at the centre."""
+    height, width = source
+    to_height, to_width = target
+    if height * to_width >= width * to_height:  # the source is the taller one: widths meet
+        resized = (max(to_height, round(height * to_width / width)), to_width)
+    else:
+        resized = (to_height, max(to_width, round(width * to_height / height)))
+    return Crop(resized, (resized[0] - to_height) // 2, (resized[1] - to_width) // 2)
+
+
+def cropped_away(source: tuple[int, int], target: tuple[int, int]) -> float:
+    """The share (0 to 1) of the source's area that :func:`cover` cuts off."""
+    resized = cover(source, target).resized
+    return 1.0 - target[0] * target[1] / (resized[0] * resized[1])

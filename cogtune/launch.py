@@ -1,0 +1,122 @@
+"""Plan to files to an ``accelerate launch`` subprocess; its exit code and our signals are passed on.
+
+Files of ``OUT/launch``: ``plan.json``, ``accelerate.yaml``, ``deepspeed.json``, ``command.sh``, and for each process
+of a run ``rank-N.json``, in which it says how it is and how it ended.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from cogtune import process
+from cogtune.files import explained, write_json, write_text
+from cogtune.plan import Plan, accelerate_config, deepspeed_config
+from cogtune.process import Report
+
+ENVIRONMENT = {
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "TOKENIZERS_PARALLELISM": "false",
+    "DEEPSPEED_LOG_LEVEL": "error",
+}
+"""What the worker processes' environment gets, where the user has not set it."""
+
+
+@dataclass(frozen=True)
+class LaunchFiles:
+    """The folder of a run's launch files."""
+
+    folder: Path
+
+    @property
+    def plan(self) -> Path:
+        """What the processes read."""
+        return self.folder / "plan.json"
+
+    @property
+    def accelerate(self) -> Path:
+        """What ``accelerate launch`` reads."""
+        return self.folder / "accelerate.yaml"
+
+    @property
+    def deepspeed(self) -> Path:
+        """What DeepSpeed reads; absent for DDP."""
+        return self.folder / "deepspeed.json"
+
+    @property
+    def script(self) -> Path:
+        """The same launch, to run by hand."""
+        return self.folder / "command.sh"
+
+    @property
+    def log(self) -> Path:
+        """What the launcher and the libraries say beside the run's own words."""
+        return self.folder.parent / "logs" / "launch.log"
+
+    def report(self, rank: int) -> Report:
+        """Where process ``rank`` says how it is."""
+        return Report(self.folder / f"rank-{rank}.json")
+
+    def command(self) -> list[str]:
+        """The ``accelerate launch`` command."""
+        launch = [
+            "accelerate",
+            "launch",
+            "--config_file",
+            str(self.accelerate),
+            "--main_process_port",
+            "0",
+            "--quiet",
+        ]
+        return [*launch, "--module", "cogtune.worker", str(self.plan)]
+
+
+def write_files(plan: Plan, run_yaml: str) -> LaunchFiles:
+    """Write the run's ``run.yaml`` and launch files.
+
+    Raises:
+        CogtuneError: the output folder cannot be written.
+    """
+    config = plan.config
+    files = LaunchFiles(config.output / "launch")
+    with explained(files.folder):
+        files.folder.mkdir(parents=True, exist_ok=True)
+    deepspeed = deepspeed_config(config)
+    if deepspeed is None:
+        files.deepspeed.unlink(missing_ok=True)
+    else:
+        write_json(files.deepspeed, deepspeed)
+    write_json(files.plan, plan.to_dict())
+    write_text(files.accelerate, yaml.safe_dump(accelerate_config(config, files.deepspeed)))
+    write_text(files.script, _script(files))
+    files.script.chmod(0o755)
+    write_text(config.output / "run.yaml", run_yaml)
+    return files
+
+
+def _script(files: LaunchFiles) -> str:
+    exports = "".join(f"export {name}={value}\n" for name, value in ENVIRONMENT.items())
+    return (
+        "#!/bin/sh\n"
+        "# Starts this run by hand, as `cogtune train` does. Change plan.json or the configs beside it at will.\n"
+        f"{exports}exec {shlex.join(files.command())}\n"
+    )
+
+
+def start(plan: Plan, files: LaunchFiles) -> None:
+    """Run the plan through ``accelerate launch`` and wait for its end.
+
+    Raises:
+        CogtuneError: the run failed or was stopped.
+    """
+    process.watch(
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *files.command()[1:]],
+        [files.report(rank) for rank in range(plan.config.num_processes)],
+        files.log,
+        environment=ENVIRONMENT,
+        if_stopped=f"go on with: cogtune train --resume latest --output {shlex.quote(str(plan.config.output))}",
+    )

@@ -1,0 +1,1 @@
+"""The model side: loading, encoding, conditioning, adapters."""

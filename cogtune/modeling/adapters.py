@@ -1,0 +1,134 @@
+"""LoRA adapters: put in, and saved in the diffusers format with all that is needed to apply them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cogtune.errors import CogtuneError
+from cogtune.files import write_atomic
+
+_PREFIX = "transformer."
+
+
+def add_lora(
+    transformer: CogVideoXTransformer3DModel,
+    *,
+    rank: int,
+    alpha: float,
+    target_modules: Sequence[str],
+    seed: int,
+) -> None:
+    """Freeze ``transformer`` and put a trainable fp32 adapter on every layer whose name ends in a target.
+
+    Raises:
+        CogtuneError: a target matches no layer.
+    """
+    names = [name for name, _ in transformer.named_modules()]
+    lost = [
+        target for target in target_modules if not any(name == target or name.endswith(f".{target}") for name in names)
+    ]
+    if lost:
+        raise CogtuneError(
+            "some --target-modules match no layer of the transformer",
+            "usual ones are to_q, to_k, to_v, to_out.0, ff.net.0.proj, ff.net.2",
+            details=[f"{target}: no layer's name ends so" for target in lost],
+        )
+    transformer.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=True, target_modules=list(target_modules))
+        )
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def lora_state(
+    transformer: CogVideoXTransformer3DModel, state: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The adapter's weights by their names in the diffusers format, on the CPU.
+
+    Args:
+        state: the trainable weights by parameter name, where the module's own are not whole (ZeRO-3).
+    """
+    weights = get_peft_model_state_dict(transformer, state_dict=dict(state) if state is not None else None)
+    return {f"{_PREFIX}{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
+
+
+def save_lora(
+    path: Path,
+    transformer: CogVideoXTransformer3DModel,
+    facts: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the adapter as one safetensors file, whole or not at all.
+
+    The header carries the adapter's configuration where diffusers looks for it, so that ``load_lora_weights`` applies
+    the right alpha, and ``facts`` about the run under the key ``cogtune``.
+
+    Raises:
+        CogtuneError: a weight is empty (not gathered from its ranks), or the file cannot be written.
+    """
+    weights = lora_state(transformer, state)
+    empty = [name for name, weight in weights.items() if weight.numel() == 0]
+    if empty or not weights:
+        raise CogtuneError("the adapter's weights are empty: they were not gathered from all ranks", details=empty)
+    config = transformer.peft_config["default"].to_dict()
+    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    metadata = {
+        "format": "pt",
+        LORA_ADAPTER_METADATA_KEY: json.dumps({f"{_PREFIX}{key}": value for key, value in config.items()}, default=str),
+        "cogtune": json.dumps(dict(facts)),
+    }
+    write_atomic(path, lambda aside: save_file(weights, aside, metadata))
+
+
+def load_lora(path: Path, transformer: CogVideoXTransformer3DModel) -> None:
+    """Put the saved weights into the adapter that ``transformer`` already has.
+
+    Raises:
+        CogtuneError: the file is damaged or belongs to another adapter.
+    """
+    try:
+        weights = {name.removeprefix(_PREFIX): weight for name, weight in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise CogtuneError(f"{path} cannot be read: {error}", "resume from an earlier checkpoint") from error
+    expected = {name.removeprefix(_PREFIX): weight.shape for name, weight in lora_state(transformer).items()}
+    found = {name: weight.shape for name, weight in weights.items()}
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise CogtuneError(
+            f"{path} does not fit the adapter of this run",
+            "use the --rank and --target-modules it was trained with",
+            details=[f"{name}: {found.get(name)} in the file, {expected.get(name)} here" for name in wrong[:5]],
+        )
+    set_peft_model_state_dict(transformer, weights)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What cogtune wrote about the run into a LoRA file's header; empty for a file made by another program.
+
+    Raises:
+        CogtuneError: the file is missing or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CogtuneError(
+            f"{path} is not a LoRA file: {error}", "give a run's folder or a .safetensors file"
+        ) from error
+    return dict(json.loads(metadata.get("cogtune", "{}")))

@@ -1,0 +1,74 @@
+"""From what the user calls a model to a folder on disk. Imports nothing heavy until it has to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cogtune.errors import CogtuneError, UsageError, did_you_mean
+from cogtune.models import TINY, VARIANTS
+
+_CONFIGS = ("model_index.json", "*/*.json")
+_WEIGHTS = (*_CONFIGS, "*/*.safetensors", "*/*.model", "*/*.txt", "LICENSE*")
+
+
+def locate(reference: str, *, weights: bool = True) -> Path:
+    """The local folder of a model, downloaded or made first when it is not there.
+
+    Args:
+        reference: a variant's short name, a Hub id, a local folder, or ``tiny:VARIANT``.
+        weights: False to fetch only the config files, which is quick.
+
+    Raises:
+        UsageError: the reference is none of these.
+        CogtuneError: the download failed.
+    """
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if reference.startswith(TINY):
+        name = reference.removeprefix(TINY)
+        if name not in VARIANTS:
+            raise UsageError(
+                f"there is no tiny model '{name}'{did_you_mean(name, VARIANTS)}",
+                f"tiny:{{{','.join(VARIANTS)}}}",
+            )
+        from cogtune.modeling.random_weights import tiny_model
+
+        return tiny_model(name)
+    if reference.lower() in VARIANTS:
+        reference = VARIANTS[reference.lower()].hub_id
+    if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
+        raise UsageError(
+            f"there is no model '{reference}'{did_you_mean(reference, VARIANTS)}",
+            f"give a folder that exists, a Hub id such as THUDM/CogVideoX-5b, or one of {', '.join(VARIANTS)}",
+        )
+    return _download(reference, weights)
+
+
+def _download(repo_id: str, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=list(_WEIGHTS if weights else _CONFIGS)))
+    except GatedRepoError as error:
+        raise CogtuneError(
+            f"{repo_id} is gated on the Hub",
+            f"accept its terms at https://huggingface.co/{repo_id}, then `hf auth login`",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CogtuneError(
+            f"the Hub has no model {repo_id}, or you may not see it",
+            "check the spelling; for a private one, `hf auth login`",
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise CogtuneError(
+            f"cannot download {repo_id}: {str(error).splitlines()[0]}",
+            "check the network, or give --model a folder that holds the checkpoint; tiny:2b needs no download",
+        ) from error

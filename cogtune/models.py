@@ -1,0 +1,326 @@
+"""The five CogVideoX variants as rows of facts, and what a checkpoint's own configs say.
+
+A checkpoint's config files always win. The rows hold what no config states: the native frame rate, the
+frame and size rules, the precision a model was trained in, the licence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cogtune.errors import CogtuneError, UsageError, did_you_mean
+from cogtune.files import digest, explained, read_json
+from cogtune.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, Size, legal_frame_counts
+
+Precision = Literal["bf16", "fp16", "fp32"]
+
+LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+"""The file name under which diffusers looks for a LoRA."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One published CogVideoX model. Sources: the diffusers checkpoints' configs and the model cards."""
+
+    name: str
+    hub_id: str
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    image_to_video: bool
+    patch_size_t: int | None
+    rotary: bool
+    learned_positions: bool
+    ofs_embed_dim: int | None
+    sample_height: int
+    sample_width: int
+    sample_frames: int
+    text_tokens: int
+    """The documented prompt limit in T5 tokens; the config's ``max_text_seq_length`` is 226 for all five."""
+    vae_scaling_factor: float
+    invert_scale_latents: bool
+    snr_shift_scale: float
+    trained_in: Precision
+    fps: int
+    native: Size
+    frame_multiple: int
+    """Frame counts are this times N plus one."""
+    most_frames_n: int
+    license: str
+    license_link: str
+
+
+def _variant(name: str, hub_id: str, *, image: bool = False, **facts: Any) -> Variant:
+    """A row of the 1.0 5B model, with ``facts`` in place of its own."""
+    row: dict[str, Any] = {
+        "num_layers": 42,
+        "num_heads": 48,
+        "head_dim": 64,
+        "patch_size_t": None,
+        "rotary": True,
+        "learned_positions": False,
+        "ofs_embed_dim": None,
+        "sample_height": 60,
+        "sample_width": 90,
+        "sample_frames": 49,
+        "text_tokens": 226,
+        "vae_scaling_factor": 0.7,
+        "invert_scale_latents": False,
+        "snr_shift_scale": 1.0,
+        "trained_in": "bf16",
+        "fps": 8,
+        "native": Size(49, 480, 720),
+        "frame_multiple": 8,
+        "most_frames_n": 6,
+        "license": "other",
+        "license_link": f"https://huggingface.co/{hub_id}/blob/main/LICENSE",
+    }
+    return Variant(name=name, hub_id=hub_id, image_to_video=image, **(row | facts))
+
+
+_V1_5: dict[str, Any] = {
+    "patch_size_t": 2,
+    "sample_height": 300,
+    "sample_width": 300,
+    "sample_frames": 81,
+    "text_tokens": 224,
+    "invert_scale_latents": True,
+    "fps": 16,
+    "native": Size(81, 768, 1360),
+    "frame_multiple": 16,
+    "most_frames_n": 10,
+}
+
+VARIANTS: dict[str, Variant] = {
+    row.name: row
+    for row in (
+        _variant(
+            "2b",
+            "THUDM/CogVideoX-2b",
+            num_layers=30,
+            num_heads=30,
+            rotary=False,
+            vae_scaling_factor=1.15258426,
+            snr_shift_scale=3.0,
+            trained_in="fp16",
+            license="apache-2.0",
+        ),
+        _variant("5b", "THUDM/CogVideoX-5b"),
+        _variant("5b-i2v", "THUDM/CogVideoX-5b-I2V", image=True, learned_positions=True),
+        _variant("1.5-5b", "THUDM/CogVideoX1.5-5B", **_V1_5),
+        _variant("1.5-5b-i2v", "THUDM/CogVideoX1.5-5B-I2V", image=True, ofs_embed_dim=512, **_V1_5),
+    )
+}
+"""The published models by short name."""
+
+
+def variant(name: str) -> Variant:
+    """The row called ``name``.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+    """
+    try:
+        return VARIANTS[name.lower()]
+    except KeyError:
+        raise UsageError(
+            f"there is no model '{name}'{did_you_mean(name, VARIANTS)}", f"models: {', '.join(VARIANTS)}"
+        ) from None
+
+
+TINY = "tiny:"
+"""Prefix of the built-in models with random weights: ``tiny:2b``."""
+
+
+def published(reference: str) -> Variant | None:
+    """The variant that a short name, a Hub id or ``tiny:NAME`` means; None for any other reference."""
+    name = reference.removeprefix(TINY).lower()
+    for row in VARIANTS.values():
+        if name in (row.name, row.hub_id.lower()):
+            return row
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a checkpoint's config files say, as far as training and sampling depend on it."""
+
+    num_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+    in_channels: int
+    out_channels: int
+    patch_size: int
+    patch_size_t: int | None
+    text_embed_dim: int
+    max_text_seq_length: int
+    sample_height: int
+    sample_width: int
+    sample_frames: int
+    rotary: bool
+    learned_positions: bool
+    ofs_embed_dim: int | None
+    scaling_factor: float
+    invert_scale_latents: bool
+    num_train_timesteps: int
+    snr_shift_scale: float
+
+    @property
+    def image_to_video(self) -> bool:
+        """Whether the transformer takes image latents beside the noisy ones."""
+        return self.in_channels == 2 * self.out_channels
+
+    @property
+    def variant(self) -> Variant:
+        """The published model that this checkpoint is built like (its size apart)."""
+        traits = (self.image_to_video, self.patch_size_t is not None, self.rotary)
+        for row in VARIANTS.values():
+            if (row.image_to_video, row.patch_size_t is not None, row.rotary) == traits:
+                return row
+        raise CogtuneError(
+            "this checkpoint is not built like any of the five CogVideoX models",
+            f"known models: {', '.join(VARIANTS)}",
+        )
+
+    @property
+    def native(self) -> Size:
+        """The size the model was trained at.
+
+        For 1.5 the config's sample size is the largest rotary grid, not a training size: the row limits it.
+        """
+        row = self.variant.native
+        return Size(
+            self.sample_frames,
+            min(self.sample_height * SPATIAL_COMPRESSION, row.height),
+            min(self.sample_width * SPATIAL_COMPRESSION, row.width),
+        )
+
+    def size_problems(self, size: Size) -> list[str]:
+        """Why the model cannot be trained at ``size``; empty when it can."""
+        problems = []
+        if size.num_frames % TEMPORAL_COMPRESSION != 1:
+            near = max(1, round((size.num_frames - 1) / self.variant.frame_multiple)) * self.variant.frame_multiple + 1
+            problems.append(
+                f"{size.num_frames} frames: the VAE takes 4N+1, and the model was trained on "
+                f"{self.variant.frame_multiple}N+1; {near} is near"
+            )
+        step = SPATIAL_COMPRESSION * self.patch_size
+        for name, value in (("height", size.height), ("width", size.width)):
+            if value % step:
+                problems.append(f"{name} {value} is not a multiple of {step}; {max(1, round(value / step)) * step} is")
+        if self.learned_positions and (size.height, size.width) != (self.native.height, self.native.width):
+            problems.append(
+                f"{size.height}x{size.width}: this model has learned positions and works only at "
+                f"{self.native.height}x{self.native.width}"
+            )
+        if self.patch_size_t is not None and (
+            size.height > self.sample_height * SPATIAL_COMPRESSION
+            or size.width > self.sample_width * SPATIAL_COMPRESSION
+        ):
+            problems.append(
+                f"{size.height}x{size.width} is beyond the model's rotary grid of "
+                f"{self.sample_height * SPATIAL_COMPRESSION}x{self.sample_width * SPATIAL_COMPRESSION}"
+            )
+        return problems
+
+    def size_advice(self, size: Size) -> list[str]:
+        """What is legal about ``size`` but unlike what the model was trained on."""
+        row = self.variant
+        legal = legal_frame_counts(row.frame_multiple, row.most_frames_n)
+        if size.num_frames in legal or size.num_frames == self.native.num_frames:
+            return []
+        return [f"{size.num_frames} frames: the model was trained on {row.frame_multiple}N+1, up to {legal[-1]}"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        return asdict(self)
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """What the configs of the diffusers checkpoint in ``folder`` say.
+
+    Raises:
+        CogtuneError: the folder is not a CogVideoX checkpoint, or a config lacks a field.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise CogtuneError(
+            f"{folder} is not a diffusers checkpoint: it has no model_index.json",
+            "give the folder that holds model_index.json, transformer/, vae/, text_encoder/, tokenizer/, scheduler/",
+        )
+    pipeline = str(read_json(index).get("_class_name", ""))
+    if not pipeline.startswith("CogVideoX"):
+        raise CogtuneError(
+            f"{folder} is a {pipeline or 'nameless'} checkpoint, not a CogVideoX one",
+            f"cogtune fine-tunes {', '.join(VARIANTS)}",
+        )
+    transformer = read_json(folder / "transformer" / "config.json")
+    vae = read_json(folder / "vae" / "config.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    try:
+        return ModelSpec(
+            num_layers=transformer["num_layers"],
+            num_attention_heads=transformer["num_attention_heads"],
+            attention_head_dim=transformer["attention_head_dim"],
+            in_channels=transformer["in_channels"],
+            out_channels=transformer["out_channels"],
+            patch_size=transformer["patch_size"],
+            patch_size_t=transformer.get("patch_size_t"),
+            text_embed_dim=transformer["text_embed_dim"],
+            max_text_seq_length=transformer["max_text_seq_length"],
+            sample_height=transformer["sample_height"],
+            sample_width=transformer["sample_width"],
+            sample_frames=transformer["sample_frames"],
+            rotary=transformer["use_rotary_positional_embeddings"],
+            learned_positions=transformer.get("use_learned_positional_embeddings", False),
+            ofs_embed_dim=transformer.get("ofs_embed_dim"),
+            scaling_factor=vae["scaling_factor"],
+            invert_scale_latents=vae.get("invert_scale_latents", False),
+            num_train_timesteps=scheduler["num_train_timesteps"],
+            snr_shift_scale=scheduler["snr_shift_scale"],
+        )
+    except KeyError as error:
+        raise CogtuneError(
+            f"a config of {folder} has no field {error}",
+            "download the checkpoint again: its configs are incomplete",
+        ) from error
+
+
+_WHOLE_BELOW = 64 << 20
+_SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
+
+
+def _file_fingerprint(path: Path) -> str:
+    """A digest of the file's bytes; of a large file, its size and 256 evenly spread blocks of 64 KiB.
+
+    Hashing all of a 10 GB text encoder would take longer than encoding the captions. Fine-tuned weights differ
+    everywhere, so the blocks tell them apart.
+    """
+    size = path.stat().st_size
+    hasher = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with path.open("rb") as handle:
+        if size <= _WHOLE_BELOW:
+            while chunk := handle.read(1 << 20):
+                hasher.update(chunk)
+        else:
+            for block in range(_SAMPLES):
+                handle.seek((size - _SAMPLE_BYTES) * block // (_SAMPLES - 1))
+                hasher.update(handle.read(_SAMPLE_BYTES))
+    return hasher.hexdigest()
+
+
+def fingerprint(checkpoint: Path, component: str) -> str:
+    """What stands for the weights and configs in ``checkpoint/component`` (such as ``vae``): 32 hex digits.
+
+    Raises:
+        CogtuneError: the component's folder is missing or cannot be read.
+    """
+    folder = checkpoint / component
+    if not folder.is_dir():
+        raise CogtuneError(f"{checkpoint} has no {component}/ folder", "download the whole checkpoint")
+    with explained(folder, "read"):
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        return digest([[path.relative_to(folder).as_posix(), _file_fingerprint(path)] for path in files])

@@ -1,0 +1,235 @@
+"""RunConfig to Plan: everything resolved, plain JSON, nothing secret; and the launchers' configs that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogtune.config import Resolved, RunConfig
+from cogtune.errors import CogtuneError, UsageError
+from cogtune.files import read_json
+from cogtune.geometry import Size, video_tokens
+from cogtune.models import ModelSpec
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the processes of a run work from. Written to ``launch/plan.json``."""
+
+    config: RunConfig
+    provenance: Mapping[str, str]
+    checkpoint: Path
+    """Local folder of the base model."""
+    spec: ModelSpec
+    size: Size
+    fps: float
+    samples: int
+    prompt: str
+    """The first sample's caption, with which the finished weights are tried."""
+    total_steps: int
+    index: Path
+    """The cache index that names every sample's entries."""
+    identity: Mapping[str, Any]
+    """What has to be the same for a resumed run to be the same run."""
+    resume: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-able values."""
+        return {
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "provenance": dict(self.provenance),
+            "checkpoint": str(self.checkpoint),
+            "spec": self.spec.to_dict(),
+            "size": str(self.size),
+            "fps": self.fps,
+            "samples": self.samples,
+            "prompt": self.prompt,
+            "total_steps": self.total_steps,
+            "tokens": self.tokens,
+            "index": str(self.index),
+            "identity": dict(self.identity),
+            "resume": str(self.resume) if self.resume else None,
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """The plan saved at ``path``.
+
+        Raises:
+            CogtuneError: there is none, or another version of cogtune wrote it.
+        """
+        value = read_json(path)
+        if value.get("format") != FORMAT:
+            raise CogtuneError(f"{path} was written by another version of cogtune", "run `cogtune train` again")
+        return cls(
+            config=RunConfig.model_validate(value["config"]),
+            provenance=value["provenance"],
+            checkpoint=Path(value["checkpoint"]),
+            spec=ModelSpec(**value["spec"]),
+            size=Size.parse(value["size"]),
+            fps=value["fps"],
+            samples=value["samples"],
+            prompt=value["prompt"],
+            total_steps=value["total_steps"],
+            index=Path(value["index"]),
+            identity=value["identity"],
+            resume=Path(value["resume"]) if value["resume"] else None,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Video tokens of one sample."""
+        return video_tokens(self.size, self.spec.patch_size, self.spec.patch_size_t)
+
+
+def check(config: RunConfig, spec: ModelSpec) -> None:
+    """Refuse what the model cannot do.
+
+    Raises:
+        UsageError: with every reason.
+    """
+    row = spec.variant
+    problems = []
+    if config.precision == "fp16" and row.trained_in != "fp16":
+        problems.append(
+            f"precision fp16: {row.name} was trained in bf16 and overflows in fp16 (black video); use bf16 or fp32"
+        )
+    problems += [f"size {size_of(config, spec)}: {problem}" for problem in spec.size_problems(size_of(config, spec))]
+    if config.strategy in ("zero3", "zero3-offload") and config.num_processes == 1:
+        problems.append(f"strategy {config.strategy} shares weights over GPUs and needs num_processes of 2 or more")
+    if problems:
+        raise UsageError("the configuration does not fit the model", details=problems)
+
+
+def size_of(config: RunConfig, spec: ModelSpec) -> Size:
+    """The size to train at: the configured one, else the model's own."""
+    return Size.parse(config.size) if config.size else spec.native
+
+
+def fps_of(config: RunConfig, spec: ModelSpec) -> float:
+    """Frames per second to take from clips: the configured rate, else the model's own."""
+    return config.fps if config.fps is not None else float(spec.variant.fps)
+
+
+_IDENTITY_KEYS = (
+    "type",
+    "rank",
+    "target_modules",
+    "seed",
+    "precision",
+    "caption_dropout",
+    "learning_rate",
+    "lr_scheduler",
+    "warmup_steps",
+    "beta1",
+    "beta2",
+    "epsilon",
+    "weight_decay",
+    "max_grad_norm",
+    "strategy",
+)
+"""Configuration keys that a resumed run must share with its checkpoint."""
+
+
+def identity_of(config: RunConfig, *, base: str, data: str) -> dict[str, Any]:
+    """What has to be the same for a resumed run to be the same run.
+
+    Args:
+        base: fingerprint of the base model's transformer.
+        data: digest of the cache index.
+    """
+    values = config.to_dict()
+    identity = {key: values[key] for key in _IDENTITY_KEYS}
+    identity |= {
+        "alpha": config.lora_alpha,
+        "samples per step": config.global_batch,
+        "model": base,
+        "data": data,
+    }
+    if config.strategy != "ddp":  # ZeRO shards belong to a number of processes
+        identity["num_processes"] = config.num_processes
+    return identity
+
+
+def make_plan(
+    resolved: Resolved,
+    *,
+    checkpoint: Path,
+    spec: ModelSpec,
+    samples: int,
+    prompt: str,
+    index: Path,
+    identity: Mapping[str, Any],
+    resume: Path | None,
+) -> Plan:
+    """Everything a run needs, resolved."""
+    config = resolved.config
+    return Plan(
+        config=config,
+        provenance=resolved.provenance,
+        checkpoint=checkpoint,
+        spec=spec,
+        size=size_of(config, spec),
+        fps=fps_of(config, spec),
+        samples=samples,
+        prompt=prompt,
+        total_steps=config.total_steps(samples),
+        index=index,
+        identity=identity,
+        resume=resume,
+    )
+
+
+def accelerate_config(config: RunConfig, deepspeed_file: Path) -> dict[str, Any]:
+    """The file ``accelerate launch`` reads. With DeepSpeed, precision stands in DeepSpeed's own file alone."""
+    shared: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "debug": False,
+        "machine_rank": 0,
+        "main_training_function": "main",
+        "num_machines": 1,
+        "num_processes": config.num_processes,
+        "rdzv_backend": "static",
+        "same_network": True,
+        "use_cpu": False,
+    }
+    if config.strategy != "ddp":
+        deepspeed = {"deepspeed_config_file": str(deepspeed_file), "zero3_init_flag": False}
+        return shared | {"distributed_type": "DEEPSPEED", "deepspeed_config": deepspeed}
+    kind = "MULTI_GPU" if config.num_processes > 1 else "NO"
+    return shared | {"distributed_type": kind, "mixed_precision": mixed_precision(config)}
+
+
+def mixed_precision(config: RunConfig) -> str:
+    """Accelerate's word for the run's precision."""
+    return "no" if config.precision == "fp32" else config.precision
+
+
+def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
+    """DeepSpeed's file, or None for DDP. Every figure in it comes from the run's configuration."""
+    if config.strategy == "ddp":
+        return None
+    stage = 3 if config.strategy.startswith("zero3") else 2
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
+    if config.strategy.endswith("-offload"):
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_micro_batch_size_per_gpu": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "train_batch_size": config.global_batch,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "fp16": {"enabled": config.precision == "fp16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }

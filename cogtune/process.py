@@ -1,0 +1,206 @@
+"""The processes that do the heavy work, from both sides: how one is watched, and how it says what became of it.
+
+A worker process writes a small report file: that it runs, and how it ended. Its own words go to stdout, which the
+watching process joins to its stderr; everything that libraries and launchers say goes to a log file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from cogtune import console
+from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, CogtuneError
+from cogtune.files import explained, read_json, write_json
+
+PARENT_PID = "COGTUNE_PARENT_PID"
+"""Environment variable by which a worker knows whose death is a request to stop."""
+
+Status = Literal["running", "done", "stopped", "failed"]
+_TAIL_LINES = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """The file in which one worker process says how it is."""
+
+    path: Path
+
+    def write(self, status: Status, error: CogtuneError | None = None) -> None:
+        """Say how it is; with ``failed``, what the failure was."""
+        value: dict[str, Any] = {"pid": os.getpid(), "status": status}
+        if error is not None:
+            value |= {
+                "message": error.message,
+                "hint": error.hint,
+                "details": list(error.details),
+                "exit_code": error.exit_code,
+            }
+        write_json(self.path, value)
+
+    def read(self) -> dict[str, Any] | None:
+        """What was said last; None when nothing was."""
+        return dict(read_json(self.path)) if self.path.is_file() else None
+
+
+class StopRequest:
+    """Whether this process was asked to stop: by SIGTERM or SIGINT, or by the death of the one that watches it."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._parent = int(os.environ.get(PARENT_PID, "0"))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+
+    def __bool__(self) -> bool:
+        if not self._asked and self._parent:
+            try:
+                os.kill(self._parent, 0)
+            except ProcessLookupError:
+                self._asked = True
+        return self._asked
+
+
+def work(report: Report, log: Path, job: Callable[[StopRequest], bool]) -> int:
+    """Run ``job`` in a worker process and report how it ended; the exit status.
+
+    Args:
+        job: does the work; False when it was asked to stop before the end.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    console.configure(quiet=rank != 0, remarks=sys.stdout)
+    logging.captureWarnings(True)
+    stop = StopRequest()
+    try:
+        report.write("running")
+        report.write("done" if job(stop) else "stopped")
+        return 0
+    except CogtuneError as error:
+        report.write("failed", error)
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        report.write("failed", _in_words(error, log))
+        return EXIT_FAILURE
+
+
+def _in_words(error: Exception, log: Path) -> CogtuneError:
+    first_line = (str(error).splitlines() or [""])[0]
+    hints = {"OutOfMemoryError": "use a smaller --size, or a preset with offload: see `cogtune presets`"}
+    hint = hints.get(type(error).__name__, f"the whole traceback is in {log}")
+    return CogtuneError(f"{type(error).__name__}: {first_line}", hint)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder while the block runs: two runs in one would overwrite each other. A killed holder lets go.
+
+    Raises:
+        CogtuneError: another process holds it.
+    """
+    path = folder / ".lock"
+    with explained(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = path.open("w")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CogtuneError(
+                f"another process is at work in {folder}", "wait for it, stop it, or choose another folder"
+            ) from None
+        yield
+
+
+def watch(
+    command: Sequence[str],
+    reports: Sequence[Report],
+    log: Path,
+    *,
+    environment: dict[str, str],
+    if_stopped: str,
+) -> None:
+    """Run ``command``, whose worker processes write ``reports``, and wait for it.
+
+    The processes get a session of their own: Ctrl-C and SIGTERM reach the workers through this process, which asks
+    them to end in good order. A second signal kills them.
+
+    Args:
+        if_stopped: what to do next, told when the work was stopped.
+
+    Raises:
+        CogtuneError: it failed, with the failing worker's own words and exit code, or it was stopped.
+    """
+    for report in reports:
+        report.path.unlink(missing_ok=True)
+    variables = {**environment, **os.environ, PARENT_PID: str(os.getpid())}
+    variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    with explained(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("wb")
+    with output:
+        child = subprocess.Popen(
+            command, stdout=sys.stderr.fileno(), stderr=output, env=variables, start_new_session=True
+        )
+        with _signals_passed_on(child, reports) as received:
+            status = child.wait()
+    _raise_for([report.read() for report in reports], log, status, received, if_stopped)
+
+
+@contextlib.contextmanager
+def _signals_passed_on(child: subprocess.Popen[bytes], reports: Sequence[Report]) -> Iterator[list[int]]:
+    received: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        workers = [said["pid"] for report in reports if (said := report.read()) is not None]
+        with contextlib.suppress(ProcessLookupError):
+            if len(received) > 1 or not workers:
+                os.killpg(child.pid, signal.SIGKILL)
+            else:
+                console.note("stopping in good order (once more to stop at once)")
+                for pid in workers:
+                    os.kill(pid, signal.SIGTERM)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_for(
+    said: Sequence[dict[str, Any] | None], log: Path, status: int, received: Sequence[int], if_stopped: str
+) -> None:
+    for report in said:
+        if report is not None and report["status"] == "failed":
+            raise CogtuneError(
+                report["message"], report["hint"], details=report["details"], exit_code=report["exit_code"]
+            )
+    ends = {report["status"] if report is not None else None for report in said}
+    if received or "stopped" in ends:
+        number = received[0] if received else signal.SIGTERM
+        code = EXIT_INTERRUPTED if number == signal.SIGINT else 128 + number
+        raise CogtuneError("stopped before the end", if_stopped, exit_code=code)
+    if status != 0 or ends != {"done"}:
+        raise CogtuneError(
+            f"a worker process died without a word (status {status})",
+            f"the whole log is {log}; a process killed by the system usually was out of memory",
+            details=log.read_text(errors="replace").splitlines()[-_TAIL_LINES:],
+        )

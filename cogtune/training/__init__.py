@@ -1,0 +1,1 @@
+"""Training itself: objective, loop, optimizer, checkpoints, evaluation, metrics."""

@@ -1,0 +1,62 @@
+"""A loss one can read: always the same samples, the same noise and the same timesteps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from cogtune.data.batches import load_batch
+from cogtune.data.cache import Index, Store
+from cogtune.training.objective import Objective
+
+QUANTILES = (0.125, 0.375, 0.625, 0.875)
+"""Which parts of the noise schedule are looked at: the middle of each quarter."""
+
+MOST_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss at fixed noise, in all and for each timestep."""
+
+    loss: float
+    by_timestep: dict[int, float]
+
+
+@torch.no_grad()
+def evaluate(
+    transformer: torch.nn.Module,
+    objective: Objective,
+    store: Store,
+    index: Index,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Evaluation:
+    """Measure the loss of the first samples of ``index`` at fixed noise and fixed timesteps.
+
+    The pieces of work are shared out over the processes, each doing equally many, since under ZeRO-3 every forward
+    pass needs all of them. The weights and the training state are not touched.
+    """
+    timesteps = [int(quantile * objective.spec.num_train_timesteps) for quantile in QUANTILES]
+    samples = index.rows[:MOST_SAMPLES]
+    work = [(position, row, timestep) for position, row in enumerate(samples) for timestep in timesteps]
+    sums = torch.zeros(2, len(timesteps), dtype=torch.float64, device=objective.device)
+    was_training = transformer.training
+    transformer.eval()
+    for turn in range(-(-len(work) // world_size)):
+        number = turn * world_size + rank
+        position, row, timestep = work[number % len(work)]
+        ordinal = -1 - position * len(timesteps) - timesteps.index(timestep)
+        batch = load_batch(store, [row], (ordinal,))
+        loss = objective.losses(transformer, batch, timesteps=[timestep], training=False)[0]
+        if number < len(work):
+            sums[:, timesteps.index(timestep)] += torch.stack(
+                [loss.double(), torch.ones_like(loss, dtype=torch.float64)]
+            )
+    transformer.train(was_training)
+    if world_size > 1:
+        torch.distributed.all_reduce(sums)
+    means = (sums[0] / sums[1]).tolist()
+    return Evaluation(sum(means) / len(means), dict(zip(timesteps, means, strict=True)))

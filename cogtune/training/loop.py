@@ -1,0 +1,153 @@
+"""The training loop: a step is read from top to bottom in :func:`train`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cogtune import console
+from cogtune.config import RunConfig
+from cogtune.data.batches import Batch, Share, batches
+from cogtune.data.cache import Index, Store
+from cogtune.errors import CogtuneError
+from cogtune.training import checkpoint
+from cogtune.training.checkpoint import Trainee
+from cogtune.training.evaluate import evaluate
+from cogtune.training.metrics import MetricsFile, Smoothed, gib_in_use
+from cogtune.training.objective import Objective
+from cogtune.training.optimizers import learning_rate_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """All that the loop works with."""
+
+    trainee: Trainee
+    objective: Objective
+    store: Store
+    index: Index
+    config: RunConfig
+    first_step: int
+    total_steps: int
+    facts: Mapping[str, Any]
+    """What is saved with every checkpoint."""
+    should_stop: Callable[[], bool]
+    """Asked after every step, by every process; the same answer for all."""
+
+
+def train(run: Training) -> int:
+    """Train up to the last step or until asked to stop; the number of steps done in all.
+
+    Raises:
+        CogtuneError: a loss or gradient is not finite, or a checkpoint cannot be written.
+    """
+    config, trainee, total = run.config, run.trainee, run.total_steps
+    accelerator = trainee.accelerator
+    share = Share(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        world_size=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
+    rate = learning_rate_at(config, total)
+    evaluate_every = config.eval_every or config.checkpoint_every
+    metrics = MetricsFile(
+        config.output / "metrics.jsonl", first_step=run.first_step, enabled=accelerator.is_main_process
+    )
+    smoothed = Smoothed()
+    done = run.first_step
+
+    if done == 0:
+        _evaluate(run, metrics, done)
+    trainee.model.train()
+    with console.progress("training", total) as progress:
+        progress.advance(done)
+        began = time.perf_counter()
+        for passes in batches(run.store, run.index, share, done, total):
+            learning_rate = rate(done)
+            for group in trainee.optimizer.param_groups:
+                group["lr"] = learning_rate
+            loss = sum(_forward_backward(run, batch, done) for batch in passes) / len(passes)
+            grad_norm = _update(trainee, config, passes, done)
+            done += 1
+
+            loss = float(accelerator.reduce(torch.tensor(loss, device=accelerator.device), "mean"))
+            now = time.perf_counter()
+            seconds, began = now - began, now
+            record = {
+                "step": done,
+                "loss": loss,
+                "grad_norm": grad_norm,
+                "learning_rate": learning_rate,
+                "seconds": round(seconds, 4),
+                "memory_gib": round(gib_in_use(accelerator.device), 3),
+            }
+            metrics.write(record)
+            progress.advance(1, f"loss {smoothed.add(loss):.4f}  {seconds:.2f} s/step  {record['memory_gib']:.1f} GiB")
+
+            stop = run.should_stop()
+            if done % config.checkpoint_every == 0 or done == total or stop:
+                facts = {**run.facts, "step": done}
+                checkpoint.save(trainee, config.output, done, facts, keep=config.keep_checkpoints)
+            if stop:
+                break
+            if done % evaluate_every == 0 or done == total:
+                _evaluate(run, metrics, done)
+                began = time.perf_counter()
+    metrics.close()
+    return done
+
+
+def _forward_backward(run: Training, batch: Batch, step: int) -> float:
+    """One forward and backward pass; the mean loss of its samples."""
+    trainee = run.trainee
+    with trainee.accelerator.accumulate(trainee.model):
+        loss = run.objective.losses(trainee.model, batch).mean()
+        value = float(loss)
+        if not math.isfinite(value):
+            raise _not_finite(f"the loss is {value}", [batch], step)
+        trainee.accelerator.backward(loss)
+    return value
+
+
+def _update(trainee: Trainee, config: RunConfig, passes: Sequence[Batch], step: int) -> float:
+    """Clip, let the optimizer step, clear the gradients; the norm before clipping."""
+    if trainee.is_zero:  # DeepSpeed did all of it in the last backward pass
+        return float(trainee.model.get_global_grad_norm() or 0.0)
+    accelerator = trainee.accelerator
+    trainable = [parameter for parameter in trainee.transformer.parameters() if parameter.requires_grad]
+    norm = float(accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
+    if not math.isfinite(norm) and accelerator.scaler is None:  # with loss scaling, the scaler skips such a step
+        raise _not_finite(f"the gradient norm is {norm}", passes, step)
+    trainee.optimizer.step()
+    trainee.optimizer.zero_grad()
+    return norm
+
+
+def _not_finite(what: str, passes: Sequence[Batch], step: int) -> CogtuneError:
+    ids = sorted({sample for batch in passes for sample in batch.ids})
+    return CogtuneError(
+        f"step {step + 1}: {what}",
+        "the last checkpoint is good: resume from it with a lower --learning-rate, or take these samples out",
+        details=[f"sample {sample}" for sample in ids],
+    )
+
+
+def _evaluate(run: Training, metrics: MetricsFile, done: int) -> None:
+    accelerator = run.trainee.accelerator
+    measured = evaluate(
+        run.trainee.model,
+        run.objective,
+        run.store,
+        run.index,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    metrics.write({"step": done, "eval_loss": measured.loss, "eval_loss_by_timestep": measured.by_timestep})
+    console.note(f"step {done}: loss at fixed noise {measured.loss:.4f}")

@@ -1,0 +1,76 @@
+"""What a run tells while it goes: one JSON line a step, and a line for the person who watches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+import torch
+
+from cogtune.files import write_text
+
+SMOOTHING = 0.9
+
+
+def gib_in_use(device: torch.device) -> float:
+    """Peak memory in GiB: reserved by PyTorch on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_reserved(device)) / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30
+
+
+class MetricsFile:
+    """``metrics.jsonl``: a line for every optimizer step and every evaluation."""
+
+    def __init__(self, path: Path, *, first_step: int, enabled: bool = True) -> None:
+        """Open for appending; lines after ``first_step``, which a resumed run makes again, are dropped first.
+
+        Args:
+            enabled: False on all processes but the main one, where nothing is written.
+        """
+        self._handle: TextIO | None = None
+        if enabled:
+            kept = [line for line in read_metrics(path) if line["step"] <= first_step] if first_step else []
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._handle = path.open("a", encoding="utf-8")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one line and hand it to the system, so that a killed run loses none."""
+        if self._handle is not None:
+            self._handle.write(json.dumps(dict(values)) + "\n")
+            self._handle.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._handle is not None:
+            self._handle.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; one that a kill cut short is left out. Empty when there is no file."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+class Smoothed:
+    """An exponential moving average without the bias of its start."""
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._weight = 0.0
+
+    def add(self, value: float) -> float:
+        """The average with ``value`` in it."""
+        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * value
+        self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
+        return self._sum / self._weight

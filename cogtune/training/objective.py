@@ -1,0 +1,177 @@
+"""The loss, and all the randomness in it, as functions of (seed, sample number). In fp32 whatever the model runs in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import CogVideoXDDIMScheduler
+from torch import Tensor
+
+from cogtune.data.batches import Batch
+from cogtune.geometry import temporal_padding
+from cogtune.modeling.conditioning import (
+    conditioning_of,
+    pad_front,
+    place_image,
+    predict,
+    sample_posterior,
+    scale_image_latents,
+    scale_video_latents,
+)
+from cogtune.modeling.encode import VideoEncoder, pixels_to_unit
+from cogtune.models import ModelSpec
+
+IMAGE_NOISE = (-3.0, 0.5)
+"""Mean and deviation of the log of the noise added to conditioning images (CogVideoX report, section on I2V)."""
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def generator_for(seed: int, ordinal: int) -> torch.Generator:
+    """The random numbers of sample ``ordinal`` of a run: the same in any process and on any device."""
+    mixed = (seed * _GOLDEN + ordinal * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
+    mixed = ((mixed ^ (mixed >> 31)) * _GOLDEN) & (2**64 - 1)
+    return torch.Generator().manual_seed((mixed ^ (mixed >> 29)) & (2**63 - 1))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random part of a forward pass, one row a sample.
+
+    ``noise`` and ``posterior`` ``[B, F, C, h, w]`` standard normal (noise has the padded F), ``timesteps [B]``,
+    ``dropped [B]`` bool. For an image-to-video model ``image_noise [B, 3, H, W]``, scaled by each sample's sigma,
+    and ``image_posterior [B, 1, C, h, w]``, standard normal; else both None.
+    """
+
+    noise: Tensor
+    posterior: Tensor
+    timesteps: Tensor
+    dropped: Tensor
+    image_noise: Tensor | None
+    image_posterior: Tensor | None
+
+
+def draw(
+    batch: Batch,
+    spec: ModelSpec,
+    *,
+    seed: int,
+    caption_dropout: float,
+    timesteps: Sequence[int] | None = None,
+) -> Draws:
+    """The draws that belong to the samples of ``batch``.
+
+    Args:
+        timesteps: fixed ones in place of uniform draws from [0, ``num_train_timesteps``).
+    """
+    _, channels, frames, height, width = batch.moments.shape
+    padded = frames + temporal_padding(frames, spec.patch_size_t)
+    noise, posterior, steps, dropped = [], [], [], []
+    image_noise, image_posterior = [], []
+    for position, ordinal in enumerate(batch.ordinals):
+        random = generator_for(seed, ordinal)
+        drawn = int(torch.randint(spec.num_train_timesteps, (), generator=random))
+        steps.append(drawn if timesteps is None else timesteps[position])
+        dropped.append(float(torch.rand((), generator=random)) < caption_dropout)
+        noise.append(torch.randn(padded, channels // 2, height, width, generator=random))
+        posterior.append(torch.randn(frames, channels // 2, height, width, generator=random))
+        if batch.image is not None:
+            sigma = torch.exp(torch.randn((), generator=random) * IMAGE_NOISE[1] + IMAGE_NOISE[0])
+            image_noise.append(sigma * torch.randn(batch.image.shape[1:], generator=random))
+            image_posterior.append(torch.randn(1, channels // 2, height, width, generator=random))
+    return Draws(
+        torch.stack(noise),
+        torch.stack(posterior),
+        torch.tensor(steps),
+        torch.tensor(dropped),
+        torch.stack(image_noise) if image_noise else None,
+        torch.stack(image_posterior) if image_posterior else None,
+    )
+
+
+class Objective:
+    """v-prediction mean squared error under the checkpoint's own noise schedule.
+
+    Equal to the x0 error weighted by 1 / (1 - alpha). Salimans and Ho 2022, "Progressive Distillation".
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        checkpoint: Path,
+        null_text: Tensor,
+        *,
+        seed: int,
+        caption_dropout: float,
+        device: torch.device,
+        dtype: torch.dtype,
+        image_encoder: VideoEncoder | None,
+    ) -> None:
+        self.spec = spec
+        self.seed = seed
+        self.caption_dropout = caption_dropout
+        self.device = device
+        self.dtype = dtype
+        self.image_encoder = image_encoder
+        self.null_text = null_text.to(device, dtype)
+        self.alphas = _alphas_cumprod(checkpoint).to(device)
+
+    def losses(
+        self,
+        transformer: torch.nn.Module,
+        batch: Batch,
+        *,
+        timesteps: Sequence[int] | None = None,
+        training: bool = True,
+    ) -> Tensor:
+        """The loss of each sample, ``[B]`` in fp32.
+
+        Args:
+            timesteps: fixed timesteps, one a sample, for evaluation.
+            training: False leaves out what only training does to the condition: dropped captions, noised images.
+        """
+        draws = draw(batch, self.spec, seed=self.seed, caption_dropout=self.caption_dropout, timesteps=timesteps)
+        posterior, noise = draws.posterior.to(self.device), draws.noise.to(self.device)
+        clean = sample_posterior(batch.moments.to(self.device), posterior)
+        clean = pad_front(scale_video_latents(clean, self.spec), self.spec)
+        steps = draws.timesteps.to(self.device)
+        alpha = self.alphas[steps].view(-1, 1, 1, 1, 1)
+        signal, spread = alpha.sqrt(), (1.0 - alpha).sqrt()
+        noisy = signal * clean + spread * noise
+        target = signal * noise - spread * clean
+        text = batch.text.to(self.device, self.dtype)
+        if training:
+            text = torch.where(draws.dropped.to(self.device).view(-1, 1, 1), self.null_text, text)
+        predicted = predict(
+            transformer,
+            noisy.to(self.dtype),
+            text,
+            steps,
+            self._image_latents(batch, draws, clean.shape[1], noised=training),
+            conditioning_of(noisy.to(self.dtype), self.spec),
+        )
+        return (predicted.float() - target).square().mean(dim=(1, 2, 3, 4))
+
+    def _image_latents(self, batch: Batch, draws: Draws, frames: int, *, noised: bool) -> Tensor | None:
+        if self.image_encoder is None or batch.image is None:
+            return None
+        assert draws.image_noise is not None  # drawn for every image
+        assert draws.image_posterior is not None
+        image = pixels_to_unit(batch.image.to(self.device), torch.float32)
+        if noised:
+            image = image + draws.image_noise.to(self.device)
+        moments = self.image_encoder.image_moments(image)
+        latents = sample_posterior(moments, draws.image_posterior.to(self.device))
+        return place_image(scale_image_latents(latents, self.spec), frames).to(self.dtype)
+
+
+def _alphas_cumprod(checkpoint: Path) -> Tensor:
+    """Cumulative alphas ``[1000]`` in fp32 of the checkpoint's scheduler, SNR shift and rescaling included."""
+    config = json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_text())
+    scheduler = CogVideoXDDIMScheduler.from_config(config)
+    alphas: Tensor = scheduler.alphas_cumprod.to(torch.float32)
+    return alphas

@@ -1,0 +1,73 @@
+"""Fixtures that several test files share: tiny models, drawn clips, and the program itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cogtune.data.synthetic import draw_dataset
+from cogtune.modeling.locate import locate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the tests' own, shared by the processes that run them, and no way to the Hub."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COGTUNE_HOME", str(shared / "home"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield shared / "home"
+
+
+@pytest.fixture
+def tiny(home: Path) -> Callable[[str], Path]:
+    """The folder of a variant's tiny model."""
+    return lambda name: locate(f"tiny:{name}")
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six drawn clips with captions; read only."""
+    return draw_dataset(tmp_path_factory.mktemp("clips"))
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run of the program gave."""
+
+    status: int
+    out: str
+    err: str
+
+
+Cogtune = Callable[..., Ran]
+
+
+@pytest.fixture
+def cogtune(tmp_path: Path) -> Cogtune:
+    """Run the real program in an empty folder; its status and what it printed."""
+
+    def run(*words: object, status: int = 0, cwd: Path = tmp_path, env: dict[str, str] | None = None) -> Ran:
+        done = subprocess.run(
+            [sys.executable, "-m", "cogtune", *map(str, words)],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == status, f"{words}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    return run

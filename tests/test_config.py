@@ -1,0 +1,117 @@
+"""Configuration: preset < file < flag, every value with its source, all mistakes at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cogtune.config import RunConfig, read_run, resolve
+from cogtune.errors import CogtuneError, UsageError
+from cogtune.presets import CARDS_GB, PRESETS
+
+TABLE = [row for row in PRESETS.values() if row.promised_gb is not None]
+
+
+def test_a_flag_beats_the_file_which_beats_the_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: 4090-lora-5b\nrank: 64\nlearning_rate: 3e-4\n")
+    resolved = resolve(file=file, flags={"rank": 16})
+    config = resolved.config
+    assert (config.rank, config.learning_rate, config.model) == (16, 3e-4, "THUDM/CogVideoX-5b")
+    assert resolved.provenance["rank"] == "--rank"
+    assert resolved.provenance["learning_rate"] == str(file)
+    assert resolved.provenance["model"] == "preset 4090-lora-5b"
+    assert resolved.provenance["seed"] == "default"
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("rnak: 3\nsteps: -1\nprecision: bf61\nsize: 49x480\npreset: 4090-lora-5\n")
+    with pytest.raises(UsageError) as caught:
+        resolve(file=file)
+    told = "\n".join(caught.value.details)
+    assert len(caught.value.details) == 5
+    assert "did you mean '4090-lora-5b'" in told
+    assert "rnak: there is no such key; did you mean 'rank'?" in told
+    assert "steps: input should be greater than or equal to 1, not -1" in told
+    assert "precision: input should be 'bf16', 'fp16' or 'fp32', not 'bf61'" in told
+    assert "size: '49x480' is not a size" in told
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("text", "why"), [("a: [", "line 1 is not valid YAML"), ("- 1", "holds a list, not keys")])
+def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, why: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=why):
+        resolve(file=file)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CogtuneError, match="cannot read"):
+        resolve(file=tmp_path / "none.yaml")
+
+
+def test_a_written_run_reads_back_the_same(tmp_path: Path) -> None:
+    resolved = resolve(preset_name="cpu-lora-tiny", flags={"id_token": "sks: #1", "epsilon": 1e-8, "fps": 7.5})
+    (tmp_path / "run.yaml").write_text(resolved.to_yaml())
+    assert read_run(tmp_path).config == resolved.config
+    assert "  # --id-token" in resolved.to_yaml()
+
+
+def test_every_field_says_what_it_does_and_where_it_belongs() -> None:
+    for name, field in RunConfig.model_fields.items():
+        assert field.description, name
+        assert isinstance(field.json_schema_extra, dict), name
+        assert field.json_schema_extra["panel"]
+
+
+def test_epochs_count_samples_over_all_processes() -> None:
+    config = resolve(flags={"epochs": 3, "batch_size": 2, "gradient_accumulation_steps": 2, "num_processes": 2}).config
+    assert config.global_batch == 8
+    assert config.total_steps(20) == 8  # 60 samples in steps of 8, the last one filled up
+    assert resolve(flags={"steps": 7}).config.total_steps(20) == 7
+
+
+def test_the_table_has_26_rows_and_each_parses() -> None:
+    assert len(TABLE) == 26
+    for row in TABLE:
+        config = resolve(preset_name=row.name).config
+        assert config.size == str(row.size)
+        assert config.num_processes == row.gpus
+
+
+def test_every_card_can_hold_what_the_guides_promise() -> None:
+    for row in TABLE:
+        assert row.promised_gb is not None
+        assert row.promised_gb <= CARDS_GB[row.card], row.name
+
+
+def test_the_table_in_figures() -> None:
+    """The guides' table, row by row: what a preset of that name promises."""
+    promised = [row.promised_gb for row in TABLE]
+    assert promised == [16, 24, 24, 35, 35, 36, 17, 17, 19, 14, *[42] * 4, 43, 43, 28, 28, 56, 56, *[55] * 4, 40, 40]
+    assert [row.gpus for row in TABLE].count(8) == 15
+    assert {row.precision for row in TABLE if row.model != "2b"} == {"bf16"}
+    assert [row.name for row in TABLE if row.precision == "fp16"] == [
+        "4080-lora-2b",
+        "a100-sft-2b",
+        "4090-sft-2b-zero2-offload",
+        "8x4090-sft-2b-zero2",
+        "8x4090-sft-2b-zero3",
+    ]
+
+
+def test_a_preset_of_ones_own_is_a_file_of_the_same_keys(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump(PRESETS["4090-lora-5b"].values() | {"rank": 32}))
+    assert resolve(preset_name=str(mine)).config.rank == 32
+
+
+def test_paths_are_anchored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = resolve().config.anchored()
+    assert config.data == tmp_path / "data"
+    assert config.cache_dir == tmp_path / "data" / ".cogtune"
