@@ -22,7 +22,7 @@ from cogtune.data.sources import Dataset
 from cogtune.files import read_json, write_json
 from cogtune.geometry import Size
 from cogtune.launch import ENVIRONMENT, LaunchFiles
-from cogtune.models import ModelSpec, fingerprint
+from cogtune.models import ModelSpec, Precision, fingerprint
 from cogtune.plan import fps_of, size_of
 from cogtune.process import StopRequest, work
 
@@ -75,46 +75,36 @@ def prepare(config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Datas
     return Prepared(store, index, store.todo(dataset.samples, index, recipe))
 
 
-def fill(prepared: Prepared, config: RunConfig, spec: ModelSpec, checkpoint: Path) -> None:
-    """Encode what is missing, in a process of its own.
-
-    Raises:
-        CogtuneError: it failed, or was stopped; what is done stays done.
-    """
-    files = LaunchFiles(prepared.store.root / "job")
-    write_json(
-        files.plan,
-        {
-            "checkpoint": str(checkpoint),
-            "cache": str(prepared.store.root),
-            "precision": config.precision,
-            "max_tokens": spec.max_text_seq_length,
-            "frames": frame_settings(config, spec).to_dict(),
-            "clips": [[job.key, str(job.video)] for job in prepared.todo.clips],
-            "texts": [[job.key, job.caption] for job in prepared.todo.texts],
-            "images": [[job.key, str(job.source), job.from_video] for job in prepared.todo.images],
-        },
-    )
-    process.watch(
-        [sys.executable, "-m", "cogtune.caching", str(files.plan)],
-        [files.report(0)],
-        files.log,
-        environment=ENVIRONMENT,
-        if_stopped="the same command goes on where it was",
-    )
-
-
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """What has to be encoded, and with what."""
+
     checkpoint: Path
     store: Store
-    precision: str
+    precision: Precision
     max_tokens: int
     frames: FrameSettings
     todo: Todo
 
+    def write(self, path: Path) -> None:
+        """Save as JSON."""
+        write_json(
+            path,
+            {
+                "checkpoint": str(self.checkpoint),
+                "cache": str(self.store.root),
+                "precision": self.precision,
+                "max_tokens": self.max_tokens,
+                "frames": self.frames.to_dict(),
+                "clips": [[job.key, str(job.video)] for job in self.todo.clips],
+                "texts": [[job.key, job.caption] for job in self.todo.texts],
+                "images": [[job.key, str(job.source), job.from_video] for job in self.todo.images],
+            },
+        )
+
     @classmethod
-    def read(cls, path: Path) -> _Job:
+    def read(cls, path: Path) -> Job:
+        """The job saved at ``path``."""
         value = read_json(path)
         return cls(
             Path(value["checkpoint"]),
@@ -130,7 +120,36 @@ class _Job:
         )
 
 
-def encode(job: _Job, stop: StopRequest) -> bool:
+def job_for(prepared: Prepared, config: RunConfig, spec: ModelSpec, checkpoint: Path) -> Job:
+    """The job of encoding what ``prepared`` lacks."""
+    return Job(
+        checkpoint,
+        prepared.store,
+        config.precision,
+        spec.max_text_seq_length,
+        frame_settings(config, spec),
+        prepared.todo,
+    )
+
+
+def fill(job: Job) -> None:
+    """Do a job in a process of its own.
+
+    Raises:
+        CogtuneError: it failed, or was stopped; what is done stays done.
+    """
+    files = LaunchFiles(job.store.root / "job")
+    job.write(files.plan)
+    process.watch(
+        [sys.executable, "-m", "cogtune.caching", str(files.plan)],
+        [files.report(0)],
+        files.log,
+        environment=ENVIRONMENT,
+        if_stopped="the same command goes on where it was",
+    )
+
+
+def encode(job: Job, stop: StopRequest) -> bool:
     """Encode all of a job, text first, so that the two encoders are never in memory together; False when stopped."""
     import torch
 
@@ -143,7 +162,7 @@ def encode(job: _Job, stop: StopRequest) -> bool:
     )
 
 
-def _encode_texts(job: _Job, stop: StopRequest, device: torch.device, dtype: torch.dtype) -> bool:
+def _encode_texts(job: Job, stop: StopRequest, device: torch.device, dtype: torch.dtype) -> bool:
     from cogtune.modeling.encode import TextEncoder
 
     texts = job.todo.texts
@@ -161,7 +180,7 @@ def _encode_texts(job: _Job, stop: StopRequest, device: torch.device, dtype: tor
     return True
 
 
-def _encode_clips(job: _Job, stop: StopRequest, device: torch.device, dtype: torch.dtype) -> bool:
+def _encode_clips(job: Job, stop: StopRequest, device: torch.device, dtype: torch.dtype) -> bool:
     from cogtune.data.frames import load_clip
     from cogtune.modeling.encode import VideoEncoder
 
@@ -178,7 +197,7 @@ def _encode_clips(job: _Job, stop: StopRequest, device: torch.device, dtype: tor
     return True
 
 
-def _store_images(job: _Job, stop: StopRequest) -> bool:
+def _store_images(job: Job, stop: StopRequest) -> bool:
     from cogtune.data.frames import load_clip, load_image
 
     first = replace(job.frames, size=replace(job.frames.size, num_frames=1))
@@ -217,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("job", type=Path, help="the job's plan.json")
     path: Path = parser.parse_args(arguments).job
     files = LaunchFiles(path.parent)
-    return work(files.report(0), files.log, lambda stop: encode(_Job.read(path), stop))
+    return work(files.report(0), files.log, lambda stop: encode(Job.read(path), stop))
 
 
 if __name__ == "__main__":

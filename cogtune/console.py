@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,23 @@ def configure(*, quiet: bool, remarks: TextIO | None = None) -> None:
     """Set how much is said, and where remarks go, for the rest of this process."""
     _settings.quiet = quiet
     _settings.remarks = remarks
+
+
+_QUIET_LIBRARIES = {
+    "DEEPSPEED_LOG_LEVEL": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own chatter off the screen, unless the user's environment asks for it.
+
+    To be called before they are imported. Downloads from the Hub still show their progress.
+    """
+    for name, value in _QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
 
 
 def _remarks() -> TextIO:

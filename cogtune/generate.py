@@ -150,8 +150,8 @@ def load_pipeline(recipe: Recipe) -> DiffusionPipeline:
     dtype = DTYPES[recipe.precision]
     own = {}
     if recipe.transformer is not None:
-        own["transformer"] = CogVideoXTransformer3DModel.from_pretrained(recipe.transformer, torch_dtype=dtype)
-    pipeline = kind.from_pretrained(recipe.base, torch_dtype=dtype, **own)
+        own["transformer"] = CogVideoXTransformer3DModel.from_pretrained(recipe.transformer, dtype=dtype)
+    pipeline = kind.from_pretrained(recipe.base, dtype=dtype, **own)
     scheduler = CogVideoXDPMScheduler if uses_dynamic_guidance(recipe.spec) else CogVideoXDDIMScheduler
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     pipeline.vae.enable_slicing()

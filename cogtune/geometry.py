@@ -43,6 +43,14 @@ class Size:
         return f"{self.num_frames}x{self.height}x{self.width}"
 
 
+FRAME_STEP = 8
+"""Frame counts are this times N plus one.
+
+The VAE encodes any 4N+1, but diffusers decodes two latent frames at a time and takes the first alone only when their
+count is odd: 13 frames (4 latent ones) come back as 16.
+"""
+
+
 def latent_frames(num_frames: int) -> int:
     """Latent frames of ``num_frames`` frames: the first alone, then one for each four."""
     return (num_frames - 1) // TEMPORAL_COMPRESSION + 1

@@ -21,7 +21,6 @@ from cogtune.process import Report
 ENVIRONMENT = {
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     "TOKENIZERS_PARALLELISM": "false",
-    "DEEPSPEED_LOG_LEVEL": "error",
 }
 """What the worker processes' environment gets, where the user has not set it."""
 

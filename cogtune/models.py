@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from cogtune.errors import CogtuneError, UsageError, did_you_mean
 from cogtune.files import digest, explained, read_json
-from cogtune.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, Size, legal_frame_counts
+from cogtune.geometry import FRAME_STEP, SPATIAL_COMPRESSION, Size, legal_frame_counts
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -201,12 +201,9 @@ class ModelSpec:
     def size_problems(self, size: Size) -> list[str]:
         """Why the model cannot be trained at ``size``; empty when it can."""
         problems = []
-        if size.num_frames % TEMPORAL_COMPRESSION != 1:
-            near = max(1, round((size.num_frames - 1) / self.variant.frame_multiple)) * self.variant.frame_multiple + 1
-            problems.append(
-                f"{size.num_frames} frames: the VAE takes 4N+1, and the model was trained on "
-                f"{self.variant.frame_multiple}N+1; {near} is near"
-            )
+        if size.num_frames % FRAME_STEP != 1:
+            near = max(1, round((size.num_frames - 1) / FRAME_STEP)) * FRAME_STEP + 1
+            problems.append(f"{size.num_frames} frames: the VAE takes {FRAME_STEP}N+1, such as {near}")
         step = SPATIAL_COMPRESSION * self.patch_size
         for name, value in (("height", size.height), ("width", size.width)):
             if value % step:

@@ -77,7 +77,7 @@ def cache(config: RunConfig) -> str:
     everything = f"{len(dataset.samples)} samples in {prepared.store.root}"
     if not prepared.todo:
         return f"nothing to do: {everything}"
-    caching.fill(prepared, config, spec, checkpoint)
+    caching.fill(caching.job_for(prepared, config, spec, checkpoint))
     return f"encoded {prepared.todo}: {everything}"
 
 
@@ -154,7 +154,7 @@ def _cached(
     if dry_run:
         return prepared.index, str(prepared.todo)
     console.note(f"encoding {prepared.todo}")
-    caching.fill(prepared, config, spec, checkpoint)
+    caching.fill(caching.job_for(prepared, config, spec, checkpoint))
     return prepared.index, ""
 
 

@@ -10,11 +10,11 @@ import argparse
 import contextlib
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from cogtune import __version__, console
+from cogtune.errors import CogtuneError
 from cogtune.files import write_atomic
 from cogtune.launch import LaunchFiles
 from cogtune.models import LORA_WEIGHTS_NAME
@@ -42,20 +42,23 @@ def run(plan: Plan, stop: StopRequest) -> bool:
     from cogtune.training.optimizers import build_optimizer
 
     config, spec = plan.config, plan.spec
-    on_gpu = torch.cuda.is_available()
+    over_gloo = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     accelerator = Accelerator(
+        cpu=over_gloo and config.strategy == "ddp",
         mixed_precision=None if config.strategy != "ddp" else mixed_precision(config),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        kwargs_handlers=[] if on_gpu else [InitProcessGroupKwargs(backend="gloo")],
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if over_gloo else [],
     )
-    console.configure(quiet=not accelerator.is_main_process, remarks=sys.stdout)
+    if accelerator.num_processes != config.num_processes:
+        raise CogtuneError(
+            f"{accelerator.num_processes} processes were started and the plan is for {config.num_processes}",
+            "start it with `cogtune train`, or with the plan's own accelerate.yaml",
+        )
     is_lora = config.type == "lora"
     dtype = DTYPES[config.precision]
 
     weights_dtype = dtype if is_lora else torch.float32  # full training keeps fp32 weights beside its arithmetic
-    transformer = CogVideoXTransformer3DModel.from_pretrained(
-        plan.checkpoint / "transformer", torch_dtype=weights_dtype
-    )
+    transformer = CogVideoXTransformer3DModel.from_pretrained(plan.checkpoint / "transformer", dtype=weights_dtype)
     if is_lora:
         add_lora(
             transformer,

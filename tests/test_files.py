@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,10 @@ import pytest
 
 from cogtune import files
 from cogtune.errors import CogtuneError, did_you_mean
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
@@ -27,7 +30,7 @@ def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path
         files.write_atomic(target, half)
     assert "free some space" in caught.value.hint
     assert files.read_json(target) == {"old": 1}
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert names(tmp_path) == ["a.json"]
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
@@ -37,18 +40,23 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
         (aside / "sub" / "x").write_text("1")
         assert not target.exists()
     assert (target / "sub" / "x").read_text() == "1"
-    assert os.listdir(tmp_path) == ["folder"]
+    assert names(tmp_path) == ["folder"]
 
 
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     with files.written_folder(target) as aside:
         (aside / "x").write_text("old")
-    with pytest.raises(RuntimeError), files.written_folder(target) as aside:
-        (aside / "x").write_text("new")
-        raise RuntimeError
+
+    def fail() -> None:
+        with files.written_folder(target) as aside:
+            (aside / "x").write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert (target / "x").read_text() == "old"
-    assert os.listdir(tmp_path) == ["folder"]
+    assert names(tmp_path) == ["folder"]
 
 
 def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
@@ -57,18 +65,16 @@ def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> 
         "def slow(aside):\n    aside.write_text('half'); print('here', flush=True); time.sleep(60)\n"
         "files.write_atomic(pathlib.Path(sys.argv[1]), slow)\n"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "f")], stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "f")], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "here\n"
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    left = os.listdir(tmp_path)
+    left = names(tmp_path)
     assert "f" not in left
     assert len(left) == 1
     files.remove_partials(tmp_path)
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_digests_tell_values_apart_and_do_not_mind_the_order_of_keys() -> None:

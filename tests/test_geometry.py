@@ -52,7 +52,7 @@ def test_frames_from_a_start() -> None:
 
 
 def test_a_short_clip_is_told_with_figures() -> None:
-    with pytest.raises(ValueError, match="needs 181 frames for 49 at 8 fps .* but has 180"):
+    with pytest.raises(ValueError, match=r"needs 181 frames for 49 at 8 fps .* but has 180"):
         geometry.frame_indices(180, 30.0, 49, 8.0)
 
 

@@ -21,6 +21,7 @@ def _status(words: list[str], debug: bool) -> int:
     from cogtune import console
     from cogtune.cli.app import app
 
+    console.quiet_libraries()
     try:
         result = app(words, prog_name="cogtune", standalone_mode=False)
         return result if isinstance(result, int) else 0

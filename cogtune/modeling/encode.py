@@ -16,7 +16,7 @@ DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16,
 
 def pixels_to_unit(frames: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 pixels as numbers in [-1, 1], as diffusers' ``VideoProcessor`` makes them."""
-    return (frames.to(torch.float32) / 127.5 - 1.0).to(dtype)
+    return (2.0 * (frames.to(torch.float32) / 255.0) - 1.0).to(dtype)
 
 
 class TextEncoder:
@@ -46,7 +46,7 @@ class VideoEncoder:
     """The checkpoint's VAE on ``device``."""
 
     def __init__(self, checkpoint: Path, *, device: torch.device, dtype: torch.dtype) -> None:
-        self.vae = AutoencoderKLCogVideoX.from_pretrained(checkpoint / "vae", torch_dtype=dtype).to(device).eval()
+        self.vae = AutoencoderKLCogVideoX.from_pretrained(checkpoint / "vae", dtype=dtype).to(device).eval()
 
     @torch.inference_mode()
     def moments(self, frames: Tensor) -> Tensor:

@@ -57,17 +57,18 @@ def train(run: Training) -> int:
     )
     rate = learning_rate_at(config, total)
     evaluate_every = config.eval_every or config.checkpoint_every
-    metrics = MetricsFile(
-        config.output / "metrics.jsonl", first_step=run.first_step, enabled=accelerator.is_main_process
-    )
     smoothed = Smoothed()
     done = run.first_step
 
-    if done == 0:
-        _evaluate(run, metrics, done)
-    trainee.model.train()
-    with console.progress("training", total) as progress:
+    path = config.output / "metrics.jsonl"
+    with (
+        MetricsFile(path, first_step=done, enabled=accelerator.is_main_process) as metrics,
+        console.progress("training", total) as progress,
+    ):
         progress.advance(done)
+        if done == 0:
+            _evaluate(run, metrics, done)
+        trainee.model.train()
         began = time.perf_counter()
         for passes in batches(run.store, run.index, share, done, total):
             learning_rate = rate(done)
@@ -80,16 +81,18 @@ def train(run: Training) -> int:
             loss = float(accelerator.reduce(torch.tensor(loss, device=accelerator.device), "mean"))
             now = time.perf_counter()
             seconds, began = now - began, now
-            record = {
-                "step": done,
-                "loss": loss,
-                "grad_norm": grad_norm,
-                "learning_rate": learning_rate,
-                "seconds": round(seconds, 4),
-                "memory_gib": round(gib_in_use(accelerator.device), 3),
-            }
-            metrics.write(record)
-            progress.advance(1, f"loss {smoothed.add(loss):.4f}  {seconds:.2f} s/step  {record['memory_gib']:.1f} GiB")
+            memory = gib_in_use(accelerator.device)
+            metrics.write(
+                {
+                    "step": done,
+                    "loss": loss,
+                    "grad_norm": grad_norm,
+                    "learning_rate": learning_rate,
+                    "seconds": round(seconds, 4),
+                    "memory_gib": round(memory, 3),
+                }
+            )
+            progress.advance(1, f"loss {smoothed.add(loss):.4f}  {seconds:.2f} s/step  {memory:.1f} GiB")
 
             stop = run.should_stop()
             if done % config.checkpoint_every == 0 or done == total or stop:
@@ -100,7 +103,6 @@ def train(run: Training) -> int:
             if done % evaluate_every == 0 or done == total:
                 _evaluate(run, metrics, done)
                 began = time.perf_counter()
-    metrics.close()
     return done
 
 
@@ -109,7 +111,7 @@ def _forward_backward(run: Training, batch: Batch, step: int) -> float:
     trainee = run.trainee
     with trainee.accelerator.accumulate(trainee.model):
         loss = run.objective.losses(trainee.model, batch).mean()
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise _not_finite(f"the loss is {value}", [batch], step)
         trainee.accelerator.backward(loss)

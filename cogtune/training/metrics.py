@@ -43,8 +43,10 @@ class MetricsFile:
             self._handle.write(json.dumps(dict(values)) + "\n")
             self._handle.flush()
 
-    def close(self) -> None:
-        """Close the file."""
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
         if self._handle is not None:
             self._handle.close()
 

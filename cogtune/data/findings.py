@@ -1,0 +1,91 @@
+"""What can be wrong with a dataset: one table of codes, and the finding that carries one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning", "note"]
+
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+"""From worst to mildest. An error means that the sample, or the whole dataset, cannot be used as it is."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row of :data:`FINDINGS`: how bad it is and, in a sentence for the docs, what it means."""
+
+    severity: Severity
+    meaning: str
+
+
+FINDINGS: dict[str, Kind] = {
+    "missing-list": Kind("error", "One of the files that list captions and clips is not there."),
+    "not-utf8": Kind("error", "A text file holds bytes that are not UTF-8."),
+    "line-counts": Kind("error", "The lists have unequal numbers of lines, so nothing is paired."),
+    "blank-line": Kind("error", "A list has a blank line inside: lines may have shifted, so nothing is paired."),
+    "no-samples": Kind("error", "The dataset holds no sample at all."),
+    "bad-path": Kind("error", "A line is not a path that this system can open."),
+    "outside-folder": Kind("error", "A path leaves the dataset's folder: absolute, by .. or by a link."),
+    "missing-video": Kind("error", "A listed clip is not there."),
+    "missing-image": Kind("error", "A listed image is not there."),
+    "missing-caption": Kind("error", "A clip has no caption file beside it."),
+    "stray-caption": Kind("warning", "A caption file has no clip beside it."),
+    "empty-video": Kind("error", "A clip's file has no bytes."),
+    "not-a-video": Kind("error", "A clip's file is no video."),
+    "no-video-stream": Kind("error", "A clip's file holds sound or data, but no pictures."),
+    "cut-short": Kind("error", "A clip's file ends before it should: an unfinished copy or download."),
+    "damaged-video": Kind("error", "A clip cannot be opened or decoded."),
+    "unreadable-image": Kind("error", "An image cannot be opened or decoded."),
+    "too-short": Kind("error", "A clip gives fewer frames than training takes."),
+    "slow": Kind("warning", "A clip has fewer frames a second than training: its motion is learned sped up."),
+    "rotated": Kind("note", "A clip is stored turned; it is trained as players show it."),
+    "pixel-aspect": Kind("warning", "A clip's pixels are not square: it is trained squeezed."),
+    "upscaled": Kind("warning", "A clip is smaller than the training size and gets enlarged."),
+    "cropped": Kind("warning", "More than a quarter of each frame is cut away to fit the training shape."),
+    "empty-caption": Kind("warning", "A caption holds no words."),
+    "one-word-caption": Kind("warning", "A caption is a single word."),
+    "long-caption": Kind("warning", "A caption is longer than the text encoder reads: its end is ignored."),
+    "listed-twice": Kind("warning", "A clip is listed more than once."),
+    "same-caption": Kind("note", "Several samples have the same caption."),
+    "model-size": Kind("error", "The model cannot be trained at the size asked for."),
+    "model-advice": Kind("note", "The size asked for is legal, but unlike what the model was trained on."),
+}
+"""Every finding by code."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with a dataset, or worth knowing.
+
+    Args:
+        code: its row in :data:`FINDINGS`.
+        severity: that row's severity.
+        where: a sample's id, or a file of the dataset, with ``:line`` when one line is meant.
+        message: what is wrong, in words, with the figures.
+        hint: what to do about it; empty when the message says it all.
+    """
+
+    code: str
+    severity: Severity
+    where: str
+    message: str
+    hint: str = ""
+
+
+def finding(code: str, where: str, message: str, hint: str = "") -> Finding:
+    """The finding with this code and its row's severity.
+
+    Raises:
+        KeyError: the code has no row: a fault of the program, not of the data.
+    """
+    return Finding(code, FINDINGS[code].severity, where, message, hint)
+
+
+def listed(items: Sequence[object], most: int = 8) -> str:
+    """``items`` in words, the first ``most`` of them: ``3, 7 and 9``, or ``3, 7, 9 and 12 more``."""
+    shown = [str(item) for item in items[:most]]
+    if len(items) > most:
+        shown.append(f"{len(items) - most} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"

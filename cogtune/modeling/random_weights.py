@@ -1,0 +1,588 @@
+"""Complete CogVideoX pipelines with random weights: for a laptop (``tiny``) or of the real dimensions (``full``).
+
+No download: the same files as a published checkpoint, made here, so that every path of the program can be tried,
+tested and measured. What differs between the five models comes from their rows in :mod:`cogtune.models`. The rest
+follows the published configs and, for schedulers, diffusers' ``scripts/convert_cogvideox_to_diffusers.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import sentencepiece
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from transformers import T5Config, T5EncoderModel
+
+from cogtune.files import PARTIAL_SUFFIX, digest, explained, write_json, written_folder
+from cogtune.models import Variant
+from cogtune.models import variant as find_variant
+
+Scale = Literal["tiny", "full"]
+
+_FORMAT = 1
+"""Raise it when the files of a tiny pipeline change for any reason that its configs do not show."""
+
+_LATENT_CHANNELS = 16
+_TIMESTEP_WIDTH: dict[Scale, int] = {"tiny": 32, "full": 512}
+_TEXT_WIDTH: dict[Scale, int] = {"tiny": 32, "full": 4096}
+
+# A tiny transformer is 2 layers of 12 heads of 16. Narrower ones learn badly: a patch of 1.5 is 128 numbers, and what
+# a frozen width near that lets through leaves an adapter little room.
+_TINY_LAYERS, _TINY_HEADS, _TINY_HEAD_DIM = 2, 12, 16
+_TINY_LATENT_HEIGHT, _TINY_LATENT_WIDTH = 8, 12
+
+_TINY_GATE_BIAS = 1.0
+_TINY_ATTENTION_GAIN = 1.7
+_TINY_OUTPUT_GAIN = 1.5
+_TINY_LATENT_GAIN = 3.0
+_TINY_LOGVAR_BIAS = -6.0
+_TINY_FRAME_GAIN = 4.0
+
+_EXTRA_IDS = 100
+_WORDS = [
+    "a",
+    "an",
+    "the",
+    "this",
+    "that",
+    "of",
+    "in",
+    "on",
+    "at",
+    "to",
+    "from",
+    "by",
+    "with",
+    "and",
+    "or",
+    "is",
+    "are",
+    "it",
+    "its",
+    "over",
+    "under",
+    "across",
+    "behind",
+    "beside",
+    "between",
+    "around",
+    "through",
+    "into",
+    "out",
+    "up",
+    "down",
+    "left",
+    "right",
+    "slowly",
+    "quickly",
+    "gently",
+    "smoothly",
+    "once",
+    "twice",
+    "again",
+    "together",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "white",
+    "black",
+    "orange",
+    "purple",
+    "grey",
+    "pink",
+    "brown",
+    "golden",
+    "silver",
+    "bright",
+    "dark",
+    "pale",
+    "colour",
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "ring",
+    "disc",
+    "diamond",
+    "line",
+    "dot",
+    "ball",
+    "box",
+    "wave",
+    "shape",
+    "shapes",
+    "pattern",
+    "checkerboard",
+    "gradient",
+    "background",
+    "foreground",
+    "corner",
+    "centre",
+    "edge",
+    "top",
+    "bottom",
+    "moves",
+    "moving",
+    "slides",
+    "sliding",
+    "rolls",
+    "rolling",
+    "bounces",
+    "bouncing",
+    "spins",
+    "spinning",
+    "turns",
+    "turning",
+    "grows",
+    "growing",
+    "shrinks",
+    "fades",
+    "drifting",
+    "rising",
+    "falling",
+    "flying",
+    "swings",
+    "zigzags",
+    "orbits",
+    "crosses",
+    "passes",
+    "stops",
+    "starts",
+    "motion",
+    "speed",
+    "camera",
+    "film",
+    "video",
+    "clip",
+    "frame",
+    "scene",
+    "shot",
+    "view",
+    "close",
+    "wide",
+    "still",
+    "animation",
+    "cartoon",
+    "drawing",
+    "light",
+    "shadow",
+    "pan",
+    "zoom",
+    "man",
+    "woman",
+    "child",
+    "dog",
+    "cat",
+    "bird",
+    "horse",
+    "mouse",
+    "boat",
+    "steamboat",
+    "ship",
+    "wheel",
+    "river",
+    "water",
+    "sea",
+    "sky",
+    "cloud",
+    "rain",
+    "snow",
+    "sun",
+    "moon",
+    "morning",
+    "evening",
+    "day",
+    "night",
+    "city",
+    "street",
+    "house",
+    "tree",
+    "forest",
+    "flower",
+    "grass",
+    "mountain",
+    "field",
+    "road",
+    "car",
+    "train",
+    "window",
+    "door",
+    "table",
+    "small",
+    "large",
+    "big",
+    "tiny",
+    "round",
+    "long",
+    "short",
+    "old",
+    "new",
+    "fast",
+    "slow",
+    "quiet",
+    "loud",
+    "happy",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "many",
+    "few",
+    "several",
+    "no",
+    "stands",
+    "sits",
+    "walks",
+    "runs",
+    "jumps",
+    "dances",
+    "looks",
+    "smiles",
+    "whistles",
+    "steers",
+    "waves",
+    "holds",
+    "plays",
+    "sings",
+]
+_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz 0123456789 .,;:!?'\"()-/&%+#"
+
+
+def transformer_config(variant: Variant, scale: Scale) -> dict[str, Any]:
+    """Arguments of ``CogVideoXTransformer3DModel``; for ``full`` those of the published checkpoint."""
+    tiny = scale == "tiny"
+    return {
+        "num_layers": _TINY_LAYERS if tiny else variant.num_layers,
+        "num_attention_heads": _TINY_HEADS if tiny else variant.num_heads,
+        "attention_head_dim": _TINY_HEAD_DIM if tiny else variant.head_dim,
+        "in_channels": 2 * _LATENT_CHANNELS if variant.image_to_video else _LATENT_CHANNELS,
+        "out_channels": _LATENT_CHANNELS,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "time_embed_dim": _TIMESTEP_WIDTH[scale],
+        # The two embeddings are added, so they are equally wide.
+        "ofs_embed_dim": _TIMESTEP_WIDTH[scale] if variant.ofs_embed_dim else None,
+        "text_embed_dim": _TEXT_WIDTH[scale],
+        "dropout": 0.0,
+        "attention_bias": True,
+        "sample_height": _TINY_LATENT_HEIGHT if tiny else variant.sample_height,
+        "sample_width": _TINY_LATENT_WIDTH if tiny else variant.sample_width,
+        "sample_frames": variant.frame_multiple + 1 if tiny else variant.sample_frames,
+        "patch_size": 2,
+        "patch_size_t": variant.patch_size_t,
+        "patch_bias": variant.patch_size_t is None,
+        "temporal_compression_ratio": 4,
+        "max_text_seq_length": 226,
+        "activation_fn": "gelu-approximate",
+        "timestep_activation_fn": "silu",
+        "norm_elementwise_affine": True,
+        "norm_eps": 1e-5,
+        "spatial_interpolation_scale": 1.875,
+        "temporal_interpolation_scale": 1.0,
+        "use_rotary_positional_embeddings": variant.rotary,
+        "use_learned_positional_embeddings": variant.learned_positions,
+    }
+
+
+def vae_config(variant: Variant, scale: Scale) -> dict[str, Any]:
+    """Arguments of ``AutoencoderKLCogVideoX``: 8x8 in space and 4 in time at either scale."""
+    tiny = scale == "tiny"
+    return {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["CogVideoXDownBlock3D"] * 4,
+        "up_block_types": ["CogVideoXUpBlock3D"] * 4,
+        "block_out_channels": [8, 8, 8, 8] if tiny else [128, 256, 256, 512],
+        "latent_channels": _LATENT_CHANNELS,
+        "layers_per_block": 1 if tiny else 3,
+        "act_fn": "silu",
+        "norm_eps": 1e-6,
+        "norm_num_groups": 4 if tiny else 32,
+        "temporal_compression_ratio": 4,
+        "sample_height": 8 * _TINY_LATENT_HEIGHT if tiny else 480,
+        "sample_width": 8 * _TINY_LATENT_WIDTH if tiny else 720,
+        "scaling_factor": variant.vae_scaling_factor,
+        "shift_factor": None,
+        "latents_mean": None,
+        "latents_std": None,
+        "force_upcast": True,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "invert_scale_latents": variant.invert_scale_latents,
+    }
+
+
+def text_encoder_config(variant: Variant, scale: Scale) -> dict[str, Any]:  # noqa: ARG001 - one signature for all four
+    """Arguments of ``T5Config``: the encoder of T5 v1.1, of size XXL for ``full``; the same for all five models."""
+    tiny = scale == "tiny"
+    return {
+        "vocab_size": 512 if tiny else 32128,
+        "d_model": _TEXT_WIDTH[scale],
+        "d_kv": 8 if tiny else 64,
+        "d_ff": 64 if tiny else 10240,
+        "num_layers": 2 if tiny else 24,
+        "num_decoder_layers": 2 if tiny else 24,
+        "num_heads": 4 if tiny else 64,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "dropout_rate": 0.1,
+        "layer_norm_epsilon": 1e-6,
+        "initializer_factor": 1.0,
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": True,
+        "use_cache": True,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+
+
+def scheduler_config(variant: Variant, scale: Scale) -> dict[str, Any]:  # noqa: ARG001 - one signature for all four
+    """Arguments of ``CogVideoXDDIMScheduler``, the class that the published checkpoints name; alike at both scales."""
+    return {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "trained_betas": None,
+        "clip_sample": False,
+        "clip_sample_range": 1.0,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "prediction_type": "v_prediction",
+        "sample_max_value": 1.0,
+        "timestep_spacing": "trailing",
+        "rescale_betas_zero_snr": True,
+        "snr_shift_scale": variant.snr_shift_scale,
+    }
+
+
+@contextlib.contextmanager
+def _made_on(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
+    """Parameters made inside are born on ``device`` in ``dtype`` from ``seed``; all torch state is put back after."""
+    on_gpu = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    before = torch.get_default_dtype()
+    with torch.random.fork_rng(on_gpu), torch.no_grad(), device:
+        torch.default_generator.manual_seed(seed)
+        for index in on_gpu:
+            with torch.cuda.device(index):
+                torch.cuda.manual_seed(seed)
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def build_transformer(
+    variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
+) -> CogVideoXTransformer3DModel:
+    """A transformer with random weights, made in ``dtype`` straight on ``device`` (``meta`` for its shapes alone)."""
+    with _made_on(torch.device(device), dtype, seed):
+        model = CogVideoXTransformer3DModel(**transformer_config(variant, scale))
+        if scale == "tiny":
+            _liven_transformer(model)
+    return model.eval()
+
+
+def build_vae(
+    variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
+) -> AutoencoderKLCogVideoX:
+    """A VAE with random weights, made in ``dtype`` straight on ``device``."""
+    with _made_on(torch.device(device), dtype, seed):
+        model = AutoencoderKLCogVideoX(**vae_config(variant, scale))
+        if scale == "tiny":
+            _liven_vae(model)
+    return model.eval()
+
+
+def build_text_encoder(
+    variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
+) -> T5EncoderModel:
+    """A T5 encoder with random weights, made in ``dtype`` straight on ``device``."""
+    with _made_on(torch.device(device), dtype, seed):
+        model = T5EncoderModel(T5Config(**text_encoder_config(variant, scale)))
+    return model.eval()
+
+
+def _liven_transformer(model: CogVideoXTransformer3DModel) -> None:
+    """Let a LoRA on the attention of a frozen random model change what comes out.
+
+    With torch's own initial weights, gates are about 0.1 and attention shrinks what it passes on, so a low-rank change
+    is lost before the output; and the last layer norm bounds the output to a deviation of 0.6, below the target's 1.
+    """
+    for block in model.transformer_blocks:
+        for norm in (block.norm1, block.norm2):
+            # shift, scale and gate of the video, then of the text: CogVideoXLayerNormZero's six parts
+            parts = norm.linear.bias.view(6, -1)
+            parts[2] += _TINY_GATE_BIAS
+            parts[5] += _TINY_GATE_BIAS
+        block.attn1.to_v.weight *= _TINY_ATTENTION_GAIN
+        block.attn1.to_out[0].weight *= _TINY_ATTENTION_GAIN
+    model.proj_out.weight *= _TINY_OUTPUT_GAIN
+
+
+def _liven_vae(model: AutoencoderKLCogVideoX) -> None:
+    """Give latents and frames the spread that a trained VAE gives them.
+
+    Torch's own initial weights give latents a deviation of 0.34, noise as strong as they are, and frames of nearly one
+    grey. Here scaled latents have a deviation of about 1, with little noise on them, and frames of about 0.5.
+    """
+    mean, logvar = model.encoder.conv_out.conv.weight.chunk(2)
+    mean *= _TINY_LATENT_GAIN / model.config.scaling_factor
+    logvar *= 1 / _TINY_LATENT_GAIN
+    mean, logvar = model.encoder.conv_out.conv.bias.chunk(2)
+    mean *= _TINY_LATENT_GAIN / model.config.scaling_factor
+    logvar += _TINY_LOGVAR_BIAS
+    model.decoder.conv_out.conv.weight *= _TINY_FRAME_GAIN
+
+
+@lru_cache(maxsize=1)
+def _tokenizer_model() -> bytes:
+    """A SentencePiece unigram model of our own words, whose special pieces stand where T5 has them."""
+    made = io.BytesIO()
+    phrases = (" ".join(_WORDS[start : start + 7]) + "." for start in range(len(_WORDS)))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*phrases, _CHARACTERS]),
+        model_writer=made,
+        model_type="unigram",
+        vocab_size=400,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        pad_piece="<pad>",
+        eos_piece="</s>",
+        unk_piece="<unk>",
+        num_threads=1,  # more of them sum in another order, and the bytes differ
+        minloglevel=2,
+    )
+    return made.getvalue()
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """The files of a published T5 tokenizer: ``spiece.model`` and the names of the special tokens."""
+    folder.mkdir()
+    model = _tokenizer_model()
+    (folder / "spiece.model").write_bytes(model)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
+    extra = [f"<extra_id_{number}>" for number in range(_EXTRA_IDS)]
+    special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    added = {token: pieces + _EXTRA_IDS - 1 - number for number, token in enumerate(extra)}
+    ids = {"<pad>": 0, "</s>": 1, "<unk>": 2} | added
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    write_json(folder / "added_tokens.json", added)
+    write_json(folder / "special_tokens_map.json", {"additional_special_tokens": extra, **special})
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "added_tokens_decoder": {str(index): {"content": token, **flags} for token, index in ids.items()},
+            "additional_special_tokens": extra,
+            "clean_up_tokenization_spaces": True,
+            "extra_ids": _EXTRA_IDS,
+            "legacy": True,
+            "model_max_length": 226,
+            "tokenizer_class": "T5Tokenizer",
+            **special,
+        },
+    )
+
+
+def write_pipeline(
+    variant: Variant,
+    folder: Path,
+    *,
+    scale: Scale = "tiny",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a complete pipeline with random weights to ``folder``, whole or not at all, replacing what is there.
+
+    Its parts are made one after the other, so that the largest alone has to fit on ``device``. The same seed gives the
+    same bytes on the same kind of device.
+
+    Args:
+        dtype: of the weights; by default fp32 for ``tiny``, else what the variant was trained in.
+
+    Returns:
+        ``folder``, which ``DiffusionPipeline.from_pretrained`` loads.
+
+    Raises:
+        CogtuneError: the folder cannot be written.
+    """
+    if dtype is None:
+        trained_in = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[variant.trained_in]
+        dtype = torch.float32 if scale == "tiny" else trained_in
+    with written_folder(folder) as aside, explained(folder):
+        _write_tokenizer(aside / "tokenizer")
+        CogVideoXDDIMScheduler(**scheduler_config(variant, scale)).save_pretrained(aside / "scheduler")
+        # The largest files that the published checkpoints have
+        shards = {"text_encoder": "5GB", "transformer": "10GB", "vae": "10GB"}
+        builders = {"text_encoder": build_text_encoder, "transformer": build_transformer, "vae": build_vae}
+        for part, build in builders.items():
+            build(variant, scale, device=device, dtype=dtype, seed=seed).save_pretrained(
+                aside / part, max_shard_size=shards[part]
+            )
+        pipeline = "CogVideoXImageToVideoPipeline" if variant.image_to_video else "CogVideoXPipeline"
+        write_json(
+            aside / "model_index.json",
+            {
+                "_class_name": pipeline,
+                "_diffusers_version": diffusers.__version__,
+                "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
+                "text_encoder": ["transformers", "T5EncoderModel"],
+                "tokenizer": ["transformers", "T5Tokenizer"],
+                "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
+                "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+            },
+        )
+    return folder
+
+
+def tiny_model(name: str) -> Path:
+    """The tiny pipeline of variant ``name`` in the user's cache folder, made at the first call.
+
+    The cache folder is ``$COGTUNE_HOME``, or ``~/.cache/cogtune``. Several processes may ask at once: each makes its
+    own, the first to finish gives it its name, and the others take that one.
+
+    Raises:
+        UsageError: there is no such variant.
+        CogtuneError: the cache folder cannot be written.
+    """
+    row = find_variant(name)
+    configs = [make(row, "tiny") for make in (transformer_config, vae_config, text_encoder_config, scheduler_config)]
+    version = digest([_FORMAT, configs])[:12]
+    home = Path(os.environ.get("COGTUNE_HOME") or Path.home() / ".cache" / "cogtune")
+    target = home.absolute() / "tiny" / f"{row.name}-{version}"
+    if target.is_dir():
+        return target
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=PARTIAL_SUFFIX, dir=target.parent) as own:
+            made = write_pipeline(row, Path(own) / target.name)
+            try:
+                made.rename(target)
+            except OSError:
+                if not target.is_dir():  # else another process was faster, and its files are the same
+                    raise
+    return target

@@ -1,0 +1,55 @@
+"""Training in the test's own process: the real worker on a real plan, without the seconds that launching takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from cogtune import caching, runs, worker
+from cogtune.config import resolve
+from cogtune.plan import Plan
+
+
+class Stop:
+    """Asks a run to stop after so many steps."""
+
+    def __init__(self, after: int | None = None) -> None:
+        self.after, self.asked = after, 0
+
+    def __bool__(self) -> bool:
+        self.asked += 1
+        return self.after is not None and self.asked >= self.after
+
+
+def fill_here(job: caching.Job) -> None:
+    """Stands in for :func:`cogtune.caching.fill`: the same job, done in this process."""
+    assert caching.encode(job, Stop())  # type: ignore[arg-type]
+
+
+def plan_for(data: Path, output: Path, *, resume: str | None = None, **flags: Any) -> Plan:
+    """The plan of a run on a tiny model."""
+    settings = {"data": data, "output": output, "checkpoint_every": 100, **flags}
+    resolved = resolve(preset_name="cpu-lora-tiny", flags=settings)
+    return runs.get_ready(resolved, resume=resume, overwrite=False, dry_run=False).plan
+
+
+def train_here(plan: Plan, *, stop_after: int | None = None) -> list[dict[str, Any]]:
+    """Run the plan; the lines of its ``metrics.jsonl``."""
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+    worker.run(plan, Stop(stop_after))  # type: ignore[arg-type]
+    return read_lines(plan.config.output)
+
+
+def read_lines(output: Path) -> list[dict[str, Any]]:
+    """What a run measured, without what differs from time to time."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "memory_gib")} for line in lines]
+
+
+def evaluations(lines: list[dict[str, Any]]) -> dict[int, float]:
+    """The loss at fixed noise by step."""
+    return {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}

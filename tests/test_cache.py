@@ -1,0 +1,184 @@
+"""The cache: keys follow content, entries are whole, and only what changed is made again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs_in_process import Stop
+
+from cogtune import caching
+from cogtune.caching import Prepared, job_for, prepare
+from cogtune.config import resolve
+from cogtune.data.cache import Index, Store
+from cogtune.data.sources import read_dataset
+from cogtune.data.video import write_video
+from cogtune.errors import CogtuneError
+from cogtune.models import read_spec
+
+
+@pytest.fixture
+def data(clips: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(clips, tmp_path / "data"))
+
+
+@pytest.fixture
+def look(data: Path, tiny: Callable[[str], Path]) -> Callable[..., Prepared]:
+    """Prepare the dataset for a model, with flags."""
+
+    def prepared(model: str = "2b", **flags: Any) -> Prepared:
+        config = resolve(preset_name="cpu-lora-tiny", flags={"data": data, **flags}).config.anchored()
+        folder = tiny(model)
+        return prepare(config, read_spec(folder), folder, read_dataset(data))
+
+    return prepared
+
+
+@pytest.fixture
+def fill(data: Path, tiny: Callable[[str], Path], look: Callable[..., Prepared]) -> Callable[..., Prepared]:
+    """Prepare, and encode what is missing, in this process."""
+
+    def filled(model: str = "2b", **flags: Any) -> Prepared:
+        prepared = look(model, **flags)
+        config = resolve(preset_name="cpu-lora-tiny", flags={"data": data, **flags}).config.anchored()
+        job = job_for(prepared, config, read_spec(tiny(model)), tiny(model))
+        assert caching.encode(job, Stop())  # type: ignore[arg-type]
+        return prepared
+
+    return filled
+
+
+def counts(prepared: Prepared) -> tuple[int, int, int]:
+    todo = prepared.todo
+    return len(todo.clips), len(todo.texts), len(todo.images)
+
+
+def test_entries_hold_what_training_reads(fill: Callable[..., Prepared]) -> None:
+    prepared = fill("5b-i2v")
+    row = prepared.index.rows[0]
+    assert prepared.store.read("latents", row.latents).shape == (32, 3, 8, 12)
+    assert prepared.store.read("text", row.text).shape == (226, 32)
+    assert row.image is not None
+    image = prepared.store.read("image", row.image)
+    assert image.shape == (3, 64, 96)
+    assert image.dtype == torch.uint8
+    assert counts(prepared) == (6, 7, 6)  # a caption each, and the empty one
+
+
+def test_a_second_look_finds_nothing_to_do(fill: Callable[..., Prepared], look: Callable[..., Prepared]) -> None:
+    fill()
+    again = look()
+    assert not again.todo
+    assert str(again.todo) == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"size": "17x64x96"}, (6, 0, 0)),
+        ({"size": "9x96x64"}, (6, 0, 0)),
+        ({"fps": 4.0}, (6, 0, 0)),
+        ({"skip_start": 1}, (6, 0, 0)),
+        ({"id_token": "sks"}, (0, 6, 0)),
+        ({"precision": "bf16"}, (6, 7, 0)),
+        ({"seed": 7, "rank": 3, "steps": 1}, (0, 0, 0)),
+    ],
+)
+def test_a_setting_remakes_what_depends_on_it(
+    fill: Callable[..., Prepared], look: Callable[..., Prepared], flags: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    fill()
+    assert counts(look(**flags)) == expected
+
+
+def test_an_edited_clip_is_noticed_and_no_other(
+    data: Path, fill: Callable[..., Prepared], look: Callable[..., Prepared]
+) -> None:
+    fill()
+    first = data / (data / "videos.txt").read_text().splitlines()[0]
+    write_video(first, torch.randint(0, 255, (30, 64, 96, 3), dtype=torch.uint8).numpy(), 8.0)
+    changed = look()
+    assert [job.video for job in changed.todo.clips] == [first]
+    assert counts(changed) == (1, 0, 0)
+
+
+def test_an_edited_caption_is_noticed(data: Path, fill: Callable[..., Prepared], look: Callable[..., Prepared]) -> None:
+    fill()
+    lines = (data / "prompts.txt").read_text().splitlines()
+    (data / "prompts.txt").write_text("\n".join(["another caption", *lines[1:]]))
+    changed = look()
+    assert [job.caption for job in changed.todo.texts] == ["another caption"]
+    assert counts(changed) == (0, 1, 0)
+
+
+def test_another_models_entries_do_not_serve(fill: Callable[..., Prepared], look: Callable[..., Prepared]) -> None:
+    fill("2b")
+    assert counts(look("1.5-5b"))[0] == 6
+
+
+def test_two_clips_of_one_name_do_not_collide(data: Path, look: Callable[..., Prepared]) -> None:
+    names = (data / "videos.txt").read_text().splitlines()
+    (data / "other").mkdir()
+    same_name = data / "other" / Path(names[0]).name
+    shutil.copy(data / names[1], same_name)
+    (data / "videos.txt").write_text("\n".join([*names, f"other/{same_name.name}"]))
+    (data / "prompts.txt").write_text((data / "prompts.txt").read_text().rstrip("\n") + "\none more\n")
+    rows = look().index.rows
+    assert rows[6].latents == rows[1].latents != rows[0].latents
+
+
+def test_a_damaged_entry_is_made_again(fill: Callable[..., Prepared], look: Callable[..., Prepared]) -> None:
+    prepared = fill()
+    row = prepared.index.rows[2]
+    path = prepared.store.path("latents", row.latents)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not prepared.store.holds("latents", row.latents)
+    assert [job.key for job in look().todo.clips] == [row.latents]
+    with pytest.raises(CogtuneError, match="missing or damaged"):
+        prepared.store.read("latents", row.latents)
+
+
+def test_an_unchanged_file_is_not_read_twice(look: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch) -> None:
+    look()
+
+    def refuse(path: Path) -> str:
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr("cogtune.data.cache.digest_file", refuse)
+    assert len(look().index.rows) == 6
+
+
+def test_a_damaged_memory_of_digests_only_costs_time(data: Path, look: Callable[..., Prepared]) -> None:
+    before = look().index
+    (data / ".cogtune" / "files.json").write_text("{")
+    assert look().index == before
+
+
+def test_an_index_survives_the_disk(tmp_path: Path, look: Callable[..., Prepared]) -> None:
+    index = look().index
+    index.write(tmp_path / "index.json")
+    assert Index.read(tmp_path / "index.json") == index
+    assert Index.read(tmp_path / "index.json").digest == index.digest
+
+
+def test_encoding_stops_when_asked_and_goes_on_later(
+    data: Path, tiny: Callable[[str], Path], look: Callable[..., Prepared]
+) -> None:
+    prepared = look()
+    config = resolve(preset_name="cpu-lora-tiny", flags={"data": data}).config.anchored()
+    job = job_for(prepared, config, read_spec(tiny("2b")), tiny("2b"))
+    assert not caching.encode(job, Stop(after=4))  # type: ignore[arg-type]  # one for the captions, three for clips
+    assert counts(look()) == (4, 0, 0)
+
+
+def test_a_store_refuses_headers_that_lie(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.path("text", "ab" * 16)
+    path.parent.mkdir(parents=True)
+    for content in (b"", b"\0" * 7, b"\xff" * 8, (2).to_bytes(8, "little") + b"{}"):
+        path.write_bytes(content)
+        assert not store.holds("text", "ab" * 16)

@@ -1,0 +1,409 @@
+"""Validation finds every kind of fault, all of them at once, worst first, without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from cogtune.data.checks import Report, check_dataset
+from cogtune.data.findings import FINDINGS, SEVERITIES, Finding, finding, listed
+from cogtune.data.frames import FrameSettings
+from cogtune.data.sources import read_dataset
+from cogtune.data.video import write_video
+from cogtune.geometry import Size
+from cogtune.models import ModelSpec
+
+SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)
+
+SPEC_1_0 = ModelSpec(
+    num_layers=30,
+    num_attention_heads=30,
+    attention_head_dim=64,
+    in_channels=16,
+    out_channels=16,
+    patch_size=2,
+    patch_size_t=None,
+    text_embed_dim=4096,
+    max_text_seq_length=226,
+    sample_height=60,
+    sample_width=90,
+    sample_frames=49,
+    rotary=False,
+    learned_positions=False,
+    ofs_embed_dim=None,
+    scaling_factor=1.15258426,
+    invert_scale_latents=False,
+    num_train_timesteps=1000,
+    snr_shift_scale=3.0,
+)
+
+
+def clip(path: Path, count: int = 12, height: int = 64, width: int = 96, fps: float = 8) -> Path:
+    write_video(path, np.zeros((count, height, width, 3), np.uint8), fps)
+    return path
+
+
+def special_clip(path: Path, *, rotation: int = 0, pixel_aspect: Fraction = Fraction(1)) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.height, stream.width, stream.pix_fmt = *((96, 64) if rotation else (64, 96)), "yuv420p"
+        stream.codec_context.sample_aspect_ratio = pixel_aspect
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for _ in range(12):
+            container.mux(stream.encode(av.VideoFrame(stream.width, stream.height, "yuv420p")))
+        container.mux(stream.encode(None))
+
+
+def sound(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 16000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+
+
+def lists(root: Path, captions: list[str], videos: list[str], images: list[str] | None = None) -> None:
+    root.mkdir(exist_ok=True)
+    (root / "prompts.txt").write_text("\n".join(captions) + "\n")
+    (root / "videos.txt").write_text("\n".join(videos) + "\n")
+    if images is not None:
+        (root / "images.txt").write_text("\n".join(images) + "\n")
+
+
+def check(root: Path, settings: FrameSettings = SETTINGS, spec: ModelSpec | None = None) -> Report:
+    return check_dataset(read_dataset(root), settings, spec)
+
+
+# ------------------------------------------------------------------- a dataset for each kind of fault there is
+
+
+def _with_clip(make: Callable[[Path], object]) -> Callable[[Path], Report]:
+    def build(root: Path) -> Report:
+        lists(root, ["A black frame."], ["bad.mp4"])
+        make(root / "bad.mp4")
+        return check(root)
+
+    return build
+
+
+def _with_caption(caption: str) -> Callable[[Path], Report]:
+    def build(root: Path) -> Report:
+        clip(root / "bad.mp4")
+        (root / "bad.txt").write_text(caption)
+        return check(root)
+
+    return build
+
+
+def _with_lists(*arguments: list[str]) -> Callable[[Path], Report]:
+    def build(root: Path) -> Report:
+        lists(root, *arguments)
+        clip(root / "bad.mp4")
+        return check(root)
+
+    return build
+
+
+def _missing_list(root: Path) -> Report:
+    (root / "prompts.txt").write_text("alone\n")
+    return check(root)
+
+
+def _not_utf8(root: Path) -> Report:
+    lists(root, ["x"], ["bad.mp4"])
+    (root / "prompts.txt").write_bytes(b"caf\xe9\n")
+    return check(root)
+
+
+def _cut(path: Path) -> None:
+    clip(path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _damaged(path: Path) -> None:
+    clip(path)
+    path.write_bytes(path.read_bytes().replace(b"stco", b"\xff" * 4).replace(b"stsz", b"\xff" * 4))
+
+
+def _missing_caption(root: Path) -> Report:
+    clip(root / "good.mp4")
+    (root / "good.txt").write_text("A black frame.")
+    clip(root / "bad.mp4")
+    return check(root)
+
+
+def _stray_caption(root: Path) -> Report:
+    clip(root / "good.mp4")
+    (root / "good.txt").write_text("A black frame.")
+    (root / "bad.txt").write_text("A black frame.")
+    return check(root)
+
+
+def _bad_image(root: Path) -> Report:
+    lists(root, ["A black frame."], ["bad.mp4"], ["bad.png"])
+    clip(root / "bad.mp4")
+    (root / "bad.png").write_bytes(b"not a picture")
+    return check(root)
+
+
+def _at_size(size: str, spec: ModelSpec) -> Callable[[Path], Report]:
+    def build(root: Path) -> Report:
+        lists(root, ["A black frame."], ["good.mp4"])
+        clip(root / "good.mp4", count=60)
+        return check(root, FrameSettings(size=Size.parse(size), fps=8), spec)
+
+    return build
+
+
+CASES: dict[str, tuple[Callable[[Path], Report], str, str]] = {
+    "missing-list": (_missing_list, "videos.txt", "prompts.txt is there, but videos.txt is not"),
+    "not-utf8": (_not_utf8, "prompts.txt:1", "byte 4 of line 1, 0xe9, is not UTF-8"),
+    "line-counts": (
+        _with_lists(["a", "b"], ["bad.mp4"]),
+        "prompts.txt:2",
+        "prompts.txt has 2 lines and videos.txt has 1 line: line 2 of prompts.txt has no partner, so nothing is paired",
+    ),
+    "blank-line": (
+        _with_lists(["a", "", "b"], ["bad.mp4"] * 3),
+        "prompts.txt:2",
+        "line 2 is blank in prompts.txt: lines may have shifted, so nothing is paired",
+    ),
+    "no-samples": (_with_lists([], []), "ROOT", "ROOT lists no sample"),
+    "bad-path": (
+        _with_lists(["a"], ["."]),
+        "videos.txt:1",
+        "'.' is not a usable path: it is the dataset's folder itself",
+    ),
+    "outside-folder": (_with_lists(["a"], ["../a.mp4"]), "videos.txt:1", "../a.mp4 leaves the dataset's folder"),
+    "missing-video": (_with_lists(["A black frame."], ["gone.mp4"]), "gone", "gone.mp4 is not there"),
+    "missing-image": (_with_lists(["A black frame."], ["bad.mp4"], ["gone.png"]), "bad", "gone.png is not there"),
+    "missing-caption": (_missing_caption, "bad", "bad.mp4 has no caption: bad.txt is not there"),
+    "stray-caption": (_stray_caption, "bad.txt", "bad.txt has no clip beside it"),
+    "empty-video": (_with_clip(lambda path: path.write_bytes(b"")), "bad", "bad.mp4 is empty"),
+    "not-a-video": (_with_clip(lambda path: path.write_text("words " * 99)), "bad", "bad.mp4 is not a video"),
+    "no-video-stream": (_with_clip(sound), "bad", "bad.mp4 has no video stream"),
+    "cut-short": (_with_clip(_cut), "bad", "bad.mp4 is cut short: 100 of *,??? bytes are missing"),
+    "damaged-video": (_with_clip(_damaged), "bad", "bad.mp4 cannot be opened: its header is damaged"),
+    "unreadable-image": (_bad_image, "bad", "cannot read the image ROOT/bad.png: it is no image, or damaged"),
+    "too-short": (
+        _with_clip(lambda path: clip(path, count=24, fps=30)),
+        "bad",
+        "gives 7 frames at 8 fps, and training takes 9 (it has 24 at 30 fps)",
+    ),
+    "slow": (
+        _with_clip(lambda path: clip(path, fps=5)),
+        "bad",
+        "runs at 5 fps, training at 8: its motion is learned 1.6 times as fast",
+    ),
+    "rotated": (
+        _with_clip(lambda path: special_clip(path, rotation=90)),
+        "bad",
+        "is turned by 90 degrees, as players turn it",
+    ),
+    "pixel-aspect": (
+        _with_clip(lambda path: special_clip(path, pixel_aspect=Fraction(4, 3))),
+        "bad",
+        "has pixels 1.33 times as wide as high: it is trained squeezed or stretched",
+    ),
+    "upscaled": (
+        _with_clip(lambda path: clip(path, height=32, width=64)),
+        "bad",
+        "32x64 is enlarged 2 times to cover 64x96",
+    ),
+    "cropped": (
+        _with_clip(lambda path: clip(path, height=128, width=96)),
+        "bad",
+        "50% of each frame is cut away to make 128x96 fit 64x96",
+    ),
+    "empty-caption": (_with_caption(" \n"), "bad", "has an empty caption"),
+    "one-word-caption": (_with_caption("mouse"), "bad", "has a caption of one word: 'mouse'"),
+    "long-caption": (
+        _with_caption("word " * 168),
+        "bad",
+        "has a caption of 168 words, about 227 tokens: the model reads 226",
+    ),
+    "listed-twice": (_with_lists(["One.", "Two."], ["bad.mp4", "./bad.mp4"]), "bad#2", "is the same clip as bad"),
+    "same-caption": (
+        _with_lists(["The same."] * 3, ["bad.mp4"] * 3),
+        "bad",
+        "has the same caption as bad#2 and bad#3",
+    ),
+    "model-size": (_at_size("9x60x96", SPEC_1_0), "9x60x96", "height 60 is not a multiple of 16; 64 is"),
+    "model-advice": (
+        _at_size("57x64x96", SPEC_1_0),
+        "57x64x96",
+        "57 frames: the model was trained on 8N+1, up to 49",
+    ),
+}
+
+
+@pytest.mark.parametrize("code", FINDINGS)
+def test_each_kind_of_fault_is_found_and_told(tmp_path: Path, code: str) -> None:
+    build, where, message = CASES[code]
+    report = build(tmp_path)
+    found = next(found for found in report.findings if found.code == code)
+    assert found.where == where.replace("ROOT", str(tmp_path))
+    assert fnmatchcase(found.message, message.replace("ROOT", str(tmp_path))), found.message
+    assert found.severity == FINDINGS[code].severity
+    assert report.ok == all(found.severity != "error" for found in report.findings)
+    related = {"listed-twice", "same-caption", "stray-caption", "one-word-caption"}
+    assert {other.code for other in report.findings} <= {code} | related
+
+
+def test_a_code_without_a_row_is_refused() -> None:
+    with pytest.raises(KeyError):
+        finding("made-up", "a", "b")
+
+
+def test_a_sound_dataset_has_no_findings(tmp_path: Path) -> None:
+    lists(tmp_path, ["A black frame.", "Another one."], ["a.mp4", "b.mp4"], ["a.png", "b.jpg"])
+    for name, image in (("a", "a.png"), ("b", "b.jpg")):
+        clip(tmp_path / f"{name}.mp4")
+        Image.new("RGB", (96, 64)).save(tmp_path / image)
+    report = check(tmp_path, spec=SPEC_1_0)
+    assert report.ok
+    assert report.findings == ()
+    assert report.counts == {"samples": 2, "clips": 2, "error": 0, "warning": 0, "note": 0}
+    assert [(name, info.num_frames) for name, info in report.infos.items()] == [("a", 12), ("b", 12)]
+
+
+def test_all_faults_are_told_at_once_worst_first(tmp_path: Path) -> None:
+    lists(
+        tmp_path,
+        ["word", "A frame.", "A frame.", "Fine as it is.", "Gone away."],
+        ["slow.mp4", "empty.mp4", "short.mp4", "../out.mp4", "gone.mp4"],
+    )
+    clip(tmp_path / "slow.mp4", fps=4)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    clip(tmp_path / "short.mp4", count=5, height=128)
+    report = check(tmp_path)
+    assert [(found.severity, found.code, found.where) for found in report.findings] == [
+        ("error", "outside-folder", "videos.txt:4"),
+        ("error", "empty-video", "empty"),
+        ("error", "too-short", "short"),
+        ("error", "missing-video", "gone"),
+        ("warning", "slow", "slow"),
+        ("warning", "one-word-caption", "slow"),
+        ("warning", "cropped", "short"),
+        ("note", "same-caption", "empty"),
+    ]
+    assert not report.ok
+    assert report.counts == {"samples": 4, "clips": 2, "error": 4, "warning": 3, "note": 1}
+
+
+def test_the_report_does_not_depend_on_the_workers(clips: Path) -> None:
+    dataset = read_dataset(clips)
+    assert check_dataset(dataset, SETTINGS, workers=1) == check_dataset(dataset, SETTINGS, workers=8)
+
+
+def test_a_report_is_json_with_a_stable_schema(tmp_path: Path) -> None:
+    lists(tmp_path, ["A black frame.", "café"], ["a.mp4", "gone.mp4"])
+    clip(tmp_path / "a.mp4")
+    value = json.loads(json.dumps(check(tmp_path).to_json()))
+    assert value == {
+        "version": 1,
+        "dataset": str(tmp_path),
+        "layout": "lists",
+        "ok": False,
+        "counts": {"samples": 2, "clips": 1, "error": 1, "warning": 1, "note": 0},
+        "findings": [
+            {
+                "code": "missing-video",
+                "severity": "error",
+                "where": "gone",
+                "message": "gone.mp4 is not there",
+                "hint": f"paths start at {tmp_path}",
+            },
+            {
+                "code": "one-word-caption",
+                "severity": "warning",
+                "where": "gone",
+                "message": "has a caption of one word: 'café'",
+                "hint": "describe what the clip shows in a sentence or more",
+            },
+        ],
+        "clips": [
+            {
+                "id": "a",
+                "num_frames": 12,
+                "fps": 8.0,
+                "height": 64,
+                "width": 96,
+                "duration": 1.5,
+                "codec": "h264",
+                "pixel_format": "yuv420p",
+                "rotation": 0,
+                "pixel_aspect": 1.0,
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("count", "fps", "start", "message", "hint"),
+    [
+        (75, 30, 0, "gives 20 frames at 8 fps, and", "use a longer clip, or ask for 17 frames"),
+        (24, 8, 0, "gives 24 frames at 8 fps, and", "use a longer clip, or ask for 17 frames"),
+        (24, 8, 15, "gives 9 frames at 8 fps from frame 15 on, and", "use a longer clip, or ask for 9 frames"),
+        (8, 8, 0, "gives 8 frames", "use a longer clip, or leave it out"),
+        (3, 8, 9, "gives 0 frames at 8 fps from frame 9 on", "use a longer clip, or leave it out"),
+    ],
+)
+def test_a_clip_too_short_says_how_many_frames_it_gives(
+    tmp_path: Path, count: int, fps: float, start: int, message: str, hint: str
+) -> None:
+    lists(tmp_path, ["A black frame."], ["a.mp4"])
+    clip(tmp_path / "a.mp4", count=count, fps=fps)
+    report = check(tmp_path, FrameSettings(size=Size(25, 64, 96), fps=8, start=start))
+    (found,) = report.findings
+    assert found.message.startswith(message)
+    assert found.hint == hint
+
+
+def test_what_nearly_fits_is_left_alone(tmp_path: Path) -> None:
+    """A rate 5 % below, a quarter of the frame cropped, 226 tokens and the very size are all fine."""
+    lists(tmp_path, ["word " * 167], ["a.mp4"])
+    clip(tmp_path / "a.mp4", height=64, width=128, fps=23.976)
+    assert check(tmp_path, FrameSettings(size=Size(9, 64, 96), fps=24)).findings == ()
+
+
+def test_captions_are_counted_by_the_tokenizer_where_there_is_one(tmp_path: Path) -> None:
+    lists(tmp_path, ["word " * 168, "two words"], ["a.mp4", "b.mp4"])
+    for name in "ab":
+        clip(tmp_path / f"{name}.mp4")
+    dataset = read_dataset(tmp_path)
+    assert check_dataset(dataset, SETTINGS, count_tokens=lambda caption: 226).findings == ()
+    report = check_dataset(dataset, SETTINGS, SPEC_1_0, count_tokens=lambda caption: 227)
+    assert [found.message for found in report.findings] == [
+        "has a caption of 168 words, 227 tokens: the model reads 226",
+        "has a caption of 2 words, 227 tokens: the model reads 226",
+    ]
+
+
+def test_the_specs_own_text_length_counts(tmp_path: Path) -> None:
+    lists(tmp_path, ["word " * 20], ["a.mp4"])
+    clip(tmp_path / "a.mp4")
+    short = ModelSpec(**{**SPEC_1_0.to_dict(), "max_text_seq_length": 20})
+    (found,) = check(tmp_path, spec=short).findings
+    assert found.message == "has a caption of 20 words, about 27 tokens: the model reads 20"
+
+
+def test_items_are_listed_in_words() -> None:
+    assert listed([3]) == "3"
+    assert listed([3, 7, 9]) == "3, 7 and 9"
+    assert listed(list(range(12)), most=3) == "0, 1, 2 and 9 more"
+
+
+def test_findings_know_how_bad_they_are() -> None:
+    assert SEVERITIES == ("error", "warning", "note")
+    assert finding("slow", "a", "b", "c") == Finding("slow", "warning", "a", "b", "c")

@@ -1,0 +1,213 @@
+"""Training on a tiny model: it learns, it resumes to the bit, and nothing is lost when it fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs_in_process import evaluations, fill_here, plan_for, read_lines, train_here
+from safetensors.torch import load_file
+
+from cogtune import caching
+from cogtune.checkpoints import check_fits, checkpoints, choose, read_state
+from cogtune.data.cache import Index, Store
+from cogtune.errors import CogtuneError, UsageError
+from cogtune.models import LORA_WEIGHTS_NAME
+
+
+@pytest.fixture(autouse=True)
+def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, "fill", fill_here)
+
+
+@pytest.fixture(scope="module")
+def one_clip(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of one clip."""
+    folder = tmp_path_factory.mktemp("one")
+    for name in ("prompts.txt", "videos.txt"):
+        (folder / name).write_text((clips / name).read_text().splitlines()[0] + "\n")
+    (folder / "videos").mkdir()
+    first = (folder / "videos.txt").read_text().strip()
+    os.link(clips / first, folder / first)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights, LoRA or full."""
+    if (folder / LORA_WEIGHTS_NAME).is_file():
+        return load_file(folder / LORA_WEIGHTS_NAME)
+    return {
+        name: value
+        for file in (folder / "transformer").glob("*.safetensors")
+        for name, value in load_file(file).items()
+    }
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_twenty_lora_steps_on_one_clip_lower_the_loss_at_fixed_noise(one_clip: Path, tmp_path: Path) -> None:
+    """Trained, the loss falls by more than 0.3; with a learning rate next to nothing it stays where it was."""
+    trained = evaluations(train_here(plan_for(one_clip, tmp_path / "trained", steps=20)))
+    untrained = evaluations(train_here(plan_for(one_clip, tmp_path / "untrained", steps=20, learning_rate=1e-12)))
+    assert trained[0] == untrained[0]
+    assert trained[0] - trained[20] > 0.3
+    assert abs(untrained[0] - untrained[20]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param({"type": "lora"}, id="lora"),
+        pytest.param({"type": "sft", "learning_rate": 1e-4}, id="sft"),
+        pytest.param({"batch_size": 2, "gradient_accumulation_steps": 2, "caption_dropout": 0.5}, id="accumulation"),
+        pytest.param({"model": "tiny:5b-i2v"}, id="image-to-video"),
+        pytest.param({"model": "tiny:1.5-5b-i2v", "size": "17x64x96"}, id="1.5-image-to-video"),
+        pytest.param({"lr_scheduler": "cosine", "warmup_steps": 2}, id="cosine"),
+    ],
+)
+def test_a_resumed_run_is_the_same_run_to_the_bit(clips: Path, tmp_path: Path, flags: dict[str, Any]) -> None:
+    straight = train_here(plan_for(clips, tmp_path / "straight", steps=8, **flags))
+    first = train_here(plan_for(clips, tmp_path / "broken", steps=8, **flags), stop_after=5)
+    assert [line["step"] for line in first if "loss" in line] == [1, 2, 3, 4, 5]
+    second = train_here(plan_for(clips, tmp_path / "broken", steps=8, resume="latest", **flags))
+    assert second == straight
+    assert_same(weights(tmp_path / "broken" / "checkpoint-8"), weights(tmp_path / "straight" / "checkpoint-8"))
+
+
+def test_the_adapter_is_fp32_on_a_base_in_the_runs_precision(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=1, precision="bf16", model="tiny:5b"))
+    saved = weights(tmp_path / "out")
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+    assert len(saved) == 2 * 4 * 2  # A and B, four targets, two layers
+    assert any(value.abs().max() > 0 for name, value in saved.items() if "lora_B" in name)
+
+
+def test_only_the_newest_checkpoints_are_kept(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=5, checkpoint_every=1, keep_checkpoints=2))
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-4", "checkpoint-5"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(clips: Path, tmp_path: Path) -> None:
+    plan = plan_for(clips, tmp_path / "out", steps=12, checkpoint_every=1, cache_dir=tmp_path / "cache")
+    index = Index.read(plan.index)
+    store = Store(tmp_path / "cache")
+    poisoned = index.rows[3]
+    store.write("latents", poisoned.latents, torch.full_like(store.read("latents", poisoned.latents), torch.nan))
+    with pytest.raises(CogtuneError, match=r"step \d+: the (loss|gradient norm) is nan") as caught:
+        train_here(plan)
+    assert caught.value.details == (f"sample {poisoned.id}",)
+    newest = checkpoints(tmp_path / "out")[-1:]
+    for checkpoint in newest:
+        assert all(value.isfinite().all() for value in weights(checkpoint).values())
+
+
+def test_a_full_disk_during_a_save_leaves_the_earlier_checkpoint(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_for(clips, tmp_path / "out", steps=4, checkpoint_every=2)
+    save, calls = torch.save, []
+
+    def full(value: Any, path: Any) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(value, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CogtuneError, match="No space left"):
+        train_here(plan)
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-2"]
+    assert list((tmp_path / "out").glob(".*.partial")) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(caching, "fill", fill_here)
+    train_here(plan_for(clips, tmp_path / "out", steps=4, checkpoint_every=2, resume="latest"))
+    assert (tmp_path / "out" / "checkpoint-4").is_dir()
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_every_difference(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=1))
+    with pytest.raises(CogtuneError, match="does not fit this run") as caught:
+        plan_for(clips, tmp_path / "out", steps=2, resume="latest", rank=4, seed=1)
+    assert [detail.split(":")[0] for detail in caught.value.details] == ["rank", "seed", "alpha"]
+    assert "8 in the checkpoint, 4 now" in caught.value.details[0]
+
+
+def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no checkpoint to resume from"):
+        choose("latest", tmp_path)
+    with pytest.raises(UsageError, match="there is no checkpoint"):
+        choose(str(tmp_path / "checkpoint-3"), tmp_path)
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(CogtuneError, match=r"no state\.json"):
+        read_state(tmp_path / "checkpoint-3")
+    assert checkpoints(tmp_path) == []
+
+
+def test_identities_are_compared_key_by_key(tmp_path: Path) -> None:
+    check_fits(tmp_path, {"identity": {"a": 1, "old": 2}}, {"a": 1})
+    with pytest.raises(CogtuneError):
+        check_fits(tmp_path, {"identity": {"a": 1}}, {"a": 2})
+
+
+def test_a_new_run_does_not_mix_with_an_old_one(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=1))
+    with pytest.raises(UsageError, match="already holds a run, up to checkpoint-1"):
+        plan_for(clips, tmp_path / "out", steps=1)
+
+
+def test_a_damaged_checkpoint_is_told(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=1))
+    optimizer = tmp_path / "out" / "checkpoint-1" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-100])
+    plan = plan_for(clips, tmp_path / "out", steps=2, resume="latest")
+    with pytest.raises(CogtuneError, match="is damaged"):
+        train_here(plan)
+
+
+def test_the_lora_file_says_how_to_use_it(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=1, alpha=4, id_token="sks"))
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "out" / LORA_WEIGHTS_NAME, framework="pt") as handle:
+        metadata = handle.metadata()
+    adapter, facts = json.loads(metadata["lora_adapter_metadata"]), json.loads(metadata["cogtune"])
+    assert (adapter["transformer.r"], adapter["transformer.lora_alpha"]) == (8, 4.0)
+    assert (facts["alpha"], facts["base_model"], facts["size"], facts["fps"], facts["step"]) == (
+        4.0,
+        "tiny:2b",
+        "9x64x96",
+        8.0,
+        1,
+    )
+    assert facts["prompt"].startswith("sks ")
+
+
+def test_metrics_hold_a_line_for_every_step(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=3, eval_every=2))
+    lines = read_lines(tmp_path / "out")
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert list(evaluations(lines)) == [0, 2, 3]
+    assert set(lines[0]["eval_loss_by_timestep"]) == {"125", "375", "625", "875"}
+
+
+def test_a_target_that_matches_no_layer_is_told(clips: Path, tmp_path: Path) -> None:
+    plan = plan_for(clips, tmp_path / "out", steps=1, target_modules=["to_q", "to_x"])
+    with pytest.raises(CogtuneError, match="match no layer") as caught:
+        train_here(plan)
+    assert len(caught.value.details) == 1
+    assert "to_x" in caught.value.details[0]
+
+
+def test_plans_survive_the_disk(clips: Path, tmp_path: Path) -> None:
+    from cogtune.plan import Plan
+
+    plan = plan_for(clips, tmp_path / "out", steps=1)
+    assert Plan.read(tmp_path / "out" / "launch" / "plan.json") == plan
