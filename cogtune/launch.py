@@ -99,6 +99,7 @@ def write_files(plan: Plan, run_yaml: str) -> LaunchFiles:
 
 def _script(files: LaunchFiles) -> str:
     exports = "".join(f"export {name}={value}\n" for name, value in ENVIRONMENT.items())
+    exports += f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"\n'
     return (
         "#!/bin/sh\n"
         "# Starts this run by hand, as `cogtune train` does. Change plan.json or the configs beside it at will.\n"

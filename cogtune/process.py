@@ -68,11 +68,18 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         if not self._asked and self._parent:
-            try:
-                os.kill(self._parent, 0)
-            except ProcessLookupError:
-                self._asked = True
+            self._asked = not _is_running(self._parent)
         return self._asked
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process is alive; one that ended and was not waited for is not."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def work(report: Report, log: Path, job: Callable[[StopRequest], bool]) -> int:
@@ -150,6 +157,8 @@ def watch(
         report.path.unlink(missing_ok=True)
     variables = {**environment, **os.environ, PARENT_PID: str(os.getpid())}
     variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    here = str(Path(sys.executable).parent)  # where ninja is, which DeepSpeed builds its kernels with
+    variables["PATH"] = os.pathsep.join((here, variables.get("PATH", os.defpath)))
     with explained(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         output = log.open("wb")

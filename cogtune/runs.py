@@ -22,6 +22,7 @@ from cogtune.launch import LaunchFiles
 from cogtune.modeling.locate import locate
 from cogtune.models import LORA_WEIGHTS_NAME, TINY, ModelSpec, fingerprint, published, read_spec
 from cogtune.plan import Plan, check, identity_of, make_plan
+from cogtune.process import alone_in
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,9 @@ def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_ru
     """
     config = resolved.config.anchored()
     resolved = replace(resolved, config=config)
+    if config.output.is_dir():
+        with alone_in(config.output):  # a run at work there is told before anything else; the worker holds it later
+            pass
     start_from = choose(resume, config.output) if resume else None
     if start_from is None:
         _make_room(config.output, overwrite=overwrite, dry_run=dry_run)

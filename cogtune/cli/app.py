@@ -18,8 +18,19 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from cogtune import __version__, console
+
+        console.say(f"cogtune {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
+    version: Annotated[  # noqa: ARG001 (its callback answers)
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of a failure.")] = False,  # noqa: ARG001 (main reads it)
     quiet: Annotated[
         bool, typer.Option("--quiet", help="No remarks and no progress; results and errors only.")

@@ -1,0 +1,148 @@
+"""The command line: quick help without torch, errors in words, all of them at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Cogtune
+
+COMMANDS = [
+    [],
+    ["dataset"],
+    ["dataset", "validate"],
+    ["dataset", "cache"],
+    ["train"],
+    ["merge-zero"],
+    ["infer"],
+    ["push"],
+    ["presets"],
+    ["demo"],
+    ["random-model"],
+]
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "deepspeed", "decord", "av", "numpy")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_is_quick_and_needs_no_heavy_library(words: list[str]) -> None:
+    program = (
+        "import sys, time; began = time.perf_counter()\n"
+        "from cogtune.cli import main\n"
+        "try:\n    main([*sys.argv[1:], '--help'])\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], time.perf_counter() - began, file=sys.stderr)\n"
+    )
+    took = []
+    for _ in range(3):  # the best of three: the machine may be busy with other tests
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+        took.append(time.perf_counter() - began)
+        assert done.stderr.startswith("[] "), done.stderr
+        if took[-1] < 0.5:
+            break
+    assert "Usage: cogtune" in done.stdout
+    assert min(took) < 1.0, took  # 0.5 s on an idle machine; the suite runs several at once
+
+
+def test_version_and_bare_call_tell_what_there_is(cogtune: Cogtune) -> None:
+    assert "dataset" in cogtune("--help").out
+    assert cogtune("--version").out == "cogtune 0.1.0\n"
+
+
+def test_typos_get_the_nearest_word(cogtune: Cogtune, tmp_path: Path) -> None:
+    assert "--preset" in cogtune("train", "--presett", "x", status=2).err
+    assert "did you mean '4090-lora-5b'" in cogtune("train", "--preset", "4090-lora-5", status=2).err
+    assert "did you mean" in cogtune("merge-zeros", status=2).err.lower()
+
+
+def test_a_file_with_three_mistakes_gets_three_answers(cogtune: Cogtune, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("rnak: 64\nsteps: none\nstrategy: zero4\n")
+    told = cogtune("train", "--config", "run.yaml", status=2).err
+    assert "3 mistakes" in told
+    assert "did you mean 'rank'?" in told
+    assert "steps: " in told
+    assert "strategy: " in told
+
+
+def test_a_missing_dataset_is_told(cogtune: Cogtune, tmp_path: Path) -> None:
+    for words in (["dataset", "validate"], ["dataset", "cache", "--preset", "cpu-lora-tiny"]):
+        told = cogtune(*words, "nowhere", status=1).err
+        assert "nowhere" in told
+        assert "hint: " in told
+
+
+def test_an_unreadable_clip_is_told_and_stops_training(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "videos").mkdir(parents=True)
+    (data / "videos" / "bad.mp4").write_bytes(b"no film at all" * 100)
+    good = (clips / "videos.txt").read_text().splitlines()[0]
+    (data / good).write_bytes((clips / good).read_bytes())
+    (data / "videos.txt").write_text(f"videos/bad.mp4\n{good}\nvideos/lost.mp4\n")
+    (data / "prompts.txt").write_text("one caption here\ntwo captions here\nthree captions here\n")
+    ran = cogtune("dataset", "validate", "data", "--preset", "cpu-lora-tiny", "--json", status=1)
+    found = {
+        finding["where"]: finding["code"]
+        for finding in json.loads(ran.out)["findings"]
+        if finding["severity"] == "error"
+    }
+    assert found == {"videos/bad": "not-a-video", "videos/lost": "missing-video"}
+    told = cogtune("train", "--preset", "cpu-lora-tiny", status=1).err
+    assert "videos/bad" in told
+    assert "videos/lost" in told
+    assert not (tmp_path / "out" / "launch").exists()
+
+
+def test_wrong_models_and_sizes_are_told_together(cogtune: Cogtune, clips: Path) -> None:
+    told = cogtune(
+        "train", "--preset", "cpu-lora-tiny", "--data", clips, "--size", "10x60x90", "--precision", "fp16",
+        "--model", "tiny:5b", status=2,
+    ).err  # fmt: skip
+    assert "overflows in fp16" in told
+    assert told.count("10x60x90") == 3
+    told = cogtune("train", "--model", "7b", "--data", clips, status=2).err
+    assert "there is no model '7b'" in told
+
+
+def test_a_model_that_cannot_be_downloaded_is_told(cogtune: Cogtune, clips: Path) -> None:
+    told = cogtune("train", "--preset", "4090-lora-5b", "--data", clips, status=1).err
+    assert "cannot download THUDM/CogVideoX-5b" in told
+    assert "--model" in told
+
+
+def test_presets_are_listed_and_shown(cogtune: Cogtune) -> None:
+    rows = json.loads(cogtune("presets", "--json").out)
+    assert len(rows) == 28
+    assert rows[1] == {
+        "preset": "4090-lora-5b",
+        "hardware": "4090",
+        "model": "5b",
+        "type": "lora",
+        "strategy": "ddp",
+        "precision": "bf16",
+        "size": "49x480x720",
+        "guides' VRAM": "24 GB",
+    }
+    shown = cogtune("presets", "8x4090-sft-2b-zero3").out
+    assert "strategy\tzero3\tpreset 8x4090-sft-2b-zero3" in shown
+    assert "seed\t42\tdefault" in shown
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "cogtune", "train", "--preset", "nix", "--debug"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Traceback" in done.stderr
+    assert done.returncode == 1
+
+
+def test_infer_says_what_it_needs(cogtune: Cogtune, tmp_path: Path) -> None:
+    assert "which model" in cogtune("infer", "--prompt", "x", status=2).err
+    assert "there is no LoRA in nowhere" in cogtune("infer", "--lora", "nowhere", status=2).err
+    told = cogtune("infer", "--model", "tiny:5b-i2v", "--size", "8x64x96", status=2).err
+    assert "--prompt" in told
+    assert "--image" in told
+    assert "--size" in told
+    assert ".mp4" in cogtune("infer", "--output", "x.gif", status=2).err

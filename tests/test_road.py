@@ -1,0 +1,245 @@
+"""The whole road through the real program: encode, train, stop, kill, resume, merge, sample."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Cogtune
+from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from safetensors.torch import load_file
+
+from cogtune.checkpoints import checkpoints
+from cogtune.data.video import probe, read_frames
+from cogtune.modeling.locate import locate
+from cogtune.models import LORA_WEIGHTS_NAME
+
+FOREVER = ["--steps", "100000", "--checkpoint-every", "1", "--eval-every", "1000000"]
+
+
+def start(folder: Path, *words: object) -> subprocess.Popen[str]:
+    """The real program, left running."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cogtune", *map(str, words)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_checkpoints(output: Path, running: subprocess.Popen[str], count: int = 1) -> None:
+    """Until a run has written its first checkpoints."""
+    deadline = time.monotonic() + 120
+    while not checkpoints(output) or int(checkpoints(output)[-1].name.split("-")[1]) < count:
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kill_all(running: subprocess.Popen[str], output: Path) -> None:
+    """kill -9 the program and, at the same moment, every process it started."""
+    worker = json.loads((output / "launch" / "rank-0.json").read_text())["pid"]
+    os.killpg(os.getpgid(worker), signal.SIGKILL)
+    running.kill()
+    running.communicate()
+
+
+def assert_whole(output: Path) -> None:
+    """Everything under a final name can be read to its end."""
+    for checkpoint in output.glob("checkpoint-*"):
+        assert load_file(checkpoint / LORA_WEIGHTS_NAME)
+        assert torch.load(checkpoint / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+        assert f"checkpoint-{json.loads((checkpoint / 'state.json').read_text())['step']}" == checkpoint.name
+
+
+def test_the_road_by_hand(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
+    preset = ["--preset", "cpu-lora-tiny"]
+    cache = ["--cache-dir", tmp_path / "cache"]
+    assert "0 errors" in cogtune("dataset", "validate", clips, *preset).out
+    assert "encoded 6 clips, 7 captions" in cogtune("dataset", "cache", clips, *preset, *cache).out
+    assert "nothing to do" in cogtune("dataset", "cache", clips, *preset, *cache).out
+
+    dry = cogtune("train", *preset, "--data", clips, *cache, "--dry-run").out
+    assert "rank\t8\tpreset cpu-lora-tiny" in dry
+    assert not (tmp_path / "out" / "checkpoint-10").exists()
+    assert json.loads((tmp_path / "out" / "launch" / "plan.json").read_text())["total_steps"] == 20
+
+    done = cogtune("train", *preset, "--data", clips, *cache, "--steps", 10)
+    assert "next: cogtune infer --lora" in done.out
+    assert "encoding" not in done.err
+    again = cogtune("train", "--resume", "latest", "--steps", 20)
+    assert "resumed at step 10" in again.err
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-10", "checkpoint-20"]
+
+    cogtune("infer", "--lora", "out", "--steps", 4, "--output", "with.mp4")
+    info = probe(tmp_path / "with.mp4")
+    assert (info.num_frames, info.height, info.width, info.fps) == (9, 64, 96, 8.0)
+    cogtune("infer", "--lora", "out", "--steps", 4, "--lora-scale", 0, "--output", "without.mp4")
+    shown, plain = (read_frames(tmp_path / name, range(9)).astype(int) for name in ("with.mp4", "without.mp4"))
+    assert np.abs(shown - plain).max() > 8
+
+    by_hand = subprocess.run(
+        ["sh", tmp_path / "out" / "launch" / "command.sh"], capture_output=True, text=True, check=False
+    )
+    assert by_hand.returncode == 0, by_hand.stderr
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
+    running = start(tmp_path, "train", "--preset", "cpu-lora-tiny", "--data", clips, *FOREVER)
+    wait_for_checkpoints(tmp_path / "out", running, 3)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "go on with: cogtune train --resume latest" in told
+    assert "Traceback" not in told
+    assert_whole(tmp_path / "out")
+    last = int(checkpoints(tmp_path / "out")[-1].name.split("-")[1])
+    done = cogtune("train", "--resume", "latest", "--steps", last + 2)
+    assert f"resumed at step {last}" in done.err
+
+
+def test_workers_do_not_outlive_the_program(clips: Path, tmp_path: Path) -> None:
+    running = start(tmp_path, "train", "--preset", "cpu-lora-tiny", "--data", clips, *FOREVER)
+    wait_for_checkpoints(tmp_path / "out", running)
+    report = tmp_path / "out" / "launch" / "rank-0.json"
+    running.kill()
+    deadline = time.monotonic() + 30
+    while json.loads(report.read_text())["status"] == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert json.loads(report.read_text())["status"] == "stopped"
+    running.communicate(timeout=30)
+    assert_whole(tmp_path / "out")
+
+
+def test_two_runs_in_one_folder_are_refused(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
+    running = start(tmp_path, "train", "--preset", "cpu-lora-tiny", "--data", clips, *FOREVER)
+    wait_for_checkpoints(tmp_path / "out", running)
+    told = cogtune("train", "--resume", "latest", "--steps", 100000, status=1).err
+    assert "another process is at work in" in told
+    running.terminate()
+    assert running.wait(60) == 128 + signal.SIGTERM
+    running.communicate()
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_goes_on(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
+    moments = random.Random(7)
+    output = tmp_path / "out"
+    reached = 0
+    for attempt in range(8):
+        resume = ["--resume", "latest"] if attempt else ["--preset", "cpu-lora-tiny", "--data", clips]
+        running = start(tmp_path, "train", *resume, *FOREVER)
+        wait_for_checkpoints(output, running, reached + 1)
+        time.sleep(moments.uniform(0, 0.4))
+        kill_all(running, output)
+        assert_whole(output)
+        reached = int(checkpoints(output)[-1].name.split("-")[1])
+    done = cogtune("train", "--resume", "latest", "--steps", reached + 1)
+    assert f"resumed at step {reached}" in done.err
+    assert not list(output.glob(".*.partial"))
+
+
+def test_the_lora_in_plain_diffusers_gives_the_same_frames(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
+    """Alpha is a quarter of the rank, so a loader that takes it for the rank shows it."""
+    cogtune(
+        "train", "--preset", "cpu-lora-tiny", "--data", clips, "--cache-dir", tmp_path / "cache",
+        "--alpha", 2, "--learning-rate", 0.01,
+    )  # fmt: skip
+    cogtune("infer", "--lora", "out", "--steps", 3, "--prompt", "a red disc", "--output", "ours.mp4")
+
+    pipeline = CogVideoXPipeline.from_pretrained(locate("tiny:2b"), dtype=torch.float32)
+    pipeline.scheduler = CogVideoXDDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    pipeline.set_progress_bar_config(disable=True)
+
+    def sampled() -> np.ndarray[Any, Any]:
+        frames = pipeline(
+            "a red disc", num_frames=9, height=64, width=96, num_inference_steps=3, guidance_scale=6.0,
+            generator=torch.Generator().manual_seed(42), output_type="np",
+        ).frames[0]  # fmt: skip
+        return (frames * 255).round().astype(np.uint8)
+
+    without = sampled()
+    pipeline.load_lora_weights(tmp_path / "out")
+    with_lora = sampled()
+    assert np.abs(with_lora.astype(int) - without).max() > 8
+
+    from cogtune.generate import Request, fill_in, load_pipeline, sample
+
+    request = Request(lora=tmp_path / "out", prompt="a red disc", steps=3)
+    recipe = fill_in(request)
+    assert np.array_equal(sample(load_pipeline(recipe), recipe, request), with_lora)
+    seen = read_frames(tmp_path / "ours.mp4", range(9)).astype(int)
+    assert np.abs(seen - with_lora).mean() < np.abs(seen - without).mean()  # the file is compressed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "sft"])
+def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
+    kind: str, cogtune: Cogtune, clips: Path, tmp_path: Path
+) -> None:
+    """Two processes against one with twice the accumulation: the same batches, so the same loss to 2e-4."""
+    shared = [
+        "--preset",
+        f"cpu-{kind}-tiny",
+        "--data",
+        clips,
+        "--cache-dir",
+        tmp_path / "cache",
+        "--checkpoint-every",
+        2,
+    ]
+    cogtune("train", *shared, "--output", "one", "--gradient-accumulation-steps", 2, "--steps", 4)
+    expected = measured(tmp_path / "one")
+    for strategy in ("ddp", "zero2", "zero2-offload", "zero3", "zero3-offload"):
+        two = ["--output", strategy, "--strategy", strategy, "--num-processes", 2]
+        cogtune("train", *shared, *two, "--steps", 2)
+        cogtune("train", "--resume", "latest", "--output", strategy, "--steps", 4)
+        for step, loss in measured(tmp_path / strategy).items():
+            assert loss == pytest.approx(expected[step], rel=2e-4), (strategy, step)
+        if strategy == "ddp":
+            continue
+        cogtune("merge-zero", f"{strategy}/checkpoint-4", "--output", f"{strategy}-merged", "--dtype", "fp32")
+        merged = tmp_path / f"{strategy}-merged"
+        if kind == "lora":
+            ours = load_file(tmp_path / strategy / LORA_WEIGHTS_NAME)
+            theirs = load_file(merged / LORA_WEIGHTS_NAME)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        else:
+            one = CogVideoXTransformer3DModel.from_pretrained(tmp_path / "one" / "checkpoint-4" / "transformer")
+            other = CogVideoXTransformer3DModel.from_pretrained(merged / "transformer").state_dict()
+            for name, value in one.state_dict().items():
+                torch.testing.assert_close(other[name], value, rtol=0, atol=2e-4)
+    where = ["--lora", "zero3-merged"] if kind == "lora" else ["--model", "zero3-merged"]
+    cogtune("infer", *where, "--prompt", "a disc", "--steps", 2, "--size", "9x64x96")
+    assert probe(tmp_path / "video.mp4").num_frames == 9
+
+
+def measured(output: Path) -> dict[int, float]:
+    """The loss of each step."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+@pytest.mark.slow
+def test_the_demo(cogtune: Cogtune, tmp_path: Path) -> None:
+    told = cogtune("demo").out
+    video = tmp_path / "cogtune-demo" / "video.mp4"
+    info = probe(video)
+    assert (info.num_frames, info.height, info.width, info.codec) == (9, 64, 96, "h264")
+    assert str(Path("cogtune-demo") / "video.mp4") in told
+    assert "next, with a GPU" in told
+    (tmp_path / "mine").mkdir()
+    assert "already there" in cogtune("demo", "mine", status=2).err
