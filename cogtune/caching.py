@@ -151,12 +151,9 @@ def fill(job: Job) -> None:
 
 def encode(job: Job, stop: StopRequest) -> bool:
     """Encode all of a job, text first, so that the two encoders are never in memory together; False when stopped."""
-    import torch
+    from cogtune.modeling.devices import DTYPES, best_device
 
-    from cogtune.modeling.encode import DTYPES
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[job.precision]
+    device, dtype = best_device(), DTYPES[job.precision]
     return (
         _encode_texts(job, stop, device, dtype) and _encode_clips(job, stop, device, dtype) and _store_images(job, stop)
     )

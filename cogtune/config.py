@@ -94,8 +94,8 @@ class RunConfig(BaseModel):
     keep_checkpoints: int = _saving(3, ge=1, help_text="How many of the newest checkpoints stay.")
     eval_every: int | None = _saving(
         None,
-        ge=1,
-        help_text="Steps between measurements of the loss at fixed noise. [default: with each checkpoint]",
+        ge=0,
+        help_text="Steps between measurements of the loss at fixed noise; 0 for none. [default: with each checkpoint]",
     )
 
     strategy: Strategy = _launch("ddp", help_text="How memory and work are shared out over the GPUs.")

@@ -22,11 +22,15 @@ from cogtune.checkpoints import STATE_NAME, checkpoints, read_state
 from cogtune.data.frames import load_image
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError, UsageError
+from cogtune.files import read_json
 from cogtune.geometry import Size
 from cogtune.modeling.adapters import read_facts
-from cogtune.modeling.encode import DTYPES
+from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.locate import locate
 from cogtune.models import LORA_WEIGHTS_NAME, ModelSpec, Precision, read_spec
+
+MERGE_NAME = "merge.json"
+"""In a merged folder: what it was merged from."""
 
 OFFLOAD_BELOW_GIB = 48
 """On a smaller GPU, encoder, transformer and VAE take turns on it."""
@@ -96,11 +100,12 @@ def fill_in(request: Request) -> Recipe:
     if model is not None and (trained := _trained_transformer(Path(model))) is not None:
         transformer, facts = trained
         model = None
+    elif model is not None and (Path(model) / MERGE_NAME).is_file():
+        facts = {**(read_json(Path(model) / MERGE_NAME).get("run") or {}), "model_path": model, "base_model": model}
     model = model or facts.get("base_model")
     if model is None:
         raise UsageError(
-            "which model? neither --model nor the LoRA file says",
-            "add --model 5b, or the base the LoRA was trained on",
+            "which model? neither --model nor the LoRA file says", "add --model 5b, or the base the LoRA was trained on"
         )
     base = locate(facts["model_path"] if _is_here(facts, model) else model)
     spec = read_spec(base)

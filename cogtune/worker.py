@@ -35,7 +35,8 @@ def run(plan: Plan, stop: StopRequest) -> bool:
     from cogtune.checkpoints import check_fits, checkpoints, read_state
     from cogtune.data.cache import Index, Store
     from cogtune.modeling.adapters import add_lora
-    from cogtune.modeling.encode import DTYPES, VideoEncoder
+    from cogtune.modeling.devices import DTYPES
+    from cogtune.modeling.encode import VideoEncoder
     from cogtune.training import checkpoint
     from cogtune.training.loop import Training, train
     from cogtune.training.objective import Objective

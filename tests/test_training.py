@@ -195,6 +195,7 @@ def test_metrics_hold_a_line_for_every_step(clips: Path, tmp_path: Path) -> None
     lines = read_lines(tmp_path / "out")
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     assert list(evaluations(lines)) == [0, 2, 3]
+    assert evaluations(train_here(plan_for(clips, tmp_path / "none", steps=1, eval_every=0))) == {}
     assert set(lines[0]["eval_loss_by_timestep"]) == {"125", "375", "625", "875"}
 
 

@@ -29,13 +29,17 @@ def merge_zero(
         bool,
         typer.Option("--copy-base", help="Copy the base model's other parts instead of linking to them."),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write over a folder that is there.")] = False,
+    lora_alpha: Annotated[
+        float | None,
+        typer.Option("--lora-alpha", help="Alpha of a LoRA that another program trained.", show_default=False, min=0),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output folder, with all in it.")] = False,
 ) -> None:
     """Turn a ZeRO-2 or ZeRO-3 checkpoint into weights that diffusers loads, and check them."""
     from cogtune.merge import merge_checkpoint
     from cogtune.modeling.locate import locate
 
-    with console.progress("tensors", 0) as progress:
+    with console.progress("merging", 0) as progress:
         result = merge_checkpoint(
             checkpoint,
             output,
@@ -43,7 +47,10 @@ def merge_zero(
             dtype=dtype,
             max_shard_size=max_shard_size,
             copy_base=copy_base,
+            lora_alpha=lora_alpha,
             force=force,
             progress=progress.move_to,
         )
-    console.say(f"{result.output}: {result.kind}, {result.tensors} tensors, {result.parameters:,} parameters")
+    for part in result.missing:
+        console.note(f"the base model on this machine lacks {part}, so this is the transformer alone")
+    console.say(f"{result.weights}: {result.kind}, {result.tensors} tensors, {result.parameters:,} parameters")

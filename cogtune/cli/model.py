@@ -26,9 +26,8 @@ def random_model(
     row = find(variant)
     if folder.exists():
         raise UsageError(f"{folder} is already there", "choose another folder")
-    import torch
-
+    from cogtune.modeling.devices import best_device
     from cogtune.modeling.random_weights import write_pipeline
 
-    device = "cuda" if scale == "full" and torch.cuda.is_available() else "cpu"
+    device = best_device() if scale == "full" else "cpu"
     console.say(str(write_pipeline(row, folder, scale=scale, seed=seed, device=device)))

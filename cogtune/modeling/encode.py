@@ -10,9 +10,6 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
-DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-"""Precisions by the names that configurations use."""
-
 
 def pixels_to_unit(frames: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 pixels as numbers in [-1, 1], as diffusers' ``VideoProcessor`` makes them."""

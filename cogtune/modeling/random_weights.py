@@ -23,29 +23,29 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXT
 from transformers import T5Config, T5EncoderModel
 
 from cogtune.files import PARTIAL_SUFFIX, digest, explained, write_json, written_folder
+from cogtune.modeling.devices import DTYPES
 from cogtune.models import Variant
 from cogtune.models import variant as find_variant
 
 Scale = Literal["tiny", "full"]
 
 _FORMAT = 1
-"""Raise it when the files of a tiny pipeline change for any reason that its configs do not show."""
+"""Raise it when the files of a tiny pipeline change for a reason that :func:`tiny_model` cannot see."""
 
 _LATENT_CHANNELS = 16
 _TIMESTEP_WIDTH: dict[Scale, int] = {"tiny": 32, "full": 512}
 _TEXT_WIDTH: dict[Scale, int] = {"tiny": 32, "full": 4096}
 
-# A tiny transformer is 2 layers of 12 heads of 16. Narrower ones learn badly: a patch of 1.5 is 128 numbers, and what
-# a frozen width near that lets through leaves an adapter little room.
-_TINY_LAYERS, _TINY_HEADS, _TINY_HEAD_DIM = 2, 12, 16
+# A patch of 1.5 is 128 numbers in and out: in a width near that, an adapter on frozen weights has no room to work.
+_TINY_LAYERS, _TINY_HEADS, _TINY_HEAD_DIM = 2, 16, 16
 _TINY_LATENT_HEIGHT, _TINY_LATENT_WIDTH = 8, 12
 
-_TINY_GATE_BIAS = 1.0
-_TINY_ATTENTION_GAIN = 1.7
-_TINY_OUTPUT_GAIN = 1.5
-_TINY_LATENT_GAIN = 3.0
-_TINY_LOGVAR_BIAS = -6.0
-_TINY_FRAME_GAIN = 4.0
+# How a tiny model's first weights differ from torch's own: see _liven_transformer and _liven_vae.
+_GATE_BIAS = 1.0
+_EMBEDDING_GAIN = 0.5
+_OUTPUT_GAIN = 1.5
+_LATENT_GAIN = 3.0
+_LOGVAR_BIAS = -6.0
 
 _EXTRA_IDS = 100
 _WORDS = """
@@ -178,13 +178,19 @@ def scheduler_config(variant: Variant, scale: Scale) -> dict[str, Any]:  # noqa:
 @contextlib.contextmanager
 def _made_on(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
     """Parameters made inside are born on ``device`` in ``dtype`` from ``seed``; all torch state is put back after."""
-    on_gpu = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
     before = torch.get_default_dtype()
-    with torch.random.fork_rng(on_gpu), torch.no_grad(), device:
+    with contextlib.ExitStack() as stack:
+        gpus = []
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+            gpus = [torch.cuda.current_device()]
+        stack.enter_context(torch.random.fork_rng(gpus))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(device)
+        # torch.manual_seed would reseed every device, also those that are not forked.
         torch.default_generator.manual_seed(seed)
-        for index in on_gpu:
-            with torch.cuda.device(index):
-                torch.cuda.manual_seed(seed)
+        if gpus:
+            torch.cuda.manual_seed(seed)
         torch.set_default_dtype(dtype)
         try:
             yield
@@ -200,6 +206,8 @@ def build_transformer(
         model = CogVideoXTransformer3DModel(**transformer_config(variant, scale))
         if scale == "tiny":
             _liven_transformer(model)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(dtype)  # diffusers makes positions, a buffer, in fp64
     return model.eval()
 
 
@@ -226,40 +234,38 @@ def build_text_encoder(
 def _liven_transformer(model: CogVideoXTransformer3DModel) -> None:
     """Let a LoRA on the attention of a frozen random model change what comes out.
 
-    With torch's own initial weights, gates are about 0.1 and attention shrinks what it passes on, so a low-rank change
-    is lost before the output; and the last layer norm bounds the output to a deviation of 0.6, below the target's 1.
+    With torch's own initial weights the gates are about 0.1, so that what attention adds hardly shows beside what the
+    embedding put there, and the last layer norm holds the output to a deviation of 0.6, where the target's is 1.
     """
     for block in model.transformer_blocks:
         for norm in (block.norm1, block.norm2):
-            # shift, scale and gate of the video, then of the text: CogVideoXLayerNormZero's six parts
+            # CogVideoXLayerNormZero: shift, scale and gate of the video, then those of the text
             parts = norm.linear.bias.view(6, -1)
-            parts[2] += _TINY_GATE_BIAS
-            parts[5] += _TINY_GATE_BIAS
-        block.attn1.to_v.weight *= _TINY_ATTENTION_GAIN
-        block.attn1.to_out[0].weight *= _TINY_ATTENTION_GAIN
-    model.proj_out.weight *= _TINY_OUTPUT_GAIN
+            parts[2] += _GATE_BIAS
+            parts[5] += _GATE_BIAS
+    model.patch_embed.proj.weight *= _EMBEDDING_GAIN
+    model.proj_out.weight *= _OUTPUT_GAIN
 
 
 def _liven_vae(model: AutoencoderKLCogVideoX) -> None:
-    """Give latents and frames the spread that a trained VAE gives them.
+    """Give latents the spread that a trained VAE gives them.
 
-    Torch's own initial weights give latents a deviation of 0.34, noise as strong as they are, and frames of nearly one
-    grey. Here scaled latents have a deviation of about 1, with little noise on them, and frames of about 0.5.
+    With torch's own initial weights the latents' deviation is 0.34 and that of the noise on them 1. Here scaled latents
+    have a deviation of about 1, with noise of 0.05 on them; frames decoded from such latents, of about 0.5.
     """
-    mean, logvar = model.encoder.conv_out.conv.weight.chunk(2)
-    mean *= _TINY_LATENT_GAIN / model.config.scaling_factor
-    logvar *= 1 / _TINY_LATENT_GAIN
-    mean, logvar = model.encoder.conv_out.conv.bias.chunk(2)
-    mean *= _TINY_LATENT_GAIN / model.config.scaling_factor
-    logvar += _TINY_LOGVAR_BIAS
-    model.decoder.conv_out.conv.weight *= _TINY_FRAME_GAIN
+    mean_gain = _LATENT_GAIN / model.config.scaling_factor
+    convolution = model.encoder.conv_out.conv
+    convolution.weight[:_LATENT_CHANNELS] *= mean_gain
+    convolution.bias[:_LATENT_CHANNELS] *= mean_gain
+    convolution.bias[_LATENT_CHANNELS:] += _LOGVAR_BIAS
 
 
 @lru_cache(maxsize=1)
 def _tokenizer_model() -> bytes:
     """A SentencePiece unigram model of our own words, whose special pieces stand where T5 has them."""
     made = io.BytesIO()
-    phrases = (" ".join(_WORDS[start : start + 7]) + "." for start in range(len(_WORDS)))
+    ring = _WORDS + _WORDS[:6]
+    phrases = (" ".join(ring[start : start + 7]) + "." for start in range(len(_WORDS)))
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([*phrases, _CHARACTERS]),
         model_writer=made,
@@ -332,8 +338,7 @@ def write_pipeline(
         CogtuneError: the folder cannot be written.
     """
     if dtype is None:
-        trained_in = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[variant.trained_in]
-        dtype = torch.float32 if scale == "tiny" else trained_in
+        dtype = DTYPES["fp32" if scale == "tiny" else variant.trained_in]
     with written_folder(folder) as aside, explained(folder):
         _write_tokenizer(aside / "tokenizer")
         CogVideoXDDIMScheduler(**scheduler_config(variant, scale)).save_pretrained(aside / "scheduler")
@@ -372,7 +377,8 @@ def tiny_model(name: str) -> Path:
     """
     row = find_variant(name)
     configs = [make(row, "tiny") for make in (transformer_config, vae_config, text_encoder_config, scheduler_config)]
-    version = digest([_FORMAT, configs])[:12]
+    gains = [_GATE_BIAS, _EMBEDDING_GAIN, _OUTPUT_GAIN, _LATENT_GAIN, _LOGVAR_BIAS]
+    version = digest([_FORMAT, configs, gains, _WORDS])[:12]
     home = Path(os.environ.get("COGTUNE_HOME") or Path.home() / ".cache" / "cogtune")
     target = home.absolute() / "tiny" / f"{row.name}-{version}"
     if target.is_dir():

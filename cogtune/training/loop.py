@@ -56,7 +56,7 @@ def train(run: Training) -> int:
         rank=accelerator.process_index,
     )
     rate = learning_rate_at(config, total)
-    evaluate_every = config.eval_every or config.checkpoint_every
+    evaluate_every = config.checkpoint_every if config.eval_every is None else config.eval_every
     smoothed = Smoothed()
     done = run.first_step
 
@@ -66,7 +66,7 @@ def train(run: Training) -> int:
         console.progress("training", total) as progress,
     ):
         progress.advance(done)
-        if done == 0:
+        if done == 0 and evaluate_every:
             _evaluate(run, metrics, done)
         trainee.model.train()
         began = time.perf_counter()
@@ -100,7 +100,7 @@ def train(run: Training) -> int:
                 checkpoint.save(trainee, config.output, done, facts, keep=config.keep_checkpoints)
             if stop:
                 break
-            if done % evaluate_every == 0 or done == total:
+            if evaluate_every and (done % evaluate_every == 0 or done == total):
                 _evaluate(run, metrics, done)
                 began = time.perf_counter()
     return done

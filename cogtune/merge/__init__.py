@@ -1,0 +1,5 @@
+"""A DeepSpeed ZeRO checkpoint becomes weights that diffusers loads."""
+
+from cogtune.merge.checkpoint import MergeResult, merge_checkpoint
+
+__all__ = ["MergeResult", "merge_checkpoint"]

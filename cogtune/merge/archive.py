@@ -1,0 +1,231 @@
+"""Files of ``torch.save``, read without running what is pickled in them, and without loading them.
+
+Such a file is an uncompressed zip: ``data.pkl`` describes the objects; ``data/0``, ``data/1``, ... are the
+raw bytes of the tensors. Here tensors come back as places in the file, and every class that is not one of
+a few harmless ones as an inert stand-in: a checkpoint from a stranger cannot execute code, and DeepSpeed,
+whose classes are pickled in its checkpoints, need not be installed.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cogtune.errors import CogtuneError
+from cogtune.files import explained
+
+CHUNK_BYTES = 1 << 22
+"""How much of a tensor is in memory at a time."""
+
+_DTYPES: dict[str, torch.dtype] = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A tensor's raw bytes inside a file: where they are, and their CRC-32 if the file has one."""
+
+    path: Path
+    offset: int
+    size: int
+    crc: int | None
+
+    def is_sound(self, on_bytes: Callable[[int], None]) -> bool:
+        """Whether the bytes are all there and have their checksum; tells ``on_bytes`` how many were read."""
+        crc = 0
+        with explained(self.path, "read"), self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            left = self.size
+            while left:
+                data = file.read(min(left, CHUNK_BYTES))
+                if not data:
+                    return False
+                crc = zlib.crc32(data, crc)
+                left -= len(data)
+                on_bytes(len(data))
+        return self.crc is None or crc == self.crc
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a place in a file. ``offset`` and ``stride`` count elements of the record."""
+
+    record: Record
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its values lie in the file one after the other."""
+        step = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if size != 1 and stride != step:
+                return False
+            step *= size
+        return True
+
+    def chunks(self, start: int, length: int) -> Iterator[torch.Tensor]:
+        """The values ``start`` to ``start + length`` of the flattened tensor, a few MB at a time."""
+        step = CHUNK_BYTES // self.dtype.itemsize
+        if not self.is_contiguous:
+            whole = _read(self.record, self.dtype, 0, self.record.size // self.dtype.itemsize)
+            flat = whole.as_strided(self.shape, self.stride, self.offset).reshape(-1)
+            yield from flat[start : start + length].split(step)
+            return
+        for begin in range(start, start + length, step):
+            yield _read(self.record, self.dtype, self.offset + begin, min(step, start + length - begin))
+
+
+def _read(record: Record, dtype: torch.dtype, start: int, count: int) -> torch.Tensor:
+    data = bytearray(count * dtype.itemsize)
+    with explained(record.path, "read"), record.path.open("rb", buffering=0) as file:
+        file.seek(record.offset + start * dtype.itemsize)
+        filled = 0
+        while filled < len(data):
+            got = file.readinto(memoryview(data)[filled:])
+            if not got:
+                raise CogtuneError(f"{record.path} became shorter while it was read", "run it again")
+            filled += got
+    return torch.frombuffer(data, dtype=dtype)
+
+
+class _Inert:
+    """Stands for every class that is not needed: takes anything, does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> _Inert:
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+
+def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
+    record, dtype = storage
+    tensor = StoredTensor(record, dtype, offset, tuple(shape), tuple(stride))
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
+    inside = offset + last < record.size // dtype.itemsize
+    if min(offset, *tensor.shape, *tensor.stride, 0) < 0 or (tensor.numel and not inside):
+        raise pickle.UnpicklingError("a tensor lies outside its bytes")
+    return tensor
+
+
+def _same(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _from_type(function: Any, _type: Any, arguments: Any, _state: Any) -> Any:
+    return function(*arguments)
+
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _same,
+    ("torch._utils", "_rebuild_parameter_with_state"): _same,
+    ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
+    ("deepspeed.runtime.zero.config", "ZeroStageEnum"): int,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, records: dict[str, Record]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._records = records
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        return _KNOWN.get((module, name), _Inert)
+
+    def persistent_load(self, reference: Any) -> tuple[Record, torch.dtype]:
+        _, dtype, key, _, _ = reference
+        if not isinstance(dtype, torch.dtype):
+            raise pickle.UnpicklingError("a tensor has a type that is not known here")
+        return self._records[key], dtype
+
+
+def read_archive(path: Path) -> Any:
+    """The object that ``torch.save`` wrote to ``path``, with a :class:`StoredTensor` for every tensor.
+
+    Reads the description of the objects only. Objects of unknown classes become inert stand-ins.
+
+    Raises:
+        CogtuneError: the file is missing, cut short, or not such a file.
+    """
+    hint = "copy the file again from where it was written, or use an earlier checkpoint"
+    try:
+        with explained(path, "read"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            description = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
+            folder = description.filename.removesuffix("data.pkl") + "data/"
+            has_checksums = description.CRC != 0  # torch can be told to leave them out: then all are zero
+            records = {
+                info.filename.removeprefix(folder): Record(
+                    path,
+                    _data_offset(file, info),
+                    info.file_size,
+                    info.CRC if has_checksums else None,
+                )
+                for info in archive.infolist()
+                if info.filename.startswith(folder)
+            }
+            # zipfile itself would refuse the description of a file that carries no checksums
+            file.seek(_data_offset(file, description))
+            data = file.read(description.file_size)
+    except (zipfile.BadZipFile, StopIteration, ValueError, NotImplementedError) as error:
+        raise CogtuneError(f"{path} is cut short, or is not a file of torch.save", hint) from error
+    if has_checksums and zlib.crc32(data) != description.CRC:
+        raise CogtuneError(f"{path} is damaged: its description does not have its checksum", hint)
+    try:
+        return _Unpickler(data, records).load()
+    except Exception as error:  # damaged pickles fail in every way that Python can
+        raise CogtuneError(f"{path} is damaged: its description cannot be read", hint) from error
+
+
+def _data_offset(file: io.BufferedReader, info: zipfile.ZipInfo) -> int:
+    """Where a zip member's bytes begin: its own header says how long its name and extra field are."""
+    file.seek(info.header_offset)
+    header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04" or info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(info.filename)
+    name_and_extra = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    return info.header_offset + len(header) + name_and_extra

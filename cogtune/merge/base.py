@@ -1,0 +1,80 @@
+"""The model that was fine-tuned: its configuration, its keys and shapes, the pipeline around it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+
+from cogtune.errors import CogtuneError
+from cogtune.files import read_json
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that was fine-tuned: its transformer's folder, and the pipeline around it if any."""
+
+    transformer: Path
+    pipeline: Path | None
+
+
+def find_base(given: Path | None, state: Mapping[str, Any], *, needed: bool) -> Base | None:
+    """The base model; None when a LoRA's cannot be found, which then is not compared with it."""
+    hint = "name the base model with --model: the folder with model_index.json, or its transformer/"
+    named = state.get("model_path")
+    path = given or (Path(named) if named else None)
+    if path is None:
+        if needed:
+            raise CogtuneError("this checkpoint does not say which model it was trained from", hint)
+        return None
+    base = Base(path / "transformer", path) if (path / "model_index.json").is_file() else Base(path, None)
+    config = base.transformer / "config.json"
+    if not config.is_file():
+        if given is None and not needed:
+            return None
+        raise CogtuneError(f"there is no base model in {path}", hint)
+    if read_json(config).get("_class_name") != CogVideoXTransformer3DModel.__name__:
+        raise CogtuneError(f"{config} is not the configuration of a CogVideoX transformer", hint)
+    return base
+
+
+def expected_shapes(transformer: Path) -> dict[str, tuple[int, ...]]:
+    """Every key that the model of this configuration loads, and its shape. Makes no weights."""
+    with torch.device("meta"):
+        model = CogVideoXTransformer3DModel.from_config(read_json(transformer / "config.json"))
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def other_components(pipeline: Path) -> tuple[list[Path], list[str]]:
+    """The folders beside ``transformer`` that the pipeline is made of, and what is missing of them here."""
+    index = read_json(pipeline / "model_index.json")
+    # an entry of two nulls is a component that the pipeline can do without, and does
+    present = [name for name, value in index.items() if isinstance(value, list) and value[0]]
+    folders = [pipeline / name for name in present if name != "transformer"]
+    missing = [f"{folder.name}/" for folder in folders if not folder.is_dir()]
+    # models have a config.json, the scheduler and the tokenizer files of other names
+    models = [folder for folder in folders if (folder / "config.json").is_file()]
+    missing += [
+        f"the weights in {folder.name}/"
+        for folder in models
+        if not any((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
+    ]
+    return folders, missing
+
+
+def add_component(source: Path, target: Path, copy: bool) -> None:
+    """Copy a component, or link it by its absolute path, so that the result may be moved."""
+    if copy:
+        shutil.copytree(source, target)
+    else:
+        target.symlink_to(source.resolve(), target_is_directory=True)
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in ``folder``."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,267 @@
+"""The merge itself: what the checkpoint must become, the proof that it did, and the folder around it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import cogtune
+from cogtune.errors import CogtuneError, UsageError
+from cogtune.files import explained, read_json, write_json, written_folder
+from cogtune.merge.base import add_component, expected_shapes, find_base, folder_size, other_components
+from cogtune.merge.fit import few, fit_transformer
+from cogtune.merge.lora import adapter_config, fit_lora, lora_header
+from cogtune.merge.write import Output, Written, check_safetensors, parse_size, split, write_safetensors
+from cogtune.merge.zero import check_bytes, read_zero, records_of
+from cogtune.models import LORA_WEIGHTS_NAME, Precision
+
+RECORD = "merge.json"
+"""What a merge says about itself; a folder that has it may be merged into again."""
+
+_WEIGHTS = "diffusion_pytorch_model"
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What was made of a checkpoint.
+
+    ``output`` is the folder; ``weights`` what diffusers loads: the transformer's folder, or the LoRA file;
+    ``missing`` what the base pipeline lacks on this disk, for which the result is the transformer alone.
+    """
+
+    output: Path
+    weights: Path
+    kind: Literal["transformer", "pipeline", "lora"]
+    dtype: Precision
+    tensors: int
+    parameters: int
+    seconds: float
+    world_size: int
+    stage: int
+    missing: tuple[str, ...] = ()
+
+
+class _Progress:
+    """Adds up bytes, from several threads, for a callback that wants (done, total)."""
+
+    def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
+        self._total, self._report, self._done = total, report, 0
+        self._lock = threading.Lock()
+
+    def advance(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            if self._report is not None:
+                self._report(self._done, self._total)
+
+
+def merge_checkpoint(
+    checkpoint: Path,
+    output: Path | None = None,
+    *,
+    base: Path | None = None,
+    dtype: Precision | None = None,
+    max_shard_size: str | int = "5GB",
+    copy_base: bool = False,
+    force: bool = False,
+    lora_alpha: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeResult:
+    """Merge a DeepSpeed ZeRO checkpoint into weights that diffusers loads.
+
+    A full fine-tune gives a pipeline folder whose other components are links to (or copies of) the base's,
+    when the base pipeline is whole and at hand, else the transformer's folder alone. A LoRA run gives a folder with
+    ``pytorch_lora_weights.safetensors``. A few MB are in memory at a time. Nothing stands under ``output``
+    before every tensor was compared with the base model's key and shape, found finite, and read back.
+
+    Args:
+        checkpoint: what ``Accelerator.save_state`` or ``save_checkpoint`` wrote: the folder with ``latest``.
+        output: the folder to make; ``<checkpoint>-merged`` when None.
+        base: the base model's pipeline or transformer folder; None takes the one that a checkpoint of cogtune
+            names. Other checkpoints need it, except for a LoRA.
+        dtype: the type of the written weights; None takes the run's own precision, and fp32 for a LoRA.
+        max_shard_size: the largest weights file, such as ``5GB``.
+        copy_base: copy the base's other components in place of linking them.
+        force: replace an output folder that is not an earlier merge.
+        lora_alpha: the LoRA's alpha, for a checkpoint that does not say it.
+        progress: called with (bytes done, bytes in all); the bytes are read twice, to check and to merge.
+
+    Raises:
+        CogtuneError: no ZeRO checkpoint, or a damaged or incomplete one; no base; weights that do not fit the
+            base, or are not finite; the output is in the way, or does not fit on the disk.
+    """
+    started = time.monotonic()
+    limit = parse_size(max_shard_size)
+    zero = read_zero(checkpoint)
+    state = _run_state(zero.folder)
+    output = output or _beside(zero.folder)
+    is_lora = any(".lora_" in name for name in zero.trained)
+    found = find_base(base, state, needed=not is_lora)
+    _check_output(output, [checkpoint, *([found.pipeline or found.transformer] if found else [])], force)
+    expected = expected_shapes(found.transformer) if found else None
+
+    left_out: list[str] = []
+    metadata: dict[str, str] = {}
+    if is_lora:
+        sources, config = fit_lora(zero, expected, adapter_config(zero.folder, state, lora_alpha))
+        metadata = lora_header(config, state)
+    else:
+        sources, left_out = fit_transformer(zero, expected or {})
+    precision = dtype or ("fp32" if is_lora else zero.precision)
+    tensors = {
+        name: Output(source, _DTYPES[precision] if source.dtype.is_floating_point else source.dtype)
+        for name, source in sources.items()
+    }
+    parameters = sum(source.numel for source in sources.values())
+    pipeline = found.pipeline if found and not is_lora else None
+    others, missing = other_components(pipeline) if pipeline else ([], [])
+    pipeline = None if missing else pipeline
+    kind: Literal["transformer", "pipeline", "lora"]
+    kind = "lora" if is_lora else "pipeline" if pipeline else "transformer"
+    copied = sum(folder_size(folder) for folder in others) if pipeline and copy_base else 0
+    _check_space(output, sum(tensor.size for tensor in tensors.values()) + copied)
+
+    records = sum(record.size for record in records_of(sources.values()))
+    read = sum(source.numel * source.dtype.itemsize for source in sources.values())
+    bar = _Progress(records + read, progress)
+    if problems := check_bytes(sources.values(), bar.advance):
+        raise CogtuneError(
+            f"{checkpoint} is damaged",
+            "copy the checkpoint again from where it was written, or use an earlier one",
+            details=problems,
+        )
+    with written_folder(output) as folder:
+        place = folder / "transformer" if pipeline else folder
+        with explained(output):
+            place.mkdir(exist_ok=True)
+        shards = [tensors] if is_lora else split(tensors, limit)
+        written, files = _write(place, shards, metadata, bar, LORA_WEIGHTS_NAME if is_lora else None)
+        if found and not is_lora:
+            with explained(output):
+                shutil.copyfile(found.transformer / "config.json", place / "config.json")
+                if pipeline:
+                    shutil.copyfile(pipeline / "model_index.json", folder / "model_index.json")
+                    for component in others:
+                        add_component(component, folder / component.name, copy_base)
+        record = {
+            "format": 1,
+            "cogtune": cogtune.__version__,
+            "kind": kind,
+            "checkpoint": zero.folder.resolve().name,
+            "step": state.get("step"),
+            "zero_stage": zero.stage,
+            "world_size": zero.world_size,
+            "trained_in": zero.precision,
+            "dtype": precision,
+            "tensors": len(tensors),
+            "parameters": parameters,
+            "compared_with_base": expected is not None,
+            "left_out": left_out,
+            "files": files,
+            **_norms(written),
+            "run": state or None,
+        }
+        write_json(folder / RECORD, record)
+    return MergeResult(
+        output=output,
+        weights=output / place.relative_to(folder) / (LORA_WEIGHTS_NAME if is_lora else ""),
+        kind=kind,
+        dtype=precision,
+        tensors=len(tensors),
+        parameters=parameters,
+        seconds=round(time.monotonic() - started, 3),
+        world_size=zero.world_size,
+        stage=zero.stage,
+        missing=tuple(missing),
+    )
+
+
+def _beside(checkpoint: Path) -> Path:
+    """Where a merge goes when nothing else is said: ``checkpoint-500-merged`` beside ``checkpoint-500``."""
+    named = checkpoint if checkpoint.name.strip(".") else checkpoint.resolve()
+    return named.with_name(f"{named.name}-merged")
+
+
+def _run_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint of cogtune says about its run; empty for another program's."""
+    path = folder / "state.json"
+    state = read_json(path) if path.is_file() else None
+    return state if isinstance(state, dict) and "format" in state else {}
+
+
+def _check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
+    for path in inputs:
+        if path.resolve().is_relative_to(output.resolve()):
+            raise UsageError(f"{output} holds {path}, which is read", "choose another folder with --output")
+    if output.is_file():
+        raise UsageError(f"{output} is a file", "choose another folder with --output")
+    if output.is_dir() and any(output.iterdir()) and not (output / RECORD).is_file() and not force:
+        raise UsageError(
+            f"{output} is there already, and is not an earlier merge",
+            "choose another folder with --output, or replace this one with --force",
+        )
+
+
+def _check_space(output: Path, needed: int) -> None:
+    there = next(folder for folder in output.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise CogtuneError(
+            f"{output} needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there",
+            "free some space, choose another disk with --output, or a smaller type with --dtype bf16",
+        )
+
+
+def _write(
+    folder: Path,
+    shards: list[dict[str, Output]],
+    metadata: Mapping[str, str],
+    bar: _Progress,
+    file: str | None,
+) -> tuple[dict[str, Written], dict[str, int]]:
+    """Write the shards and read them back; what was written, and the files' sizes."""
+    written: dict[str, Written] = {}
+    weight_map: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    problems = []
+    for number, shard in enumerate(shards, start=1):
+        suffix = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        path = folder / (file or f"{_WEIGHTS}{suffix}.safetensors")
+        own, not_finite = write_safetensors(path, shard, metadata, bar.advance)
+        problems += not_finite or check_safetensors(path, shard, own)
+        written |= own
+        weight_map |= dict.fromkeys(shard, path.name)
+        sizes[path.name] = path.stat().st_size
+    if problems:
+        raise CogtuneError(
+            "the merged weights are not sound",
+            "use an earlier checkpoint, or --dtype bf16 or fp32 where values are too large",
+            details=few(problems),
+        )
+    if len(shards) > 1:
+        total = sum(tensor.size for shard in shards for tensor in shard.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(folder / f"{_WEIGHTS}.safetensors.index.json", index)
+    return written, sizes
+
+
+def _norms(written: Mapping[str, Written]) -> dict[str, Any]:
+    """The norm of all written weights, and of each block's, to tell two merges apart at a glance."""
+    blocks: dict[str, float] = {}
+    for name, tensor in written.items():
+        words = name.removeprefix("transformer.").split(".")
+        block = ".".join(words[: 2 if words[0] == "transformer_blocks" else 1])
+        blocks[block] = blocks.get(block, 0.0) + tensor.square
+    return {
+        "norm": math.sqrt(sum(blocks.values())),
+        "norms": {block: math.sqrt(square) for block, square in blocks.items()},
+    }

@@ -1,0 +1,105 @@
+"""A LoRA in a checkpoint: the names diffusers gives its weights, and the header that carries its strength."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from safetensors import SafetensorError, safe_open
+
+from cogtune.errors import CogtuneError
+from cogtune.merge.fit import by, few, own_name
+from cogtune.merge.zero import Source, ZeroCheckpoint
+from cogtune.models import LORA_WEIGHTS_NAME
+
+_PREFIX = "transformer."
+_NAME = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)\.([^.]+)\.(weight|bias)")
+
+
+def adapter_config(folder: Path, state: Mapping[str, Any], alpha: float | None) -> dict[str, Any]:
+    """What is known of the LoRA's configuration: as asked, else from the run's own LoRA file, else its state.
+
+    Raises:
+        CogtuneError: there is a LoRA file in ``folder`` that cannot be read.
+    """
+    config: dict[str, Any] = {"lora_alpha": state.get("alpha")}
+    path = folder / LORA_WEIGHTS_NAME
+    if path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                written = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        except (OSError, SafetensorError, ValueError) as error:
+            raise CogtuneError(
+                f"{path} is damaged: {error}", "delete it: the weights are taken from the ZeRO files"
+            ) from error
+        config |= {key.removeprefix(_PREFIX): value for key, value in written.items()}
+    return config if alpha is None else config | {"lora_alpha": alpha}
+
+
+def lora_header(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, str]:
+    """What a LoRA file's header says: peft's configuration as diffusers stores it, and the run's own facts."""
+    named = {f"{_PREFIX}{key}": value for key, value in config.items()}
+    header = {LORA_ADAPTER_METADATA_KEY: json.dumps(named, indent=2, sort_keys=True)}
+    return header | ({"cogtune": json.dumps(dict(state))} if state else {})
+
+
+def fit_lora(
+    zero: ZeroCheckpoint, expected: Mapping[str, tuple[int, ...]] | None, config: Mapping[str, Any]
+) -> tuple[dict[str, Source], dict[str, Any]]:
+    """The adapter under diffusers' names, and its configuration: ``config`` filled up with what is left open."""
+    sources: dict[str, Source] = {}
+    modules: dict[str, dict[str, tuple[int, ...]]] = {}
+    problems = []
+    adapters = set()
+    for name, source in zero.trained.items():
+        match = _NAME.fullmatch(own_name(name))
+        if match is None:
+            problems.append(f"it trained {name} beside the LoRA: a LoRA file cannot hold it")
+            continue
+        module, part, adapter, suffix = match.groups()
+        adapters.add(adapter)
+        key = f"{module}.{part}" if part == "lora_magnitude_vector" else f"{module}.{part}.{suffix}"
+        sources[f"{_PREFIX}{key}"] = source
+        if suffix == "weight":
+            modules.setdefault(module, {})[part] = source.shape
+    if len(adapters) > 1:
+        problems.append(f"it has several adapters: {', '.join(sorted(adapters))}")
+    for module, shapes in modules.items():
+        down, up = shapes.get("lora_A"), shapes.get("lora_B")
+        if down is None or up is None:
+            problems.append(f"{module} lacks its {'lora_A' if down is None else 'lora_B'}")
+            continue
+        if down[0] != up[1]:
+            problems.append(f"{module} has rank {down[0]} in lora_A and {up[1]} in lora_B")
+        if expected is not None:
+            weight = expected.get(f"{module}.weight")
+            if weight is None:
+                problems.append(f"the base model has no {module}")
+            elif (up[0], *down[1:]) != weight:
+                adapted = by((up[0], *down[1:]))
+                problems.append(f"{module} adapts a weight of {adapted}, in the base model {by(weight)}")
+    if problems:
+        raise CogtuneError(
+            "the checkpoint's LoRA cannot be merged",
+            "is --model the one that it was trained on?",
+            details=few(problems),
+        )
+    return sources, _filled_up(config, {module: shapes["lora_A"][0] for module, shapes in modules.items()})
+
+
+def _filled_up(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:
+    """peft's LoraConfig of an adapter whose modules have ``ranks``."""
+    rank = max(ranks.values())
+    if config.get("lora_alpha") is None:
+        raise CogtuneError(
+            "this checkpoint does not say its LoRA's alpha, without which it loads at a wrong strength",
+            f"give it with --lora-alpha (the rank is {rank})",
+        )
+    if config.get("r") is not None:
+        return dict(config)
+    others = {module: own for module, own in ranks.items() if own != rank}
+    return {"r": rank, "target_modules": sorted(ranks), "rank_pattern": others, **config}

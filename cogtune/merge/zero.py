@@ -1,0 +1,372 @@
+"""The layout of a ZeRO checkpoint: which values of which rank's file make up each parameter.
+
+Source of the rules: DeepSpeed's own ``zero_to_fp32.py`` and the code that writes the files.
+
+- Stages 1 and 2: every parameter group is one flat fp32 vector, cut into one consecutive part per rank; the
+  parameters follow each other in it in the order of ``param_shapes``, and the end is padded.
+- Stage 3: every rank holds ``ceil(numel / world size)`` values of every parameter, in one or more flat fp32
+  vectors; the last rank's share of a parameter is padded.
+- Frozen parameters are saved apart, whole (stage 2) or as one fragment per rank (stage 3), in the model's
+  precision, or, if so asked, not at all. Buffers are in rank 0's module state.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cogtune.errors import CogtuneError
+from cogtune.files import explained
+from cogtune.merge.archive import Record, StoredTensor, read_archive
+from cogtune.models import Precision
+
+_OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
+_MODEL_FILE = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
+_AGAIN = "copy the checkpoint again from where it was written, or use an earlier one"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The values ``start`` to ``start + length`` of a flattened stored tensor."""
+
+    tensor: StoredTensor
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """One whole tensor: its shape, and the parts that make it up, in order."""
+
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type its values are stored in."""
+        return self.parts[0].tensor.dtype
+
+    def chunks(self) -> Iterator[torch.Tensor]:
+        """Its values in order, flat, a few MB at a time."""
+        for part in self.parts:
+            yield from part.tensor.chunks(part.start, part.length)
+
+
+@dataclass(frozen=True)
+class ZeroCheckpoint:
+    """What a ZeRO checkpoint holds.
+
+    ``trained`` are the parameters that the optimizer had, in fp32; ``kept`` the frozen parameters and the
+    buffers, so far as they were saved. Both are in the order of the files, so that reading is sequential.
+    """
+
+    folder: Path
+    tag: str
+    stage: int
+    world_size: int
+    precision: Precision
+    trained: dict[str, Source]
+    kept: dict[str, Source]
+
+
+def locate(checkpoint: Path) -> tuple[Path, str]:
+    """The folder that holds ``latest``, and the tag (the subfolder's name) of the files to read.
+
+    The folder of the tag itself is taken too.
+
+    Raises:
+        CogtuneError: there is no ZeRO checkpoint in ``checkpoint``.
+    """
+    if not checkpoint.is_dir():
+        raise CogtuneError(f"there is no folder {checkpoint}", "give the folder of a checkpoint")
+    latest = checkpoint / "latest"
+    if latest.is_file():
+        with explained(latest, "read"):
+            tag = latest.read_text(encoding="utf-8", errors="replace").strip()
+        if not tag or tag != Path(tag).name or not (checkpoint / tag).is_dir():
+            raise CogtuneError(f"{latest} names '{tag}', but {checkpoint} has no such folder", _AGAIN)
+        return checkpoint, tag
+    if any(_OPTIMIZER_FILE.fullmatch(path.name) for path in checkpoint.iterdir()):
+        return checkpoint.resolve().parent, checkpoint.resolve().name
+    problem = f"{checkpoint} is not a ZeRO checkpoint: it has no file 'latest'"
+    raise CogtuneError(problem, _what_instead(checkpoint))
+
+
+def _what_instead(folder: Path) -> str:
+    if checkpoints := [path for path in folder.glob("checkpoint-*") if (path / "latest").is_file()]:
+        newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
+        return f"give one of its checkpoints, such as {newest}"
+    if unfinished := sorted(path.parent for path in folder.glob("*/*_optim_states.pt")):
+        return f"'latest' is written last: this save was not finished; what is there is in {unfinished[0]}"
+    if weights := sorted(folder.glob("*.safetensors")):
+        return f"it holds {weights[0].name}: such a file needs no merging"
+    return "give a folder that Accelerator.save_state or DeepSpeed's save_checkpoint wrote"
+
+
+def read_zero(checkpoint: Path) -> ZeroCheckpoint:
+    """Where every parameter of the ZeRO checkpoint in ``checkpoint`` is. Reads no weights.
+
+    Raises:
+        CogtuneError: there is no ZeRO checkpoint, or it is damaged or incomplete; all problems are listed.
+    """
+    folder, tag = locate(checkpoint)
+    problems: list[str] = []
+    optimizer_paths, model_paths = _find_files(folder / tag, problems)
+    optimizers = _read_all(optimizer_paths, "optimizer_state_dict", problems)
+    models = _read_all(model_paths, "param_shapes", problems)
+    states = {rank: content["optimizer_state_dict"] for rank, content in optimizers.items()}
+    try:
+        stage, world_size = _stage_and_world_size(states, problems)
+        if stage:
+            _check_ranks(optimizer_paths, range(world_size), problems)
+            _check_ranks(model_paths, range(world_size if stage == 3 else 1), problems)
+            _check_steps(states, problems)
+        _stop_on(problems, checkpoint)
+        shapes = _shapes(models[0])
+        for rank, model in models.items():
+            if _shapes(model) != shapes:
+                problems.append(f"{model_paths[rank].name} lists other parameters than rank 0's file")
+        ranks = [states[rank] for rank in range(world_size)]
+        trained = _stage_3(shapes, ranks, problems) if stage == 3 else _stage_2(shapes, ranks, problems)
+        kept = _kept([models[rank] for rank in sorted(models)], trained, problems)
+        for alias, name in (models[0].get("shared_params") or {}).items():
+            if name in trained:
+                trained[alias] = trained[name]
+        precision = _precision(models[0].get("ds_config"))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CogtuneError(
+            f"{checkpoint} is not laid out like any ZeRO checkpoint known here ({error})",
+            "was it written by a DeepSpeed much newer or older than 0.19?",
+        ) from error
+    _stop_on(problems, checkpoint)
+    return ZeroCheckpoint(folder, tag, stage, world_size, precision, trained, kept)
+
+
+def records_of(sources: Iterable[Source]) -> list[Record]:
+    """The records that hold ``sources``, each once."""
+    return list(dict.fromkeys(part.tensor.record for source in sources for part in source.parts))
+
+
+def check_bytes(sources: Iterable[Source], on_bytes: Callable[[int], None]) -> list[str]:
+    """Compare every byte that ``sources`` need with its checksum; the damaged files, as problems.
+
+    Bytes that are not needed, such as the optimizer's moments, are not read.
+    """
+    records = records_of(sources)
+    with ThreadPoolExecutor(max_workers=4) as pool:  # checksums are computed outside the interpreter's lock
+        sound = list(pool.map(lambda record: record.is_sound(on_bytes), records))
+    damaged = dict.fromkeys(record.path for record, fine in zip(records, sound, strict=True) if not fine)
+    return [f"{path.name} is damaged: its weights do not have their checksum" for path in damaged]
+
+
+def _stop_on(problems: list[str], checkpoint: Path) -> None:
+    if problems:
+        raise CogtuneError(f"{checkpoint} is damaged or incomplete", _AGAIN, details=problems)
+
+
+def _find_files(folder: Path, problems: list[str]) -> tuple[dict[int, Path], dict[int, Path]]:
+    optimizers: dict[int, Path] = {}
+    models: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        optimizer = _OPTIMIZER_FILE.fullmatch(path.name)
+        match = optimizer or _MODEL_FILE.fullmatch(path.name)
+        if match is None:
+            continue
+        if int(match[2]):
+            problems.append(f"{path.name} is of a run with model parallelism: not supported")
+            continue
+        found, rank = (optimizers if optimizer else models), int(match[1] or 0)
+        if rank in found:
+            problems.append(f"{found[rank].name} and {path.name} are of one rank: which is of this save?")
+        found[rank] = path
+    if not optimizers:
+        problems.append(f"{folder.name} has no file *_optim_states.pt, where the weights are in fp32")
+    if not models:
+        problems.append(f"{folder.name} has no file *_model_states.pt, where the shapes are")
+    return optimizers, models
+
+
+def _read_all(paths: Mapping[int, Path], needed: str, problems: list[str]) -> dict[int, dict[str, Any]]:
+    contents = {}
+    for rank, path in sorted(paths.items()):
+        try:
+            content = read_archive(path)
+        except CogtuneError as error:
+            problems.append(error.message.replace(str(path), path.name))
+            continue
+        if not isinstance(content, dict) or not isinstance(content.get(needed), (dict, list)):
+            problems.append(f"{path.name} is not a file of a ZeRO run: it has no '{needed}'")
+            continue
+        contents[rank] = content
+    return contents
+
+
+def _stage_and_world_size(states: Mapping[int, dict[str, Any]], problems: list[str]) -> tuple[int, int]:
+    """The stage and the number of ranks that the run had; 0, 0 when no file says it."""
+    found = set()
+    for rank, state in states.items():
+        count = state.get("partition_count")
+        count = max(count, default=0) if isinstance(count, list) else count  # one for each parameter group
+        stage = 3 if "fp32_flat_groups" in state else 2 if "single_partition_of_fp32_groups" in state else 0
+        if not stage or not isinstance(count, int) or count < 1:
+            problems.append(f"rank {rank}'s optimizer state is not of ZeRO stage 1, 2 or 3")
+            continue
+        # stages 1 and 2 keep weights alike; the optimizer that DeepSpeed uses for bf16 alone names no stage
+        stage = 1 if stage == 2 and state.get("zero_stage") in (1, None) else stage
+        found.add((stage, count))
+    if len(found) > 1:
+        told = ", ".join(f"stage {stage} on {count} ranks" for stage, count in sorted(found))
+        problems.append(f"the files are from different runs: {told}")
+    return min(found, default=(0, 0))
+
+
+def _check_ranks(paths: Mapping[int, Path], wanted: range, problems: list[str]) -> None:
+    if not paths:  # told already
+        return
+    some = next(iter(paths.values())).name
+    for rank in sorted(set(wanted) - set(paths)):
+        name = re.sub(r"zero_pp_rank_\d+", f"zero_pp_rank_{rank}", some)
+        problems.append(f"{name} is missing: the run had {len(wanted)} ranks")
+    for rank in sorted(set(paths) - set(wanted)):
+        problems.append(f"{paths[rank].name} does not belong here: the run had ranks 0 to {wanted[-1]}")
+
+
+def _check_steps(states: Mapping[int, dict[str, Any]], problems: list[str]) -> None:
+    """An interrupted save over an older one leaves files of two steps."""
+    steps = {rank: max(_steps(state), default=None) for rank, state in states.items()}
+    if len(set(steps.values())) > 1:
+        told = ", ".join(f"rank {rank} at {step}" for rank, step in sorted(steps.items()))
+        problems.append(f"the optimizer files are of different steps: {told}")
+
+
+def _steps(value: Any) -> Iterator[int]:
+    """Every optimizer step that is named anywhere inside a saved optimizer state."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        if key == "step" and isinstance(inner, StoredTensor) and inner.numel == 1:
+            yield int(next(inner.chunks(0, 1)))
+        elif key == "step" and isinstance(inner, (int, float)):
+            yield int(inner)
+        else:
+            yield from _steps(inner)
+
+
+def _cut(vector: Sequence[StoredTensor], start: int, length: int) -> list[Part]:
+    """The parts of ``start`` to ``start + length`` of flat tensors laid end to end."""
+    parts = []
+    for tensor in vector:
+        take = min(length, tensor.numel - start)
+        if start < tensor.numel and take > 0:
+            parts.append(Part(tensor, start, take))
+            length -= take
+        start = max(0, start - tensor.numel)
+    return parts
+
+
+def _flat_tensors(state: dict[str, Any], key: str) -> list[StoredTensor]:
+    return [item for item in state.get(key) or [] if isinstance(item, StoredTensor)]
+
+
+def _stage_2(
+    shapes: Sequence[Mapping[str, tuple[int, ...]]], ranks: Sequence[dict[str, Any]], problems: list[str]
+) -> dict[str, Source]:
+    groups = [_flat_tensors(state, "single_partition_of_fp32_groups") for state in ranks]
+    for rank, tensors in enumerate(groups):
+        if len(tensors) != len(shapes):
+            problems.append(f"rank {rank} holds {len(tensors)} parameter groups, the model has {len(shapes)}")
+    if any(len(tensors) != len(shapes) for tensors in groups):
+        return {}
+    paddings = ranks[0].get("param_alignment_paddings") or [[0] * len(group) for group in shapes]
+    sources = {}
+    for index, group in enumerate(shapes):
+        vector = [tensors[index] for tensors in groups]
+        available = sum(tensor.numel for tensor in vector)
+        position = 0
+        for (name, shape), padding in zip(group.items(), paddings[index], strict=True):
+            sources[name] = Source(shape, tuple(_cut(vector, position, math.prod(shape))))
+            position += math.prod(shape) + padding
+        # the end of a group may be padded to a multiple of twice the ranks, and the padding cut off again
+        align = 2 * len(ranks)
+        if -(-position // align) != -(-available // align) or available < position - paddings[index][-1]:
+            problems.append(f"parameter group {index} has {position:,} values, the files hold {available:,}")
+    return sources
+
+
+def _stage_3(
+    shapes: Sequence[Mapping[str, tuple[int, ...]]], ranks: Sequence[dict[str, Any]], problems: list[str]
+) -> dict[str, Source]:
+    vectors = [_flat_tensors(state, "fp32_flat_groups") for state in ranks]
+    sources = {}
+    position = 0
+    for name, shape in ((name, shape) for group in shapes for name, shape in group.items()):
+        share = -(-math.prod(shape) // len(ranks))
+        parts: list[Part] = []
+        left = math.prod(shape)
+        for vector in vectors:
+            parts += _cut(vector, position, min(share, left))
+            left -= min(share, left)
+        sources[name] = Source(shape, tuple(parts))
+        position += share
+    for rank, vector in enumerate(vectors):
+        available = sum(tensor.numel for tensor in vector)
+        if available != position:
+            problems.append(f"rank {rank}'s share is {position:,} values in fp32, its file holds {available:,}")
+    return sources
+
+
+def _shapes(model: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]]]:
+    """The trained parameters of every group, in the order of their values."""
+    return [_named_shapes(group) for group in model["param_shapes"]]
+
+
+def _named_shapes(group: Mapping[Any, Any]) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tuple(shape) for name, shape in group.items()}
+    for name, shape in shapes.items():
+        if not isinstance(name, str) or not all(isinstance(size, int) for size in shape):
+            raise TypeError("a parameter without a name or a shape")
+    return shapes
+
+
+def _kept(models: Sequence[dict[str, Any]], trained: Mapping[str, Source], problems: list[str]) -> dict[str, Source]:
+    """Frozen parameters and buffers. ``models`` has one entry, or one for each rank (stage 3)."""
+    sources = {
+        name: Source(value.shape, (Part(value, 0, value.numel),))
+        for name, value in models[0].get("module", {}).items()
+        if isinstance(name, str) and isinstance(value, StoredTensor) and value.numel and name not in trained
+    }
+    for name, shape in _named_shapes(models[0].get("frozen_param_shapes") or {}).items():
+        fragments = [(model.get("frozen_param_fragments") or {}).get(name) for model in models]
+        parts: list[Part] = []
+        left = math.prod(shape)
+        for fragment in fragments:
+            if isinstance(fragment, StoredTensor) and left:
+                parts.append(Part(fragment, 0, min(left, fragment.numel)))
+                left -= min(left, fragment.numel)
+        if left:
+            problems.append(f"frozen parameter {name} lacks {left:,} of its {math.prod(shape):,} values")
+        sources[name] = Source(shape, tuple(parts))
+    return sources
+
+
+def _precision(config: Any) -> Precision:
+    """The precision that DeepSpeed ran the model in, from its own configuration."""
+    config = config if isinstance(config, dict) else {}
+    autocast = config.get("torch_autocast") or {}
+    named = str(autocast.get("dtype", "")) if autocast.get("enabled") else ""
+    if (config.get("bf16") or config.get("bfloat16") or {}).get("enabled") or "bfloat16" in named:
+        return "bf16"
+    if (config.get("fp16") or {}).get("enabled") or "float16" in named:
+        return "fp16"
+    return "fp32"

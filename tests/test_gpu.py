@@ -1,0 +1,107 @@
+"""The five models at their real dimensions and native sizes, on a GPU: made, encoded, trained, resumed, sampled.
+
+Run with ``pytest -m gpu``. Needs a GPU of 48 GB or more and 40 GB of disk; weights are random, nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Cogtune
+
+from cogtune.data.video import probe, write_video
+from cogtune.modeling.random_weights import build_transformer, build_vae, write_pipeline
+from cogtune.models import VARIANTS, Variant, read_spec
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def needs_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two clips of 100 frames at 16 per second: long enough for every model."""
+    root = tmp_path_factory.mktemp("film")
+    (root / "videos").mkdir()
+    y, x = np.mgrid[0:192, 0:288]
+    for number in range(2):
+        frames = [
+            np.stack([(x + 3 * t) % 256, (y * (number + 1) + t) % 256, (x + y - 2 * t) % 256], axis=-1).astype(np.uint8)
+            for t in range(100)
+        ]
+        write_video(root / "videos" / f"{number}.mp4", np.stack(frames), 16.0)
+    (root / "videos.txt").write_text("videos/0.mp4\nvideos/1.mp4\n")
+    (root / "prompts.txt").write_text("coloured stripes move to the left\nfine coloured stripes move slowly upwards\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A full-size 5b; the others borrow its text encoder, which is the same for all."""
+    folder = tmp_path_factory.mktemp("full") / "5b"
+    began = time.perf_counter()
+    write_pipeline(VARIANTS["5b"], folder, scale="full", device="cuda")
+    print(f"\nfull 5b made and written in {time.perf_counter() - began:.1f} s")
+    torch.cuda.empty_cache()
+    return folder
+
+
+def full_model(row: Variant, encoders: Path, folder: Path) -> Path:
+    """A full-size model that shares the text encoder of another."""
+    if row.name == "5b":
+        return encoders
+    tiny = folder / "tiny"
+    write_pipeline(row, tiny)
+    whole = folder / row.name
+    whole.mkdir()
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[row.trained_in]
+    device = torch.device("cuda")
+    build_transformer(row, "full", device=device, dtype=dtype).save_pretrained(whole / "transformer")
+    build_vae(row, "full", device=device, dtype=dtype).save_pretrained(whole / "vae")
+    for part in ("text_encoder", "tokenizer"):
+        (whole / part).symlink_to(encoders / part)
+    for part in ("scheduler", "model_index.json"):
+        (tiny / part).rename(whole / part)
+    torch.cuda.empty_cache()
+    return whole
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_five_lora_steps_at_the_native_size_and_a_resume(
+    name: str, encoders: Path, film: Path, tmp_path: Path, cogtune: Cogtune
+) -> None:
+    row = VARIANTS[name]
+    model = full_model(row, encoders, tmp_path)
+    assert read_spec(model).native == row.native
+    shared = ["--model", model, "--data", film, "--precision", row.trained_in, "--eval-every", 0]
+    began = time.perf_counter()
+    cogtune("train", *shared, "--rank", 128, "--steps", 3, "--cache-dir", tmp_path / "cache")
+    cogtune("train", "--resume", "latest", "--steps", 5)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert all(math.isfinite(line["loss"]) and 0 < line["grad_norm"] < 1e4 for line in lines)
+    if model != encoders:
+        shutil.rmtree(model)  # five of them would fill the disk
+    seconds = sorted(line["seconds"] for line in lines)[2]
+    memory = max(line["memory_gib"] for line in lines)
+    print(
+        f"\n{name}: losses {[round(line['loss'], 4) for line in lines]}, {seconds:.2f} s/step, "
+        f"peak reserved {memory:.1f} GiB, in all {time.perf_counter() - began:.0f} s"
+    )
+
+
+def test_a_sampled_video_has_the_size_asked_for(encoders: Path, tmp_path: Path, cogtune: Cogtune) -> None:
+    cogtune("infer", "--model", encoders, "--prompt", "a boat", "--steps", 2, "--output", "boat.mp4")
+    info = probe(tmp_path / "boat.mp4")
+    assert (info.num_frames, info.height, info.width, info.fps) == (49, 480, 720, 8.0)
