@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -26,6 +27,21 @@ def _sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+@functools.cache
+def _ordinary_mode() -> int:
+    """Permissions of a file that a program makes without asking for special ones."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _finish(path: Path) -> None:
+    """Give a written file ordinary permissions (safetensors makes it private) and see that it is on the disk."""
+    path.chmod(_ordinary_mode())
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def _aside(path: Path) -> Path:
@@ -66,8 +82,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(aside)
-            with aside.open("rb+") as handle:
-                os.fsync(handle.fileno())
+            _finish(aside)
             aside.replace(path)
             _sync_folder(path.parent)
         finally:
@@ -115,9 +130,8 @@ def publish_folder(aside: Path, target: Path) -> None:
     """Sync every file under ``aside`` and rename it to ``target``, replacing a folder that is there."""
     with explained(target):
         for path in sorted(aside.rglob("*")):
-            if path.is_file():
-                with path.open("rb") as handle:
-                    os.fsync(handle.fileno())
+            if path.is_file() and not path.is_symlink():
+                _finish(path)
             elif path.is_dir():
                 _sync_folder(path)
         _sync_folder(aside)

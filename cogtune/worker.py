@@ -7,7 +7,6 @@ keeps in a log; the run's own words go to stdout.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from cogtune import __version__, console
 from cogtune.errors import CogtuneError
-from cogtune.files import write_atomic
+from cogtune.files import remove_partials, write_atomic
 from cogtune.launch import LaunchFiles
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.plan import Plan, mixed_precision
@@ -163,7 +162,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     def job(stop: StopRequest) -> bool:
         plan = Plan.read(path)
-        with alone_in(plan.config.output) if rank == 0 else contextlib.nullcontext():
+        if rank != 0:
+            return run(plan, stop)
+        with alone_in(plan.config.output):
+            remove_partials(plan.config.output)  # what a killed run left unfinished
             return run(plan, stop)
 
     return work(files.report(rank), files.log, job)

@@ -92,3 +92,17 @@ def test_what_is_not_json_is_told_by_name(tmp_path: Path) -> None:
 def test_the_nearest_word_is_offered_only_when_it_is_near() -> None:
     assert did_you_mean("rnak", ["rank", "alpha"]) == "; did you mean 'rank'?"
     assert did_you_mean("zzz", ["rank", "alpha"]) == ""
+
+
+def test_a_private_file_of_a_library_becomes_an_ordinary_one(tmp_path: Path) -> None:
+    def private(aside: Path) -> None:
+        aside.write_text("x")
+        aside.chmod(0o600)
+
+    files.write_atomic(tmp_path / "a", private)
+    with files.written_folder(tmp_path / "folder") as folder:
+        private(folder / "b")
+    (tmp_path / "c").write_text("as any program writes it")
+    ordinary = (tmp_path / "c").stat().st_mode
+    assert (tmp_path / "a").stat().st_mode == ordinary
+    assert (tmp_path / "folder" / "b").stat().st_mode == ordinary

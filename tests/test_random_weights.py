@@ -431,6 +431,7 @@ def test_the_slower_of_two_takes_what_the_faster_made(tmp_path: Path, monkeypatc
     assert list((tmp_path / "tiny").iterdir()) == [folder]
 
 
+@pytest.mark.slow
 def test_two_processes_may_ask_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COGTUNE_HOME", str(tmp_path / "home"))
     program = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,24 +76,27 @@ def test_the_road_by_hand(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out" / "checkpoint-10").exists()
     assert json.loads((tmp_path / "out" / "launch" / "plan.json").read_text())["total_steps"] == 20
 
-    done = cogtune("train", *preset, "--data", clips, *cache, "--steps", 10)
+    done = cogtune("train", *preset, "--data", clips, *cache)
     assert "next: cogtune infer --lora" in done.out
     assert "encoding" not in done.err
-    again = cogtune("train", "--resume", "latest", "--steps", 20)
-    assert "resumed at step 10" in again.err
     assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-10", "checkpoint-20"]
 
-    cogtune("infer", "--lora", "out", "--steps", 4, "--output", "with.mp4")
-    info = probe(tmp_path / "with.mp4")
+    cogtune("infer", "--lora", "out", "--steps", 2)
+    info = probe(tmp_path / "video.mp4")
     assert (info.num_frames, info.height, info.width, info.fps) == (9, 64, 96, 8.0)
-    cogtune("infer", "--lora", "out", "--steps", 4, "--lora-scale", 0, "--output", "without.mp4")
-    shown, plain = (read_frames(tmp_path / name, range(9)).astype(int) for name in ("with.mp4", "without.mp4"))
-    assert np.abs(shown - plain).max() > 8
 
-    by_hand = subprocess.run(
-        ["sh", tmp_path / "out" / "launch" / "command.sh"], capture_output=True, text=True, check=False
-    )
-    assert by_hand.returncode == 0, by_hand.stderr
+
+@pytest.mark.slow
+def test_a_run_can_be_started_by_hand_from_its_launch_files(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
+    cogtune("train", "--preset", "cpu-lora-tiny", "--data", clips, "--steps", 2)
+    before = load_file(tmp_path / "out" / LORA_WEIGHTS_NAME)
+    shutil.rmtree(tmp_path / "out" / "checkpoint-2")
+    script = tmp_path / "out" / "launch" / "command.sh"
+    done = subprocess.run(["sh", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "loss at fixed noise" in done.stdout
+    after = load_file(tmp_path / "out" / LORA_WEIGHTS_NAME)
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
@@ -184,8 +188,12 @@ def test_the_lora_in_plain_diffusers_gives_the_same_frames(cogtune: Cogtune, cli
     assert np.abs(seen - with_lora).mean() < np.abs(seen - without).mean()  # the file is compressed
 
 
+STRATEGIES = {"sft": ("ddp", "zero2", "zero2-offload", "zero3", "zero3-offload"), "lora": ("ddp", "zero2", "zero3")}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora", "sft"])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", STRATEGIES)
 def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     kind: str, cogtune: Cogtune, clips: Path, tmp_path: Path
 ) -> None:
@@ -202,7 +210,7 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     ]
     cogtune("train", *shared, "--output", "one", "--gradient-accumulation-steps", 2, "--steps", 4)
     expected = measured(tmp_path / "one")
-    for strategy in ("ddp", "zero2", "zero2-offload", "zero3", "zero3-offload"):
+    for strategy in STRATEGIES[kind]:
         two = ["--output", strategy, "--strategy", strategy, "--num-processes", 2]
         cogtune("train", *shared, *two, "--steps", 2)
         cogtune("train", "--resume", "latest", "--output", strategy, "--steps", 4)
