@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,4 +56,4 @@ def run(folder: Path) -> Iterator[str]:
     yield f"launch files         {ready.files.folder}"
     yield f"sampled video        {video} ({recipe.size} at {recipe.fps:g} fps)"
     yield "The model here is a random one of a few megabytes: the road is real, the picture is noise."
-    yield f"next, with a GPU of 24 GB: cogtune train --preset 4090-lora-5b --data {shlex.quote(str(data))}"
+    yield "next, with a GPU of 24 GB and your own clips in ./data: cogtune train --preset 4090-lora-5b"
