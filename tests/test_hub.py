@@ -16,6 +16,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import yaml
+from conftest import Cogtune
 from hub_server import Hub, serve
 from huggingface_hub import ModelCard, constants, hf_hub_download
 from huggingface_hub.utils import close_session
@@ -543,6 +544,20 @@ def test_names_that_are_none(run: Path, name: str, hint: str) -> None:
         push(run, name)
     assert caught.value.hint.startswith(hint)
     assert caught.value.exit_code == 2
+
+
+def test_the_command(hub: Hub, run: Path, cogtune: Cogtune) -> None:
+    online = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    done = cogtune("push", run, REPO, env=online)
+    assert done.out.strip().endswith(REPO)
+    assert "README.md" in done.err
+    assert set(files_of(hub)) >= {"README.md", "run.yaml", LORA}
+    assert TOKEN not in done.out + done.err
+    told = cogtune("push", run, "no-slash", status=2, env=online).err
+    assert "names no owner" in told
+    told = cogtune("push", run, REPO, "--token", "hf_wrong", status=1, env=online).err
+    assert "hf_wrong" not in told
+    assert "hint: " in told
 
 
 def test_nothing_to_push(tmp_path: Path) -> None:

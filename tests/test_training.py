@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from runs_in_process import evaluations, fill_here, plan_for, read_lines, train_here
@@ -212,3 +214,18 @@ def test_plans_survive_the_disk(clips: Path, tmp_path: Path) -> None:
 
     plan = plan_for(clips, tmp_path / "out", steps=1)
     assert Plan.read(tmp_path / "out" / "launch" / "plan.json") == plan
+
+
+def test_full_fine_tuning_is_sampled_from_its_run_with_the_runs_size_and_prompt(clips: Path, tmp_path: Path) -> None:
+    from cogtune.generate import Request, fill_in, load_pipeline, sample
+
+    train_here(plan_for(clips, tmp_path / "out", type="sft", steps=2, learning_rate=1e-2))
+    request = Request(model=str(tmp_path / "out"), steps=1)
+    recipe = fill_in(request)
+    assert recipe.transformer == tmp_path / "out" / "checkpoint-2" / "transformer"
+    assert (str(recipe.size), recipe.fps, recipe.precision) == ("9x64x96", 8.0, "fp32")
+    assert recipe.prompt == (clips / "prompts.txt").read_text().splitlines()[0]
+    trained = sample(load_pipeline(recipe), recipe, request)
+    base = replace(recipe, transformer=None)
+    assert trained.shape == (9, 64, 96, 3)
+    assert not np.array_equal(trained, sample(load_pipeline(base), base, request))

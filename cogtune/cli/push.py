@@ -18,6 +18,12 @@ def push(
         str | None, typer.Option("--revision", help="A branch other than main.", show_default=False)
     ] = None,
     message: Annotated[str, typer.Option("--message", help="The commit's message.")] = "Upload with cogtune",
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token", help="Access token; better in HF_TOKEN, where no process list shows it.", show_default=False
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
 ) -> None:
     """Upload weights, a model card and sample videos to the Hugging Face Hub.
@@ -26,7 +32,7 @@ def push(
     """
     from cogtune import hub
 
-    result = hub.push(run, repo_id, private=private, revision=revision, message=message, dry_run=dry_run)
+    result = hub.push(run, repo_id, private=private, token=token, revision=revision, message=message, dry_run=dry_run)
     for path, size in result.files:
         console.note(f"{path}  {size:,} bytes")
     for remark in result.notes:

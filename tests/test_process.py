@@ -1,0 +1,123 @@
+"""Worker processes, watched: their words and exit codes are passed on, and silence is told too."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cogtune.errors import CogtuneError
+from cogtune.process import PARENT_PID, Report, StopRequest, alone_in, watch
+
+WORKER = """
+import pathlib, signal, sys, time
+from cogtune.errors import CogtuneError
+from cogtune.process import Report, work
+def job(stop):
+    {body}
+report, log = (pathlib.Path(word) for word in sys.argv[1:])
+sys.exit(work(Report(report), log, job))
+"""
+
+
+def watched(folder: Path, body: str) -> None:
+    report, log = folder / "rank-0.json", folder / "logs" / "log"
+    program = WORKER.format(body=body.replace("\n", "\n    "))
+    watch(
+        [sys.executable, "-c", program, str(report), str(log)],
+        [Report(report)],
+        log,
+        environment={},
+        if_stopped="go on so",
+    )
+
+
+def test_a_worker_that_ends_well_is_no_news(tmp_path: Path) -> None:
+    watched(tmp_path, "return True")
+    assert json.loads((tmp_path / "rank-0.json").read_text())["status"] == "done"
+
+
+def test_a_workers_error_arrives_whole(tmp_path: Path) -> None:
+    with pytest.raises(CogtuneError) as caught:
+        watched(tmp_path, "raise CogtuneError('what', 'do', details=['a', 'b'], exit_code=7)")
+    error = caught.value
+    assert (error.message, error.hint, error.details, error.exit_code) == ("what", "do", ("a", "b"), 7)
+
+
+def test_a_bug_is_a_line_for_the_user_and_a_traceback_in_the_log(tmp_path: Path) -> None:
+    with pytest.raises(CogtuneError, match="ZeroDivisionError: division by zero") as caught:
+        watched(tmp_path, "return 1 / 0")
+    assert str(tmp_path / "logs" / "log") in caught.value.hint
+    assert "Traceback" in (tmp_path / "logs" / "log").read_text()
+
+
+def test_out_of_memory_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CogtuneError) as caught:
+        watched(tmp_path, "raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA out of memory')")
+    assert "smaller --size" in caught.value.hint
+
+
+def test_a_worker_that_is_killed_is_told_with_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(CogtuneError, match="died without a word") as caught:
+        watched(tmp_path, "print('last words', file=sys.stderr, flush=True)\nimport os\nos.kill(os.getpid(), 9)")
+    assert caught.value.details[-1] == "last words"
+
+
+def test_a_worker_that_stopped_is_told_with_how_to_go_on(tmp_path: Path) -> None:
+    with pytest.raises(CogtuneError) as caught:
+        watched(tmp_path, "return False")
+    assert caught.value.hint == "go on so"
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_report_of_an_earlier_run_is_not_believed(tmp_path: Path) -> None:
+    (tmp_path / "rank-0.json").write_text('{"pid": 1, "status": "done"}')
+    with pytest.raises(CogtuneError, match="died without a word"):
+        watch(
+            [sys.executable, "-c", "pass"], [Report(tmp_path / "rank-0.json")], tmp_path / "log",
+            environment={}, if_stopped="",
+        )  # fmt: skip
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, time\nfrom cogtune.process import alone_in\n"
+        "with alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "in\n"
+    with pytest.raises(CogtuneError, match="another process is at work"), alone_in(tmp_path):
+        pytest.fail("got in")
+    holder.kill()
+    holder.communicate()
+    with alone_in(tmp_path):  # a killed holder lets go
+        pass
+
+
+def test_the_death_of_the_parent_is_a_request_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setenv(PARENT_PID, str(child.pid))
+    try:
+        stop = StopRequest()
+        assert not stop
+        child.kill()
+        deadline = time.monotonic() + 10
+        while not stop:  # not waited for: the dead child is still in the process table
+            assert time.monotonic() < deadline
+        child.wait()
+        monkeypatch.delenv(PARENT_PID)
+        asked = StopRequest()
+        assert not asked
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
