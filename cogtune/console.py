@@ -25,6 +25,8 @@ class _Settings:
     quiet: bool = False
     remarks: TextIO | None = None
     """Where remarks and progress go; stderr when None."""
+    live: Console | None = None
+    """The console of the progress bar that is on the screen: what is said meanwhile goes above it."""
 
 
 _settings = _Settings()
@@ -76,7 +78,9 @@ def emit(value: Any) -> None:
 
 def note(message: str) -> None:
     """A remark on stderr: what is being done, what was found already done."""
-    if not _settings.quiet:
+    if _settings.live is not None:
+        _settings.live.print(escape(message))
+    elif not _settings.quiet:
         print(message, file=_remarks(), flush=True)
 
 
@@ -177,4 +181,8 @@ def progress(what: str, total: int) -> Iterator[Progress]:
         TextColumn("{task.fields[status]}"),
     )
     with RichProgress(*columns, console=_console(_remarks()), transient=True) as draw:
-        yield _Bar(what, total, draw)
+        _settings.live = draw.console
+        try:
+            yield _Bar(what, total, draw)
+        finally:
+            _settings.live = None

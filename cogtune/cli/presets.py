@@ -44,4 +44,5 @@ def presets(
     if as_json:
         console.emit([dict(zip(columns, row, strict=True)) for row in rows])
     else:
-        console.table("", columns, rows)
+        short = (0, 5, 6, 7)  # the name says the rest, and a terminal of 80 columns has room for these
+        console.table("", [columns[i] for i in short], [[row[i] for i in short] for row in rows])
