@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +103,13 @@ def check(config: RunConfig, spec: ModelSpec) -> None:
     problems += [f"size {size_of(config, spec)}: {problem}" for problem in spec.size_problems(size_of(config, spec))]
     if config.strategy in ("zero3", "zero3-offload") and config.num_processes == 1:
         problems.append(f"strategy {config.strategy} shares weights over GPUs and needs num_processes of 2 or more")
+    if config.strategy != "ddp" and importlib.util.find_spec("deepspeed") is None:
+        problems.append(
+            f"strategy {config.strategy} needs DeepSpeed, which is not installed (it has builds for Linux on x86-64 "
+            "alone: `pip install deepspeed`); strategy ddp does without"
+        )
     if problems:
-        raise UsageError("the configuration does not fit the model", details=problems)
+        raise UsageError("this run cannot be made as it is configured", details=problems)
 
 
 def size_of(config: RunConfig, spec: ModelSpec) -> Size:

@@ -129,6 +129,15 @@ def test_what_a_model_cannot_do_is_refused_all_at_once() -> None:
     check(resolve(preset_name="4080-lora-2b").config, spec_of(VARIANTS["2b"]))  # fp16 is what 2b was trained in
 
 
+def test_a_missing_deepspeed_is_told_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    config = resolve(preset_name="a100-sft-5b-zero2-offload").config
+    with pytest.raises(UsageError) as caught:
+        check(config, spec_of(VARIANTS["5b"]))
+    assert "needs DeepSpeed" in caught.value.details[0]
+    check(resolve(preset_name="4090-lora-5b").config, spec_of(VARIANTS["5b"]))
+
+
 def test_size_and_rate_come_from_the_model_unless_asked() -> None:
     spec = spec_of(VARIANTS["1.5-5b"])
     assert str(size_of(RunConfig(), spec)) == "81x768x1360"  # not the rotary grid of 300 x 300 latents

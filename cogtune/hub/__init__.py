@@ -1,0 +1,102 @@
+"""Publishing a run on the Hugging Face Hub: weights, a model card and sample videos, in one commit."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogtune.card import SampleVideo, gather_facts, model_card
+from cogtune.config import read_mapping
+from cogtune.hub.local import (
+    check_tensors,
+    find_weights,
+    newest_samples,
+    prompt_beside,
+    read_stamp,
+    run_folder,
+    weight_files,
+)
+from cogtune.hub.public import public_file, public_run_yaml
+from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address, upload
+
+__all__ = ["PushResult", "push"]
+
+MESSAGE = "Upload with cogtune"
+"""The commit's title when none is given."""
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What was published, or would be."""
+
+    url: str
+    files: tuple[tuple[str, int], ...]
+    """Path in the repository and size in bytes of each file."""
+    commit: str | None
+    """The commit's hash; None for a dry run."""
+    removed: tuple[str, ...] = ()
+    """Files of an earlier push that this one replaces by others."""
+    notes: tuple[str, ...] = ()
+    """What the user should be told: a checkpoint chosen, nothing changed, a remark of the Hub."""
+
+
+def push(
+    run: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    message: str = MESSAGE,
+    dry_run: bool = False,
+) -> PushResult:
+    """Publish weights, model card, cleaned ``run.yaml`` and sample videos in one commit.
+
+    Args:
+        run: a run's folder, one of its checkpoints, a merged folder, or a LoRA file.
+        repo_id: ``user/name``; made when it is not there.
+        private: make a new repository private; a public one that exists is refused.
+        token: access token; by default HF_TOKEN or the saved login.
+        revision: branch to commit to, made when it is not there; by default main.
+        message: title of the commit.
+        dry_run: check and list everything, and touch no network.
+
+    Raises:
+        UsageError: ``repo_id`` is not one.
+        CogtuneError: there are no whole weights in ``run``, or the Hub cannot be reached or refuses. The
+            repository then holds what it held before.
+    """
+    check_repo_id(repo_id)
+    weights, notes = find_weights(run)
+    sources = weight_files(weights)
+    check_tensors(sources)
+    stamp = read_stamp(weights)
+    folder = run_folder(run)
+    config = read_mapping(folder / "run.yaml") if folder else {}
+    videos = newest_samples(folder, stamp.get("step")) if folder else {}
+    samples = tuple(SampleVideo(path, prompt_beside(video)) for path, video in videos.items())
+    facts = gather_facts(repo_id, weights.kind, weights.path, stamp, config, samples)
+
+    endpoint = hub_address()
+    url = f"{endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
+    with tempfile.TemporaryDirectory(prefix="cogtune-push-") as aside:
+        contents: dict[str, Path | bytes] = {"README.md": model_card(facts).encode()}
+        if config:
+            contents["run.yaml"] = public_run_yaml(config, facts)
+        for path, source in sources.items():
+            contents[path] = public_file(source, facts.base_model, Path(aside))
+        contents |= videos
+        files = tuple(
+            (path, len(item) if isinstance(item, bytes) else item.stat().st_size) for path, item in contents.items()
+        )
+        if dry_run:
+            return PushResult(url, files, None, notes=tuple(notes))
+        value, origin = access_token(token)
+        commit, removed, remarks = upload(
+            contents,
+            Target(repo_id, endpoint, revision, private, message.strip() or MESSAGE, weights.kind),
+            value,
+            origin,
+        )
+    return PushResult(url, files, commit, removed, (*notes, *remarks))

@@ -1,0 +1,215 @@
+"""What a run holds: weights, samples and the facts beside them, and whether the weights are whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogtune.card import Kind
+from cogtune.checkpoints import STATE_NAME, checkpoints
+from cogtune.errors import CogtuneError
+from cogtune.files import explained, read_json
+from cogtune.models import LORA_WEIGHTS_NAME
+
+INDEX_SUFFIX = ".safetensors.index.json"
+"""How the name of the list of shards of one model ends."""
+
+_COMPONENT_SUFFIXES = (".json", ".safetensors", ".model", ".txt")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights to publish: what they are, and where they lie."""
+
+    kind: Kind
+    path: Path
+    """The LoRA file, or the folder of the transformer or the pipeline."""
+
+
+def find_weights(run: Path) -> tuple[Weights, list[str]]:
+    """The weights of ``run``, or those of its newest checkpoint; and notes on what was chosen.
+
+    Raises:
+        CogtuneError: there are none that can be pushed.
+    """
+    if run.is_file():
+        if run.suffix != ".safetensors":
+            raise CogtuneError(f"{run} is not a .safetensors file", "give a LoRA file, a run's folder or a checkpoint")
+        return Weights("lora", run), []
+    if not run.exists():
+        raise CogtuneError(f"there is no {run}", "give the --output folder of a training run, such as out/")
+    found = _weights_in(run)
+    if found:
+        return found, []
+    newest_first = checkpoints(run)[::-1]
+    for checkpoint in newest_first:
+        found = _weights_in(checkpoint)
+        if found:
+            note = f"{run} has no final weights: pushing its newest checkpoint, {checkpoint.name}"
+            return found, [note]
+    for sharded in (run, *newest_first):
+        if (sharded / "latest").is_file():  # what DeepSpeed leaves in a folder of shards
+            raise CogtuneError(
+                f"{sharded} holds only the ranks' shards of the weights",
+                f"`cogtune merge-zero {sharded}`, then push the folder it makes",
+            )
+    raise CogtuneError(
+        f"there is nothing to push in {run}",
+        "give a run that has reached its first checkpoint, a merged folder, or a LoRA file",
+        details=[
+            f"no {LORA_WEIGHTS_NAME} (a LoRA)",
+            "no transformer/config.json with transformer/*.safetensors (a full fine-tune)",
+            "no model_index.json (a merged pipeline)",
+            "no checkpoint-N with any of these",
+        ],
+    )
+
+
+def _weights_in(folder: Path) -> Weights | None:
+    if (folder / "model_index.json").is_file():
+        return Weights("pipeline", folder)
+    if (folder / LORA_WEIGHTS_NAME).is_file():
+        return Weights("lora", folder / LORA_WEIGHTS_NAME)
+    for place in (folder / "transformer", folder):
+        if (place / "config.json").is_file() and any(place.glob("*.safetensors")):
+            return Weights("transformer", place)
+    return None
+
+
+def weight_files(weights: Weights) -> dict[str, Path]:
+    """Path in the repository and on disk of every file that belongs to the weights.
+
+    Raises:
+        CogtuneError: a component or a shard is missing; all that are missing are named.
+    """
+    if weights.kind == "lora":
+        return {LORA_WEIGHTS_NAME: weights.path}
+    problems: list[str] = []
+    if weights.kind == "transformer":
+        files = _component("transformer", weights.path, problems, (".safetensors", INDEX_SUFFIX))
+        files["transformer/config.json"] = weights.path / "config.json"
+    else:
+        files = {"model_index.json": weights.path / "model_index.json"}
+        for name, value in read_json(files["model_index.json"]).items():
+            if not isinstance(value, list) or value[0] is None:
+                continue
+            folder = weights.path / name
+            found = _component(name, folder, problems, _COMPONENT_SUFFIXES) if folder.is_dir() else {}
+            if not found:
+                problems.append(f"{name}/ is missing or empty, and model_index.json names it")
+            files |= found
+    if problems:
+        raise CogtuneError(f"the weights in {weights.path} are not complete", "make the folder again", details=problems)
+    return files
+
+
+def _component(name: str, folder: Path, problems: list[str], suffixes: tuple[str, ...]) -> dict[str, Path]:
+    files = {
+        f"{name}/{path.name}": path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name.endswith(suffixes) and not path.name.startswith(".")
+    }
+    for index in [path for path in files.values() if path.name.endswith(INDEX_SUFFIX)]:
+        shards = set(read_json(index).get("weight_map", {}).values())
+        problems += [
+            f"{name}/{shard} is missing, and {index.name} names it"
+            for shard in sorted(shards)
+            if f"{name}/{shard}" not in files
+        ]
+    return files
+
+
+def check_tensors(files: Mapping[str, Path]) -> None:
+    """Refuse weights that no one could load, by their files' headers alone.
+
+    Raises:
+        CogtuneError: a file is damaged, a tensor is empty, or a LoRA holds no adapter.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    problems = []
+    for name, path in files.items():
+        if path.suffix != ".safetensors":
+            continue
+        try:
+            with explained(path, "read"), safe_open(path, framework="numpy") as handle:
+                shapes = {key: handle.get_slice(key).get_shape() for key in handle.keys()}  # noqa: SIM118 (not a mapping)
+        except SafetensorError as error:
+            problems.append(f"{name} is damaged or cut short: {error}")
+            continue
+        if not shapes:
+            problems.append(f"{name} holds no tensors")
+        elif name == LORA_WEIGHTS_NAME and not any(".lora_A." in key for key in shapes):
+            problems.append(f"{path} holds no LoRA adapter")
+        problems += [f"{name}: {key} is empty, of shape {shape}" for key, shape in shapes.items() if 0 in shape]
+    if problems:
+        raise CogtuneError(
+            "these weights cannot be used, and are not pushed",
+            "push an earlier checkpoint, or save again; an empty tensor was not gathered from its ranks",
+            details=problems,
+        )
+
+
+def run_folder(run: Path) -> Path | None:
+    """The folder of the run that the weights come from: the given one, or the one it lies in."""
+    place = run.absolute() if run.is_dir() else run.absolute().parent
+    if (place / "run.yaml").is_file():
+        return place
+    if (place.parent / "run.yaml").is_file() and (place.parent / "launch").is_dir():
+        return place.parent
+    return None
+
+
+def newest_samples(run: Path, step: int | None) -> dict[str, Path]:
+    """The videos of the newest ``samples/step-N`` up to ``step``, by their path in the repository.
+
+    Where there are no such folders, those in ``samples/``.
+    """
+    folder = run / "samples"
+    by_step = {int(path.name[5:]): path for path in folder.glob("step-*") if path.name[5:].isdigit()}
+    if by_step:
+        reached = [number for number in by_step if step is None or number <= step]
+        if not reached:
+            return {}
+        folder = by_step[max(reached)]
+    videos = sorted(path for path in folder.rglob("*.mp4") if not path.name.startswith("."))
+    return {path.relative_to(run).as_posix(): path for path in videos}
+
+
+def prompt_beside(video: Path) -> str | None:
+    """The prompt beside a video: ``boat.txt`` for ``boat.mp4``, as in a dataset."""
+    beside = video.with_suffix(".txt")
+    return beside.read_text(encoding="utf-8", errors="replace").strip() or None if beside.is_file() else None
+
+
+def read_stamp(weights: Weights) -> dict[str, Any]:
+    """What cogtune wrote about the run beside or inside the weights; empty when another program made them."""
+    if weights.kind == "lora":
+        return json_object(header_metadata(weights.path).get("cogtune", "")) or {}
+    state, merged = weights.path.parent / STATE_NAME, weights.path / "merge.json"
+    if weights.kind == "transformer" and state.is_file():
+        return dict(read_json(state))
+    if merged.is_file():
+        record = read_json(merged)
+        return {"step": record.get("step"), "version": record.get("cogtune")}
+    return {}
+
+
+def header_metadata(path: Path) -> dict[str, str]:
+    """The metadata in the header of a safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as handle:
+        return dict(handle.metadata() or {})
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """The mapping that ``text`` spells as JSON, or None where it spells none."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

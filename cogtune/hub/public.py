@@ -1,0 +1,100 @@
+"""What may leave the machine: configurations and headers without secrets and without local paths."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cogtune.card import CardFacts
+from cogtune.files import explained, read_json
+from cogtune.hub.local import header_metadata, json_object
+
+_SECRET_KEY = re.compile(
+    r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key|private_?key)s?(_|$)",
+    re.IGNORECASE,
+)
+_NO_SECRETS = {"id_token"}
+"""Keys that sound like a secret and are none: this one is a word of the captions."""
+
+_PRIVATE_TEXT = re.compile(
+    r"""(?:^|[\s=:,;"'(\[])(?:~?/[^\s/]|[A-Za-z]:[\\/]|\\\\|file://)"""  # a path of this machine
+    r"|://[^/\s]*@"  # a URL with a password
+    r"|\b(?:hf|api_org|gh[pousr])_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}"  # access tokens, by their form
+)
+
+
+def public_run_yaml(config: Mapping[str, Any], facts: CardFacts) -> bytes:
+    """``run.yaml`` for the repository; a model on this machine's disk is named as the card names it."""
+    import yaml
+
+    public = _without_private(config)
+    if "model" in config and "model" not in public:
+        public["model"] = facts.base_model or facts.variant.name
+    header = "# The resolved configuration of this run, without paths of the machine it ran on.\n"
+    return (header + yaml.safe_dump(public, sort_keys=False, allow_unicode=True)).encode()
+
+
+def public_file(source: Path, base_model: str | None, aside: Path) -> Path | bytes:
+    """``source``, or a version without the secrets and local paths in its settings or its header."""
+    if source.name == "model_index.json" or source.name.endswith("config.json"):
+        config = read_json(source)
+        public = {key: value for key, value in config.items() if not _is_private("", value)}
+        return source if public == config else json.dumps(public, indent=2).encode() + b"\n"
+    if source.suffix == ".safetensors":
+        metadata = header_metadata(source)
+        cleaned = _public_header(metadata, base_model)
+        if cleaned != metadata:
+            target = aside / f"{len(list(aside.iterdir()))}.safetensors"
+            _copy_with_metadata(source, target, cleaned)
+            return target
+    return source
+
+
+def _public_header(metadata: Mapping[str, str], base_model: str | None) -> dict[str, str]:
+    cleaned = {}
+    for key, text in metadata.items():
+        value = json_object(text)
+        if value is None:
+            if not _is_private(key, text):
+                cleaned[key] = text
+            continue
+        public = _without_private(value)
+        if "base_model" in value and "base_model" not in public and base_model is not None:
+            public["base_model"] = base_model
+        cleaned[key] = text if public == value else json.dumps(public)
+    return cleaned
+
+
+def _copy_with_metadata(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
+    """Copy a safetensors file with other metadata in its header; the tensors' bytes stay as they are.
+
+    The format: eight bytes of header length, the header as JSON, the data
+    (https://github.com/huggingface/safetensors#format).
+    """
+    with explained(source, "copy"), source.open("rb") as old, target.open("wb") as new:
+        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        order = header["__metadata__"]  # safetensors itself gives them in a new order each time
+        header["__metadata__"] = {key: metadata[key] for key in order if key in metadata}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        new.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(old, new, 1 << 20)
+
+
+def _without_private(value: Any) -> Any:
+    """``value`` without the entries that are secrets or paths of this machine."""
+    if isinstance(value, Mapping):
+        return {key: _without_private(item) for key, item in value.items() if not _is_private(str(key), item)}
+    if isinstance(value, list):
+        return [_without_private(item) for item in value if not _is_private("", item)]
+    return value
+
+
+def _is_private(key: str, value: Any) -> bool:
+    if _SECRET_KEY.search(key) and key not in _NO_SECRETS:
+        return True
+    return isinstance(value, str) and bool(_PRIVATE_TEXT.search(value))

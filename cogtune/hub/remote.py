@@ -1,0 +1,271 @@
+"""Talking to the Hub: the login, an upload in one commit, and its refusals in words."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cogtune.card import Kind
+from cogtune.errors import CogtuneError, UsageError
+from cogtune.hub.local import INDEX_SUFFIX
+from cogtune.models import LORA_WEIGHTS_NAME
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+
+_AGAIN = (
+    "run the same command again: what is already on the Hub is not sent twice, and the repository changes "
+    "only when everything is there"
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a push goes, and as what."""
+
+    repo_id: str
+    endpoint: str
+    revision: str | None
+    private: bool
+    message: str
+    kind: Kind
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is not the ``user/name`` of a model repository, before anything is read or sent.
+
+    Raises:
+        UsageError: ``repo_id`` is not one; its hint says how to write it.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    hint = "write it user/name: letters, digits, '-', '_' and '.', such as anna/paper-boats"
+    from_url = re.fullmatch(r"https?://[^/]+/(?:models/)?([^/]+/[^/]+)/?", repo_id)
+    if from_url:
+        hint = f"write it {from_url[1]}"
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise UsageError(f"'{repo_id}' is not the name of a model repository", hint) from None
+    if "/" not in repo_id:
+        raise UsageError(f"'{repo_id}' names no owner", f"write user/{repo_id}, with your own name on the Hub for user")
+
+
+def hub_address() -> str:
+    """The address of the Hub, without a slash at its end: HF_ENDPOINT, or else the client's own."""
+    from huggingface_hub import constants
+
+    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def access_token(given: str | None) -> tuple[str, str]:
+    """The access token, and in words where it comes from.
+
+    Raises:
+        CogtuneError: there is none, or it cannot be one.
+    """
+    from huggingface_hub import get_token
+
+    origin = "--token" if given else "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the saved login"
+    try:
+        token = (given or get_token() or "").strip()
+    except Exception as error:  # every way to get a token fails in its own way, some with the network
+        raise CogtuneError("the login for the Hub could not be read", "`hf auth login`, or give --token") from error
+    if not token:
+        raise CogtuneError(
+            "you are not logged in to the Hub",
+            "`hf auth login`, or set HF_TOKEN, or give --token; it needs write access",
+        )
+    if not re.fullmatch(r"[!-~]+", token):
+        raise CogtuneError(f"the token from {origin} has blanks or odd characters in it", "copy it again")
+    return token, origin
+
+
+def upload(
+    contents: Mapping[str, Path | bytes], target: Target, token: str, origin: str
+) -> tuple[str, tuple[str, ...], list[str]]:
+    """Send everything and commit once; the commit's hash, the files it removes, and remarks.
+
+    Raises:
+        CogtuneError: the Hub cannot be reached or refuses; the repository is as it was.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi(endpoint=target.endpoint, token=token)
+    try:
+        with warnings.catch_warnings(record=True) as caught, _quiet_client():
+            warnings.simplefilter("always")
+            _make_repository(api, target)
+            info = api.model_info(target.repo_id, revision=target.revision)
+            there = [file.rfilename for file in info.siblings or ()]
+            _check_kind(target, there)
+            stale = tuple(path for path in there if path not in contents and _replaced_by_a_push(path))
+            additions = [CommitOperationAdd(path, item) for path, item in contents.items()]
+            commit = api.create_commit(
+                target.repo_id,
+                [*additions, *(CommitOperationDelete(path) for path in stale)],
+                commit_message=target.message,
+                revision=target.revision,
+                parent_commit=info.sha,
+            )
+    except (OSError, ValueError, RuntimeError, _http_error()) as error:
+        raise _failure(error, api, target, token, origin) from error
+    remarks = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
+    if commit.oid == info.sha:
+        remarks.append(f"nothing has changed since the last push to {target.repo_id}")
+    return commit.oid, stale, remarks
+
+
+@contextlib.contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Keep huggingface_hub's log lines to itself, since they show signed addresses, and its progress bars too
+    where there is no terminal."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    chosen = are_progress_bars_disabled() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None
+    hide_bars = not chosen and not sys.stderr.isatty()
+    logger.setLevel(logging.ERROR)
+    if hide_bars:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if hide_bars:
+            enable_progress_bars()
+
+
+def _make_repository(api: HfApi, target: Target) -> None:
+    """Create the repository and the branch where they are not there yet.
+
+    Raises:
+        CogtuneError: it is there and public, and a private one was asked for.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    there = None
+    with contextlib.suppress(RepositoryNotFoundError):
+        there = api.model_info(target.repo_id)
+    if there is None:
+        api.create_repo(target.repo_id, private=True if target.private else None)
+    elif target.private and not there.private:
+        raise CogtuneError(
+            f"{target.repo_id} is there already and is public: --private does not change it",
+            f"make it private at {target.endpoint}/{target.repo_id}/settings, or push to another name",
+        )
+    if target.revision not in (None, "main"):
+        api.create_branch(target.repo_id, branch=str(target.revision), exist_ok=True)
+
+
+def _check_kind(target: Target, there: list[str]) -> None:
+    """Refuse to mix weights of two kinds in one repository."""
+    marks: list[tuple[Kind, str, str]] = [
+        ("pipeline", "model_index.json", "a whole pipeline"),
+        ("transformer", "transformer/config.json", "a transformer"),
+        ("lora", LORA_WEIGHTS_NAME, "a LoRA"),
+    ]
+    words = {kind: name for kind, _, name in marks}
+    for kind, mark, name in marks:
+        if mark in there:
+            if kind != target.kind:
+                raise CogtuneError(
+                    f"{target.repo_id} holds {name}, and this is {words[target.kind]}",
+                    "push it to a name of its own",
+                )
+            return
+
+
+def _replaced_by_a_push(path: str) -> bool:
+    """Whether a file is of the kinds whose names change from push to push: sample videos and shards."""
+    folder, _, name = path.partition("/")
+    if folder == "samples":
+        return name.endswith(".mp4")
+    return folder in _COMPONENTS and name.endswith((".safetensors", INDEX_SUFFIX))
+
+
+def _http_error() -> type[Exception]:
+    """The base of what the HTTP library raises: httpx under huggingface_hub 1, httpx2 under 2."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next(base for base in HfHubHTTPError.__bases__ if base.__name__ == "HTTPError")
+
+
+def _failure(error: BaseException, api: HfApi, target: Target, token: str, origin: str) -> CogtuneError:
+    """What went wrong between here and the Hub, in words and without the token."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    if any(isinstance(item, OfflineModeIsEnabled) for item in chain):
+        return CogtuneError(
+            "cannot push: offline mode is on",
+            "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run it again",
+        )
+    refusal = next((item for item in chain if isinstance(item, HfHubHTTPError)), None)
+    if refusal is not None:
+        told = (refusal.server_message or "").replace(token, "***").strip()
+        return _refusal(refusal.response.status_code, told, api, target, origin)
+    if type(error).__name__ == "ConnectError":
+        return CogtuneError(f"cannot reach {target.endpoint}", f"check the network, then {_AGAIN}")
+    reason = next((line for item in reversed(chain) for line in str(item).splitlines() if line), "")
+    details = [reason.replace(token, "***")] if reason else []
+    return CogtuneError(f"the upload to {target.repo_id} broke off", _AGAIN, details=details)
+
+
+def _refusal(status: int, told: str, api: HfApi, target: Target, origin: str) -> CogtuneError:
+    details = told.splitlines()
+    if status == 401:
+        return CogtuneError(
+            f"the Hub does not accept the token from {origin}",
+            "make one with write access at https://huggingface.co/settings/tokens, then `hf auth login`",
+            details=details,
+        )
+    if status == 403:
+        return CogtuneError(
+            f"the token from {origin} may not write to {target.repo_id}",
+            "use a token with write access, and a name under your own account or organisation",
+            details=[*details, *_whose_token(api)],
+        )
+    if status in (404, 409):
+        other = _other_type(api, target.repo_id)
+        if other:
+            return CogtuneError(f"{target.repo_id} is there already, as a {other}", "push to another name")
+    if status == 412:
+        return CogtuneError(f"someone else changed {target.repo_id} during the upload", _AGAIN, details=details)
+    if status == 400:
+        return CogtuneError(
+            f"the Hub refuses the upload to {target.repo_id}", "nothing was changed there", details=details
+        )
+    return CogtuneError(f"the Hub answered {status} to the upload to {target.repo_id}", _AGAIN, details=details)
+
+
+def _whose_token(api: HfApi) -> list[str]:
+    try:
+        me = api.whoami()
+    except (OSError, _http_error()):
+        return []
+    organisations = ", ".join(item["name"] for item in me.get("orgs", ())) or "none"
+    return [f"the token is that of {me['name']} (organisations: {organisations})"]
+
+
+def _other_type(api: HfApi, repo_id: str) -> str | None:
+    for kind in ("dataset", "space"):
+        with contextlib.suppress(OSError, _http_error()):
+            api.repo_info(repo_id, repo_type=kind)
+            return kind
+    return None

@@ -1,0 +1,142 @@
+"""From a plan to everything the loop works with: model, adapter, optimizer, data, objective."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from diffusers import CogVideoXTransformer3DModel
+
+from cogtune import __version__, console
+from cogtune.checkpoints import check_fits, read_state
+from cogtune.data.cache import Index, Store
+from cogtune.errors import CogtuneError
+from cogtune.modeling.adapters import add_lora
+from cogtune.modeling.devices import DTYPES
+from cogtune.modeling.encode import VideoEncoder
+from cogtune.plan import Plan, mixed_precision
+from cogtune.training import checkpoint
+from cogtune.training.checkpoint import Trainee
+from cogtune.training.loop import Training
+from cogtune.training.objective import Objective
+from cogtune.training.optimizers import build_optimizer
+
+
+def set_up(plan: Plan, stop: Callable[[], bool]) -> Training:
+    """Load, resume and prepare all that a run needs. Collective: every process calls it.
+
+    Args:
+        stop: whether this process was asked to stop.
+
+    Raises:
+        CogtuneError: the processes, the model, the cache or the checkpoint are not as planned.
+    """
+    accelerator = _accelerator(plan)
+    trainee = _trainee(plan, accelerator)
+    store, index = Store(plan.config.cache_dir or plan.config.data / ".cogtune"), Index.read(plan.index)
+    return Training(
+        trainee=trainee,
+        objective=_objective(plan, accelerator, store.read("text", index.null_text)),
+        store=store,
+        index=index,
+        config=plan.config,
+        first_step=_resume(plan, trainee),
+        total_steps=plan.total_steps,
+        facts=facts_of(plan),
+        should_stop=lambda: _any_process(accelerator, stop()),
+    )
+
+
+def _accelerator(plan: Plan) -> Accelerator:
+    config = plan.config
+    over_gloo = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+    accelerator = Accelerator(
+        cpu=over_gloo and config.strategy == "ddp",
+        mixed_precision=mixed_precision(config) if config.strategy == "ddp" else None,  # else DeepSpeed's file says it
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if over_gloo else [],
+    )
+    if accelerator.num_processes != config.num_processes:
+        raise CogtuneError(
+            f"{accelerator.num_processes} processes were started and the plan is for {config.num_processes}",
+            "start it with `cogtune train`, or with the plan's own accelerate.yaml",
+        )
+    return accelerator
+
+
+def _trainee(plan: Plan, accelerator: Accelerator) -> Trainee:
+    config = plan.config
+    is_lora = config.type == "lora"
+    # Full training under DDP keeps fp32 weights beside its arithmetic; DeepSpeed makes its own fp32 copies.
+    dtype = torch.float32 if config.strategy == "ddp" and not is_lora else DTYPES[config.precision]
+    transformer = CogVideoXTransformer3DModel.from_pretrained(plan.checkpoint / "transformer", dtype=dtype)
+    if is_lora:
+        add_lora(
+            transformer,
+            rank=config.rank,
+            alpha=config.lora_alpha,
+            target_modules=config.target_modules,
+            seed=config.seed,
+        )
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer.parameters(), config))
+    return Trainee(accelerator, model, transformer, optimizer, is_lora)
+
+
+def _resume(plan: Plan, trainee: Trainee) -> int:
+    """Put the checkpoint back that the plan starts from; the number of steps done."""
+    if plan.resume is None:
+        return 0
+    state = read_state(plan.resume)
+    check_fits(plan.resume, state, plan.identity)
+    checkpoint.load(trainee, plan.resume)
+    console.note(f"resumed at step {state['step']} from {plan.resume}")
+    return int(state["step"])
+
+
+def _objective(plan: Plan, accelerator: Accelerator, null_text: torch.Tensor) -> Objective:
+    device, dtype = accelerator.device, DTYPES[plan.config.precision]
+    return Objective(
+        plan.spec,
+        plan.checkpoint,
+        null_text,
+        seed=plan.config.seed,
+        caption_dropout=plan.config.caption_dropout,
+        device=device,
+        dtype=dtype,
+        image_encoder=VideoEncoder(plan.checkpoint, device=device, dtype=dtype) if plan.spec.image_to_video else None,
+    )
+
+
+def _any_process(accelerator: Accelerator, mine: bool) -> bool:
+    if accelerator.num_processes == 1:
+        return mine
+    total: torch.Tensor = accelerator.reduce(torch.tensor(float(mine), device=accelerator.device), "sum")
+    return bool(total > 0)
+
+
+def facts_of(plan: Plan) -> dict[str, Any]:
+    """What travels with the weights: enough to sample from them and to write their card."""
+    config = plan.config
+    return {
+        "format": 1,
+        "version": __version__,
+        "base_model": config.model,
+        "model_path": str(plan.checkpoint),
+        "variant": plan.spec.variant.name,
+        "type": config.type,
+        "rank": config.rank,
+        "alpha": config.lora_alpha,
+        "target_modules": list(config.target_modules),
+        "size": str(plan.size),
+        "fps": plan.fps,
+        "precision": config.precision,
+        "id_token": config.id_token,
+        "prompt": plan.prompt,
+        "dataset": {"samples": plan.samples, "digest": plan.identity["data"]},
+        "identity": dict(plan.identity),
+    }
