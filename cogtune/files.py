@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,41 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_HINTS = {
+    errno.ENOSPC: "free some space on that disk, then run the same command again",
+    errno.EDQUOT: "your disk quota is used up: free some space, then run the same command again",
+    errno.EFBIG: "that file system or a limit of your shell forbids files of this size: choose another place",
+    errno.EACCES: "check who owns it and its permissions",
+    errno.EROFS: "that file system is read-only: choose another place",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a file stands where a folder is needed: choose another path",
+}
+
+_WRITE_FAILURES = ("I/O error", "PytorchStreamWriter failed", "inline_container.cc")
+"""What safetensors and torch say, in errors of their own kinds, when the disk takes no more."""
+
+
+@contextlib.contextmanager
+def explained(path: Path, doing: str = "write") -> Iterator[None]:
+    """Turn an ``OSError`` about ``path``, in whatever form, into a :class:`CogtuneError` that says what to do.
+
+    Raises:
+        CogtuneError: in place of any OSError, and of a library's own error for a failed write.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CogtuneError(f"cannot {doing} {path}: {reason}", _HINTS.get(error.errno or 0, "")) from error
+    except CogtuneError:
+        raise
+    except Exception as error:
+        if not any(sign in str(error) for sign in _WRITE_FAILURES):
+            raise
+        number = int(found[1]) if (found := re.search(r"os error (\d+)", str(error))) else errno.ENOSPC
+        raise CogtuneError(f"cannot {doing} {path}: {os.strerror(number)}", _HINTS.get(number, "")) from error
+
+
 @functools.cache
 def _ordinary_mode() -> int:
     """Permissions of a file that a program makes without asking for special ones."""
@@ -46,27 +82,6 @@ def _finish(path: Path) -> None:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
-
-
-@contextlib.contextmanager
-def explained(path: Path, doing: str = "write") -> Iterator[None]:
-    """Turn an ``OSError`` about ``path`` into a :class:`CogtuneError` that says what to do.
-
-    Raises:
-        CogtuneError: in place of any OSError inside the block.
-    """
-    try:
-        yield
-    except OSError as error:
-        hints = {
-            errno.ENOSPC: "free some space on that disk, then run the same command again",
-            errno.EDQUOT: "your disk quota is used up: free some space, then run the same command again",
-            errno.EACCES: "check who owns it and its permissions",
-            errno.EROFS: "that file system is read-only: choose another place",
-            errno.ENOENT: "check the path",
-        }
-        reason = error.strerror or str(error)
-        raise CogtuneError(f"cannot {doing} {path}: {reason}", hints.get(error.errno or 0, "")) from error
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -106,3 +106,30 @@ def test_a_private_file_of_a_library_becomes_an_ordinary_one(tmp_path: Path) -> 
     ordinary = (tmp_path / "c").stat().st_mode
     assert (tmp_path / "a").stat().st_mode == ordinary
     assert (tmp_path / "folder" / "b").stat().st_mode == ordinary
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ("Error while serializing: I/O error: No space left on device (os error 28)", "No space left on device"),
+        ("Error while serializing: I/O error: File too large (os error 27)", "File too large"),
+        ("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598", "No space left on device"),
+    ],
+)
+def test_a_librarys_own_word_for_a_failed_write_is_understood(tmp_path: Path, told: str, reason: str) -> None:
+    def fail(aside: Path) -> None:
+        aside.write_text("half")
+        raise RuntimeError(told)
+
+    with pytest.raises(CogtuneError, match=f"cannot write .*: {reason}") as caught:
+        files.write_atomic(tmp_path / "a", fail)
+    assert caught.value.hint
+    assert names(tmp_path) == []
+
+
+def test_a_bug_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    def fail(_aside: Path) -> None:
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        files.write_atomic(tmp_path / "a", fail)

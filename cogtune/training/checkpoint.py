@@ -101,13 +101,7 @@ def _save_optimizer(trainee: Trainee, path: Path) -> None:
     scaler = trainee.accelerator.scaler
     state = {"optimizer": trainee.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
     with explained(path):
-        try:
-            torch.save(state, path)
-        except RuntimeError as error:  # torch reports a full disk so
-            raise CogtuneError(
-                f"cannot write {path}: {error}",
-                "free some space on that disk, then run the same command again",
-            ) from error
+        torch.save(state, path)
 
 
 def load(trainee: Trainee, checkpoint: Path) -> None:
