@@ -17,6 +17,8 @@ from cogtune.geometry import Size
 from cogtune.models import Precision
 from cogtune.presets import Strategy, TrainingType, preset
 
+DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "beside"]
+
 LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
 
@@ -46,7 +48,23 @@ class RunConfig(BaseModel):
         "bf16", help_text="Number format of the frozen weights and the arithmetic; fp16 is for 2b only."
     )
 
-    data: Path = _data(Path("data"), help_text="The folder of clips and captions.")
+    data: Path = _data(
+        Path("data"), help_text="The folder of clips and captions, or user/name for a dataset on the Hub."
+    )
+    format: DataFormat | None = _data(
+        None,
+        help_text="How the data is laid out: lists of lines, a table, or captions beside clips. [default: found out]",
+    )
+    caption_column: str | None = _data(
+        None, help_text="The column of a table that holds captions. [default: found out]"
+    )
+    video_column: str | None = _data(
+        None, help_text="The column of a table that holds the clips' paths. [default: found out]"
+    )
+    image_column: str | None = _data(
+        None, help_text="The column of a table that holds the images' paths. [default: found out]"
+    )
+    allow_outside: bool = _data(False, help_text="Take clips and images that are not in the dataset's folder too.")
     cache_dir: Path | None = _data(
         None, help_text="Where encoded clips and captions are kept. [default: DATA/.cogtune]"
     )

@@ -14,7 +14,7 @@ from cogtune.config import Resolved, RunConfig, resolve
 from cogtune.data.cache import Index, caption_of
 from cogtune.data.checks import Report, check_dataset
 from cogtune.data.frames import FrameSettings
-from cogtune.data.sources import Dataset, read_dataset
+from cogtune.data.sources import Dataset, Reading, locate_dataset, read_dataset
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import explained, remove_folder, remove_partials
 from cogtune.geometry import Size
@@ -54,13 +54,14 @@ def validate(config: RunConfig) -> Report:
     Raises:
         CogtuneError: there is no dataset, or no such model.
     """
+    config = _with_data_here(config)
     row = published(config.model)
     if row is not None and (config.size is not None or not config.model.startswith(TINY)):
         size = Size.parse(config.size) if config.size else row.native
         settings = FrameSettings(size=size, fps=config.fps or float(row.fps), start=config.skip_start)
-        return check_dataset(read_dataset(config.data), settings)
+        return check_dataset(_read(config), settings)
     spec = read_spec(locate(config.model, weights=False))
-    return check_dataset(read_dataset(config.data), caching.frame_settings(config, spec), spec)
+    return check_dataset(_read(config), caching.frame_settings(config, spec), spec)
 
 
 def cache(config: RunConfig) -> str:
@@ -69,7 +70,7 @@ def cache(config: RunConfig) -> str:
     Raises:
         CogtuneError: something in the dataset stands in the way, or encoding failed.
     """
-    config = config.anchored()
+    config = _with_data_here(config).anchored()
     checkpoint = locate(config.model)
     spec = read_spec(checkpoint)
     check(config, spec)
@@ -93,7 +94,7 @@ def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_ru
     Raises:
         CogtuneError: with everything that stands in the way.
     """
-    config = resolved.config.anchored()
+    config = _with_data_here(resolved.config, download=not dry_run).anchored()
     resolved = replace(resolved, config=config)
     if config.output.is_dir():
         with alone_in(config.output):  # a run at work there is told before anything else; the worker holds it later
@@ -127,13 +128,31 @@ def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_ru
     return Ready(plan, files, left)
 
 
+def _with_data_here(config: RunConfig, *, download: bool = True) -> RunConfig:
+    """The same with a folder on this machine for its dataset, which may be one on the Hub."""
+    return config.model_copy(update={"data": locate_dataset(str(config.data), download=download)})
+
+
+def _read(config: RunConfig) -> Dataset:
+    return read_dataset(
+        config.data,
+        Reading(
+            format=config.format,
+            caption_column=config.caption_column,
+            video_column=config.video_column,
+            image_column=config.image_column,
+            allow_outside=config.allow_outside,
+        ),
+    )
+
+
 def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
     """The dataset, when nothing in it stands in the way of training.
 
     Raises:
         CogtuneError: with every error found.
     """
-    dataset = read_dataset(config.data)
+    dataset = _read(config)
     report = check_dataset(dataset, caching.frame_settings(config, spec), spec)
     errors = [finding for finding in report.findings if finding.severity == "error"]
     if errors:

@@ -156,6 +156,20 @@ def _bad_image(root: Path) -> Report:
     return check(root)
 
 
+def _with_table(text: str) -> Callable[[Path], Report]:
+    def build(root: Path) -> Report:
+        clip(root / "good.mp4")
+        (root / "metadata.csv").write_text(f"file_name,text\ngood.mp4,A black frame.\n{text}")
+        return check(root)
+
+    return build
+
+
+def _other_layout(root: Path) -> Report:
+    lists(root, ["A black frame."], ["good.mp4"])
+    return _with_table("")(root)
+
+
 def _at_size(size: str, spec: ModelSpec) -> Callable[[Path], Report]:
     def build(root: Path) -> Report:
         lists(root, ["A black frame."], ["good.mp4"])
@@ -178,6 +192,9 @@ CASES: dict[str, tuple[Callable[[Path], Report], str, str]] = {
         "prompts.txt:2",
         "line 2 is blank in prompts.txt: lines may have shifted, so nothing is paired",
     ),
+    "bad-row": (_with_table("a,b,c\n"), "metadata.csv:3", "line 3 has 3 values, but there are 2 columns"),
+    "missing-value": (_with_table(",b\n"), "metadata.csv:3", "line 3 has no video: its 'file_name' is empty"),
+    "other-layout": (_other_layout, "ROOT", "read as lists; it could also be read as table"),
     "no-samples": (_with_lists([], []), "ROOT", "ROOT lists no sample"),
     "bad-path": (
         _with_lists(["a"], ["."]),

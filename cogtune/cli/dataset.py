@@ -12,11 +12,16 @@ from cogtune.cli.options import ConfigFile, Flags, Json, PresetName, with_config
 
 app = typer.Typer(help="Check a folder of clips and captions, and encode it.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Argument(help="The folder of clips and captions.")]
+Folder = Annotated[
+    Path, typer.Argument(help="The folder of clips and captions, or user/name for a dataset on the Hub.")
+]
+
+READING = ("format", "caption_column", "video_column", "image_column", "allow_outside")
+"""The flags that say how the folder is read."""
 
 
 @app.command()
-@with_config_flags("model", "size", "fps", "skip_start")
+@with_config_flags("model", "size", "fps", "skip_start", *READING)
 def validate(
     flags: Flags,
     folder: Folder = Path("data"),
@@ -44,7 +49,7 @@ def validate(
 
 
 @app.command()
-@with_config_flags("model", "precision", "size", "fps", "skip_start", "id_token", "cache_dir")
+@with_config_flags("model", "precision", "size", "fps", "skip_start", "id_token", "cache_dir", *READING)
 def cache(
     flags: Flags,
     folder: Folder = Path("data"),
