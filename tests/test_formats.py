@@ -524,8 +524,8 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Downloads that only make the folder, each with its name; in an empty folder with an empty cache."""
     asked: list[str] = []
 
-    def download(name: str, *, repo_type: str, local_dir: Path) -> str:
-        assert repo_type == "dataset"
+    def download(name: str, *, repo_type: str, local_dir: Path, allow_patterns: None) -> str:
+        assert (repo_type, allow_patterns) == ("dataset", None)
         asked.append(name)
         table(with_clips(local_dir), delimited(ROWS))
         return str(local_dir)
@@ -573,7 +573,7 @@ def test_validate_downloads_what_it_is_asked_for(downloads: list[str]) -> None:
 def test_without_the_hub_the_reference_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COGTUNE_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CogtuneError, match=r"there is no folder nobody/none, and no dataset of that name can be"):
+    with pytest.raises(CogtuneError, match=r"there is no folder nobody/none, and cannot download the dataset"):
         locate_dataset("nobody/none")
     with pytest.raises(CogtuneError, match=r"there is no folder a--b/c\.\.d, and the Hub has no dataset"):
         locate_dataset("a--b/c..d")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cogtune.data.layouts import Layout, Reading, Sample, files_under, is_clip
 from cogtune.data.layouts_beside import BESIDE
 from cogtune.data.layouts_lists import CAPTIONS, IMAGES, LISTS, VIDEOS
 from cogtune.data.layouts_tables import TABLE
+from cogtune.download import home, snapshot
 from cogtune.errors import CogtuneError
 
 __all__ = [
@@ -123,44 +123,15 @@ def locate_dataset(reference: str, *, download: bool = True) -> Path:
     is_hub_id = bool(owner) and bool(name) and "/" not in name and owner[0] not in ".~"
     if folder.exists() or not is_hub_id or Path(owner).exists():  # data/clip for data/clips is no name on the Hub
         return folder
-    home = Path(os.environ.get("COGTUNE_HOME") or Path.home() / ".cache" / "cogtune")
-    target = home / "datasets" / f"{owner}--{name}"
+    target = home() / "datasets" / f"{owner}--{name}"
     if download:
-        _download(reference, target)
+        try:
+            snapshot(reference, "dataset", folder=target, otherwise="check the path, or the network")
+        except CogtuneError as error:
+            raise CogtuneError(f"there is no folder {reference}, and {error.message}", error.hint) from error
     elif not target.is_dir():
         raise CogtuneError(
             f"the dataset {reference} is not on this machine, and nothing may be downloaded now",
             f"`cogtune dataset validate {reference}` downloads it",
         )
     return target
-
-
-def _download(reference: str, target: Path) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        snapshot_download(reference, repo_type="dataset", local_dir=target)
-    except GatedRepoError as error:
-        raise CogtuneError(
-            f"the dataset {reference} is gated on the Hub",
-            f"accept its terms at https://huggingface.co/datasets/{reference}, then `hf auth login`",
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise CogtuneError(
-            f"there is no folder {reference}, and the Hub has no dataset of that name, or you may not see it",
-            "check the spelling; for a private one, `hf auth login`",
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise CogtuneError(
-            f"there is no folder {reference}, and no dataset of that name can be downloaded: "
-            f"{str(error).splitlines()[0]}",
-            "check the path, or the network",
-        ) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cogtune.errors import CogtuneError, UsageError, did_you_mean
+from cogtune.download import snapshot
+from cogtune.errors import UsageError, did_you_mean
 from cogtune.models import TINY, VARIANTS
 
 _CONFIGS = ("model_index.json", "*/*.json")
@@ -42,33 +43,9 @@ def locate(reference: str, *, weights: bool = True) -> Path:
             f"there is no model '{reference}'{did_you_mean(reference, VARIANTS)}",
             f"give a folder that exists, a Hub id such as THUDM/CogVideoX-5b, or one of {', '.join(VARIANTS)}",
         )
-    return _download(reference, weights)
-
-
-def _download(repo_id: str, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
+    return snapshot(
+        reference,
+        "model",
+        patterns=_WEIGHTS if weights else _CONFIGS,
+        otherwise="check the network, or give --model a folder that holds the checkpoint; tiny:2b needs no download",
     )
-
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=list(_WEIGHTS if weights else _CONFIGS)))
-    except GatedRepoError as error:
-        raise CogtuneError(
-            f"{repo_id} is gated on the Hub",
-            f"accept its terms at https://huggingface.co/{repo_id}, then `hf auth login`",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CogtuneError(
-            f"the Hub has no model {repo_id}, or you may not see it",
-            "check the spelling; for a private one, `hf auth login`",
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise CogtuneError(
-            f"cannot download {repo_id}: {str(error).splitlines()[0]}",
-            "check the network, or give --model a folder that holds the checkpoint; tiny:2b needs no download",
-        ) from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
@@ -22,6 +21,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from transformers import T5Config, T5EncoderModel
 
+from cogtune.download import home
 from cogtune.files import PARTIAL_SUFFIX, digest, explained, write_json, written_folder
 from cogtune.modeling.devices import DTYPES
 from cogtune.models import Variant
@@ -379,8 +379,7 @@ def tiny_model(name: str) -> Path:
     configs = [make(row, "tiny") for make in (transformer_config, vae_config, text_encoder_config, scheduler_config)]
     gains = [_GATE_BIAS, _EMBEDDING_GAIN, _OUTPUT_GAIN, _LATENT_GAIN, _LOGVAR_BIAS]
     version = digest([_FORMAT, configs, gains, _WORDS])[:12]
-    home = Path(os.environ.get("COGTUNE_HOME") or Path.home() / ".cache" / "cogtune")
-    target = home.absolute() / "tiny" / f"{row.name}-{version}"
+    target = home().absolute() / "tiny" / f"{row.name}-{version}"
     if target.is_dir():
         return target
     with explained(target):
