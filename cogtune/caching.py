@@ -145,7 +145,7 @@ def fill(job: Job) -> None:
         [files.report(0)],
         files.log,
         environment=ENVIRONMENT,
-        if_stopped="the same command goes on where it was",
+        if_stopped=lambda: "the same command goes on where it was",
     )
 
 

@@ -23,6 +23,11 @@ def checkpoints(output: Path) -> list[Path]:
     return [path for _, path in sorted(found) if (path / STATE_NAME).is_file()]
 
 
+def after(output: Path, step: int) -> list[Path]:
+    """The checkpoints of a run that lie behind ``step``: another branch, for a run that goes on from there."""
+    return [path for path in checkpoints(output) if int(path.name.removeprefix("checkpoint-")) > step]
+
+
 def choose(wanted: str, output: Path) -> Path:
     """The checkpoint that ``--resume`` names: ``latest`` of the run in ``output``, or a path.
 
@@ -52,7 +57,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} is not a checkpoint: it has no {STATE_NAME}",
             "`--resume latest` takes the newest one",
         )
-    state = dict(read_json(checkpoint / STATE_NAME))
+    state = read_json(checkpoint / STATE_NAME)
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int) or "identity" not in state:
+        raise CogtuneError(f"{checkpoint / STATE_NAME} is damaged", "resume from another checkpoint")
     if state.get("format") != FORMAT:
         raise CogtuneError(f"{checkpoint} was written by another version of cogtune", "use that version to go on")
     return state

@@ -262,13 +262,17 @@ def resolve(
     return Resolved(config, provenance)
 
 
+RUN_NAME = "run.yaml"
+"""The file in a run's folder that says how it was configured."""
+
+
 def read_run(folder: Path) -> Resolved:
     """The configuration that the run in ``folder`` was started with.
 
     Raises:
         CogtuneError: the folder holds no run.
     """
-    file = folder / "run.yaml"
+    file = folder / RUN_NAME
     if not file.is_file():
         raise CogtuneError(f"{folder} holds no run: it has no run.yaml", "give the --output folder of a training run")
     return resolve(file=file)

@@ -66,6 +66,11 @@ def _console(stream: TextIO) -> Console:
     return Console(file=stream, highlight=False, soft_wrap=True, width=wide)
 
 
+def is_quiet() -> bool:
+    """Whether remarks are left out."""
+    return _settings.quiet
+
+
 def say(message: str) -> None:
     """A result line on stdout."""
     print(message, flush=True)

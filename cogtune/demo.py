@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cogtune import console, launch, runs
+from cogtune import console, runs
 from cogtune.config import resolve
 from cogtune.data.synthetic import draw_dataset
 from cogtune.errors import UsageError
@@ -41,8 +41,7 @@ def run(folder: Path) -> Iterator[str]:
     console.note(f"3/5 encoding them: cogtune dataset cache {data} --preset {PRESET}")
     console.note(f"    {runs.cache(resolved.config)}")
     console.note(f"4/5 training a LoRA: cogtune train --preset {PRESET} --data {data} --output {output}")
-    ready = runs.get_ready(resolved, resume=None, overwrite=True, dry_run=False)
-    launch.start(ready.plan, ready.files)
+    made = runs.train(resolved, resume=None, overwrite=False)
     console.note(f"5/5 sampling a video: cogtune infer --lora {output} --output {video}")
     from cogtune.generate import Request, generate
 
@@ -52,8 +51,8 @@ def run(folder: Path) -> Iterator[str]:
 
     yield f"clips and captions   {data}"
     yield f"the run              {output}"
-    yield f"LoRA weights         {runs.results(ready.plan)[0]}"
-    yield f"launch files         {ready.files.folder}"
+    yield f"LoRA weights         {made[0]}"
+    yield f"launch files         {output / 'launch'}"
     yield f"sampled video        {video} ({recipe.size} at {recipe.fps:g} fps)"
     yield "The model here is a random one of a few megabytes: the road is real, the picture is noise."
     yield "next, with a GPU of 24 GB and your own clips in ./data: cogtune train --preset 4090-lora-5b"

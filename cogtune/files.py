@@ -128,12 +128,17 @@ def read_json(path: Path) -> Any:
         raise CogtuneError(f"{path} is not valid JSON: {error}", "restore the file or make it again") from error
 
 
+def partial_path(target: Path) -> Path:
+    """The name under which :func:`partial_folder` has a folder filled."""
+    return target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
+
+
 def partial_folder(target: Path) -> Path:
     """A fresh folder beside ``target`` to fill; :func:`publish_folder` gives it its name.
 
     Separate from a context manager because several processes may fill one folder together.
     """
-    aside = target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
+    aside = partial_path(target)
     with explained(target):
         if aside.exists():
             shutil.rmtree(aside)

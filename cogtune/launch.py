@@ -14,6 +14,8 @@ from pathlib import Path
 import yaml
 
 from cogtune import process
+from cogtune.checkpoints import checkpoints
+from cogtune.config import RUN_NAME
 from cogtune.files import explained, write_json, write_text
 from cogtune.plan import Plan, accelerate_config, deepspeed_config
 from cogtune.process import Report
@@ -56,6 +58,11 @@ class LaunchFiles:
         """What the launcher and the libraries say beside the run's own words."""
         return self.folder.parent / "logs" / "launch.log"
 
+    @property
+    def run_yaml(self) -> Path:
+        """The configuration; the worker puts it at the top of the run's folder once the run is sure to start."""
+        return self.folder / RUN_NAME
+
     def report(self, rank: int) -> Report:
         """Where process ``rank`` says how it is."""
         return Report(self.folder / f"rank-{rank}.json")
@@ -74,14 +81,18 @@ class LaunchFiles:
         return [*launch, "--module", "cogtune.worker", str(self.plan)]
 
 
-def write_files(plan: Plan, run_yaml: str) -> LaunchFiles:
-    """Write the run's ``run.yaml`` and launch files.
+def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFiles:
+    """Write a run's launch files.
+
+    Args:
+        run_yaml: the resolved configuration, with where each value came from.
+        folder: name of the folder in the run's output.
 
     Raises:
         CogtuneError: the output folder cannot be written.
     """
     config = plan.config
-    files = LaunchFiles(config.output / "launch")
+    files = LaunchFiles(config.output / folder)
     with explained(files.folder):
         files.folder.mkdir(parents=True, exist_ok=True)
     deepspeed = deepspeed_config(config)
@@ -93,7 +104,7 @@ def write_files(plan: Plan, run_yaml: str) -> LaunchFiles:
     write_text(files.accelerate, yaml.safe_dump(accelerate_config(config, files.deepspeed)))
     write_text(files.script, _script(files))
     files.script.chmod(0o755)
-    write_text(config.output / "run.yaml", run_yaml)
+    write_text(files.run_yaml, run_yaml)
     return files
 
 
@@ -118,5 +129,11 @@ def start(plan: Plan, files: LaunchFiles) -> None:
         [files.report(rank) for rank in range(plan.config.num_processes)],
         files.log,
         environment=ENVIRONMENT,
-        if_stopped=f"go on with: cogtune train --resume latest --output {shlex.quote(str(plan.config.output))}",
+        if_stopped=lambda: _how_to_go_on(plan),
     )
+
+
+def _how_to_go_on(plan: Plan) -> str:
+    if not checkpoints(plan.config.output):
+        return "no checkpoint was written yet: the same command starts anew"
+    return f"go on with: cogtune train --resume latest --output {shlex.quote(str(plan.config.output))}"

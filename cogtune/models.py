@@ -236,6 +236,31 @@ class ModelSpec:
         return asdict(self)
 
 
+def published_spec(row: Variant) -> ModelSpec:
+    """What the configs of a published checkpoint say, for when none is on this machine."""
+    return ModelSpec(
+        num_layers=row.num_layers,
+        num_attention_heads=row.num_heads,
+        attention_head_dim=row.head_dim,
+        in_channels=32 if row.image_to_video else 16,
+        out_channels=16,
+        patch_size=2,
+        patch_size_t=row.patch_size_t,
+        text_embed_dim=4096,
+        max_text_seq_length=226,
+        sample_height=row.sample_height,
+        sample_width=row.sample_width,
+        sample_frames=row.sample_frames,
+        rotary=row.rotary,
+        learned_positions=row.learned_positions,
+        ofs_embed_dim=row.ofs_embed_dim,
+        scaling_factor=row.vae_scaling_factor,
+        invert_scale_latents=row.invert_scale_latents,
+        num_train_timesteps=1000,
+        snr_shift_scale=row.snr_shift_scale,
+    )
+
+
 def read_spec(folder: Path) -> ModelSpec:
     """What the configs of the diffusers checkpoint in ``folder`` say.
 

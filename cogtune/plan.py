@@ -37,6 +37,8 @@ class Plan:
     identity: Mapping[str, Any]
     """What has to be the same for a resumed run to be the same run."""
     resume: Path | None
+    overwrite: bool
+    """Whether checkpoints behind the run's first step may be deleted."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-able values."""
@@ -55,6 +57,7 @@ class Plan:
             "index": str(self.index),
             "identity": dict(self.identity),
             "resume": str(self.resume) if self.resume else None,
+            "overwrite": self.overwrite,
         }
 
     @classmethod
@@ -80,6 +83,7 @@ class Plan:
             index=Path(value["index"]),
             identity=value["identity"],
             resume=Path(value["resume"]) if value["resume"] else None,
+            overwrite=value["overwrite"],
         )
 
     @property
@@ -129,17 +133,13 @@ _IDENTITY_KEYS = (
     "seed",
     "precision",
     "caption_dropout",
-    "learning_rate",
-    "lr_scheduler",
-    "warmup_steps",
     "beta1",
     "beta2",
     "epsilon",
     "weight_decay",
-    "max_grad_norm",
     "strategy",
 )
-"""Configuration keys that a resumed run must share with its checkpoint."""
+"""Configuration keys that a resumed run must share with its checkpoint. The learning rate may be changed."""
 
 
 def identity_of(config: RunConfig, *, base: str, data: str) -> dict[str, Any]:
@@ -172,6 +172,7 @@ def make_plan(
     index: Path,
     identity: Mapping[str, Any],
     resume: Path | None,
+    overwrite: bool = False,
 ) -> Plan:
     """Everything a run needs, resolved."""
     config = resolved.config
@@ -188,6 +189,7 @@ def make_plan(
         index=index,
         identity=identity,
         resume=resume,
+        overwrite=overwrite,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -22,7 +23,12 @@ from typing import Any, Literal
 
 from cogtune import console
 from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, CogtuneError
-from cogtune.files import explained, read_json, write_json
+from cogtune.files import explained, write_json
+
+WORKER_LOCK = ".worker.lock"
+"""The lock that the first worker of a run holds in the run's folder."""
+
+_QUIET = "COGTUNE_QUIET"
 
 PARENT_PID = "COGTUNE_PARENT_PID"
 """Environment variable by which a worker knows whose death is a request to stop."""
@@ -47,11 +53,17 @@ class Report:
                 "details": list(error.details),
                 "exit_code": error.exit_code,
             }
-        write_json(self.path, value)
+        try:
+            write_json(self.path, value)
+        except CogtuneError:  # a full disk has room for a new file's bytes where the old one's were
+            self.path.write_text(json.dumps(value), encoding="utf-8")
 
     def read(self) -> dict[str, Any] | None:
         """What was said last; None when nothing was."""
-        return dict(read_json(self.path)) if self.path.is_file() else None
+        try:
+            return dict(json.loads(self.path.read_bytes()))
+        except (OSError, ValueError):
+            return None
 
 
 class StopRequest:
@@ -89,7 +101,7 @@ def work(report: Report, log: Path, job: Callable[[StopRequest], bool]) -> int:
         job: does the work; False when it was asked to stop before the end.
     """
     rank = int(os.environ.get("RANK", "0"))
-    console.configure(quiet=rank != 0, remarks=sys.stdout)
+    console.configure(quiet=rank != 0 or _QUIET in os.environ, remarks=sys.stdout)
     logging.captureWarnings(True)
     stop = StopRequest()
     try:
@@ -114,13 +126,17 @@ def _in_words(error: Exception, log: Path) -> CogtuneError:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
     """Hold a folder while the block runs: two runs in one would overwrite each other. A killed holder lets go.
+
+    Args:
+        name: of the lock file: a run's program and its worker hold one each, since either may outlive the other.
+        wait: until another holder lets go, rather than refuse.
 
     Raises:
         CogtuneError: another process holds it.
     """
-    path = folder / ".lock"
+    path = folder / name
     with explained(path):
         folder.mkdir(parents=True, exist_ok=True)
         handle = path.open("w")
@@ -128,9 +144,12 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CogtuneError(
-                f"another process is at work in {folder}", "wait for it, stop it, or choose another folder"
-            ) from None
+            if not wait:
+                raise CogtuneError(
+                    f"another process is at work in {folder}", "wait for it, stop it, or choose another folder"
+                ) from None
+            console.note(f"waiting for another process that is at work in {folder}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
@@ -140,7 +159,7 @@ def watch(
     log: Path,
     *,
     environment: dict[str, str],
-    if_stopped: str,
+    if_stopped: Callable[[], str],
 ) -> None:
     """Run ``command``, whose worker processes write ``reports``, and wait for it.
 
@@ -148,7 +167,7 @@ def watch(
     them to end in good order. A second signal kills them.
 
     Args:
-        if_stopped: what to do next, told when the work was stopped.
+        if_stopped: gives what to do next, told when the work was stopped.
 
     Raises:
         CogtuneError: it failed, with the failing worker's own words and exit code, or it was stopped.
@@ -156,6 +175,8 @@ def watch(
     for report in reports:
         report.path.unlink(missing_ok=True)
     variables = {**environment, **os.environ, PARENT_PID: str(os.getpid())}
+    if console.is_quiet():
+        variables[_QUIET] = "1"
     variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     here = str(Path(sys.executable).parent)  # where ninja is, which DeepSpeed builds its kernels with
     variables["PATH"] = os.pathsep.join((here, variables.get("PATH", os.defpath)))
@@ -178,13 +199,14 @@ def _signals_passed_on(child: subprocess.Popen[bytes], reports: Sequence[Report]
     def handle(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         workers = [said["pid"] for report in reports if (said := report.read()) is not None]
-        with contextlib.suppress(ProcessLookupError):
-            if len(received) > 1 or not workers:
+        if len(received) > 1 or not workers:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            else:
-                console.note("stopping in good order (once more to stop at once)")
-                for pid in workers:
-                    os.kill(pid, signal.SIGTERM)
+            return
+        console.note("stopping in good order (once more to stop at once)")
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):  # one that is dead already
+                os.kill(pid, signal.SIGTERM)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -195,7 +217,11 @@ def _signals_passed_on(child: subprocess.Popen[bytes], reports: Sequence[Report]
 
 
 def _raise_for(
-    said: Sequence[dict[str, Any] | None], log: Path, status: int, received: Sequence[int], if_stopped: str
+    said: Sequence[dict[str, Any] | None],
+    log: Path,
+    status: int,
+    received: Sequence[int],
+    if_stopped: Callable[[], str],
 ) -> None:
     for report in said:
         if report is not None and report["status"] == "failed":
@@ -206,7 +232,7 @@ def _raise_for(
     if received or "stopped" in ends:
         number = received[0] if received else signal.SIGTERM
         code = EXIT_INTERRUPTED if number == signal.SIGINT else 128 + number
-        raise CogtuneError("stopped before the end", if_stopped, exit_code=code)
+        raise CogtuneError("stopped before the end", if_stopped(), exit_code=code)
     if status != 0 or ends != {"done"}:
         raise CogtuneError(
             f"a worker process died without a word (status {status})",

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cogtune import caching, console, launch
-from cogtune.checkpoints import check_fits, checkpoints, choose, read_state
-from cogtune.config import Resolved, RunConfig, resolve
-from cogtune.data.cache import Index, caption_of
+from cogtune.checkpoints import after, check_fits, checkpoints, choose, read_state
+from cogtune.config import RUN_NAME, Resolved, RunConfig, resolve
+from cogtune.data.cache import Index, Todo, caption_of
 from cogtune.data.checks import Report, check_dataset
-from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import Dataset, Reading, locate_dataset, read_dataset
 from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import explained, remove_folder, remove_partials
-from cogtune.geometry import Size
 from cogtune.launch import LaunchFiles
 from cogtune.modeling.locate import locate
-from cogtune.models import LORA_WEIGHTS_NAME, TINY, ModelSpec, fingerprint, published, read_spec
+from cogtune.models import LORA_WEIGHTS_NAME, TINY, ModelSpec, fingerprint, published, published_spec, read_spec
 from cogtune.plan import Plan, check, identity_of, make_plan
-from cogtune.process import alone_in
+from cogtune.process import WORKER_LOCK, alone_in
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,9 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
         UsageError: with every mistake.
     """
     if resume is not None and file is None and preset_name is None:
-        output = Path(flags.get("output", "out")) if resume == "latest" else Path(resume).absolute().parent
-        if (output / "run.yaml").is_file():
-            return resolve(file=output / "run.yaml", flags={**flags, "output": output})
+        run = Path(flags.get("output", "out")) if resume == "latest" else Path(resume).absolute().parent
+        if (run / RUN_NAME).is_file():
+            return resolve(file=run / RUN_NAME, flags={"output": run, **flags})
     return resolve(preset_name=preset_name, file=file, flags=flags)
 
 
@@ -56,11 +54,10 @@ def validate(config: RunConfig) -> Report:
     """
     config = _with_data_here(config)
     row = published(config.model)
-    if row is not None and (config.size is not None or not config.model.startswith(TINY)):
-        size = Size.parse(config.size) if config.size else row.native
-        settings = FrameSettings(size=size, fps=config.fps or float(row.fps), start=config.skip_start)
-        return check_dataset(_read(config), settings)
-    spec = read_spec(locate(config.model, weights=False))
+    if row is None or Path(config.model).is_dir() or config.model.startswith(TINY):
+        spec = read_spec(locate(config.model, weights=False))
+    else:
+        spec = published_spec(row)
     return check_dataset(_read(config), caching.frame_settings(config, spec), spec)
 
 
@@ -75,12 +72,33 @@ def cache(config: RunConfig) -> str:
     spec = read_spec(checkpoint)
     check(config, spec)
     dataset = checked_dataset(config, spec)
-    prepared = caching.prepare(config, spec, checkpoint, dataset)
+    prepared, done = _encoded(config, spec, checkpoint, dataset)
     everything = f"{len(dataset.samples)} samples in {prepared.store.root}"
-    if not prepared.todo:
-        return f"nothing to do: {everything}"
-    caching.fill(caching.job_for(prepared, config, spec, checkpoint))
-    return f"encoded {prepared.todo}: {everything}"
+    return f"encoded {done}: {everything}" if done else f"nothing to do: {everything}"
+
+
+def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[str]:
+    """Get a run ready, launch it and wait for its end; what it made, in words.
+
+    Raises:
+        CogtuneError: something stands in the way, or the run failed or was stopped.
+    """
+    output = resolved.config.anchored().output
+    with _sole_run(output):
+        ready = get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=False)
+        launch.start(ready.plan, ready.files)
+    return results(ready.plan)
+
+
+@contextlib.contextmanager
+def _sole_run(output: Path) -> Iterator[None]:
+    """Hold a run's folder; refused while another run, or a worker that outlived its program, is at work there."""
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file, and a run needs a folder", "choose another --output")
+    with alone_in(output):
+        with alone_in(output, WORKER_LOCK):
+            pass
+        yield
 
 
 def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_run: bool) -> Ready:
@@ -88,20 +106,17 @@ def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_ru
 
     Args:
         resume: ``latest`` or a checkpoint's path, to go on from it.
-        overwrite: delete the run that is in the output folder.
-        dry_run: download, encode and delete nothing; only look, and write the files.
+        overwrite: let the run, once it is sure to start, delete what it makes anew.
+        dry_run: download and encode nothing; only look, and write the files, into a folder of their own.
 
     Raises:
         CogtuneError: with everything that stands in the way.
     """
     config = _with_data_here(resolved.config, download=not dry_run).anchored()
     resolved = replace(resolved, config=config)
-    if config.output.is_dir():
-        with alone_in(config.output):  # a run at work there is told before anything else; the worker holds it later
-            pass
     start_from = choose(resume, config.output) if resume else None
-    if start_from is None:
-        _make_room(config.output, overwrite=overwrite, dry_run=dry_run)
+    if not overwrite:
+        _refuse_to_overwrite(config.output, start_from)
     checkpoint = locate(config.model, weights=not dry_run)
     spec = read_spec(checkpoint)
     check(config, spec)
@@ -113,17 +128,22 @@ def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_ru
         index, left, identity = Index((), ""), f"everything, after downloading {config.model}", {}
     if start_from is not None:
         check_fits(start_from, read_state(start_from), identity)
+        total, step = config.total_steps(len(dataset.samples)), int(read_state(start_from)["step"])
+        if step > total:
+            raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")
+    folder = "dry-run" if dry_run else "launch"
     plan = make_plan(
         resolved,
         checkpoint=checkpoint,
         spec=spec,
         samples=len(dataset.samples),
         prompt=caption_of(dataset.samples[0], config.id_token),
-        index=config.output / "launch" / "index.json",
+        index=config.output / folder / "index.json",
         identity=identity,
         resume=start_from,
+        overwrite=overwrite,
     )
-    files = launch.write_files(plan, resolved.to_yaml())
+    files = launch.write_files(plan, resolved.to_yaml(), folder)
     index.write(plan.index)
     return Ready(plan, files, left)
 
@@ -154,49 +174,85 @@ def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
     """
     dataset = _read(config)
     report = check_dataset(dataset, caching.frame_settings(config, spec), spec)
+    command = _validate_command(config, spec)
     errors = [finding for finding in report.findings if finding.severity == "error"]
     if errors:
         raise CogtuneError(
             f"{config.data} cannot be trained on as it is",
-            f"`cogtune dataset validate {config.data}` explains each",
+            f"`{command}` explains each",
             details=[f"{finding.where}: {finding.message}" for finding in errors],
         )
     warnings = sum(finding.severity == "warning" for finding in report.findings)
     if warnings:
-        console.note(f"{warnings} warnings about the dataset: `cogtune dataset validate {config.data}` shows them")
+        noun = "a warning" if warnings == 1 else f"{warnings} warnings"
+        console.note(f"{noun} about the dataset; to see: {command}")
     return dataset
+
+
+def _validate_command(config: RunConfig, spec: ModelSpec) -> str:
+    """The command that checks the dataset against what this run takes from it."""
+    settings = caching.frame_settings(config, spec)
+    words = ["cogtune", "dataset", "validate", str(config.data), "--model", config.model, "--size", str(settings.size)]
+    optional = {
+        "--fps": config.fps,
+        "--skip-start": config.skip_start or None,
+        "--format": config.format,
+        "--caption-column": config.caption_column,
+        "--video-column": config.video_column,
+        "--image-column": config.image_column,
+    }
+    words += [word for flag, value in optional.items() if value is not None for word in (flag, str(value))]
+    return shlex.join([*words, "--allow-outside"] if config.allow_outside else words)
 
 
 def _cached(
     config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Dataset, *, dry_run: bool
 ) -> tuple[Index, str]:
     """The dataset's index, with all its entries made unless this is a dry run; and what is left to encode."""
+    if dry_run:
+        prepared = caching.prepare(config, spec, checkpoint, dataset)
+        return prepared.index, str(prepared.todo) if prepared.todo else ""
+    return _encoded(config, spec, checkpoint, dataset)[0].index, ""
+
+
+def _encoded(
+    config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Dataset
+) -> tuple[caching.Prepared, Todo | None]:
+    """The dataset with every entry made, and what was made just now. One process at a time fills a cache."""
     prepared = caching.prepare(config, spec, checkpoint, dataset)
     if not prepared.todo:
-        return prepared.index, ""
-    if dry_run:
-        return prepared.index, str(prepared.todo)
-    console.note(f"encoding {prepared.todo}")
-    caching.fill(caching.job_for(prepared, config, spec, checkpoint))
-    return prepared.index, ""
+        return prepared, None
+    with alone_in(prepared.store.root, wait=True):
+        prepared.store.sweep()
+        prepared = caching.prepare(config, spec, checkpoint, dataset)  # another process may have been here meanwhile
+        if not prepared.todo:
+            return prepared, None
+        console.note(f"encoding {prepared.todo}")
+        caching.fill(caching.job_for(prepared, config, spec, checkpoint))
+    return prepared, prepared.todo
 
 
-def _make_room(output: Path, *, overwrite: bool, dry_run: bool) -> None:
-    """See that a new run does not mix with an old one in the same folder."""
-    there = checkpoints(output)
-    if there and not overwrite:
-        raise UsageError(
-            f"{output} already holds a run, up to {there[-1].name}",
-            "go on with --resume latest, choose another --output, or start anew with --overwrite",
-        )
-    if dry_run or not output.is_dir():
+def _refuse_to_overwrite(output: Path, start_from: Path | None) -> None:
+    """See that a run does not take the place of what another made in the same folder.
+
+    Raises:
+        UsageError: there is something that it would take the place of.
+    """
+    if start_from is None:
+        there = [path.name for path in checkpoints(output)]
+        there += [name for name in (LORA_WEIGHTS_NAME,) if (output / name).is_file()]
+        if there:
+            raise UsageError(
+                f"{output} already holds a run: {', '.join(there)}",
+                "go on with --resume latest, choose another --output, or start anew with --overwrite",
+            )
         return
-    with explained(output, "clear"):
-        for old in there:
-            remove_folder(old)
-        for name in ("metrics.jsonl", LORA_WEIGHTS_NAME):
-            (output / name).unlink(missing_ok=True)
-        remove_partials(output)
+    later = [path.name for path in after(output, int(read_state(start_from)["step"]))]
+    if later:
+        raise UsageError(
+            f"{output} holds {', '.join(later)}, which a run from {start_from.name} would make anew",
+            "use --overwrite to delete them, choose another --output, or --resume latest",
+        )
 
 
 def describe(plan: Plan) -> list[tuple[str, str, str]]:
@@ -221,7 +277,8 @@ def results(plan: Plan) -> list[str]:
     newest = checkpoints(output)[-1]
     where = shlex.quote(str(output))
     if plan.config.type == "lora":
-        return [f"{output / LORA_WEIGHTS_NAME}", f"next: cogtune infer --lora {where}"]
+        image = " --image FIRST_FRAME.png" if plan.spec.image_to_video else ""
+        return [f"{output / LORA_WEIGHTS_NAME}", f"next: cogtune infer --lora {where}{image}"]
     if plan.config.strategy == "ddp":
         return [f"{newest / 'transformer'}", f"next: cogtune infer --model {where}"]
     return [f"{newest}", f"next: cogtune merge-zero {shlex.quote(str(newest))}"]

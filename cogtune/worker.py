@@ -11,15 +11,17 @@ import os
 import shutil
 from pathlib import Path
 
-from cogtune.checkpoints import checkpoints
-from cogtune.files import remove_partials, write_atomic
+from cogtune.checkpoints import after
+from cogtune.config import RUN_NAME
+from cogtune.errors import CogtuneError
+from cogtune.files import remove_folder, remove_partials, write_atomic, write_text
 from cogtune.launch import LaunchFiles
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.plan import Plan
-from cogtune.process import StopRequest, alone_in, work
+from cogtune.process import WORKER_LOCK, StopRequest, alone_in, work
 
 
-def run(plan: Plan, stop: StopRequest) -> bool:
+def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
     """Train as planned; True when the last step was reached.
 
     Raises:
@@ -30,11 +32,34 @@ def run(plan: Plan, stop: StopRequest) -> bool:
 
     training = set_up(plan, lambda: bool(stop))
     accelerator = training.trainee.accelerator
-    finished = train(training) >= plan.total_steps
-    if finished and accelerator.is_main_process:
-        publish_weights(plan.config.output, checkpoints(plan.config.output)[-1])
+    if accelerator.is_main_process:
+        _leave_other_branch(plan, training.first_step)
+        write_text(plan.config.output / RUN_NAME, files.run_yaml.read_text(encoding="utf-8"))
     accelerator.wait_for_everyone()
-    return finished
+    done = train(training)
+    if done == plan.total_steps and accelerator.is_main_process:
+        publish_weights(plan.config.output, plan.config.output / f"checkpoint-{done}")
+    accelerator.wait_for_everyone()
+    return done == plan.total_steps
+
+
+def _leave_other_branch(plan: Plan, first_step: int) -> None:
+    """Delete the checkpoints behind the step that this run starts from, now that it is sure to start.
+
+    Raises:
+        CogtuneError: there are some, and the plan does not allow it.
+    """
+    output = plan.config.output
+    later = after(output, first_step)
+    if later and not plan.overwrite:
+        raise CogtuneError(
+            f"{output} holds {', '.join(path.name for path in later)}, which this run would make anew",
+            "use --overwrite to delete them, or choose another --output",
+        )
+    for path in later:
+        remove_folder(path)
+    if plan.overwrite:
+        (output / LORA_WEIGHTS_NAME).unlink(missing_ok=True)
 
 
 def publish_weights(output: Path, newest: Path) -> None:
@@ -55,10 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
     def job(stop: StopRequest) -> bool:
         plan = Plan.read(path)
         if rank != 0:
-            return run(plan, stop)
-        with alone_in(plan.config.output):
+            return run(plan, files, stop)
+        with alone_in(plan.config.output, WORKER_LOCK):
             remove_partials(plan.config.output)  # what a killed run left unfinished
-            return run(plan, stop)
+            return run(plan, files, stop)
 
     return work(files.report(rank), files.log, job)
 

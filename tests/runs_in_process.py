@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from cogtune import caching, runs, worker
 from cogtune.config import resolve
+from cogtune.launch import LaunchFiles
 from cogtune.plan import Plan
 
 
@@ -29,18 +30,18 @@ def fill_here(job: caching.Job) -> None:
     assert caching.encode(job, Stop())  # type: ignore[arg-type]
 
 
-def plan_for(data: Path, output: Path, *, resume: str | None = None, **flags: Any) -> Plan:
+def plan_for(data: Path, output: Path, *, resume: str | None = None, overwrite: bool = False, **flags: Any) -> Plan:
     """The plan of a run on a tiny model."""
     settings = {"data": data, "output": output, "checkpoint_every": 100, **flags}
     resolved = resolve(preset_name="cpu-lora-tiny", flags=settings)
-    return runs.get_ready(resolved, resume=resume, overwrite=False, dry_run=False).plan
+    return runs.get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=False).plan
 
 
 def train_here(plan: Plan, *, stop_after: int | None = None) -> list[dict[str, Any]]:
     """Run the plan; the lines of its ``metrics.jsonl``."""
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
-    worker.run(plan, Stop(stop_after))  # type: ignore[arg-type]
+    worker.run(plan, LaunchFiles(plan.config.output / "launch"), Stop(stop_after))  # type: ignore[arg-type]
     return read_lines(plan.config.output)
 
 

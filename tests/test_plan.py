@@ -16,39 +16,14 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from cogtune.config import RunConfig, resolve
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.launch import write_files
-from cogtune.models import VARIANTS, ModelSpec, Variant
+from cogtune.models import VARIANTS, published_spec
 from cogtune.plan import Plan, check, deepspeed_config, fps_of, identity_of, make_plan, size_of
 from cogtune.presets import PRESETS
 
 
-def spec_of(row: Variant) -> ModelSpec:
-    """What the published checkpoint's configs say."""
-    return ModelSpec(
-        num_layers=row.num_layers,
-        num_attention_heads=row.num_heads,
-        attention_head_dim=row.head_dim,
-        in_channels=32 if row.image_to_video else 16,
-        out_channels=16,
-        patch_size=2,
-        patch_size_t=row.patch_size_t,
-        text_embed_dim=4096,
-        max_text_seq_length=226,
-        sample_height=row.sample_height,
-        sample_width=row.sample_width,
-        sample_frames=row.sample_frames,
-        rotary=row.rotary,
-        learned_positions=row.learned_positions,
-        ofs_embed_dim=row.ofs_embed_dim,
-        scaling_factor=row.vae_scaling_factor,
-        invert_scale_latents=row.invert_scale_latents,
-        num_train_timesteps=1000,
-        snr_shift_scale=row.snr_shift_scale,
-    )
-
-
 def plan_of(preset: str, output: Path, **flags: Any) -> tuple[Plan, str]:
     resolved = resolve(preset_name=preset, flags={"output": output, **flags})
-    spec = spec_of(VARIANTS[PRESETS[preset].model.removeprefix("tiny:")])
+    spec = published_spec(VARIANTS[PRESETS[preset].model.removeprefix("tiny:")])
     check(resolved.config, spec)
     plan = make_plan(
         resolved,
@@ -111,7 +86,7 @@ def test_the_script_runs_what_the_program_runs(tmp_path: Path) -> None:
     assert "accelerate launch --config_file '" in script
     assert f"--module cogtune.worker '{files.plan}'" in script
     assert files.script.stat().st_mode & 0o111
-    assert yaml.safe_load((tmp_path / "with space" / "run.yaml").read_text())["strategy"] == "zero3"
+    assert yaml.safe_load((files.folder / "run.yaml").read_text())["strategy"] == "zero3"
 
 
 def test_a_change_of_strategy_leaves_no_stale_file(tmp_path: Path) -> None:
@@ -124,22 +99,22 @@ def test_a_change_of_strategy_leaves_no_stale_file(tmp_path: Path) -> None:
 def test_what_a_model_cannot_do_is_refused_all_at_once() -> None:
     config = resolve(flags={"precision": "fp16", "size": "48x480x700", "strategy": "zero3"}).config
     with pytest.raises(UsageError) as caught:
-        check(config, spec_of(VARIANTS["5b"]))
+        check(config, published_spec(VARIANTS["5b"]))
     assert len(caught.value.details) == 4
-    check(resolve(preset_name="4080-lora-2b").config, spec_of(VARIANTS["2b"]))  # fp16 is what 2b was trained in
+    check(resolve(preset_name="4080-lora-2b").config, published_spec(VARIANTS["2b"]))  # fp16 is what 2b was trained in
 
 
 def test_a_missing_deepspeed_is_told_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     config = resolve(preset_name="a100-sft-5b-zero2-offload").config
     with pytest.raises(UsageError) as caught:
-        check(config, spec_of(VARIANTS["5b"]))
+        check(config, published_spec(VARIANTS["5b"]))
     assert "needs DeepSpeed" in caught.value.details[0]
-    check(resolve(preset_name="4090-lora-5b").config, spec_of(VARIANTS["5b"]))
+    check(resolve(preset_name="4090-lora-5b").config, published_spec(VARIANTS["5b"]))
 
 
 def test_size_and_rate_come_from_the_model_unless_asked() -> None:
-    spec = spec_of(VARIANTS["1.5-5b"])
+    spec = published_spec(VARIANTS["1.5-5b"])
     assert str(size_of(RunConfig(), spec)) == "81x768x1360"  # not the rotary grid of 300 x 300 latents
     assert fps_of(RunConfig(), spec) == 16.0
     assert str(size_of(RunConfig(size="49x480x720"), spec)) == "49x480x720"
@@ -148,9 +123,16 @@ def test_size_and_rate_come_from_the_model_unless_asked() -> None:
 
 def test_what_may_change_on_a_resume_and_what_may_not() -> None:
     before = identity_of(RunConfig(), base="b", data="d")
-    for harmless in ({"steps": 7}, {"output": Path("x")}, {"keep_checkpoints": 1}, {"eval_every": 3}, {"alpha": 128}):
+    for harmless in (
+        {"steps": 7},
+        {"output": Path("x")},
+        {"keep_checkpoints": 1},
+        {"eval_every": 3},
+        {"alpha": 128},
+        {"learning_rate": 1e-3},
+    ):
         assert identity_of(RunConfig(**harmless), base="b", data="d") == before
-    for harmful in ({"rank": 4}, {"seed": 1}, {"batch_size": 2}, {"learning_rate": 1e-3}, {"caption_dropout": 0.1}):
+    for harmful in ({"rank": 4}, {"seed": 1}, {"batch_size": 2}, {"beta2": 0.99}, {"caption_dropout": 0.1}):
         assert identity_of(RunConfig(**harmful), base="b", data="d") != before
     one = identity_of(RunConfig(gradient_accumulation_steps=2), base="b", data="d")
     assert identity_of(RunConfig(num_processes=2), base="b", data="d") == one  # the same samples in each step

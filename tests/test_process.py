@@ -34,7 +34,7 @@ def watched(folder: Path, body: str) -> None:
         [Report(report)],
         log,
         environment={},
-        if_stopped="go on so",
+        if_stopped=lambda: "go on so",
     )
 
 
@@ -81,7 +81,7 @@ def test_a_report_of_an_earlier_run_is_not_believed(tmp_path: Path) -> None:
     with pytest.raises(CogtuneError, match="died without a word"):
         watch(
             [sys.executable, "-c", "pass"], [Report(tmp_path / "rank-0.json")], tmp_path / "log",
-            environment={}, if_stopped="",
+            environment={}, if_stopped=str,
         )  # fmt: skip
 
 

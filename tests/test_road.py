@@ -74,7 +74,7 @@ def test_the_road_by_hand(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None
     dry = cogtune("train", *preset, "--data", clips, *cache, "--dry-run").out
     assert "rank\t8\tpreset cpu-lora-tiny" in dry
     assert not (tmp_path / "out" / "checkpoint-10").exists()
-    assert json.loads((tmp_path / "out" / "launch" / "plan.json").read_text())["total_steps"] == 20
+    assert json.loads((tmp_path / "out" / "dry-run" / "plan.json").read_text())["total_steps"] == 20
 
     done = cogtune("train", *preset, "--data", clips, *cache)
     assert "next: cogtune infer --lora" in done.out
@@ -138,6 +138,7 @@ def test_two_runs_in_one_folder_are_refused(clips: Path, tmp_path: Path, cogtune
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_killed_at_any_moment_goes_on(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
     moments = random.Random(7)
     output = tmp_path / "out"

@@ -15,8 +15,9 @@ import torch
 from runs_in_process import evaluations, fill_here, plan_for, read_lines, train_here
 from safetensors.torch import load_file
 
-from cogtune import caching
+from cogtune import caching, runs
 from cogtune.checkpoints import check_fits, checkpoints, choose, read_state
+from cogtune.config import read_run, resolve
 from cogtune.data.cache import Index, Store
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.models import LORA_WEIGHTS_NAME
@@ -98,7 +99,7 @@ def test_only_the_newest_checkpoints_are_kept(clips: Path, tmp_path: Path) -> No
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(clips: Path, tmp_path: Path) -> None:
-    plan = plan_for(clips, tmp_path / "out", steps=12, checkpoint_every=1, cache_dir=tmp_path / "cache")
+    plan = plan_for(clips, tmp_path / "out", steps=12, checkpoint_every=1, eval_every=0, cache_dir=tmp_path / "cache")
     index = Index.read(plan.index)
     store = Store(tmp_path / "cache")
     poisoned = index.rows[3]
@@ -161,7 +162,7 @@ def test_identities_are_compared_key_by_key(tmp_path: Path) -> None:
 
 def test_a_new_run_does_not_mix_with_an_old_one(clips: Path, tmp_path: Path) -> None:
     train_here(plan_for(clips, tmp_path / "out", steps=1))
-    with pytest.raises(UsageError, match="already holds a run, up to checkpoint-1"):
+    with pytest.raises(UsageError, match="already holds a run: checkpoint-1, pytorch_lora"):
         plan_for(clips, tmp_path / "out", steps=1)
 
 
@@ -229,3 +230,82 @@ def test_full_fine_tuning_is_sampled_from_its_run_with_the_runs_size_and_prompt(
     base = replace(recipe, transformer=None)
     assert trained.shape == (9, 64, 96, 3)
     assert not np.array_equal(trained, sample(load_pipeline(base), base, request))
+
+
+def test_overwrite_loses_nothing_when_the_new_run_cannot_start(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train_here(plan_for(clips, out, steps=1))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and "launch" not in path.parts}
+    for data, size in ((tmp_path / "typo", "9x64x96"), (clips, "10x10x10")):
+        with pytest.raises(CogtuneError):
+            plan_for(data, out, overwrite=True, steps=1, size=size)
+    plan = plan_for(clips, out, overwrite=True, steps=1, target_modules=["to_x"])
+    with pytest.raises(CogtuneError, match="match no layer"):  # what only the worker can find
+        train_here(plan)
+    assert {path: path.read_bytes() for path in before} == before
+    train_here(plan_for(clips, out, overwrite=True, steps=2, seed=3))
+    assert [path.name for path in checkpoints(out)] == ["checkpoint-2"]
+    assert read_run(out).config.seed == 3
+
+
+def test_a_finished_lora_alone_counts_as_a_run(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / LORA_WEIGHTS_NAME).write_bytes(b"precious")
+    with pytest.raises(UsageError, match="already holds a run: pytorch_lora"):
+        plan_for(clips, tmp_path / "out", steps=1)
+    assert (tmp_path / "out" / LORA_WEIGHTS_NAME).read_bytes() == b"precious"
+
+
+def test_a_run_from_an_older_checkpoint_leaves_no_trace_of_the_other_branch(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train_here(plan_for(clips, out, steps=6, checkpoint_every=2, keep_checkpoints=9))
+    older = str(out / "checkpoint-2")
+    with pytest.raises(UsageError, match="holds checkpoint-4, checkpoint-6, which a run from checkpoint-2"):
+        plan_for(clips, out, steps=3, resume=older)
+    plan = plan_for(clips, out, steps=3, resume=older, overwrite=True, learning_rate=5e-3, keep_checkpoints=1)
+    lines = train_here(plan)
+    assert [path.name for path in checkpoints(out)] == ["checkpoint-3"]
+    assert_same(load_file(out / LORA_WEIGHTS_NAME), weights(out / "checkpoint-3"))
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+
+
+def test_resuming_into_another_folder_leaves_the_first_alone(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=2, checkpoint_every=1))
+    resume, flags = str(tmp_path / "out" / "checkpoint-1"), {"output": tmp_path / "other", "steps": 3}
+    resolved = runs.configure(preset_name=None, file=None, flags=flags, resume=resume)
+    assert resolved.config.rank == 8
+    ready = runs.get_ready(resolved, resume=resume, overwrite=False, dry_run=False)
+    train_here(ready.plan)
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-1", "checkpoint-2"]
+    assert checkpoints(tmp_path / "other")[-1].name == "checkpoint-3"
+
+
+def test_a_dry_run_leaves_a_run_as_it_was(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train_here(plan_for(clips, out, steps=1))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    resolved = resolve(preset_name="cpu-lora-tiny", flags={"data": clips, "output": out, "rank": 4})
+    ready = runs.get_ready(resolved, resume=None, overwrite=True, dry_run=True)
+    assert ready.files.folder == out / "dry-run"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_finished_run_cannot_end_before_its_checkpoint(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=2))
+    with pytest.raises(UsageError, match="is at step 2, and the run ends at 1"):
+        plan_for(clips, tmp_path / "out", steps=1, resume="latest")
+
+
+def test_weights_that_have_diverged_are_neither_saved_nor_published(clips: Path, tmp_path: Path) -> None:
+    plan = plan_for(clips, tmp_path / "out", steps=1, learning_rate=1e30)
+    with pytest.raises(CogtuneError, match=r"the loss at fixed noise is (nan|inf): the weights have diverged"):
+        train_here(plan)
+    assert checkpoints(tmp_path / "out") == []
+    assert not (tmp_path / "out" / LORA_WEIGHTS_NAME).exists()
+
+
+def test_a_damaged_state_is_told(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=1))
+    (tmp_path / "out" / "checkpoint-1" / "state.json").write_text('{"format": 1}')
+    with pytest.raises(CogtuneError, match=r"state\.json is damaged"):
+        plan_for(clips, tmp_path / "out", steps=2, resume="latest")

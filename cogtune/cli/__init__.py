@@ -6,13 +6,22 @@ import sys
 
 from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, CogtuneError
 
+_ANYWHERE = ("--debug", "--quiet")
+"""Flags of the whole program, which may stand before or behind the command."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run cogtune and exit with its status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
     words = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    sys.exit(_status(words, debug))
+    flags = {word for word in words if word in _ANYWHERE}
+    words = [word for word in words if word not in _ANYWHERE]
+    if "--quiet" in flags:
+        words.insert(0, "--quiet")
+    try:
+        status = _status(words, "--debug" in flags)
+    except KeyboardInterrupt:  # while the program itself was still loading
+        status = EXIT_INTERRUPTED
+    sys.exit(status)
 
 
 def _status(words: list[str], debug: bool) -> int:

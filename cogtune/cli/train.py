@@ -30,16 +30,15 @@ def train(
 
     Values come from the preset, then the file, then flags; OUTPUT/run.yaml keeps each with where it came from.
     """
-    from cogtune import launch, runs
+    from cogtune import runs
 
     resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
-    ready = runs.get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=dry_run)
     if dry_run:
+        ready = runs.get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=True)
         console.table("", ("key", "value", "from"), runs.describe(ready.plan))
         if ready.left:
             console.say(f"to encode first: {ready.left}")
         console.say(f"written to {ready.files.folder}; by hand: sh {ready.files.script}")
         return
-    launch.start(ready.plan, ready.files)
-    for line in runs.results(ready.plan):
+    for line in runs.train(resolved, resume=resume, overwrite=overwrite):
         console.say(line)

@@ -188,11 +188,14 @@ class Store:
         return self._hashes
 
     def remember(self) -> None:
-        """Save the file digests for the next time, and sweep up what a killed run left unfinished."""
+        """Save the file digests for the next time."""
+        write_json(self.root / "files.json", self._remembered())
+
+    def sweep(self) -> None:
+        """Delete what a killed process left unfinished; to be called by the one process that fills the store."""
         for kind in ("latents", "text", "image"):
             for folder in (self.root / kind).glob("??"):
                 remove_partials(folder)
-        write_json(self.root / "files.json", self._remembered())
 
     def index(self, samples: Sequence[Sample], recipe: Recipe) -> Index:
         """The keys of every sample's entries; reads only those clips whose digest is not remembered."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cogtune.checkpoints import FORMAT, STATE_NAME, checkpoints
 from cogtune.errors import CogtuneError
-from cogtune.files import explained, partial_folder, publish_folder, remove_folder, write_json
+from cogtune.files import explained, partial_folder, partial_path, publish_folder, remove_folder, write_json
 from cogtune.modeling.adapters import load_lora, save_lora
 from cogtune.models import LORA_WEIGHTS_NAME
 
@@ -68,9 +68,9 @@ def save(trainee: Trainee, output: Path, step: int, facts: Mapping[str, Any], *,
     """
     accelerator = trainee.accelerator
     target = output / f"checkpoint-{step}"
-    aside = output / f".{target.name}.partial"
+    aside = partial_path(target)
     if accelerator.is_main_process:
-        aside = partial_folder(target)
+        partial_folder(target)
     accelerator.wait_for_everyone()
     if trainee.is_zero:
         with explained(target):

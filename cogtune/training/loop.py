@@ -95,14 +95,14 @@ def train(run: Training) -> int:
             progress.advance(1, f"loss {smoothed.add(loss):.4f}  {seconds:.2f} s/step  {memory:.1f} GiB")
 
             stop = run.should_stop()
+            if evaluate_every and (done % evaluate_every == 0 or done == total) and not stop:
+                _evaluate(run, metrics, done)
+                began = time.perf_counter()
             if done % config.checkpoint_every == 0 or done == total or stop:
                 facts = {**run.facts, "step": done}
                 checkpoint.save(trainee, config.output, done, facts, keep=config.keep_checkpoints)
             if stop:
                 break
-            if evaluate_every and (done % evaluate_every == 0 or done == total):
-                _evaluate(run, metrics, done)
-                began = time.perf_counter()
     return done
 
 
@@ -121,7 +121,10 @@ def _forward_backward(run: Training, batch: Batch, step: int) -> float:
 def _update(trainee: Trainee, config: RunConfig, passes: Sequence[Batch], step: int) -> float:
     """Clip, let the optimizer step, clear the gradients; the norm before clipping."""
     if trainee.is_zero:  # DeepSpeed did all of it in the last backward pass
-        return float(trainee.model.get_global_grad_norm() or 0.0)
+        norm = float(trainee.model.get_global_grad_norm() or 0.0)
+        if not math.isfinite(norm) and config.precision != "fp16":  # with loss scaling, such a step is skipped
+            raise _not_finite(f"the gradient norm is {norm}", passes, step)
+        return norm
     accelerator = trainee.accelerator
     trainable = [parameter for parameter in trainee.transformer.parameters() if parameter.requires_grad]
     norm = float(accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
@@ -136,7 +139,7 @@ def _not_finite(what: str, passes: Sequence[Batch], step: int) -> CogtuneError:
     ids = sorted({sample for batch in passes for sample in batch.ids})
     return CogtuneError(
         f"step {step + 1}: {what}",
-        "the last checkpoint is good: resume from it with a lower --learning-rate, or take these samples out",
+        "resume from an earlier checkpoint with a lower --learning-rate, or take these samples out",
         details=[f"sample {sample}" for sample in ids],
     )
 
@@ -151,5 +154,10 @@ def _evaluate(run: Training, metrics: MetricsFile, done: int) -> None:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
+    if not math.isfinite(measured.loss):
+        raise CogtuneError(
+            f"step {done}: the loss at fixed noise is {measured.loss}: the weights have diverged",
+            "resume from an earlier checkpoint, or start anew, with a lower --learning-rate",
+        )
     metrics.write({"step": done, "eval_loss": measured.loss, "eval_loss_by_timestep": measured.by_timestep})
     console.note(f"step {done}: loss at fixed noise {measured.loss:.4f}")
