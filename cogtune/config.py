@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 from cogtune.errors import CogtuneError, UsageError, did_you_mean
 from cogtune.files import explained
@@ -33,6 +35,10 @@ _lora = functools.partial(_option, panel="LoRA")
 _optimizer = functools.partial(_option, panel="Optimizer")
 _saving = functools.partial(_option, panel="Saving and evaluation")
 _launch = functools.partial(_option, panel="Launch")
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow links, which may be moved later)
 
 
 class RunConfig(BaseModel):
@@ -89,12 +95,13 @@ class RunConfig(BaseModel):
         True,
         help_text="Recompute activations in the backward pass: far less memory, about a third more time.",
     )
-    seed: int = _training(42, ge=0, help_text="Decides order, noise, timesteps and the adapter's start.")
+    seed: int = _training(42, ge=0, le=2**31 - 1, help_text="Decides order, noise, timesteps and the adapter's start.")
 
     rank: int = _lora(128, ge=1, help_text="Rank of the adapter.")
     alpha: float | None = _lora(None, gt=0, help_text="Strength of the adapter is alpha / rank. [default: the rank]")
     target_modules: tuple[str, ...] = _lora(
         ("to_q", "to_k", "to_v", "to_out.0"),
+        min_length=1,
         help_text="Layers that get an adapter, by the end of their names.",
     )
 
@@ -119,6 +126,30 @@ class RunConfig(BaseModel):
     strategy: Strategy = _launch("ddp", help_text="How memory and work are shared out over the GPUs.")
     num_processes: int = _launch(1, ge=1, help_text="GPUs to train on.")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+            raise ValueError(f"input should be a number, not {str(value).lower()}")
+        return value
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        parts = [value] if isinstance(value, str) else value
+        if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+            return value
+        return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _warmup_ends(cls, warmup: int, info: ValidationInfo) -> int:
+        steps = info.data.get("steps")
+        if steps is not None and info.data.get("epochs") is None and warmup >= steps:
+            raise ValueError(f"{warmup} is not below the {steps} steps of the run: the learning rate never gets there")
+        return warmup
+
     @field_validator("size")
     @classmethod
     def _size_reads(cls, text: str | None) -> str | None:
@@ -142,10 +173,10 @@ class RunConfig(BaseModel):
 
     def anchored(self) -> RunConfig:
         """The same with every local path absolute, so that it means the same from any folder."""
-        paths: dict[str, Any] = {key: getattr(self, key).absolute() for key in ("data", "output")}
-        paths["cache_dir"] = (self.cache_dir or self.data / ".cogtune").absolute()
+        paths: dict[str, Any] = {key: _absolute(getattr(self, key)) for key in ("data", "output")}
+        paths["cache_dir"] = _absolute(self.cache_dir or self.data / ".cogtune")
         if Path(self.model).is_dir():
-            paths["model"] = str(Path(self.model).absolute())
+            paths["model"] = str(_absolute(Path(self.model)))
         return self.model_copy(update=paths)
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,14 +208,19 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values in a YAML file.
 
     Raises:
-        UsageError: it is not YAML, or not a mapping.
+        UsageError: it is a folder, not UTF-8, not YAML, or not a mapping.
         CogtuneError: it cannot be read.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a YAML file", f"a run's own file is {path / 'run.yaml'}")
     with explained(path, "read"):
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = yaml.safe_load(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path} line {line} is not UTF-8 text", "save the file as UTF-8") from error
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""
         raise UsageError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from error
@@ -206,7 +242,7 @@ def _layers(
     chosen = preset_name or (str(named) if named is not None else None)
     if chosen is not None:
         try:
-            layers.append((f"preset {chosen}", _preset_values(chosen)))
+            layers.append((f"preset {chosen}", preset_values(chosen)))
         except UsageError as error:
             problems.append(f"preset: {error.message}")
     if file is not None:
@@ -215,11 +251,40 @@ def _layers(
     return layers, problems
 
 
-def _preset_values(name: str) -> dict[str, Any]:
+def preset_values(name: str) -> dict[str, Any]:
+    """The keys that a preset sets: one of the built-in ones, or a YAML file.
+
+    Raises:
+        UsageError: there is no such preset, or the file is not a mapping.
+        CogtuneError: the file cannot be read.
+    """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return read_mapping(path)
     return preset(name).values()
+
+
+_WORDS = {
+    "path_type": "input should be a path",
+    "tuple_type": "input should be a list of names",
+    "too_short": "input should be a list of names",
+    "int_type": "input should be a whole number",
+    "int_parsing": "input should be a whole number",
+    "int_from_float": "input should be a whole number",
+    "float_type": "input should be a number",
+    "float_parsing": "input should be a number",
+    "bool_type": "input should be true or false",
+    "bool_parsing": "input should be true or false",
+    "string_type": "input should be text",
+}
+"""Pydantic's kinds of mistakes that it tells in a programmer's words, in the user's."""
+
+
+def _in_words(item: ErrorDetails) -> str:
+    if item["type"] == "value_error":  # one of ours, which names the value itself
+        return str(item["ctx"]["error"])
+    message = _WORDS.get(item["type"], item["msg"])
+    return f"{message[0].lower()}{message[1:]}, not {item['input']!r}"
 
 
 def resolve(
@@ -240,6 +305,8 @@ def resolve(
     fields = RunConfig.model_fields
     values: dict[str, Any] = {}
     provenance = dict.fromkeys(fields, "default")
+    if flags and {"steps", "epochs"} <= flags.keys():
+        problems.append("steps, epochs: give steps or epochs, not both (--steps, --epochs)")
     for source, layer in layers:
         for key, value in layer.items():
             if key not in fields:
@@ -247,14 +314,15 @@ def resolve(
                 continue
             values[key] = value
             provenance[key] = source if source != "flag" else f"--{key.replace('_', '-')}"
+        if "steps" in layer and "epochs" not in layer and values.get("epochs") is not None:
+            values["epochs"] = None
+            provenance["epochs"] = provenance["steps"]
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         for item in error.errors(include_url=False):
             key = str(item["loc"][0])
-            message = item["msg"].removeprefix("Value error, ")
-            message = message[0].lower() + message[1:]
-            problems.append(f"{key}: {message}, not {item['input']!r} ({provenance[key]})")
+            problems.append(f"{key}: {_in_words(item)} ({provenance[key]})")
         config = None
     if config is None or problems:
         count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +20,18 @@ from diffusers import (
     DiffusionPipeline,
 )
 
+from cogtune import console
 from cogtune.checkpoints import STATE_NAME, checkpoints, read_state
 from cogtune.data.frames import load_image
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import read_json
+from cogtune.files import explained, read_json
 from cogtune.geometry import Size
 from cogtune.modeling.adapters import read_facts
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.locate import locate
-from cogtune.models import LORA_WEIGHTS_NAME, ModelSpec, Precision, read_spec
+from cogtune.models import LORA_WEIGHTS_NAME, ModelSpec, Precision, fingerprint, read_spec
+from cogtune.training.checkpoint import ZERO_TAG
 
 MERGE_NAME = "merge.json"
 """In a merged folder: what it was merged from."""
@@ -82,8 +86,19 @@ def find_lora(path: Path) -> Path:
     for folder in (path, *reversed(checkpoints(path))):
         if (folder / LORA_WEIGHTS_NAME).is_file():
             return folder / LORA_WEIGHTS_NAME
+    _refuse_shards(path)
     what = "no such file or folder" if not path.exists() else f"it holds no {LORA_WEIGHTS_NAME} and no checkpoint"
     raise UsageError(f"there is no LoRA in {path}: {what}", "give a run's folder, a checkpoint, or a .safetensors file")
+
+
+def _refuse_shards(path: Path) -> None:
+    """Say what to do with a checkpoint, or a run of them, whose weights are in ZeRO shards alone."""
+    for folder in (path, *checkpoints(path)[-1:]):
+        if (folder / "latest").is_file() and (folder / ZERO_TAG).is_dir():
+            raise UsageError(
+                f"{path} needs `cogtune merge-zero {shlex.quote(str(folder))}` first: its weights are in ZeRO shards",
+                "then give --model the folder that it writes",
+            )
 
 
 def fill_in(request: Request) -> Recipe:
@@ -94,7 +109,8 @@ def fill_in(request: Request) -> Recipe:
         CogtuneError: the model or the LoRA cannot be read.
     """
     lora = find_lora(request.lora) if request.lora is not None else None
-    facts: Mapping[str, Any] = read_facts(lora) if lora is not None else {}
+    adapter: Mapping[str, Any] = read_facts(lora) if lora is not None else {}
+    facts = adapter
     transformer = None
     model = request.model
     if model is not None and (trained := _trained_transformer(Path(model))) is not None:
@@ -102,6 +118,8 @@ def fill_in(request: Request) -> Recipe:
         model = None
     elif model is not None and (Path(model) / MERGE_NAME).is_file():
         facts = {**(read_json(Path(model) / MERGE_NAME).get("run") or {}), "model_path": model, "base_model": model}
+    elif model is not None:
+        _refuse_shards(Path(model))
     model = model or facts.get("base_model")
     if model is None:
         raise UsageError(
@@ -110,16 +128,17 @@ def fill_in(request: Request) -> Recipe:
     base = locate(facts["model_path"] if _is_here(facts, model) else model)
     spec = read_spec(base)
     size = request.size or (Size.parse(facts["size"]) if "size" in facts else spec.native)
-    prompt = request.prompt or facts.get("prompt")
+    prompt = facts.get("prompt") if request.prompt is None else request.prompt
     problems = [f"--size {size}: {problem}" for problem in spec.size_problems(size)]
-    if not prompt:
+    if prompt is None:
         problems.append("--prompt: say what to show")
     if spec.image_to_video and request.image is None:
         problems.append("--image: an image-to-video model needs the first frame")
     if not spec.image_to_video and request.image is not None:
         problems.append("--image: this is a text-to-video model, it takes none")
-    if problems or not prompt:
+    if problems or prompt is None:
         raise UsageError("this cannot be sampled", details=problems)
+    _compare_bases(adapter, transformer or base / "transformer")
     return Recipe(
         base=base,
         transformer=transformer,
@@ -131,6 +150,16 @@ def fill_in(request: Request) -> Recipe:
         fps=request.fps or facts.get("fps") or float(spec.variant.fps),
         precision=request.precision or facts.get("precision") or spec.variant.trained_in,
     )
+
+
+def _compare_bases(adapter: Mapping[str, Any], transformer: Path) -> None:
+    """Warn when a LoRA's facts name other weights than those in the folder ``transformer``."""
+    trained_on = (adapter.get("identity") or {}).get("model")
+    if trained_on is not None and trained_on != fingerprint(transformer.parent, transformer.name):
+        console.warn(
+            f"the LoRA was trained on {adapter.get('base_model')}, whose weights are not those in "
+            f"{transformer.parent}: the video may be poor"
+        )
 
 
 def _is_here(facts: Mapping[str, Any], model: str) -> bool:
@@ -223,12 +252,31 @@ def sample(
     return video
 
 
+def _check_output(output: Path) -> None:
+    """Refuse a name that cannot be written, before the minutes that sampling takes.
+
+    Raises:
+        CogtuneError: a folder has that name, or its own folder is a file or not writable.
+    """
+    with explained(output):
+        if output.is_dir():
+            raise CogtuneError(f"cannot write {output}: a folder has that name", "give --output another name")
+        folder = next(above for above in output.absolute().parents if above.exists())
+        if not folder.is_dir():
+            raise CogtuneError(f"cannot write {output}: {folder} is a file", "give an --output in a folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise CogtuneError(
+                f"cannot write {output}: {folder} is not writable", "check who owns it, or give another --output"
+            )
+
+
 def generate(request: Request, output: Path, on_step: Callable[[int], None] | None = None) -> Recipe:
     """Sample what is asked for and write it to ``output`` (mp4).
 
     Raises:
-        CogtuneError: as :func:`fill_in`, or the video cannot be written.
+        CogtuneError: as :func:`fill_in`, or the video cannot be written; what can be seen of that is told first.
     """
+    _check_output(output)
     recipe = fill_in(request)
     frames = sample(load_pipeline(recipe), recipe, request, on_step)
     write_video(output, frames, recipe.fps)

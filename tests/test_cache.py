@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,13 @@ def test_a_store_refuses_headers_that_lie(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = store.path("text", "ab" * 16)
     path.parent.mkdir(parents=True)
-    for content in (b"", b"\0" * 7, b"\xff" * 8, (2).to_bytes(8, "little") + b"{}"):
+    headers = (
+        b"{}", b"[]", b"3", b"null", b'{"a": 1}', b'{"a": {}}', b'{"a": {"data_offsets": [1]}}',
+        b'{"a": {"data_offsets": [0, "x"]}}', b'{"a": {"data_offsets": null}}', b"[" * 100_000, b"\xff\xfe",
+    )  # fmt: skip
+    lies = [len(header).to_bytes(8, "little") + header for header in headers]
+    rubbish = random.Random(7).randbytes(2000)
+    assert int.from_bytes(rubbish[:8], "little") > 2**60  # the length of its header, if it were one
+    for content in (b"", b"\0" * 7, b"\xff" * 8, (2**40).to_bytes(8, "little") + b"{}", rubbish, *lies):
         path.write_bytes(content)
         assert not store.holds("text", "ab" * 16)

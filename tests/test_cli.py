@@ -138,3 +138,22 @@ def test_infer_says_what_it_needs(cogtune: Cogtune, tmp_path: Path) -> None:
     assert "--image" in told
     assert "--size" in told
     assert ".mp4" in cogtune("infer", "--output", "x.gif", status=2).err
+
+
+def test_infer_refuses_numbers_without_end(cogtune: Cogtune) -> None:
+    told = cogtune("infer", "--lora-scale", "nan", "--guidance", "inf", "--fps", "inf", status=2).err
+    assert [name for name in ("--lora-scale: nan", "--guidance: inf", "--fps: inf") if name not in told] == []
+    assert "--seed" in cogtune("infer", "--seed", "-1", status=2).err
+    assert "--seed" in cogtune("infer", "--seed", 2**63, status=2).err
+
+
+def test_an_unknown_preset_is_sent_to_the_list(cogtune: Cogtune) -> None:
+    told = cogtune("presets", "4090-lora-5", status=2).err
+    assert "did you mean '4090-lora-5b'" in told
+    assert "`cogtune presets` lists them all" in told
+
+
+def test_the_help_of_merge_zero_shows_its_defaults(cogtune: Cogtune) -> None:
+    shown = cogtune("merge-zero", "--help", env={"COLUMNS": "200"}).out
+    assert "[default: CHECKPOINT-merged]" in shown
+    assert "[default: the run's]" in shown

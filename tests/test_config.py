@@ -115,3 +115,84 @@ def test_paths_are_anchored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     config = resolve().config.anchored()
     assert config.data == tmp_path / "data"
     assert config.cache_dir == tmp_path / "data" / ".cogtune"
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"size": "0x0x0"}, "size: a size has positive parts: 0x0x0 (FILE)"),
+        ({"size": "9x9"}, "size: '9x9' is not a size: write frames x height x width, such as 49x480x720 (FILE)"),
+        ({"output": 5}, "output: input should be a path, not 5 (FILE)"),
+        ({"cache_dir": ["a"]}, "cache_dir: input should be a path, not ['a'] (FILE)"),
+        ({"target_modules": 7}, "target_modules: input should be a list of names, not 7 (FILE)"),
+        ({"target_modules": ","}, "target_modules: input should be a list of names, not () (FILE)"),
+        ({"steps": "none"}, "steps: input should be a whole number, not 'none' (FILE)"),
+        ({"learning_rate": "fast"}, "learning_rate: input should be a number, not 'fast' (FILE)"),
+        ({"fps": True}, "fps: input should be a number, not true (FILE)"),
+        ({"seed": False}, "seed: input should be a number, not false (FILE)"),
+        ({"seed": 2**31}, "seed: input should be less than or equal to 2147483647, not 2147483648 (FILE)"),
+        (
+            {"steps": 10, "warmup_steps": 10},
+            "warmup_steps: 10 is not below the 10 steps of the run: the learning rate never gets there (FILE)",
+        ),
+    ],
+)
+def test_each_mistake_is_told_once_and_in_words(tmp_path: Path, values: dict[str, object], told: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(UsageError) as caught:
+        resolve(file=file)
+    assert caught.value.details == (told.replace("FILE", str(file)),)
+
+
+def test_a_file_in_another_encoding_or_a_folder_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_bytes(b"rank: 4\nid_token: caf\xe9\n")
+    with pytest.raises(UsageError, match=r"x\.yaml line 2 is not UTF-8"):
+        resolve(file=file)
+    with pytest.raises(UsageError, match="is a folder, not a YAML file") as caught:
+        resolve(file=tmp_path)
+    assert str(tmp_path / "run.yaml") in caught.value.hint
+    file.write_text("id_token: 2024-13-45\n")
+    with pytest.raises(UsageError, match="is not valid YAML: month must be in"):
+        resolve(file=file)
+
+
+def test_steps_as_a_flag_put_weaker_epochs_aside(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("steps: 1000\nepochs: 3\n")
+    assert resolve(file=file).config.epochs == 3
+    resolved = resolve(file=file, flags={"steps": 7})
+    assert resolved.config.total_steps(20) == 7
+    assert (resolved.config.epochs, resolved.provenance["epochs"]) == (None, "--steps")
+    file.write_text(resolved.to_yaml())
+    assert resolve(file=file).config == resolved.config
+    assert resolve(file=file, flags={"epochs": 2}).config.epochs == 2
+
+
+def test_steps_and_epochs_together_are_a_mistake_among_others() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(flags={"steps": 7, "epochs": 2, "rank": 0})
+    told = "\n".join(caught.value.details)
+    assert "give steps or epochs" in told
+    assert "rank: " in told
+
+
+def test_warmup_may_be_longer_than_steps_that_epochs_replace() -> None:
+    assert resolve(flags={"epochs": 2, "warmup_steps": 5000}).config.warmup_steps == 5000
+
+
+def test_names_in_one_word_are_split_at_commas(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("target_modules: to_q, to_k\n")
+    assert resolve(file=file).config.target_modules == ("to_q", "to_k")
+    assert resolve(flags={"target_modules": ["to_q,to_k", "to_v"]}).config.target_modules == ("to_q", "to_k", "to_v")
+
+
+def test_anchored_paths_have_no_way_back_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    config = resolve(flags={"data": "../data", "output": "../out", "model": "../model"}).config.anchored()
+    assert (config.data, config.output, config.model) == (tmp_path / "data", tmp_path / "out", str(tmp_path / "model"))
+    assert config.cache_dir == tmp_path / "data" / ".cogtune"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,7 +42,7 @@ def infer(
         float | None,
         typer.Option("--fps", help=r"Frames per second of the file. \[default: as trained]", min=1),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed gives another video.")] = 42,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed gives another video.", min=0, max=2**63 - 1)] = 42,
     steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", min=1)] = 50,
     guidance: Annotated[float, typer.Option("--guidance", help="How closely to follow the prompt.", min=1)] = 6.0,
     lora_scale: Annotated[float, typer.Option("--lora-scale", help="Strength of the LoRA; 1 is as trained.")] = 1.0,
@@ -54,6 +55,13 @@ def infer(
     from cogtune.errors import UsageError
     from cogtune.geometry import Size
 
+    endless = [
+        f"--{name}: {value} is not a number to work with"
+        for name, value in (("fps", fps), ("guidance", guidance), ("lora-scale", lora_scale))
+        if value is not None and not math.isfinite(value)
+    ]
+    if endless:
+        raise UsageError("this cannot be sampled", "give finite numbers", details=endless)
     try:
         asked = Size.parse(size) if size else None
     except ValueError as error:
@@ -77,4 +85,4 @@ def infer(
     )
     with console.progress("sampling", steps) as progress:
         recipe = generate(request, output, lambda _step: progress.advance())
-    console.say(f"{output}: {recipe.size} at {recipe.fps:g} fps: {recipe.prompt}")
+    console.say(f"{output}: {recipe.size} at {recipe.fps:g} fps: {recipe.prompt or 'no prompt'}")

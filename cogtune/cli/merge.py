@@ -14,7 +14,7 @@ def merge_zero(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint with ZeRO shards, such as out/checkpoint-500.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="Where to write. [default: CHECKPOINT-merged]", show_default=False),
+        typer.Option("--output", help=r"Where to write. \[default: CHECKPOINT-merged]", show_default=False),
     ] = None,
     base: Annotated[
         str | None,
@@ -22,7 +22,7 @@ def merge_zero(
     ] = None,
     dtype: Annotated[
         Literal["bf16", "fp16", "fp32"] | None,
-        typer.Option("--dtype", help="Number format of the weights. [default: the run's]", show_default=False),
+        typer.Option("--dtype", help=r"Number format of the weights. \[default: the run's]", show_default=False),
     ] = None,
     max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Largest file, such as 5GB.")] = "5GB",
     copy_base: Annotated[

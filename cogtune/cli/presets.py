@@ -15,10 +15,11 @@ def presets(
     as_json: Json = False,
 ) -> None:
     """List the presets, or show every value of one."""
-    from cogtune.config import resolve
+    from cogtune.config import preset_values, resolve
     from cogtune.presets import PRESETS
 
     if name is not None:
+        preset_values(name)  # says where the names are listed, if there is none of this name
         resolved = resolve(preset_name=name)
         values = resolved.config.to_dict()
         if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,13 +136,15 @@ class Store:
         """Whether a whole entry is there: its length is the one its header promises."""
         try:
             with self.path(kind, key).open("rb") as handle:
+                size = os.fstat(handle.fileno()).st_size
                 (length,) = struct.unpack("<Q", handle.read(8))
+                if length > size - 8:
+                    return False
                 header = json.loads(handle.read(length))
-                size = handle.seek(0, 2)
-        except (OSError, struct.error, ValueError, OverflowError):
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return bool(ends) and bool(size == 8 + length + max(ends))
+        except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return False
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        return bool(ends) and size == 8 + length + max(ends)
 
     def write(self, kind: Kind, key: str, tensor: Tensor) -> None:
         """Store one tensor under ``key``."""
