@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,7 +20,6 @@ from cogtune.data.cache import ClipJob, ImageJob, Index, Recipe, Store, TextJob,
 from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import Dataset
 from cogtune.files import read_json, write_json
-from cogtune.geometry import Size
 from cogtune.launch import ENVIRONMENT, LaunchFiles
 from cogtune.models import ModelSpec, Precision, fingerprint
 from cogtune.plan import fps_of, size_of
@@ -111,7 +110,7 @@ class Job:
             Store(Path(value["cache"])),
             value["precision"],
             value["max_tokens"],
-            FrameSettings(**{**value["frames"], "size": Size.parse(value["frames"]["size"])}),
+            FrameSettings.from_dict(value["frames"]),
             Todo(
                 tuple(ClipJob(key, Path(video)) for key, video in value["clips"]),
                 tuple(TextJob(key, caption) for key, caption in value["texts"]),
@@ -197,7 +196,7 @@ def _encode_clips(job: Job, stop: StopRequest, device: torch.device, dtype: torc
 def _store_images(job: Job, stop: StopRequest) -> bool:
     from cogtune.data.frames import load_clip, load_image
 
-    first = replace(job.frames, size=replace(job.frames.size, num_frames=1))
+    first = job.frames.first_frame()
 
     def load(image: ImageJob) -> torch.Tensor:
         if image.from_video:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -248,14 +248,3 @@ def _text_key(caption: str, recipe: Recipe) -> str:
             "dtype": recipe.dtype,
         }
     )
-
-
-def entry_keys(index: Index) -> Iterable[tuple[Kind, str]]:
-    """Every distinct entry that an index names."""
-    named: dict[tuple[Kind, str], None] = {("text", index.null_text): None}
-    for row in index.rows:
-        named["latents", row.latents] = None
-        named["text", row.text] = None
-        if row.image is not None:
-            named["image", row.image] = None
-    return named

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers import CogVideoXTransformer3DModel
 from safetensors import SafetensorError
 from torch import Tensor
@@ -40,7 +41,7 @@ class Trainee:
     @property
     def is_zero(self) -> bool:
         """Whether DeepSpeed holds the weights and the optimizer in shards."""
-        return str(self.accelerator.distributed_type) == "DistributedType.DEEPSPEED"
+        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
 
 def whole_trainables(trainee: Trainee) -> dict[str, Tensor]:
