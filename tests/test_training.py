@@ -57,11 +57,14 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 def test_twenty_lora_steps_on_one_clip_lower_the_loss_at_fixed_noise(one_clip: Path, tmp_path: Path) -> None:
-    """Trained, the loss falls by more than 0.3; with a learning rate next to nothing it stays where it was."""
+    """Trained, the loss falls from 2.10 to 1.25; with a learning rate next to nothing it stays at 2.10.
+
+    (The random model starts worse than one that answers zero, whose loss is near 1.1: most of the fall is unlearning.)
+    """
     trained = evaluations(train_here(plan_for(one_clip, tmp_path / "trained", steps=20)))
     untrained = evaluations(train_here(plan_for(one_clip, tmp_path / "untrained", steps=20, learning_rate=1e-12)))
     assert trained[0] == untrained[0]
-    assert trained[0] - trained[20] > 0.3
+    assert trained[0] - trained[20] > 0.6
     assert abs(untrained[0] - untrained[20]) < 1e-5
 
 
