@@ -28,6 +28,7 @@ from cogtune.config import resolve
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.geometry import Size
 from cogtune.hub import push
+from cogtune.hub.public import public_file
 from cogtune.models import LORA_WEIGHTS_NAME as LORA
 from cogtune.models import VARIANTS
 
@@ -558,6 +559,14 @@ def test_the_command(hub: Hub, run: Path, cogtune: Cogtune) -> None:
     told = cogtune("push", run, REPO, "--token", "hf_wrong", status=1, env=online).err
     assert "hf_wrong" not in told
     assert "hint: " in told
+
+
+def test_local_paths_deep_in_a_components_config_stay_at_home(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"pad_token": "<pad>", "nested": {"from": "/home/anna/x", "list": ["~/y", "z"]}}))
+    public = public_file(config, None, tmp_path)
+    assert isinstance(public, bytes)
+    assert json.loads(public) == {"pad_token": "<pad>", "nested": {"list": ["z"]}}
 
 
 def test_nothing_to_push(tmp_path: Path) -> None:

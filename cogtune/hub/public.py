@@ -42,7 +42,7 @@ def public_file(source: Path, base_model: str | None, aside: Path) -> Path | byt
     """``source``, or a version without the secrets and local paths in its settings or its header."""
     if source.name == "model_index.json" or source.name.endswith("config.json"):
         config = read_json(source)
-        public = {key: value for key, value in config.items() if not _is_private("", value)}
+        public = _without_private(config, by_key=False)  # a tokenizer's pad_token is no secret
         return source if public == config else json.dumps(public, indent=2).encode() + b"\n"
     if source.suffix == ".safetensors":
         metadata = header_metadata(source)
@@ -85,12 +85,17 @@ def _copy_with_metadata(source: Path, target: Path, metadata: Mapping[str, str])
         shutil.copyfileobj(old, new, 1 << 20)
 
 
-def _without_private(value: Any) -> Any:
-    """``value`` without the entries that are secrets or paths of this machine."""
+def _without_private(value: Any, *, by_key: bool = True) -> Any:
+    """``value`` without the entries that are secrets or paths of this machine.
+
+    Args:
+        by_key: take an entry for a secret by its key's name too, not by its value alone.
+    """
     if isinstance(value, Mapping):
-        return {key: _without_private(item) for key, item in value.items() if not _is_private(str(key), item)}
+        kept = {key: item for key, item in value.items() if not _is_private(str(key) if by_key else "", item)}
+        return {key: _without_private(item, by_key=by_key) for key, item in kept.items()}
     if isinstance(value, list):
-        return [_without_private(item) for item in value if not _is_private("", item)]
+        return [_without_private(item, by_key=by_key) for item in value if not _is_private("", item)]
     return value
 
 
