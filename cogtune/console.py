@@ -140,7 +140,7 @@ class Progress:
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
-        self.began = self.told = time.monotonic()
+        self.told = time.monotonic()
 
     def advance(self, count: int = 1, status: str = "") -> None:
         """``count`` more are done; ``status`` is shown behind the bar."""

@@ -129,7 +129,7 @@ def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_ru
     if start_from is not None:
         check_fits(start_from, read_state(start_from), identity)
         total, step = config.total_steps(len(dataset.samples)), int(read_state(start_from)["step"])
-        if step > total:
+        if step > total or (step == total and start_from.parent != config.output):  # nothing to do, or only to publish
             raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")
     folder = "dry-run" if dry_run else "launch"
     plan = make_plan(

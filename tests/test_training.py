@@ -297,6 +297,12 @@ def test_a_finished_run_cannot_end_before_its_checkpoint(clips: Path, tmp_path: 
     train_here(plan_for(clips, tmp_path / "out", steps=2))
     with pytest.raises(UsageError, match="is at step 2, and the run ends at 1"):
         plan_for(clips, tmp_path / "out", steps=1, resume="latest")
+    newest = str(tmp_path / "out" / "checkpoint-2")
+    with pytest.raises(UsageError, match="is at step 2, and the run ends at 2"):
+        plan_for(clips, tmp_path / "other", steps=2, resume=newest)
+    (tmp_path / "out" / LORA_WEIGHTS_NAME).unlink()  # as if killed between the last checkpoint and its publishing
+    train_here(plan_for(clips, tmp_path / "out", steps=2, resume="latest"))
+    assert (tmp_path / "out" / LORA_WEIGHTS_NAME).is_file()
 
 
 def test_weights_that_have_diverged_are_neither_saved_nor_published(clips: Path, tmp_path: Path) -> None:

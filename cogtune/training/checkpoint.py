@@ -59,7 +59,7 @@ def whole_trainables(trainee: Trainee) -> dict[str, Tensor]:
     return weights
 
 
-def save(trainee: Trainee, output: Path, step: int, facts: Mapping[str, Any], *, keep: int) -> Path:
+def save(trainee: Trainee, output: Path, step: int, facts: Mapping[str, Any], *, keep: int) -> None:
     """Write ``checkpoint-<step>`` and delete all but the newest ``keep``. Collective: every rank calls it.
 
     It holds the weights (LoRA in the diffusers format), the optimizer and ``state.json`` with ``facts``.
@@ -74,8 +74,12 @@ def save(trainee: Trainee, output: Path, step: int, facts: Mapping[str, Any], *,
         partial_folder(target)
     accelerator.wait_for_everyone()
     if trainee.is_zero:
-        with explained(target):
-            trainee.model.save_checkpoint(str(aside), tag=ZERO_TAG, exclude_frozen_parameters=trainee.is_lora)
+        try:
+            with explained(target):
+                trainee.model.save_checkpoint(str(aside), tag=ZERO_TAG, exclude_frozen_parameters=trainee.is_lora)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
     weights = whole_trainables(trainee) if trainee.is_lora else {}
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -95,7 +99,6 @@ def save(trainee: Trainee, output: Path, step: int, facts: Mapping[str, Any], *,
         for old in checkpoints(output)[:-keep]:
             remove_folder(old)
     accelerator.wait_for_everyone()
-    return target
 
 
 def _save_optimizer(trainee: Trainee, path: Path) -> None:
