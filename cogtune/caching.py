@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cogtune import console, process
 from cogtune.config import RunConfig
-from cogtune.data.cache import ClipJob, ImageJob, Index, Recipe, Store, TextJob, Todo
+from cogtune.data.cache import Store
 from cogtune.data.frames import FrameSettings
+from cogtune.data.index import ClipJob, ImageJob, Index, Recipe, TextJob, Todo, make_index, todo
 from cogtune.data.sources import Dataset
 from cogtune.files import read_json, write_json
 from cogtune.launch import ENVIRONMENT, LaunchFiles
@@ -60,7 +61,7 @@ def prepare(config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Datas
     """
     tokens = {part: fingerprint(checkpoint, part) for part in ("text_encoder", "tokenizer")}
     recipe = Recipe(
-        frames=frame_settings(config, spec).to_dict(),
+        frames=frame_settings(config, spec),
         vae=fingerprint(checkpoint, "vae"),
         text=f"{tokens['text_encoder']}-{tokens['tokenizer']}",
         max_tokens=spec.max_text_seq_length,
@@ -69,9 +70,9 @@ def prepare(config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Datas
         with_image=spec.image_to_video,
     )
     store = Store(config.cache_dir or config.data / ".cogtune")
-    index = store.index(dataset.samples, recipe)
+    index = make_index(store, dataset.samples, recipe)
     store.remember()
-    return Prepared(store, index, store.todo(dataset.samples, index, recipe))
+    return Prepared(store, index, todo(store, dataset.samples, index, recipe))
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,6 @@ class Job:
     store: Store
     precision: Precision
     max_tokens: int
-    frames: FrameSettings
     todo: Todo
 
     def write(self, path: Path) -> None:
@@ -94,10 +94,11 @@ class Job:
                 "cache": str(self.store.root),
                 "precision": self.precision,
                 "max_tokens": self.max_tokens,
-                "frames": self.frames.to_dict(),
-                "clips": [[job.key, str(job.video)] for job in self.todo.clips],
+                "clips": [[job.key, str(job.video), job.frames.to_dict()] for job in self.todo.clips],
                 "texts": [[job.key, job.caption] for job in self.todo.texts],
-                "images": [[job.key, str(job.source), job.from_video] for job in self.todo.images],
+                "images": [
+                    [job.key, str(job.source), job.from_video, job.frames.to_dict()] for job in self.todo.images
+                ],
             },
         )
 
@@ -110,11 +111,15 @@ class Job:
             Store(Path(value["cache"])),
             value["precision"],
             value["max_tokens"],
-            FrameSettings.from_dict(value["frames"]),
             Todo(
-                tuple(ClipJob(key, Path(video)) for key, video in value["clips"]),
+                tuple(
+                    ClipJob(key, Path(video), FrameSettings.from_dict(frames)) for key, video, frames in value["clips"]
+                ),
                 tuple(TextJob(key, caption) for key, caption in value["texts"]),
-                tuple(ImageJob(key, Path(source), from_video) for key, source, from_video in value["images"]),
+                tuple(
+                    ImageJob(key, Path(source), from_video, FrameSettings.from_dict(frames))
+                    for key, source, from_video, frames in value["images"]
+                ),
             ),
         )
 
@@ -126,7 +131,6 @@ def job_for(prepared: Prepared, config: RunConfig, spec: ModelSpec, checkpoint: 
         prepared.store,
         config.precision,
         spec.max_text_seq_length,
-        frame_settings(config, spec),
         prepared.todo,
     )
 
@@ -185,7 +189,7 @@ def _encode_clips(job: Job, stop: StopRequest, device: torch.device, dtype: torc
         return True
     encoder = VideoEncoder(job.checkpoint, device=device, dtype=dtype)
     with console.progress("clips", len(clips)) as progress:
-        for clip, frames in _ahead(clips, lambda clip: load_clip(clip.video, job.frames)):
+        for clip, frames in _ahead(clips, lambda clip: load_clip(clip.video, clip.frames)):
             if stop:
                 return False
             job.store.write("latents", clip.key, encoder.moments(frames))
@@ -196,12 +200,10 @@ def _encode_clips(job: Job, stop: StopRequest, device: torch.device, dtype: torc
 def _store_images(job: Job, stop: StopRequest) -> bool:
     from cogtune.data.frames import load_clip, load_image
 
-    first = job.frames.first_frame()
-
     def load(image: ImageJob) -> torch.Tensor:
         if image.from_video:
-            return load_clip(image.source, first)[0]
-        return load_image(image.source, job.frames.size)
+            return load_clip(image.source, image.frames.first_frame())[0]
+        return load_image(image.source, image.frames.size)
 
     if not job.todo.images:
         return True

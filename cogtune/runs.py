@@ -12,8 +12,8 @@ from typing import Any
 from cogtune import caching, console, launch
 from cogtune.checkpoints import after, check_fits, checkpoints, choose, read_state
 from cogtune.config import RUN_NAME, Resolved, RunConfig, resolve
-from cogtune.data.cache import Index, Todo, caption_of
 from cogtune.data.checks import Report, check_dataset
+from cogtune.data.index import Index, Todo, caption_of
 from cogtune.data.sources import Dataset, Reading, locate_dataset, read_dataset
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.launch import LaunchFiles

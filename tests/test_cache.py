@@ -15,7 +15,8 @@ from runs_in_process import Stop
 from cogtune import caching
 from cogtune.caching import Prepared, job_for, prepare
 from cogtune.config import resolve
-from cogtune.data.cache import Index, Store
+from cogtune.data.cache import Store
+from cogtune.data.index import Index
 from cogtune.data.sources import read_dataset
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError

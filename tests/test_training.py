@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from cogtune import caching, runs
 from cogtune.checkpoints import check_fits, checkpoints, choose, read_state
 from cogtune.config import read_run, resolve
-from cogtune.data.cache import Index, Store
+from cogtune.data.cache import Store
+from cogtune.data.index import Index
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.models import LORA_WEIGHTS_NAME
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cogtune.data.cache import Index, Row, Store
+from cogtune.data.cache import Store
+from cogtune.data.index import Index, Row
 
 if TYPE_CHECKING:
     from torch import Tensor

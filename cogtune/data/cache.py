@@ -5,120 +5,16 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cogtune.data.sources import Sample
 from cogtune.errors import CogtuneError
-from cogtune.files import digest, digest_file, explained, read_json, remove_partials, write_atomic, write_json
+from cogtune.files import digest_file, explained, read_json, remove_partials, write_atomic, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
-"""Part of every key: raise it when what an entry holds changes."""
-
 Kind = Literal["latents", "text", "image"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What every entry depends on besides its own clip or caption."""
-
-    frames: Mapping[str, Any]
-    """Size, frame rate, start and reshape mode, as JSON-able values."""
-    vae: str
-    """Fingerprint of the VAE."""
-    text: str
-    """Fingerprint of the text encoder and its tokenizer."""
-    max_tokens: int
-    dtype: str
-    """Precision the encoders ran in."""
-    id_token: str
-    with_image: bool
-    """Whether the model is conditioned on an image."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training sample: the keys of its entries."""
-
-    id: str
-    latents: str
-    text: str
-    image: str | None
-
-
-@dataclass(frozen=True)
-class Index:
-    """All samples of a dataset under one recipe, and where the empty caption's embedding is."""
-
-    rows: tuple[Row, ...]
-    null_text: str
-
-    @property
-    def digest(self) -> str:
-        """What stands for the data of a run: any other clip, caption or setting gives another one."""
-        return digest([[row.latents, row.text, row.image] for row in self.rows])
-
-    def write(self, path: Path) -> None:
-        """Save as JSON."""
-        rows = [[row.id, row.latents, row.text, row.image] for row in self.rows]
-        write_json(path, {"format": FORMAT, "null_text": self.null_text, "rows": rows})
-
-    @classmethod
-    def read(cls, path: Path) -> Index:
-        """The index saved at ``path``."""
-        value = read_json(path)
-        return cls(tuple(Row(*row) for row in value["rows"]), value["null_text"])
-
-
-def caption_of(sample: Sample, id_token: str) -> str:
-    """The caption the model is trained with: the id token, if any, put in front."""
-    return f"{id_token} {sample.caption}".strip()
-
-
-@dataclass(frozen=True)
-class ClipJob:
-    """A clip that has no entry yet."""
-
-    key: str
-    video: Path
-
-
-@dataclass(frozen=True)
-class TextJob:
-    """A caption that has no entry yet."""
-
-    key: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class ImageJob:
-    """A conditioning frame that has no entry yet: an image file, or the first chosen frame of a clip."""
-
-    key: str
-    source: Path
-    from_video: bool
-
-
-@dataclass(frozen=True)
-class Todo:
-    """What an index names and the store lacks, each key once."""
-
-    clips: tuple[ClipJob, ...]
-    texts: tuple[TextJob, ...]
-    images: tuple[ImageJob, ...]
-
-    def __len__(self) -> int:
-        return len(self.clips) + len(self.texts) + len(self.images)
-
-    def __str__(self) -> str:
-        counts = ((len(self.clips), "clip"), (len(self.texts), "caption"), (len(self.images), "image"))
-        return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts if count) or "nothing"
 
 
 class Store:
@@ -199,52 +95,3 @@ class Store:
         for kind in ("latents", "text", "image"):
             for folder in (self.root / kind).glob("??"):
                 remove_partials(folder)
-
-    def index(self, samples: Sequence[Sample], recipe: Recipe) -> Index:
-        """The keys of every sample's entries; reads only those clips whose digest is not remembered."""
-        clip = {"format": FORMAT, "frames": recipe.frames, "vae": recipe.vae, "dtype": recipe.dtype}
-        image = {"format": FORMAT, "frames": recipe.frames}
-        rows = []
-        for sample in samples:
-            bytes_of_clip = self.file_digest(sample.video)
-            picture = None
-            if recipe.with_image:
-                made_from = self.file_digest(sample.image) if sample.image else bytes_of_clip
-                picture = digest(image | {"source": made_from, "video": sample.image is None})
-            rows.append(
-                Row(
-                    sample.id,
-                    digest(clip | {"clip": bytes_of_clip}),
-                    _text_key(caption_of(sample, recipe.id_token), recipe),
-                    picture,
-                )
-            )
-        return Index(tuple(rows), _text_key("", recipe))
-
-    def todo(self, samples: Sequence[Sample], index: Index, recipe: Recipe) -> Todo:
-        """What has to be encoded before every entry of ``index`` is there."""
-        clips: dict[str, ClipJob] = {}
-        texts: dict[str, TextJob] = {index.null_text: TextJob(index.null_text, "")}
-        images: dict[str, ImageJob] = {}
-        for sample, row in zip(samples, index.rows, strict=True):
-            clips.setdefault(row.latents, ClipJob(row.latents, sample.video))
-            texts.setdefault(row.text, TextJob(row.text, caption_of(sample, recipe.id_token)))
-            if row.image is not None:
-                images.setdefault(row.image, ImageJob(row.image, sample.image or sample.video, sample.image is None))
-        return Todo(
-            tuple(job for key, job in clips.items() if not self.holds("latents", key)),
-            tuple(job for key, job in texts.items() if not self.holds("text", key)),
-            tuple(job for key, job in images.items() if not self.holds("image", key)),
-        )
-
-
-def _text_key(caption: str, recipe: Recipe) -> str:
-    return digest(
-        {
-            "format": FORMAT,
-            "caption": caption,
-            "encoder": recipe.text,
-            "max_tokens": recipe.max_tokens,
-            "dtype": recipe.dtype,
-        }
-    )

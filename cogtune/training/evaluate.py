@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from cogtune.data.batches import load_batch
-from cogtune.data.cache import Index, Store
+from cogtune.data.cache import Store
+from cogtune.data.index import Index
 from cogtune.training.objective import Objective
 
 QUANTILES = (0.125, 0.375, 0.625, 0.875)

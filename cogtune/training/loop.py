@@ -13,7 +13,8 @@ import torch
 from cogtune import console
 from cogtune.config import RunConfig
 from cogtune.data.batches import Batch, Share, batches
-from cogtune.data.cache import Index, Store
+from cogtune.data.cache import Store
+from cogtune.data.index import Index
 from cogtune.errors import CogtuneError
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee

@@ -12,7 +12,8 @@ from diffusers import CogVideoXTransformer3DModel
 
 from cogtune import __version__, console
 from cogtune.checkpoints import check_fits, read_state
-from cogtune.data.cache import Index, Store
+from cogtune.data.cache import Store
+from cogtune.data.index import Index
 from cogtune.errors import CogtuneError
 from cogtune.modeling.adapters import add_lora
 from cogtune.modeling.devices import DTYPES
