@@ -319,3 +319,18 @@ def test_a_damaged_state_is_told(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "checkpoint-1" / "state.json").write_text('{"format": 1}')
     with pytest.raises(CogtuneError, match=r"state\.json is damaged"):
         plan_for(clips, tmp_path / "out", steps=2, resume="latest")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch's compiler uses what torch deprecates
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # and looks at what it warns of
+def test_compiled_blocks_train_as_eager_ones_do(one_clip: Path, tmp_path: Path) -> None:
+    eager = train_here(plan_for(one_clip, tmp_path / "eager", steps=3, compile=False))
+    compiled = train_here(plan_for(one_clip, tmp_path / "compiled", steps=3, compile=True))
+    assert [line["loss"] for line in compiled if "loss" in line] == pytest.approx(
+        [line["loss"] for line in eager if "loss" in line], rel=1e-5
+    )
+    ours, theirs = (weights(tmp_path / name / "checkpoint-3") for name in ("compiled", "eager"))
+    assert ours.keys() == theirs.keys()  # a compiled module's names have no prefix of their own
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=1e-5)

@@ -12,6 +12,7 @@ from diffusers import CogVideoXTransformer3DModel
 
 from cogtune import __version__, console
 from cogtune.checkpoints import check_fits, read_state
+from cogtune.config import RunConfig
 from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.errors import CogtuneError
@@ -84,8 +85,18 @@ def _trainee(plan: Plan, accelerator: Accelerator) -> Trainee:
         )
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
+    if _compiles(config, accelerator.device):
+        for block in transformer.transformer_blocks:  # all alike: compiled once, and each weight keeps its name
+            block.compile(dynamic=False)
     model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer.parameters(), config))
     return Trainee(accelerator, model, transformer, optimizer, is_lora)
+
+
+def _compiles(config: RunConfig, device: torch.device) -> bool:
+    """Whether the blocks are compiled: under ZeRO-3 every weight is gathered by hooks, which break a graph apart."""
+    if config.compile is not None:
+        return config.compile
+    return device.type == "cuda" and not config.strategy.startswith("zero3")
 
 
 def _resume(plan: Plan, trainee: Trainee) -> int:
