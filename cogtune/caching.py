@@ -71,7 +71,7 @@ def prepare(config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Datas
     )
     store = Store(config.cache_dir or config.data / ".cogtune")
     index = make_index(store, dataset.samples, recipe)
-    store.remember()
+    store.facts.save()
     return Prepared(store, index, todo(store, dataset.samples, index, recipe))
 
 

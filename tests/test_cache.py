@@ -150,7 +150,7 @@ def test_an_unchanged_file_is_not_read_twice(look: Callable[..., Prepared], monk
     def refuse(path: Path) -> str:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr("cogtune.data.cache.digest_file", refuse)
+    monkeypatch.setattr("cogtune.data.facts.digest_file", refuse)
     assert len(look().index.rows) == 6
 
 

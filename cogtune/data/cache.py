@@ -6,10 +6,11 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from cogtune.data.facts import Facts
 from cogtune.errors import CogtuneError
-from cogtune.files import digest_file, explained, read_json, remove_partials, write_atomic, write_json
+from cogtune.files import remove_partials, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,11 +19,14 @@ Kind = Literal["latents", "text", "image"]
 
 
 class Store:
-    """The folder of entries: ``latents/``, ``text/`` and ``image/``, one safetensors file a key."""
+    """The folder of entries: ``latents/``, ``text/`` and ``image/``, one safetensors file a key.
+
+    ``facts`` is what is remembered of the files that entries are made from.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._hashes: dict[str, list[Any]] | None = None
+        self.facts = Facts(root / "files.json")
 
     def path(self, kind: Kind, key: str) -> Path:
         """Where the entry of ``key`` is, or will be."""
@@ -65,30 +69,6 @@ class Store:
             raise CogtuneError(
                 f"the cache entry {path} is missing or damaged: {error}", "run `cogtune dataset cache` again"
             ) from error
-
-    def file_digest(self, path: Path) -> str:
-        """A digest of the file's bytes, remembered by path, size and modification time."""
-        hashes = self._remembered()
-        with explained(path, "read"):
-            stat = path.stat()
-        known = hashes.get(str(path))
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        if known is None or known[:2] != stamp:
-            known = hashes[str(path)] = [*stamp, digest_file(path)]
-        return str(known[2])
-
-    def _remembered(self) -> dict[str, list[Any]]:
-        if self._hashes is None:
-            path = self.root / "files.json"
-            try:
-                self._hashes = dict(read_json(path))
-            except CogtuneError:  # absent or damaged: it only saves time
-                self._hashes = {}
-        return self._hashes
-
-    def remember(self) -> None:
-        """Save the file digests for the next time."""
-        write_json(self.root / "files.json", self._remembered())
 
     def sweep(self) -> None:
         """Delete what a killed process left unfinished; to be called by the one process that fills the store."""

@@ -122,10 +122,10 @@ def make_index(store: Store, samples: Sequence[Sample], recipe: Recipe) -> Index
     image = {"format": FORMAT, "frames": frames}
     rows = []
     for sample in samples:
-        bytes_of_clip = store.file_digest(sample.video)
+        bytes_of_clip = store.facts.digest(sample.video)
         picture = None
         if recipe.with_image:
-            made_from = store.file_digest(sample.image) if sample.image else bytes_of_clip
+            made_from = store.facts.digest(sample.image) if sample.image else bytes_of_clip
             picture = digest(image | {"source": made_from, "video": sample.image is None})
         rows.append(
             Row(

@@ -1,0 +1,104 @@
+"""What was once found out about a file, remembered by its path, size and modification time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cogtune.data.video import VideoInfo, probe
+from cogtune.errors import CogtuneError
+from cogtune.files import digest_file, explained, read_json, write_text
+
+Stamp = tuple[int, int]
+"""Size in bytes and modification time in nanoseconds: a fact holds as long as its file has the same."""
+
+
+class Facts:
+    """Facts about files, kept in one JSON file so that an unchanged file is not opened twice.
+
+    Threads may share one. Losing the file costs time and nothing else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, dict[str, Any]] | None = None
+        self._learned = False
+
+    def stamp(self, path: Path) -> Stamp:
+        """How a file stands now; to be taken before a fact about it is found out.
+
+        Raises:
+            CogtuneError: there is no such file.
+        """
+        with explained(path, "read"):
+            stat = path.stat()
+        return stat.st_size, stat.st_mtime_ns
+
+    def known(self, path: Path, name: str, stamp: Stamp) -> Any:
+        """The fact ``name`` about a file that stands at ``stamp``; None when it is not known."""
+        known = self._all().get(str(path), {})
+        return known.get(name) if known.get("stamp") == [*stamp] else None
+
+    def learn(self, path: Path, name: str, value: Any, stamp: Stamp) -> None:
+        """Remember the JSON-able ``value`` as the fact ``name`` about a file that stood at ``stamp``."""
+        known = self._all().setdefault(str(path), {})
+        if known.get("stamp") != [*stamp]:
+            known.clear()
+            known["stamp"] = [*stamp]
+        known[name] = value
+        self._learned = True
+
+    def remembered(self, path: Path, name: str, find: Callable[[Path], Any]) -> Any:
+        """The fact ``name`` about a file, found out by ``find`` unless it is known; what ``find`` raises is not kept.
+
+        Raises:
+            CogtuneError: there is no such file.
+        """
+        stamp = self.stamp(path)
+        value = self.known(path, name, stamp)
+        if value is None:
+            value = find(path)
+            self.learn(path, name, value, stamp)
+        return value
+
+    def digest(self, path: Path) -> str:
+        """A digest of the file's bytes.
+
+        Raises:
+            CogtuneError: the file cannot be read.
+        """
+        return str(self.remembered(path, "digest", digest_file))
+
+    def probe(self, path: Path) -> VideoInfo:
+        """What the clip is: as :func:`cogtune.data.video.probe`, and it raises the same."""
+        if not path.is_file():
+            return probe(path)
+        stamp = self.stamp(path)
+        try:
+            return VideoInfo(**(self.known(path, "probe", stamp) or {}))
+        except TypeError:  # not known, or written by a version that told other things
+            info = probe(path)
+            self.learn(path, "probe", asdict(info), stamp)
+            return info
+
+    def save(self) -> None:
+        """Write down what was learned, if anything was.
+
+        Raises:
+            CogtuneError: the file cannot be written.
+        """
+        if self._learned:
+            write_text(self.path, json.dumps(self._all(), ensure_ascii=False) + "\n")
+            self._learned = False
+
+    def _all(self) -> dict[str, dict[str, Any]]:
+        if self._known is None:
+            try:
+                read = read_json(self.path)
+                self._known = {path: facts for path, facts in read.items() if isinstance(facts, dict)}
+            except (CogtuneError, AttributeError):  # absent or damaged
+                self._known = {}
+        return self._known

@@ -1,0 +1,87 @@
+"""What is remembered of files: kept as long as a file stands as it stood, and no longer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from cogtune.data import facts as module
+from cogtune.data.facts import Facts
+from cogtune.data.video import MissingVideo, NotAVideo, probe
+from cogtune.errors import CogtuneError
+
+
+@pytest.fixture
+def clip(clips: Path) -> Path:
+    return clips / (clips / "videos.txt").read_text().splitlines()[0]
+
+
+def test_facts_outlive_the_process(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = Facts(tmp_path / "files.json")
+    told = facts.digest(clip), facts.probe(clip)
+    assert told[1] == probe(clip)
+    facts.save()
+
+    def refuse(path: Path) -> None:
+        raise AssertionError(f"{path} was opened again")
+
+    monkeypatch.setattr(module, "digest_file", refuse)
+    monkeypatch.setattr(module, "probe", refuse)
+    again = Facts(tmp_path / "files.json")
+    assert (again.digest(clip), again.probe(clip)) == told
+    written = (tmp_path / "files.json").stat().st_mtime_ns
+    again.save()
+    assert (tmp_path / "files.json").stat().st_mtime_ns == written  # nothing was learned
+
+
+def test_another_size_or_time_is_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    facts = Facts(tmp_path / "files.json")
+    path.write_bytes(b"one")
+    os.utime(path, ns=(0, 10))
+    first = facts.digest(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(0, 10))
+    assert facts.digest(path) == first  # nothing tells the two apart
+    os.utime(path, ns=(0, 11))
+    second = facts.digest(path)
+    path.write_bytes(b"three")
+    os.utime(path, ns=(0, 11))
+    assert len({first, second, facts.digest(path)}) == 3
+
+
+def test_an_old_stamp_takes_its_other_facts_along(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    facts = Facts(tmp_path / "files.json")
+    facts.digest(path)
+    facts.learn(path, "shape", [1, 2], (3, 12))
+    assert facts.known(path, "digest", (3, 12)) is None
+    assert facts.known(path, "shape", (3, 12)) == [1, 2]
+
+
+def test_a_failure_is_not_remembered(tmp_path: Path) -> None:
+    facts = Facts(tmp_path / "files.json")
+    path = tmp_path / "a.mp4"
+    with pytest.raises(MissingVideo):
+        facts.probe(path)
+    path.write_bytes(b"no film at all" * 100)
+    with pytest.raises(NotAVideo):
+        facts.probe(path)
+    with pytest.raises(CogtuneError, match="cannot read"):
+        facts.digest(tmp_path / "b")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 3}', '{"CLIP": {"stamp": [1, 2], "probe": 3}}'])
+def test_a_damaged_memory_only_costs_time(content: str, clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "files.json").write_text(content.replace("CLIP", str(clip)))
+    assert Facts(tmp_path / "files.json").probe(clip) == probe(clip)
+
+
+def test_what_another_version_told_is_found_out_again(clip: Path, tmp_path: Path) -> None:
+    facts = Facts(tmp_path / "files.json")
+    facts.learn(clip, "probe", {"colour": "blue", **asdict(probe(clip))}, facts.stamp(clip))
+    assert facts.probe(clip) == probe(clip)
