@@ -225,7 +225,9 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
     stage = 3 if config.strategy.startswith("zero3") else 2
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
     if config.strategy.endswith("-offload"):
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        # Torch rounds a pinned buffer up to a power of two. ZeRO-2 makes each of its buffers in one piece: those of 5b,
+        # 52 GiB on one GPU, would take 80, and a machine of 128 GiB dies of it.
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": stage == 3}
         if stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {
