@@ -27,6 +27,9 @@ ENVIRONMENT = {
 """What the worker processes' environment gets, where the user has not set it."""
 
 
+_WORKER = "cogtune.worker"
+
+
 @dataclass(frozen=True)
 class LaunchFiles:
     """The folder of a run's launch files."""
@@ -67,8 +70,13 @@ class LaunchFiles:
         """Where process ``rank`` says how it is."""
         return Report(self.folder / f"rank-{rank}.json")
 
-    def command(self) -> list[str]:
-        """The ``accelerate launch`` command."""
+    def command(self, *worker: str) -> list[str]:
+        """The ``accelerate launch`` command.
+
+        Args:
+            worker: the module that each process runs, and words put behind the plan; the run's own when left out.
+        """
+        module, *words = worker or (_WORKER,)
         launch = [
             "accelerate",
             "launch",
@@ -78,7 +86,7 @@ class LaunchFiles:
             "0",
             "--quiet",
         ]
-        return [*launch, "--module", "cogtune.worker", str(self.plan)]
+        return [*launch, "--module", module, str(self.plan), *words]
 
 
 def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFiles:
@@ -118,14 +126,17 @@ def _script(files: LaunchFiles) -> str:
     )
 
 
-def start(plan: Plan, files: LaunchFiles) -> None:
+def start(plan: Plan, files: LaunchFiles, *worker: str) -> None:
     """Run the plan through ``accelerate launch`` and wait for its end.
+
+    Args:
+        worker: as for :meth:`LaunchFiles.command`.
 
     Raises:
         CogtuneError: the run failed or was stopped.
     """
     process.watch(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *files.command()[1:]],
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *files.command(*worker)[1:]],
         [files.report(rank) for rank in range(plan.config.num_processes)],
         files.log,
         environment=ENVIRONMENT,

@@ -20,6 +20,7 @@ COMMANDS = [
     ["infer"],
     ["push"],
     ["presets"],
+    ["bench"],
     ["demo"],
     ["random-model"],
 ]

@@ -365,6 +365,31 @@ def write_pipeline(
     return folder
 
 
+def write_for_training(
+    variant: Variant, folder: Path, *, scale: Scale, seed: int = 0, device: torch.device | str = "cpu"
+) -> Path:
+    """Write to ``folder`` what a training process reads of a pipeline, whole or not at all: no encoder of captions,
+    and a VAE's weights only for an image-to-video model.
+
+    Raises:
+        CogtuneError: the folder cannot be written.
+    """
+    dtype = DTYPES["fp32" if scale == "tiny" else variant.trained_in]
+    with written_folder(folder) as aside, explained(folder):
+        CogVideoXDDIMScheduler(**scheduler_config(variant, scale)).save_pretrained(aside / "scheduler")
+        transformer = build_transformer(variant, scale, device=device, dtype=dtype, seed=seed)
+        transformer.save_pretrained(aside / "transformer", max_shard_size="10GB")
+        del transformer
+        if variant.image_to_video:
+            build_vae(variant, scale, device=device, dtype=dtype, seed=seed).save_pretrained(aside / "vae")
+        else:
+            (aside / "vae").mkdir()
+            write_json(aside / "vae" / "config.json", vae_config(variant, scale))
+        pipeline = "CogVideoXImageToVideoPipeline" if variant.image_to_video else "CogVideoXPipeline"
+        write_json(aside / "model_index.json", {"_class_name": pipeline, "_diffusers_version": diffusers.__version__})
+    return folder
+
+
 def tiny_model(name: str) -> Path:
     """The tiny pipeline of variant ``name`` in the user's cache folder, made at the first call.
 

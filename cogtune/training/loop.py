@@ -39,6 +39,8 @@ class Training:
     """What is saved with every checkpoint."""
     should_stop: Callable[[], bool]
     """Asked after every step, by every process; the same answer for all."""
+    saves: bool = True
+    """Whether checkpoints are written; a bench writes none."""
 
 
 def train(run: Training) -> int:
@@ -99,7 +101,7 @@ def train(run: Training) -> int:
             if evaluate_every and (done % evaluate_every == 0 or done == total) and not stop:
                 _evaluate(run, metrics, done)
                 began = time.perf_counter()
-            if done % config.checkpoint_every == 0 or done == total or stop:
+            if run.saves and (done % config.checkpoint_every == 0 or done == total or stop):
                 facts = {**run.facts, "step": done}
                 checkpoint.save(trainee, config.output, done, facts, keep=config.keep_checkpoints)
             if stop:

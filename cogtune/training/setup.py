@@ -27,17 +27,18 @@ from cogtune.training.objective import Objective
 from cogtune.training.optimizers import build_optimizer
 
 
-def set_up(plan: Plan, stop: Callable[[], bool]) -> Training:
+def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | None = None) -> Training:
     """Load, resume and prepare all that a run needs. Collective: every process calls it.
 
     Args:
         stop: whether this process was asked to stop.
+        base_dtype: in which the base's weights are loaded; by default what the run's type and strategy need.
 
     Raises:
         CogtuneError: the processes, the model, the cache or the checkpoint are not as planned.
     """
     accelerator = _accelerator(plan)
-    trainee = _trainee(plan, accelerator)
+    trainee = _trainee(plan, accelerator, base_dtype)
     store, index = Store(plan.config.cache_dir or plan.config.data / ".cogtune"), Index.read(plan.index)
     return Training(
         trainee=trainee,
@@ -69,11 +70,12 @@ def _accelerator(plan: Plan) -> Accelerator:
     return accelerator
 
 
-def _trainee(plan: Plan, accelerator: Accelerator) -> Trainee:
+def _trainee(plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | None) -> Trainee:
     config = plan.config
     is_lora = config.type == "lora"
     # Full training under DDP keeps fp32 weights beside its arithmetic; DeepSpeed makes its own fp32 copies.
-    dtype = torch.float32 if config.strategy == "ddp" and not is_lora else DTYPES[config.precision]
+    keeps_fp32 = config.strategy == "ddp" and not is_lora
+    dtype = base_dtype or (torch.float32 if keeps_fp32 else DTYPES[config.precision])
     transformer = CogVideoXTransformer3DModel.from_pretrained(plan.checkpoint / "transformer", dtype=dtype)
     if is_lora:
         add_lora(

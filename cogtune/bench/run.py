@@ -1,0 +1,211 @@
+"""A bench from beginning to end: stage, launch, watch, and put the figures together."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import platform
+import shlex
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cogtune import __version__, console, launch
+from cogtune.bench import stage, watch, worker
+from cogtune.config import Resolved, RunConfig
+from cogtune.data.index import Index
+from cogtune.errors import CogtuneError, UsageError
+from cogtune.files import read_json
+from cogtune.gpus import gpus
+from cogtune.launch import LaunchFiles
+from cogtune.measurements import GB, GIB, Measurement, Recipe
+from cogtune.models import TINY, VARIANTS, ModelSpec, published, read_spec
+from cogtune.plan import Plan, check, identity_of, make_plan
+
+_PLAIN: dict[str, Any] = {"compile": False, "gradient_checkpointing": True}
+"""The guides' recipe, beside which the base is loaded in fp32."""
+
+_PACKAGES = ("torch", "diffusers", "accelerate", "deepspeed", "peft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to measure."""
+
+    resolved: Resolved
+    preset: str | None
+    flags: Mapping[str, Any]
+    """What was set on the command line."""
+    steps: int
+    """Steps that are timed."""
+    warmup: int
+    """Steps before those."""
+    keep: Path | None
+    """A folder to keep the model in for the next time; None for one that is deleted."""
+    command: str
+
+
+@dataclass(frozen=True)
+class _Stage:
+    folder: Path
+    model: Path
+    spec: ModelSpec
+    cache: Path
+    index: Path
+
+
+@contextlib.contextmanager
+def _staged(request: Request) -> Iterator[_Stage]:
+    with contextlib.ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cogtune-bench-")))
+        models = request.keep.absolute() if request.keep is not None else work
+        job = _job(request.resolved.config, models, work)
+        if not Path(job.model).is_dir():
+            console.note(f"making {job.variant} with random weights")
+        stage.prepare(job, work / "stage")
+        model = Path(job.model)
+        yield _Stage(work, model, read_spec(model), Path(job.cache), Path(job.index))
+
+
+def _job(config: RunConfig, models: Path, work: Path) -> stage.Job:
+    row = published(config.model)
+    given = Path(config.model)
+    if row is None and not given.is_dir():
+        raise UsageError(
+            f"cogtune does not know the size of {config.model}",
+            f"bench one of {', '.join(VARIANTS)}, or a model's folder on this machine",
+        )
+    scale = "tiny" if config.model.startswith(TINY) else "full"
+    name = row.name if row is not None else ""
+    return stage.Job(
+        model=str(given.absolute() if given.is_dir() else models / f"random-{scale}-{name}"),
+        variant=name,
+        scale=scale,
+        cache=str(work / "cache"),
+        index=str(work / "index.json"),
+        size=config.size,
+        precision=config.precision,
+    )
+
+
+def bench(request: Request, recipes: Sequence[Recipe] = ("preset",)) -> list[Measurement]:
+    """Measure the real training step, once for each recipe; the first has to succeed.
+
+    Raises:
+        CogtuneError: the run cannot be made, or failed.
+    """
+    done: list[Measurement] = []
+    with _staged(request) as made:
+        for recipe in recipes:
+            try:
+                done.append(_measure(request, made, recipe))
+            except CogtuneError as error:
+                if not done:
+                    raise
+                console.warn(f"{recipe}: {error.message}")
+    return done
+
+
+def _measure(request: Request, made: _Stage, recipe: Recipe) -> Measurement:
+    plan = _plan(request, made, recipe)
+    check(plan.config, plan.spec)
+    files = launch.write_files(plan, request.resolved.to_yaml())
+    console.note(f"{recipe}: {request.warmup} steps to warm up, {request.steps} timed")
+    began = time.time()
+    with watch.watched() as peaks:
+        launch.start(plan, files, "cogtune.bench.worker", *(["--plain"] if recipe == "plain" else []))
+    return _measurement(request, plan, files, recipe, peaks, began)
+
+
+def _plan(request: Request, made: _Stage, recipe: Recipe) -> Plan:
+    steps = request.warmup + request.steps
+    never = steps + 1
+    changes: dict[str, Any] = {
+        "data": made.folder,
+        "cache_dir": made.cache,
+        "output": made.folder / recipe,
+        "steps": steps,
+        "epochs": None,
+        "warmup_steps": 0,
+        "eval_every": 0,
+        "checkpoint_every": never,
+    }
+    if recipe == "plain":
+        changes |= _PLAIN
+    config = request.resolved.config.model_copy(update=changes)
+    index = Index.read(made.index)
+    return make_plan(
+        replace(request.resolved, config=config),
+        checkpoint=made.model,
+        spec=made.spec,
+        samples=len(index.rows),
+        prompt="",
+        index=made.index,
+        identity=identity_of(config, base="bench", data=index.digest),
+        resume=None,
+    )
+
+
+def _measurement(
+    request: Request, plan: Plan, files: LaunchFiles, recipe: Recipe, peaks: watch.Peaks, began: float
+) -> Measurement:
+    config = plan.config
+    ranks = [read_json(worker.memory_file(files, rank)) for rank in range(config.num_processes)]
+    seconds = ranks[0]["seconds"]
+    timed = seconds[request.warmup :]
+    step = statistics.median(timed)
+    tokens = (plan.tokens + plan.spec.max_text_seq_length) * config.global_batch
+    cards = gpus()
+    return Measurement(
+        preset=request.preset,
+        changes={key: value for key, value in request.flags.items() if key != "num_processes"},
+        recipe=recipe,
+        gpu=cards[0].name if cards else "cpu",
+        gpus=config.num_processes,
+        reserved_gib=_in(GIB, [rank["reserved"] for rank in ranks]),
+        allocated_gib=_in(GIB, [rank["allocated"] for rank in ranks]),
+        start_gib=_in(GIB, [rank["reserved_at_start"] for rank in ranks]),
+        card_gb=max(_in(GB, peaks.cards)) if peaks.cards else None,
+        host_gib=_in(GIB, [peaks.processes])[0],
+        host_rise_gib=_in(GIB, [peaks.machine])[0],
+        cgroup_gib=_in(GIB, [peaks.cgroup])[0] if peaks.cgroup is not None else None,
+        step_s=round(step, 4),
+        step_s_range=(min(timed), max(timed)),
+        tokens_per_s=round(tokens / step, 1),
+        first_step_s=seconds[0],
+        start_s=round(ranks[0]["ready"] - began, 1),
+        date=time.strftime("%Y-%m-%d"),
+        versions=_versions(),
+        command=request.command,
+    )
+
+
+def _in(unit: int, sizes: Sequence[int]) -> tuple[float, ...]:
+    return tuple(round(size / unit, 3) for size in sizes)
+
+
+def _versions() -> dict[str, str]:
+    found = {"cogtune": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def command_of(preset: str | None, flags: Mapping[str, Any], more: Sequence[str]) -> str:
+    """The command line that gives the same bench again."""
+    words = ["cogtune", "bench"]
+    if preset is not None:
+        words += ["--preset", preset]
+    for key, value in flags.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            for item in value if isinstance(value, (list, tuple)) else [value]:
+                words += [f"--{name}", str(item)]
+    return shlex.join([*words, *more])

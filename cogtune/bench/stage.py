@@ -1,0 +1,120 @@
+"""What a bench works on: a model of random weights, and a cache of random samples, made in a process of its own.
+
+In its own, so that the process that watches the card's memory takes none of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cogtune import process
+from cogtune.data.cache import Store
+from cogtune.data.index import Index, Row
+from cogtune.files import digest, read_json, write_json
+from cogtune.geometry import SPATIAL_COMPRESSION, Size, latent_frames
+from cogtune.launch import ENVIRONMENT, LaunchFiles
+from cogtune.models import ModelSpec, Precision, read_spec, variant
+from cogtune.process import work
+
+SAMPLES = 4
+_LOG_VARIANCE = -6.0
+"""Of the random latents' posterior: near to what a trained VAE says."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What has to be made, and where."""
+
+    model: str
+    """Folder of the model; made when it is not there."""
+    variant: str
+    scale: str
+    cache: str
+    index: str
+    size: str | None
+    precision: Precision
+
+
+def prepare(job: Job, folder: Path) -> None:
+    """Make it, in a process of its own that leaves its log in ``folder``.
+
+    Raises:
+        CogtuneError: it failed.
+    """
+    files = LaunchFiles(folder)
+    write_json(files.plan, asdict(job))
+    process.watch(
+        [sys.executable, "-m", "cogtune.bench.stage", str(files.plan)],
+        [files.report(0)],
+        files.log,
+        environment=ENVIRONMENT,
+        if_stopped=lambda: "nothing was measured",
+    )
+
+
+def make(job: Job) -> None:
+    """Write the model, unless it is there, and the samples."""
+    from cogtune.modeling.devices import best_device
+    from cogtune.modeling.random_weights import write_for_training
+
+    model = Path(job.model)
+    if not model.is_dir():
+        scale: Any = job.scale
+        device = best_device() if scale == "full" else "cpu"
+        write_for_training(variant(job.variant), model, scale=scale, device=device)
+    spec = read_spec(model)
+    size = Size.parse(job.size) if job.size else spec.native
+    _write_samples(Store(Path(job.cache)), spec, size, job.precision).write(Path(job.index))
+
+
+def _write_samples(store: Store, spec: ModelSpec, size: Size, precision: Precision) -> Index:
+    import torch
+
+    from cogtune.modeling.devices import DTYPES
+
+    dtype = DTYPES[precision]
+    shape = (
+        spec.out_channels,
+        latent_frames(size.num_frames),
+        size.height // SPATIAL_COMPRESSION,
+        size.width // SPATIAL_COMPRESSION,
+    )
+    random = torch.Generator().manual_seed(0)
+
+    def write_text(key: str) -> str:
+        text = torch.randn(spec.max_text_seq_length, spec.text_embed_dim, generator=random)
+        store.write("text", key, text.to(dtype))
+        return key
+
+    rows = []
+    for number in range(SAMPLES):
+        key = digest(["bench", number])
+        mean = torch.randn(*shape, generator=random) / spec.scaling_factor
+        store.write("latents", key, torch.cat([mean, torch.full(shape, _LOG_VARIANCE)]).to(dtype))
+        if spec.image_to_video:
+            pixels = torch.randint(256, (3, size.height, size.width), generator=random)
+            store.write("image", key, pixels.to(torch.uint8))
+        rows.append(Row(f"random {number}", key, write_text(key), key if spec.image_to_video else None))
+    return Index(tuple(rows), write_text(digest("bench")))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do one job; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cogtune.bench.stage", description=__doc__)
+    parser.add_argument("job", type=Path, help="the job's plan.json")
+    path: Path = parser.parse_args(arguments).job
+    files = LaunchFiles(path.parent)
+
+    def job(_stop: process.StopRequest) -> bool:
+        make(Job(**read_json(path)))
+        return True
+
+    return work(files.report(0), files.log, job)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

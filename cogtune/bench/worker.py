@@ -1,0 +1,78 @@
+"""What each process of a bench does: the steps of a real run, with nothing saved, and its memory written down."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cogtune.files import write_json
+from cogtune.launch import LaunchFiles
+from cogtune.plan import Plan
+from cogtune.process import StopRequest, work
+
+
+def memory_file(files: LaunchFiles, rank: int) -> Path:
+    """Where process ``rank`` writes what it took."""
+    return files.folder / f"bench-{rank}.json"
+
+
+def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: bool) -> bool:
+    """Train as planned and write down the time of each step and this process's peak memory; False when stopped."""
+    import torch
+
+    from cogtune.training.loop import train
+    from cogtune.training.setup import set_up
+
+    training = set_up(plan, lambda: bool(stop), base_dtype=torch.float32 if plain else None)
+    ready, at_start = time.time(), _peaks()
+    done = train(replace(training, saves=False))
+    write_json(
+        memory_file(files, rank),
+        {
+            "ready": ready,
+            "seconds": _seconds(plan.config.output / "metrics.jsonl") if rank == 0 else [],
+            "reserved_at_start": at_start[0],
+            "reserved": _peaks()[0],
+            "allocated": _peaks()[1],
+        },
+    )
+    return done == plan.total_steps
+
+
+def _seconds(metrics: Path) -> list[float]:
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    return [line["seconds"] for line in lines if "seconds" in line]
+
+
+def _peaks() -> tuple[int, int]:
+    """Bytes that PyTorch reserved and that it handed out, each at its peak; of the process, without a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resident, resident
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one process; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cogtune.bench.worker", description=__doc__)
+    parser.add_argument("plan", type=Path, help="plan.json of a bench")
+    parser.add_argument("--plain", action="store_true", help="load the base in fp32, as the guides' trainer does")
+    given: Any = parser.parse_args(arguments)
+    files, rank = LaunchFiles(given.plan.parent), int(os.environ.get("RANK", "0"))
+    return work(
+        files.report(rank),
+        files.log,
+        lambda stop: run(Plan.read(given.plan), files, rank, stop, plain=given.plain),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,118 @@
+"""``cogtune bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cogtune import console
+from cogtune.cli.options import ConfigFile, Flags, PresetName, with_config_flags
+from cogtune.config import RunConfig
+
+if TYPE_CHECKING:
+    from cogtune.measurements import Measurement
+
+_NOT_HERE = {"steps", "epochs", "warmup_steps", "lr_scheduler"}
+
+
+def _measured_fields() -> list[str]:
+    """Fields that a step's time or memory may depend on."""
+    shown = []
+    for name, field in RunConfig.model_fields.items():
+        extra = field.json_schema_extra
+        assert isinstance(extra, dict)
+        of_the_data = extra["panel"] in ("Data", "Saving and evaluation") and name != "size"
+        if not of_the_data and name not in _NOT_HERE:
+            shown.append(name)
+    return shown
+
+
+@with_config_flags(*_measured_fields())
+def bench(
+    flags: Flags,
+    preset: PresetName = None,
+    config: ConfigFile = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps that are timed.")] = 10,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps before those.")] = 3,
+    compare: Annotated[
+        Literal["plain"] | None,
+        typer.Option(
+            "--compare",
+            help="Measure beside it the guides' recipe: base in fp32, eager, full checkpointing.",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option("--keep", help="Keep the random model in this folder, for the next time.", show_default=False),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the measurements to this file; - for stdout.", show_default=False),
+    ] = None,
+) -> None:
+    """Measure a preset's real training step on random weights of the real size: memory and time, with no download."""
+    from cogtune.bench.run import Request, command_of
+    from cogtune.bench.run import bench as measure
+    from cogtune.config import resolve
+    from cogtune.files import write_json
+
+    more = ["--steps", str(steps), "--warmup", str(warmup), *(["--compare", compare] if compare else [])]
+    request = Request(
+        resolved=resolve(preset_name=preset, file=config, flags=flags),
+        preset=preset,
+        flags=flags,
+        steps=steps,
+        warmup=warmup,
+        keep=keep,
+        command=command_of(preset, flags, more),
+    )
+    done = measure(request, ("preset", "plain") if compare else ("preset",))
+    if json_file == Path("-"):
+        console.emit([row.to_dict() for row in done])
+        return
+    if json_file is not None:
+        write_json(json_file, [row.to_dict() for row in done])
+    columns, rows = table(done)
+    console.table("", columns, rows)
+
+
+def table(done: list[Measurement]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: a figure, then what each recipe gave, then the ratio of the second to the first."""
+    from cogtune.measurements import GB, GIB
+    from cogtune.presets import PRESETS
+
+    figures: list[tuple[str, list[float | None], str]] = [
+        ("seconds a step (median)", [row.step_s for row in done], ".3f"),
+        ("fastest step, s", [row.step_s_range[0] if row.step_s_range else None for row in done], ".3f"),
+        ("slowest step, s", [row.step_s_range[1] if row.step_s_range else None for row in done], ".3f"),
+        ("tokens/s, all GPUs", [row.tokens_per_s for row in done], ",.0f"),
+        ("whole card, GB of 10^9", [row.card_gb for row in done], ".2f"),
+        ("whole card, GiB", [row.card_gb * GB / GIB if row.card_gb else None for row in done], ".2f"),
+        ("PyTorch reserved, GiB", [max(row.reserved_gib) for row in done], ".2f"),
+        ("PyTorch allocated, GiB", [max(row.allocated_gib) for row in done], ".2f"),
+        ("reserved before step 1, GiB", [max(row.start_gib) for row in done], ".2f"),
+        ("host memory, GiB", [row.host_gib for row in done], ".2f"),
+        ("rise on the machine, GiB", [row.host_rise_gib for row in done], ".2f"),
+        ("control group's peak, GiB", [row.cgroup_gib for row in done], ".2f"),
+        ("start-up, s", [row.start_s for row in done], ".1f"),
+        ("first step, s", [row.first_step_s for row in done], ".1f"),
+    ]
+    rows = []
+    for name, values, form in figures:
+        cells = ["" if value is None else format(value, form) for value in values]
+        if len(values) > 1:
+            mine, other = values[0], values[1]
+            cells.append(f"{other / mine:.2f} x" if mine and other is not None else "")
+        rows.append([name, *cells])
+    if len(done[0].reserved_gib) > 1:
+        each = [" ".join(f"{size:.2f}" for size in row.reserved_gib) for row in done]
+        rows.append(["reserved of each process, GiB", *each, *([""] if len(done) > 1 else [])])
+    row = PRESETS.get(done[0].preset or "")
+    if row is not None and row.promised_gb is not None:
+        blank = [""] * len(done)
+        rows.append(["the guides promise, GB of 10^9", f"{row.promised_gb:.2f}", *blank[1:], *blank[1:]])
+    gpu = f"{done[0].gpus} x {done[0].gpu}"
+    return [gpu, *(row.recipe for row in done), *(["plain / preset"] if len(done) > 1 else [])], rows

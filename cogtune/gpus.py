@@ -1,0 +1,84 @@
+"""The NVIDIA cards of this machine, asked of the driver itself (NVML): no torch, and no memory taken on a card.
+
+NVML's functions and structures: https://docs.nvidia.com/deploy/nvml-api/.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_LIBRARY = "libnvidia-ml.so.1"
+_NAME_BYTES = 96
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class _Memory(ctypes.Structure):
+    """``nvmlMemory_v2_t``: in it, what the driver keeps for itself is not counted as used."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint),
+        ("total", ctypes.c_ulonglong),
+        ("reserved", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    )
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One card: its name, and its memory in bytes, all of it and what every program together uses now."""
+
+    name: str
+    total: int
+    used: int
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError:  # no driver: no card
+        return None
+    return None if library.nvmlInit_v2() else library
+
+
+def _handle(library: ctypes.CDLL, word: str) -> ctypes.c_void_p | None:
+    """The card that ``CUDA_VISIBLE_DEVICES`` calls by number or by UUID."""
+    handle = ctypes.c_void_p()
+    if word.isdigit():
+        failed = library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(word)), ctypes.byref(handle))
+    else:
+        failed = library.nvmlDeviceGetHandleByUUID(word.encode(), ctypes.byref(handle))
+    return None if failed else handle
+
+
+def _words(library: ctypes.CDLL) -> Sequence[str]:
+    visible = os.environ.get(_VISIBLE)
+    if visible is not None:
+        return [word.strip() for word in visible.split(",") if word.strip()]
+    count = ctypes.c_uint()
+    library.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    return [str(number) for number in range(count.value)]
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """The cards that CUDA programs started from here may use; none without NVIDIA's driver."""
+    library = _library()
+    if library is None:
+        return ()
+    found = []
+    for word in _words(library):
+        handle = _handle(library, word)
+        if handle is None:  # CUDA, too, sees none from the first wrong word on
+            break
+        name = ctypes.create_string_buffer(_NAME_BYTES)
+        memory = _Memory(version=ctypes.sizeof(_Memory) | 2 << 24)
+        failed = library.nvmlDeviceGetName(handle, name, ctypes.c_uint(_NAME_BYTES))
+        if failed or library.nvmlDeviceGetMemoryInfo_v2(handle, ctypes.byref(memory)):
+            break
+        found.append(Gpu(name.value.decode(errors="replace"), int(memory.total), int(memory.used)))
+    return tuple(found)

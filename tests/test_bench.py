@@ -1,0 +1,231 @@
+"""``cogtune bench``: the run's own step, on a model and samples made for it, with every figure accounted for."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import Cogtune
+
+from cogtune import gpus as cards
+from cogtune import measurements
+from cogtune.bench import run, stage, watch, worker
+from cogtune.config import resolve
+from cogtune.errors import UsageError
+from cogtune.launch import LaunchFiles
+from cogtune.measurements import Measurement
+from cogtune.models import published_spec, read_spec, variant
+from cogtune.plan import Plan
+
+
+@pytest.fixture
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do in this process what a bench does in processes of its own."""
+
+    def start(plan: Plan, files: LaunchFiles, module: str, *words: str) -> None:
+        assert module == "cogtune.bench.worker"
+        for state in (AcceleratorState, PartialState, GradientState):
+            state._reset_state()
+        read = Plan.read(files.plan)
+        assert worker.run(read, files, 0, False, plain=words == ("--plain",))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("cogtune.bench.stage.prepare", lambda job, folder: stage.make(job))
+    monkeypatch.setattr("cogtune.launch.start", start)
+
+
+def request(tmp_path: Path, preset: str = "cpu-lora-tiny", **flags: Any) -> run.Request:
+    return run.Request(
+        resolved=resolve(preset_name=preset, flags=flags),
+        preset=preset,
+        flags=flags,
+        steps=4,
+        warmup=2,
+        keep=tmp_path / "kept",
+        command=run.command_of(preset, flags, ["--steps", "4"]),
+    )
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("model", ["tiny:2b", "tiny:1.5-5b-i2v"])
+def test_a_bench_measures_the_steps_after_warm_up(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([[9.0, 8.0, 1.0, 3.0, 2.0, 5.0], [4.0] * 6])
+    monkeypatch.setattr(worker, "_seconds", lambda _metrics: next(told))
+    size = "9x64x96" if model == "tiny:2b" else "17x64x96"
+    mine, plain = run.bench(request(tmp_path, model=model, size=size), ("preset", "plain"))
+    assert (mine.step_s, mine.step_s_range, mine.first_step_s) == (2.5, (1.0, 5.0), 9.0)
+    tokens = {"tiny:2b": 3 * 4 * 6, "tiny:1.5-5b-i2v": 3 * 4 * 6}[model]  # 5 latent frames are padded to 6, in pairs
+    assert mine.tokens_per_s == round((tokens + 226) / 2.5, 1)
+    assert plain.tokens_per_s == round((tokens + 226) / 4, 1)
+    assert (mine.recipe, plain.recipe, mine.gpus) == ("preset", "plain", 1)
+    assert mine.peak_gib >= mine.start_gib[0] > 0
+    assert mine.config.model == model
+    assert mine.command == f"cogtune bench --preset cpu-lora-tiny --model {model} --size {size} --steps 4"
+    assert Measurement.from_dict(json.loads(json.dumps(mine.to_dict()))) == mine
+
+
+@pytest.mark.usefixtures("_here")
+def test_nothing_is_saved_and_the_kept_model_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[str] = set()
+    really = worker.run
+
+    def watched(plan: Plan, *rest: Any, **more: Any) -> bool:
+        ended = really(plan, *rest, **more)
+        seen.update(path.name for path in plan.config.output.rglob("*") if path.is_file())
+        return ended
+
+    monkeypatch.setattr(worker, "run", watched)
+    run.bench(request(tmp_path))
+    assert seen == {
+        "plan.json", "accelerate.yaml", "command.sh", "run.yaml", "bench-0.json", "metrics.jsonl",
+    }  # fmt: skip
+    weights = next((tmp_path / "kept").rglob("*.safetensors"))
+    made = weights.stat().st_mtime_ns
+    run.bench(request(tmp_path))
+    assert weights.stat().st_mtime_ns == made
+
+
+@pytest.mark.usefixtures("_here")
+def test_plain_loads_the_frozen_base_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cogtune.training import setup
+
+    seen = []
+    build = setup.build_optimizer
+
+    def look(parameters: Any, config: Any) -> Any:
+        parameters = list(parameters)
+        frozen = {str(parameter.dtype) for parameter in parameters if not parameter.requires_grad}
+        seen.append((frozen, config.compile, config.gradient_checkpointing))
+        return build(parameters, config)
+
+    monkeypatch.setattr(setup, "build_optimizer", look)
+    flags = {"precision": "bf16", "gradient_checkpointing": False}
+    run.bench(request(tmp_path, **flags), ("preset", "plain"))
+    assert seen == [({"torch.bfloat16"}, None, False), ({"torch.float32"}, False, True)]
+
+
+def test_a_model_of_unknown_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not know the size of me/mine"):
+        run.bench(request(tmp_path, model="me/mine"))
+
+
+def test_the_staged_model_says_what_the_published_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The full-size configs, without the weights."""
+    monkeypatch.setattr(
+        "cogtune.modeling.random_weights.build_transformer",
+        lambda row, scale, **_: _ConfigOnly("transformer_config", row, scale),
+    )
+    monkeypatch.setattr(
+        "cogtune.modeling.random_weights.build_vae", lambda row, scale, **_: _ConfigOnly("vae_config", row, scale)
+    )
+    from cogtune.modeling.random_weights import write_for_training
+
+    for name in ("2b", "1.5-5b-i2v"):
+        folder = write_for_training(variant(name), tmp_path / name, scale="full")
+        assert read_spec(folder) == published_spec(variant(name))
+
+
+class _ConfigOnly:
+    def __init__(self, maker: str, row: Any, scale: Any) -> None:
+        from cogtune.modeling import random_weights
+
+        self.config = getattr(random_weights, maker)(row, scale)
+
+    def save_pretrained(self, folder: Path, **_: Any) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(self.config))
+
+
+def test_memory_of_child_processes_is_seen(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    hold = "x = bytearray(b'x') * 200_000_000; print(len(x), flush=True); input()"
+    with watch.watched() as peaks:
+        child = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        deadline = time.monotonic() + 30
+        while peaks.processes < 200_000_000:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        child.communicate(b"\n")
+    assert 200_000_000 < peaks.processes < 300_000_000
+    assert peaks.cards == tuple(gpu.used for gpu in cards.gpus())
+
+
+class _Driver:
+    """Two cards, as NVML tells of them."""
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = 2
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: Any, handle: Any) -> int:
+        handle._obj.value = index.value + 1
+        return 0 if index.value < 2 else 6
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:
+        handle._obj.value = 2
+        return 0 if uuid == b"GPU-two" else 6
+
+    def nvmlDeviceGetName(self, handle: Any, name: Any, length: Any) -> int:
+        name.value = f"Card {handle.value}".encode()
+        return 0
+
+    def nvmlDeviceGetMemoryInfo_v2(self, handle: Any, memory: Any) -> int:
+        if memory._obj.version != 40 | 2 << 24:  # size of nvmlMemory_v2_t, and its version
+            return 25
+        memory._obj.total, memory._obj.used = 24 << 30, handle.value << 30
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, ["Card 1", "Card 2"]),
+        ("", []),
+        ("1", ["Card 2"]),
+        ("GPU-two,0", ["Card 2", "Card 1"]),
+        ("0,7,1", ["Card 1"]),
+    ],
+)
+def test_cards_are_those_that_cuda_sees(visible: str | None, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "_library", _Driver)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = cards.gpus()
+    assert [gpu.name for gpu in found] == names
+    assert all(gpu.used == int(gpu.name[-1]) << 30 and gpu.total == 24 << 30 for gpu in found)
+    assert ctypes.sizeof(cards._Memory) == 40
+
+
+def test_a_new_measurement_takes_the_place_of_the_same_runs_old_one(tmp_path: Path) -> None:
+    def row(**changes: Any) -> Measurement:
+        given: dict[str, Any] = {
+            "preset": "4090-lora-5b", "changes": {}, "recipe": "preset", "gpu": "NVIDIA H200", "gpus": 1,
+            "reserved_gib": (18.0,), "allocated_gib": (17.0,), "step_s": 2.0, "versions": {}, "command": "c",
+        }  # fmt: skip
+        return Measurement(**(given | changes))
+
+    file = tmp_path / "measurements.json"
+    file.write_text("")
+    assert measurements.add([row(), row(recipe="plain"), row(changes={"rank": 4})], file) == 3
+    assert measurements.add([row(step_s=1.5)], file) == 3
+    assert sorted(found.step_s for found in measurements.read(file)) == [1.5, 2.0, 2.0]
+
+
+@pytest.mark.slow
+def test_two_processes_under_zero3_with_offload(cogtune: Cogtune) -> None:
+    words = ["--preset", "cpu-sft-tiny", "--strategy", "zero3-offload", "--num-processes", 2, "--precision", "fp32"]
+    ran = cogtune("bench", *words, "--steps", 2, "--warmup", 1, "--json", "-")
+    (row,) = json.loads(ran.out)
+    assert (row["gpus"], len(row["reserved_gib"])) == (2, 2)
+    assert row["host_gib"] > max(row["reserved_gib"]) * 0.5
+    assert row["start_s"] > 0
