@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,24 @@ from cogtune.presets import Strategy, TrainingType, preset
 
 DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "beside"]
 
-LrScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+OptimizerName = Literal["adamw", "adam", "prodigy", "came", "adamw-8bit", "adamw-offload"]
+
+LrScheduler = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "piecewise_constant",
+]
+
+TimestepSampling = Literal["uniform", "logit-normal"]
+
+
+USUAL_RATE = 1e-4
+PRODIGY_RATE = 1.0
+"""Prodigy finds the size of its steps itself; the learning rate only scales them (Mishchenko and Defazio 2023)."""
 
 
 def _option(default: Any, panel: str, help_text: str, **limits: Any) -> Any:
@@ -35,6 +53,9 @@ _lora = functools.partial(_option, panel="LoRA")
 _optimizer = functools.partial(_option, panel="Optimizer")
 _saving = functools.partial(_option, panel="Saving and evaluation")
 _launch = functools.partial(_option, panel="Launch")
+
+
+_NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
 def _absolute(path: Path) -> Path:
@@ -102,21 +123,68 @@ class RunConfig(BaseModel):
     )
     seed: int = _training(42, ge=0, le=2**31 - 1, help_text="Decides order, noise, timesteps and the adapter's start.")
 
+    timestep_sampling: TimestepSampling = _training(
+        "uniform", help_text="How timesteps are drawn: all alike, or more often where a logistic normal has its mass."
+    )
+    timestep_mean: float = _training(
+        0.0, help_text="Mean of the normal under logit-normal; above 0, noisier timesteps come more often."
+    )
+    timestep_std: float = _training(1.0, gt=0, help_text="Deviation of the normal under logit-normal.")
+    timestep_range: str | None = _training(
+        None, help_text="LOW,HIGH: train on these timesteps alone, both included. [default: 0,999, all]"
+    )
+    image_noise: str = _training(
+        "-3,0.5",
+        help_text="MEAN,STD of the log of the noise on conditioning images (image-to-video), or off.",
+    )
+
     rank: int = _lora(128, ge=1, help_text="Rank of the adapter.")
-    alpha: float | None = _lora(None, gt=0, help_text="Strength of the adapter is alpha / rank. [default: the rank]")
+    alpha: float | None = _lora(
+        None,
+        gt=0,
+        help_text="Strength of the adapter is alpha / rank, with --rslora alpha / √rank. [default: the rank]",
+    )
     target_modules: tuple[str, ...] = _lora(
         ("to_q", "to_k", "to_v", "to_out.0"),
         min_length=1,
         help_text="Layers that get an adapter, by the end of their names.",
     )
+    lora_dropout: float = _lora(0.0, ge=0, lt=1, help_text="Share of the adapter's inputs dropped in training.")
+    dora: bool = _lora(False, help_text="Learn a magnitude for each output beside the direction (DoRA).")
+    rslora: bool = _lora(False, help_text="Rank-stabilised strength, alpha / √rank in place of alpha / rank.")
 
-    learning_rate: float = _optimizer(1e-4, gt=0, help_text="Peak learning rate of AdamW.")
+    optimizer: OptimizerName = _optimizer(
+        "adamw", help_text="What moves the weights; all but adamw, adam and adamw-offload need the extra `optimizers`."
+    )
+    learning_rate: float = _optimizer(
+        USUAL_RATE, gt=0, help_text="Peak learning rate; where prodigy is chosen and no rate beside it, 1."
+    )
     lr_scheduler: LrScheduler = _optimizer("constant_with_warmup", help_text="How the learning rate moves.")
     warmup_steps: int = _optimizer(0, ge=0, help_text="Optimizer steps over which the learning rate rises from 0.")
-    beta1: float = _optimizer(0.9, ge=0, lt=1, help_text="AdamW's beta1.")
-    beta2: float = _optimizer(0.95, ge=0, lt=1, help_text="AdamW's beta2.")
-    epsilon: float = _optimizer(1e-8, gt=0, help_text="AdamW's epsilon.")
-    weight_decay: float = _optimizer(1e-4, ge=0, help_text="AdamW's weight decay.")
+    lr_cycles: int = _optimizer(1, ge=1, help_text="How often cosine_with_restarts falls from the peak.")
+    lr_power: float = _optimizer(1.0, gt=0, help_text="Power of polynomial's fall; 1 is a line.")
+    lr_pieces: str | None = _optimizer(
+        None,
+        help_text="For piecewise_constant: 1:100,0.1:200,0.01 is the full rate up to step 100, a tenth up to step 200, "
+        "then a hundredth.",
+    )
+    beta1: float = _optimizer(0.9, ge=0, lt=1, help_text="Decay of the gradients' average.")
+    beta2: float = _optimizer(0.95, ge=0, lt=1, help_text="Decay of the squared gradients' average.")
+    beta3: float | None = _optimizer(
+        None,
+        ge=0,
+        lt=1,
+        help_text="The third decay of came and prodigy. [default: 0.9999 for came, √beta2 for prodigy]",
+    )
+    epsilon: float = _optimizer(1e-8, gt=0, help_text="Added to the denominator of a step; came has its own.")
+    weight_decay: float = _optimizer(
+        1e-4, ge=0, help_text="How much weights shrink, as a share of the learning rate; adam adds it to the gradient."
+    )
+    prodigy_decouple: bool = _optimizer(True, help_text="Prodigy: weight decay as in AdamW, apart from the gradient.")
+    prodigy_bias_correction: bool = _optimizer(True, help_text="Prodigy: correct the averages' bias towards zero.")
+    prodigy_safeguard_warmup: bool = _optimizer(
+        True, help_text="Prodigy: keep a warm-up's small rates out of the estimate of the step size."
+    )
     max_grad_norm: float = _optimizer(1.0, gt=0, help_text="Gradients are clipped to this norm.")
 
     output: Path = _saving(Path("out"), help_text="The run's folder.")
@@ -155,6 +223,37 @@ class RunConfig(BaseModel):
             raise ValueError(f"{warmup} is not below the {steps} steps of the run: the learning rate never gets there")
         return warmup
 
+    @field_validator("timestep_range")
+    @classmethod
+    def _range_reads(cls, text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(r"\s*\d+\s*,\s*\d+\s*", text):
+            raise ValueError(f"'{text}' is not a range: write LOW,HIGH, such as 500,999")
+        return text
+
+    @field_validator("image_noise", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
+
+    @field_validator("image_noise")
+    @classmethod
+    def _noise_reads(cls, text: str) -> str:
+        if text != "off" and not re.fullmatch(rf"\s*-?{_NUMBER}\s*,\s*{_NUMBER}\s*", text):
+            raise ValueError(f"'{text}' is no noise: write MEAN,STD of its log, such as -3,0.5, or off")
+        return text
+
+    @field_validator("lr_pieces")
+    @classmethod
+    def _pieces_read(cls, text: str | None) -> str | None:
+        if text is None:
+            return None
+        if not re.fullmatch(rf"({_NUMBER}:\d+,)+{_NUMBER}", text):
+            raise ValueError(f"'{text}' is no list of pieces: write SHARE:STEP,...,SHARE, such as 1:100,0.1")
+        ends = [int(piece.split(":")[1]) for piece in text.split(",")[:-1]]
+        if ends != sorted(set(ends)):
+            raise ValueError(f"'{text}': the steps at which the pieces end must rise")
+        return text
+
     @field_validator("size")
     @classmethod
     def _size_reads(cls, text: str | None) -> str | None:
@@ -164,6 +263,22 @@ class RunConfig(BaseModel):
     def lora_alpha(self) -> float:
         """Alpha with its default, the rank."""
         return float(self.rank if self.alpha is None else self.alpha)
+
+    @property
+    def timestep_bounds(self) -> tuple[int, int] | None:
+        """The lowest and the highest timestep to train on; None for all."""
+        if self.timestep_range is None:
+            return None
+        low, high = map(int, self.timestep_range.split(","))
+        return low, high
+
+    @property
+    def image_noise_log(self) -> tuple[float, float] | None:
+        """Mean and deviation of the log of the conditioning images' noise; None for no noise."""
+        if self.image_noise == "off":
+            return None
+        mean, deviation = map(float, self.image_noise.split(","))
+        return mean, deviation
 
     @property
     def global_batch(self) -> int:
@@ -313,12 +428,17 @@ def resolve(
     if flags and {"steps", "epochs"} <= flags.keys():
         problems.append("steps, epochs: give steps or epochs, not both (--steps, --epochs)")
     for source, layer in layers:
+        before = values.get("optimizer")
         for key, value in layer.items():
             if key not in fields:
                 problems.append(f"{key}: there is no such key{did_you_mean(key, fields)} ({source})")
                 continue
             values[key] = value
             provenance[key] = source if source != "flag" else f"--{key.replace('_', '-')}"
+        if "optimizer" in layer and "learning_rate" not in layer:
+            usual = PRODIGY_RATE if layer["optimizer"] == "prodigy" else USUAL_RATE
+            if (usual == PRODIGY_RATE) != (before == "prodigy"):
+                values["learning_rate"], provenance["learning_rate"] = usual, provenance["optimizer"]
         if "steps" in layer and "epochs" not in layer and values.get("epochs") is not None:
             values["epochs"] = None
             provenance["epochs"] = provenance["steps"]

@@ -13,6 +13,7 @@ from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import read_json
 from cogtune.geometry import Size, video_tokens
 from cogtune.models import ModelSpec
+from cogtune.training_rules import problems_of_training
 
 FORMAT = 1
 
@@ -104,6 +105,7 @@ def check(config: RunConfig, spec: ModelSpec) -> None:
         problems.append(
             f"precision fp16: {row.name} was trained in bf16 and overflows in fp16 (black video); use bf16 or fp32"
         )
+    problems += problems_of_training(config, spec)
     problems += [f"size {size_of(config, spec)}: {problem}" for problem in spec.size_problems(size_of(config, spec))]
     if config.strategy in ("zero3", "zero3-offload") and config.num_processes == 1:
         problems.append(f"strategy {config.strategy} shares weights over GPUs and needs num_processes of 2 or more")
@@ -130,13 +132,26 @@ _IDENTITY_KEYS = (
     "type",
     "rank",
     "target_modules",
+    "lora_dropout",
+    "dora",
+    "rslora",
     "seed",
     "precision",
     "caption_dropout",
+    "timestep_sampling",
+    "timestep_mean",
+    "timestep_std",
+    "timestep_range",
+    "image_noise",
+    "optimizer",
     "beta1",
     "beta2",
+    "beta3",
     "epsilon",
     "weight_decay",
+    "prodigy_decouple",
+    "prodigy_bias_correction",
+    "prodigy_safeguard_warmup",
     "strategy",
 )
 """Configuration keys that a resumed run must share with its checkpoint. The learning rate may be changed."""

@@ -14,9 +14,11 @@ from diffusers import CogVideoXDDIMScheduler
 from cogtune.data.batches import Batch
 from cogtune.modeling.encode import VideoEncoder
 from cogtune.models import ModelSpec, read_spec
-from cogtune.training.objective import Objective, draw, generator_for
+from cogtune.training.objective import Objective, Sampling, draw, generator_for
 
 CPU = torch.device("cpu")
+PINNED_UNIFORM = [198, 150, 927, 557, 765, 691]
+PINNED_LOGIT_NORMAL = [169, 404, 762, 412, 157, 420]
 
 
 class Fake(torch.nn.Module):
@@ -132,6 +134,52 @@ def test_timesteps_are_uniform_over_all_of_them(tiny: Callable[[str], Path]) -> 
     assert [sum(low <= step < low + 250 for step in steps) for low in (0, 250, 500, 750)] == pytest.approx(
         [1000] * 4, abs=120
     )
+
+
+def test_by_default_timesteps_are_the_first_draw_of_each_sample(tiny: Callable[[str], Path]) -> None:
+    """Pinned: another value would make every earlier run another run."""
+    drawn = draw(batch_of(read_spec(tiny("5b")), 6), read_spec(tiny("5b")), seed=42, caption_dropout=0.0)
+    assert drawn.timesteps.tolist() == PINNED_UNIFORM
+    assert drawn.timesteps.tolist() == [int(torch.randint(1000, (), generator=generator_for(42, n))) for n in range(6)]
+
+
+def drawn_timesteps(sampling: Sampling, count: int = 4000) -> list[int]:
+    return [sampling.timestep(generator_for(42, number), 1000) for number in range(count)]
+
+
+def test_logit_normal_timesteps_have_its_quantiles() -> None:
+    assert drawn_timesteps(Sampling(timesteps="logit-normal"), 6) == PINNED_LOGIT_NORMAL
+    for mean, deviation in ((0.0, 1.0), (1.2, 0.6)):
+        steps = sorted(drawn_timesteps(Sampling(timesteps="logit-normal", mean=mean, deviation=deviation)))
+        for share, z in ((0.1587, -1.0), (0.5, 0.0), (0.8413, 1.0)):
+            expected = 1000 / (1 + math.exp(-(mean + z * deviation)))
+            assert steps[int(share * len(steps))] == pytest.approx(expected, abs=15)
+
+
+@pytest.mark.parametrize("timesteps", ["uniform", "logit-normal"])
+def test_timesteps_stay_in_their_range_and_reach_its_ends(timesteps: Any) -> None:
+    steps = drawn_timesteps(Sampling(timesteps=timesteps, bounds=(990, 999)), 2000)
+    assert set(steps) == set(range(990, 1000))
+    assert drawn_timesteps(Sampling(timesteps=timesteps, bounds=(7, 7)), 3) == [7, 7, 7]
+    middle = sum(993 <= step <= 996 for step in steps) / len(steps)
+    assert middle == pytest.approx({"uniform": 0.4, "logit-normal": 0.603}[timesteps], abs=0.03)
+
+
+def test_image_noise_follows_the_option_and_changes_nothing_else(tiny: Callable[[str], Path]) -> None:
+    spec = read_spec(tiny("5b-i2v"))
+    usual, off, strong = (
+        draw(batch_of(spec), spec, seed=3, caption_dropout=0.0, sampling=Sampling(image_noise=noise))
+        for noise in ((-3.0, 0.5), None, (0.0, 0.0))
+    )
+    assert usual.image_noise is not None
+    assert off.image_noise is not None
+    assert strong.image_noise is not None
+    assert float(off.image_noise.abs().max()) == 0.0
+    assert float(strong.image_noise.std()) == pytest.approx(1.0, abs=0.02)
+    ratio = usual.image_noise / strong.image_noise
+    torch.testing.assert_close(ratio[0], ratio[0, :1, :1, :1].expand_as(ratio[0]), rtol=1e-4, atol=0)
+    for name in ("noise", "posterior", "timesteps", "dropped", "image_posterior"):
+        assert torch.equal(getattr(usual, name), getattr(off, name))
 
 
 def test_caption_dropout_drops_the_text_and_nothing_else(tiny: Callable[[str], Path]) -> None:

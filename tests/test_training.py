@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 from dataclasses import replace
@@ -69,6 +70,11 @@ def test_twenty_lora_steps_on_one_clip_lower_the_loss_at_fixed_noise(one_clip: P
     assert abs(untrained[0] - untrained[20]) < 1e-5
 
 
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -78,6 +84,13 @@ def test_twenty_lora_steps_on_one_clip_lower_the_loss_at_fixed_noise(one_clip: P
         pytest.param({"model": "tiny:5b-i2v"}, id="image-to-video"),
         pytest.param({"model": "tiny:1.5-5b-i2v", "size": "17x64x96"}, id="1.5-image-to-video"),
         pytest.param({"lr_scheduler": "cosine", "warmup_steps": 2}, id="cosine"),
+        pytest.param({"lora_dropout": 0.3, "dora": True, "rslora": True}, id="dropout-dora-rslora"),
+        pytest.param({"timestep_sampling": "logit-normal", "timestep_range": "500,999"}, id="logit-normal"),
+        pytest.param({"optimizer": "adam"}, id="adam"),
+        pytest.param({"optimizer": "prodigy", "learning_rate": 1}, id="prodigy"),
+        pytest.param({"optimizer": "came"}, id="came"),
+        pytest.param({"optimizer": "adamw-offload"}, id="adamw-offload"),
+        pytest.param({"optimizer": "adamw-8bit"}, id="adamw-8bit", marks=needs_bitsandbytes),
     ],
 )
 def test_a_resumed_run_is_the_same_run_to_the_bit(clips: Path, tmp_path: Path, flags: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ def adapter_config(folder: Path, state: Mapping[str, Any], alpha: float | None) 
         CogtuneError: there is a LoRA file in ``folder`` that cannot be read.
     """
     config: dict[str, Any] = {"lora_alpha": state.get("alpha")}
+    if state.get("rslora"):
+        config["use_rslora"] = True
     path = folder / LORA_WEIGHTS_NAME
     if path.is_file():
         try:
@@ -88,10 +90,12 @@ def fit_lora(
             "is --model the one that it was trained on?",
             details=few(problems),
         )
-    return sources, _filled_up(config, {module: shapes["lora_A"][0] for module, shapes in modules.items()})
+    dora = any("lora_magnitude_vector" in shapes for shapes in modules.values())
+    ranks = {module: shapes["lora_A"][0] for module, shapes in modules.items()}
+    return sources, _filled_up(config, ranks, dora=dora)
 
 
-def _filled_up(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:
+def _filled_up(config: Mapping[str, Any], ranks: Mapping[str, int], *, dora: bool) -> dict[str, Any]:
     """peft's LoraConfig of an adapter whose modules have ``ranks``."""
     rank = max(ranks.values())
     if config.get("lora_alpha") is None:
@@ -102,4 +106,5 @@ def _filled_up(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str,
     if config.get("r") is not None:
         return dict(config)
     others = {module: own for module, own in ranks.items() if own != rank}
-    return {"r": rank, "target_modules": sorted(ranks), "rank_pattern": others, **config}
+    kind = {"use_dora": True} if dora else {}
+    return {"r": rank, "target_modules": sorted(ranks), "rank_pattern": others, **kind, **config}

@@ -29,8 +29,16 @@ def add_lora(
     alpha: float,
     target_modules: Sequence[str],
     seed: int,
+    dropout: float = 0.0,
+    dora: bool = False,
+    rslora: bool = False,
 ) -> None:
     """Freeze ``transformer`` and put a trainable fp32 adapter on every layer whose name ends in a target.
+
+    Args:
+        dropout: share of the adapter's inputs dropped in training mode.
+        dora: learn a magnitude for each output (Liu et al. 2024, "DoRA").
+        rslora: scale by alpha / sqrt(rank) (Kalajdzievski 2023, "A Rank Stabilization Scaling Factor").
 
     Raises:
         CogtuneError: a target matches no layer.
@@ -49,7 +57,15 @@ def add_lora(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         transformer.add_adapter(
-            LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=True, target_modules=list(target_modules))
+            LoraConfig(
+                r=rank,
+                lora_alpha=alpha,
+                init_lora_weights=True,
+                target_modules=list(target_modules),
+                lora_dropout=dropout,
+                use_dora=dora,
+                use_rslora=rslora,
+            )
         )
     for parameter in transformer.parameters():
         if parameter.requires_grad:
@@ -88,6 +104,7 @@ def save_lora(
         raise CogtuneError("the adapter's weights are empty: they were not gathered from all ranks", details=empty)
     config = transformer.peft_config["default"].to_dict()
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    config["lora_dropout"] = 0.0  # diffusers leaves a loaded adapter in training mode: it would drop while sampling
     metadata = {
         "format": "pt",
         LORA_ADAPTER_METADATA_KEY: json.dumps({f"{_PREFIX}{key}": value for key, value in config.items()}, default=str),

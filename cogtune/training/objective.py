@@ -11,6 +11,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler
 from torch import Tensor
 
+from cogtune.config import TimestepSampling
 from cogtune.data.batches import Batch
 from cogtune.geometry import temporal_padding
 from cogtune.modeling.conditioning import (
@@ -25,17 +26,52 @@ from cogtune.modeling.conditioning import (
 from cogtune.modeling.encode import VideoEncoder, pixels_to_unit
 from cogtune.models import ModelSpec
 
-IMAGE_NOISE = (-3.0, 0.5)
-"""Mean and deviation of the log of the noise added to conditioning images (CogVideoX report, section on I2V)."""
-
 _GOLDEN = 0x9E3779B97F4A7C15
+_LAYERS = 0x5851F42D4C957F2D
+"""Parts the random numbers of layers (dropout) from those of the samples."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the draws of training are drawn from."""
+
+    timesteps: TimestepSampling = "uniform"
+    mean: float = 0.0
+    deviation: float = 1.0
+    """Of the normal under ``logit-normal`` (Esser et al. 2024, "Scaling Rectified Flow Transformers")."""
+    bounds: tuple[int, int] | None = None
+    """Lowest and highest timestep; None for all."""
+    image_noise: tuple[float, float] | None = (-3.0, 0.5)
+    """Mean and deviation of the log of the noise added to conditioning images (CogVideoX report, section on I2V);
+    None for no noise."""
+
+    def timestep(self, random: torch.Generator, count: int) -> int:
+        """One of the timesteps 0 to ``count - 1``."""
+        low, high = self.bounds or (0, count - 1)
+        width = high - low + 1
+        if self.timesteps == "uniform":
+            return low + int(torch.randint(width, (), generator=random))
+        share = torch.sigmoid(torch.randn((), generator=random, dtype=torch.float64) * self.deviation + self.mean)
+        return low + min(int(share * width), width - 1)
+
+
+USUAL = Sampling()
+
+
+def _mixed(seed: int, ordinal: int) -> int:
+    mixed = (seed * _GOLDEN + ordinal * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
+    mixed = ((mixed ^ (mixed >> 31)) * _GOLDEN) & (2**64 - 1)
+    return (mixed ^ (mixed >> 29)) & (2**63 - 1)
 
 
 def generator_for(seed: int, ordinal: int) -> torch.Generator:
     """The random numbers of sample ``ordinal`` of a run: the same in any process and on any device."""
-    mixed = (seed * _GOLDEN + ordinal * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
-    mixed = ((mixed ^ (mixed >> 31)) * _GOLDEN) & (2**64 - 1)
-    return torch.Generator().manual_seed((mixed ^ (mixed >> 29)) & (2**63 - 1))
+    return torch.Generator().manual_seed(_mixed(seed, ordinal))
+
+
+def seed_layers(seed: int, ordinal: int) -> None:
+    """Let what layers draw in a forward pass (dropout) follow from its first sample alone."""
+    torch.manual_seed(_mixed(seed, ordinal) ^ _LAYERS)
 
 
 @dataclass(frozen=True)
@@ -43,7 +79,8 @@ class Draws:
     """The random part of a forward pass, one row a sample.
 
     ``noise`` and ``posterior`` ``[B, F, C, h, w]`` standard normal (noise has the padded F), ``timesteps [B]``,
-    ``dropped [B]`` bool. For an image-to-video model ``image_noise [B, 3, H, W]``, scaled by each sample's sigma,
+    ``dropped [B]`` bool. For an image-to-video model ``image_noise [B, 3, H, W]``, scaled by each sample's sigma
+    (zero without noise),
     and ``image_posterior [B, 1, C, h, w]``, standard normal; else both None.
     """
 
@@ -61,12 +98,13 @@ def draw(
     *,
     seed: int,
     caption_dropout: float,
+    sampling: Sampling = USUAL,
     timesteps: Sequence[int] | None = None,
 ) -> Draws:
     """The draws that belong to the samples of ``batch``.
 
     Args:
-        timesteps: fixed ones in place of uniform draws from [0, ``num_train_timesteps``).
+        timesteps: fixed ones in place of drawn ones.
     """
     _, channels, frames, height, width = batch.moments.shape
     padded = frames + temporal_padding(frames, spec.patch_size_t)
@@ -74,14 +112,15 @@ def draw(
     image_noise, image_posterior = [], []
     for position, ordinal in enumerate(batch.ordinals):
         random = generator_for(seed, ordinal)
-        drawn = int(torch.randint(spec.num_train_timesteps, (), generator=random))
+        drawn = sampling.timestep(random, spec.num_train_timesteps)
         steps.append(drawn if timesteps is None else timesteps[position])
         dropped.append(float(torch.rand((), generator=random)) < caption_dropout)
         noise.append(torch.randn(padded, channels // 2, height, width, generator=random))
         posterior.append(torch.randn(frames, channels // 2, height, width, generator=random))
         if batch.image is not None:
-            sigma = torch.exp(torch.randn((), generator=random) * IMAGE_NOISE[1] + IMAGE_NOISE[0])
-            image_noise.append(sigma * torch.randn(batch.image.shape[1:], generator=random))
+            log_sigma = torch.randn((), generator=random)
+            unscaled = torch.randn(batch.image.shape[1:], generator=random)
+            image_noise.append(_sigma(log_sigma, sampling) * unscaled)
             image_posterior.append(torch.randn(1, channels // 2, height, width, generator=random))
     return Draws(
         torch.stack(noise),
@@ -91,6 +130,14 @@ def draw(
         torch.stack(image_noise) if image_noise else None,
         torch.stack(image_posterior) if image_posterior else None,
     )
+
+
+def _sigma(standard: Tensor, sampling: Sampling) -> Tensor:
+    """The strength of a sample's image noise, from a draw of the standard normal."""
+    if sampling.image_noise is None:
+        return torch.zeros(())
+    mean, deviation = sampling.image_noise
+    return torch.exp(standard * deviation + mean)
 
 
 class Objective:
@@ -110,9 +157,11 @@ class Objective:
         device: torch.device,
         dtype: torch.dtype,
         image_encoder: VideoEncoder | None,
+        sampling: Sampling = USUAL,
     ) -> None:
         self.spec = spec
         self.seed = seed
+        self.sampling = sampling
         self.caption_dropout = caption_dropout
         self.device = device
         self.dtype = dtype
@@ -133,8 +182,16 @@ class Objective:
         Args:
             timesteps: fixed timesteps, one a sample, for evaluation.
             training: False leaves out what only training does to the condition: dropped captions, noised images.
+                With True, torch's own random state is set, so that a resumed run drops what the first would have.
         """
-        draws = draw(batch, self.spec, seed=self.seed, caption_dropout=self.caption_dropout, timesteps=timesteps)
+        draws = draw(
+            batch,
+            self.spec,
+            seed=self.seed,
+            caption_dropout=self.caption_dropout,
+            sampling=self.sampling,
+            timesteps=timesteps,
+        )
         posterior, noise = draws.posterior.to(self.device), draws.noise.to(self.device)
         clean = sample_posterior(batch.moments.to(self.device), posterior)
         clean = pad_front(scale_video_latents(clean, self.spec), self.spec)
@@ -146,6 +203,7 @@ class Objective:
         text = batch.text.to(self.device, self.dtype)
         if training:
             text = torch.where(draws.dropped.to(self.device).view(-1, 1, 1), self.null_text, text)
+            seed_layers(self.seed, batch.ordinals[0])
         predicted = predict(
             transformer,
             noisy.to(self.dtype),

@@ -23,7 +23,7 @@ from cogtune.plan import Plan, mixed_precision
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
 from cogtune.training.loop import Training
-from cogtune.training.objective import Objective
+from cogtune.training.objective import Objective, Sampling
 from cogtune.training.optimizers import build_optimizer
 
 
@@ -84,6 +84,9 @@ def _trainee(plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | Non
             alpha=config.lora_alpha,
             target_modules=config.target_modules,
             seed=config.seed,
+            dropout=config.lora_dropout,
+            dora=config.dora,
+            rslora=config.rslora,
         )
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
@@ -123,6 +126,18 @@ def _objective(plan: Plan, accelerator: Accelerator, null_text: torch.Tensor) ->
         device=device,
         dtype=dtype,
         image_encoder=VideoEncoder(plan.checkpoint, device=device, dtype=dtype) if plan.spec.image_to_video else None,
+        sampling=sampling_of(plan.config),
+    )
+
+
+def sampling_of(config: RunConfig) -> Sampling:
+    """What the run's draws are drawn from."""
+    return Sampling(
+        timesteps=config.timestep_sampling,
+        mean=config.timestep_mean,
+        deviation=config.timestep_std,
+        bounds=config.timestep_bounds,
+        image_noise=config.image_noise_log,
     )
 
 
@@ -146,6 +161,8 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "rank": config.rank,
         "alpha": config.lora_alpha,
         "target_modules": list(config.target_modules),
+        "dora": config.dora,
+        "rslora": config.rslora,
         "size": str(plan.size),
         "fps": plan.fps,
         "precision": config.precision,

@@ -1,0 +1,82 @@
+"""Which options of training go together, looked at before anything is downloaded, encoded or launched."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from cogtune.config import OptimizerName, RunConfig
+from cogtune.models import ModelSpec
+
+EXTRA = "pip install 'cogtune[optimizers]'"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an optimizer needs: the package and module it comes from, and why DeepSpeed cannot run it, if so."""
+
+    package: str = ""
+    module: str = ""
+    not_in_shards: str = ""
+
+
+OPTIMIZERS: dict[OptimizerName, Needs] = {
+    "adamw": Needs(),
+    "adam": Needs(),
+    "prodigy": Needs(
+        "prodigyopt", "prodigyopt", "it estimates its step from all gradients, and a ZeRO process has a part of them"
+    ),
+    "came": Needs(
+        "came-pytorch", "came_pytorch", "it works on rows and columns, and ZeRO cuts matrices into flat pieces"
+    ),
+    "adamw-8bit": Needs(
+        "bitsandbytes", "bitsandbytes", "its 8-bit state cannot be saved in ZeRO's shards, which already share it out"
+    ),
+    "adamw-offload": Needs(not_in_shards="DeepSpeed offloads by itself: use zero2-offload or zero3-offload"),
+}
+"""Every optimizer. DeepSpeed runs those that give no reason against it."""
+
+_WITHOUT_WARMUP = ("constant", "piecewise_constant")
+
+
+def problems_of_training(config: RunConfig, spec: ModelSpec) -> list[str]:
+    """Everything about optimizer, schedule, timesteps and adapter that cannot be done, in words."""
+    return [*_optimizer_problems(config), *_schedule_problems(config), *_objective_problems(config, spec)]
+
+
+def _optimizer_problems(config: RunConfig) -> list[str]:
+    needs = OPTIMIZERS[config.optimizer]
+    problems = []
+    if config.strategy != "ddp" and needs.not_in_shards:
+        problems.append(
+            f"optimizer {config.optimizer} does not go with strategy {config.strategy}: {needs.not_in_shards}"
+        )
+    if needs.module and importlib.util.find_spec(needs.module) is None:
+        problems.append(f"optimizer {config.optimizer} needs {needs.package}, which is not installed: {EXTRA}")
+    return problems
+
+
+def _schedule_problems(config: RunConfig) -> list[str]:
+    name, problems = config.lr_scheduler, []
+    if config.warmup_steps and name in _WITHOUT_WARMUP:
+        problems.append(f"lr_scheduler {name} has no warm-up: leave warmup_steps out, or use constant_with_warmup")
+    if name == "piecewise_constant" and config.lr_pieces is None:
+        problems.append("lr_scheduler piecewise_constant needs lr_pieces, such as 1:100,0.1:200,0.01")
+    if name != "piecewise_constant" and config.lr_pieces is not None:
+        problems.append(f"lr_pieces is for lr_scheduler piecewise_constant, and this is {name}")
+    if name == "polynomial" and config.learning_rate <= POLYNOMIAL_END:
+        problems.append(
+            f"learning_rate {config.learning_rate:g} is not above {POLYNOMIAL_END:g}, where polynomial ends"
+        )
+    return problems
+
+
+POLYNOMIAL_END = 1e-7
+"""The learning rate at which diffusers' polynomial schedule ends."""
+
+
+def _objective_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
+    bounds, last = config.timestep_bounds, spec.num_train_timesteps - 1
+    if bounds is not None and not 0 <= bounds[0] <= bounds[1] <= last:
+        return [f"timestep_range {config.timestep_range}: LOW and HIGH have to rise and lie in 0 to {last}"]
+    return []
