@@ -46,11 +46,15 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
     return resolve(preset_name=preset_name, file=file, flags=flags)
 
 
-def validate(config: RunConfig) -> Report:
+def validate(config: RunConfig, *, page: Path | None = None, page_clips: int | None = None) -> Report:
     """Look for everything that is wrong with a dataset; a published model need not be on this machine.
 
+    Args:
+        page: an HTML file to show the clips and the findings in.
+        page_clips: how many clips it shows at most.
+
     Raises:
-        CogtuneError: there is no dataset, or no such model.
+        CogtuneError: there is no dataset, or no such model, or the page cannot be written.
     """
     config = _with_data_here(config)
     row = published(config.model)
@@ -58,7 +62,17 @@ def validate(config: RunConfig) -> Report:
         spec = read_spec(locate(config.model, weights=False))
     else:
         spec = published_spec(row)
-    return check_dataset(_read(config), caching.frame_settings(config, spec), spec)
+    dataset, settings = _read(config), caching.frame_settings(config, spec)
+    report = check_dataset(dataset, settings, spec)
+    if page is not None:
+        from cogtune.report.dataset import MOST_CLIPS, Checked, write_dataset_report
+
+        most = MOST_CLIPS if page_clips is None else page_clips
+        with console.progress("drawing clips", min(most, len(dataset.samples))) as progress:
+            write_dataset_report(
+                page, Checked(dataset, settings, report), most_clips=most, progress=lambda: progress.advance()
+            )
+    return report
 
 
 def cache(config: RunConfig) -> str:

@@ -29,13 +29,23 @@ def validate(
     config: ConfigFile = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 on warnings too.")] = False,
     as_json: Json = False,
+    page: Annotated[
+        Path | None,
+        typer.Option("--report", help="Also write an HTML page that shows clips and findings.", show_default=False),
+    ] = None,
+    page_clips: Annotated[
+        int | None,
+        typer.Option(
+            "--report-clips", help=r"Clips with pictures in the page. \[default: 200]", min=0, show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Open every clip and list all problems; exit 1 if any of them stops training."""
     from cogtune import runs
     from cogtune.config import resolve
 
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
-    report = runs.validate(resolved.config)
+    report = runs.validate(resolved.config, page=page, page_clips=page_clips)
     if as_json:
         console.emit(report.to_json())
     else:
@@ -44,6 +54,8 @@ def validate(
             console.table("", ("", "where", "what", "what to do"), rows)
         counted = ", ".join(f"{report.counts[severity]} {severity}s" for severity in ("error", "warning", "note"))
         console.say(f"{folder}: {report.counts['samples']} samples ({report.layout}); {counted}")
+        if page is not None:
+            console.say(f"written to {page}")
     failed = not report.ok or (strict and any(finding.severity == "warning" for finding in report.findings))
     raise typer.Exit(1 if failed else 0)
 

@@ -1,0 +1,399 @@
+"""The report of a dataset: what training will see of each clip, and everything found, on one page."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+from cogtune import __version__
+from cogtune.data.checks import Report
+from cogtune.data.findings import FINDINGS, SEVERITIES, Finding
+from cogtune.data.frames import FrameSettings, choose
+from cogtune.data.sources import Dataset, Sample
+from cogtune.data.video import VideoInfo
+from cogtune.geometry import cropped_away
+from cogtune.models import ModelSpec
+from cogtune.report.charts import bars, distribution
+from cogtune.report.page import Html, facts, join, section, table, tag, write_page
+from cogtune.report.pictures import Shown, bytes_each, show_clip
+
+MOST_CLIPS = 200
+"""How many clips are shown with pictures unless the user says otherwise."""
+
+MOST_FINDINGS = 2000
+"""How many findings the table holds; the rest are counted."""
+
+_CAPTION_CHARACTERS = 1200
+_CLIP_FINDINGS = 12
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A dataset, what training takes of it, and what a check found."""
+
+    dataset: Dataset
+    settings: FrameSettings
+    report: Report
+    spec: ModelSpec | None = None
+    count_tokens: Callable[[str], int] | None = None
+
+
+def write_dataset_report(
+    path: Path,
+    checked: Checked,
+    *,
+    most_clips: int = MOST_CLIPS,
+    workers: int = 2,
+    progress: Callable[[], None] | None = None,
+) -> int:
+    """Write the page; how many clips it shows with pictures.
+
+    Clips that something was found in come first, worst first, then an even choice of the others. Beside the page's
+    current part, the pictures of a few clips are in memory.
+
+    Args:
+        path: the HTML file, replaced when it is there.
+        workers: clips decoded at a time.
+        progress: told after each clip.
+
+    Raises:
+        CogtuneError: the file cannot be written. A clip that cannot be shown is no failure.
+    """
+    by_sample = _by_sample(checked)
+    samples = choose_samples(checked.dataset.samples, by_sample, most_clips)
+    write_page(
+        path, f"{checked.dataset.root.name} · dataset report", _parts(checked, samples, by_sample, workers, progress)
+    )
+    return len(samples)
+
+
+def choose_samples(
+    samples: Sequence[Sample], by_sample: dict[str, list[Finding]], most: int
+) -> list[tuple[int, Sample]]:
+    """The samples to show, each with its place in the dataset: those with findings, worst first, then others evenly."""
+    ranked = sorted(
+        (
+            (SEVERITIES.index(by_sample[sample.id][0].severity), place)
+            for place, sample in enumerate(samples)
+            if sample.id in by_sample
+        )
+    )[:most]
+    places = [place for _, place in ranked]
+    clean = [place for place, sample in enumerate(samples) if sample.id not in by_sample]
+    room = min(most - len(places), len(clean))
+    places += [clean[number * len(clean) // room] for number in range(room)]
+    return [(place, samples[place]) for place in places]
+
+
+def _by_sample(checked: Checked) -> dict[str, list[Finding]]:
+    """The findings of each sample, worst first; those of the dataset as a whole are not among them."""
+    ids = {sample.id for sample in checked.dataset.samples}
+    grouped: defaultdict[str, list[Finding]] = defaultdict(list)
+    for found in checked.report.findings:
+        if found.where in ids:
+            grouped[found.where].append(found)
+    return dict(grouped)
+
+
+def _parts(
+    checked: Checked,
+    samples: list[tuple[int, Sample]],
+    by_sample: dict[str, list[Finding]],
+    workers: int,
+    progress: Callable[[], None] | None,
+) -> Iterator[Html]:
+    yield _header(checked)
+    general = [found for found in checked.report.findings if found.where not in by_sample]
+    if general:
+        yield section("About the dataset as a whole", _finding_list(general[:MOST_FINDINGS], named=True))
+    yield from _kinds(checked.report)
+    if checked.report.infos:
+        yield section("What it is made of", tag("div", _distributions(checked), class_="charts"))
+        yield _plan(checked)
+    if samples:
+        yield from _contact_sheet(checked, samples, by_sample, workers, progress)
+    yield from _findings_table(checked, {sample.id: place for place, sample in samples})
+    yield tag("footer", f"Made by cogtune {__version__}.")
+
+
+def _header(checked: Checked) -> Html:
+    report, settings = checked.report, checked.settings
+    counts = report.counts
+    seconds = sum(info.duration for info in report.infos.values())
+    return tag(
+        "header",
+        tag("p", "Dataset report", class_="kind"),
+        tag("h1", checked.dataset.root.name or str(checked.dataset.root)),
+        tag("p", f"{checked.dataset.root} · read as {checked.dataset.layout}", class_="lead"),
+        _verdict(counts),
+        facts(
+            [
+                ("Samples", f"{counts['samples']:,}"),
+                ("Clips that open", f"{counts['clips']:,}"),
+                ("Video", _duration(seconds)),
+                *((f"{severity.capitalize()}s", f"{counts[severity]:,}") for severity in SEVERITIES),
+                ("Trained at", [str(settings.size), tag("small", f"{settings.fps:g} frames a second")]),
+            ]
+        ),
+    )
+
+
+def _verdict(counts: dict[str, int]) -> Html:
+    errors, warnings = counts["error"], counts["warning"]
+    if errors:
+        kind, word = "error", "Cannot be trained on as it is."
+        more = f"{_counted(errors, 'error')} to mend or leave out"
+        more += f", and {_counted(warnings, 'warning')}." if warnings else "."
+    elif warnings:
+        kind, word, more = "warning", "Can be trained on.", f"{_counted(warnings, 'warning')} worth a look first."
+    else:
+        kind, word, more = "ok", "Ready to train.", "Nothing stands in the way."
+    return tag("p", tag("b", word), " ", tag("span", more), class_=f"verdict {kind}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# -------------------------------------------------------------------------------------------------- findings
+
+
+def _finding_list(findings: Iterable[Finding], *, named: bool = False) -> Html:
+    """Findings as a list; ``named`` says where each was found."""
+    lines = [
+        tag(
+            "li",
+            tag("span", found.severity, class_=f"severity {found.severity}"),
+            " ",
+            [tag("code", found.where), " "] if named else None,
+            _cut(found.message, 400),
+            [" ", tag("span", f"– {_cut(found.hint, 300)}", class_="hint")] if found.hint else None,
+            class_=found.severity,
+        )
+        for found in findings
+    ]
+    return tag("ul", lines, class_="findings")
+
+
+def _cut(words: str, most: int) -> str:
+    return words if len(words) <= most else f"{words[:most].rstrip()}…"
+
+
+def _kinds(report: Report) -> Iterator[Html]:
+    """How often each kind of finding occurs, when there are enough of them to lose count."""
+    counted = Counter(found.code for found in report.findings)
+    if len(report.findings) < 4:
+        return
+    worst_first = sorted(counted.items(), key=lambda item: (SEVERITIES.index(FINDINGS[item[0]].severity), -item[1]))
+    rows = [
+        (_severity(FINDINGS[code].severity), tag("code", code), f"{count:,}", FINDINGS[code].meaning)
+        for code, count in worst_first
+    ]
+    yield section(
+        "What was found", table(("", "kind", "times", "what it means"), rows, label="Kinds of findings", wide=(3,))
+    )
+
+
+def _severity(severity: str) -> Html:
+    return tag("span", severity, class_=f"severity {severity}")
+
+
+def _findings_table(checked: Checked, shown: dict[str, int]) -> Iterator[Html]:
+    findings = checked.report.findings
+    if not findings:
+        return
+    rows = []
+    for found in findings[:MOST_FINDINGS]:
+        where = tag("code", _cut(found.where, 120))
+        if found.where in shown:
+            where = tag("a", where, href=f"#clip-{shown[found.where]}")
+        cells = [
+            tag("td", _severity(found.severity), data_key=SEVERITIES.index(found.severity)),
+            tag("td", where),
+            tag("td", tag("code", found.code)),
+            tag("td", _cut(found.message, 400), class_="wide"),
+            tag("td", _cut(found.hint, 300), class_="wide"),
+        ]
+        rows.append(tag("tr", cells, data_kinds=found.severity))
+    left = len(findings) - len(rows)
+    remark = (
+        tag("p", f"The first {len(rows):,} of {len(findings):,}: --json prints all.", class_="remark") if left else None
+    )
+    whole = table(("", "where", "kind", "what", "what to do"), rows, label="All findings", sortable=True)
+    yield section("Every finding", remark, _filter("#findings tbody tr", SEVERITIES), whole, id="findings")
+
+
+def _filter(items: str, kinds: Iterable[str]) -> Html:
+    """Controls that hide some of the elements that the selector ``items`` names; they need the page's script."""
+    options = [tag("option", "all", value=""), *(tag("option", kind, value=kind) for kind in kinds)]
+    return tag(
+        "form",
+        tag("select", options, aria_label="Show which"),
+        tag("input", type="search", placeholder="filter by words", aria_label="Filter by words"),
+        tag("output"),
+        class_="filter",
+        data_items=items,
+        hidden=True,
+    )
+
+
+# -------------------------------------------------------------------------------- the dataset in numbers
+
+
+def _distributions(checked: Checked) -> Iterator[Html]:
+    infos = list(checked.report.infos.values())
+    sizes = Counter(f"{info.height}x{info.width}" for info in infos).most_common()
+    rows = sizes if len(sizes) <= 8 else [*sizes[:7], (f"{len(sizes) - 7} more", sum(count for _, count in sizes[7:]))]
+    yield distribution("Duration", [info.duration for info in infos], unit="seconds")
+    yield distribution("Frame rate", [info.fps for info in infos], unit="fps")
+    yield bars("Size", rows, unit="height x width")
+    captions = [sample.caption for sample in checked.dataset.samples]
+    if checked.count_tokens:
+        yield distribution("Captions", [checked.count_tokens(caption) for caption in captions], unit="tokens")
+    else:
+        yield distribution("Captions", [len(caption.split()) for caption in captions], unit="words")
+
+
+def _plan(checked: Checked) -> Html:
+    """Which clips are trained at which size, and what that costs them."""
+    size = checked.settings.size
+    infos = checked.report.infos.values()
+    cut = [cropped_away((info.height, info.width), (size.height, size.width)) for info in infos]
+    enlarged = sum(info.height < size.height or info.width < size.width for info in infos)
+    row = (tag("code", str(size)), f"{len(cut):,}", f"{median(cut):.0%}", f"{max(cut):.0%}", f"{enlarged:,}")
+    columns = ("frames x height x width", "clips", "cut away (median)", "cut away (most)", "enlarged")
+    return section("Training sizes", table(columns, [row], label="Training sizes"))
+
+
+# ------------------------------------------------------------------------------------------ the contact sheet
+
+
+def _contact_sheet(
+    checked: Checked,
+    samples: list[tuple[int, Sample]],
+    by_sample: dict[str, list[Finding]],
+    workers: int,
+    progress: Callable[[], None] | None,
+) -> Iterator[Html]:
+    total = len(checked.dataset.samples)
+    remark = (
+        "The first, the middle and the last frame that training takes of each clip. The bright part is what the model "
+        "sees; what is dimmed is cut away."
+    )
+    if len(samples) < total:
+        remark += (
+            f" Showing {len(samples):,} of {total:,}: clips with findings first, then an even choice of the others; "
+            "--report-clips shows more."
+        )
+    yield Html('<section id="clips">\n')
+    yield join(tag("h2", "Clips"), tag("p", remark, class_="remark"))
+    if len(samples) > 3:
+        yield _filter("#clips article", (*SEVERITIES, "nothing found"))
+
+    most_bytes = bytes_each(sum(3 if sample.image is None else 4 for _, sample in samples))
+
+    def draw(item: tuple[int, Sample]) -> Html:
+        place, sample = item
+        return _clip(checked, place, sample, by_sample.get(sample.id, []), most_bytes)
+
+    for card in _in_order(draw, samples, workers):
+        yield card
+        if progress is not None:
+            progress()
+    yield Html("</section>\n")
+
+
+def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """What ``work`` makes of each item, in their order, made by threads that are a few items ahead."""
+    with ThreadPoolExecutor(workers, "cogtune-report") as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _clip(checked: Checked, place: int, sample: Sample, findings: list[Finding], most_bytes: int) -> Html:
+    info = checked.report.infos.get(sample.id)
+    if sample.caption:
+        caption = tag("p", _cut(sample.caption, _CAPTION_CHARACTERS), class_="caption", dir="auto")
+    else:
+        caption = tag("p", "no caption", class_="caption empty")
+    what = None if info is None else tag("p", _what(info, checked.settings), class_="what")
+    told = _finding_list(findings[:_CLIP_FINDINGS]) if findings else None
+    about = [tag("div", tag("h3", sample.id), caption), tag("div", what, told)]
+    kinds = " ".join(dict.fromkeys(found.severity for found in findings)) or "nothing found"
+    whole = tag(
+        "article",
+        _pictures(checked, sample, info, findings, most_bytes),
+        tag("div", about, class_="about"),
+        class_="clip",
+        id=f"clip-{place}",
+        data_kinds=kinds,
+    )
+    return Html(f"{whole}\n")
+
+
+def _what(info: VideoInfo, settings: FrameSettings) -> str:
+    """A clip's facts in a line."""
+    size = settings.size
+    facts_of = [
+        f"{info.duration:.3g} s",
+        f"{info.num_frames:,} frames at {info.fps:.4g} fps",
+        f"{info.height}x{info.width}",
+        f"{info.codec} {info.pixel_format}",
+    ]
+    try:
+        indices = choose(info, settings)
+    except ValueError:
+        return " · ".join(facts_of)
+    cut = cropped_away((info.height, info.width), (size.height, size.width))
+    taken = f"trained as {size}: frames {indices[0]} to {indices[-1]}, {cut:.0%} cut away"
+    return f"{' · '.join(facts_of)} · {taken}"
+
+
+def _pictures(
+    checked: Checked, sample: Sample, info: VideoInfo | None, findings: list[Finding], most_bytes: int
+) -> Html:
+    """The clip's pictures, or in their place why there are none."""
+    if info is None:
+        return _unseen(findings[0].message if findings else "the clip does not open")
+    try:
+        shown = show_clip(sample.video, info, checked.settings, sample.image, most_bytes)
+    except Exception as error:  # the check has given its verdict: a picture that cannot be made changes nothing
+        return _unseen(str(getattr(error, "message", error)))
+    return _frames(sample, info, shown)
+
+
+def _unseen(reason: str) -> Html:
+    return tag("div", tag("p", f"no pictures: {_cut(reason, 300)}", class_="unseen"), class_="frames")
+
+
+def _frames(sample: Sample, info: VideoInfo, shown: Shown) -> Html:
+    words = {1: ("first",), 2: ("first", "last")}.get(len(shown.indices), ("first", "middle", "last"))
+    figures = []
+    if shown.image is not None:
+        image = shown.image.html(f"The conditioning image of {sample.id}")
+        figures.append(tag("figure", image, tag("figcaption", "image")))
+    for word, index, picture in zip(words, shown.indices, shown.pictures, strict=True):
+        alt = f"The {word} frame of {sample.id} that training takes"
+        label = f"{word} · frame {index} · {index / info.fps:.2f} s"
+        figures.append(tag("figure", picture.html(alt), tag("figcaption", label)))
+    return tag("div", figures, class_="frames four" if len(figures) > 3 else "frames")

@@ -1,0 +1,37 @@
+"use strict";
+for (const form of document.querySelectorAll("form.filter")) {
+  const items = [...document.querySelectorAll(form.dataset.items)];
+  const words = items.map((item) => item.textContent.toLowerCase());
+  const [select, input, output] = ["select", "input", "output"].map((name) => form.querySelector(name));
+  const apply = () => {
+    const text = input.value.trim().toLowerCase();
+    let shown = 0;
+    items.forEach((item, place) => {
+      const fits = !select.value || item.dataset.kinds.split(" ").includes(select.value);
+      item.hidden = !(fits && words[place].includes(text));
+      shown += !item.hidden;
+    });
+    output.textContent = shown === items.length ? "" : `${shown} of ${items.length}`;
+  };
+  form.addEventListener("input", apply);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.hidden = false;
+}
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = head.textContent;
+    head.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const key = (row) => row.cells[column].dataset.key || row.cells[column].textContent;
+      const rows = [...table.tBodies[0].rows];
+      rows.sort((a, b) => (down ? -1 : 1) * key(a).localeCompare(key(b), undefined, { numeric: true }));
+      table.tBodies[0].append(...rows);
+    });
+  });
+}

@@ -1,0 +1,148 @@
+"""HTML that cannot be broken by what is put into it, and the page that both reports share.
+
+Captions, file names and prompts come from anywhere: a string is text, and is escaped, unless it is :class:`Html`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import re
+from collections.abc import Container, Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeAlias
+
+from cogtune.files import write_atomic
+
+
+class Html(str):
+    """Markup, to be put into a page as it is."""
+
+    __slots__ = ()
+
+
+Child: TypeAlias = "str | int | Iterable[Child] | None"
+"""What a tag may hold: markup, text, a number, nothing, or several of these."""
+
+_UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+"""Characters that HTML forbids or UTF-8 cannot hold: file names may have them."""
+
+_VOID = frozenset({"img", "input", "meta"})
+
+
+def text(value: object) -> Html:
+    """``value`` as text that means nothing to a browser; markup stays as it is."""
+    if isinstance(value, Html):
+        return value
+    return Html(html.escape(_UNSHOWABLE.sub("\ufffd", str(value))))
+
+
+def join(*children: Child) -> Html:
+    """The children one after the other, text escaped and None left out."""
+    return Html("".join(_flat(children)))
+
+
+def _flat(children: Iterable[Child]) -> Iterator[str]:
+    for child in children:
+        if isinstance(child, (str, int)):
+            yield text(child)
+        elif child is not None:
+            yield from _flat(child)
+
+
+def tag(name: str, /, *children: Child, **attributes: object) -> Html:
+    """``<name attributes>children</name>``.
+
+    Args:
+        attributes: ``class_`` stands for ``class``, ``aria_label`` for ``aria-label``; None and False are left out,
+            True is an attribute without a value.
+    """
+    words = [name]
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        plain = key.rstrip("_").replace("_", "-")
+        words.append(plain if value is True else f'{plain}="{text(value)}"')
+    opening = f"<{' '.join(words)}>"
+    return Html(opening if name in _VOID else f"{opening}{join(*children)}</{name}>")
+
+
+def section(title: str, *children: Child, **attributes: object) -> Html:
+    """A part of the page under a heading of its own."""
+    return Html(f"{tag('section', tag('h2', title), *children, **attributes)}\n")
+
+
+def facts(rows: Iterable[tuple[str, Child]]) -> Html:
+    """The figures at the head of a page: each a name and a value."""
+    return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows], class_="facts")
+
+
+def table(
+    columns: Iterable[str],
+    rows: Iterable[Iterable[Child]],
+    *,
+    label: str,
+    wide: Container[int] = (),
+    sortable: bool = False,
+) -> Html:
+    """A table that scrolls in a box of its own.
+
+    Args:
+        rows: what the cells hold; a row may be a ready ``<tr>``.
+        label: what the table is, for those who cannot see it.
+        wide: the columns, counted from 0, that hold sentences.
+        sortable: whether a click on a heading sorts by it.
+    """
+
+    def row(cells: Iterable[Child]) -> Html:
+        if isinstance(cells, Html):
+            return cells
+        return tag("tr", [tag("td", cell, class_="wide" if n in wide else None) for n, cell in enumerate(cells)])
+
+    head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in columns]))
+    whole = tag("table", head, tag("tbody", [row(cells) for cells in rows]), class_="sortable" if sortable else None)
+    return tag("div", whole, class_="scroll", role="region", aria_label=label, tabindex="0")
+
+
+def _resource(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def page(title: str, parts: Iterable[Html]) -> Iterator[str]:
+    """A whole page, piece by piece: style and script inside, nothing fetched but videos beside it."""
+    style, script = _resource("style.css"), _resource("page.js")
+    # Should markup ever slip in from a caption, this policy still lets no script run but ours.
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; media-src 'self' file:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
+    )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Html(style)),
+    )
+    yield f'<!doctype html>\n<html lang="en">\n{head}\n<body>\n<main>\n'
+    yield from parts
+    yield f"</main>\n{tag('script', Html(script))}\n</body>\n</html>\n"
+
+
+def write_page(path: Path, title: str, parts: Iterable[Html]) -> None:
+    """Write a page to ``path``, whole or not at all, holding one part in memory at a time.
+
+    Raises:
+        CogtuneError: the file cannot be written.
+    """
+
+    def write(aside: Path) -> None:
+        with aside.open("w", encoding="utf-8", newline="\n") as handle:
+            for piece in page(title, parts):
+                handle.write(piece)
+
+    write_atomic(path, write)

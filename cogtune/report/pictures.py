@@ -1,0 +1,139 @@
+"""Small pictures of what training sees, with what is cut away around it, as JPEGs inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cogtune.data.frames import FrameSettings, choose, read_image, reshape
+from cogtune.data.video import Pixels, VideoInfo, iter_frames
+from cogtune.geometry import Size, cover
+from cogtune.report.page import Html, tag
+
+BOX = (400, 300)
+"""The most pixels of width and height that a picture has, what is cut away included."""
+
+_HIGHEST = 300
+"""How many pixels of the page's own a picture is high at most: one of a portrait clip would fill a screen."""
+
+PAGE_BYTES = 6_000_000
+"""About what all JPEGs of a page may take; in the page's base64 they are a third larger."""
+
+_BYTES = (6_000, 30_000)
+"""The least and the most that one JPEG is given."""
+
+_QUALITIES = (82, 70, 55, 40)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame in small.
+
+    Args:
+        jpeg: the whole frame, resized as for training.
+        width, height: its pixels.
+        kept: ``(left, top, width, height)`` in pixels of the part that training sees.
+    """
+
+    jpeg: bytes
+    width: int
+    height: int
+    kept: tuple[int, int, int, int]
+
+    def html(self, alt: str) -> Html:
+        """The picture with its cut-away part dimmed."""
+        left, top, width, height = self.kept
+        image = tag("img", src=data_uri(self.jpeg), width=self.width, height=self.height, alt=alt)
+        widest = f"max-width:{_HIGHEST * self.width / self.height:.0f}px"
+        if (width, height) == (self.width, self.height):
+            return tag("div", image, class_="frame", style=widest)
+        style = (
+            f"left:{100 * left / self.width:.3f}%;top:{100 * top / self.height:.3f}%;"
+            f"width:{100 * width / self.width:.3f}%;height:{100 * height / self.height:.3f}%"
+        )
+        return tag("div", image, tag("span", class_="kept", style=style), class_="frame", style=widest)
+
+
+def data_uri(jpeg: bytes) -> str:
+    """A JPEG as an address that holds it."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+def bytes_each(pictures: int) -> int:
+    """What each of so many JPEGs of a page may take: the more there are, the more each is compressed."""
+    least, most = _BYTES
+    return max(least, min(most, PAGE_BYTES // max(1, pictures)))
+
+
+def to_jpeg(pixels: Pixels, most_bytes: int) -> bytes:
+    """``uint8 [H, W, 3]`` as a JPEG of at most ``most_bytes``, unless the lowest quality takes more."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    data = b""
+    for quality in _QUALITIES:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
+        data = buffer.getvalue()
+        if len(data) <= most_bytes:
+            break
+    return data
+
+
+def shrink(pixels: Pixels, height: int, width: int) -> Pixels:
+    """``uint8 [H, W, 3]`` at another size, antialiased."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def picture(frame: Pixels, size: Size, most_bytes: int) -> Picture:
+    """A frame ``uint8 [H, W, 3]`` in small: inside ``kept`` it is what :func:`reshape` gives training."""
+    crop = cover((frame.shape[0], frame.shape[1]), (size.height, size.width))
+    scale = min(BOX[0] / crop.resized[1], BOX[1] / crop.resized[0], 1.0)
+    left, top = round(crop.left * scale), round(crop.top * scale)
+    width, height = max(1, round(size.width * scale)), max(1, round(size.height * scale))
+    whole_width = left + width + round((crop.resized[1] - crop.left - size.width) * scale)
+    whole_height = top + height + round((crop.resized[0] - crop.top - size.height) * scale)
+    seen = reshape(frame[np.newaxis], size)[0].permute(1, 2, 0).numpy()
+    whole = shrink(frame, whole_height, whole_width).copy()
+    whole[top : top + height, left : left + width] = shrink(seen, height, width)
+    return Picture(to_jpeg(whole, most_bytes), whole_width, whole_height, (left, top, width, height))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a clip: the indices of its frames, their pictures, and the conditioning image's."""
+
+    indices: tuple[int, ...]
+    pictures: tuple[Picture, ...]
+    image: Picture | None
+
+
+def first_middle_last(indices: list[int]) -> list[int]:
+    """The first, the middle and the last of some frames, each once."""
+    return sorted({indices[0], indices[len(indices) // 2], indices[-1]})
+
+
+def show_clip(video: Path, info: VideoInfo, settings: FrameSettings, image: Path | None, most_bytes: int) -> Shown:
+    """The first, the middle and the last frame that training takes; of a clip too short for it, of all its frames.
+
+    Args:
+        image: the conditioning image, where there is one.
+        most_bytes: of one picture; see :func:`bytes_each`.
+
+    Raises:
+        CogtuneError: the clip or the image cannot be read.
+    """
+    try:
+        chosen = choose(info, settings)
+    except ValueError:
+        chosen = list(range(info.num_frames))
+    indices = first_middle_last(chosen)
+    pictures = tuple(picture(frame, settings.size, most_bytes) for frame in iter_frames(video, indices))
+    start = None if image is None else picture(read_image(image), settings.size, most_bytes)
+    return Shown(tuple(indices), pictures, start)
