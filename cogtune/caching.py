@@ -1,42 +1,33 @@
-"""Filling the cache: what is missing goes through the encoders, in a process of its own.
+"""Filling the cache: what is missing goes through the encoders, in processes of their own.
 
-The job is a file, ``CACHE/job/plan.json``: what has to be encoded, and with what. ``python -m cogtune.caching JOB``
-does it. So the process that asks needs no torch, and the encoders' memory is free again before training starts.
+The job is a file, ``CACHE/job/plan.json``: what has to be encoded, and with what. ``python -m cogtune.encoding JOB``
+does it, through ``accelerate launch`` when several GPUs share it. So the process that asks needs no torch, and the
+encoders' memory is free again before training starts.
 """
 
 from __future__ import annotations
 
-import argparse
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 
-from cogtune import console, process
-from cogtune.config import RunConfig
+import yaml
+
+from cogtune import process
+from cogtune.config import RunConfig, Switch
 from cogtune.data.cache import Store
 from cogtune.data.frames import FrameSettings
 from cogtune.data.index import ClipJob, ImageJob, Index, Recipe, TextJob, Todo, make_index, todo
 from cogtune.data.sources import Dataset
-from cogtune.files import read_json, write_json
+from cogtune.errors import CogtuneError
+from cogtune.files import explained, read_json, write_json, write_text
+from cogtune.geometry import latent_frames
 from cogtune.launch import ENVIRONMENT, LaunchFiles
 from cogtune.models import ModelSpec, Precision, fingerprint
-from cogtune.plan import fps_of, size_of
-from cogtune.process import StopRequest, work
-
-if TYPE_CHECKING:
-    import torch
-
-TEXT_BATCH = 8
-"""Captions encoded together: T5-XXL takes 7 ms a caption so on an H200, and 17 ms one at a time."""
-
-READ_AHEAD = 2
-"""Clips decoded while the encoder works on the one before."""
-
-T = TypeVar("T")
-R = TypeVar("R")
+from cogtune.plan import accelerate_config, fps_of, size_of
 
 
 @dataclass(frozen=True)
@@ -76,6 +67,19 @@ def prepare(config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Datas
 
 
 @dataclass(frozen=True)
+class Engine:
+    """How the work is done; none of it is part of an entry's key.
+
+    ``workers`` decode clips for each process, None for as many as the cores allow, 0 for none but the process itself.
+    """
+
+    processes: int = 1
+    workers: int | None = None
+    tiling: Switch = "auto"
+    compile: Switch = "auto"
+
+
+@dataclass(frozen=True)
 class Job:
     """What has to be encoded, and with what."""
 
@@ -84,6 +88,7 @@ class Job:
     precision: Precision
     max_tokens: int
     todo: Todo
+    engine: Engine
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
@@ -94,6 +99,7 @@ class Job:
                 "cache": str(self.store.root),
                 "precision": self.precision,
                 "max_tokens": self.max_tokens,
+                "engine": asdict(self.engine),
                 "clips": [[job.key, str(job.video), job.frames.to_dict()] for job in self.todo.clips],
                 "texts": [[job.key, job.caption] for job in self.todo.texts],
                 "images": [
@@ -121,121 +127,163 @@ class Job:
                     for key, source, from_video, frames in value["images"]
                 ),
             ),
+            Engine(**value["engine"]),
         )
 
 
-def job_for(prepared: Prepared, config: RunConfig, spec: ModelSpec, checkpoint: Path) -> Job:
-    """The job of encoding what ``prepared`` lacks."""
+def job_for(
+    prepared: Prepared, config: RunConfig, spec: ModelSpec, checkpoint: Path, *, processes: int | None = None
+) -> Job:
+    """The job of encoding what ``prepared`` lacks, by so many processes; by default as many as the work is worth."""
+    if processes is None:
+        processes = max(1, min(config.num_processes, int(seconds_of(prepared.todo) // _START_SECONDS)))
     return Job(
         checkpoint,
         prepared.store,
         config.precision,
         spec.max_text_seq_length,
         prepared.todo,
+        Engine(processes, config.workers, config.vae_tiling, config.vae_compile),
     )
 
 
-def fill(job: Job) -> None:
-    """Do a job in a process of its own.
+# ------------------------------------------------------------------------------------------ how much it is
+
+_CLIP_SECONDS = 0.95 / (49 * 480 * 720)
+_TEXT_SECONDS = 0.007
+_TEXT_START = 10.0
+_START_SECONDS = 30.0
+"""Seconds on an H200: of a pixel of a clip, of a caption, of loading the text encoder, and of starting a process."""
+
+
+def _clip_seconds(job: ClipJob) -> float:
+    size = job.frames.size
+    return _CLIP_SECONDS * size.num_frames * size.height * size.width
+
+
+def seconds_of(work: Todo) -> float:
+    """About how long one H200 takes."""
+    return sum(map(_clip_seconds, work.clips)) + _TEXT_SECONDS * len(work.texts)
+
+
+def share(work: Todo, rank: int, processes: int) -> Todo:
+    """The part of the work that process ``rank`` does; the parts take about equally long.
+
+    Captions go to as few processes as makes sense, since the text encoder takes long to load; clips are dealt out, the
+    largest first, to whoever has least to do.
+    """
+    readers = max(1, min(processes, int(_TEXT_SECONDS * len(work.texts) // _TEXT_START)))
+    loads = [0.0] * processes
+    for reader in range(readers if work.texts else 0):
+        loads[reader] = _TEXT_START + _TEXT_SECONDS * len(work.texts) / readers
+    clips: list[ClipJob] = []
+    for job in sorted(work.clips, key=_clip_seconds, reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += _clip_seconds(job)
+        if least == rank:
+            clips.append(job)
+    texts = work.texts[rank::readers] if rank < readers else ()
+    return Todo(tuple(clips), texts, work.images[rank::processes])
+
+
+_ENTRY_OVERHEAD = 4096
+"""What a file takes beside its tensor: its header, and the rest of its last block."""
+
+
+def bytes_needed(job: Job, text_width: int, latent_channels: int = 16) -> int:
+    """What the entries of a job will take on the disk."""
+    itemsize = 4 if job.precision == "fp32" else 2
+    total = len(job.todo) * _ENTRY_OVERHEAD + len(job.todo.texts) * job.max_tokens * text_width * itemsize
+    for clip in job.todo.clips:
+        size = clip.frames.size
+        points = latent_frames(size.num_frames) * (size.height // 8) * (size.width // 8)
+        total += 2 * latent_channels * points * itemsize
+    return total + sum(3 * image.frames.size.height * image.frames.size.width for image in job.todo.images)
+
+
+def check_space(job: Job, text_width: int) -> None:
+    """See that the disk has room for what a job makes.
 
     Raises:
-        CogtuneError: it failed, or was stopped; what is done stays done.
+        CogtuneError: it has not, with both figures.
+    """
+    needed = bytes_needed(job, text_width)
+    with explained(job.store.root):
+        job.store.root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(job.store.root).free
+    if needed > free:
+        raise CogtuneError(
+            f"the cache needs {in_gb(needed)} more, and {in_gb(free)} are free on the disk of {job.store.root}",
+            "free some space, use a smaller --size, or put the cache elsewhere with --cache-dir",
+        )
+
+
+def in_gb(count: int) -> str:
+    """Bytes as people say them, in units of 1000."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+# ------------------------------------------------------------------------------------------------- doing it
+
+
+def result_path(folder: Path, rank: int) -> Path:
+    """Where process ``rank`` writes what it did."""
+    return folder / f"result-{rank}.json"
+
+
+def fill(job: Job) -> list[dict[str, Any]]:
+    """Do a job in processes of its own; what each did.
+
+    Raises:
+        CogtuneError: it failed, or was stopped, or some clips could not be decoded; what is done stays done.
     """
     files = LaunchFiles(job.store.root / "job")
+    processes = job.engine.processes
     job.write(files.plan)
+    command = ["-m", "cogtune.encoding", str(files.plan)]
+    if processes > 1:
+        launching = RunConfig(num_processes=processes, precision="fp32")
+        write_text(files.accelerate, yaml.safe_dump(accelerate_config(launching, files.deepspeed)))
+        command = ["-m", "accelerate.commands.accelerate_cli", *files.command("cogtune.encoding", "--shared")[1:]]
     process.watch(
-        [sys.executable, "-m", "cogtune.caching", str(files.plan)],
-        [files.report(0)],
+        [sys.executable, *command],
+        [files.report(rank) for rank in range(processes)],
         files.log,
         environment=ENVIRONMENT,
         if_stopped=lambda: "the same command goes on where it was",
     )
+    results = [read_json(result_path(files.folder, rank)) for rank in range(processes)]
+    failures = [failure for result in results for failure in result["failures"]]
+    if failures:
+        noun = "a file" if len(failures) == 1 else f"{len(failures)} files"
+        raise CogtuneError(
+            f"{noun} could not be decoded; everything else is cached",
+            "`cogtune dataset validate` looks closer; mend them or take them out, then run the same command again",
+            details=failures,
+        )
+    return results
 
 
-def encode(job: Job, stop: StopRequest) -> bool:
-    """Encode all of a job, text first, so that the two encoders are never in memory together; False when stopped."""
-    from cogtune.modeling.devices import DTYPES, best_device
+def totals(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the processes of a job did together, JSON-able.
 
-    device, dtype = best_device(), DTYPES[job.precision]
-    return (
-        _encode_texts(job, stop, device, dtype) and _encode_clips(job, stop, device, dtype) and _store_images(job, stop)
-    )
-
-
-def _encode_texts(job: Job, stop: StopRequest, device: torch.device, dtype: torch.dtype) -> bool:
-    from cogtune.modeling.encode import TextEncoder
-
-    texts = job.todo.texts
-    if not texts:
-        return True
-    encoder = TextEncoder(job.checkpoint, max_tokens=job.max_tokens, device=device, dtype=dtype)
-    with console.progress("captions", len(texts)) as progress:
-        for start in range(0, len(texts), TEXT_BATCH):
-            if stop:
-                return False
-            group = texts[start : start + TEXT_BATCH]
-            for text, embedding in zip(group, encoder.encode([text.caption for text in group]), strict=True):
-                job.store.write("text", text.key, embedding)
-            progress.advance(len(group))
-    return True
-
-
-def _encode_clips(job: Job, stop: StopRequest, device: torch.device, dtype: torch.dtype) -> bool:
-    from cogtune.data.frames import load_clip
-    from cogtune.modeling.encode import VideoEncoder
-
-    clips = job.todo.clips
-    if not clips:
-        return True
-    encoder = VideoEncoder(job.checkpoint, device=device, dtype=dtype)
-    with console.progress("clips", len(clips)) as progress:
-        for clip, frames in _ahead(clips, lambda clip: load_clip(clip.video, clip.frames)):
-            if stop:
-                return False
-            job.store.write("latents", clip.key, encoder.moments(frames))
-            progress.advance(1)
-    return True
-
-
-def _store_images(job: Job, stop: StopRequest) -> bool:
-    from cogtune.data.frames import load_clip, load_image
-
-    def load(image: ImageJob) -> torch.Tensor:
-        if image.from_video:
-            return load_clip(image.source, image.frames.first_frame())[0]
-        return load_image(image.source, image.frames.size)
-
-    if not job.todo.images:
-        return True
-    with console.progress("images", len(job.todo.images)) as progress:
-        for image, pixels in _ahead(job.todo.images, load):
-            if stop:
-                return False
-            job.store.write("image", image.key, pixels)
-            progress.advance(1)
-    return True
-
-
-def _ahead(jobs: Sequence[T], load: Callable[[T], R]) -> Iterator[tuple[T, R]]:
-    """Each job with what ``load`` makes of it, loaded in other threads while the one before is worked on."""
-    with ThreadPoolExecutor(READ_AHEAD, "cogtune-read") as readers:
-        pending = [(job, readers.submit(load, job)) for job in jobs[:READ_AHEAD]]
-        following = iter(jobs[READ_AHEAD:])
-        while pending:
-            job, loading = pending.pop(0)
-            loaded = loading.result()
-            pending += [(later, readers.submit(load, later)) for later in [next(following, None)] if later is not None]
-            yield job, loaded
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Work through one job file; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cogtune.caching", description=__doc__)
-    parser.add_argument("job", type=Path, help="the job's plan.json")
-    path: Path = parser.parse_args(arguments).job
-    files = LaunchFiles(path.parent)
-    return work(files.report(0), files.log, lambda stop: encode(Job.read(path), stop))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    Rates and shares leave out each process's first clip, before which it loads and compiles; ``seconds`` do not.
+    """
+    value: dict[str, Any] = {kind: sum(result[kind] for result in results) for kind in ("clips", "texts", "images")}
+    if not results:
+        return value
+    steady = [result for result in results if result["steady_clips"]]
+    waited = {what: sum(result["waited"][what] for result in results) for what in results[0]["waited"]}
+    return value | {
+        "processes": len(results),
+        "seconds": max(result["total"] for result in results),
+        "seconds_until_first_clip": max(result["first_clip"] for result in results),
+        "clips_per_second": sum(result["steady_clips"] / result["steady"] for result in steady),
+        "device_busy": sum(result["busy"] / result["steady"] for result in steady) / max(1, len(steady)),
+        "seconds_waited_for": waited,
+        "bottleneck": max(waited, key=lambda what: waited[what]),
+        "peak_gib": {kind: max(result[f"{kind}_peak"] for result in results) for kind in ("text", "video")},
+    }

@@ -22,6 +22,9 @@ from cogtune.presets import Strategy, TrainingType, preset
 
 DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "beside"]
 
+Switch = Literal["auto", "on", "off"]
+"""Of what is decided by the hardware unless the user knows better."""
+
 OptimizerName = Literal["adamw", "adam", "prodigy", "came", "adamw-8bit", "adamw-offload"]
 
 LrScheduler = Literal[
@@ -94,6 +97,17 @@ class RunConfig(BaseModel):
     allow_outside: bool = _data(False, help_text="Take clips and images that are not in the dataset's folder too.")
     cache_dir: Path | None = _data(
         None, help_text="Where encoded clips and captions are kept. [default: DATA/.cogtune]"
+    )
+    workers: int | None = _data(
+        None,
+        ge=0,
+        help_text="Processes that decode clips for each encoder; 0 for none of their own. [default: from the cores]",
+    )
+    vae_tiling: Switch = _data(
+        "auto", help_text="Encode clips in tiles: less memory, more time; auto where a whole one does not fit."
+    )
+    vae_compile: Switch = _data(
+        "auto", help_text="Compile the VAE's encoder; auto on a GPU with more clips than the compile costs."
     )
     size: str | None = _data(
         None, help_text="Frames x height x width to train at, such as 49x480x720. [default: the model's own]"

@@ -16,6 +16,7 @@ from cogtune.data.checks import Report, check_dataset
 from cogtune.data.index import Index, Todo, caption_of
 from cogtune.data.sources import Dataset, Reading, locate_dataset, read_dataset
 from cogtune.errors import CogtuneError, UsageError
+from cogtune.gpus import gpus
 from cogtune.launch import LaunchFiles
 from cogtune.modeling.locate import locate
 from cogtune.models import LORA_WEIGHTS_NAME, TINY, ModelSpec, fingerprint, published, published_spec, read_spec
@@ -75,8 +76,31 @@ def validate(config: RunConfig, *, page: Path | None = None, page_clips: int | N
     return report
 
 
-def cache(config: RunConfig) -> str:
-    """Encode what is missing of a dataset; what was done, in words.
+@dataclass(frozen=True)
+class Cached:
+    """What ``dataset cache`` did."""
+
+    root: Path
+    samples: int
+    done: Todo | None
+    """What was encoded just now; None when all was there."""
+    results: tuple[dict[str, Any], ...]
+    """What each process did: the fields of :class:`cogtune.encoding.Outcome`."""
+
+    def __str__(self) -> str:
+        everything = f"{self.samples} samples in {self.root}"
+        return f"encoded {self.done}: {everything}" if self.done else f"nothing to do: {everything}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON-able values, with what :func:`cogtune.caching.totals` tells."""
+        return {"cache": str(self.root), "samples": self.samples, **caching.totals(self.results)}
+
+
+def cache(config: RunConfig, *, processes: int | None = None) -> Cached:
+    """Encode what is missing of a dataset.
+
+    Args:
+        processes: that share the work; by default one a GPU.
 
     Raises:
         CogtuneError: something in the dataset stands in the way, or encoding failed.
@@ -86,9 +110,9 @@ def cache(config: RunConfig) -> str:
     spec = read_spec(checkpoint)
     check(config, spec)
     dataset = checked_dataset(config, spec)
-    prepared, done = _encoded(config, spec, checkpoint, dataset)
-    everything = f"{len(dataset.samples)} samples in {prepared.store.root}"
-    return f"encoded {done}: {everything}" if done else f"nothing to do: {everything}"
+    count = processes or max(1, len(gpus()))
+    prepared, done, results = _encoded(config, spec, checkpoint, dataset, processes=count)
+    return Cached(prepared.store.root, len(dataset.samples), done, tuple(results))
 
 
 def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[str]:
@@ -230,20 +254,22 @@ def _cached(
 
 
 def _encoded(
-    config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Dataset
-) -> tuple[caching.Prepared, Todo | None]:
-    """The dataset with every entry made, and what was made just now. One process at a time fills a cache."""
+    config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Dataset, *, processes: int | None = None
+) -> tuple[caching.Prepared, Todo | None, list[dict[str, Any]]]:
+    """The dataset with every entry made, what was made just now, and how. One program at a time fills a cache."""
     prepared = caching.prepare(config, spec, checkpoint, dataset)
     if not prepared.todo:
-        return prepared, None
+        return prepared, None, []
     with alone_in(prepared.store.root, wait=True):
         prepared.store.sweep()
         prepared = caching.prepare(config, spec, checkpoint, dataset)  # another process may have been here meanwhile
         if not prepared.todo:
-            return prepared, None
+            return prepared, None, []
+        job = caching.job_for(prepared, config, spec, checkpoint, processes=processes)
+        caching.check_space(job, spec.text_embed_dim)
         console.note(f"encoding {prepared.todo}")
-        caching.fill(caching.job_for(prepared, config, spec, checkpoint))
-    return prepared, prepared.todo
+        results = caching.fill(job)
+    return prepared, prepared.todo, results
 
 
 def _refuse_to_overwrite(output: Path, start_from: Path | None) -> None:

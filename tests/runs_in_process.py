@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from cogtune import caching, runs, worker
+from cogtune import caching, encoding, runs, worker
 from cogtune.config import resolve
 from cogtune.launch import LaunchFiles
 from cogtune.plan import Plan
@@ -25,9 +26,12 @@ class Stop:
         return self.after is not None and self.asked >= self.after
 
 
-def fill_here(job: caching.Job) -> None:
+def fill_here(job: caching.Job) -> list[dict[str, Any]]:
     """Stands in for :func:`cogtune.caching.fill`: the same job, done in this process."""
-    assert caching.encode(job, Stop())  # type: ignore[arg-type]
+    outcome = encoding.encode(replace(job, engine=caching.Engine(workers=0)), Stop())  # type: ignore[arg-type]
+    assert outcome.complete
+    assert not outcome.failures
+    return [asdict(outcome)]
 
 
 def plan_for(data: Path, output: Path, *, resume: str | None = None, overwrite: bool = False, **flags: Any) -> Plan:

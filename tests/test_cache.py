@@ -5,20 +5,21 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs_in_process import Stop
+from runs_in_process import Stop, fill_here
 
-from cogtune import caching
-from cogtune.caching import Prepared, job_for, prepare
+from cogtune.caching import Engine, Prepared, job_for, prepare
 from cogtune.config import resolve
 from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.data.sources import read_dataset
 from cogtune.data.video import write_video
+from cogtune.encoding import encode
 from cogtune.errors import CogtuneError
 from cogtune.models import read_spec
 
@@ -48,7 +49,7 @@ def fill(data: Path, tiny: Callable[[str], Path], look: Callable[..., Prepared])
         prepared = look(model, **flags)
         config = resolve(preset_name="cpu-lora-tiny", flags={"data": data, **flags}).config.anchored()
         job = job_for(prepared, config, read_spec(tiny(model)), tiny(model))
-        assert caching.encode(job, Stop())  # type: ignore[arg-type]
+        fill_here(job)
         return prepared
 
     return filled
@@ -173,7 +174,8 @@ def test_encoding_stops_when_asked_and_goes_on_later(
     prepared = look()
     config = resolve(preset_name="cpu-lora-tiny", flags={"data": data}).config.anchored()
     job = job_for(prepared, config, read_spec(tiny("2b")), tiny("2b"))
-    assert not caching.encode(job, Stop(after=4))  # type: ignore[arg-type]  # one for the captions, three for clips
+    job = replace(job, engine=Engine(workers=0))
+    assert not encode(job, Stop(after=4)).complete  # type: ignore[arg-type]  # one for the captions, three for clips
     assert counts(look()) == (4, 0, 0)
 
 

@@ -15,6 +15,7 @@ COMMANDS = [
     ["dataset"],
     ["dataset", "validate"],
     ["dataset", "cache"],
+    ["dataset", "bench"],
     ["train"],
     ["merge-zero"],
     ["infer"],

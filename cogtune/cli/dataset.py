@@ -61,15 +61,54 @@ def validate(
 
 
 @app.command()
-@with_config_flags("model", "precision", "size", "fps", "skip_start", "id_token", "cache_dir", *READING)
+@with_config_flags(
+    "model", "precision", "size", "fps", "skip_start", "id_token", "cache_dir", "workers", "vae_tiling", "vae_compile",
+    *READING,
+)  # fmt: skip
 def cache(
     flags: Flags,
     folder: Folder = Path("data"),
     preset: PresetName = None,
     config: ConfigFile = None,
+    num_processes: Annotated[
+        int | None,
+        typer.Option("--num-processes", min=1, help="Processes that share the work. [default: one a GPU]"),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Encode clips and captions once, for training to read; what is there already is left alone."""
     from cogtune import runs
     from cogtune.config import resolve
 
-    console.say(runs.cache(resolve(preset_name=preset, file=config, flags={**flags, "data": folder}).config))
+    resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
+    done = runs.cache(resolved.config, processes=num_processes)
+    if as_json:
+        console.emit(done.to_json())
+    else:
+        console.say(str(done))
+
+
+@app.command()
+@with_config_flags("model", "precision", "size", "workers", "vae_tiling", "vae_compile")
+def bench(
+    flags: Flags,
+    clips: Annotated[int, typer.Option("--clips", min=2, help="Clips that are encoded.")] = 64,
+    num_processes: Annotated[
+        int | None,
+        typer.Option("--num-processes", min=1, help="Processes that share the work. [default: one a GPU]"),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option("--keep", help="Keep the random model and the clips in this folder, for the next time."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast `dataset cache` is here: random weights of the real size, drawn clips, no download."""
+    from cogtune.bench.caching import bench_cache
+    from cogtune.config import resolve
+
+    figures = bench_cache(resolve(flags=flags).config, clips=clips, processes=num_processes, keep=keep)
+    if as_json:
+        console.emit(figures)
+    else:
+        console.table("", ("figure", "value"), [(name, str(value)) for name, value in figures.items()])

@@ -27,3 +27,13 @@ def fastest_attention(device: torch.device) -> contextlib.AbstractContextManager
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     context: contextlib.AbstractContextManager[None] = sdpa_kernel(order, set_priority=True)
     return context
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that new tensors on ``device`` can take: on a GPU with what PyTorch holds and does not use."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    import psutil
+
+    return int(psutil.virtual_memory().available)

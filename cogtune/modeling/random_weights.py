@@ -390,6 +390,29 @@ def write_for_training(
     return folder
 
 
+def write_for_encoding(
+    variant: Variant, folder: Path, *, scale: Scale, seed: int = 0, device: torch.device | str = "cpu"
+) -> Path:
+    """Write to ``folder`` what filling a cache reads of a pipeline, whole or not at all: no transformer's weights.
+
+    Raises:
+        CogtuneError: the folder cannot be written.
+    """
+    dtype = DTYPES["fp32" if scale == "tiny" else variant.trained_in]
+    with written_folder(folder) as aside, explained(folder):
+        _write_tokenizer(aside / "tokenizer")
+        CogVideoXDDIMScheduler(**scheduler_config(variant, scale)).save_pretrained(aside / "scheduler")
+        build_text_encoder(variant, scale, device=device, dtype=dtype, seed=seed).save_pretrained(
+            aside / "text_encoder", max_shard_size="5GB"
+        )
+        build_vae(variant, scale, device=device, dtype=dtype, seed=seed).save_pretrained(aside / "vae")
+        (aside / "transformer").mkdir()
+        write_json(aside / "transformer" / "config.json", transformer_config(variant, scale))
+        pipeline = "CogVideoXImageToVideoPipeline" if variant.image_to_video else "CogVideoXPipeline"
+        write_json(aside / "model_index.json", {"_class_name": pipeline, "_diffusers_version": diffusers.__version__})
+    return folder
+
+
 def tiny_model(name: str) -> Path:
     """The tiny pipeline of variant ``name`` in the user's cache folder, made at the first call.
 

@@ -1,0 +1,119 @@
+"""``cogtune dataset bench``: how fast clips go through decoders, VAE and writer on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import struct
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogtune import caching, console
+from cogtune.bench.watch import watched
+from cogtune.config import RunConfig
+from cogtune.data.decoding import default_workers
+from cogtune.data.sources import CAPTIONS, VIDEOS, read_dataset
+from cogtune.data.video import Pixels, write_video
+from cogtune.files import explained, write_text
+from cogtune.geometry import Size
+from cogtune.gpus import gpus
+from cogtune.models import TINY, Variant, read_spec, variant
+from cogtune.plan import check, fps_of, size_of
+
+DRAWN = 4
+"""Clips that are drawn; the others are the same pictures in files of other bytes."""
+
+SOURCE_SCALE = 1.5
+SOURCE_RATE = 3
+"""The clips are this much larger than training takes them, and have this many times its frames a second."""
+
+
+def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: Path | None) -> dict[str, Any]:
+    """Encode drawn clips with random weights into a fresh cache; figures by name, JSON-able.
+
+    Args:
+        config: ``model`` is a variant, of full size, or ``tiny:VARIANT``.
+        keep: a folder for the model and the clips, which are used again when they are there.
+
+    Raises:
+        UsageError: there is no such variant, or it cannot be encoded at that size.
+        CogtuneError: encoding failed.
+    """
+    tiny = config.model.startswith(TINY)
+    row = variant(config.model.removeprefix(TINY))
+    with tempfile.TemporaryDirectory(prefix="cogtune-bench-") as scratch:
+        home = (keep or Path(scratch)).absolute()
+        model = _model(row, home / f"{row.name}-{'tiny' if tiny else 'full'}", tiny=tiny)
+        spec = read_spec(model)
+        config = config.model_copy(update={"cache_dir": Path(scratch) / "cache", "data": home / "data"})
+        check(config, spec)
+        size, fps = size_of(config, spec), fps_of(config, spec)
+        data = _draw(home / f"data-{size}-{clips}", size, fps, clips)
+        prepared = caching.prepare(config, spec, model, read_dataset(data))
+        job = caching.job_for(prepared, config, spec, model, processes=processes or max(1, len(gpus())))
+        caching.check_space(job, spec.text_embed_dim)
+        console.note(f"encoding {prepared.todo}")
+        with watched() as peaks:
+            results = caching.fill(job)
+    workers = config.workers if config.workers is not None else default_workers(job.engine.processes)
+    return {
+        "gpu": gpus()[0].name if gpus() else "none",
+        "model": config.model,
+        "size": str(size),
+        "workers": workers,
+        **caching.totals(results),
+        "card_gb": [round(used / 1e9, 2) for used in peaks.cards],
+        "host_gib": round(peaks.processes / 2**30, 2),
+    }
+
+
+def _model(row: Variant, folder: Path, *, tiny: bool) -> Path:
+    """The random model in ``folder``, made by another process, so that the GPU is free again."""
+    if not folder.is_dir():
+        console.note(f"making a random {row.name}")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pool.submit(_write_model, row, folder, tiny=tiny).result()
+    return folder
+
+
+def _write_model(row: Variant, folder: Path, *, tiny: bool) -> None:
+    from cogtune.modeling.devices import best_device
+    from cogtune.modeling.random_weights import write_for_encoding
+
+    write_for_encoding(row, folder, scale="tiny" if tiny else "full", device="cpu" if tiny else best_device())
+
+
+def _draw(folder: Path, size: Size, fps: float, clips: int) -> Path:
+    """A dataset of ``clips`` different files, each long and large enough for ``size``."""
+    if folder.is_dir() and (folder / CAPTIONS).is_file():
+        return folder
+    console.note("drawing clips")
+    with ProcessPoolExecutor(min(DRAWN, default_workers()), multiprocessing.get_context("spawn")) as pool:
+        drawn = list(pool.map(_drawn, [(folder / f"drawn-{number}.mp4", number, size, fps) for number in range(DRAWN)]))
+    for number in range(clips):
+        skipped = struct.pack(">I4sI", 12, b"free", number)  # a box that players pass over
+        with explained(folder):
+            (folder / f"{number:04d}.mp4").write_bytes(drawn[number % DRAWN] + skipped)
+    write_text(folder / VIDEOS, "".join(f"{number:04d}.mp4\n" for number in range(clips)))
+    write_text(folder / CAPTIONS, "".join(f"clip number {number} of moving stripes\n" for number in range(clips)))
+    return folder
+
+
+def _drawn(what: tuple[Path, int, Size, float]) -> bytes:
+    path, number, size, fps = what
+    write_video(path, _stripes(number, size), SOURCE_RATE * fps)
+    film = path.read_bytes()
+    path.unlink()
+    return film
+
+
+def _stripes(number: int, size: Size) -> Iterator[Pixels]:
+    height, width = (int(side * SOURCE_SCALE) // 2 * 2 for side in (size.height, size.width))
+    y, x = np.mgrid[0:height, 0:width].astype(np.int32)
+    for t in range(SOURCE_RATE * (size.num_frames - 1) + 1):
+        planes = (x + 3 * t, y * (number + 1) + t, x + y - 2 * t)
+        yield np.stack([(plane % 256).astype(np.uint8) for plane in planes], axis=-1)

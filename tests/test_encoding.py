@@ -1,0 +1,193 @@
+"""Filling the cache: decoders that die, disks that fill up, processes that share, and always the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Cogtune
+from runs_in_process import Stop
+
+from cogtune import caching, encoding
+from cogtune.caching import Engine, Job, job_for, prepare, share
+from cogtune.config import resolve
+from cogtune.data.decoding import Decoded, Failure, PixelJob, decoding, default_workers, load
+from cogtune.data.frames import FrameSettings
+from cogtune.data.index import ClipJob, TextJob, Todo
+from cogtune.data.sources import read_dataset
+from cogtune.errors import CogtuneError
+from cogtune.geometry import Size
+from cogtune.models import read_spec
+
+Jobs = Callable[..., Job]
+
+
+@pytest.fixture
+def job(clips: Path, tiny: Callable[[str], Path], tmp_path: Path) -> Jobs:
+    """The job of filling a cache with the drawn clips."""
+
+    def made(model: str = "2b", *, cache: str = "cache", workers: int = 0, **flags: object) -> Job:
+        flags = {"data": clips, "cache_dir": tmp_path / cache, "workers": workers, **flags}
+        config = resolve(preset_name="cpu-lora-tiny", flags=flags).config.anchored()
+        spec = read_spec(tiny(model))
+        prepared = prepare(config, spec, tiny(model), read_dataset(clips))
+        return job_for(prepared, config, spec, tiny(model))
+
+    return made
+
+
+def encode(job: Job, after: int | None = None) -> encoding.Outcome:
+    return encoding.encode(job, Stop(after))  # type: ignore[arg-type]
+
+
+def entries(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.safetensors")}
+
+
+def die_or_hang(job: PixelJob) -> torch.Tensor:
+    """A decoder that the first clip kills and the second hangs; others are decoded."""
+    assert isinstance(job, ClipJob)
+    if job.video.name.startswith("01"):
+        os.kill(os.getpid(), 11)
+    if job.video.name.startswith("02"):
+        time.sleep(1000)
+    if job.video.name.startswith("03"):
+        raise ZeroDivisionError("of its own")
+    return load(job)
+
+
+def test_decoders_give_what_this_process_would_and_one_that_dies_takes_one_clip(job: Jobs) -> None:
+    clips = job().todo.clips
+    alone = {item.job.key: item.pixels for item in drain(clips, workers=0) if isinstance(item, Decoded)}
+    assert len(alone) == 6
+    found = drain(clips, workers=1, patience=2.0, load=die_or_hang)
+    reasons = {item.job.video.name[:2]: item.reason for item in found if isinstance(item, Failure)}  # type: ignore[union-attr]
+    assert reasons == {
+        "01": "the decoder died of it (SIGSEGV)",
+        "02": "the decoder was still at work after 2 s",
+        "03": "ZeroDivisionError: of its own",
+    }
+    others = [item for item in found if isinstance(item, Decoded)]
+    assert len(others) == 3
+    for item in others:
+        assert item.pixels.dtype == torch.uint8
+        assert torch.equal(item.pixels, alone[item.job.key])
+
+
+def drain(jobs: tuple[ClipJob, ...], **options: object) -> list[Decoded | Failure]:
+    with decoding(jobs, **options) as results:  # type: ignore[arg-type]
+        return [item for item in results if item is not None]
+
+
+def test_the_bytes_are_those_of_the_plain_path(job: Jobs) -> None:
+    """Decoders in processes, two processes sharing, the writer behind: none of it shows in an entry."""
+    plain, pooled, shared = (job("5b-i2v", cache=name) for name in ("plain", "pooled", "shared"))
+    assert encode(plain).complete
+    assert encode(replace(pooled, engine=Engine(workers=1))).complete
+    shared = replace(shared, engine=Engine(processes=2, workers=0))
+    outcomes = [encoding.encode(shared, Stop(), rank=rank) for rank in range(2)]  # type: ignore[arg-type]
+    assert sum(outcome.clips for outcome in outcomes) == 6
+    expected = entries(plain.store.root)
+    assert len(expected) == 6 + 7 + 6
+    assert entries(pooled.store.root) == expected
+    assert entries(shared.store.root) == expected
+
+
+def test_a_clip_that_cannot_be_decoded_is_named_after_the_others_are_stored(job: Jobs, tmp_path: Path) -> None:
+    work = job()
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no film at all" * 100)
+    first = replace(work.todo.clips[0], video=broken)
+    work = replace(work, todo=replace(work.todo, clips=(first, *work.todo.clips[1:])))
+    outcome = encode(work)
+    assert outcome.complete
+    assert outcome.failures == [f"{broken}: {broken} is not a video"]
+    assert outcome.clips == 5
+    assert len(list((work.store.root / "latents").rglob("*.safetensors"))) == 5
+
+
+def test_a_full_disk_is_told_and_leaves_whole_entries(job: Jobs) -> None:
+    work = job()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # a caption's embedding is larger than that
+    try:
+        with pytest.raises(CogtuneError, match=r"cannot write .*safetensors: File too large"):
+            encode(work)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path for path in work.store.root.rglob("*") if path.is_file()] == [work.store.root / "files.json"]
+    assert encode(work).complete
+
+
+def test_a_disk_without_room_is_refused_with_figures(job: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = job("5b-i2v")
+    width = read_spec(work.checkpoint).text_embed_dim
+    caching.check_space(work, width)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10_000, 9_000, 1_000))
+    with pytest.raises(CogtuneError, match=r"needs 6\d\d kB more, and 1 kB are free"):
+        caching.check_space(work, width)
+
+
+def test_the_estimate_is_what_the_entries_take(job: Jobs) -> None:
+    for precision in ("fp32", "bf16"):
+        work = job("5b-i2v", cache=precision, precision=precision)
+        estimate = caching.bytes_needed(work, read_spec(work.checkpoint).text_embed_dim)
+        encode(work)
+        taken = sum(len(data) for data in entries(work.store.root).values())
+        headers = 19 * caching._ENTRY_OVERHEAD
+        assert estimate - headers < taken < estimate
+
+
+def test_shares_cover_the_work_once_and_weigh_the_same() -> None:
+    sizes = ("49x480x720", "25x512x512", "81x768x1360")
+    settings = [FrameSettings(size=Size.parse(size), fps=8.0) for size in sizes]
+    clips = tuple(ClipJob(f"{number:032x}", Path("a.mp4"), settings[number % 3]) for number in range(300))
+    texts = tuple(TextJob(f"{number:032x}", "a") for number in range(4000))
+    work = Todo(clips, texts, ())
+    parts = [share(work, rank, 4) for rank in range(4)]
+    assert sorted(job.key for part in parts for job in part.clips) == [job.key for job in clips]
+    assert sorted(job.key for part in parts for job in part.texts) == [job.key for job in texts]
+    assert [len(part.texts) for part in parts] == [2000, 2000, 0, 0]  # not worth loading the encoder four times
+    seconds = [caching.seconds_of(part) + (10 if part.texts else 0) for part in parts]
+    assert max(seconds) - min(seconds) < 2.0
+    assert [len(part.texts) for part in (share(Todo((), texts[:7], ()), rank, 4) for rank in range(4))] == [7, 0, 0, 0]
+
+
+def test_lookahead_is_bounded_by_bytes(job: Jobs) -> None:
+    clips = job().todo.clips
+    one = 3 * 9 * 64 * 96
+    with decoding(clips, 1, limit=2 * one) as results:
+        found = iter(results)
+        time.sleep(0.1)
+        pool = found.gi_frame.f_locals["self"]  # type: ignore[attr-defined]
+        while pool.ready.qsize() < 2:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert pool.ready.qsize() == 2
+        assert len(pool.waiting) == 4
+        assert len(list(found)) == 6
+
+
+def test_workers_are_chosen_from_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, processes, expected in ((1, 1, 1), (2, 1, 1), (16, 1, 15), (128, 1, 16), (128, 8, 15), (16, 8, 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert default_workers(processes) == expected
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
+    words = ["dataset", "cache", clips, "--preset", "cpu-lora-tiny", "--cache-dir", tmp_path / "cache"]
+    told = cogtune(*words, "--num-processes", 2, "--workers", 0)
+    assert "encoded 6 clips, 7 captions" in told.out
+    ranks = [json.loads((tmp_path / "cache" / "job" / f"result-{rank}.json").read_text()) for rank in range(2)]
+    assert [rank["texts"] for rank in ranks] == [7, 0]
+    assert [rank["clips"] for rank in ranks] == [0, 6]
+    assert "nothing to do" in cogtune(*words).out
