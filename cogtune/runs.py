@@ -47,10 +47,13 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
     return resolve(preset_name=preset_name, file=file, flags=flags)
 
 
-def validate(config: RunConfig, *, page: Path | None = None, page_clips: int | None = None) -> Report:
+def validate(
+    config: RunConfig, *, full: bool = False, page: Path | None = None, page_clips: int | None = None
+) -> Report:
     """Look for everything that is wrong with a dataset; a published model need not be on this machine.
 
     Args:
+        full: decode every frame, rather than one of each clip.
         page: an HTML file to show the clips and the findings in.
         page_clips: how many clips it shows at most.
 
@@ -64,7 +67,7 @@ def validate(config: RunConfig, *, page: Path | None = None, page_clips: int | N
     else:
         spec = published_spec(row)
     dataset, settings = _read(config), caching.frame_settings(config, spec)
-    report = check_dataset(dataset, settings, spec)
+    report = _checked(dataset, config, spec, full=full)
     if page is not None:
         from cogtune.report.dataset import MOST_CLIPS, Checked, write_dataset_report
 
@@ -74,6 +77,12 @@ def validate(config: RunConfig, *, page: Path | None = None, page_clips: int | N
                 page, Checked(dataset, settings, report), most_clips=most, progress=lambda: progress.advance()
             )
     return report
+
+
+def _checked(dataset: Dataset, config: RunConfig, spec: ModelSpec, *, full: bool = False) -> Report:
+    settings = caching.frame_settings(config, spec)
+    with console.progress("checking", len(dataset.samples)) as progress:
+        return check_dataset(dataset, settings, spec, full=full, tell=progress.advance)
 
 
 @dataclass(frozen=True)
@@ -211,7 +220,7 @@ def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
         CogtuneError: with every error found.
     """
     dataset = _read(config)
-    report = check_dataset(dataset, caching.frame_settings(config, spec), spec)
+    report = _checked(dataset, config, spec)
     command = _validate_command(config, spec)
     errors = [finding for finding in report.findings if finding.severity == "error"]
     if errors:

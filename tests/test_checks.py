@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from cogtune.data import inspection
 from cogtune.data.checks import Report, check_dataset
 from cogtune.data.findings import FINDINGS, SEVERITIES, Finding, finding, listed
 from cogtune.data.frames import FrameSettings
@@ -22,6 +26,8 @@ from cogtune.geometry import Size
 from cogtune.models import ModelSpec
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)
+
+BROKEN = (sys.executable, str(Path(__file__).with_name("broken_decoder.py")))
 
 SPEC_1_0 = ModelSpec(
     num_layers=30,
@@ -46,20 +52,33 @@ SPEC_1_0 = ModelSpec(
 )
 
 
-def clip(path: Path, count: int = 12, height: int = 64, width: int = 96, fps: float = 8) -> Path:
-    write_video(path, np.zeros((count, height, width, 3), np.uint8), fps)
+def clip(path: Path, count: int = 12, height: int = 64, width: int = 96, fps: float = 8, grey: int = 0) -> Path:
+    write_video(path, np.full((count, height, width, 3), grey, np.uint8), fps)
     return path
 
 
-def special_clip(path: Path, *, rotation: int = 0, pixel_aspect: Fraction = Fraction(1)) -> None:
+def special_clip(
+    path: Path,
+    *,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    rotation: int = 0,
+    rate: int = 8,
+    times: Sequence[int] = range(12),
+    **traits: Any,
+) -> None:
+    """A black clip with whatever a codec's context may be told; ``times`` are in parts of a second, ``rate`` each."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.height, stream.width, stream.pix_fmt = *((96, 64) if rotation else (64, 96)), "yuv420p"
-        stream.codec_context.sample_aspect_ratio = pixel_aspect
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *((96, 64) if rotation else (64, 96)), pixel_format
+        for name, value in traits.items():
+            setattr(stream.codec_context, name, value)
         if rotation:
             stream.set_display_rotation(rotation)
-        for _ in range(12):
-            container.mux(stream.encode(av.VideoFrame(stream.width, stream.height, "yuv420p")))
+        for time in times:
+            frame = av.VideoFrame(stream.width, stream.height, pixel_format)
+            frame.pts, frame.time_base = time, Fraction(1, rate)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
@@ -156,6 +175,36 @@ def _bad_image(root: Path) -> Report:
     return check(root)
 
 
+def _odd_image(root: Path) -> Report:
+    lists(root, ["A black frame."], ["bad.mp4"], ["bad.png"])
+    clip(root / "bad.mp4")
+    Image.new("RGB", (64, 64)).save(root / "bad.png")
+    return check(root)
+
+
+def _two_captions(first: str, second: str, grey: int = 9) -> Callable[[Path], Report]:
+    def build(root: Path) -> Report:
+        lists(root, [first, second], ["good.mp4", "bad.mp4"])
+        clip(root / "good.mp4")
+        clip(root / "bad.mp4", grey=grey)
+        return check(root)
+
+    return build
+
+
+def _with_broken_decoder(name: str) -> Callable[[Path], Report]:
+    def build(root: Path) -> Report:
+        lists(root, ["A black frame.", "Another one."], [f"{name}.mp4", "good.mp4"])
+        clip(root / f"{name}.mp4")
+        clip(root / "good.mp4", grey=9)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inspection, "COMMAND", BROKEN)
+            patch.setenv("COGTUNE_STALL_SECONDS", "0.3")
+            return check(root)
+
+    return build
+
+
 def _with_table(text: str) -> Callable[[Path], Report]:
     def build(root: Path) -> Report:
         clip(root / "good.mp4")
@@ -211,6 +260,12 @@ CASES: dict[str, tuple[Callable[[Path], Report], str, str]] = {
     "no-video-stream": (_with_clip(sound), "bad", "bad.mp4 has no video stream"),
     "cut-short": (_with_clip(_cut), "bad", "bad.mp4 is cut short: 100 of *,??? bytes are missing"),
     "damaged-video": (_with_clip(_damaged), "bad", "bad.mp4 cannot be opened: its header is damaged"),
+    "decoder-died": (_with_broken_decoder("crash"), "crash", "crash.mp4 kills the decoder (SIGSEGV)"),
+    "decoder-hung": (
+        _with_broken_decoder("hang"),
+        "hang",
+        "hang.mp4 hangs the decoder: it gave nothing for 0.3 seconds",
+    ),
     "unreadable-image": (_bad_image, "bad", "cannot read the image ROOT/bad.png: it is no image, or damaged"),
     "too-short": (
         _with_clip(lambda path: clip(path, count=24, fps=30)),
@@ -222,13 +277,35 @@ CASES: dict[str, tuple[Callable[[Path], Report], str, str]] = {
         "bad",
         "runs at 5 fps, training at 8: its motion is learned 1.6 times as fast",
     ),
+    "variable-rate": (
+        _with_clip(lambda path: special_clip(path, rate=16, times=[0, 2, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20])),
+        "bad",
+        "has a variable frame rate: 18% of its frames come much sooner or later than the others, "
+        "and training takes them as 9.143 a second throughout",
+    ),
+    "deep-colour": (
+        _with_clip(lambda path: special_clip(path, pixel_format="yuv420p10le")),
+        "bad",
+        "has 10 bits a colour (yuv420p10le); it is trained with 8",
+    ),
+    "hdr": (
+        _with_clip(lambda path: special_clip(path, color_trc=16, color_primaries=9)),
+        "bad",
+        "has HDR or wide-gamut colours (PQ): it is trained pale, as no tone mapping is applied",
+    ),
+    "alpha": (
+        _with_clip(lambda path: special_clip(path, codec="png", pixel_format="rgba")),
+        "bad",
+        "has transparency (rgba), which is dropped: what lies under it is trained",
+    ),
+    "image-shape": (_odd_image, "bad", "has an image of 64x64 and a clip of 64x96: they are not cut alike"),
     "rotated": (
         _with_clip(lambda path: special_clip(path, rotation=90)),
         "bad",
         "is turned by 90 degrees, as players turn it",
     ),
     "pixel-aspect": (
-        _with_clip(lambda path: special_clip(path, pixel_aspect=Fraction(4, 3))),
+        _with_clip(lambda path: special_clip(path, sample_aspect_ratio=Fraction(4, 3))),
         "bad",
         "has pixels 1.33 times as wide as high: it is trained squeezed or stretched",
     ),
@@ -255,6 +332,17 @@ CASES: dict[str, tuple[Callable[[Path], Report], str, str]] = {
         "bad",
         "has the same caption as bad#2 and bad#3",
     ),
+    "not-english": (
+        _with_caption("Ein Dampfer fährt auf dem Fluss und pfeift."),
+        "bad",
+        "has a caption that does not seem to be English (its small words are not: 4 of 8): 'Ein Dampfer *",
+    ),
+    "copied-video": (_two_captions("One.", "Two.", grey=0), "bad", "has the very bytes of good"),
+    "similar-caption": (
+        _two_captions("A mouse, whistling.", "a mouse whistling"),
+        "good",
+        "has the same caption as bad, but for capitals, punctuation or blanks",
+    ),
     "model-size": (_at_size("9x60x96", SPEC_1_0), "9x60x96", "height 60 is not a multiple of 16; 64 is"),
     "model-advice": (
         _at_size("57x64x96", SPEC_1_0),
@@ -262,6 +350,11 @@ CASES: dict[str, tuple[Callable[[Path], Report], str, str]] = {
         "57 frames: the model was trained on 8N+1, up to 49",
     ),
 }
+
+
+DOCS = Path(__file__).parent.parent / "docs" / "dataset-format.md"
+EXAMPLES = dict(re.findall(r"^\| `([a-z0-9-]+)` \|[^|]*\|[^|]*\| (.*) \|$", DOCS.read_text(), re.MULTILINE))
+"""The table of findings in the docs: an example for each."""
 
 
 @pytest.mark.parametrize("code", FINDINGS)
@@ -273,8 +366,15 @@ def test_each_kind_of_fault_is_found_and_told(tmp_path: Path, code: str) -> None
     assert fnmatchcase(found.message, message.replace("ROOT", str(tmp_path))), found.message
     assert found.severity == FINDINGS[code].severity
     assert report.ok == all(found.severity != "error" for found in report.findings)
-    related = {"listed-twice", "same-caption", "stray-caption", "one-word-caption"}
+    related = {"copied-video", "listed-twice", "same-caption", "stray-caption", "one-word-caption"}
     assert {other.code for other in report.findings} <= {code} | related
+    told = f"{found.where}: {found.message}".replace(str(tmp_path), "data")
+    assert _without_figures(told) == _without_figures(EXAMPLES[code]), "docs/dataset-format.md tells it otherwise"
+
+
+def _without_figures(text: str) -> str:
+    """Sizes of files differ between encoders."""
+    return re.sub(r"[\d,]*\d", "0", text)
 
 
 def test_a_code_without_a_row_is_refused() -> None:
@@ -285,7 +385,7 @@ def test_a_code_without_a_row_is_refused() -> None:
 def test_a_sound_dataset_has_no_findings(tmp_path: Path) -> None:
     lists(tmp_path, ["A black frame.", "Another one."], ["a.mp4", "b.mp4"], ["a.png", "b.jpg"])
     for name, image in (("a", "a.png"), ("b", "b.jpg")):
-        clip(tmp_path / f"{name}.mp4")
+        clip(tmp_path / f"{name}.mp4", grey=ord(name))
         Image.new("RGB", (96, 64)).save(tmp_path / image)
     report = check(tmp_path, spec=SPEC_1_0)
     assert report.ok
@@ -361,6 +461,10 @@ def test_a_report_is_json_with_a_stable_schema(tmp_path: Path) -> None:
                 "pixel_format": "yuv420p",
                 "rotation": 0,
                 "pixel_aspect": 1.0,
+                "bits": 8,
+                "hdr": "",
+                "alpha": False,
+                "uneven": 0.0,
             }
         ],
     }
@@ -397,10 +501,10 @@ def test_what_nearly_fits_is_left_alone(tmp_path: Path) -> None:
 def test_captions_are_counted_by_the_tokenizer_where_there_is_one(tmp_path: Path) -> None:
     lists(tmp_path, ["word " * 168, "two words"], ["a.mp4", "b.mp4"])
     for name in "ab":
-        clip(tmp_path / f"{name}.mp4")
+        clip(tmp_path / f"{name}.mp4", grey=ord(name))
     dataset = read_dataset(tmp_path)
-    assert check_dataset(dataset, SETTINGS, count_tokens=lambda caption: 226).findings == ()
-    report = check_dataset(dataset, SETTINGS, SPEC_1_0, count_tokens=lambda caption: 227)
+    assert check_dataset(dataset, SETTINGS, count_tokens=lambda captions: [226] * len(captions)).findings == ()
+    report = check_dataset(dataset, SETTINGS, SPEC_1_0, count_tokens=lambda captions: [227] * len(captions))
     assert [found.message for found in report.findings] == [
         "has a caption of 168 words, 227 tokens: the model reads 226",
         "has a caption of 2 words, 227 tokens: the model reads 226",

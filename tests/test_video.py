@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cogtune.data import video
-from cogtune.data.video import (
+from cogtune.data.container import (
     CutShort,
     DamagedVideo,
     EmptyVideo,
@@ -22,13 +22,10 @@ from cogtune.data.video import (
     NotAVideo,
     NoVideoStream,
     VideoError,
-    VideoInfo,
-    count_frames,
-    iter_frames,
-    probe,
-    read_frames,
-    write_video,
+    check_decoded,
+    decode_all,
 )
+from cogtune.data.video import VideoInfo, iter_frames, probe, read_frames, write_video
 from cogtune.errors import CogtuneError
 
 GREYS = 60
@@ -79,6 +76,11 @@ def encode(
     return path
 
 
+def whole(path: Path) -> None:
+    """What a full check of a clip comes down to."""
+    check_decoded(path, probe(path).num_frames, decode_all(path))
+
+
 def boxes(data: bytes) -> list[str]:
     """The names of an mp4 file's top-level boxes."""
     names, position = [], 0
@@ -116,7 +118,7 @@ def test_a_container_without_a_frame_count_is_counted(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.webm", greys(13), codec="libvpx-vp9")
     with av.open(str(path)) as container:
         assert container.streams.video[0].frames == 0
-    assert probe(path).num_frames == 13 == count_frames(path)
+    assert probe(path).num_frames == 13 == decode_all(path).frames
 
 
 def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path: Path) -> None:
                 target.mux(packet)
     with av.open(str(cut)) as container:
         assert container.streams.video[0].frames == 40
-    assert probe(cut).num_frames == 30 == count_frames(cut)
+    assert probe(cut).num_frames == 30 == decode_all(cut).frames
     assert numbers(read_frames(cut, [0, 29])) == [30, 59]
     with pytest.raises(CutShort):  # decord alone would give copies of the last frame
         read_frames(cut, [30], decoder="decord")
@@ -262,7 +264,7 @@ def test_a_broken_file_is_told_in_plain_words(
     clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str, error: type[VideoError], words: str
 ) -> None:
     path = broken(kind, clip, tmp_path)
-    for read in (probe, count_frames, lambda path: read_frames(path, [0])):
+    for read in (probe, whole, lambda path: read_frames(path, [0])):
         with pytest.raises(error, match=words) as caught:
             read(path)
         assert caught.value.message.startswith(f"{path} ")
@@ -271,9 +273,19 @@ def test_a_broken_file_is_told_in_plain_words(
 
 
 @pytest.mark.parametrize(
-    ("length", "words"), [(400, "is damaged at frame 30"), (20_000, r"cannot be decoded beyond frame (2\d|30)")]
+    ("length", "words", "told"),
+    [
+        (400, "is damaged at frame 30", "is damaged: 1 of 60 frames, the first being frame 30"),
+        (
+            20_000,
+            r"cannot be decoded beyond frame (2\d|30)",
+            r"is damaged: .*\d packets that give no frame \(invalid",
+        ),
+    ],
 )
-def test_a_clip_damaged_inside_opens_and_is_found_by_decoding(tmp_path: Path, length: int, words: str) -> None:
+def test_a_clip_damaged_inside_opens_and_is_found_by_decoding(
+    tmp_path: Path, length: int, words: str, told: str
+) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 48, 64, 3), np.uint8)
     path = encode(tmp_path / "a.mp4", noise)
     data = bytearray(path.read_bytes())
@@ -281,8 +293,8 @@ def test_a_clip_damaged_inside_opens_and_is_found_by_decoding(tmp_path: Path, le
     data[middle : middle + length] = b"\xff" * length  # within one frame's data, or over several frames' lengths
     path.write_bytes(data)
     assert probe(path).num_frames == 60
-    with pytest.raises(DamagedVideo, match=words):
-        count_frames(path)
+    with pytest.raises(DamagedVideo, match=told):
+        whole(path)
     assert len(read_frames(path, range(25))) == 25
     with pytest.raises(DamagedVideo, match=words):
         read_frames(path, [0, 59])

@@ -27,6 +27,9 @@ def validate(
     folder: Folder = Path("data"),
     preset: PresetName = None,
     config: ConfigFile = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Decode every frame of every clip, rather than one of each.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 on warnings too.")] = False,
     as_json: Json = False,
     page: Annotated[
@@ -45,7 +48,7 @@ def validate(
     from cogtune.config import resolve
 
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
-    report = runs.validate(resolved.config, page=page, page_clips=page_clips)
+    report = runs.validate(resolved.config, full=full, page=page, page_clips=page_clips)
     if as_json:
         console.emit(report.to_json())
     else:

@@ -5,42 +5,25 @@ No model is needed: with a checkpoint's spec its own rules are checked too. Noth
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cogtune.data.findings import SEVERITIES, Finding, finding, listed
-from cogtune.data.frames import FrameSettings, read_image
+from cogtune.data.checks_captions import CAPTION_TOKENS, CountTokens, check_captions, check_repeats
+from cogtune.data.checks_clips import check_clip, check_image
+from cogtune.data.container import VideoInfo
+from cogtune.data.findings import SEVERITIES, Finding, finding
+from cogtune.data.frames import FrameSettings
+from cogtune.data.inspection import Job, Seen, inspect
 from cogtune.data.sources import Dataset, Sample
-from cogtune.data.video import VideoError, VideoInfo, probe
-from cogtune.errors import CogtuneError
-from cogtune.geometry import (
-    FRAME_STEP,
-    Size,
-    cropped_away,
-    legal_frame_counts,
-    longest_at,
-    nearest_below,
-)
+from cogtune.geometry import Size
 from cogtune.models import ModelSpec
 
 REPORT_VERSION = 1
 """The version of :meth:`Report.to_json`'s schema."""
-
-MOST_CROPPED = 0.25
-"""The share of a frame that may be cut away before it is worth a warning."""
-
-SAME_RATE = 0.95
-"""A clip at this share of the training frame rate or above counts as fast enough (23.976 passes for 24)."""
-
-CAPTION_TOKENS = 226
-"""The prompt limit of all five models' configs, when no spec is at hand."""
-
-TOKENS_PER_WORD = 1.35
-"""About what T5's tokenizer makes of an English word, for when it is not at hand."""
 
 
 @dataclass(frozen=True)
@@ -83,45 +66,53 @@ def check_dataset(
     settings: FrameSettings,
     spec: ModelSpec | None = None,
     *,
-    workers: int = 2,
-    count_tokens: Callable[[str], int] | None = None,
+    full: bool = False,
+    workers: int | None = None,
+    count_tokens: CountTokens | None = None,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> Report:
     """Open every clip and image and look at every caption.
 
-    The report holds all that is wrong, what reading the dataset found included.
+    The report holds all that is wrong, what reading the dataset found included. Clips are opened in processes of
+    their own: one that kills or hangs its decoder is a finding like any other.
 
     Args:
         dataset: as read from its folder.
         settings: the frames that training takes.
         spec: the model to be trained; its rules of size and caption length are checked when it is given.
-        workers: clips opened at a time.
-        count_tokens: the number of tokens in a caption; without it they are estimated from its words.
+        full: decode every frame and image, rather than one frame of each clip and the header of each image.
+        workers: processes that open clips; one a core by default, eight at most.
+        count_tokens: the number of tokens in captions; without it they are estimated from their words.
+        tell: called with 1 as each sample is done.
+
+    Raises:
+        CogtuneError: clips cannot be opened here at all.
     """
     told = {(found.where, found.code) for found in dataset.findings}
-
-    def look(sample: Sample) -> tuple[VideoInfo | None, list[Finding]]:
-        info, findings = _check_files(sample, settings)
-        return info, [found for found in findings if (found.where, found.code) not in told]
-
-    with ThreadPoolExecutor(workers) as pool:
-        looked = list(pool.map(look, dataset.samples))
     findings = [*dataset.findings, *_check_size(settings.size, spec)]
-    infos: dict[str, VideoInfo] = {}
+    infos: dict[int, VideoInfo] = {}
+    jobs = (Job(sample.video, sample.image, full) for sample in dataset.samples)
+    with contextlib.closing(inspect(jobs, workers=workers)) as looks:
+        for place, seen in looks:
+            sample = dataset.samples[place]
+            if seen.info is not None:
+                infos[place] = seen.info
+            findings += [found for found in _check_files(sample, seen, settings) if (sample.id, found.code) not in told]
+            tell(1)
     limit = spec.max_text_seq_length if spec else CAPTION_TOKENS
-    for sample, (info, found) in zip(dataset.samples, looked, strict=True):
-        if info is not None:
-            infos[sample.id] = info
-        findings += found
-        if not told & {(sample.id, "missing-caption"), (sample.id, "not-utf8")}:
-            findings += _check_caption(sample, limit, count_tokens)
-    findings += _check_repeats(dataset.samples)
+    captioned = [
+        sample for sample in dataset.samples if not told & {(sample.id, "missing-caption"), (sample.id, "not-utf8")}
+    ]
+    findings += check_captions(captioned, limit, count_tokens)
+    findings += check_repeats(dataset.samples)
 
     places = {sample.id: place for place, sample in enumerate(dataset.samples)}
     findings.sort(key=lambda found: (SEVERITIES.index(found.severity), places.get(found.where, -1)))
     severities = Counter(found.severity for found in findings)
     counts = {"samples": len(dataset.samples), "clips": len(infos)}
     counts |= {severity: severities[severity] for severity in SEVERITIES}
-    return Report(dataset.root, dataset.layout, tuple(findings), infos, counts)
+    by_id = {dataset.samples[place].id: infos[place] for place in sorted(infos)}
+    return Report(dataset.root, dataset.layout, tuple(findings), by_id, counts)
 
 
 def _check_size(size: Size, spec: ModelSpec | None) -> list[Finding]:
@@ -132,114 +123,10 @@ def _check_size(size: Size, spec: ModelSpec | None) -> list[Finding]:
     return problems + [finding("model-advice", where, advice, hint) for advice in spec.size_advice(size)]
 
 
-def _check_files(sample: Sample, settings: FrameSettings) -> tuple[VideoInfo | None, list[Finding]]:
-    findings = []
-    info = None
-    try:
-        info = probe(sample.video)
-    except VideoError as error:
-        findings.append(finding(error.code, sample.id, f"{sample.video.name} {error.reason}", error.advice))
-    else:
-        findings += _check_clip(sample.id, info, settings)
-    if sample.image is not None:
-        if sample.image.is_file():
-            try:
-                read_image(sample.image)
-            except CogtuneError as error:
-                findings.append(finding("unreadable-image", sample.id, error.message, error.hint))
-        else:
-            message = f"{sample.image.name} is not there"
-            findings.append(finding("missing-image", sample.id, message, "check the path"))
-    return info, findings
-
-
-def _check_clip(where: str, info: VideoInfo, settings: FrameSettings) -> Iterator[Finding]:
-    size = settings.size
-    given = longest_at(info.num_frames, info.fps, settings.fps, settings.start)
-    if given < size.num_frames:
-        from_start = f" from frame {settings.start} on" if settings.start else ""
-        fits = nearest_below(given, legal_frame_counts(FRAME_STEP, given))
-        yield finding(
-            "too-short",
-            where,
-            f"gives {given} frames at {settings.fps:g} fps{from_start}, and training takes {size.num_frames} "
-            f"(it has {info.num_frames} at {info.fps:.4g} fps)",
-            f"use a longer clip, or ask for {fits} frames" if fits else "use a longer clip, or leave it out",
-        )
-    if info.fps < SAME_RATE * settings.fps:
-        yield finding(
-            "slow",
-            where,
-            f"runs at {info.fps:.4g} fps, training at {settings.fps:g}: "
-            f"its motion is learned {settings.fps / info.fps:.2g} times as fast",
-            "use a source with more frames a second",
-        )
-    if info.rotation:
-        yield finding("rotated", where, f"is turned by {info.rotation} degrees, as players turn it")
-    if abs(info.pixel_aspect - 1) > 0.01:
-        yield finding(
-            "pixel-aspect",
-            where,
-            f"has pixels {info.pixel_aspect:.3g} times as wide as high: it is trained squeezed or stretched",
-            f"resize it to {round(info.width * info.pixel_aspect)}x{info.height} with square pixels",
-        )
-    source, target = (info.height, info.width), (size.height, size.width)
-    shape, fit = f"{info.height}x{info.width}", f"{size.height}x{size.width}"
-    enlarged = max(size.height / info.height, size.width / info.width)
-    if enlarged > 1:
-        yield finding(
-            "upscaled",
-            where,
-            f"{shape} is enlarged {enlarged:.3g} times to cover {fit}",
-            "use a larger source, or train at a smaller size",
-        )
-    cropped = cropped_away(source, target)
-    if cropped > MOST_CROPPED:
-        yield finding(
-            "cropped",
-            where,
-            f"{cropped:.0%} of each frame is cut away to make {shape} fit {fit}",
-            "crop it yourself to what matters, or train at a size of its shape",
-        )
-
-
-def _check_caption(sample: Sample, limit: int, count_tokens: Callable[[str], int] | None) -> Iterator[Finding]:
-    words = len(sample.caption.split())
-    if words == 0:
-        yield finding("empty-caption", sample.id, "has an empty caption", "describe what the clip shows")
-    elif words == 1:
-        yield finding(
-            "one-word-caption",
-            sample.id,
-            f"has a caption of one word: '{sample.caption[:60]}'",
-            "describe what the clip shows in a sentence or more",
-        )
-    tokens = count_tokens(sample.caption) if count_tokens else round(words * TOKENS_PER_WORD)
-    if tokens > limit:
-        about = "" if count_tokens else "about "
-        yield finding(
-            "long-caption",
-            sample.id,
-            f"has a caption of {words} words, {about}{tokens} tokens: the model reads {limit}",
-            "shorten it: the rest is ignored",
-        )
-
-
-def _check_repeats(samples: tuple[Sample, ...]) -> Iterator[Finding]:
-    by_video: defaultdict[Path, list[str]] = defaultdict(list)
-    by_caption: defaultdict[str, list[str]] = defaultdict(list)
-    for sample in samples:
-        by_video[sample.video].append(sample.id)
-        if sample.caption:
-            by_caption[sample.caption].append(sample.id)
-    for ids in by_video.values():
-        for repeat in ids[1:]:
-            yield finding(
-                "listed-twice",
-                repeat,
-                f"is the same clip as {ids[0]}",
-                "keep one line of the two, unless it is meant to count twice",
-            )
-    for ids in by_caption.values():
-        if len(ids) > 1:
-            yield finding("same-caption", ids[0], f"has the same caption as {listed(ids[1:])}")
+def _check_files(sample: Sample, seen: Seen, settings: FrameSettings) -> Iterator[Finding]:
+    for code, message, hint in seen.problems:
+        yield finding(code, sample.id, message, hint)
+    if seen.info is not None:
+        yield from check_clip(sample.id, seen.info, settings)
+        if seen.image is not None:
+            yield from check_image(sample.id, seen.image, seen.info)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cogtune.data.images import opened_image
 from cogtune.data.video import Pixels, VideoInfo, iter_frames, probe
 from cogtune.errors import CogtuneError
 from cogtune.geometry import Size, cover, frame_indices
@@ -110,12 +111,7 @@ def read_image(path: Path) -> Pixels:
     Raises:
         CogtuneError: the file is no image, or cannot be read.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "it is no image, or damaged"
-        hint = "make it a PNG or JPEG, or leave it out"
-        raise CogtuneError(f"cannot read the image {path}: {reason}", hint) from error
+    with opened_image(path) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
