@@ -95,6 +95,9 @@ class RunConfig(BaseModel):
         None, help_text="The column of a table that holds the images' paths. [default: found out]"
     )
     allow_outside: bool = _data(False, help_text="Take clips and images that are not in the dataset's folder too.")
+    quarantine: Path | None = _data(
+        None, help_text="A file of samples to leave out, as `cogtune dataset validate --quarantine` writes it."
+    )
     cache_dir: Path | None = _data(
         None, help_text="Where encoded clips and captions are kept. [default: DATA/.cogtune]"
     )
@@ -309,6 +312,8 @@ class RunConfig(BaseModel):
         """The same with every local path absolute, so that it means the same from any folder."""
         paths: dict[str, Any] = {key: _absolute(getattr(self, key)) for key in ("data", "output")}
         paths["cache_dir"] = _absolute(self.cache_dir or self.data / ".cogtune")
+        if self.quarantine is not None:
+            paths["quarantine"] = _absolute(self.quarantine)
         if Path(self.model).is_dir():
             paths["model"] = str(_absolute(Path(self.model)))
         return self.model_copy(update=paths)

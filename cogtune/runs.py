@@ -13,12 +13,15 @@ from cogtune import caching, console, launch
 from cogtune.checkpoints import after, check_fits, checkpoints, choose, read_state
 from cogtune.config import RUN_NAME, Resolved, RunConfig, resolve
 from cogtune.data.checks import Report, check_dataset
+from cogtune.data.findings import listed
 from cogtune.data.index import Index, Todo, caption_of
+from cogtune.data.quarantine import without_quarantined, write_quarantine
 from cogtune.data.sources import Dataset, Reading, locate_dataset, read_dataset
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.gpus import gpus
 from cogtune.launch import LaunchFiles
 from cogtune.modeling.locate import locate
+from cogtune.modeling.tokens import token_counter
 from cogtune.models import LORA_WEIGHTS_NAME, TINY, ModelSpec, fingerprint, published, published_spec, read_spec
 from cogtune.plan import Plan, check, identity_of, make_plan
 from cogtune.process import WORKER_LOCK, alone_in
@@ -48,12 +51,19 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
 
 
 def validate(
-    config: RunConfig, *, full: bool = False, page: Path | None = None, page_clips: int | None = None
+    config: RunConfig,
+    *,
+    full: bool = False,
+    strict: bool = False,
+    quarantine: Path | None = None,
+    page: Path | None = None,
+    page_clips: int | None = None,
 ) -> Report:
     """Look for everything that is wrong with a dataset; a published model need not be on this machine.
 
     Args:
         full: decode every frame, rather than one of each clip.
+        quarantine: a file to list the samples in that have an error, with ``strict`` also those that have a warning.
         page: an HTML file to show the clips and the findings in.
         page_clips: how many clips it shows at most.
 
@@ -68,6 +78,9 @@ def validate(
         spec = published_spec(row)
     dataset, settings = _read(config), caching.frame_settings(config, spec)
     report = _checked(dataset, config, spec, full=full)
+    if quarantine is not None:
+        count = write_quarantine(quarantine, dataset, report.findings, strict=strict)
+        console.note(f"{quarantine} names {count} sample{'' if count == 1 else 's'} to leave out")
     if page is not None:
         from cogtune.report.dataset import MOST_CLIPS, Checked, write_dataset_report
 
@@ -81,8 +94,9 @@ def validate(
 
 def _checked(dataset: Dataset, config: RunConfig, spec: ModelSpec, *, full: bool = False) -> Report:
     settings = caching.frame_settings(config, spec)
+    count = token_counter(config.model, config.id_token)
     with console.progress("checking", len(dataset.samples)) as progress:
-        return check_dataset(dataset, settings, spec, full=full, tell=progress.advance)
+        return check_dataset(dataset, settings, spec, full=full, count_tokens=count, tell=progress.advance)
 
 
 @dataclass(frozen=True)
@@ -220,6 +234,8 @@ def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
         CogtuneError: with every error found.
     """
     dataset = _read(config)
+    if config.quarantine is not None:
+        dataset = _without_quarantined(dataset, config.quarantine)
     report = _checked(dataset, config, spec)
     command = _validate_command(config, spec)
     errors = [finding for finding in report.findings if finding.severity == "error"]
@@ -234,6 +250,16 @@ def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
         noun = "a warning" if warnings == 1 else f"{warnings} warnings"
         console.note(f"{noun} about the dataset; to see: {command}")
     return dataset
+
+
+def _without_quarantined(dataset: Dataset, file: Path) -> Dataset:
+    remaining = without_quarantined(dataset, file)
+    if remaining.left_out:
+        noun = "sample is" if remaining.left_out == 1 else "samples are"
+        console.note(f"{remaining.left_out} {noun} left out, as {file} says")
+    if remaining.unknown:
+        console.warn(f"{file} names what {dataset.root} does not have: {listed(remaining.unknown)}")
+    return remaining.dataset
 
 
 def _validate_command(config: RunConfig, spec: ModelSpec) -> str:

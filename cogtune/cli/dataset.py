@@ -32,6 +32,14 @@ def validate(
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 on warnings too.")] = False,
     as_json: Json = False,
+    quarantine: Annotated[
+        Path | None,
+        typer.Option(
+            "--quarantine",
+            help="Also list the samples with an error (with --strict, a warning) in this file, to leave them out.",
+            show_default=False,
+        ),
+    ] = None,
     page: Annotated[
         Path | None,
         typer.Option("--report", help="Also write an HTML page that shows clips and findings.", show_default=False),
@@ -48,7 +56,9 @@ def validate(
     from cogtune.config import resolve
 
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
-    report = runs.validate(resolved.config, full=full, page=page, page_clips=page_clips)
+    report = runs.validate(
+        resolved.config, full=full, strict=strict, quarantine=quarantine, page=page, page_clips=page_clips
+    )
     if as_json:
         console.emit(report.to_json())
     else:
@@ -66,7 +76,7 @@ def validate(
 @app.command()
 @with_config_flags(
     "model", "precision", "size", "fps", "skip_start", "id_token", "cache_dir", "workers", "vae_tiling", "vae_compile",
-    *READING,
+    "quarantine", *READING,
 )  # fmt: skip
 def cache(
     flags: Flags,

@@ -1,0 +1,58 @@
+"""Counting tokens with a model's own tokenizer, without the seconds that loading all of transformers takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cogtune.models import TINY, VARIANTS
+
+MODEL = "spiece.model"
+
+CountTokens = Callable[[Sequence[str]], list[int]]
+
+
+def token_counter(reference: str, id_token: str = "") -> CountTokens | None:
+    """What counts the tokens of captions as the model reads them, the one that ends each included.
+
+    None when the model's tokenizer is not on this machine; nothing is downloaded.
+
+    Args:
+        reference: what the user calls the model, as for :func:`cogtune.modeling.locate.locate`.
+        id_token: a word that is put in front of every caption.
+    """
+    file = _tokenizer_file(reference)
+    if file is None:
+        return None
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        processor = SentencePieceProcessor(model_file=str(file))
+    except (OSError, RuntimeError):  # damaged: loading the model says so better
+        return None
+
+    def count(captions: Sequence[str]) -> list[int]:
+        whole = [f"{id_token} {caption}".strip() for caption in captions]
+        return [len(pieces) + 1 for pieces in processor.encode(whole)]
+
+    return count
+
+
+def _tokenizer_file(reference: str) -> Path | None:
+    folder = Path(reference).expanduser()
+    if reference.startswith(TINY) and not folder.is_dir():
+        from cogtune.modeling.locate import locate
+
+        folder = locate(reference)
+    if folder.is_dir():
+        file = folder / "tokenizer" / MODEL
+        return file if file.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    variant = VARIANTS.get(reference.lower())
+    try:
+        found = try_to_load_from_cache(variant.hub_id if variant else reference, f"tokenizer/{MODEL}")
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
