@@ -23,6 +23,7 @@ from cogtune.process import Report
 ENVIRONMENT = {
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCHINDUCTOR_COMPILE_THREADS": "4",  # else a process a core, and each of a run's ranks has its own
 }
 """What the worker processes' environment gets, where the user has not set it."""
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Precisions by the names that configurations use."""
@@ -14,6 +11,7 @@ DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16,
 def best_device() -> torch.device:
     """The GPU, if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+<<<<<<< HEAD
 
 
 def fastest_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -37,3 +35,5 @@ def free_bytes(device: torch.device) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+=======
+>>>>>>> parent of e62d2b1 (Run attention by cuDNN on Hopper cards)

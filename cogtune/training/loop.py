@@ -16,7 +16,6 @@ from cogtune.data.batches import Batch, Share, batches
 from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.errors import CogtuneError
-from cogtune.modeling.devices import fastest_attention
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
 from cogtune.training.evaluate import evaluate
@@ -66,7 +65,6 @@ def train(run: Training) -> int:
 
     path = config.output / "metrics.jsonl"
     with (
-        fastest_attention(accelerator.device),
         MetricsFile(path, first_step=done, enabled=accelerator.is_main_process) as metrics,
         console.progress("training", total) as progress,
     ):
