@@ -11,6 +11,7 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -70,6 +71,21 @@ def add_lora(
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def announce_dora_to_deepspeed(transformer: CogVideoXTransformer3DModel) -> None:
+    """Have ZeRO-3 gather what DoRA's layers read of their neighbours, in forward passes made anew in the backward too.
+
+    DeepSpeed finds such reading out by itself in a forward pass, and only for weights that were away at that moment.
+    """
+    import deepspeed
+
+    for module in transformer.modules():
+        if isinstance(module, LoraLayer):
+            for adapter, dora in module.lora_magnitude_vector.items():
+                for layer in (module.get_base_layer(), module.lora_A[adapter], module.lora_B[adapter]):
+                    for parameter in layer.parameters(recurse=False):
+                        deepspeed.zero.register_external_parameter(dora, parameter)
 
 
 def lora_state(

@@ -16,7 +16,7 @@ from cogtune.config import RunConfig
 from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.errors import CogtuneError
-from cogtune.modeling.adapters import add_lora
+from cogtune.modeling.adapters import add_lora, announce_dora_to_deepspeed
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.encode import VideoEncoder
 from cogtune.plan import Plan, mixed_precision
@@ -94,6 +94,8 @@ def _trainee(plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | Non
         for block in transformer.transformer_blocks:  # all alike: compiled once, and each weight keeps its name
             block.compile(dynamic=False)
     model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer.parameters(), config))
+    if config.dora and config.strategy.startswith("zero3"):
+        announce_dora_to_deepspeed(transformer)
     return Trainee(accelerator, model, transformer, optimizer, is_lora)
 
 

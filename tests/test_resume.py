@@ -1,0 +1,112 @@
+"""A run that was broken off, on two processes: it goes on to the bit, whenever and however it was broken off."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked_workers import kill_workers, run_workers, start_workers
+from runs_in_process import fill_here, plan_for, read_lines
+from safetensors.torch import load_file
+
+from cogtune import caching
+from cogtune.checkpoints import checkpoints
+from cogtune.models import LORA_WEIGHTS_NAME
+
+LORA = {"type": "lora", "dora": True, "rslora": True, "lora_dropout": 0.2}
+SFT = {"type": "sft", "learning_rate": 1e-4}
+
+
+@pytest.fixture(autouse=True)
+def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, "fill", fill_here)
+
+
+def differing(one: Any, other: Any, where: str = "") -> list[str]:
+    """The places at which two nested values are not the same to the bit."""
+    if isinstance(one, torch.Tensor):
+        return [] if torch.equal(one, other) else [where]
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        return [place for key in one for place in differing(one[key], other[key], f"{where}/{key}")]
+    if isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        return [
+            place for n, pair in enumerate(zip(one, other, strict=True)) for place in differing(*pair, f"{where}/{n}")
+        ]
+    return [] if one == other or type(one).__module__.startswith("deepspeed") else [where]
+
+
+def held(checkpoint: Path) -> dict[str, Any]:
+    """Every tensor and number in a checkpoint: weights, optimizer, shards."""
+    files = [*checkpoint.rglob("*.safetensors"), *checkpoint.rglob("*.pt")]
+    return {
+        str(file.relative_to(checkpoint)): load_file(file)
+        if file.suffix == ".safetensors"
+        else torch.load(file, weights_only=False)
+        for file in files
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("kind", ["lora", "sft"])
+def test_two_processes_go_on_to_the_bit(kind: str, strategy: str, clips: Path, tmp_path: Path) -> None:
+    """Broken off after step 2 of 4: sample 8 of a dataset of 6, with accumulation, so in the middle of an epoch."""
+    flags = {**(LORA if kind == "lora" else SFT), "strategy": strategy, "num_processes": 2, "checkpoint_every": 2}
+    flags |= {"gradient_accumulation_steps": 2, "caption_dropout": 0.5, "lr_scheduler": "cosine", "warmup_steps": 1}
+    run_workers(plan_for(clips, tmp_path / "straight", steps=4, **flags))
+    before = str(tmp_path / "straight" / "checkpoint-2")
+    run_workers(plan_for(clips, tmp_path / "resumed", steps=4, resume=before, **flags))
+    one, other = (held(tmp_path / name / "checkpoint-4") for name in ("straight", "resumed"))
+    assert len(one) >= 2
+    assert differing(one, other) == []
+    steps = [line for line in read_lines(tmp_path / "straight") if line["step"] > 2]
+    assert read_lines(tmp_path / "resumed") == steps
+    assert len(steps) == 3
+    moved = held(tmp_path / "straight" / "checkpoint-2")
+    assert differing(one, moved) != []
+
+
+def assert_whole(output: Path) -> None:
+    """Everything under a final name can be read to its end."""
+    for checkpoint in output.glob("checkpoint-*"):
+        assert held(checkpoint)[LORA_WEIGHTS_NAME]
+        assert f"checkpoint-{json.loads((checkpoint / 'state.json').read_text())['step']}" == checkpoint.name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_a_run_killed_at_twenty_moments_is_the_run_that_was_not(strategy: str, clips: Path, tmp_path: Path) -> None:
+    """Every second time it is killed within a few milliseconds of having begun to save."""
+    moments = random.Random(7)
+    flags = {"strategy": strategy, "num_processes": 2, "checkpoint_every": 1, "eval_every": 0, "keep_checkpoints": 2}
+    output, resume, reached, while_saving = tmp_path / "killed", None, 0, 0
+
+    def saved() -> bool:
+        return bool(there := checkpoints(output)) and int(there[-1].name.split("-")[1]) > reached
+
+    def saving() -> bool:
+        return saved() and any(output.glob(".checkpoint-*.partial"))
+
+    for attempt in range(20):
+        started = start_workers(plan_for(clips, output, steps=1000, resume=resume, **flags))
+        if attempt % 2:
+            kill_workers(started, output, when=saving, seconds=moments.uniform(0, 0.01))
+        else:
+            kill_workers(started, output, when=saved, seconds=moments.uniform(0, 0.25))
+        while_saving += any(output.glob(".checkpoint-*.partial"))
+        assert_whole(output)
+        resume, reached = "latest", int(checkpoints(output)[-1].name.split("-")[1])
+    assert while_saving >= 5
+    last = reached + 1
+    run_workers(plan_for(clips, output, steps=last, resume=resume, **flags))
+    assert list(output.glob(".*.partial")) == []
+    run_workers(plan_for(clips, tmp_path / "straight", steps=last, **{**flags, "checkpoint_every": 1000}))
+    one, other = (held(folder / f"checkpoint-{last}") for folder in (output, tmp_path / "straight"))
+    assert differing(one, other) == []
