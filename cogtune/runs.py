@@ -25,6 +25,7 @@ from cogtune.modeling.tokens import token_counter
 from cogtune.models import LORA_WEIGHTS_NAME, TINY, ModelSpec, fingerprint, published, published_spec, read_spec
 from cogtune.plan import Plan, check, identity_of, make_plan
 from cogtune.process import WORKER_LOCK, alone_in
+from cogtune.report.run import PAGE_NAME
 
 
 @dataclass(frozen=True)
@@ -351,9 +352,10 @@ def results(plan: Plan) -> list[str]:
     output = plan.config.output
     newest = checkpoints(output)[-1]
     where = shlex.quote(str(output))
+    page = [str(output / PAGE_NAME)] if (output / PAGE_NAME).is_file() else []
     if plan.config.type == "lora":
         image = " --image FIRST_FRAME.png" if plan.spec.image_to_video else ""
-        return [f"{output / LORA_WEIGHTS_NAME}", f"next: cogtune infer --lora {where}{image}"]
+        return [f"{output / LORA_WEIGHTS_NAME}", *page, f"next: cogtune infer --lora {where}{image}"]
     if plan.config.strategy == "ddp":
-        return [f"{newest / 'transformer'}", f"next: cogtune infer --model {where}"]
-    return [f"{newest}", f"next: cogtune merge-zero {shlex.quote(str(newest))}"]
+        return [f"{newest / 'transformer'}", *page, f"next: cogtune infer --model {where}"]
+    return [f"{newest}", *page, f"next: cogtune merge-zero {shlex.quote(str(newest))}"]

@@ -11,6 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
+from cogtune import console
 from cogtune.checkpoints import after
 from cogtune.config import RUN_NAME
 from cogtune.errors import CogtuneError
@@ -19,6 +20,7 @@ from cogtune.launch import LaunchFiles
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.plan import Plan
 from cogtune.process import WORKER_LOCK, StopRequest, alone_in, work
+from cogtune.report.run import record_machine, write_run_report
 
 
 def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
@@ -35,10 +37,13 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
     if accelerator.is_main_process:
         _leave_other_branch(plan, training.first_step)
         write_text(plan.config.output / RUN_NAME, files.run_yaml.read_text(encoding="utf-8"))
+        record_machine(files.folder)
     accelerator.wait_for_everyone()
     done = train(training)
     if done == plan.total_steps and accelerator.is_main_process:
         publish_weights(plan.config.output, plan.config.output / f"checkpoint-{done}")
+    if accelerator.is_main_process:
+        draw_report(plan.config.output)
     accelerator.wait_for_everyone()
     return done == plan.total_steps
 
@@ -67,6 +72,14 @@ def publish_weights(output: Path, newest: Path) -> None:
     lora = newest / LORA_WEIGHTS_NAME
     if lora.is_file():
         write_atomic(output / LORA_WEIGHTS_NAME, lambda aside: shutil.copyfile(lora, aside))
+
+
+def draw_report(output: Path, *, under_way: bool = False) -> None:
+    """Write the run's page; what stands in the way is told, and stops nothing."""
+    try:
+        write_run_report(output, under_way=under_way)
+    except Exception as error:  # a page is never worth a run
+        console.warn(f"the run's report could not be written: {error}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import pytest
 from html_pages import parse
 
 from cogtune.errors import CogtuneError
-from cogtune.report.charts import Series, bars, distribution, line_chart, short, thin, ticks
+from cogtune.report.charts import Series, bars, ceiling_of, distribution, line_chart, short, thin, ticks
 from cogtune.report.page import Html, join, section, table, tag, text, write_page
 
 HOSTILE = [
@@ -93,10 +93,11 @@ def test_numbers_are_short(value: float, words: str) -> None:
     assert short(value) == words
 
 
-def chart(tmp_path: Path, *series: Series, log: bool = False) -> str:
-    write_page(tmp_path / "chart.html", "chart", [line_chart("Loss", series, log=log)])
+def chart(tmp_path: Path, *series: Series, ceiling: float | None = None) -> str:
+    drawn = line_chart("Loss", series, ceiling=ceiling)
+    write_page(tmp_path / "chart.html", "chart", [drawn])
     parse(tmp_path / "chart.html")
-    return line_chart("Loss", series, log=log)
+    return drawn
 
 
 def test_charts_of_nothing_of_one_point_and_of_a_level_line(tmp_path: Path) -> None:
@@ -104,8 +105,9 @@ def test_charts_of_nothing_of_one_point_and_of_a_level_line(tmp_path: Path) -> N
     one = chart(tmp_path, Series("loss", [(7, 0.5)]))
     assert 'aria-label="Loss: loss 0.5 at step 7"' in one
     assert one.count("h0") == 1
-    for level in (0.0, 0.5, -2.0):
+    for level in (0.0, 0.5, -2.0, 1e-300):
         assert "nan" not in chart(tmp_path, Series("loss", [(step, level) for step in range(5)]))
+    assert "nan" not in chart(tmp_path, Series("loss", [(1, 0.3), (2, 0.1 + 0.2)]))
 
 
 def test_a_curve_is_told_in_words(tmp_path: Path) -> None:
@@ -116,10 +118,17 @@ def test_a_curve_is_told_in_words(tmp_path: Path) -> None:
     assert 'class="faint">raw</span>' in drawn
 
 
-def test_a_logarithmic_axis_spans_whole_powers(tmp_path: Path) -> None:
-    drawn = chart(tmp_path, Series("norm", [(1, 0.02), (2, 30.0)]), log=True)
-    assert "logarithmic" in drawn
-    assert [mark for mark in ("0.01", "0.1", ">1<", ">10<", ">100<") if mark not in drawn] == []
+def test_spikes_are_cut_off_and_told(tmp_path: Path) -> None:
+    usual = [(float(step), 1.0 + step / 100) for step in range(100)]
+    assert ceiling_of(usual) is None
+    spiky = [*usual, (100.0, 50.0)]
+    ceiling = ceiling_of(spiky)
+    assert ceiling == pytest.approx(1.2 * 1.98)
+    drawn = chart(tmp_path, Series("norm", spiky), ceiling=ceiling)
+    assert "up to 50 (step 100)" in drawn
+    assert "1000.0 0.0" in drawn  # at the upper edge, not above it
+    assert ceiling_of([]) is None
+    assert ceiling_of([(1, 0.0), (2, 0.0)]) is None
 
 
 def test_few_values_are_listed_and_many_are_binned() -> None:

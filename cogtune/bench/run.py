@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import platform
 import shlex
 import statistics
 import tempfile
@@ -14,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cogtune import __version__, console, launch
+from cogtune import console, launch
 from cogtune.bench import stage, watch, worker
 from cogtune.config import Resolved, RunConfig
 from cogtune.data.index import Index
@@ -22,14 +20,13 @@ from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import read_json
 from cogtune.gpus import gpus
 from cogtune.launch import LaunchFiles
+from cogtune.machine import versions
 from cogtune.measurements import GB, GIB, Measurement, Recipe
 from cogtune.models import TINY, VARIANTS, ModelSpec, published, read_spec
 from cogtune.plan import Plan, check, identity_of, make_plan
 
 _PLAIN: dict[str, Any] = {"compile": False, "gradient_checkpointing": True}
 """The guides' recipe, beside which the base is loaded in fp32."""
-
-_PACKAGES = ("torch", "diffusers", "accelerate", "deepspeed", "peft")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,21 +176,13 @@ def _measurement(
         first_step_s=seconds[0],
         start_s=round(ranks[0]["ready"] - began, 1),
         date=time.strftime("%Y-%m-%d"),
-        versions=_versions(),
+        versions=versions(),
         command=request.command,
     )
 
 
 def _in(unit: int, sizes: Sequence[int]) -> tuple[float, ...]:
     return tuple(round(size / unit, 3) for size in sizes)
-
-
-def _versions() -> dict[str, str]:
-    found = {"cogtune": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def command_of(preset: str | None, flags: Mapping[str, Any], more: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogtune.cli import bench, dataset, demo, infer, merge, model, presets, push, train
+from cogtune.cli import bench, dataset, demo, infer, merge, model, presets, push, report, train
 
 app = typer.Typer(
     name="cogtune",
@@ -44,6 +44,7 @@ def root(
 
 app.add_typer(dataset.app, name="dataset")
 app.command("train")(train.train)
+app.command("report")(report.report)
 app.command("merge-zero")(merge.merge_zero)
 app.command("infer")(infer.infer)
 app.command("push")(push.push)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,7 +40,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
 def short(value: float) -> str:
@@ -67,52 +67,65 @@ class Series:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Maps values to a chart's coordinates, and names some of them."""
+    """Maps values to shares of a chart's height, and marks two of them or more."""
 
+    low: float
+    high: float
     marks: tuple[float, ...]
-    log: bool = False
 
     @classmethod
-    def over(cls, values: Iterable[float], *, log: bool = False, about: int = 4) -> _Axis:
-        values = list(values)
+    def over(cls, values: Sequence[float], *, ceiling: float | None, about: int) -> _Axis:
+        """An axis for these values, from zero on where that costs little, and not above ``ceiling``."""
         low, high = min(values), max(values)
-        if log:
-            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high) + 1e-9) + 1)
-            return cls(tuple(10.0**power for power in powers), True)
-        if low == high:
+        if ceiling is not None and low < ceiling < high:
+            high = ceiling
+        if high - low <= 1e-9 * max(abs(low), abs(high)):  # level, as far as anyone can see
             low, high = (0.0, high * 2) if high > 0 else (low - 1, low + 1)
         elif 0 <= low < 0.5 * high:
-            low = 0.0
-        return cls(tuple(ticks(low, high, about)))
+            low, high = 0.0, high * 1.04
+        else:
+            low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
+        marks: list[float] = []
+        while len(marks) < 2:
+            marks = [mark for mark in ticks(low, high, about) if low <= mark <= high]
+            about += 1
+        return cls(low, high, tuple(marks))
 
     def share(self, value: float) -> float:
-        """Where ``value`` is between the first mark (0) and the last (1)."""
-        first, last = self.marks[0], self.marks[-1]
-        if self.log:
-            value, first, last = math.log10(value), math.log10(first), math.log10(last)
-        return (value - first) / (last - first)
+        """Where ``value`` is between the bottom (0) and the top (1); what is above the top is at the top."""
+        return min(1.0, (value - self.low) / (self.high - self.low))
 
 
-def line_chart(title: str, series: Sequence[Series], *, unit: str = "", log: bool = False, small: bool = False) -> Html:
+def ceiling_of(points: Sequence[Point]) -> float | None:
+    """Where to cut a chart off so that a few spikes do not flatten all the rest; None where nothing towers so."""
+    ordered = sorted(y for _, y in points)
+    usual = ordered[(len(ordered) - 1) * 98 // 100] if ordered else 0.0
+    return 1.2 * usual if ordered and 0 < 2 * usual < ordered[-1] else None
+
+
+def line_chart(
+    title: str, series: Sequence[Series], *, unit: str = "", ceiling: float | None = None, small: bool = False
+) -> Html:
     """Curves over optimizer steps. A lone point is a dot; without any point the chart says so.
 
     Args:
         series: the first to be drawn first; long ones are thinned, highest and lowest points kept.
         unit: of the values, shown beside the title.
-        log: a logarithmic scale, for values above zero only.
-        small: one of several side by side.
+        ceiling: the most that the scale shows; higher values are drawn at the edge, and the chart says so.
+        small: one of several side by side, without a legend.
     """
     drawn = [(one, thin(one.points)) for one in series if one.points]
-    remark = ", ".join(filter(None, (unit, "logarithmic" if log else "")))
-    caption = tag("figcaption", title, tag("span", remark, class_="unit") if remark else None)
     kind = "chart small" if small else "chart"
     if not drawn:
-        return tag("figure", caption, tag("p", "nothing measured yet", class_="none"), class_=kind)
+        nothing = tag("p", "nothing measured yet", class_="none")
+        return tag("figure", _caption(title, unit), nothing, class_=kind)
     points = [point for _, some in drawn for point in some]
-    vertical = _Axis.over((y for _, y in points), log=log, about=3 if small else 4)
-    steps = [x for x, _ in points]
-    low, high = min(steps), max(steps)
-    across = [mark for mark in ticks(low, high, 3 if small else 6) if low <= mark <= high] if high > low else [low]
+    highest = max(points, key=lambda point: point[1])
+    if ceiling is not None and highest[1] > ceiling:
+        unit = ", ".join(filter(None, (unit, f"up to {short(highest[1])} (step {highest[0]:,.0f})")))
+    vertical = _Axis.over([y for _, y in points], ceiling=ceiling, about=3 if small else 5)
+    low, high = min(x for x, _ in points), max(x for x, _ in points)
+    across = [mark for mark in ticks(low, high, 3 if small else 5) if low <= mark <= high] if high > low else [low]
 
     def x_of(x: float) -> float:
         return (x - low) / (high - low) if high > low else 0.5
@@ -125,30 +138,36 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str = "", log: boo
             paths.append(tag("path", d=f"M{'L'.join(places)}", class_=one.style))
         if len(places) <= 40:
             paths.append(tag("path", d="".join(f"M{place}h0" for place in places), class_=f"{one.style} dots"))
-    told = "; ".join(_told(one) for one, _ in drawn)
-    svg = tag(
-        "svg",
-        paths,
-        viewBox=f"0 0 {_SPAN} {_SPAN}",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=f"{title}: {told}",
-    )
-    rows = [tag("span", short(mark), style=f"top:{100 * (1 - vertical.share(mark)):.2f}%") for mark in vertical.marks]
-    columns = [
-        tag("span", short(mark), class_=_edge(x_of(mark)), style=f"left:{100 * x_of(mark):.2f}%") for mark in across
-    ]
-    names = [tag("span", one.name, class_=one.style) for one, _ in drawn] if len(drawn) > 1 else []
-    widest = max(len(short(mark)) for mark in vertical.marks)
-    plot = tag(
+    told = f"{title}: {'; '.join(_told(one) for one, _ in drawn)}"
+    rows = [(vertical.share(mark), short(mark)) for mark in vertical.marks]
+    plot = _plot(paths, told, rows, [(x_of(mark), short(mark)) for mark in across])
+    names = [tag("span", one.name, class_=one.style) for one, _ in drawn] if len(drawn) > 1 and not small else []
+    return tag("figure", _caption(title, unit), plot, tag("p", names, class_="legend") if names else None, class_=kind)
+
+
+_Mark = tuple[float, str]
+"""A mark of an axis: where it is, 0 to 1, and its words."""
+
+
+def _caption(title: str, remark: str) -> Html:
+    return tag("figcaption", title, tag("span", remark, class_="unit") if remark else None)
+
+
+def _plot(
+    shapes: Sequence[Html], told: str, rows: Sequence[tuple[float, str]], columns: Sequence[tuple[float, str]]
+) -> Html:
+    """Shapes with the marks of both axes around them: each mark where it is, 0 to 1, and its words."""
+    svg = tag("svg", shapes, viewBox=f"0 0 {_SPAN} {_SPAN}", preserveAspectRatio="none", role="img", aria_label=told)
+    left = [tag("span", words, style=f"top:{100 * (1 - share):.2f}%") for share, words in rows]
+    below = [tag("span", words, class_=_edge(share), style=f"left:{100 * share:.2f}%") for share, words in columns]
+    return tag(
         "div",
-        tag("div", rows, class_="y", aria_hidden="true"),
+        tag("div", left, class_="y", aria_hidden="true"),
         svg,
-        tag("div", columns, class_="x", aria_hidden="true"),
+        tag("div", below, class_="x", aria_hidden="true"),
         class_="plot",
-        style=f"--labels:{widest + 0.5}ch",
+        style=f"--labels:{max(len(words) for _, words in rows) + 0.5}ch",
     )
-    return tag("figure", caption, plot, tag("p", names, class_="legend") if names else None, class_=kind)
 
 
 def _told(one: Series) -> str:
@@ -182,9 +201,8 @@ def bars(title: str, rows: Sequence[tuple[str, int]], *, unit: str = "") -> Html
         )
         for name, count in rows
     ]
-    caption = tag("figcaption", title, tag("span", unit, class_="unit") if unit else None)
     body = tag("ul", lines) if lines else tag("p", "nothing to show", class_="none")
-    return tag("figure", caption, body, class_="chart bars")
+    return tag("figure", _caption(title, unit), body, class_="chart bars")
 
 
 def distribution(title: str, values: Sequence[float], *, unit: str) -> Html:
@@ -219,28 +237,7 @@ def _histogram(title: str, values: Sequence[float], unit: str) -> Html:
     ordered = sorted(values)
     median = ordered[len(ordered) // 2]
     told = f"{title}: {len(values):,} from {short(ordered[0])} to {short(ordered[-1])} {unit}, median {short(median)}"
-    svg = tag("svg", shapes, viewBox=f"0 0 {_SPAN} {_SPAN}", preserveAspectRatio="none", role="img", aria_label=told)
     every = -(-len(edges) // 5)
-    marks = [
-        tag("span", short(edge), class_=_edge(share), style=f"left:{100 * share:.2f}%")
-        for place, edge in enumerate(edges)
-        if place % every == 0
-        for share in [place / (len(edges) - 1)]
-    ]
-    plot = tag(
-        "div",
-        tag(
-            "div",
-            tag("span", f"{most:,}", style="top:0%"),
-            tag("span", "0", style="top:100%"),
-            class_="y",
-            aria_hidden="true",
-        ),
-        svg,
-        tag("div", marks, class_="x", aria_hidden="true"),
-        class_="plot",
-        style=f"--labels:{len(f'{most:,}') + 0.5}ch",
-    )
-    remark = f"{unit}, median {short(median)}"
-    caption = tag("figcaption", title, tag("span", remark, class_="unit"))
-    return tag("figure", caption, plot, class_="chart histogram")
+    columns = [(place / (len(edges) - 1), short(edge)) for place, edge in enumerate(edges) if place % every == 0]
+    plot = _plot(shapes, told, [(1.0, f"{most:,}"), (0.0, "0")], columns)
+    return tag("figure", _caption(title, f"{unit}, median {short(median)}"), plot, class_="chart histogram")

@@ -35,3 +35,22 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+for (const video of document.querySelectorAll(".strip video")) {
+  video.controls = false; // they would hide half of a small picture: shown when it is pointed at
+  video.tabIndex = 0;
+  for (const event of ["pointerenter", "focus"]) video.addEventListener(event, () => (video.controls = true));
+  for (const event of ["pointerleave", "blur"]) video.addEventListener(event, () => (video.controls = false));
+}
+for (const strip of document.querySelectorAll(".samples")) {
+  const button = strip.querySelector("button");
+  const videos = [...strip.querySelectorAll("video")];
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    const stop = videos.some((video) => !video.paused);
+    button.textContent = stop ? "Play all" : "Pause all";
+    for (const video of videos) {
+      video.currentTime = stop ? video.currentTime : 0;
+      stop ? video.pause() : video.play();
+    }
+  });
+}

@@ -1,0 +1,19 @@
+"""``cogtune report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cogtune import console
+
+
+def report(
+    output: Annotated[Path, typer.Argument(help="The run's folder.")] = Path("out"),
+) -> None:
+    """Write OUTPUT/report.html anew: curves, sample videos, and where every setting came from."""
+    from cogtune.report.run import write_run_report
+
+    console.say(str(write_run_report(output)))

@@ -1,0 +1,161 @@
+"""What a run measured, as curves over optimizer steps, and their charts."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cogtune.report.charts import Point, Series, ceiling_of, line_chart
+from cogtune.report.page import Html, join, section, tag
+
+_BY_TIMESTEP = "_by_timestep"
+
+AT_FIXED_NOISE = {"eval_loss": "training samples", "validation_loss": "validation samples"}
+"""The losses at fixed noise, by their names in ``metrics.jsonl``, and what each is measured on."""
+
+_PER_STEP = {
+    "learning_rate": ("Learning rate", ""),
+    "grad_norm": ("Gradient norm", "before clipping"),
+    "seconds": ("Time per step", "seconds"),
+    "memory_gib": ("Memory", "GiB"),
+}
+"""The other figures of a step: title and unit of each one's chart."""
+
+_AVERAGED = ("loss", "grad_norm")
+"""What jumps from step to step: drawn pale, with its mean over it."""
+
+_CUT = (*_AVERAGED, "seconds")
+"""What has spikes that would flatten all the rest: cut off above what is usual."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Every figure of ``metrics.jsonl`` by its name.
+
+    Args:
+        plain: points ``(step, value)`` by rising step, finite values only.
+        by_timestep: for a loss at fixed noise, such points for each timestep.
+        last_step: the last step that anything was measured at; 0 when nothing was.
+    """
+
+    plain: Mapping[str, Sequence[Point]]
+    by_timestep: Mapping[str, Mapping[int, Sequence[Point]]]
+    last_step: int
+
+    def __getitem__(self, name: str) -> Sequence[Point]:
+        """The points of one figure; none when it was not measured."""
+        return self.plain.get(name, ())
+
+
+def curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
+    """The curves in the lines of ``metrics.jsonl``; of a step that was measured twice, the later line counts."""
+    plain: defaultdict[str, dict[float, float]] = defaultdict(dict)
+    nested: defaultdict[str, defaultdict[int, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
+    last = 0
+    for line in lines:
+        step = line["step"]
+        last = max(last, step)
+        for name, value in line.items():
+            if name != "step" and _is_finite(value):
+                plain[name][step] = value
+            elif name.endswith(_BY_TIMESTEP) and isinstance(value, dict):
+                for timestep, loss in value.items():
+                    if str(timestep).isdigit() and _is_finite(loss):
+                        nested[name.removesuffix(_BY_TIMESTEP)][int(timestep)][step] = loss
+    return Curves(
+        {name: sorted(points.items()) for name, points in plain.items()},
+        {
+            name: {timestep: sorted(points.items()) for timestep, points in sorted(parts.items())}
+            for name, parts in nested.items()
+        },
+        last,
+    )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def window_of(points: Sequence[Point]) -> int:
+    """Over about how many steps a curve of so many points is smoothed."""
+    return max(10, len(points) // 40)
+
+
+def smooth(points: Sequence[Point], window: int) -> list[Point]:
+    """An exponential moving average over about ``window`` points, without the bias of its start."""
+    keep = 1 - 1 / window
+    total = weight = 0.0
+    smoothed = []
+    for step, value in points:
+        total = keep * total + (1 - keep) * value
+        weight = keep * weight + (1 - keep)
+        smoothed.append((step, total / weight))
+    return smoothed
+
+
+def loss_charts(found: Curves) -> Iterator[Html]:
+    """The losses: at fixed noise, for each timestep, and of the training steps."""
+    measured = [(name, words) for name, words in AT_FIXED_NOISE.items() if found[name]]
+    charts = []
+    if measured:
+        charts.append(line_chart("Loss at fixed noise", [_series(words, found[name]) for name, words in measured]))
+    if found["loss"]:
+        charts.append(_step_chart("loss", "Training loss", "", found["loss"], small=False))
+    remark = (
+        "The loss at fixed noise is always of the same samples, noise and timesteps: it can be compared from step to "
+        "step. The loss of a training step jumps with its timestep, and says little by itself."
+    )
+    if not charts:
+        yield section("Loss", tag("p", "Nothing has been measured yet.", class_="remark"))
+        return
+    yield section("Loss", tag("p", remark, class_="remark"), tag("div", charts, class_="charts large"))
+    timesteps = sorted({timestep for name, _ in measured for timestep in found.by_timestep.get(name, {})})
+    if timesteps:
+        yield section(
+            "By timestep",
+            tag("p", "From little noise to much, each chart with a scale of its own.", class_="remark"),
+            tag("div", [_timestep_chart(found, measured, timestep) for timestep in timesteps], class_="charts"),
+        )
+
+
+def _series(words: str, points: Sequence[Point]) -> Series:
+    return Series(words, points, "second" if words == AT_FIXED_NOISE["validation_loss"] else "line")
+
+
+def _timestep_chart(found: Curves, measured: Sequence[tuple[str, str]], timestep: int) -> Html:
+    some = [_series(words, found.by_timestep.get(name, {}).get(timestep, ())) for name, words in measured]
+    return line_chart(f"Timestep {timestep}", some, small=True)
+
+
+def step_charts(found: Curves) -> Iterator[Html]:
+    """What else was measured of each step, one small chart each."""
+    known = {"loss", *AT_FIXED_NOISE}
+    rest = [name for name in found.plain if name not in known and name not in _PER_STEP]
+    charts = []
+    for name in (*(name for name in _PER_STEP if found[name]), *rest):
+        title, unit = _PER_STEP.get(name, (name.replace("_", " "), ""))
+        charts.append(_step_chart(name, title, unit, found[name], small=True))
+    if charts:
+        yield section("Pace and memory", tag("div", charts, class_="charts"))
+
+
+def _step_chart(name: str, title: str, unit: str, points: Sequence[Point], *, small: bool) -> Html:
+    series = [Series("each step", points)]
+    if name in _AVERAGED and len(points) > 1:
+        window = window_of(points)
+        mean = Series(f"mean of about {window} steps", smooth(points, window))
+        series = [Series("each step", points, "faint"), mean]
+    return line_chart(title, series, unit=unit, ceiling=ceiling_of(points) if name in _CUT else None, small=small)
+
+
+def change(points: Sequence[Point]) -> Html | None:
+    """A curve's first and last value, and how far apart they are, for the head of the page."""
+    if not points:
+        return None
+    first, last = points[0][1], points[-1][1]
+    if len(points) == 1 or not first:
+        return join(f"{last:.4g}")
+    return join(f"{last:.4g}", tag("small", f"from {first:.4g}, {(last - first) / first:+.0%}"))

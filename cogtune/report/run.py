@@ -1,0 +1,189 @@
+"""The report of a run, from the files in its folder alone: how it goes, what it makes, and what it was made from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cogtune import __version__
+from cogtune.config import RUN_NAME
+from cogtune.errors import CogtuneError
+from cogtune.files import explained, read_json, write_json
+from cogtune.machine import machine
+from cogtune.report.curves import Curves, change, curves, loss_charts, smooth, step_charts, window_of
+from cogtune.report.page import Html, facts, section, table, tag, write_page
+from cogtune.report.videos import video_section
+
+PAGE_NAME = "report.html"
+"""The page in a run's folder."""
+
+MACHINE_NAME = "machine.json"
+"""In a run's launch folder: what it runs on and with."""
+
+
+def record_machine(launch: Path) -> None:
+    """Write down what the run is made on and with, for its report."""
+    write_json(launch / MACHINE_NAME, machine())
+
+
+def write_run_report(output: Path, *, under_way: bool = False) -> Path:
+    """Write the page of the run in ``output``; where it is.
+
+    Args:
+        under_way: whether the run goes on.
+
+    Raises:
+        CogtuneError: the folder holds no run, or the page cannot be written.
+    """
+    from cogtune.training.metrics import read_metrics
+
+    if not (output / RUN_NAME).is_file() and not (output / "launch" / "plan.json").is_file():
+        raise CogtuneError(f"{output} holds no run: it has no {RUN_NAME}", "give the --output folder of a training run")
+    path = output / PAGE_NAME
+    with explained(output / "metrics.jsonl", "read"):
+        found = curves(read_metrics(output / "metrics.jsonl"))
+    write_page(path, f"{output.absolute().name} · run report", _parts(output.absolute(), found, under_way))
+    return path
+
+
+def _parts(output: Path, found: Curves, under_way: bool) -> Iterator[Html]:
+    plan = _json(output / "launch" / "plan.json")
+    yield _header(output, plan, found, under_way)
+    yield from loss_charts(found)
+    yield from video_section(output)
+    yield from step_charts(found)
+    yield from _configuration(output / RUN_NAME)
+    yield from _made_from(output, plan)
+    yield tag("footer", f"Made by cogtune {__version__}; `cogtune report` makes it anew.")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is none that can be read."""
+    try:
+        value = read_json(path)
+    except CogtuneError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+# ---------------------------------------------------------------------------------------------- how it goes
+
+
+def _header(output: Path, plan: Mapping[str, Any], found: Curves, under_way: bool) -> Html:
+    config = plan.get("config", {})
+    lead = [config.get("model"), config.get("type"), plan.get("size"), config.get("strategy")]
+    return tag(
+        "header",
+        tag("p", "Run report", class_="kind"),
+        tag("h1", output.name),
+        tag("p", " · ".join(str(part) for part in lead if part), class_="lead"),
+        _verdict(output, plan, found, under_way),
+        facts(_figures(plan, found)),
+    )
+
+
+def _verdict(output: Path, plan: Mapping[str, Any], found: Curves, under_way: bool) -> Html:
+    done, total = found.last_step, plan.get("total_steps")
+    said = _json(output / "launch" / "rank-0.json")
+    more = f"{done:,} of {total:,} steps are done." if total else f"{done:,} steps are done."
+    if total is not None and done >= total:
+        kind, word, more = "ok", "Finished.", f"All {total:,} steps are done."
+    elif said.get("status") == "failed":
+        kind, word, more = "error", "Failed.", f"{said.get('message', '')}. {more}"
+    else:
+        kind, word = "note", "Under way." if under_way else "Not finished."
+    return tag("p", tag("b", word), " ", tag("span", more), class_=f"verdict {kind}")
+
+
+def _figures(plan: Mapping[str, Any], found: Curves) -> Iterator[tuple[str, Html | str]]:
+    total = plan.get("total_steps")
+    yield "Steps", tag("span", f"{found.last_step:,}", tag("small", f"of {total:,}") if total else None)
+    for name, title in (("eval_loss", "Loss at fixed noise"), ("validation_loss", "Validation loss")):
+        measured = change(found[name])
+        if measured is not None:
+            yield title, measured
+    loss = found["loss"]
+    if loss:
+        yield "Training loss", f"{smooth(loss, window_of(loss))[-1][1]:.4g}"
+    seconds = [value for _, value in found["seconds"]]
+    if seconds:
+        middle = median(seconds)
+        yield "Time per step", tag("span", _time(middle), tag("small", f"{_time(sum(seconds))} in all"))
+        if total and total > found.last_step:
+            left = _time((total - found.last_step) * middle)
+            yield "Still to go", tag("span", left, tag("small", "at this pace"))
+    memory = found["memory_gib"]
+    if memory:
+        yield "Memory", f"{max(value for _, value in memory):.3g} GiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# ------------------------------------------------------------------------------------- what it was made from
+
+_LINE = re.compile(r"(\w+): (.*)  # (.*)")
+
+
+def read_provenance(run_yaml: Path) -> list[tuple[str, str, str]]:
+    """Key, value and where the value came from, of every line of a run's ``run.yaml``; empty when there is none."""
+    try:
+        lines = run_yaml.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    return [(match[1], match[2], match[3]) for line in lines if (match := _LINE.fullmatch(line))]
+
+
+def _configuration(run_yaml: Path) -> Iterator[Html]:
+    rows = read_provenance(run_yaml)
+    if not rows:
+        return
+    columns = ("key", "value", "from")
+    chosen = [_setting(*row) for row in rows if row[2] != "default"]
+    left = [_setting(*row) for row in rows if row[2] == "default"]
+    more = tag(
+        "details",
+        tag("summary", f"{len(left)} more at their defaults"),
+        table(columns, left, label="Settings at their defaults"),
+    )
+    yield section("Configuration", table(columns, chosen, label="Settings") if chosen else None, more if left else None)
+
+
+def _setting(key: str, value: str, source: str) -> tuple[Html, Html, str]:
+    return tag("code", key), tag("code", value), source
+
+
+def _made_from(output: Path, plan: Mapping[str, Any]) -> Iterator[Html]:
+    config, identity = plan.get("config", {}), plan.get("identity", {})
+    there = _json(output / "launch" / MACHINE_NAME)
+    cards = [f"{card.get('name')} ({card.get('memory_gib')} GiB)" for card in there.get("gpus", [])]
+    cpu = f"{there['cpus']} CPUs, {there['memory_gib']} GiB, {there['system']}" if "system" in there else None
+    rows = [
+        ("base model", config.get("model")),
+        ("its transformer's fingerprint", _code(identity.get("model"))),
+        ("dataset", _code(config.get("data"))),
+        ("samples", plan.get("samples")),
+        ("dataset's digest", _code(identity.get("data"))),
+        ("frames x height x width", plan.get("size")),
+        ("frames a second", plan.get("fps")),
+        ("tokens a sample", plan.get("tokens")),
+        ("samples a step", identity.get("samples per step")),
+        ("resumed from", _code(plan.get("resume"))),
+        ("GPUs", ", ".join(cards) or ("none" if there else None)),
+        ("machine", cpu),
+        *((name, version) for name, version in there.get("versions", {}).items()),
+    ]
+    known = [(name, value if isinstance(value, str) else f"{value:,}") for name, value in rows if value is not None]
+    if known:
+        yield section("What it was made from", table(("", ""), known, label="What the run was made from", wide=(1,)))
+
+
+def _code(value: object) -> Html | None:
+    return None if value is None else tag("code", str(value))

@@ -1,0 +1,127 @@
+"""A run's sample videos on its page: each prompt's videos by step, beside the one from before the first step."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from cogtune.errors import CogtuneError
+from cogtune.files import read_json
+from cogtune.report.page import Html, section, tag
+from cogtune.report.pictures import bytes_each, data_uri, shrink, to_jpeg
+
+FOLDER, LIST_NAME = "samples", "samples.json"
+
+MOST_STEPS = 12
+"""How many steps' videos of one prompt are shown: the first, the last, and others evenly between."""
+
+MOST_PROMPTS = 24
+
+_POSTER_WIDTH = 320
+_STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a sample video shows: its prompt, the name of its first frame's file, its seed."""
+
+    prompt: str
+    image: str | None
+    seed: int | None
+
+
+def find_videos(output: Path) -> dict[Scene, dict[int, Path]]:
+    """The videos of a run, by scene in the order of the lists, then by step. What is damaged or gone is left out."""
+    found: defaultdict[Scene, dict[int, Path]] = defaultdict(dict)
+    folders = [(int(match[1]), path) for path in (output / FOLDER).glob("*") if (match := _STEP.fullmatch(path.name))]
+    for step, folder in sorted(folders):
+        for entry in _entries(folder):
+            name = str(entry.get("file", ""))
+            video = folder / name
+            if Path(name).name == name and video.is_file():
+                image, seed = entry.get("image"), entry.get("seed")
+                scene = Scene(
+                    str(entry.get("prompt", "")),
+                    Path(str(image)).name if image else None,
+                    seed if isinstance(seed, int) else None,
+                )
+                found[scene][step] = video
+    return dict(found)
+
+
+def _entries(folder: Path) -> list[dict[str, object]]:
+    try:
+        value = read_json(folder / LIST_NAME)
+    except CogtuneError:
+        return []
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def spread(steps: list[int], most: int = MOST_STEPS) -> list[int]:
+    """At most so many of the steps: the first, the last, and others evenly between."""
+    if len(steps) <= most:
+        return steps
+    return [steps[number * (len(steps) - 1) // (most - 1)] for number in range(most)]
+
+
+def video_section(output: Path) -> Iterator[Html]:
+    """The part of the page that shows the videos; nothing when there are none."""
+    scenes = find_videos(output)
+    if not scenes:
+        return
+    shown = [(scene, spread(list(by_step)), by_step) for scene, by_step in list(scenes.items())[:MOST_PROMPTS]]
+    most_bytes = bytes_each(sum(len(steps) for _, steps, _ in shown))
+    remark = "The same prompts with the same seeds: before training, then the newest first."
+    if len(scenes) > len(shown):
+        remark += f" Showing {len(shown)} of {len(scenes)} prompts."
+    if any(len(steps) < len(by_step) for _, steps, by_step in shown):
+        remark += f" Of each, {MOST_STEPS} steps are shown; all videos are in {FOLDER}/."
+    strips = [_strip(output, scene, steps, by_step, most_bytes) for scene, steps, by_step in shown]
+    yield section("Sample videos", tag("p", remark, class_="remark"), strips, id="samples")
+
+
+def _strip(output: Path, scene: Scene, steps: list[int], by_step: dict[int, Path], most_bytes: int) -> Html:
+    figures = []
+    for step in [*steps[:1], *reversed(steps[1:])]:
+        label = "before training" if step == 0 else f"step {step:,}"
+        video = tag(
+            "video",
+            src=quote(by_step[step].relative_to(output).as_posix()),
+            poster=_poster(by_step[step], most_bytes),
+            aria_label=f"{label}: {scene.prompt or 'no prompt'}",
+            controls=True,
+            muted=True,
+            loop=True,
+            playsinline=True,
+            preload="metadata",
+        )
+        figures.append(tag("figure", video, tag("figcaption", label)))
+    about = [f"seed {scene.seed}" if scene.seed is not None else None, f"from {scene.image}" if scene.image else None]
+    return tag(
+        "article",
+        tag("p", scene.prompt or "no prompt", class_="prompt", dir="auto"),
+        tag("p", " · ".join(filter(None, about)), class_="what"),
+        tag("button", "Play all", type="button", hidden=True),
+        tag("div", figures, class_="strip", role="group", tabindex="0", aria_label="Videos by step"),
+        class_="samples",
+    )
+
+
+def _poster(video: Path, most_bytes: int) -> str | None:
+    """The first frame as a data address; None when it cannot be read."""
+    from cogtune.data.video import iter_frames
+
+    try:
+        frame = next(iter_frames(video, [0]))
+    except CogtuneError:
+        return None
+    height, width, _ = frame.shape
+    if width > _POSTER_WIDTH:
+        frame = shrink(frame, max(1, round(height * _POSTER_WIDTH / width)), _POSTER_WIDTH)
+    return data_uri(to_jpeg(np.ascontiguousarray(frame), most_bytes))
