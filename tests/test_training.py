@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plain_training import plain_losses
 from runs_in_process import evaluations, fill_here, plan_for, read_lines, train_here
 from safetensors.torch import load_file
 
@@ -68,6 +69,14 @@ def test_twenty_lora_steps_on_one_clip_lower_the_loss_at_fixed_noise(one_clip: P
     assert trained[0] == untrained[0]
     assert trained[0] - trained[20] > 0.6
     assert abs(untrained[0] - untrained[20]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["2b", "5b", "1.5-5b"])
+def test_five_steps_are_the_steps_written_out_plainly(name: str, one_clip: Path, tmp_path: Path) -> None:
+    plan = plan_for(one_clip, tmp_path / "out", model=f"tiny:{name}", size="9x64x96", steps=5, eval_every=0)
+    ours = [line["loss"] for line in train_here(plan)]
+    assert len(ours) == 5
+    assert ours == pytest.approx(plain_losses(plan, torch.device("cpu")), rel=1e-5)
 
 
 needs_bitsandbytes = pytest.mark.skipif(
