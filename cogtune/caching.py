@@ -247,7 +247,11 @@ def fill(job: Job) -> list[dict[str, Any]]:
     if processes > 1:
         launching = RunConfig(num_processes=processes, precision="fp32")
         write_text(files.accelerate, yaml.safe_dump(accelerate_config(launching, files.deepspeed)))
-        command = ["-m", "accelerate.commands.accelerate_cli", *files.command("cogtune.encoding", "--shared")[1:]]
+        command = [
+            "-m",
+            "accelerate.commands.accelerate_cli",
+            *files.command(launching, "cogtune.encoding", "--shared")[1:],
+        ]
     process.watch(
         [sys.executable, *command],
         [files.report(rank) for rank in range(processes)],

@@ -214,7 +214,16 @@ class RunConfig(BaseModel):
     )
 
     strategy: Strategy = _launch("ddp", help_text="How memory and work are shared out over the GPUs.")
-    num_processes: int = _launch(1, ge=1, help_text="GPUs to train on.")
+    num_processes: int = _launch(1, ge=1, help_text="GPUs to train on, of all machines together.")
+    num_machines: int = _launch(1, ge=1, help_text="Machines to train on, each started with the same command.")
+    machine_rank: int = _launch(0, ge=0, help_text="Which of the machines this is; 0 is the main one.")
+    main_process_ip: str | None = _launch(None, help_text="Address of machine 0, where there are several.")
+    main_process_port: int = _launch(
+        0, ge=0, le=65535, help_text="Port of machine 0 at which the processes meet; 0, on one machine, for a free one."
+    )
+    nccl_timeout: float = _launch(
+        30.0, gt=0, help_text="Minutes after which a process that waits for another's gradients gives up."
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -271,6 +280,22 @@ class RunConfig(BaseModel):
             raise ValueError(f"'{text}': the steps at which the pieces end must rise")
         return text
 
+    @field_validator("num_machines")
+    @classmethod
+    def _shared_out(cls, machines: int, info: ValidationInfo) -> int:
+        processes = info.data.get("num_processes")
+        if processes is not None and processes % machines:
+            raise ValueError(f"{processes} processes cannot be shared out evenly over {machines} machines")
+        return machines
+
+    @field_validator("machine_rank")
+    @classmethod
+    def _one_of_them(cls, rank: int, info: ValidationInfo) -> int:
+        machines = info.data.get("num_machines")
+        if machines is not None and rank >= machines:
+            raise ValueError(f"{rank} is not one of {machines} machines, which are counted from 0")
+        return rank
+
     @field_validator("size")
     @classmethod
     def _size_reads(cls, text: str | None) -> str | None:
@@ -296,6 +321,11 @@ class RunConfig(BaseModel):
             return None
         mean, deviation = map(float, self.image_noise.split(","))
         return mean, deviation
+
+    @property
+    def local_processes(self) -> int:
+        """Processes on each machine."""
+        return self.num_processes // self.num_machines
 
     @property
     def global_batch(self) -> int:

@@ -15,9 +15,9 @@ import yaml
 
 from cogtune import process
 from cogtune.checkpoints import checkpoints
-from cogtune.config import RUN_NAME
+from cogtune.config import RUN_NAME, RunConfig
 from cogtune.files import explained, write_json, write_text
-from cogtune.plan import Plan, accelerate_config, deepspeed_config
+from cogtune.plan import Plan, accelerate_config, deepspeed_config, meeting_port
 from cogtune.process import Report
 
 ENVIRONMENT = {
@@ -60,7 +60,7 @@ class LaunchFiles:
     @property
     def log(self) -> Path:
         """What the launcher and the libraries say beside the run's own words."""
-        return self.folder.parent / "logs" / "launch.log"
+        return self.folder.parent / "logs" / f"{self.folder.name}.log"
 
     @property
     def run_yaml(self) -> Path:
@@ -71,8 +71,8 @@ class LaunchFiles:
         """Where process ``rank`` says how it is."""
         return Report(self.folder / f"rank-{rank}.json")
 
-    def command(self, *worker: str) -> list[str]:
-        """The ``accelerate launch`` command.
+    def command(self, config: RunConfig, *worker: str) -> list[str]:
+        """The ``accelerate launch`` command, for each machine of the run.
 
         Args:
             worker: the module that each process runs, and words put behind the plan; the run's own when left out.
@@ -84,10 +84,15 @@ class LaunchFiles:
             "--config_file",
             str(self.accelerate),
             "--main_process_port",
-            "0",
+            str(meeting_port(config)),
             "--quiet",
         ]
         return [*launch, "--module", module, str(self.plan), *words]
+
+
+def folder_name(config: RunConfig) -> str:
+    """The folder of launch files in a run's output; each machine has one of its own."""
+    return f"launch-{config.machine_rank}" if config.machine_rank else "launch"
 
 
 def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFiles:
@@ -111,19 +116,19 @@ def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFile
         write_json(files.deepspeed, deepspeed)
     write_json(files.plan, plan.to_dict())
     write_text(files.accelerate, yaml.safe_dump(accelerate_config(config, files.deepspeed)))
-    write_text(files.script, _script(files))
+    write_text(files.script, _script(files, config))
     files.script.chmod(0o755)
     write_text(files.run_yaml, run_yaml)
     return files
 
 
-def _script(files: LaunchFiles) -> str:
+def _script(files: LaunchFiles, config: RunConfig) -> str:
     exports = "".join(f"export {name}={value}\n" for name, value in ENVIRONMENT.items())
     exports += f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"\n'
     return (
         "#!/bin/sh\n"
         "# Starts this run by hand, as `cogtune train` does. Change plan.json or the configs beside it at will.\n"
-        f"{exports}exec {shlex.join(files.command())}\n"
+        f"{exports}exec {shlex.join(files.command(config))}\n"
     )
 
 
@@ -136,9 +141,11 @@ def start(plan: Plan, files: LaunchFiles, *worker: str) -> None:
     Raises:
         CogtuneError: the run failed or was stopped.
     """
+    config = plan.config
+    first = config.machine_rank * config.local_processes
     process.watch(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *files.command(*worker)[1:]],
-        [files.report(rank) for rank in range(plan.config.num_processes)],
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *files.command(config, *worker)[1:]],
+        [files.report(first + rank) for rank in range(config.local_processes)],
         files.log,
         environment=ENVIRONMENT,
         if_stopped=lambda: _how_to_go_on(plan),

@@ -17,6 +17,9 @@ from cogtune.training_rules import problems_of_training
 
 FORMAT = 1
 
+_PORT = 29500
+"""Torch's own choice."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -109,6 +112,8 @@ def check(config: RunConfig, spec: ModelSpec) -> None:
     problems += [f"size {size_of(config, spec)}: {problem}" for problem in spec.size_problems(size_of(config, spec))]
     if config.strategy in ("zero3", "zero3-offload") and config.num_processes == 1:
         problems.append(f"strategy {config.strategy} shares weights over GPUs and needs num_processes of 2 or more")
+    if config.num_machines > 1 and config.main_process_ip is None:
+        problems.append(f"num_machines {config.num_machines}: give machine 0's address as main_process_ip")
     if config.strategy != "ddp" and importlib.util.find_spec("deepspeed") is None:
         problems.append(
             f"strategy {config.strategy} needs DeepSpeed, which is not installed (it has builds for Linux on x86-64 "
@@ -213,19 +218,31 @@ def accelerate_config(config: RunConfig, deepspeed_file: Path) -> dict[str, Any]
     shared: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
         "debug": False,
-        "machine_rank": 0,
+        "machine_rank": config.machine_rank,
         "main_training_function": "main",
-        "num_machines": 1,
+        "num_machines": config.num_machines,
         "num_processes": config.num_processes,
         "rdzv_backend": "static",
         "same_network": True,
         "use_cpu": False,
     }
+    if config.num_machines > 1:
+        shared |= {"main_process_ip": config.main_process_ip, "main_process_port": meeting_port(config)}
     if config.strategy != "ddp":
-        deepspeed = {"deepspeed_config_file": str(deepspeed_file), "zero3_init_flag": False}
+        # "standard": every machine starts its own processes, as with DDP, rather than one through ssh
+        deepspeed = {
+            "deepspeed_config_file": str(deepspeed_file),
+            "deepspeed_multinode_launcher": "standard",
+            "zero3_init_flag": False,
+        }
         return shared | {"distributed_type": "DEEPSPEED", "deepspeed_config": deepspeed}
     kind = "MULTI_GPU" if config.num_processes > 1 else "NO"
     return shared | {"distributed_type": kind, "mixed_precision": mixed_precision(config)}
+
+
+def meeting_port(config: RunConfig) -> int:
+    """The port of machine 0 at which the processes meet; 0 for a free one, which several machines cannot agree on."""
+    return config.main_process_port or (_PORT if config.num_machines > 1 else 0)
 
 
 def mixed_precision(config: RunConfig) -> str:

@@ -146,10 +146,11 @@ def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[st
         CogtuneError: something stands in the way, or the run failed or was stopped.
     """
     output = resolved.config.anchored().output
-    with _sole_run(output):
+    is_main = resolved.config.machine_rank == 0  # other machines may share its output folder
+    with _sole_run(output) if is_main else contextlib.nullcontext():
         ready = get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=False)
         launch.start(ready.plan, ready.files)
-    return results(ready.plan)
+    return results(ready.plan) if is_main else []
 
 
 @contextlib.contextmanager
@@ -193,7 +194,7 @@ def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_ru
         total, step = config.total_steps(len(dataset.samples)), int(read_state(start_from)["step"])
         if step > total or (step == total and start_from.parent != config.output):  # nothing to do, or only to publish
             raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")
-    folder = "dry-run" if dry_run else "launch"
+    folder = "dry-run" if dry_run else launch.folder_name(config)
     plan = make_plan(
         resolved,
         checkpoint=checkpoint,

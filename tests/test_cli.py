@@ -21,6 +21,7 @@ COMMANDS = [
     ["infer"],
     ["push"],
     ["presets"],
+    ["plan"],
     ["bench"],
     ["demo"],
     ["random-model"],
@@ -102,7 +103,7 @@ def test_wrong_models_and_sizes_are_told_together(cogtune: Cogtune, clips: Path)
 
 
 def test_a_model_that_cannot_be_downloaded_is_told(cogtune: Cogtune, clips: Path) -> None:
-    told = cogtune("train", "--preset", "4090-lora-5b", "--data", clips, status=1).err
+    told = cogtune("train", "--preset", "4090-lora-5b", "--data", clips, "--force", status=1).err
     assert "cannot download the model THUDM/CogVideoX-5b" in told
     assert "--model" in told
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogtune.cli import bench, dataset, demo, infer, merge, model, presets, push, report, train
+from cogtune.cli import bench, dataset, demo, infer, merge, model, plan, presets, push, report, train
 
 app = typer.Typer(
     name="cogtune",
@@ -49,6 +49,7 @@ app.command("merge-zero")(merge.merge_zero)
 app.command("infer")(infer.infer)
 app.command("push")(push.push)
 app.command("presets")(presets.presets)
+app.command("plan")(plan.plan)
 app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.command("random-model")(model.random_model)

@@ -14,7 +14,10 @@ from cogtune.config import RunConfig
 if TYPE_CHECKING:
     from cogtune.measurements import Measurement
 
-_NOT_HERE = {"steps", "epochs", "warmup_steps", "lr_scheduler"}
+_NOT_HERE = {
+    "steps", "epochs", "warmup_steps", "lr_scheduler", "lr_cycles", "lr_power", "lr_pieces",
+    "num_machines", "machine_rank", "main_process_ip", "main_process_port", "nccl_timeout",
+}  # fmt: skip
 
 
 def _measured_fields() -> list[str]:

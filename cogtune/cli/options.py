@@ -21,6 +21,11 @@ ConfigFile = Annotated[
     typer.Option("--config", help="A YAML file of keys; stronger than the preset, weaker than flags."),
 ]
 
+Fit = Annotated[
+    bool,
+    typer.Option("--fit", help="Use all GPUs of this machine, and the fastest strategy whose estimate fits them."),
+]
+
 
 def _flag(name: str) -> tuple[Any, typer.models.OptionInfo]:
     """The type and the option of one configuration field."""

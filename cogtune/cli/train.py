@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cogtune import console
-from cogtune.cli.options import ConfigFile, Flags, PresetName, with_config_flags
+from cogtune.cli.options import ConfigFile, Fit, Flags, PresetName, with_config_flags
 from cogtune.config import RunConfig
 
 
@@ -21,6 +21,10 @@ def train(
         typer.Option("--resume", help="Go on from a checkpoint: latest, or a path. Its settings are kept."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where the output holds a run.")] = False,
+    fit: Fit = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start even where the estimate says that the run does not fit this machine.")
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check all, write the plan and the launch files, show them, and stop."),
@@ -31,11 +35,20 @@ def train(
     Values come from the preset, then the file, then flags; OUTPUT/run.yaml keeps each with where it came from.
     """
     from cogtune import runs
+    from cogtune.fit import fitted, refuse_unfit, this_machine
+    from cogtune.planning import outlook, spec_of
 
     resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
+    spec, machine = spec_of(resolved.config.model), this_machine()
+    if fit:
+        resolved = fitted(resolved, spec, machine)
+    if not force and not dry_run:
+        refuse_unfit(resolved.config, spec, machine, preset)
     if dry_run:
         ready = runs.get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=True)
         console.table("", ("key", "value", "from"), runs.describe(ready.plan))
+        found = outlook(ready.plan.config, spec, machine, ready.plan.samples)
+        console.table("", ("what", "how much"), found.rows())
         if ready.left:
             console.say(f"to encode first: {ready.left}")
         console.say(f"written to {ready.files.folder}; by hand: sh {ready.files.script}")

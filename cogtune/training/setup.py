@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Callable
 from typing import Any
@@ -55,12 +56,16 @@ def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | No
 
 def _accelerator(plan: Plan) -> Accelerator:
     config = plan.config
-    over_gloo = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    over_gloo = several and not torch.cuda.is_available()
+    group = InitProcessGroupKwargs(
+        backend="gloo" if over_gloo else "nccl", timeout=datetime.timedelta(minutes=config.nccl_timeout)
+    )
     accelerator = Accelerator(
         cpu=over_gloo and config.strategy == "ddp",
         mixed_precision=mixed_precision(config) if config.strategy == "ddp" else None,  # else DeepSpeed's file says it
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if over_gloo else [],
+        kwargs_handlers=[group] if several else [],
     )
     if accelerator.num_processes != config.num_processes:
         raise CogtuneError(

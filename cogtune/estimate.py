@@ -1,0 +1,269 @@
+"""What a run will take, before it starts: memory of each GPU and of the host, disk, and time.
+
+Sizes follow from the model's geometry and the run's configuration. The few numbers that do not (how many activations
+are alive at once, what libraries keep) are constants, fitted to the recorded measurements; ``python -m
+cogtune.cli.measurements`` shows how far off each estimate is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from cogtune.config import OptimizerName, RunConfig
+from cogtune.geometry import SPATIAL_COMPRESSION, latent_frames, video_tokens
+from cogtune.models import ModelSpec
+from cogtune.plan import size_of
+
+GIB = 2**30
+
+_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+_TIME_WIDTH = 512
+_VAE_PARAMETERS = 215_583_907
+
+_OPTIMIZER_BYTES: dict[OptimizerName, int] = {
+    "adamw": 8,
+    "adam": 8,
+    "prodigy": 16,
+    "came": 4,
+    "adamw-8bit": 2,
+    "adamw-offload": 0,
+}
+"""What an optimizer keeps on the GPU for each trained number."""
+
+# Activations alive while a block is computed again and differentiated, in tensors of tokens x width.
+_WORK_EAGER = 35.0
+_WORK_COMPILED = 24.0
+_WORK_FP16 = 10.0
+"""More of them under fp16."""
+_KEPT_A_BLOCK = 15.0
+"""Tensors that a block keeps for the backward pass without gradient checkpointing."""
+_CONTEXT = int(0.85 * GIB)
+"""CUDA's context and the libraries' own memory on a card."""
+_NCCL = int(1.0 * GIB)
+"""What NCCL adds to that where several processes work together."""
+
+# DeepSpeed's defaults, in elements (deepspeed.runtime.zero.config)
+_REDUCE_BUCKET = 500_000_000
+_LIVE_PARAMETERS = 1_000_000_000
+
+_HOST_PROCESS = int(4.0 * GIB)
+"""What a process of a run takes on the host beside tensors."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU at the peak of a step, by what they are for."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    workspace: int
+    """A block's activations while it is differentiated, DeepSpeed's buffers, and the encoder of images."""
+    context: int
+    """What CUDA and NCCL take beside PyTorch."""
+
+    @property
+    def reserved(self) -> int:
+        """What PyTorch reserves."""
+        return self.card - self.context
+
+    @property
+    def card(self) -> int:
+        """All of it."""
+        return sum(int(getattr(self, field.name)) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take. Sizes in bytes."""
+
+    memory: Memory
+    """Of each GPU."""
+    host: int
+    """Memory of one machine's processes together."""
+    cache_per_sample: int
+    checkpoint: int
+    """One checkpoint on disk."""
+    flops: float
+    """Floating-point operations of one optimizer step, of one GPU, recomputed ones included."""
+    seconds: float | None
+    """Of one optimizer step, where the GPU is known."""
+
+
+def transformer_parameters(spec: ModelSpec) -> int:
+    """Trainable numbers in the transformer; sources: diffusers' ``CogVideoXTransformer3DModel`` and its block."""
+    width, time = spec.num_attention_heads * spec.attention_head_dim, _TIME_WIDTH
+    norm_zero = time * 6 * width + 6 * width + 2 * width
+    attention = 4 * (width * width + width) + 4 * spec.attention_head_dim
+    feed_forward = 8 * width * width + 5 * width
+    block = 2 * norm_zero + attention + feed_forward
+    patch = spec.patch_size**2 * (spec.patch_size_t or 1)
+    embed = spec.in_channels * patch * width + width + spec.text_embed_dim * width + width
+    times = (width * time + time + time * time + time) + (2 * (time * time + time) if spec.ofs_embed_dim else 0)
+    out = 2 * width + (time * 2 * width + 2 * width + 2 * width) + (width + 1) * spec.out_channels * patch
+    return spec.num_layers * block + embed + times + out
+
+
+_LAYER_SHAPES = {"ff.net.0.proj": (1, 4), "ff.net.2": (4, 1)}
+"""Inputs and outputs, in widths, of the layers of a block that are not square."""
+
+
+def lora_parameters(spec: ModelSpec, config: RunConfig) -> int:
+    """Numbers in the run's adapter, if its targets are layers of the blocks."""
+    width = spec.num_attention_heads * spec.attention_head_dim
+    sides = sum(sum(_LAYER_SHAPES.get(target, (1, 1))) for target in config.target_modules)
+    return spec.num_layers * config.rank * width * sides
+
+
+def estimate(config: RunConfig, spec: ModelSpec, *, gpu: str = "") -> Estimate:
+    """What a run of ``config`` on a model built like ``spec`` will take.
+
+    Args:
+        gpu: name of the card, for the time.
+    """
+    return Estimate(
+        memory=_memory(config, spec),
+        host=_host(config, spec),
+        cache_per_sample=_cache(config, spec),
+        checkpoint=_checkpoint(config, spec),
+        flops=_flops(config, spec),
+        seconds=_seconds(config, spec, gpu),
+    )
+
+
+def _tokens(config: RunConfig, spec: ModelSpec) -> int:
+    video = video_tokens(size_of(config, spec), spec.patch_size, spec.patch_size_t)
+    return config.batch_size * (video + spec.max_text_seq_length)
+
+
+def _compiles(config: RunConfig) -> bool:
+    """Whether the blocks are compiled on a GPU, as ``training.setup`` decides."""
+    return config.compile if config.compile is not None else not config.strategy.startswith("zero3")
+
+
+def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
+    item, ranks = _BYTES[config.precision], config.num_processes
+    whole = transformer_parameters(spec)
+    trained = lora_parameters(spec, config) if config.type == "lora" else whole
+    tensor = _tokens(config, spec) * spec.num_attention_heads * spec.attention_head_dim * item
+    inputs = spec.num_layers * tensor * (1 if config.gradient_checkpointing else _KEPT_A_BLOCK)
+    work = tensor * (
+        (_WORK_COMPILED if _compiles(config) else _WORK_EAGER) + (_WORK_FP16 if config.precision == "fp16" else 0)
+    )
+    if spec.image_to_video:
+        work += _VAE_PARAMETERS * item
+    context = _CONTEXT + (_NCCL if ranks > 1 else 0)
+    if config.strategy == "ddp":
+        weights = whole * item + trained * 4 if config.type == "lora" else whole * 4
+        gradients = trained * 4 * (2 if ranks > 1 else 1)  # DDP's buckets are copies
+        optimizer = trained * _OPTIMIZER_BYTES[config.optimizer]
+        casts = 0 if config.precision == "fp32" else trained * item  # autocast keeps them up to the end of the forward
+        kept = max(inputs + casts - gradients, 0)  # gradients come as activations go
+        return Memory(weights, gradients, optimizer, int(kept), int(work), context)
+    offload, stage = config.strategy.endswith("-offload"), 3 if config.strategy.startswith("zero3") else 2
+    frozen = whole - trained if config.type == "lora" else 0
+    bucket = 2 * min(_REDUCE_BUCKET, trained) * item  # two of them: one is reduced while the other fills
+    optimizer = 0 if offload else trained * (4 + _OPTIMIZER_BYTES[config.optimizer]) // ranks
+    gradients = 0 if offload else trained * item // ranks
+    step = 0 if offload else trained * 4 // ranks  # the fp32 copy of the gradients that the optimizer takes
+    if stage == 2:
+        weights = (frozen + trained) * item
+    else:
+        weights = (0 if offload else (frozen + trained) * item // ranks) + min(_LIVE_PARAMETERS, whole) * item
+    kept = max(inputs - gradients, bucket, step - work)  # the forward pass's end, the backward pass's, the step
+    return Memory(weights, gradients, optimizer, int(max(kept, 0)), int(work), context)
+
+
+def _host(config: RunConfig, spec: ModelSpec) -> int:
+    """Bytes on one machine. Weights are loaded there before they go to a GPU; ``-offload`` keeps what it moves."""
+    item, ranks = _BYTES[config.precision], config.local_processes
+    whole = transformer_parameters(spec)
+    trained = lora_parameters(spec, config) if config.type == "lora" else whole
+    loaded = whole * (4 if config.type == "sft" and config.strategy == "ddp" else item) * ranks
+    kept = trained * 12 * ranks if config.optimizer == "adamw-offload" else 0
+    if config.strategy.endswith("-offload"):
+        share = ranks / config.num_processes
+        kept = int(trained * (16 + item) * share)  # fp32 weights and gradients, two moments, arriving gradients
+        if config.strategy == "zero3-offload":
+            kept += int(whole * item * share)
+    return ranks * _HOST_PROCESS + max(loaded, kept)
+
+
+def _cache(config: RunConfig, spec: ModelSpec) -> int:
+    size, item = size_of(config, spec), _BYTES[config.precision]
+    area = (size.height // SPATIAL_COMPRESSION) * (size.width // SPATIAL_COMPRESSION)
+    latents = 2 * spec.out_channels * latent_frames(size.num_frames) * area * item
+    text = spec.max_text_seq_length * spec.text_embed_dim * item
+    image = 3 * size.height * size.width if spec.image_to_video else 0
+    return latents + text + image
+
+
+def _checkpoint(config: RunConfig, spec: ModelSpec) -> int:
+    if config.type == "lora":
+        return lora_parameters(spec, config) * (4 + (8 if config.strategy == "ddp" else 12))
+    copies = 4 + 8 if config.strategy == "ddp" else _BYTES[config.precision] + 12
+    return transformer_parameters(spec) * copies
+
+
+def _flops(config: RunConfig, spec: ModelSpec) -> float:
+    matmul, attention = _work(config, spec)
+    return matmul + attention
+
+
+def _work(config: RunConfig, spec: ModelSpec) -> tuple[float, float]:
+    """Operations of one optimizer step: of the linear layers, and of attention."""
+    tokens = _tokens(config, spec)
+    width = spec.num_attention_heads * spec.attention_head_dim
+    forward_again = 1 if config.gradient_checkpointing else 0
+    backward = 1 if config.type == "lora" else 2  # a frozen weight has no gradient to be computed
+    passes = config.gradient_accumulation_steps
+    linear = 2.0 * transformer_parameters(spec) * tokens * (1 + forward_again + backward)
+    square = 4.0 * tokens * (tokens / config.batch_size) * width * spec.num_layers * (1 + forward_again + 2.5)
+    return passes * linear, passes * square
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """What a card does in bf16: products in FLOP/s, attention in FLOP/s, memory in bytes/s."""
+
+    products: float
+    attention: float
+    memory: float
+
+
+def _card(peak_tflops: float, terabytes: float) -> _Speed:
+    """A card by its vendor's dense bf16 peak, of which products reach 0.80 and attention 0.42 on an H200."""
+    return _Speed(0.80e12 * peak_tflops, 0.42e12 * peak_tflops, 1e12 * terabytes)
+
+
+_SPEEDS = {
+    "H200": _card(989, 4.8),
+    "H100": _card(989, 3.35),
+    "A100": _card(312, 2.0),
+    "L40S": _card(362, 0.86),
+    "5090": _card(210, 1.79),
+    "4090": _card(165, 1.01),
+    "4080": _card(97, 0.72),
+}
+"""Cards whose time is estimated; only an H200's was measured, the others' follow from their vendor's figures."""
+
+_TRAFFIC_EAGER, _TRAFFIC_COMPILED = 2350.0, 500.0
+"""Bytes that a block moves for each number of its input, beside products and attention."""
+
+_CPU_ADAM_SECONDS = 1.0e-9
+"""Of the optimizer on the host, for each trained number."""
+
+
+def _seconds(config: RunConfig, spec: ModelSpec, gpu: str) -> float | None:
+    speed = next((speed for name, speed in _SPEEDS.items() if name in gpu), None)
+    if speed is None or config.precision == "fp32":
+        return None
+    linear, square = _work(config, spec)
+    numbers = _tokens(config, spec) * spec.num_attention_heads * spec.attention_head_dim * spec.num_layers
+    traffic = _TRAFFIC_COMPILED if _compiles(config) else _TRAFFIC_EAGER
+    seconds = linear / speed.products + square / speed.attention
+    seconds += config.gradient_accumulation_steps * numbers * traffic / speed.memory
+    if config.strategy.endswith("-offload"):
+        seconds += transformer_parameters(spec) / config.num_processes * _CPU_ADAM_SECONDS
+    return seconds

@@ -1,0 +1,182 @@
+"""Whether a run fits the GPUs that are here, and what would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import psutil
+
+from cogtune import console
+from cogtune.config import Resolved, RunConfig
+from cogtune.errors import UsageError
+from cogtune.estimate import GIB, Estimate, estimate
+from cogtune.gpus import Gpu, gpus
+from cogtune.models import VARIANTS, ModelSpec, published_spec
+from cogtune.presets import PRESETS, Preset, Strategy
+
+SURE = 0.92
+"""An estimate may be off by 8 %: a run whose estimate times this does not fit is refused."""
+
+MOST_FLOPS_ON_CPU = 2e13
+"""Of one step; a CPU takes minutes for it."""
+
+_BY_SPEED: tuple[Strategy, ...] = ("ddp", "zero2", "zero3", "zero2-offload", "zero3-offload")
+"""The strategies, fastest first."""
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to train on."""
+
+    cards: tuple[Gpu, ...]
+    host: int
+    """Memory in bytes."""
+
+    @property
+    def card_bytes(self) -> int:
+        """Memory of the smallest card."""
+        return min(gpu.total for gpu in self.cards)
+
+    def __str__(self) -> str:
+        if not self.cards:
+            return "no NVIDIA GPU"
+        return f"{len(self.cards)} x {self.cards[0].name} of {self.card_bytes / GB:.1f} GB"
+
+
+def this_machine() -> Machine:
+    """The cards that are visible here, and the host's memory."""
+    return Machine(gpus(), int(psutil.virtual_memory().total))
+
+
+def problems(config: RunConfig, needs: Estimate, machine: Machine) -> list[str]:
+    """Why a run cannot be made on ``machine``; empty when it can."""
+    here = config.local_processes
+    if not machine.cards:
+        found = []
+        if needs.memory.reserved * here > machine.host:
+            found.append(f"needs {needs.memory.card / GB:.1f} GB on {_cards(here)}, and there is no NVIDIA GPU here")
+        elif needs.flops > MOST_FLOPS_ON_CPU:
+            found.append(
+                f"needs {needs.flops / 1e12:,.0f} TFLOP a step, minutes on a CPU, and there is no NVIDIA GPU here"
+            )
+        return found
+    found = []
+    if here > len(machine.cards):
+        found.append(f"needs {_cards(here)}, and this machine has {machine}")
+    if needs.memory.card * SURE > machine.card_bytes:
+        found.append(f"needs {needs.memory.card / GB:.1f} GB on each GPU, and this machine has {machine}")
+    return found
+
+
+def _cards(count: int) -> str:
+    return "a GPU" if count == 1 else f"{count} GPUs"
+
+
+def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Machine, name: str | None = None) -> None:
+    """Stop a run that this machine cannot make.
+
+    Args:
+        name: of the preset, for the message.
+
+    Raises:
+        UsageError: it does not fit; the hint names what does.
+    """
+    needs = estimate(config, spec)
+    found = problems(config, needs, machine)
+    if found:
+        raise UsageError(
+            f"{name or 'this run'} does not fit this machine: {'; '.join(found)}",
+            f"{_what_fits(config, spec, machine)}; --force starts it all the same",
+        )
+    if not machine.cards:
+        return
+    free = min(gpu.total - gpu.used for gpu in machine.cards)
+    if needs.memory.card > free:
+        console.warn(
+            f"about {needs.memory.card / GB:.1f} GB will be needed on each GPU, and {free / GB:.1f} GB are free: "
+            "it may run out of memory"
+        )
+    if needs.host > machine.host:
+        console.warn(
+            f"about {needs.host / GIB:.0f} GiB of host memory will be needed, and this machine has "
+            f"{machine.host / GIB:.0f} GiB"
+        )
+
+
+def _what_fits(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
+    if not machine.cards:
+        return "use a machine with such GPUs, or try the program with --preset cpu-lora-tiny"
+    fitting = next(_fitting(config, spec, machine), None)
+    if fitting is not None:
+        return f"nearest that fits: {_flags(config, fitting)} (or --fit, which chooses it)"
+    row = nearest_preset(config, spec, machine)
+    if row is not None:
+        count = f" --num-processes {len(machine.cards)}" if row.gpus > 1 else ""
+        return f"nearest preset that fits: --preset {row.name}{count}"
+    return "no preset fits; a smaller --size takes less"
+
+
+def _flags(before: RunConfig, after: RunConfig) -> str:
+    words = []
+    for key in ("strategy", "num_processes"):
+        if getattr(before, key) != getattr(after, key):
+            words.append(f"--{key.replace('_', '-')} {getattr(after, key)}")
+    return " ".join(words)
+
+
+def _fitting(config: RunConfig, spec: ModelSpec, machine: Machine) -> Iterator[RunConfig]:
+    """The same training with other strategies and as many GPUs as there are, that fit; fastest first."""
+    count = len(machine.cards)
+    for strategy in _BY_SPEED:
+        if strategy in ("zero2", "zero3", "zero3-offload") and count == 1:
+            continue  # nothing to share with anyone
+        if strategy != "ddp" and config.type == "lora":
+            continue  # an adapter has little that could be shared out
+        tried = config.model_copy(update={"strategy": strategy, "num_processes": count * config.num_machines})
+        needs = estimate(tried, spec)
+        if not problems(tried, needs, machine) and needs.host <= machine.host:
+            yield tried
+
+
+def fitted(resolved: Resolved, spec: ModelSpec, machine: Machine) -> Resolved:
+    """``--fit``: all GPUs, and the fastest strategy that fits them.
+
+    Raises:
+        UsageError: there is no GPU, or none of the strategies fits.
+    """
+    config = resolved.config
+    chosen = next(_fitting(config, spec, machine), None)
+    if chosen is None:
+        raise UsageError(
+            f"--fit found no way to train {config.type} of {spec.variant.name} on this machine: {machine}",
+            _what_fits(config, spec, machine),
+        )
+    changed = [key for key in ("strategy", "num_processes") if getattr(config, key) != getattr(chosen, key)]
+    return replace(resolved, config=chosen, provenance={**resolved.provenance, **dict.fromkeys(changed, "--fit")})
+
+
+def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Machine) -> Preset | None:
+    """The preset most like ``config`` that fits: of the same model, else of the same kind of model, else any."""
+
+    def distance(row: Preset) -> tuple[bool, ...]:
+        variant = VARIANTS[row.model]
+        return (
+            variant.image_to_video != spec.image_to_video,
+            row.model != spec.variant.name,
+            row.type != config.type,
+            variant.num_layers != spec.num_layers,
+        )
+
+    rows: Sequence[Preset] = sorted((row for row in PRESETS.values() if row.model in VARIANTS), key=distance)
+    for row in rows:
+        count = min(row.gpus, len(machine.cards))
+        if count == 1 and row.gpus > 1:
+            continue
+        tried = RunConfig.model_validate({**row.values(), "num_processes": count})
+        needs = estimate(tried, published_spec(VARIANTS[row.model]))
+        if not problems(tried, needs, machine) and needs.host <= machine.host:
+            return row
+    return None

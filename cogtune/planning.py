@@ -1,0 +1,138 @@
+"""``cogtune plan``: what a run will take, in words and numbers, and the command that starts it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cogtune.config import RunConfig
+from cogtune.data.sources import Reading, read_dataset
+from cogtune.errors import CogtuneError
+from cogtune.estimate import GIB, Estimate, estimate
+from cogtune.fit import GB, Machine, problems
+from cogtune.launch import LaunchFiles, folder_name
+from cogtune.modeling.locate import locate
+from cogtune.models import TINY, ModelSpec, published, published_spec, read_spec
+from cogtune.plan import size_of
+
+_USUAL_SAMPLES = 100
+"""Assumed where there is no dataset to count."""
+
+_PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "activations": "activations kept for the backward pass",
+    "workspace": "workspace of a block and of libraries",
+    "context": "CUDA and NCCL beside PyTorch",
+}
+
+
+def spec_of(model: str) -> ModelSpec:
+    """What the configs of a model say; those of a published one need not be on this machine.
+
+    Raises:
+        CogtuneError: there is no such model.
+    """
+    row = published(model)
+    if row is None or Path(model).is_dir() or model.startswith(TINY):
+        return read_spec(locate(model, weights=False))
+    return published_spec(row)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run will take, and whether this machine has it."""
+
+    config: RunConfig
+    spec: ModelSpec
+    machine: Machine
+    needs: Estimate
+    samples: int
+    counted: bool
+    """Whether ``samples`` were counted, not assumed."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.total_steps(self.samples)
+
+    @property
+    def command(self) -> str:
+        """The command that starts the run from its launch files."""
+        return shlex.join(LaunchFiles(self.config.output / folder_name(self.config)).command(self.config))
+
+    @property
+    def problems(self) -> list[str]:
+        """Why this machine cannot make the run."""
+        return problems(self.config, self.needs, self.machine)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What and how much, as the table shows it."""
+        needs, config = self.needs, self.config
+        rows = [(f"each GPU: {name}", f"{getattr(needs.memory, key) / GIB:.2f} GiB") for key, name in _PARTS.items()]
+        assumed = "" if self.counted else " (assumed)"
+        rows += [
+            ("each GPU: PyTorch reserves", f"{needs.memory.reserved / GIB:.1f} GiB"),
+            ("each GPU: the whole card", f"{needs.memory.card / GB:.1f} GB of 10^9 bytes"),
+            ("host memory of a machine", f"{needs.host / GIB:.0f} GiB"),
+            ("disk: cache", f"{needs.cache_per_sample * self.samples / GB:.2f} GB for {self.samples} samples{assumed}"),
+            ("disk: checkpoints", f"{self._checkpoints / GB:.2f} GB, {needs.checkpoint / GB:.2f} each"),
+            ("size", str(size_of(config, self.spec))),
+            ("optimizer steps", f"{self.steps:,} of {config.global_batch} samples"),
+            ("time", self._time()),
+            ("this machine", f"{self.machine}; {self.machine.host / GIB:.0f} GiB of host memory"),
+            ("fits", "no: " + "; ".join(self.problems) if self.problems else "yes"),
+            ("command", self.command),
+        ]
+        return rows
+
+    @property
+    def _checkpoints(self) -> int:
+        """Bytes of all that are on the disk at once: the newest is written before the oldest goes."""
+        written = -(-self.steps // self.config.checkpoint_every)
+        return self.needs.checkpoint * min(written, self.config.keep_checkpoints + 1)
+
+    def _time(self) -> str:
+        if self.needs.seconds is None:
+            return "not known for this machine; `cogtune bench` measures it"
+        hours = self.needs.seconds * self.steps / 3600
+        return f"about {self.needs.seconds:.2f} s a step, {hours:.1f} hours in all"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for programs; sizes in bytes."""
+        memory = {field.name: getattr(self.needs.memory, field.name) for field in fields(self.needs.memory)}
+        return {
+            "gpu_memory": memory | {"reserved": self.needs.memory.reserved, "card": self.needs.memory.card},
+            "host_memory": self.needs.host,
+            "cache": self.needs.cache_per_sample * self.samples,
+            "checkpoint": self.needs.checkpoint,
+            "checkpoints": self._checkpoints,
+            "samples": self.samples,
+            "steps": self.steps,
+            "seconds_per_step": self.needs.seconds,
+            "gpus": [gpu.name for gpu in self.machine.cards],
+            "problems": self.problems,
+            "command": self.command,
+        }
+
+
+def outlook(config: RunConfig, spec: ModelSpec, machine: Machine, samples: int | None = None) -> Outlook:
+    """What a run will take.
+
+    Args:
+        samples: in the dataset; counted when not given and the dataset is here.
+    """
+    found = samples if samples is not None else _count(config)
+    gpu = machine.cards[0].name if machine.cards else ""
+    needs = estimate(config, spec, gpu=gpu)
+    return Outlook(config, spec, machine, needs, found or _USUAL_SAMPLES, bool(found))
+
+
+def _count(config: RunConfig) -> int | None:
+    try:
+        return len(read_dataset(config.data, Reading(format=config.format)).samples) if config.data.is_dir() else None
+    except CogtuneError:  # what is wrong with it, `cogtune dataset validate` says
+        return None

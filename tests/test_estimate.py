@@ -1,0 +1,207 @@
+"""What a run will take: sizes held to real models, memory to recorded measurements; and what fits which machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import Cogtune
+
+from cogtune import fit
+from cogtune.config import RunConfig, resolve
+from cogtune.errors import UsageError
+from cogtune.estimate import GIB, Memory, estimate, lora_parameters, transformer_parameters
+from cogtune.fit import GB, Machine, fitted, nearest_preset, problems, refuse_unfit
+from cogtune.gpus import Gpu
+from cogtune.measurements import Measurement, recorded
+from cogtune.modeling.adapters import add_lora
+from cogtune.modeling.random_weights import build_transformer
+from cogtune.models import VARIANTS, ModelSpec, published_spec
+from cogtune.planning import outlook, spec_of
+from cogtune.presets import PRESETS
+
+WITHIN = 0.08
+
+
+def spec_for(name: str) -> ModelSpec:
+    return published_spec(VARIANTS[name])
+
+
+def cards(count: int, gb: float, *, used: float = 0, name: str = "NVIDIA Card") -> Machine:
+    return Machine((Gpu(name, int(gb * GB), int(used * GB)),) * count, 512 * GIB)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameters_are_counted_as_the_real_models_have_them(name: str) -> None:
+    model = build_transformer(VARIANTS[name], "full", device="meta", dtype=torch.bfloat16)
+    assert transformer_parameters(spec_for(name)) == sum(p.numel() for p in model.parameters())
+
+
+def test_an_adapters_parameters_are_counted_too() -> None:
+    targets = ("to_q", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    model = build_transformer(VARIANTS["2b"], "full", device="meta", dtype=torch.bfloat16)
+    add_lora(model, rank=16, alpha=16, target_modules=targets, seed=0)
+    counted = lora_parameters(spec_for("2b"), RunConfig(rank=16, target_modules=targets))
+    assert counted == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("row", recorded(), ids=lambda row: f"{row.preset}-{row.gpus}-{row.recipe}")
+def test_every_recorded_peak_is_estimated(row: Measurement) -> None:
+    if row.recipe == "plain":
+        pytest.skip("an estimate is of cogtune's own recipe")
+    needs = estimate(row.config, spec_for(PRESETS[row.preset or ""].model), gpu=row.gpu)
+    assert needs.memory.reserved / GIB == pytest.approx(row.peak_gib, rel=WITHIN)
+    if row.card_gb is not None:
+        assert needs.memory.card / GB == pytest.approx(row.card_gb, rel=WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("preset", "gib"),
+    [
+        ("4080-lora-2b", 8.7),
+        ("4090-lora-5b", 20.1),
+        ("4090-lora-5b-i2v", 20.6),
+        ("a100-lora-1.5-5b", 32.2),
+        ("a100-lora-1.5-5b-i2v", 32.9),
+    ],
+)
+def test_eager_steps_take_what_they_took_on_an_h200(preset: str, gib: float) -> None:
+    """Peak reserved memory of five LoRA steps of ``tests/test_gpu.py``, nothing compiled."""
+    config = resolve(preset_name=preset, flags={"compile": False}).config
+    needs = estimate(config, spec_for(PRESETS[preset].model))
+    assert needs.memory.reserved / GIB == pytest.approx(gib, rel=WITHIN)
+
+
+def test_an_estimates_parts_are_its_sum() -> None:
+    memory = estimate(resolve(preset_name="8xa100-sft-5b-zero3").config, spec_for("5b")).memory
+    assert memory == Memory(
+        memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.workspace, memory.context
+    )
+    parts = memory.weights + memory.gradients + memory.optimizer + memory.activations + memory.workspace
+    assert (memory.reserved, memory.card) == (parts, parts + memory.context)
+    assert memory.optimizer == transformer_parameters(spec_for("5b")) * 12 // 8  # fp32 weights, two moments, 8 shares
+
+
+def test_options_move_the_parts_they_should() -> None:
+    def at(**flags: Any) -> Memory:
+        config = resolve(preset_name="4090-lora-5b", flags=flags).config
+        return estimate(config, spec_for("5b")).memory
+
+    base = at()
+    assert at(gradient_checkpointing=False).activations > 14 * base.activations
+    assert at(optimizer="adamw-8bit").optimizer * 4 == base.optimizer
+    assert at(rank=256).gradients == 2 * base.gradients
+    assert at(batch_size=2).workspace == 2 * base.workspace
+    assert at(num_processes=2).weights == base.weights
+
+
+def test_time_is_known_where_the_card_is() -> None:
+    config = resolve(preset_name="4090-lora-5b").config
+    assert estimate(config, spec_for("5b"), gpu="Some Other Card").seconds is None
+    h200 = estimate(config, spec_for("5b"), gpu="NVIDIA H200").seconds
+    assert h200 == pytest.approx(2.76, rel=0.1)  # measured, compiled, full checkpointing
+    eager = estimate(config.model_copy(update={"compile": False}), spec_for("5b"), gpu="NVIDIA H200").seconds
+    assert eager == pytest.approx(3.65, rel=0.1)
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
+    def told(preset: str, machine: Machine, **flags: Any) -> str:
+        config = resolve(preset_name=preset, flags=flags).config
+        with pytest.raises(UsageError) as caught:
+            refuse_unfit(config, spec_for(PRESETS[preset].model), machine, preset)
+        return f"{caught.value.message} | {caught.value.hint}"
+
+    assert "--preset 4080-lora-2b" in told("4090-lora-5b", cards(1, 16.9))
+    assert "this machine has 1 x NVIDIA Card of 24.0 GB" in told("a100-lora-1.5-5b", cards(1, 24))
+    assert "--preset 4090-lora-5b;" in told("a100-lora-1.5-5b", cards(1, 24))
+    assert "--strategy zero2-offload --num-processes 1" in told("8xa100-sft-5b-zero2", cards(1, 80))
+    assert "needs 8 GPUs, and this machine has 4 x" in told("8x4090-sft-2b-zero2", cards(4, 24))
+    assert "no preset fits" in told("4090-lora-5b", cards(1, 4))
+    assert "there is no NVIDIA GPU here" in told("4090-lora-5b", Machine((), 64 * GIB))
+    assert "8 GPUs" in told("8xa100-sft-5b-zero3", Machine((), 64 * GIB))
+
+
+def test_what_fits_is_let_through_with_a_word_where_it_is_tight(capsys: pytest.CaptureFixture[str]) -> None:
+    config = resolve(preset_name="4090-lora-5b").config
+    refuse_unfit(config, spec_for("5b"), cards(1, 25.7))
+    assert capsys.readouterr().err == ""
+    refuse_unfit(config, spec_for("5b"), cards(1, 25.7, used=10))
+    assert "it may run out of memory" in capsys.readouterr().err
+    big = resolve(preset_name="a100-sft-5b-zero2-offload").config
+    refuse_unfit(big, spec_for("5b"), replace(cards(1, 80), host=32 * GIB))
+    assert "GiB of host memory will be needed, and this machine has 32 GiB" in capsys.readouterr().err
+
+
+def test_a_cpu_trains_what_takes_it_seconds() -> None:
+    nothing = Machine((), 16 * GIB)
+    tiny = resolve(preset_name="cpu-lora-tiny").config
+    spec = spec_of("tiny:2b")
+    assert problems(tiny, estimate(tiny, spec), nothing) == []
+    two = tiny.model_copy(update={"num_processes": 2, "strategy": "zero3-offload"})
+    assert problems(two, estimate(two, spec), nothing) == []
+
+
+def test_fit_takes_all_gpus_and_the_fastest_strategy_that_fits() -> None:
+    def chosen(preset: str, machine: Machine) -> tuple[str, int]:
+        resolved = fitted(resolve(preset_name=preset), spec_for(PRESETS[preset].model), machine)
+        assert resolved.provenance["strategy"] in ("--fit", f"preset {preset}")
+        return resolved.config.strategy, resolved.config.num_processes
+
+    assert chosen("8xa100-sft-5b-zero3-offload".replace("-offload", ""), cards(1, 141)) == ("ddp", 1)
+    assert chosen("8xa100-sft-5b-zero3", cards(1, 80)) == ("zero2-offload", 1)
+    assert chosen("a100-sft-2b", cards(8, 24)) == ("zero2", 8)
+    assert chosen("4090-lora-5b", cards(4, 24)) == ("ddp", 4)
+    with pytest.raises(UsageError, match="--fit found no way"):
+        fitted(resolve(preset_name="4090-lora-5b"), spec_for("5b"), cards(1, 12))
+
+
+@pytest.mark.parametrize("name", [row.name for row in PRESETS.values() if row.promised_gb is not None])
+def test_every_preset_is_estimated_to_fit_the_card_it_is_named_after(name: str) -> None:
+    row = PRESETS[name]
+    config = resolve(preset_name=name).config
+    assert problems(config, estimate(config, spec_for(row.model)), cards(row.gpus, fit_card(row.card))) == []
+
+
+def fit_card(card: str) -> float:
+    from cogtune.presets import CARDS_GB
+
+    return CARDS_GB[card]
+
+
+def test_the_nearest_preset_is_of_the_same_kind() -> None:
+    config = resolve(preset_name="a100-lora-1.5-5b-i2v").config
+    row = nearest_preset(config, spec_for("1.5-5b-i2v"), cards(1, 25.7))
+    assert row is not None
+    assert row.name == "4090-lora-5b-i2v"
+
+
+def test_an_outlook_counts_disk_and_time() -> None:
+    config = resolve(preset_name="4090-lora-5b", flags={"output": "out", "steps": 2000}).config
+    found = outlook(config, spec_for("5b"), cards(1, 141, name="NVIDIA H200"), samples=70)
+    shown = dict(found.rows())
+    moments, text = 32 * 13 * 60 * 90 * 2, 226 * 4096 * 2
+    assert found.to_dict()["cache"] == 70 * (moments + text)
+    assert shown["disk: checkpoints"].startswith("6.34 GB, 1.59 each")  # three, and the next while it is written
+    assert shown["fits"] == "yes"
+    assert shown["optimizer steps"] == "2,000 of 1 samples"
+    assert "hours in all" in shown["time"]
+    assert shown["command"].startswith("accelerate launch --config_file out/launch/accelerate.yaml")
+
+
+def test_a_plan_needs_no_data_and_no_model(cogtune: Cogtune) -> None:
+    plan = json.loads(cogtune("plan", "--preset", "8xa100-sft-1.5-5b-zero3", "--json").out)
+    assert plan["samples"] == 100
+    assert plan["gpu_memory"]["card"] < 55 * GB
+    shown = cogtune("plan", "--preset", "4090-lora-5b", "--samples", 7).out
+    assert "for 7 samples" in shown
+
+
+def test_train_refuses_before_it_downloads(cogtune: Cogtune, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fit.this_machine().cards:
+        pytest.skip("there is a GPU here")
+    told = cogtune("train", "--preset", "8xa100-sft-5b-zero3", status=2).err
+    assert "8xa100-sft-5b-zero3 does not fit this machine" in told
+    assert "--force" in told
