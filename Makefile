@@ -17,10 +17,10 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist wo
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format docs lock clean
+.PHONY: help demo test check format bench-data docs lock clean
 
 help:  ## this list
-	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(RUNTIME)  ## draw clips, train a LoRA on a tiny model, sample a video with it
 	$(BIN)/cogtune demo
@@ -39,6 +39,9 @@ check: $(DEV)  ## lint, formatting, types, and which module may import which
 format: $(DEV)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-data: $(RUNTIME)  ## measure `dataset validate`: clips opened and frames decoded a second, memory
+	$(BIN)/python tests/bench_validate.py
 
 docs: $(RUNTIME)  ## write docs/commands.md anew from the program itself
 	$(BIN)/python -m cogtune.cli.reference > $(VENV)/commands.md

@@ -364,8 +364,16 @@ def decoded_frames(
 
 
 def _first_frame(path: Path, container: av.container.InputContainer, stream: av.video.VideoStream) -> av.VideoFrame:
-    for frame in decoded_frames(path, container, stream):
-        return frame
+    """A frame from the start of a clip: of its first packet alone if that will do, which spares those in the queue."""
+    av = import_av()
+    with contextlib.suppress(av.FFmpegError):
+        packet = next(container.demux(stream))
+        for frame in [*packet.decode(), *stream.codec_context.decode(None)]:
+            if not frame.is_corrupt:
+                return frame
+    with opened(path) as (again, stream_again):
+        for frame in decoded_frames(path, again, stream_again):
+            return frame
     raise DamagedVideo(path, "has a video stream without a single frame")
 
 

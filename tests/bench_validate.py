@@ -1,0 +1,80 @@
+"""How fast ``cogtune dataset validate`` is on this machine, and how much memory it takes: ``make bench-data``.
+
+Clips are H.264 of 640x360 with 195 frames, drawn anew, or those of a folder given with --source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from cogtune.bench.watch import watched
+from cogtune.data.checks import Report, check_dataset
+from cogtune.data.frames import FrameSettings
+from cogtune.data.sources import read_dataset
+from cogtune.data.video import write_video
+from cogtune.geometry import Size
+
+SETTINGS = FrameSettings(size=Size(49, 352, 640), fps=8)
+FRAMES, HEIGHT, WIDTH = 195, 360, 640
+
+
+def draw(path: Path, seed: int) -> Path:
+    """A clip of soft noise that drifts, which takes about as many bits as a real picture does."""
+    chance = np.random.default_rng(seed)
+    coarse = chance.integers(0, 256, (HEIGHT // 8, WIDTH // 4, 3), np.uint8)
+    picture = np.kron(coarse, np.ones((8, 8, 1), np.uint8))
+    write_video(path, (picture[:, 2 * frame : 2 * frame + WIDTH] for frame in range(FRAMES)), 30)
+    return path
+
+
+def lay_out(root: Path, sources: list[Path], count: int) -> None:
+    """A dataset of ``count`` clips; no two have the same length or caption."""
+    whole = [source.read_bytes() for source in sources]
+    for number in range(count):
+        (root / f"{number}.mp4").write_bytes(whole[number % len(whole)] + bytes(number))
+        (root / f"{number}.txt").write_text(f"A picture that drifts to the left, number {number}.")
+
+
+def measure(root: Path, *, full: bool) -> tuple[Report, float, float, float]:
+    """The report, seconds, seconds of processor time, and GiB of this process and those it started."""
+    dataset = read_dataset(root)
+    with watched() as peaks:
+        begun, used = time.perf_counter(), sum(os.times()[:4])
+        report = check_dataset(dataset, SETTINGS, full=full)
+        seconds, busy = time.perf_counter() - begun, sum(os.times()[:4]) - used
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return report, seconds, busy, (own + peaks.processes) / 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=3000, help="clips that are opened")
+    parser.add_argument("--full-clips", type=int, default=100, help="clips that are decoded")
+    parser.add_argument("--source", type=Path, help="a folder of clips to use in place of drawn ones")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        sources = sorted(options.source.rglob("*.mp4")) if options.source else [draw(root / "a.mp4", 0)]
+        for name, count, full in (("open", options.clips, False), ("decode", options.full_clips, True)):
+            folder = root / name
+            folder.mkdir()
+            lay_out(folder, sources, count)
+            report, seconds, busy, memory = measure(folder, full=full)
+            assert report.counts["error"] == 0, report.findings[:3]
+            frames = sum(info.num_frames for info in report.infos.values())
+            done, noun = (frames, "frames") if full else (count, "clips")
+            print(
+                f"{name}: {done / seconds:,.0f} {noun}/s ({done:,} in {seconds:.1f} s, "
+                f"{busy:.1f} s of processor time), {memory:.2f} GiB at most"
+            )
+
+
+if __name__ == "__main__":
+    main()
