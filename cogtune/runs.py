@@ -87,9 +87,8 @@ def validate(
 
         most = MOST_CLIPS if page_clips is None else page_clips
         with console.progress("drawing clips", min(most, len(dataset.samples))) as progress:
-            write_dataset_report(
-                page, Checked(dataset, settings, report), most_clips=most, progress=lambda: progress.advance()
-            )
+            checked = Checked(dataset, settings, report, token_counter(config.model, config.id_token))
+            write_dataset_report(page, checked, most_clips=most, progress=lambda: progress.advance())
     return report
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,12 @@ from cogtune.data.checks import check_dataset
 from cogtune.data.findings import Finding, finding
 from cogtune.data.frames import FrameSettings, load_clip, load_image
 from cogtune.data.sources import Dataset, Sample, read_dataset
-from cogtune.data.video import write_video
+from cogtune.data.video import VideoInfo, write_video
 from cogtune.errors import CogtuneError
 from cogtune.geometry import Size
 from cogtune.report.dataset import MOST_FINDINGS, Checked, choose_samples, write_dataset_report
-from cogtune.report.pictures import bytes_each, first_middle_last, picture, to_jpeg
+from cogtune.report.drawing import Task, drawn
+from cogtune.report.pictures import Picture, Shown, bytes_each, first_middle_last, picture, to_jpeg
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)
 CAPTION = "<script>alert(1)</script> \"quoted\" & 'so' <img src=x onerror=alert(1)>"
@@ -45,7 +49,7 @@ def checked(root: Path) -> Checked:
 
 
 def report(root: Path, **arguments: int) -> Element:
-    write_dataset_report(root / "report.html", checked(root), **arguments)
+    write_dataset_report(root / "report.html", checked(root), workers=0, **arguments)
     return parse(root / "report.html")
 
 
@@ -141,6 +145,25 @@ def test_a_damaged_clip_shows_its_finding_in_place_of_pictures(tmp_path: Path) -
     assert "Cannot be trained on as it is." in page.all("p", "verdict")[0].text
 
 
+def _draw(task: Task) -> Shown:
+    if task.video.stem == "kills":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if task.video.stem == "hangs":
+        time.sleep(600)
+    return Shown((0,), (Picture(task.video.stem.encode(), 1, 1, (0, 0, 1, 1)),), None)
+
+
+def test_a_clip_that_kills_or_hangs_its_decoder_costs_nothing_but_its_pictures() -> None:
+    info = VideoInfo(9, 8.0, 64, 96, 1.0, "h264", "yuv420p", 0, 1.0)
+    names = ["a", "kills", "b", "", "hangs", "c"]
+    tasks = [Task(Path(f"{name}.mp4"), info, SETTINGS, None, 1) if name else None for name in names]
+    first, killed, second, nothing, hung, third = drawn(tasks, 1, patience=3, draw=_draw)
+    assert [one.pictures[0].jpeg for one in (first, second, third) if isinstance(one, Shown)] == [b"a", b"b", b"c"]
+    assert killed == "kills.mp4: the decoder dies of it"
+    assert nothing is None
+    assert hung == "hangs.mp4: the decoder hangs: it gave nothing for 3 seconds"
+
+
 def test_every_finding_stands_in_the_table_and_beside_its_clip(tmp_path: Path) -> None:
     moving(tmp_path / "a.mp4", 4)
     moving(tmp_path / "b.mp4", 12)
@@ -148,7 +171,7 @@ def test_every_finding_stands_in_the_table_and_beside_its_clip(tmp_path: Path) -
     (tmp_path / "b.txt").write_text("Some words.")
     (tmp_path / "stray.txt").write_text("Nothing.")
     looked = checked(tmp_path)
-    write_dataset_report(tmp_path / "report.html", looked)
+    write_dataset_report(tmp_path / "report.html", looked, workers=0)
     page = parse(tmp_path / "report.html")
     rows = [[cell.text for cell in row.all("td")] for row in page.all("section")[-1].all("tr")[1:]]
     assert rows == [[f.severity, f.where, f.code, f.message, f.hint] for f in looked.report.findings]
@@ -184,7 +207,7 @@ def test_a_page_of_thousands_of_clips_says_what_it_leaves_out_and_stays_small(tm
     infos = {sample.id: info for sample in many}
     counts = {"samples": 10_000, "clips": 10_000, "error": 0, "warning": 10_000, "note": 0}
     looked = Checked(dataset, SETTINGS, type(one)(tmp_path, "lists", found, infos, counts))
-    assert write_dataset_report(tmp_path / "report.html", looked, most_clips=20) == 20
+    assert write_dataset_report(tmp_path / "report.html", looked, most_clips=20, workers=0) == 20
     page = parse(tmp_path / "report.html")
     assert "Showing 20 of 10,000: clips with findings first" in page.text
     assert f"The first {MOST_FINDINGS:,} of 10,000: --json prints all." in page.text
@@ -220,7 +243,7 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     looked = checked(lists(tmp_path, [("A gradient.", "a.mp4")]))
     (tmp_path / "file").write_text("")
     with pytest.raises(CogtuneError, match="cannot write"):
-        write_dataset_report(tmp_path / "file" / "report.html", looked)
+        write_dataset_report(tmp_path / "file" / "report.html", looked, workers=0)
 
 
 def test_the_command_writes_the_page_and_prints_where(cogtune, clips: Path, tmp_path: Path) -> None:

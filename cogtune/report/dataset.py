@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+import contextlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
 
 from cogtune import __version__
 from cogtune.data.checks import Report
+from cogtune.data.checks_captions import CountTokens
 from cogtune.data.findings import FINDINGS, SEVERITIES, Finding
 from cogtune.data.frames import FrameSettings, choose
 from cogtune.data.sources import Dataset, Sample
 from cogtune.data.video import VideoInfo
 from cogtune.geometry import cropped_away
-from cogtune.models import ModelSpec
 from cogtune.report.charts import bars, distribution
+from cogtune.report.drawing import Task, drawn
 from cogtune.report.page import Html, facts, join, section, table, tag, write_page
-from cogtune.report.pictures import Shown, bytes_each, show_clip
+from cogtune.report.pictures import Shown, bytes_each
 
 MOST_CLIPS = 200
 """How many clips are shown with pictures unless the user says otherwise."""
+
+WORKERS = 2
+"""Processes that decode clips unless told otherwise."""
 
 MOST_FINDINGS = 2000
 """How many findings the table holds; the rest are counted."""
 
 _CAPTION_CHARACTERS = 1200
 _CLIP_FINDINGS = 12
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class Checked:
     dataset: Dataset
     settings: FrameSettings
     report: Report
-    spec: ModelSpec | None = None
-    count_tokens: Callable[[str], int] | None = None
+    count_tokens: CountTokens | None = None
 
 
 def write_dataset_report(
@@ -51,7 +50,7 @@ def write_dataset_report(
     checked: Checked,
     *,
     most_clips: int = MOST_CLIPS,
-    workers: int = 2,
+    workers: int = WORKERS,
     progress: Callable[[], None] | None = None,
 ) -> int:
     """Write the page; how many clips it shows with pictures.
@@ -61,7 +60,7 @@ def write_dataset_report(
 
     Args:
         path: the HTML file, replaced when it is there.
-        workers: clips decoded at a time.
+        workers: processes that decode clips; 0 decodes in this one.
         progress: told after each clip.
 
     Raises:
@@ -264,7 +263,7 @@ def _distributions(checked: Checked) -> Iterator[Html]:
     yield bars("Size", rows, unit="height x width")
     captions = [sample.caption for sample in checked.dataset.samples]
     if checked.count_tokens:
-        yield distribution("Captions", [checked.count_tokens(caption) for caption in captions], unit="tokens")
+        yield distribution("Captions", checked.count_tokens(captions), unit="tokens")
     else:
         yield distribution("Captions", [len(caption.split()) for caption in captions], unit="words")
 
@@ -306,31 +305,22 @@ def _contact_sheet(
         yield _filter("#clips article", (*SEVERITIES, "nothing found"))
 
     most_bytes = bytes_each(sum(3 if sample.image is None else 4 for _, sample in samples))
-
-    def draw(item: tuple[int, Sample]) -> Html:
-        place, sample = item
-        return _clip(checked, place, sample, by_sample.get(sample.id, []), most_bytes)
-
-    for card in _in_order(draw, samples, workers):
-        yield card
-        if progress is not None:
-            progress()
+    tasks = (_task(checked, sample, most_bytes) for _, sample in samples)
+    with contextlib.closing(drawn(tasks, workers)) as pictures:
+        for (place, sample), shown in zip(samples, pictures, strict=True):
+            yield _clip(checked, place, sample, by_sample.get(sample.id, []), shown)
+            if progress is not None:
+                progress()
     yield Html("</section>\n")
 
 
-def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """What ``work`` makes of each item, in their order, made by threads that are a few items ahead."""
-    with ThreadPoolExecutor(workers, "cogtune-report") as pool:
-        waiting: deque[Future[R]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _task(checked: Checked, sample: Sample, most_bytes: int) -> Task | None:
+    """What to draw of a sample; None for a clip that does not open."""
+    info = checked.report.infos.get(sample.id)
+    return None if info is None else Task(sample.video, info, checked.settings, sample.image, most_bytes)
 
 
-def _clip(checked: Checked, place: int, sample: Sample, findings: list[Finding], most_bytes: int) -> Html:
+def _clip(checked: Checked, place: int, sample: Sample, findings: list[Finding], shown: Shown | str | None) -> Html:
     info = checked.report.infos.get(sample.id)
     if sample.caption:
         caption = tag("p", _cut(sample.caption, _CAPTION_CHARACTERS), class_="caption", dir="auto")
@@ -342,7 +332,7 @@ def _clip(checked: Checked, place: int, sample: Sample, findings: list[Finding],
     kinds = " ".join(dict.fromkeys(found.severity for found in findings)) or "nothing found"
     whole = tag(
         "article",
-        _pictures(checked, sample, info, findings, most_bytes),
+        _pictures(sample, info, findings, shown),
         tag("div", about, class_="about"),
         class_="clip",
         id=f"clip-{place}",
@@ -369,21 +359,12 @@ def _what(info: VideoInfo, settings: FrameSettings) -> str:
     return f"{' · '.join(facts_of)} · {taken}"
 
 
-def _pictures(
-    checked: Checked, sample: Sample, info: VideoInfo | None, findings: list[Finding], most_bytes: int
-) -> Html:
+def _pictures(sample: Sample, info: VideoInfo | None, findings: list[Finding], shown: Shown | str | None) -> Html:
     """The clip's pictures, or in their place why there are none."""
-    if info is None:
-        return _unseen(findings[0].message if findings else "the clip does not open")
-    try:
-        shown = show_clip(sample.video, info, checked.settings, sample.image, most_bytes)
-    except Exception as error:  # the check has given its verdict: a picture that cannot be made changes nothing
-        return _unseen(str(getattr(error, "message", error)))
-    return _frames(sample, info, shown)
-
-
-def _unseen(reason: str) -> Html:
-    return tag("div", tag("p", f"no pictures: {_cut(reason, 300)}", class_="unseen"), class_="frames")
+    if info is not None and isinstance(shown, Shown):
+        return _frames(sample, info, shown)
+    reason = shown or (findings[0].message if findings else "the clip does not open")
+    return tag("div", tag("p", f"no pictures: {_cut(str(reason), 300)}", class_="unseen"), class_="frames")
 
 
 def _frames(sample: Sample, info: VideoInfo, shown: Shown) -> Html:
