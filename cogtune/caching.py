@@ -21,6 +21,7 @@ from cogtune.config import RunConfig, Switch
 from cogtune.data.cache import Store
 from cogtune.data.frames import FrameSettings
 from cogtune.data.index import ClipJob, ImageJob, Index, Recipe, TextJob, Todo, make_index, todo
+from cogtune.data.prompts import NOTHING, PromptRow, Watched, prompt_entries
 from cogtune.data.sources import Dataset
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, read_json, write_json, write_text
@@ -32,10 +33,12 @@ from cogtune.plan import accelerate_config, fps_of, size_of
 
 @dataclass(frozen=True)
 class Prepared:
-    """A dataset's index under one recipe, and what of it is not cached yet."""
+    """A dataset's index under one recipe, those of what the run is watched by, and what is not cached yet."""
 
     store: Store
     index: Index
+    validation: Index
+    prompts: tuple[PromptRow, ...]
     todo: Todo
 
 
@@ -44,7 +47,9 @@ def frame_settings(config: RunConfig, spec: ModelSpec) -> FrameSettings:
     return FrameSettings(size=size_of(config, spec), fps=fps_of(config, spec), start=config.skip_start)
 
 
-def prepare(config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Dataset) -> Prepared:
+def prepare(
+    config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Dataset, watched: Watched = NOTHING
+) -> Prepared:
     """Work out every entry's key and look which are missing; nothing is encoded.
 
     Raises:
@@ -62,8 +67,11 @@ def prepare(config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Datas
     )
     store = Store(config.cache_dir or config.data / ".cogtune")
     index = make_index(store, dataset.samples, recipe)
+    validation = make_index(store, watched.samples, recipe)
+    prompts, entries = prompt_entries(store, watched.prompts, recipe)
     store.facts.save()
-    return Prepared(store, index, todo(store, dataset.samples, index, recipe))
+    missing = todo(store, dataset.samples, index, recipe) + todo(store, watched.samples, validation, recipe) + entries
+    return Prepared(store, index, validation, prompts, missing)
 
 
 @dataclass(frozen=True)

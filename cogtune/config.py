@@ -39,6 +39,10 @@ LrScheduler = Literal[
 
 TimestepSampling = Literal["uniform", "logit-normal"]
 
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+SEPARATOR = ":::"
+"""Stands between several prompts, or images, in one line."""
 
 USUAL_RATE = 1e-4
 PRODIGY_RATE = 1.0
@@ -63,6 +67,18 @@ _NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow links, which may be moved later)
+
+
+def is_list_file(value: str) -> bool:
+    """Whether prompts or images are given as the text file that lists them, rather than in a line."""
+    return SEPARATOR not in value and value.lower().endswith(".txt")
+
+
+def _anchored_list(value: str, *, of_files: bool) -> str:
+    """The same with absolute paths."""
+    if is_list_file(value):
+        return str(_absolute(Path(value)))
+    return SEPARATOR.join(str(_absolute(Path(part.strip()))) for part in value.split(SEPARATOR)) if of_files else value
 
 
 class RunConfig(BaseModel):
@@ -212,6 +228,35 @@ class RunConfig(BaseModel):
         ge=0,
         help_text="Steps between measurements of the loss at fixed noise; 0 for none. [default: with each checkpoint]",
     )
+    validation_data: Path | None = _saving(
+        None,
+        help_text="Clips and captions kept out of training, to measure the loss on too: a folder, or user/name on "
+        "the Hub.",
+    )
+    validation_samples: int = _saving(
+        8, ge=1, help_text="How many samples of the validation data are measured, spread evenly over it."
+    )
+    validation_prompts: str | None = _saving(
+        None,
+        help_text="What the sample videos show: prompts with ::: between them, or a .txt file with one a line. "
+        "[default: the first caption]",
+    )
+    validation_images: str | None = _saving(
+        None,
+        help_text="First frames for image-to-video models, one for each prompt: files with ::: between them, or a "
+        ".txt file of paths. [default: those of the first samples]",
+    )
+    sample_every: int | None = _saving(
+        None,
+        ge=0,
+        help_text="Steps between sample videos; 0 for none. [default: with each checkpoint where there are validation "
+        "prompts, else none]",
+    )
+    sample_epochs: float | None = _saving(
+        None, gt=0, help_text="Passes over the data between sample videos, in place of steps."
+    )
+    sample_steps: int = _saving(50, ge=1, help_text="Denoising steps of a sample video.")
+    sample_guidance: float = _saving(6.0, ge=1, help_text="How closely a sample video follows its prompt.")
 
     strategy: Strategy = _launch("ddp", help_text="How memory and work are shared out over the GPUs.")
     num_processes: int = _launch(1, ge=1, help_text="GPUs to train on, of all machines together.")
@@ -296,6 +341,13 @@ class RunConfig(BaseModel):
             raise ValueError(f"{rank} is not one of {machines} machines, which are counted from 0")
         return rank
 
+    @field_validator("sample_epochs")
+    @classmethod
+    def _one_interval(cls, epochs: float | None, info: ValidationInfo) -> float | None:
+        if epochs is not None and info.data.get("sample_every") is not None:
+            raise ValueError("give sample_every or sample_epochs, not both")
+        return epochs
+
     @field_validator("size")
     @classmethod
     def _size_reads(cls, text: str | None) -> str | None:
@@ -334,9 +386,23 @@ class RunConfig(BaseModel):
 
     def total_steps(self, samples: int) -> int:
         """Optimizer steps of the whole run over a dataset of ``samples``."""
-        if self.epochs is None:
-            return self.steps
-        return max(1, -(-int(self.epochs * samples) // self.global_batch))
+        return self.steps if self.epochs is None else self._steps_of(self.epochs, samples)
+
+    def _steps_of(self, epochs: float, samples: int) -> int:
+        return max(1, -(-int(epochs * samples) // self.global_batch))
+
+    @property
+    def eval_interval(self) -> int:
+        """Optimizer steps between evaluations; 0 for none."""
+        return self.checkpoint_every if self.eval_every is None else self.eval_every
+
+    def sample_interval(self, samples: int) -> int:
+        """Optimizer steps between sample videos of a run over a dataset of ``samples``; 0 for none."""
+        if self.sample_epochs is not None:
+            return self._steps_of(self.sample_epochs, samples)
+        if self.sample_every is not None:
+            return self.sample_every
+        return self.checkpoint_every if self.validation_prompts else 0
 
     def anchored(self) -> RunConfig:
         """The same with every local path absolute, so that it means the same from any folder."""
@@ -344,6 +410,11 @@ class RunConfig(BaseModel):
         paths["cache_dir"] = _absolute(self.cache_dir or self.data / ".cogtune")
         if self.quarantine is not None:
             paths["quarantine"] = _absolute(self.quarantine)
+        if self.validation_data is not None:
+            paths["validation_data"] = _absolute(self.validation_data)
+        for key in ("validation_prompts", "validation_images"):
+            if (value := getattr(self, key)) is not None:
+                paths[key] = _anchored_list(value, of_files=key == "validation_images")
         if Path(self.model).is_dir():
             paths["model"] = str(_absolute(Path(self.model)))
         return self.model_copy(update=paths)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -167,6 +167,82 @@ class _Bar(Progress):
 
     def _tell(self, status: str) -> None:
         self.draw.update(self.task, completed=self.done, total=self.total, status=escape(status))
+
+
+class Dashboard:
+    """How a run is going: made by :func:`dashboard`. Off a terminal, a line now and then."""
+
+    def __init__(self, what: str, total: int, done: int) -> None:
+        self.what, self.total, self.done = what, total, done
+        self._told: float | None = None
+
+    def advance(self, figures: Mapping[str, str], *, seconds_left: float) -> None:
+        """One more is done; ``figures`` are shown by name, with the time that the rest takes at this pace."""
+        self.done += 1
+        now = time.monotonic()
+        if self._told is None or now - self._told >= PLAIN_PROGRESS_SECONDS or self.done == self.total:
+            self._told = now
+            told = "  ".join(f"{name} {value}" for name, value in figures.items())
+            note(f"{self.what}: {self.done}/{self.total}  {told}  {span(seconds_left)} left")
+
+    def doing(self, text: str) -> None:
+        """What goes on beside, until the next step; shown on a terminal alone."""
+
+
+class _LiveDashboard(Dashboard):
+    """A bar and, below it, the figures in columns as wide as the screen allows."""
+
+    def __init__(self, what: str, total: int, done: int) -> None:
+        super().__init__(what, total, done)
+        self._figures: Mapping[str, str] = {}
+        self._status = ""
+
+    def advance(self, figures: Mapping[str, str], *, seconds_left: float) -> None:
+        self.done += 1
+        self._figures, self._status = figures, f"{span(seconds_left)} left"
+
+    def doing(self, text: str) -> None:
+        self._status = text
+
+    def __rich__(self) -> RenderableType:
+        from rich.columns import Columns
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        head = Table.grid(padding=(0, 1), expand=True)
+        for ratio in (None, 1, None, None):
+            head.add_column(ratio=ratio, no_wrap=True)
+        bar = ProgressBar(total=self.total, completed=self.done)
+        head.add_row(self.what, bar, f"{self.done}/{self.total}", Text(self._status, "cyan"))
+        cells = [Text.assemble((name, "dim"), " ", value) for name, value in self._figures.items()]
+        return Group(head, Columns(cells, padding=(0, 3))) if cells else head
+
+
+def span(seconds: float) -> str:
+    """A length of time for people: ``45 s``, ``12 min``, ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@contextlib.contextmanager
+def dashboard(what: str, total: int, *, done: int = 0) -> Iterator[Dashboard]:
+    """Show how a run of ``total`` steps is going: a live display on a terminal, a plain line now and then elsewhere."""
+    if _settings.quiet or not _remarks().isatty():
+        yield Dashboard(what, total, done)
+        return
+    from rich.live import Live
+
+    shown = _LiveDashboard(what, total, done)
+    with Live(shown, console=_console(_remarks()), transient=True, refresh_per_second=4) as live:
+        _settings.live = live.console
+        try:
+            yield shown
+        finally:
+            _settings.live = None
 
 
 @contextlib.contextmanager

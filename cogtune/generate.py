@@ -9,16 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import (
-    CogVideoXDDIMScheduler,
-    CogVideoXDPMScheduler,
-    CogVideoXImageToVideoPipeline,
-    CogVideoXPipeline,
-    CogVideoXTransformer3DModel,
-    DiffusionPipeline,
-)
+from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 
 from cogtune import console
 from cogtune.checkpoints import STATE_NAME, checkpoints, read_state
@@ -30,6 +22,7 @@ from cogtune.geometry import Size
 from cogtune.modeling.adapters import read_facts
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.locate import locate
+from cogtune.modeling.sampling import Frames, pipeline_class, render, scheduler_for, unit_image
 from cogtune.models import LORA_WEIGHTS_NAME, ModelSpec, Precision, fingerprint, read_spec
 from cogtune.training.checkpoint import ZERO_TAG
 
@@ -176,18 +169,13 @@ def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
 
 
 def load_pipeline(recipe: Recipe) -> DiffusionPipeline:
-    """The diffusers pipeline with the fine-tuned weights in it, on the GPU if there is one.
-
-    The scheduler is the guides': DPM with trailing spacing, and DDIM for a model trained with a shifted SNR (2b).
-    """
-    kind = CogVideoXImageToVideoPipeline if recipe.spec.image_to_video else CogVideoXPipeline
+    """The diffusers pipeline with the fine-tuned weights and the guides' scheduler, on the GPU if there is one."""
     dtype = DTYPES[recipe.precision]
     own = {}
     if recipe.transformer is not None:
         own["transformer"] = CogVideoXTransformer3DModel.from_pretrained(recipe.transformer, dtype=dtype)
-    pipeline = kind.from_pretrained(recipe.base, dtype=dtype, **own)
-    scheduler = CogVideoXDPMScheduler if uses_dynamic_guidance(recipe.spec) else CogVideoXDDIMScheduler
-    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    pipeline = pipeline_class(recipe.spec).from_pretrained(recipe.base, dtype=dtype, **own)
+    pipeline.scheduler = scheduler_for(recipe.spec, pipeline.scheduler.config)
     pipeline.vae.enable_slicing()
     pipeline.vae.enable_tiling()
     pipeline.set_progress_bar_config(disable=True)
@@ -199,17 +187,12 @@ def load_pipeline(recipe: Recipe) -> DiffusionPipeline:
     return pipeline
 
 
-def uses_dynamic_guidance(spec: ModelSpec) -> bool:
-    """Whether the guides sample this model with DPM and dynamic guidance; 2b, with its shifted SNR, is not."""
-    return spec.snr_shift_scale == 1.0
-
-
 def sample(
     pipeline: DiffusionPipeline,
     recipe: Recipe,
     request: Request,
     on_step: Callable[[int], None] | None = None,
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+) -> Frames:
     """Sample one video: frames ``[F, H, W, 3]`` uint8.
 
     Args:
@@ -219,37 +202,19 @@ def sample(
         pipeline.load_lora_weights(recipe.lora.parent, weight_name=recipe.lora.name, adapter_name="lora")
         if request.lora_scale != 1.0:
             pipeline.set_adapters(["lora"], [request.lora_scale])
-    inputs: dict[str, Any] = {}
+    inputs: dict[str, Any] = {"prompt": recipe.prompt}
     if recipe.image is not None:
-        pixels = load_image(recipe.image, recipe.size)
-        inputs["image"] = pixels.float().div(255).unsqueeze(0)
-
-    def stepped(_pipeline: object, step: int, _timestep: object, values: dict[str, Any]) -> dict[str, Any]:
-        if on_step is not None:
-            on_step(step + 1)
-        return values
-
-    frames = pipeline(
-        prompt=recipe.prompt,
-        num_frames=recipe.size.num_frames,
-        height=recipe.size.height,
-        width=recipe.size.width,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
-        use_dynamic_cfg=uses_dynamic_guidance(recipe.spec),
-        generator=torch.Generator().manual_seed(request.seed),
-        output_type="np",
-        max_sequence_length=recipe.spec.max_text_seq_length,
-        callback_on_step_end=stepped,
+        inputs["image"] = unit_image(load_image(recipe.image, recipe.size))
+    return render(
+        pipeline,
+        recipe.spec,
+        recipe.size,
+        steps=request.steps,
+        guidance=request.guidance,
+        seed=request.seed,
+        on_step=on_step,
         **inputs,
-    ).frames[0]
-    if not np.isfinite(frames).all():
-        raise CogtuneError(
-            "the video has values that are not finite",
-            "try --precision fp32, or bf16 for a model trained in it",
-        )
-    video: np.ndarray[Any, np.dtype[np.uint8]] = (frames * 255).round().astype(np.uint8)
-    return video
+    )
 
 
 def _check_output(output: Path) -> None:

@@ -38,6 +38,10 @@ class Plan:
     total_steps: int
     index: Path
     """The cache index that names every sample's entries."""
+    validation: Path | None
+    """The same for the samples of the validation data; None without any."""
+    prompts: Path | None
+    """The prompts of the sample videos with their entries; None for a run that makes none."""
     identity: Mapping[str, Any]
     """What has to be the same for a resumed run to be the same run."""
     resume: Path | None
@@ -59,6 +63,8 @@ class Plan:
             "total_steps": self.total_steps,
             "tokens": self.tokens,
             "index": str(self.index),
+            "validation": str(self.validation) if self.validation else None,
+            "prompts": str(self.prompts) if self.prompts else None,
             "identity": dict(self.identity),
             "resume": str(self.resume) if self.resume else None,
             "overwrite": self.overwrite,
@@ -85,6 +91,8 @@ class Plan:
             prompt=value["prompt"],
             total_steps=value["total_steps"],
             index=Path(value["index"]),
+            validation=Path(value["validation"]) if value["validation"] else None,
+            prompts=Path(value["prompts"]) if value["prompts"] else None,
             identity=value["identity"],
             resume=Path(value["resume"]) if value["resume"] else None,
             overwrite=value["overwrite"],
@@ -192,6 +200,8 @@ def make_plan(
     index: Path,
     identity: Mapping[str, Any],
     resume: Path | None,
+    validation: Path | None = None,
+    prompts: Path | None = None,
     overwrite: bool = False,
 ) -> Plan:
     """Everything a run needs, resolved."""
@@ -207,6 +217,8 @@ def make_plan(
         prompt=prompt,
         total_steps=config.total_steps(samples),
         index=index,
+        validation=validation,
+        prompts=prompts,
         identity=identity,
         resume=resume,
         overwrite=overwrite,

@@ -12,9 +12,11 @@ from typing import Any
 from cogtune import caching, console, launch
 from cogtune.checkpoints import after, check_fits, checkpoints, choose, read_state
 from cogtune.config import RUN_NAME, Resolved, RunConfig, resolve
+from cogtune.data.cache import Store
 from cogtune.data.checks import Report, check_dataset
 from cogtune.data.findings import listed
 from cogtune.data.index import Index, Todo, caption_of
+from cogtune.data.prompts import Watched, choose_prompts, write_prompts
 from cogtune.data.quarantine import without_quarantined, write_quarantine
 from cogtune.data.sources import Dataset, Reading, locate_dataset, read_dataset
 from cogtune.errors import CogtuneError, UsageError
@@ -134,7 +136,8 @@ def cache(config: RunConfig, *, processes: int | None = None) -> Cached:
     check(config, spec)
     dataset = checked_dataset(config, spec)
     count = processes or max(1, len(gpus()))
-    prepared, done, results = _encoded(config, spec, checkpoint, dataset, processes=count)
+    watched = watched_by(config, spec, dataset)
+    prepared, done, results = _encoded(config, spec, checkpoint, dataset, watched, processes=count)
     return Cached(prepared.store.root, len(dataset.samples), done, tuple(results))
 
 
@@ -183,36 +186,57 @@ def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_ru
     spec = read_spec(checkpoint)
     check(config, spec)
     dataset = checked_dataset(config, spec)
+    watched = watched_by(config, spec, dataset)
     if any((checkpoint / "transformer").glob("*.safetensors")):
-        index, left = _cached(config, spec, checkpoint, dataset, dry_run=dry_run)
-        identity = identity_of(config, base=fingerprint(checkpoint, "transformer"), data=index.digest)
+        prepared, left = _cached(config, spec, checkpoint, dataset, watched, dry_run=dry_run)
+        identity = identity_of(config, base=fingerprint(checkpoint, "transformer"), data=prepared.index.digest)
     else:  # a dry run with a model that is not on this machine
-        index, left, identity = Index((), ""), f"everything, after downloading {config.model}", {}
+        nothing = Index((), "")
+        prepared = caching.Prepared(Store(config.output), nothing, nothing, (), Todo((), (), ()))
+        left, identity = f"everything, after downloading {config.model}", {}
     if start_from is not None:
         check_fits(start_from, read_state(start_from), identity)
         total, step = config.total_steps(len(dataset.samples)), int(read_state(start_from)["step"])
         if step > total or (step == total and start_from.parent != config.output):  # nothing to do, or only to publish
             raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")
     folder = "dry-run" if dry_run else launch.folder_name(config)
+    launch_folder = config.output / folder
     plan = make_plan(
         resolved,
         checkpoint=checkpoint,
         spec=spec,
         samples=len(dataset.samples),
         prompt=caption_of(dataset.samples[0], config.id_token),
-        index=config.output / folder / "index.json",
+        index=launch_folder / "index.json",
+        validation=launch_folder / "validation.json" if prepared.validation.rows else None,
+        prompts=launch_folder / "prompts.json" if prepared.prompts else None,
         identity=identity,
         resume=start_from,
         overwrite=overwrite,
     )
     files = launch.write_files(plan, resolved.to_yaml(), folder)
-    index.write(plan.index)
+    _warn_of_overlap(prepared)
+    prepared.index.write(plan.index)
+    if plan.validation is not None:
+        prepared.validation.write(plan.validation)
+    if plan.prompts is not None:
+        write_prompts(plan.prompts, prepared.prompts, prepared.index.null_text)
     return Ready(plan, files, left)
+
+
+def _warn_of_overlap(prepared: caching.Prepared) -> None:
+    trained_on = {row.latents for row in prepared.index.rows}
+    both = [row.id for row in prepared.validation.rows if row.latents in trained_on]
+    if both:
+        console.warn(f"trained on too, so the validation loss says less: {', '.join(both)}")
 
 
 def _with_data_here(config: RunConfig, *, download: bool = True) -> RunConfig:
     """The same with a folder on this machine for its dataset, which may be one on the Hub."""
-    return config.model_copy(update={"data": locate_dataset(str(config.data), download=download)})
+    found = {"data": locate_dataset(str(config.data), download=download)}
+    if config.validation_data is not None:
+        found["validation_data"] = locate_dataset(str(config.validation_data), download=download)
+    return config.model_copy(update=found)
 
 
 def _read(config: RunConfig) -> Dataset:
@@ -263,6 +287,23 @@ def _without_quarantined(dataset: Dataset, file: Path) -> Dataset:
     return remaining.dataset
 
 
+def watched_by(config: RunConfig, spec: ModelSpec, dataset: Dataset) -> Watched:
+    """The validation samples and the prompts of a run, looked at as the training data is.
+
+    Raises:
+        CogtuneError: with everything that is wrong with them.
+    """
+    prompts = choose_prompts(config, dataset.samples, with_image=spec.image_to_video)
+    if config.validation_data is None:
+        return Watched((), prompts)
+    if config.validation_data == config.data:
+        raise UsageError("the validation data is the training data", "keep some clips out, in a folder of their own")
+    apart = config.model_copy(update={"data": config.validation_data, "quarantine": None})
+    held_out = checked_dataset(apart, spec).samples
+    count = min(config.validation_samples, len(held_out))
+    return Watched(tuple(held_out[number * len(held_out) // count] for number in range(count)), prompts)
+
+
 def _validate_command(config: RunConfig, spec: ModelSpec) -> str:
     """The command that checks the dataset against what this run takes from it."""
     settings = caching.frame_settings(config, spec)
@@ -280,25 +321,38 @@ def _validate_command(config: RunConfig, spec: ModelSpec) -> str:
 
 
 def _cached(
-    config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Dataset, *, dry_run: bool
-) -> tuple[Index, str]:
-    """The dataset's index, with all its entries made unless this is a dry run; and what is left to encode."""
+    config: RunConfig,
+    spec: ModelSpec,
+    checkpoint: Path,
+    dataset: Dataset,
+    watched: Watched,
+    *,
+    dry_run: bool,
+) -> tuple[caching.Prepared, str]:
+    """What a run reads, with all its entries made unless this is a dry run; and what is left to encode."""
     if dry_run:
-        prepared = caching.prepare(config, spec, checkpoint, dataset)
-        return prepared.index, str(prepared.todo) if prepared.todo else ""
-    return _encoded(config, spec, checkpoint, dataset)[0].index, ""
+        prepared = caching.prepare(config, spec, checkpoint, dataset, watched)
+        return prepared, str(prepared.todo) if prepared.todo else ""
+    return _encoded(config, spec, checkpoint, dataset, watched)[0], ""
 
 
 def _encoded(
-    config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Dataset, *, processes: int | None = None
+    config: RunConfig,
+    spec: ModelSpec,
+    checkpoint: Path,
+    dataset: Dataset,
+    watched: Watched,
+    *,
+    processes: int | None = None,
 ) -> tuple[caching.Prepared, Todo | None, list[dict[str, Any]]]:
-    """The dataset with every entry made, what was made just now, and how. One program at a time fills a cache."""
-    prepared = caching.prepare(config, spec, checkpoint, dataset)
+    """What a run reads with every entry made, what was made just now, and how. One program at a time fills a cache."""
+    prepared = caching.prepare(config, spec, checkpoint, dataset, watched)
     if not prepared.todo:
         return prepared, None, []
     with alone_in(prepared.store.root, wait=True):
         prepared.store.sweep()
-        prepared = caching.prepare(config, spec, checkpoint, dataset)  # another process may have been here meanwhile
+        # another process may have been here meanwhile
+        prepared = caching.prepare(config, spec, checkpoint, dataset, watched)
         if not prepared.todo:
             return prepared, None, []
         job = caching.job_for(prepared, config, spec, checkpoint, processes=processes)

@@ -30,12 +30,14 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
         CogtuneError: anything the user can act on.
     """
     from cogtune.training.loop import train
+    from cogtune.training.samples import remove_later
     from cogtune.training.setup import set_up
 
     training = set_up(plan, lambda: bool(stop))
     accelerator = training.trainee.accelerator
     if accelerator.is_main_process:
         _leave_other_branch(plan, training.first_step)
+        remove_later(plan.config.output, training.first_step)
         write_text(plan.config.output / RUN_NAME, files.run_yaml.read_text(encoding="utf-8"))
         record_machine(files.folder)
     accelerator.wait_for_everyone()

@@ -21,6 +21,7 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransf
 from safetensors.torch import load_file
 
 from cogtune.checkpoints import checkpoints
+from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video import probe, read_frames
 from cogtune.modeling.locate import locate
 from cogtune.models import LORA_WEIGHTS_NAME
@@ -198,7 +199,11 @@ STRATEGIES = {"sft": ("ddp", "zero2", "zero2-offload", "zero3", "zero3-offload")
 def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     kind: str, cogtune: Cogtune, clips: Path, tmp_path: Path
 ) -> None:
-    """Two processes against one with twice the accumulation: the same batches, so the same loss to 2e-4."""
+    """Two processes against one with twice the accumulation: the same batches, so the same losses to 2e-4.
+
+    Three prompts over two processes, so that one has a video more to make.
+    """
+    held_out = draw_dataset(tmp_path / "held-out", clips=3, seed=9)
     shared = [
         "--preset",
         f"cpu-{kind}-tiny",
@@ -208,15 +213,29 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
         tmp_path / "cache",
         "--checkpoint-every",
         2,
+        "--validation-data",
+        held_out,
+        "--validation-prompts",
+        "a red disc:::a green disc:::a blue square",
+        "--sample-steps",
+        2,
     ]
     cogtune("train", *shared, "--output", "one", "--gradient-accumulation-steps", 2, "--steps", 4)
-    expected = measured(tmp_path / "one")
+    expected = {name: measured(tmp_path / "one", name) for name in ("loss", "eval_loss", "validation_loss")}
+    assert [len(losses) for losses in expected.values()] == [4, 3, 3]
     for strategy in STRATEGIES[kind]:
         two = ["--output", strategy, "--strategy", strategy, "--num-processes", 2]
         cogtune("train", *shared, *two, "--steps", 2)
         cogtune("train", "--resume", "latest", "--output", strategy, "--steps", 4)
-        for step, loss in measured(tmp_path / strategy).items():
-            assert loss == pytest.approx(expected[step], rel=2e-4), (strategy, step)
+        for name in ("loss", "eval_loss", "validation_loss"):
+            for step, loss in measured(tmp_path / strategy, name).items():
+                assert loss == pytest.approx(expected[name][step], rel=2e-4), (strategy, name, step)
+        for step in (0, 2, 4):
+            videos = tmp_path / strategy / "samples" / f"step-00000{step}"
+            assert len(json.loads((videos / "samples.json").read_text())) == 3
+            for video in tmp_path.glob(f"one/samples/step-00000{step}/*.mp4"):
+                ours, theirs = (read_frames(path, range(9)).astype(int) for path in (videos / video.name, video))
+                assert np.abs(ours - theirs).mean() < 1, (strategy, step, video.name)
         if strategy == "ddp":
             continue
         cogtune("merge-zero", f"{strategy}/checkpoint-4", "--output", f"{strategy}-merged", "--dtype", "fp32")
@@ -236,10 +255,10 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     assert probe(tmp_path / "video.mp4").num_frames == 9
 
 
-def measured(output: Path) -> dict[int, float]:
-    """The loss of each step."""
+def measured(output: Path, name: str = "loss") -> dict[int, float]:
+    """A loss by step."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return {line["step"]: line[name] for line in lines if name in line}
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def _flag(name: str) -> tuple[Any, typer.models.OptionInfo]:
     elif type(None) in get_args(kind):
         kind = next(part for part in get_args(kind) if part is not type(None))
     help_text = str(field.description)
-    if "[default:" not in help_text and field.default not in ("", None):
+    if "[default:" not in help_text and field.default not in ("", None, ()):
         shown = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
         if isinstance(shown, bool):
             shown = "on" if shown else "off"

@@ -107,6 +107,13 @@ class Todo:
     texts: tuple[TextJob, ...]
     images: tuple[ImageJob, ...]
 
+    def __add__(self, other: Todo) -> Todo:
+        return Todo(
+            tuple({job.key: job for job in (*self.clips, *other.clips)}.values()),
+            tuple({job.key: job for job in (*self.texts, *other.texts)}.values()),
+            tuple({job.key: job for job in (*self.images, *other.images)}.values()),
+        )
+
     def __len__(self) -> int:
         return len(self.clips) + len(self.texts) + len(self.images)
 
@@ -119,23 +126,22 @@ def make_index(store: Store, samples: Sequence[Sample], recipe: Recipe) -> Index
     """The keys of every sample's entries; reads only those clips whose digest ``store`` does not remember."""
     frames = recipe.frames.to_dict()
     clip = {"format": FORMAT, "frames": frames, "vae": recipe.vae, "dtype": recipe.dtype}
-    image = {"format": FORMAT, "frames": frames}
     rows = []
     for sample in samples:
         bytes_of_clip = store.facts.digest(sample.video)
         picture = None
         if recipe.with_image:
             made_from = store.facts.digest(sample.image) if sample.image else bytes_of_clip
-            picture = digest(image | {"source": made_from, "video": sample.image is None})
+            picture = image_key(made_from, recipe.frames, from_video=sample.image is None)
         rows.append(
             Row(
                 sample.id,
                 digest(clip | {"clip": bytes_of_clip}),
-                _text_key(caption_of(sample, recipe.id_token), recipe),
+                text_key(caption_of(sample, recipe.id_token), recipe),
                 picture,
             )
         )
-    return Index(tuple(rows), _text_key("", recipe))
+    return Index(tuple(rows), text_key("", recipe))
 
 
 def todo(store: Store, samples: Sequence[Sample], index: Index, recipe: Recipe) -> Todo:
@@ -156,7 +162,13 @@ def todo(store: Store, samples: Sequence[Sample], index: Index, recipe: Recipe) 
     )
 
 
-def _text_key(caption: str, recipe: Recipe) -> str:
+def image_key(source: str, frames: FrameSettings, *, from_video: bool) -> str:
+    """The key of a conditioning frame, from the digest of the file that it is in."""
+    return digest({"format": FORMAT, "frames": frames.to_dict(), "source": source, "video": from_video})
+
+
+def text_key(caption: str, recipe: Recipe) -> str:
+    """The key of a caption's embedding."""
     return digest(
         {
             "format": FORMAT,

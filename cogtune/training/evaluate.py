@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from cogtune.data.batches import load_batch
 from cogtune.data.cache import Store
-from cogtune.data.index import Index
+from cogtune.data.index import Row
 from cogtune.training.objective import Objective
 
 QUANTILES = (0.125, 0.375, 0.625, 0.875)
 """Which parts of the noise schedule are looked at: the middle of each quarter."""
 
-MOST_SAMPLES = 4
+MOST_TRAINING_SAMPLES = 4
+"""How many of the training samples are measured; of the validation data it is ``validation_samples``."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,17 @@ def evaluate(
     transformer: torch.nn.Module,
     objective: Objective,
     store: Store,
-    index: Index,
+    samples: Sequence[Row],
     *,
     rank: int = 0,
     world_size: int = 1,
 ) -> Evaluation:
-    """Measure the loss of the first samples of ``index`` at fixed noise and fixed timesteps.
+    """Measure the loss of ``samples`` at fixed noise and fixed timesteps.
 
     The pieces of work are shared out over the processes, each doing equally many, since under ZeRO-3 every forward
     pass needs all of them. The weights and the training state are not touched.
     """
     timesteps = [int(quantile * objective.spec.num_train_timesteps) for quantile in QUANTILES]
-    samples = index.rows[:MOST_SAMPLES]
     work = [(position, row, timestep) for position, row in enumerate(samples) for timestep in timesteps]
     sums = torch.zeros(2, len(timesteps), dtype=torch.float64, device=objective.device)
     was_training = transformer.training

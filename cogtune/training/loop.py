@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from cogtune import console
 from cogtune.config import RunConfig
 from cogtune.data.batches import Batch, Share, batches
 from cogtune.data.cache import Store
@@ -18,10 +16,9 @@ from cogtune.data.index import Index
 from cogtune.errors import CogtuneError
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
-from cogtune.training.evaluate import evaluate
-from cogtune.training.metrics import MetricsFile, Smoothed, gib_in_use
 from cogtune.training.objective import Objective
 from cogtune.training.optimizers import learning_rate_at
+from cogtune.training.watch import Plans, watching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +34,7 @@ class Training:
     total_steps: int
     facts: Mapping[str, Any]
     """What is saved with every checkpoint."""
+    plans: Plans
     should_stop: Callable[[], bool]
     """Asked after every step, by every process; the same answer for all."""
     saves: bool = True
@@ -59,20 +57,10 @@ def train(run: Training) -> int:
         rank=accelerator.process_index,
     )
     rate = learning_rate_at(config, total)
-    evaluate_every = config.checkpoint_every if config.eval_every is None else config.eval_every
-    smoothed = Smoothed()
     done = run.first_step
 
-    path = config.output / "metrics.jsonl"
-    with (
-        MetricsFile(path, first_step=done, enabled=accelerator.is_main_process) as metrics,
-        console.progress("training", total) as progress,
-    ):
-        progress.advance(done)
-        if done == 0 and evaluate_every:
-            _evaluate(run, metrics, done)
+    with watching(trainee, run.objective, run.store, config, run.plans, first_step=done) as watch:
         trainee.model.train()
-        began = time.perf_counter()
         for passes in batches(run.store, run.index, share, done, total):
             learning_rate = rate(done)
             for group in trainee.optimizer.param_groups:
@@ -82,30 +70,17 @@ def train(run: Training) -> int:
             done += 1
 
             loss = float(accelerator.reduce(torch.tensor(loss, device=accelerator.device), "mean"))
-            now = time.perf_counter()
-            seconds, began = now - began, now
-            memory = gib_in_use(accelerator.device)
-            metrics.write(
-                {
-                    "step": done,
-                    "loss": loss,
-                    "grad_norm": grad_norm,
-                    "learning_rate": learning_rate,
-                    "seconds": round(seconds, 4),
-                    "memory_gib": round(memory, 3),
-                }
-            )
-            progress.advance(1, f"loss {smoothed.add(loss):.4f}  {seconds:.2f} s/step  {memory:.1f} GiB")
+            watch.step(done, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate)
 
             stop = run.should_stop()
-            if evaluate_every and (done % evaluate_every == 0 or done == total) and not stop:
-                _evaluate(run, metrics, done)
-                began = time.perf_counter()
+            if not stop:
+                watch.evaluate(done)
             if run.saves and (done % config.checkpoint_every == 0 or done == total or stop):
                 facts = {**run.facts, "step": done}
                 checkpoint.save(trainee, config.output, done, facts, keep=config.keep_checkpoints)
             if stop:
                 break
+            watch.sample(done)
     return done
 
 
@@ -145,22 +120,3 @@ def _not_finite(what: str, passes: Sequence[Batch], step: int) -> CogtuneError:
         "resume from an earlier checkpoint with a lower --learning-rate, or take these samples out",
         details=[f"sample {sample}" for sample in ids],
     )
-
-
-def _evaluate(run: Training, metrics: MetricsFile, done: int) -> None:
-    accelerator = run.trainee.accelerator
-    measured = evaluate(
-        run.trainee.model,
-        run.objective,
-        run.store,
-        run.index,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    if not math.isfinite(measured.loss):
-        raise CogtuneError(
-            f"step {done}: the loss at fixed noise is {measured.loss}: the weights have diverged",
-            "resume from an earlier checkpoint, or start anew, with a lower --learning-rate",
-        )
-    metrics.write({"step": done, "eval_loss": measured.loss, "eval_loss_by_timestep": measured.by_timestep})
-    console.note(f"step {done}: loss at fixed noise {measured.loss:.4f}")

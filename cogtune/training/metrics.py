@@ -12,6 +12,7 @@ import torch
 
 from cogtune.files import write_text
 
+METRICS_NAME = "metrics.jsonl"
 SMOOTHING = 0.9
 
 

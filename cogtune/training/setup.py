@@ -16,6 +16,7 @@ from cogtune.checkpoints import check_fits, read_state
 from cogtune.config import RunConfig
 from cogtune.data.cache import Store
 from cogtune.data.index import Index
+from cogtune.data.prompts import load_prompts
 from cogtune.errors import CogtuneError
 from cogtune.modeling.adapters import add_lora, announce_dora_to_deepspeed
 from cogtune.modeling.devices import DTYPES
@@ -23,9 +24,12 @@ from cogtune.modeling.encode import VideoEncoder
 from cogtune.plan import Plan, mixed_precision
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
+from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
 from cogtune.training.loop import Training
 from cogtune.training.objective import Objective, Sampling
 from cogtune.training.optimizers import build_optimizer
+from cogtune.training.samples import Scenes
+from cogtune.training.watch import Plans
 
 
 def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | None = None) -> Training:
@@ -41,6 +45,7 @@ def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | No
     accelerator = _accelerator(plan)
     trainee = _trainee(plan, accelerator, base_dtype)
     store, index = Store(plan.config.cache_dir or plan.config.data / ".cogtune"), Index.read(plan.index)
+    validation = Index.read(plan.validation) if plan.validation else None
     return Training(
         trainee=trainee,
         objective=_objective(plan, accelerator, store.read("text", index.null_text)),
@@ -49,7 +54,8 @@ def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | No
         config=plan.config,
         first_step=_resume(plan, trainee),
         total_steps=plan.total_steps,
-        facts=facts_of(plan),
+        facts=facts_of(plan) | ({"validation": _about(validation)} if validation else {}),
+        plans=_plans(plan, store, index, validation),
         should_stop=lambda: _any_process(accelerator, stop()),
     )
 
@@ -145,6 +151,45 @@ def sampling_of(config: RunConfig) -> Sampling:
         deviation=config.timestep_std,
         bounds=config.timestep_bounds,
         image_noise=config.image_noise_log,
+    )
+
+
+def _about(validation: Index) -> dict[str, Any]:
+    return {"samples": len(validation.rows), "digest": validation.digest}
+
+
+def _plans(plan: Plan, store: Store, index: Index, validation: Index | None) -> Plans:
+    config = plan.config
+    measured = {"eval_loss": index.rows[:MOST_TRAINING_SAMPLES]}
+    if validation is not None:
+        measured["validation_loss"] = validation.rows
+    return Plans(
+        measured=measured,
+        eval_every=config.eval_interval,
+        scenes=_scenes(plan, store),
+        sample_every=config.sample_interval(plan.samples),
+        total_steps=plan.total_steps,
+    )
+
+
+def _scenes(plan: Plan, store: Store) -> Scenes | None:
+    if plan.prompts is None:
+        return None
+    config = plan.config
+    prompts, null_text = load_prompts(plan.prompts)
+    return Scenes(
+        prompts=prompts,
+        null_text=null_text,
+        store=store,
+        checkpoint=plan.checkpoint,
+        spec=plan.spec,
+        size=plan.size,
+        fps=plan.fps,
+        dtype=DTYPES[config.precision],
+        seed=config.seed,
+        steps=config.sample_steps,
+        guidance=config.sample_guidance,
+        output=config.output,
     )
 
 

@@ -1,0 +1,147 @@
+"""The prompts of the sample videos that a run makes on its way, each with its cache entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cogtune.config import SEPARATOR, RunConfig, is_list_file
+from cogtune.data.cache import Store
+from cogtune.data.index import ImageJob, Recipe, TextJob, Todo, caption_of, image_key, text_key
+from cogtune.data.sources import Sample
+from cogtune.errors import CogtuneError, UsageError
+from cogtune.files import explained, read_json, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one sample video is to show.
+
+    Args:
+        text: the prompt as it is, without any id token put in front.
+        image: for an image-to-video model, the file its first frame comes from: an image, or a clip.
+        from_video: whether that file is a clip.
+    """
+
+    text: str
+    image: Path | None = None
+    from_video: bool = False
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a run is watched by beside its loss: samples kept out of training, and prompts to make videos of."""
+
+    samples: tuple[Sample, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
+
+
+NOTHING = Watched()
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt with the keys of its entries; ``image_file`` is told beside the video."""
+
+    prompt: str
+    text: str
+    image: str | None
+    image_file: str | None
+
+
+def write_prompts(path: Path, rows: Sequence[PromptRow], null_text: str) -> None:
+    """Save prompts as JSON, with the key of the empty prompt."""
+    write_json(path, {"format": FORMAT, "null_text": null_text, "prompts": [asdict(row) for row in rows]})
+
+
+def load_prompts(path: Path) -> tuple[tuple[PromptRow, ...], str]:
+    """The prompts saved at ``path``, and the key of the empty prompt."""
+    value: dict[str, Any] = read_json(path)
+    return tuple(PromptRow(**row) for row in value["prompts"]), value["null_text"]
+
+
+def prompt_entries(store: Store, prompts: Sequence[Prompt], recipe: Recipe) -> tuple[tuple[PromptRow, ...], Todo]:
+    """The rows of prompts, and which of their entries are missing."""
+    rows, texts, images = [], [], []
+    for prompt in prompts:
+        text, image = text_key(prompt.text, recipe), None
+        if not store.holds("text", text):
+            texts.append(TextJob(text, prompt.text))
+        if prompt.image is not None:
+            image = image_key(store.facts.digest(prompt.image), recipe.frames, from_video=prompt.from_video)
+            if not store.holds("image", image):
+                images.append(ImageJob(image, prompt.image, prompt.from_video, recipe.frames))
+        rows.append(PromptRow(prompt.text, text, image, str(prompt.image) if prompt.image else None))
+    return tuple(rows), Todo((), tuple(texts), tuple(images))
+
+
+def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: bool) -> tuple[Prompt, ...]:
+    """What the sample videos of a run show; nothing for a run that makes none.
+
+    Without prompts of its own a run shows its first caption, and without images an image-to-video model starts from
+    the first frames of the first samples.
+
+    Args:
+        samples: of the training data.
+        with_image: whether the model is conditioned on an image.
+
+    Raises:
+        UsageError: with everything that is wrong with the prompts and images.
+        CogtuneError: a list cannot be read.
+    """
+    if not config.sample_interval(len(samples)):
+        return ()
+    problems: list[str] = []
+    texts = _listed(config.validation_prompts, "validation_prompts", problems)
+    images = [Path(name) for name in _listed(config.validation_images, "validation_images", problems)]
+    if images and not with_image:
+        problems.append("validation_images: this is a text-to-video model, it takes none")
+    if images and texts and len(images) != len(texts):
+        problems.append(f"validation_images: {len(images)} images for {len(texts)} prompts")
+    if images and not texts:
+        problems.append("validation_images: give validation_prompts too, one for each image")
+    problems += [f"validation_images: there is no file {image}" for image in images if not image.is_file()]
+    if problems:
+        raise UsageError("the sample videos cannot be made as they are configured", details=problems)
+    texts = texts or [caption_of(samples[0], config.id_token)]
+    if not with_image:
+        return tuple(Prompt(text) for text in texts)
+    if images:
+        return tuple(Prompt(text, image) for text, image in zip(texts, images, strict=True))
+    lent = [samples[number % len(samples)] for number in range(len(texts))]
+    return tuple(
+        Prompt(text, sample.image or sample.video, sample.image is None)
+        for text, sample in zip(texts, lent, strict=True)
+    )
+
+
+def _listed(value: str | None, key: str, problems: list[str]) -> list[str]:
+    """The entries of a list: lines of a text file, or parts of a line; paths in a file are relative to it."""
+    if value is None:
+        return []
+    if not is_list_file(value):
+        parts = [part.strip() for part in value.split(SEPARATOR)]
+        if not all(parts):
+            problems.append(f"{key}: one of the parts between {SEPARATOR} is empty")
+        return parts
+    path = Path(value)
+    try:
+        with explained(path, "read"):
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        problems.append(f"{key}: {path} is not UTF-8 text")
+        return []
+    except CogtuneError as error:
+        problems.append(f"{key}: {error.message}")
+        return []
+    while lines and not lines[-1].strip():
+        lines.pop()
+    blank = [str(number) for number, line in enumerate(lines, 1) if not line.strip()]
+    if blank or not lines:
+        problems.append(f"{key}: {path} " + (f"has blank lines: {', '.join(blank)}" if lines else "is empty"))
+    entries = [line.strip() for line in lines]
+    return [str(path.parent / entry) for entry in entries] if key == "validation_images" else entries

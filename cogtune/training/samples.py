@@ -1,0 +1,212 @@
+"""Sample videos of a run: the same prompts with the same seeds each time, from the weights as they are in training."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from torch import Tensor
+
+from cogtune import console
+from cogtune.data.cache import Store
+from cogtune.data.prompts import PromptRow
+from cogtune.data.video import write_video
+from cogtune.files import partial_folder, partial_path, publish_folder, read_json, remove_folder, write_json
+from cogtune.geometry import Size
+from cogtune.modeling.sampling import NotFinite, pipeline_class, render, scheduler_for, unit_image
+from cogtune.models import ModelSpec
+from cogtune.training.checkpoint import Trainee
+
+FOLDER = "samples"
+LIST_NAME = "samples.json"
+"""In the folder of a step: what each of its videos shows."""
+
+_STEP = re.compile(r"step-(\d+)")
+
+
+def step_folder(output: Path, step: int) -> Path:
+    """Where the sample videos of a step are, or will be."""
+    return output / FOLDER / f"step-{step:06d}"
+
+
+def remove_later(output: Path, first_step: int) -> None:
+    """Delete the sample videos that a run starting from ``first_step`` makes anew, and what a killed run left."""
+    for path in (output / FOLDER).glob("*"):
+        match = _STEP.fullmatch(path.name)
+        if match and (int(match[1]) > first_step or first_step == 0):
+            remove_folder(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes:
+    """What a run makes sample videos of, and how."""
+
+    prompts: tuple[PromptRow, ...]
+    null_text: str
+    """Key of the empty prompt's embedding."""
+    store: Store
+    checkpoint: Path
+    """The base model, for its VAE and its scheduler."""
+    spec: ModelSpec
+    size: Size
+    fps: float
+    dtype: torch.dtype
+    seed: int
+    steps: int
+    guidance: float
+    output: Path
+
+    def file_name(self, number: int) -> str:
+        """What the video of prompt ``number`` is called."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.prompts[number].prompt.lower()).strip("-")
+        return f"{number:02d}-{words[:40].strip('-') or 'video'}.mp4"
+
+
+class OneAtATime:
+    """The model in training as a pipeline wants its transformer: guidance's two samples go through one by one.
+
+    So compiled blocks meet the shape that they were compiled for, and activations take half the memory.
+    """
+
+    def __init__(self, trainee: Trainee) -> None:
+        # DDP's own forward pass may synchronise, and the processes' numbers of videos differ; DeepSpeed's is needed.
+        self._model = trainee.model if trainee.is_zero else trainee.transformer
+        self.config = trainee.transformer.config
+        self.dtype = trainee.transformer.dtype
+
+    def cache_context(self, _name: str) -> contextlib.AbstractContextManager[None]:
+        """Where a pipeline may keep attention caches; none are kept."""
+        return contextlib.nullcontext()
+
+    def __call__(
+        self, *, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor, **shared: Any
+    ) -> tuple[Tensor]:
+        """What the transformer answers, ``[B, F, C, h, w]``."""
+        shared.pop("attention_kwargs", None)
+        rows = zip(hidden_states.split(1), encoder_hidden_states.split(1), timestep.split(1), strict=True)
+        answers = [
+            self._model(hidden_states=hidden, encoder_hidden_states=text, timestep=time, **shared)[0]
+            for hidden, text, time in rows
+        ]
+        return (torch.cat(answers),)
+
+
+def make_samples(
+    trainee: Trainee, scenes: Scenes, step: int, tell: Callable[[str], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    """Sample every prompt into the folder of ``step``; what it holds then. Collective: every process calls it.
+
+    The prompts are shared out over the processes, each making equally many videos, since under ZeRO-3 every forward
+    pass needs all of them. Weights, optimizer and random state are as before afterwards.
+
+    Args:
+        tell: called with what is being done, in words.
+
+    Raises:
+        CogtuneError: a video cannot be written.
+    """
+    accelerator = trainee.accelerator
+    target = step_folder(scenes.output, step)
+    aside = partial_path(target)
+    if accelerator.is_main_process:
+        partial_folder(target)
+    accelerator.wait_for_everyone()
+    try:
+        with _undisturbed(trainee):
+            _render_share(trainee, scenes, aside, tell)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_json(aside / LIST_NAME, _entries(scenes, aside))
+            publish_folder(aside, target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    accelerator.wait_for_everyone()
+    return list(read_json(target / LIST_NAME))
+
+
+def _entries(scenes: Scenes, folder: Path) -> list[dict[str, Any]]:
+    return [
+        {"prompt": row.prompt, "image": row.image_file, "seed": scenes.seed, "file": scenes.file_name(number)}
+        for number, row in enumerate(scenes.prompts)
+        if (folder / scenes.file_name(number)).is_file()
+    ]
+
+
+def _render_share(trainee: Trainee, scenes: Scenes, folder: Path, tell: Callable[[str], None]) -> None:
+    """This process's videos. The VAE is in memory only meanwhile."""
+    accelerator, count = trainee.accelerator, len(scenes.prompts)
+    turns = -(-count // accelerator.num_processes)
+    pipeline = _pipeline(trainee, scenes)
+    for turn in range(turns):
+        number = turn * accelerator.num_processes + accelerator.process_index
+        row = scenes.prompts[number % count]
+
+        def stepped(done: int, turn: int = turn) -> None:
+            tell(f"sample video {turn + 1}/{turns}, step {done}/{scenes.steps}")
+
+        try:
+            frames = render(
+                pipeline,
+                scenes.spec,
+                scenes.size,
+                steps=scenes.steps,
+                guidance=scenes.guidance,
+                seed=scenes.seed,
+                on_step=stepped,
+                **_inputs(scenes, row, accelerator.device),
+            )
+        except NotFinite as error:
+            console.warn(f"no sample video of '{row.prompt}': {error.message}")
+            continue
+        if number < count:
+            write_video(folder / scenes.file_name(number), frames, scenes.fps)
+
+
+def _pipeline(trainee: Trainee, scenes: Scenes) -> Any:
+    """The diffusers pipeline around the model in training, without a text encoder."""
+    vae = AutoencoderKLCogVideoX.from_pretrained(scenes.checkpoint / "vae", dtype=scenes.dtype)
+    vae.to(trainee.accelerator.device).eval()
+    vae.enable_slicing()
+    vae.enable_tiling()
+    scheduler = scheduler_for(scenes.spec, read_json(scenes.checkpoint / "scheduler" / "scheduler_config.json"))
+    pipeline = pipeline_class(scenes.spec)(
+        tokenizer=None, text_encoder=None, vae=vae, transformer=OneAtATime(trainee), scheduler=scheduler
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _inputs(scenes: Scenes, row: PromptRow, device: torch.device) -> dict[str, Any]:
+    def embedding(key: str) -> Tensor:
+        return scenes.store.read("text", key).unsqueeze(0).to(device, scenes.dtype)
+
+    inputs = {"prompt_embeds": embedding(row.text), "negative_prompt_embeds": embedding(scenes.null_text)}
+    if row.image is not None:
+        inputs["image"] = unit_image(scenes.store.read("image", row.image))
+    return inputs
+
+
+@contextlib.contextmanager
+def _undisturbed(trainee: Trainee) -> Iterator[None]:
+    """The model in evaluation mode, and everything that training depends on as before afterwards."""
+    device = trainee.accelerator.device
+    on_gpu = device.type == "cuda"
+    was_training = trainee.model.training
+    with torch.random.fork_rng(devices=[device] if on_gpu else []), torch.no_grad():
+        trainee.model.eval()
+        if on_gpu:
+            torch.cuda.empty_cache()
+        try:
+            yield
+        finally:
+            trainee.model.train(was_training)
+            if on_gpu:
+                torch.cuda.empty_cache()

@@ -1,0 +1,168 @@
+"""What a run is watched by: figures of every step, losses at fixed noise, sample videos. Written, and shown."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogtune import console
+from cogtune.config import RunConfig
+from cogtune.data.cache import Store
+from cogtune.data.index import Row
+from cogtune.errors import CogtuneError
+from cogtune.training.checkpoint import Trainee
+from cogtune.training.evaluate import evaluate
+from cogtune.training.metrics import METRICS_NAME, MetricsFile, Smoothed, gib_in_use, read_metrics
+from cogtune.training.objective import Objective
+from cogtune.training.samples import Scenes, make_samples, step_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plans:
+    """What is looked at, and how often."""
+
+    measured: Mapping[str, tuple[Row, ...]]
+    """The samples whose loss at fixed noise is measured, by what ``metrics.jsonl`` calls it."""
+    eval_every: int
+    """Optimizer steps between measurements; 0 for none."""
+    scenes: Scenes | None
+    sample_every: int
+    """Optimizer steps between sample videos; 0 for none."""
+    total_steps: int
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the losses at fixed noise are measured at ``step``."""
+        return self._is_due(self.eval_every, step)
+
+    def samples_at(self, step: int) -> bool:
+        """Whether sample videos are made at ``step``."""
+        return self.scenes is not None and self._is_due(self.sample_every, step)
+
+    def _is_due(self, every: int, step: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.total_steps)
+
+
+class Watch:
+    """Looks at a run and tells of it. Every process has one and calls the same of it; the main one speaks and writes.
+
+    Made by :func:`watching`.
+    """
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        objective: Objective,
+        store: Store,
+        config: RunConfig,
+        plans: Plans,
+        metrics: MetricsFile,
+        line: console.Dashboard,
+    ) -> None:
+        self._trainee, self._objective, self._store, self._config = trainee, objective, store, config
+        self._plans, self._metrics, self._line = plans, metrics, line
+        self._loss, self._pace = Smoothed(), Smoothed()
+        self._evaluated: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def look_before(self, step: int, *, measured: bool) -> None:
+        """Do what is due at the step that the run starts from, unless it was done before.
+
+        Args:
+            measured: whether its losses are in ``metrics.jsonl`` already.
+        """
+        if self._plans.evaluates_at(step) and not measured:
+            self.evaluate(step)
+        if not step_folder(self._config.output, step).is_dir():
+            self.sample(step)
+
+    def step(self, done: int, *, loss: float, grad_norm: float, learning_rate: float) -> None:
+        """Write down and show the figures of an optimizer step."""
+        now = time.perf_counter()
+        seconds, self._began = now - self._began, now
+        memory = gib_in_use(self._trainee.accelerator.device)
+        values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
+        self._metrics.write(
+            {"step": done, **values, "seconds": round(seconds, 4), "memory_gib": round(memory, 3)},
+        )
+        pace = self._pace.add(seconds)
+        figures = {
+            "loss": f"{self._loss.add(loss):.4f}",
+            **{name.removesuffix("_loss"): f"{value:.4f}" for name, value in self._evaluated.items()},
+            "grad": f"{grad_norm:.3g}",
+            "lr": f"{learning_rate:.2e}",
+            "s/step": f"{pace:.2f}",
+            "clips/s": f"{self._config.global_batch / pace:.2f}",
+            "GiB": f"{memory:.1f}",
+        }
+        self._line.advance(figures, seconds_left=(self._plans.total_steps - done) * pace)
+
+    def evaluate(self, step: int) -> None:
+        """Measure the losses at fixed noise if that is due. Collective.
+
+        Raises:
+            CogtuneError: one is not finite.
+        """
+        if not self._plans.evaluates_at(step):
+            return
+        accelerator = self._trainee.accelerator
+        values: dict[str, Any] = {}
+        for name, rows in self._plans.measured.items():
+            self._line.doing(f"measuring the {name.replace('_', ' ')}")
+            found = evaluate(
+                self._trainee.model,
+                self._objective,
+                self._store,
+                rows,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+            )
+            if not math.isfinite(found.loss):
+                raise CogtuneError(
+                    f"step {step}: the loss at fixed noise is {found.loss}: the weights have diverged",
+                    "resume from an earlier checkpoint, or start anew, with a lower --learning-rate",
+                )
+            values |= {name: found.loss, f"{name}_by_timestep": found.by_timestep}
+            self._evaluated[name] = found.loss
+        self._metrics.write({"step": step, **values})
+        told = [f"{self._evaluated['eval_loss']:.4f}"]
+        told += [
+            f"{value:.4f} on the validation data" for name, value in self._evaluated.items() if name != "eval_loss"
+        ]
+        console.note(f"step {step}: loss at fixed noise {', '.join(told)}")
+        self._began = time.perf_counter()
+
+    def sample(self, step: int) -> None:
+        """Make the sample videos if that is due. Collective.
+
+        Raises:
+            CogtuneError: a video cannot be written.
+        """
+        if self._plans.scenes is None or not self._plans.samples_at(step):
+            return
+        videos = make_samples(self._trainee, self._plans.scenes, step, self._line.doing)
+        counted = "a sample video" if len(videos) == 1 else f"{len(videos)} sample videos"
+        console.note(f"step {step}: {counted} in {step_folder(self._config.output, step)}")
+        self._began = time.perf_counter()
+
+
+@contextlib.contextmanager
+def watching(
+    trainee: Trainee, objective: Objective, store: Store, config: RunConfig, plans: Plans, *, first_step: int
+) -> Iterator[Watch]:
+    """Watch a run from ``first_step`` on: what is due there and was not done is done first. Collective."""
+    path: Path = config.output / METRICS_NAME
+    before = read_metrics(path) if first_step else []
+    measured = any("eval_loss" in line and line["step"] == first_step for line in before)
+    trainee.accelerator.wait_for_everyone()
+    with (
+        MetricsFile(path, first_step=first_step, enabled=trainee.accelerator.is_main_process) as metrics,
+        console.dashboard("training", plans.total_steps, done=first_step) as line,
+    ):
+        watch = Watch(trainee, objective, store, config, plans, metrics, line)
+        watch.look_before(first_step, measured=measured)
+        yield watch
