@@ -120,8 +120,6 @@ def check(config: RunConfig, spec: ModelSpec) -> None:
     problems += [f"size {size_of(config, spec)}: {problem}" for problem in spec.size_problems(size_of(config, spec))]
     if config.strategy in ("zero3", "zero3-offload") and config.num_processes == 1:
         problems.append(f"strategy {config.strategy} shares weights over GPUs and needs num_processes of 2 or more")
-    if config.num_machines > 1 and config.main_process_ip is None:
-        problems.append(f"num_machines {config.num_machines}: give machine 0's address as main_process_ip")
     if config.strategy != "ddp" and importlib.util.find_spec("deepspeed") is None:
         problems.append(
             f"strategy {config.strategy} needs DeepSpeed, which is not installed (it has builds for Linux on x86-64 "
@@ -129,6 +127,19 @@ def check(config: RunConfig, spec: ModelSpec) -> None:
         )
     if problems:
         raise UsageError("this run cannot be made as it is configured", details=problems)
+
+
+def check_machines(config: RunConfig) -> None:
+    """See that several machines can meet.
+
+    Raises:
+        UsageError: nothing says where.
+    """
+    if config.num_machines > 1 and config.main_process_ip is None:
+        raise UsageError(
+            f"{config.num_machines} machines have to meet, and nothing says where",
+            "give machine 0's address as --main-process-ip",
+        )
 
 
 def size_of(config: RunConfig, spec: ModelSpec) -> Size:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -216,6 +217,23 @@ def _signals_passed_on(child: subprocess.Popen[bytes], reports: Sequence[Report]
             signal.signal(number, handler)
 
 
+@dataclass(frozen=True)
+class _Death:
+    """The process that torch's launcher saw die first; the others' failures follow from it."""
+
+    pid: int
+    signal: int
+    """What killed it; 0 when it ended by itself."""
+
+
+_ROOT_CAUSE = re.compile(r"^Root Cause .*?^\s*exitcode\s*:\s*(-?\d+)\s*\(pid: (\d+)\)", re.DOTALL | re.MULTILINE)
+
+
+def _first_death(log: Path) -> _Death | None:
+    found = _ROOT_CAUSE.search(log.read_text(errors="replace"))
+    return None if found is None else _Death(int(found[2]), max(0, -int(found[1])))
+
+
 def _raise_for(
     said: Sequence[dict[str, Any] | None],
     log: Path,
@@ -223,11 +241,18 @@ def _raise_for(
     received: Sequence[int],
     if_stopped: Callable[[], str],
 ) -> None:
-    for report in said:
-        if report is not None and report["status"] == "failed":
-            raise CogtuneError(
-                report["message"], report["hint"], details=report["details"], exit_code=report["exit_code"]
-            )
+    failed = [report for report in said if report is not None and report["status"] == "failed"]
+    first = _first_death(log)
+    if failed and (first is None or any(report["pid"] == first.pid for report in failed)):
+        report = next((report for report in failed if first is not None and report["pid"] == first.pid), failed[0])
+        raise CogtuneError(report["message"], report["hint"], details=report["details"], exit_code=report["exit_code"])
+    if first is not None and first.signal and not received:
+        rank = next((rank for rank, report in enumerate(said) if report and report["pid"] == first.pid), None)
+        raise CogtuneError(
+            f"process {'?' if rank is None else rank} of {len(said)} was killed by signal {first.signal}, "
+            "and the others with it",
+            f"a process killed by the system (signal 9) usually was out of memory; the whole log is {log}",
+        )
     ends = {report["status"] if report is not None else None for report in said}
     if received or "stopped" in ends:
         number = received[0] if received else signal.SIGTERM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +26,12 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Start even where the estimate says that the run does not fit this machine.")
     ] = False,
+    slurm: Annotated[
+        Path | None,
+        typer.Option(
+            "--slurm", help="Write a Slurm batch script of the run to this file, and stop.", show_default=False
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check all, write the plan and the launch files, show them, and stop."),
@@ -36,12 +43,20 @@ def train(
     """
     from cogtune import runs
     from cogtune.fit import fitted, refuse_unfit, this_machine
+    from cogtune.plan import check_machines
     from cogtune.planning import outlook, spec_of
 
     resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
     spec, machine = spec_of(resolved.config.model), this_machine()
     if fit:
         resolved = fitted(resolved, spec, machine)
+    if slurm is not None:
+        from cogtune.slurm import write_job
+
+        settings = write_job(slurm, resolved, overwrite=overwrite)
+        console.say(f"written to {slurm}, with its configuration in {settings}; start it with: sbatch {slurm}")
+        return
+    check_machines(resolved.config)
     if not force and not dry_run:
         refuse_unfit(resolved.config, spec, machine, preset)
     if dry_run:

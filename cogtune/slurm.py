@@ -1,0 +1,63 @@
+"""A batch script for Slurm that makes a run, on one machine or several."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from cogtune.config import Resolved, RunConfig
+from cogtune.files import explained, write_text
+from cogtune.launch import ENVIRONMENT
+from cogtune.plan import meeting_port
+
+STOP_BEFORE = 300
+"""Seconds before the end of its time at which a job is asked to stop, so that it writes a checkpoint."""
+
+
+def write_job(path: Path, resolved: Resolved, *, overwrite: bool) -> Path:
+    """Write the script to ``path``, and the run's configuration beside it; gives the configuration's path.
+
+    The script encodes the dataset on the first machine, then starts ``cogtune train`` on each.
+
+    Raises:
+        CogtuneError: they cannot be written.
+    """
+    before = resolved.config
+    config = before.anchored()
+    if not before.data.is_dir():  # one on the Hub: its name is no path
+        config = config.model_copy(update={"data": before.data, "cache_dir": before.cache_dir})
+    settings = path.absolute().with_suffix(".yaml")
+    write_text(settings, replace(resolved, config=config).to_yaml())
+    write_text(path, _script(config, settings, overwrite=overwrite))
+    path.chmod(0o755)
+    with explained(config.output):
+        (config.output / "logs").mkdir(parents=True, exist_ok=True)  # Slurm does not make it
+    return settings
+
+
+def _script(config: RunConfig, settings: Path, *, overwrite: bool) -> str:
+    log = config.output / "logs" / "slurm-%j.log"
+    here = shlex.quote(str(settings))
+    exports = "".join(f'export {name}="${{{name}:-{value}}}"\n' for name, value in ENVIRONMENT.items())
+    program = shlex.join([sys.executable, "-m", "cogtune"])
+    data = shlex.quote(str(config.data))
+    train = f"{program} train --config {here}{' --overwrite' if overwrite else ''}"
+    if config.num_machines > 1:
+        train += f' --machine-rank "$SLURM_NODEID" --main-process-ip "$MAIN" --main-process-port {meeting_port(config)}'
+    return f"""#!/bin/bash
+#SBATCH --job-name=cogtune
+#SBATCH --nodes={config.num_machines}
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node={config.local_processes}
+#SBATCH --cpus-per-task={4 * config.local_processes}
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@{STOP_BEFORE}
+#SBATCH --output={log}
+# Add what your cluster asks for: --partition, --account, --mem.
+set -euo pipefail
+{exports}export MAIN="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+srun --nodes=1 --ntasks=1 --nodelist="$MAIN" {program} dataset cache {data} --config {here}
+srun --kill-on-bad-exit=1 bash -c {shlex.quote(train)}
+"""
