@@ -43,9 +43,11 @@ format: $(DEV)  ## mend what ruff can mend
 bench-data: $(RUNTIME)  ## measure `dataset validate`: clips opened and frames decoded a second, memory
 	$(BIN)/python tests/bench_validate.py
 
-docs: $(RUNTIME)  ## write docs/commands.md anew from the program itself
+docs: $(RUNTIME)  ## write docs/commands.md and docs/vram.md anew from the program itself
 	$(BIN)/python -m cogtune.cli.reference > $(VENV)/commands.md
 	mv $(VENV)/commands.md docs/commands.md
+	$(BIN)/python -m cogtune.cli.vram > $(VENV)/vram.md
+	mv $(VENV)/vram.md docs/vram.md
 
 lock: $(BIN)/python  ## resolve .ci/constraints.txt anew; LOCK_FLAGS=--upgrade moves to the newest of everything
 	$(PIP) install -c $(LOCK) uv

@@ -18,7 +18,7 @@ from cogtune.errors import CogtuneError, UsageError, did_you_mean
 from cogtune.files import explained
 from cogtune.geometry import Size
 from cogtune.models import Precision
-from cogtune.presets import Strategy, TrainingType, preset
+from cogtune.presets import PRESETS, Strategy, TrainingType, preset
 
 DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "beside"]
 
@@ -492,7 +492,7 @@ def _layers(
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """The keys that a preset sets: one of the built-in ones, or a YAML file.
+    """The keys that a preset sets: one of the built-in ones, one of the user's own, or a YAML file.
 
     Raises:
         UsageError: there is no such preset, or the file is not a mapping.
@@ -501,7 +501,16 @@ def preset_values(name: str) -> dict[str, Any]:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return read_mapping(path)
-    return preset(name).values()
+    mine = own_presets()
+    if name in mine and name not in PRESETS:
+        return read_mapping(mine[name])
+    return preset(name, mine).values()
+
+
+def own_presets() -> dict[str, Path]:
+    """The user's own presets, by name: the YAML files in ``~/.config/cogtune/presets`` (or ``$XDG_CONFIG_HOME``'s)."""
+    configs = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return {path.stem: path for path in sorted((configs / "cogtune" / "presets").glob("*.yaml"))}
 
 
 _WORDS = {

@@ -108,6 +108,12 @@ def recorded() -> tuple[Measurement, ...]:
     return read()
 
 
+def of_preset(name: str, rows: Sequence[Measurement]) -> Measurement | None:
+    """The measurement of a preset as it is, on the most GPUs; None when there is none."""
+    whole = [row for row in rows if row.preset == name and row.recipe == "preset" and not row.changes]
+    return max(whole, key=lambda row: row.gpus, default=None)
+
+
 def add(new: Sequence[Measurement], path: Path = FILE) -> int:
     """Record measurements, each in place of an earlier one of the same run; how many there are now."""
     rows = {_key(row): row for row in (*read(path), *new)}

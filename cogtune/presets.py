@@ -6,6 +6,7 @@ cannot hold their own figure, the row names one that can.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -134,8 +135,11 @@ PRESETS: dict[str, Preset] = {row.name: row for row in (*_TABLE, *_TRIAL)}
 """Every preset by name: the 26 rows of the table, then those for trying the program on a CPU."""
 
 
-def preset(name: str) -> Preset:
+def preset(name: str, others: Iterable[str] = ()) -> Preset:
     """The preset called ``name``.
+
+    Args:
+        others: names that are there too, for the word on a typo.
 
     Raises:
         UsageError: there is none; the message names the nearest.
@@ -144,5 +148,5 @@ def preset(name: str) -> Preset:
         return PRESETS[name.lower()]
     except KeyError:
         raise UsageError(
-            f"there is no preset '{name}'{did_you_mean(name, PRESETS)}", "`cogtune presets` lists them all"
+            f"there is no preset '{name}'{did_you_mean(name, [*PRESETS, *others])}", "`cogtune presets` lists them all"
         ) from None

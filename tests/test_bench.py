@@ -15,6 +15,7 @@ from conftest import Cogtune
 from cogtune import gpus as cards
 from cogtune import measurements
 from cogtune.bench import run, stage, watch, worker
+from cogtune.cli import vram
 from cogtune.config import resolve
 from cogtune.errors import UsageError
 from cogtune.launch import LaunchFiles
@@ -219,6 +220,26 @@ def test_a_new_measurement_takes_the_place_of_the_same_runs_old_one(tmp_path: Pa
     assert measurements.add([row(), row(recipe="plain"), row(changes={"rank": 4})], file) == 3
     assert measurements.add([row(step_s=1.5)], file) == 3
     assert sorted(found.step_s for found in measurements.read(file)) == [1.5, 2.0, 2.0]
+
+
+def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
+    def row(**changes: Any) -> Measurement:
+        given: dict[str, Any] = {
+            "preset": "8xa100-sft-5b-zero2", "changes": {}, "recipe": "preset", "gpu": "NVIDIA H200", "gpus": 2,
+            "reserved_gib": (40.0, 41.26), "allocated_gib": (39.0, 39.0), "card_gb": 45.67, "host_gib": 12.3,
+            "step_s": 3.21, "versions": {"torch": "2.11.0"}, "date": "2026-11-21", "command": "cogtune bench x",
+        }  # fmt: skip
+        return Measurement(**(given | changes))
+
+    rows = [row(), row(gpus=4, card_gb=33.3), row(gpus=8, recipe="plain"), row(gpus=8, changes={"rank": 4})]
+    lines = {line.split("`")[1]: line for line in vram.page(rows).splitlines() if line.startswith("| `")}
+    assert "| 42 GB | 33.3 GB | 4 x H200 | 41.3 GiB | 12 GiB | 3.21 s |" in lines["8xa100-sft-5b-zero2"]
+    assert "| 24 GB | not measured |" in lines["4090-lora-5b"]
+    assert "| 40.0 41.3 GiB | 12 GiB | 3.21 s |" in lines["cogtune bench x"]
+    assert "torch 2.11.0" in lines["cogtune bench x"]
+    ((_, measured, estimated, off),) = vram.errors([row(gpus=4)])
+    assert measured == "41.26"
+    assert off == f"{100 * (float(estimated) / 41.26 - 1):+.1f} %"
 
 
 @pytest.mark.slow

@@ -120,10 +120,25 @@ def test_presets_are_listed_and_shown(cogtune: Cogtune) -> None:
         "precision": "bf16",
         "size": "49x480x720",
         "guides' VRAM": "24 GB",
+        "measured VRAM": rows[1]["measured VRAM"],
     }
     shown = cogtune("presets", "8x4090-sft-2b-zero3").out
     assert "strategy\tzero3\tpreset 8x4090-sft-2b-zero3" in shown
     assert "seed\t42\tdefault" in shown
+
+
+def test_a_preset_of_ones_own_has_a_name_too(cogtune: Cogtune, tmp_path: Path) -> None:
+    folder = tmp_path / "config" / "cogtune" / "presets"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("model: 5b\nrank: 7\nsize: 49x480x720\n")
+    (folder / "4090-lora-5b.yaml").write_text("rank: 9\n")  # a built-in name stays what it is
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    rows = json.loads(cogtune("presets", "--json", env=env).out)
+    assert len(rows) == 29
+    assert (rows[-1]["preset"], rows[-1]["hardware"], rows[-1]["size"]) == ("mine", "your own", "49x480x720")
+    assert "rank\t7\tpreset mine" in cogtune("presets", "mine", env=env).out
+    assert "rank\t128\tpreset 4090-lora-5b" in cogtune("presets", "4090-lora-5b", env=env).out
+    assert "did you mean 'mine'" in cogtune("plan", "--preset", "mime", env=env, status=2).err
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cogtune.cli import vram
 from cogtune.cli.reference import reference
 from cogtune.data.findings import FINDINGS
+from cogtune.measurements import recorded
 from cogtune.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +19,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def test_the_command_reference_is_not_stale() -> None:
     assert (ROOT / "docs" / "commands.md").read_text() == reference(), "run `make docs`"
+
+
+def test_the_table_of_measurements_is_not_stale() -> None:
+    assert (ROOT / "docs" / "vram.md").read_text() == vram.page(recorded()), "run `make docs`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

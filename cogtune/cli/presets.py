@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import Annotated
 
 import typer
@@ -16,7 +18,6 @@ def presets(
 ) -> None:
     """List the presets, or show every value of one."""
     from cogtune.config import preset_values, resolve
-    from cogtune.presets import PRESETS
 
     if name is not None:
         preset_values(name)  # says where the names are listed, if there is none of this name
@@ -28,22 +29,48 @@ def presets(
             shown = [(key, str(value), resolved.provenance[key]) for key, value in values.items()]
             console.table("", ("key", "value", "from"), shown)
         return
-    rows = [
-        (
-            row.name,
-            f"{row.gpus} x {row.card}" if row.gpus > 1 else row.card,
-            row.model,
-            row.type,
-            row.strategy,
-            row.precision,
-            str(row.size),
-            f"{row.promised_gb:g} GB" if row.promised_gb is not None else "",
-        )
-        for row in PRESETS.values()
-    ]
-    columns = ("preset", "hardware", "model", "type", "strategy", "precision", "size", "guides' VRAM")
+    columns, rows = listing()
     if as_json:
         console.emit([dict(zip(columns, row, strict=True)) for row in rows])
-    else:
-        short = (0, 5, 6, 7)  # the name says the rest, and a terminal of 80 columns has room for these
-        console.table("", [columns[i] for i in short], [[row[i] for i in short] for row in rows])
+        return
+    wide = not sys.stdout.isatty() or shutil.get_terminal_size().columns >= _WIDE
+    kept = range(len(columns)) if wide else _SHORT
+    console.table("", [columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
+
+
+_WIDE = 150
+_SHORT = (0, 5, 7, 8)
+"""The columns that a terminal of 80 has room for; the name says the rest."""
+
+
+def listing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The columns and the rows of the list, the user's own presets last."""
+    from cogtune.config import own_presets, resolve
+    from cogtune.measurements import of_preset, recorded
+    from cogtune.presets import PRESETS
+
+    columns = ("preset", "hardware", "model", "type", "strategy", "precision", "size", "guides' VRAM", "measured VRAM")
+    rows: list[tuple[str, ...]] = []
+    for row in PRESETS.values():
+        measured = of_preset(row.name, recorded())
+        on = f" ({measured.gpus} x {measured.gpu.removeprefix('NVIDIA ')})" if measured else ""
+        rows.append(
+            (
+                row.name,
+                f"{row.gpus} x {row.card}" if row.gpus > 1 else row.card,
+                row.model,
+                row.type,
+                row.strategy,
+                row.precision,
+                str(row.size),
+                f"{row.promised_gb:g} GB" if row.promised_gb is not None else "",
+                f"{measured.card_gb:.1f} GB{on}" if measured and measured.card_gb else "",
+            )
+        )
+    for name in sorted(own_presets().keys() - PRESETS.keys()):
+        config = resolve(preset_name=name).config
+        hardware = f"{config.num_processes} GPUs" if config.num_processes > 1 else "your own"
+        rows.append(
+            (name, hardware, config.model, config.type, config.strategy, config.precision, config.size or "", "", "")
+        )
+    return columns, rows

@@ -1,0 +1,111 @@
+"""``docs/vram.md``, made from the recorded measurements: ``python -m cogtune.cli.vram``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cogtune import console
+from cogtune.config import resolve
+from cogtune.estimate import GIB, estimate
+from cogtune.fit import GB
+from cogtune.measurements import Measurement, of_preset, recorded
+from cogtune.models import VARIANTS, published_spec
+from cogtune.presets import PRESETS, Preset
+
+_HEAD = """# Memory and time of every preset
+
+Made by `make docs` from `cogtune/measurements.json`. Each measurement is a run of `cogtune bench` (see
+[Bench](bench.md)), which trains on random weights of the real size: the same command gives it again. The estimates are
+those of `cogtune plan` (see [Plan](plan.md)), for as many GPUs as the preset names; a test holds them to within 8 % of
+every measurement. GB are 10^9 bytes, as cards are sold, and count everything on the fullest card; GiB are 2^30 bytes of
+PyTorch's reserved memory."""
+
+_MEASURED = """## The measurements
+
+Presets of eight GPUs were measured on as many as there were. *plain* is the guides' recipe in the same run: base in
+fp32, nothing compiled, full gradient checkpointing."""
+
+
+def page(rows: Sequence[Measurement]) -> str:
+    """The whole page, as Markdown."""
+    lines = [
+        "| preset | the guides promise | measured, whole card | on | PyTorch | host | a step | estimated, whole card |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_preset_line(row, of_preset(row.name, rows)) for row in PRESETS.values() if row.promised_gb is not None),
+    ]
+    made = [
+        "| command | recipe | on | whole card | PyTorch reserved | host | a step | start-up | date | versions |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_measurement_line(row) for row in rows),
+    ]
+    measured = "\n".join(made) if rows else "None is recorded yet."
+    return "\n\n".join([_HEAD, "\n".join(lines), _MEASURED, measured]) + "\n"
+
+
+def _preset_line(row: Preset, measured: Measurement | None) -> str:
+    spec = published_spec(VARIANTS[row.model])
+    needs = estimate(resolve(preset_name=row.name).config, spec)
+    figures = ["not measured", "", "", "", ""]
+    if measured is not None:
+        figures = [
+            _gb(measured.card_gb),
+            _on(measured),
+            f"{measured.peak_gib:.1f} GiB",
+            _gib(measured.host_gib),
+            f"{measured.step_s:.2f} s",
+        ]
+    cells = [f"`{row.name}`", f"{row.promised_gb:g} GB", *figures, f"{needs.memory.card / GB:.1f} GB"]
+    return _line(cells)
+
+
+def _measurement_line(row: Measurement) -> str:
+    packages = ("cogtune", "torch", "diffusers", "deepspeed")
+    versions = ", ".join(f"{name} {row.versions[name]}" for name in packages if name in row.versions)
+    spread = f" ({row.step_s_range[0]:.2f} to {row.step_s_range[1]:.2f})" if row.step_s_range else ""
+    return _line(
+        [
+            f"`{row.command}`",
+            row.recipe,
+            _on(row),
+            _gb(row.card_gb),
+            " ".join(f"{size:.1f}" for size in row.reserved_gib) + " GiB",
+            _gib(row.host_gib),
+            f"{row.step_s:.2f} s{spread}",
+            f"{row.start_s:.0f} s" if row.start_s is not None else "",
+            row.date,
+            versions,
+        ]
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _on(row: Measurement) -> str:
+    return f"{row.gpus} x {row.gpu.removeprefix('NVIDIA ')}"
+
+
+def _gb(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} GB"
+
+
+def _gib(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} GiB"
+
+
+def errors(rows: Sequence[Measurement]) -> list[tuple[str, str, str, str]]:
+    """For each measurement of a preset: the run, the measured peak, the estimated one, and how far off it is."""
+    found = []
+    for row in rows:
+        if row.recipe == "preset" and row.preset in PRESETS:
+            needs = estimate(row.config, published_spec(VARIANTS[PRESETS[row.preset].model]), gpu=row.gpu)
+            mine = needs.memory.reserved / GIB
+            found.append(
+                (row.command, f"{row.peak_gib:.2f}", f"{mine:.2f}", f"{100 * (mine / row.peak_gib - 1):+.1f} %")
+            )
+    return found
+
+
+if __name__ == "__main__":
+    console.say(page(recorded()).rstrip("\n"))
