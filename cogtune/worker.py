@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from cogtune import console
@@ -40,6 +42,8 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
         remove_later(plan.config.output, training.first_step)
         write_text(plan.config.output / RUN_NAME, files.run_yaml.read_text(encoding="utf-8"))
         record_machine(files.folder)
+        looked = partial(draw_report, plan.config.output, under_way=True)
+        training = replace(training, plans=replace(training.plans, looked=looked))
     accelerator.wait_for_everyone()
     done = train(training)
     if done == plan.total_steps and accelerator.is_main_process:

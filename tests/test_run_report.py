@@ -241,6 +241,25 @@ def test_a_run_draws_its_report_and_a_resumed_one_draws_it_anew(
     assert {"torch", "cogtune"} <= set(json.loads((output / "launch" / "machine.json").read_text())["versions"])
 
 
+def test_a_page_is_there_from_the_first_measurement_on(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "fill", fill_here)
+    drawn: list[tuple[str, int]] = []
+
+    def look(output: Path, *, under_way: bool = False) -> Path:
+        page = report(output, under_way=under_way)
+        drawn.append((page.all("p", "verdict")[0].text, len(page.all("video"))))
+        return output / "report.html"
+
+    monkeypatch.setattr(worker, "write_run_report", look)
+    settings = {"steps": 2, "eval_every": 1, "validation_prompts": "A disc.", "sample_every": 2, "sample_steps": 1}
+    train_here(plan_for(clips, tmp_path / "out", **settings))
+    under_way = ["Under way. 0 of 2 steps are done."] * 2 + ["Under way. 1 of 2 steps are done."]
+    finished = ["Finished. All 2 steps are done."] * 3
+    assert drawn == list(zip([*under_way, *finished], [0, 1, 1, 1, 2, 2], strict=True))
+
+
 def test_a_report_that_cannot_be_written_is_told_and_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

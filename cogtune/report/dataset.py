@@ -204,7 +204,8 @@ def _kinds(report: Report) -> Iterator[Html]:
         for code, count in worst_first
     ]
     yield section(
-        "What was found", table(("", "kind", "times", "what it means"), rows, label="Kinds of findings", wide=(3,))
+        "What was found",
+        table(("severity", "kind", "times", "what it means"), rows, label="Kinds of findings", wide=(3,)),
     )
 
 
@@ -233,7 +234,7 @@ def _findings_table(checked: Checked, shown: dict[str, int]) -> Iterator[Html]:
     remark = (
         tag("p", f"The first {len(rows):,} of {len(findings):,}: --json prints all.", class_="remark") if left else None
     )
-    whole = table(("", "where", "kind", "what", "what to do"), rows, label="All findings", sortable=True)
+    whole = table(("severity", "where", "kind", "what", "what to do"), rows, label="All findings", sortable=True)
     yield section("Every finding", remark, _filter("#findings tbody tr", SEVERITIES), whole, id="findings")
 
 

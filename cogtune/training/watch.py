@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Plans:
     sample_every: int
     """Optimizer steps between sample videos; 0 for none."""
     total_steps: int
+    looked: Callable[[], None] = lambda: None
+    """Called in this process after each measurement and each round of sample videos."""
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the losses at fixed noise are measured at ``step``."""
@@ -134,6 +136,7 @@ class Watch:
             f"{value:.4f} on the validation data" for name, value in self._evaluated.items() if name != "eval_loss"
         ]
         console.note(f"step {step}: loss at fixed noise {', '.join(told)}")
+        self._plans.looked()
         self._began = time.perf_counter()
 
     def sample(self, step: int) -> None:
@@ -147,6 +150,7 @@ class Watch:
         videos = make_samples(self._trainee, self._plans.scenes, step, self._line.doing)
         counted = "a sample video" if len(videos) == 1 else f"{len(videos)} sample videos"
         console.note(f"step {step}: {counted} in {step_folder(self._config.output, step)}")
+        self._plans.looked()
         self._began = time.perf_counter()
 
 
