@@ -32,22 +32,22 @@ _OPTIMIZER_BYTES: dict[OptimizerName, int] = {
 
 # Activations alive while a block is computed again and differentiated, in tensors of tokens x width.
 _WORK_EAGER = 35.0
-_WORK_COMPILED = 24.0
+_WORK_COMPILED = 25.2
 _WORK_FP16 = 10.0
 """More of them under fp16."""
 _KEPT_A_BLOCK = 15.0
 """Tensors that a block keeps for the backward pass without gradient checkpointing."""
-_CONTEXT = int(0.85 * GIB)
+_CONTEXT = int(0.75 * GIB)
 """CUDA's context and the libraries' own memory on a card."""
-_NCCL = int(1.0 * GIB)
-"""What NCCL adds to that where several processes work together."""
+_NCCL = int(0.93 * GIB)
+"""What NCCL adds to that where several processes work together, and under DeepSpeed always."""
 
 # DeepSpeed's defaults, in elements (deepspeed.runtime.zero.config)
 _REDUCE_BUCKET = 500_000_000
 _LIVE_PARAMETERS = 1_000_000_000
 
-_HOST_PROCESS = int(4.0 * GIB)
-"""What a process of a run takes on the host beside tensors."""
+_HOST_PROCESS = int(8.0 * GIB)
+"""What a process of a run takes on the host beside tensors, with those that compile for it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Memory:
     activations: int
     workspace: int
     """A block's activations while it is differentiated, DeepSpeed's buffers, and the encoder of images."""
+    spare: int
+    """What DeepSpeed's start leaves reserved and no step needs; it takes that only where the card has room."""
     context: int
     """What CUDA and NCCL take beside PyTorch."""
 
@@ -67,6 +69,11 @@ class Memory:
     def reserved(self) -> int:
         """What PyTorch reserves."""
         return self.card - self.context
+
+    @property
+    def least(self) -> int:
+        """What the card must have."""
+        return self.card - self.spare
 
     @property
     def card(self) -> int:
@@ -153,14 +160,14 @@ def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
     )
     if spec.image_to_video:
         work += _VAE_PARAMETERS * item
-    context = _CONTEXT + (_NCCL if ranks > 1 else 0)
+    context = _CONTEXT + (_NCCL if ranks > 1 or config.strategy != "ddp" else 0)
     if config.strategy == "ddp":
         weights = whole * item + trained * 4 if config.type == "lora" else whole * 4
         gradients = trained * 4 * (2 if ranks > 1 else 1)  # DDP's buckets are copies
         optimizer = trained * _OPTIMIZER_BYTES[config.optimizer]
         casts = 0 if config.precision == "fp32" else trained * item  # autocast keeps them up to the end of the forward
         kept = max(inputs + casts - gradients, 0)  # gradients come as activations go
-        return Memory(weights, gradients, optimizer, int(kept), int(work), context)
+        return Memory(weights, gradients, optimizer, int(kept), int(work), 0, context)
     offload, stage = config.strategy.endswith("-offload"), 3 if config.strategy.startswith("zero3") else 2
     frozen = whole - trained if config.type == "lora" else 0
     bucket = 2 * min(_REDUCE_BUCKET, trained) * item  # two of them: one is reduced while the other fills
@@ -171,16 +178,20 @@ def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
         weights = (frozen + trained) * item
     else:
         weights = (0 if offload else (frozen + trained) * item // ranks) + min(_LIVE_PARAMETERS, whole) * item
-    kept = max(inputs - gradients, bucket, step - work)  # the forward pass's end, the backward pass's, the step
-    return Memory(weights, gradients, optimizer, int(max(kept, 0)), int(work), context)
+    kept = max(inputs + bucket, gradients + bucket, gradients + step - work) - gradients
+    spare = 0
+    if stage == 2:  # the weights, a flat copy of them, and a copy of this process's share
+        start = item * (frozen + 2 * trained + trained // ranks)
+        spare = max(0, start - weights - gradients - optimizer - int(kept) - int(work))
+    return Memory(weights, gradients, optimizer, int(max(kept, 0)), int(work), spare, context)
 
 
 def _host(config: RunConfig, spec: ModelSpec) -> int:
-    """Bytes on one machine. Weights are loaded there before they go to a GPU; ``-offload`` keeps what it moves."""
+    """Bytes on one machine that cannot be dropped; weights read as they are stand in mapped files, which can."""
     item, ranks = _BYTES[config.precision], config.local_processes
     whole = transformer_parameters(spec)
     trained = lora_parameters(spec, config) if config.type == "lora" else whole
-    loaded = whole * (4 if config.type == "sft" and config.strategy == "ddp" else item) * ranks
+    loaded = whole * 4 * ranks if config.type == "sft" and config.strategy == "ddp" else 0
     kept = trained * 12 * ranks if config.optimizer == "adamw-offload" else 0
     if config.strategy.endswith("-offload"):
         share = ranks / config.num_processes
@@ -251,8 +262,8 @@ _SPEEDS = {
 _TRAFFIC_EAGER, _TRAFFIC_COMPILED = 2350.0, 500.0
 """Bytes that a block moves for each number of its input, beside products and attention."""
 
-_CPU_ADAM_SECONDS = 1.0e-9
-"""Of the optimizer on the host, for each trained number."""
+_CPU_ADAM_SECONDS = 0.67e-9
+"""Of the optimizer on the host, for each trained number; measured on 16 cores."""
 
 
 def _seconds(config: RunConfig, spec: ModelSpec, gpu: str) -> float | None:

@@ -56,8 +56,8 @@ def problems(config: RunConfig, needs: Estimate, machine: Machine) -> list[str]:
     here = config.local_processes
     if not machine.cards:
         found = []
-        if needs.memory.reserved * here > machine.host:
-            found.append(f"needs {needs.memory.card / GB:.1f} GB on {_cards(here)}, and there is no NVIDIA GPU here")
+        if needs.memory.least * here > machine.host:
+            found.append(f"needs {needs.memory.least / GB:.1f} GB on {_cards(here)}, and there is no NVIDIA GPU here")
         elif needs.flops > MOST_FLOPS_ON_CPU:
             found.append(
                 f"needs {needs.flops / 1e12:,.0f} TFLOP a step, minutes on a CPU, and there is no NVIDIA GPU here"
@@ -66,8 +66,8 @@ def problems(config: RunConfig, needs: Estimate, machine: Machine) -> list[str]:
     found = []
     if here > len(machine.cards):
         found.append(f"needs {_cards(here)}, and this machine has {machine}")
-    if needs.memory.card * SURE > machine.card_bytes:
-        found.append(f"needs {needs.memory.card / GB:.1f} GB on each GPU, and this machine has {machine}")
+    if needs.memory.least * SURE > machine.card_bytes:
+        found.append(f"needs {needs.memory.least / GB:.1f} GB on each GPU, and this machine has {machine}")
     return found
 
 
@@ -94,9 +94,9 @@ def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Machine, name: str
     if not machine.cards:
         return
     free = min(gpu.total - gpu.used for gpu in machine.cards)
-    if needs.memory.card > free:
+    if needs.memory.least > free:
         console.warn(
-            f"about {needs.memory.card / GB:.1f} GB will be needed on each GPU, and {free / GB:.1f} GB are free: "
+            f"about {needs.memory.least / GB:.1f} GB will be needed on each GPU, and {free / GB:.1f} GB are free: "
             "it may run out of memory"
         )
     if needs.host > machine.host:

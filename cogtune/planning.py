@@ -26,6 +26,7 @@ _PARTS = {
     "optimizer": "optimizer",
     "activations": "activations kept for the backward pass",
     "workspace": "workspace of a block and of libraries",
+    "spare": "left over from DeepSpeed's start, where there is room",
     "context": "CUDA and NCCL beside PyTorch",
 }
 
@@ -105,7 +106,12 @@ class Outlook:
         """The same for programs; sizes in bytes."""
         memory = {field.name: getattr(self.needs.memory, field.name) for field in fields(self.needs.memory)}
         return {
-            "gpu_memory": memory | {"reserved": self.needs.memory.reserved, "card": self.needs.memory.card},
+            "gpu_memory": memory
+            | {
+                "reserved": self.needs.memory.reserved,
+                "card": self.needs.memory.card,
+                "least": self.needs.memory.least,
+            },
             "host_memory": self.needs.host,
             "cache": self.needs.cache_per_sample * self.samples,
             "checkpoint": self.needs.checkpoint,

@@ -77,9 +77,6 @@ def test_eager_steps_take_what_they_took_on_an_h200(preset: str, gib: float) -> 
 
 def test_an_estimates_parts_are_its_sum() -> None:
     memory = estimate(resolve(preset_name="8xa100-sft-5b-zero3").config, spec_for("5b")).memory
-    assert memory == Memory(
-        memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.workspace, memory.context
-    )
     parts = memory.weights + memory.gradients + memory.optimizer + memory.activations + memory.workspace
     assert (memory.reserved, memory.card) == (parts, parts + memory.context)
     assert memory.optimizer == transformer_parameters(spec_for("5b")) * 12 // 8  # fp32 weights, two moments, 8 shares
@@ -91,10 +88,13 @@ def test_options_move_the_parts_they_should() -> None:
         return estimate(config, spec_for("5b")).memory
 
     base = at()
+    zero = estimate(resolve(preset_name="a100-sft-5b-zero2-offload").config, spec_for("5b")).memory
+    assert zero.card - zero.least == zero.spare > 9 * GIB  # a card without room for it goes without
+    assert base.spare == 0
     assert at(gradient_checkpointing=False).activations > 14 * base.activations
     assert at(optimizer="adamw-8bit").optimizer * 4 == base.optimizer
     assert at(rank=256).gradients == 2 * base.gradients
-    assert at(batch_size=2).workspace == 2 * base.workspace
+    assert at(batch_size=2).workspace == pytest.approx(2 * base.workspace)
     assert at(num_processes=2).weights == base.weights
 
 
