@@ -20,8 +20,8 @@ from cogtune import process
 from cogtune.config import RunConfig, Switch
 from cogtune.data.cache import Store
 from cogtune.data.frames import FrameSettings
-from cogtune.data.index import ClipJob, ImageJob, Index, Recipe, TextJob, Todo, make_index, todo
-from cogtune.data.prompts import NOTHING, PromptRow, Watched, prompt_entries
+from cogtune.data.index import ClipJob, ImageJob, Index, Recipe, TextJob, Todo, jobs, make_index, missing
+from cogtune.data.prompts import NOTHING, PromptRow, Watched, prompt_jobs
 from cogtune.data.sources import Dataset
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, read_json, write_json, write_text
@@ -39,6 +39,8 @@ class Prepared:
     index: Index
     validation: Index
     prompts: tuple[PromptRow, ...]
+    jobs: Todo
+    """What makes each of their entries, there or not."""
     todo: Todo
 
 
@@ -48,9 +50,18 @@ def frame_settings(config: RunConfig, spec: ModelSpec) -> FrameSettings:
 
 
 def prepare(
-    config: RunConfig, spec: ModelSpec, checkpoint: Path, dataset: Dataset, watched: Watched = NOTHING
+    config: RunConfig,
+    spec: ModelSpec,
+    checkpoint: Path,
+    dataset: Dataset,
+    watched: Watched = NOTHING,
+    *,
+    remember: bool = True,
 ) -> Prepared:
     """Work out every entry's key and look which are missing; nothing is encoded.
+
+    Args:
+        remember: write down the digests of clips that were read, for the next time.
 
     Raises:
         CogtuneError: a clip or the model cannot be read, or the cache folder not be written.
@@ -68,10 +79,11 @@ def prepare(
     store = Store(config.cache_dir or config.data / ".cogtune")
     index = make_index(store, dataset.samples, recipe)
     validation = make_index(store, watched.samples, recipe)
-    prompts, entries = prompt_entries(store, watched.prompts, recipe)
-    store.facts.save()
-    missing = todo(store, dataset.samples, index, recipe) + todo(store, watched.samples, validation, recipe) + entries
-    return Prepared(store, index, validation, prompts, missing)
+    prompts, more = prompt_jobs(store, watched.prompts, recipe)
+    if remember:
+        store.facts.save()
+    work = jobs(dataset.samples, index, recipe) + jobs(watched.samples, validation, recipe) + more
+    return Prepared(store, index, validation, prompts, work, missing(store, work))
 
 
 @dataclass(frozen=True)

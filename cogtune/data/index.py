@@ -144,8 +144,8 @@ def make_index(store: Store, samples: Sequence[Sample], recipe: Recipe) -> Index
     return Index(tuple(rows), text_key("", recipe))
 
 
-def todo(store: Store, samples: Sequence[Sample], index: Index, recipe: Recipe) -> Todo:
-    """What has to be encoded before ``store`` holds every entry of ``index``."""
+def jobs(samples: Sequence[Sample], index: Index, recipe: Recipe) -> Todo:
+    """What makes every entry of ``index``, each key once, whether it is there or not."""
     clips: dict[str, ClipJob] = {}
     texts: dict[str, TextJob] = {index.null_text: TextJob(index.null_text, "")}
     images: dict[str, ImageJob] = {}
@@ -155,10 +155,15 @@ def todo(store: Store, samples: Sequence[Sample], index: Index, recipe: Recipe) 
         if row.image is not None:
             source = sample.image or sample.video
             images.setdefault(row.image, ImageJob(row.image, source, sample.image is None, recipe.frames))
+    return Todo(tuple(clips.values()), tuple(texts.values()), tuple(images.values()))
+
+
+def missing(store: Store, work: Todo) -> Todo:
+    """What of ``work`` has no whole entry in ``store``."""
     return Todo(
-        tuple(job for key, job in clips.items() if not store.holds("latents", key)),
-        tuple(job for key, job in texts.items() if not store.holds("text", key)),
-        tuple(job for key, job in images.items() if not store.holds("image", key)),
+        tuple(job for job in work.clips if not store.holds("latents", job.key)),
+        tuple(job for job in work.texts if not store.holds("text", job.key)),
+        tuple(job for job in work.images if not store.holds("image", job.key)),
     )
 
 

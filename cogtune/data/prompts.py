@@ -64,17 +64,15 @@ def load_prompts(path: Path) -> tuple[tuple[PromptRow, ...], str]:
     return tuple(PromptRow(**row) for row in value["prompts"]), value["null_text"]
 
 
-def prompt_entries(store: Store, prompts: Sequence[Prompt], recipe: Recipe) -> tuple[tuple[PromptRow, ...], Todo]:
-    """The rows of prompts, and which of their entries are missing."""
+def prompt_jobs(store: Store, prompts: Sequence[Prompt], recipe: Recipe) -> tuple[tuple[PromptRow, ...], Todo]:
+    """The rows of prompts, and what makes their entries."""
     rows, texts, images = [], [], []
     for prompt in prompts:
         text, image = text_key(prompt.text, recipe), None
-        if not store.holds("text", text):
-            texts.append(TextJob(text, prompt.text))
+        texts.append(TextJob(text, prompt.text))
         if prompt.image is not None:
             image = image_key(store.facts.digest(prompt.image), recipe.frames, from_video=prompt.from_video)
-            if not store.holds("image", image):
-                images.append(ImageJob(image, prompt.image, prompt.from_video, recipe.frames))
+            images.append(ImageJob(image, prompt.image, prompt.from_video, recipe.frames))
         rows.append(PromptRow(prompt.text, text, image, str(prompt.image) if prompt.image else None))
     return tuple(rows), Todo((), tuple(texts), tuple(images))
 
