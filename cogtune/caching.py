@@ -7,6 +7,7 @@ encoders' memory is free again before training starts.
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import yaml
 
 from cogtune import process
 from cogtune.config import RunConfig, Switch
-from cogtune.data.cache import Store
+from cogtune.data.cache import Kind, Store
 from cogtune.data.frames import FrameSettings
 from cogtune.data.index import ClipJob, ImageJob, Index, Recipe, TextJob, Todo, jobs, make_index, missing
 from cogtune.data.prompts import NOTHING, PromptRow, Watched, prompt_jobs
@@ -49,6 +50,11 @@ def frame_settings(config: RunConfig, spec: ModelSpec) -> FrameSettings:
     return FrameSettings(size=size_of(config, spec), fps=fps_of(config, spec), start=config.skip_start)
 
 
+def store_of(config: RunConfig) -> Store:
+    """Where the entries of a run's dataset are kept."""
+    return Store(config.cache_dir or config.data / ".cogtune")
+
+
 def prepare(
     config: RunConfig,
     spec: ModelSpec,
@@ -76,7 +82,7 @@ def prepare(
         id_token=config.id_token,
         with_image=spec.image_to_video,
     )
-    store = Store(config.cache_dir or config.data / ".cogtune")
+    store = store_of(config)
     index = make_index(store, dataset.samples, recipe)
     validation = make_index(store, watched.samples, recipe)
     prompts, more = prompt_jobs(store, watched.prompts, recipe)
@@ -206,28 +212,45 @@ def share(work: Todo, rank: int, processes: int) -> Todo:
     return Todo(tuple(clips), texts, work.images[rank::processes])
 
 
+_LATENT_CHANNELS = 16
 _ENTRY_OVERHEAD = 4096
 """What a file takes beside its tensor: its header, and the rest of its last block."""
 
 
-def bytes_needed(job: Job, text_width: int, latent_channels: int = 16) -> int:
-    """What the entries of a job will take on the disk."""
-    itemsize = 4 if job.precision == "fp32" else 2
-    total = len(job.todo) * _ENTRY_OVERHEAD + len(job.todo.texts) * job.max_tokens * text_width * itemsize
-    for clip in job.todo.clips:
+def shapes(work: Todo, spec: ModelSpec) -> dict[tuple[Kind, str], tuple[int, ...]]:
+    """The shape of each entry that ``work`` makes, by kind and key."""
+    found: dict[tuple[Kind, str], tuple[int, ...]] = {}
+    for clip in work.clips:
         size = clip.frames.size
-        points = latent_frames(size.num_frames) * (size.height // 8) * (size.width // 8)
-        total += 2 * latent_channels * points * itemsize
-    return total + sum(3 * image.frames.size.height * image.frames.size.width for image in job.todo.images)
+        found["latents", clip.key] = (
+            2 * _LATENT_CHANNELS,
+            latent_frames(size.num_frames),
+            size.height // 8,
+            size.width // 8,
+        )
+    for text in work.texts:
+        found["text", text.key] = (spec.max_text_seq_length, spec.text_embed_dim)
+    for image in work.images:
+        found["image", image.key] = (3, image.frames.size.height, image.frames.size.width)
+    return found
 
 
-def check_space(job: Job, text_width: int) -> None:
+def bytes_needed(work: Todo, spec: ModelSpec, precision: Precision) -> int:
+    """What the entries that ``work`` makes will take on the disk."""
+    itemsize = 4 if precision == "fp32" else 2
+    return sum(
+        math.prod(shape) * (1 if kind == "image" else itemsize) + _ENTRY_OVERHEAD
+        for (kind, _), shape in shapes(work, spec).items()
+    )
+
+
+def check_space(job: Job, spec: ModelSpec) -> None:
     """See that the disk has room for what a job makes.
 
     Raises:
         CogtuneError: it has not, with both figures.
     """
-    needed = bytes_needed(job, text_width)
+    needed = bytes_needed(job.todo, spec, job.precision)
     with explained(job.store.root):
         job.store.root.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(job.store.root).free

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from cogtune.checkpoints import after, check_fits, checkpoints, choose, read_sta
 from cogtune.config import RUN_NAME, Resolved, RunConfig, resolve
 from cogtune.data.cache import Store
 from cogtune.data.checks import Report, check_dataset
+from cogtune.data.facts import Facts
 from cogtune.data.findings import listed
 from cogtune.data.index import Index, Todo, caption_of
 from cogtune.data.prompts import Watched, choose_prompts, write_prompts
@@ -94,11 +95,13 @@ def validate(
     return report
 
 
-def _checked(dataset: Dataset, config: RunConfig, spec: ModelSpec, *, full: bool = False) -> Report:
+def _checked(
+    dataset: Dataset, config: RunConfig, spec: ModelSpec, *, full: bool = False, facts: Facts | None = None
+) -> Report:
     settings = caching.frame_settings(config, spec)
     count = token_counter(config.model, config.id_token)
     with console.progress("checking", len(dataset.samples)) as progress:
-        return check_dataset(dataset, settings, spec, full=full, count_tokens=count, tell=progress.advance)
+        return check_dataset(dataset, settings, spec, full=full, count_tokens=count, facts=facts, tell=progress.advance)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,21 @@ class Cached:
     def to_json(self) -> dict[str, Any]:
         """The same as JSON-able values, with what :func:`cogtune.caching.totals` tells."""
         return {"cache": str(self.root), "samples": self.samples, **caching.totals(self.results)}
+
+
+def survey(config: RunConfig) -> tuple[caching.Prepared, ModelSpec]:
+    """What a dataset needs of its cache, and what is there; nothing is downloaded or written.
+
+    Raises:
+        CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
+    """
+    config = _with_data_here(config, download=False).anchored()
+    checkpoint = locate(config.model, weights=False)
+    spec = read_spec(checkpoint)
+    check(config, spec)
+    dataset = _read_for_training(config)
+    watched = watched_by(config, spec, dataset, _read_for_training)
+    return caching.prepare(config, spec, checkpoint, dataset, watched, remember=False), spec
 
 
 def cache(config: RunConfig, *, processes: int | None = None) -> Cached:
@@ -192,7 +210,8 @@ def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_ru
         identity = identity_of(config, base=fingerprint(checkpoint, "transformer"), data=prepared.index.digest)
     else:  # a dry run with a model that is not on this machine
         nothing = Index((), "")
-        prepared = caching.Prepared(Store(config.output), nothing, nothing, (), Todo((), (), ()))
+        none = Todo((), (), ())
+        prepared = caching.Prepared(Store(config.output), nothing, nothing, (), none, none)
         left, identity = f"everything, after downloading {config.model}", {}
     if start_from is not None:
         check_fits(start_from, read_state(start_from), identity)
@@ -258,10 +277,10 @@ def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
     Raises:
         CogtuneError: with every error found.
     """
-    dataset = _read(config)
-    if config.quarantine is not None:
-        dataset = _without_quarantined(dataset, config.quarantine)
-    report = _checked(dataset, config, spec)
+    dataset = _read_for_training(config)
+    facts = caching.store_of(config).facts
+    report = _checked(dataset, config, spec, facts=facts)
+    facts.save()
     command = _validate_command(config, spec)
     errors = [finding for finding in report.findings if finding.severity == "error"]
     if errors:
@@ -277,7 +296,10 @@ def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
     return dataset
 
 
-def _without_quarantined(dataset: Dataset, file: Path) -> Dataset:
+def _read_for_training(config: RunConfig) -> Dataset:
+    dataset, file = _read(config), config.quarantine
+    if file is None:
+        return dataset
     remaining = without_quarantined(dataset, file)
     if remaining.left_out:
         noun = "sample is" if remaining.left_out == 1 else "samples are"
@@ -287,8 +309,13 @@ def _without_quarantined(dataset: Dataset, file: Path) -> Dataset:
     return remaining.dataset
 
 
-def watched_by(config: RunConfig, spec: ModelSpec, dataset: Dataset) -> Watched:
+def watched_by(
+    config: RunConfig, spec: ModelSpec, dataset: Dataset, read: Callable[[RunConfig], Dataset] | None = None
+) -> Watched:
     """The validation samples and the prompts of a run, looked at as the training data is.
+
+    Args:
+        read: reads the validation data; by default so that it is checked, too.
 
     Raises:
         CogtuneError: with everything that is wrong with them.
@@ -299,7 +326,7 @@ def watched_by(config: RunConfig, spec: ModelSpec, dataset: Dataset) -> Watched:
     if config.validation_data == config.data:
         raise UsageError("the validation data is the training data", "keep some clips out, in a folder of their own")
     apart = config.model_copy(update={"data": config.validation_data, "quarantine": None})
-    held_out = checked_dataset(apart, spec).samples
+    held_out = (read(apart) if read else checked_dataset(apart, spec)).samples
     count = min(config.validation_samples, len(held_out))
     return Watched(tuple(held_out[number * len(held_out) // count] for number in range(count)), prompts)
 
@@ -356,7 +383,7 @@ def _encoded(
         if not prepared.todo:
             return prepared, None, []
         job = caching.job_for(prepared, config, spec, checkpoint, processes=processes)
-        caching.check_space(job, spec.text_embed_dim)
+        caching.check_space(job, spec)
         console.note(f"encoding {prepared.todo}")
         results = caching.fill(job)
     return prepared, prepared.todo, results

@@ -129,17 +129,17 @@ def test_a_full_disk_is_told_and_leaves_whole_entries(job: Jobs) -> None:
 
 def test_a_disk_without_room_is_refused_with_figures(job: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     work = job("5b-i2v")
-    width = read_spec(work.checkpoint).text_embed_dim
-    caching.check_space(work, width)
+    spec = read_spec(work.checkpoint)
+    caching.check_space(work, spec)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10_000, 9_000, 1_000))
     with pytest.raises(CogtuneError, match=r"needs 6\d\d kB more, and 1 kB are free"):
-        caching.check_space(work, width)
+        caching.check_space(work, spec)
 
 
 def test_the_estimate_is_what_the_entries_take(job: Jobs) -> None:
     for precision in ("fp32", "bf16"):
         work = job("5b-i2v", cache=precision, precision=precision)
-        estimate = caching.bytes_needed(work, read_spec(work.checkpoint).text_embed_dim)
+        estimate = caching.bytes_needed(work.todo, read_spec(work.checkpoint), work.precision)
         encode(work)
         taken = sum(len(data) for data in entries(work.store.root).values())
         headers = 19 * caching._ENTRY_OVERHEAD

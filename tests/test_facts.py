@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from cogtune.data import facts as module
+from cogtune.data.checks import Report, check_dataset
 from cogtune.data.facts import Facts
+from cogtune.data.frames import FrameSettings
+from cogtune.data.inspection import Job, Seen, inspect
+from cogtune.data.sources import read_dataset
 from cogtune.data.video import MissingVideo, NotAVideo, probe
 from cogtune.errors import CogtuneError
+from cogtune.geometry import Size
 
 
 @pytest.fixture
@@ -83,5 +92,47 @@ def test_a_damaged_memory_only_costs_time(content: str, clip: Path, tmp_path: Pa
 
 def test_what_another_version_told_is_found_out_again(clip: Path, tmp_path: Path) -> None:
     facts = Facts(tmp_path / "files.json")
-    facts.learn(clip, "probe", {"colour": "blue", **asdict(probe(clip))}, facts.stamp(clip))
-    assert facts.probe(clip) == probe(clip)
+    more = {"colour": "blue", **asdict(probe(clip))}
+    less = dict(list(asdict(probe(clip)).items())[:-1])
+    for told in (more, less):
+        facts.learn(clip, "probe", told, facts.stamp(clip))
+        assert facts.known_probe(clip, facts.stamp(clip)) is None
+        assert facts.probe(clip) == probe(clip)
+
+
+def test_a_clip_that_was_in_order_and_has_not_changed_is_not_opened_again(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(shutil.copytree(clips, tmp_path / "data"))
+    names = (data / "videos.txt").read_text().splitlines()
+    (data / names[5]).write_bytes(b"no film at all" * 100)
+    Image.new("RGB", (96, 64)).save(data / "first.png")
+    (data / "images.txt").write_text("first.png\n" * 6)
+    settings = FrameSettings(size=Size(9, 64, 96), fps=8.0)
+    opened: list[str] = []
+
+    def spy(jobs: Iterable[Job], **options: Any) -> Iterator[tuple[int, Seen]]:
+        listed = list(jobs)
+        opened.extend(job.video.name for job in listed)
+        yield from inspect(listed, **options)
+
+    monkeypatch.setattr("cogtune.data.checks.inspect", spy)
+
+    def look(**options: Any) -> tuple[Report, list[str]]:
+        opened.clear()
+        facts = Facts(tmp_path / "files.json")
+        report = check_dataset(read_dataset(data), settings, facts=facts, workers=1, **options)
+        facts.save()
+        return report, sorted(opened)
+
+    everything = sorted(Path(name).name for name in names)
+    first, looked = look()
+    assert looked == everything
+    again, looked = look()
+    assert looked == [Path(names[5]).name]  # what is wrong is told anew each time
+    assert again == first
+    assert look(full=True)[1] == everything
+    os.utime(data / names[0], ns=(1, 1))
+    assert look()[1] == sorted(Path(names[place]).name for place in (0, 5))
+    os.utime(data / "first.png", ns=(1, 1))
+    assert look()[1] == everything

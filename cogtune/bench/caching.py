@@ -55,7 +55,7 @@ def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: P
         data = _draw(home / f"data-{size}-{clips}", size, fps, clips)
         prepared = caching.prepare(config, spec, model, read_dataset(data))
         job = caching.job_for(prepared, config, spec, model, processes=processes or max(1, len(gpus())))
-        caching.check_space(job, spec.text_embed_dim)
+        caching.check_space(job, spec)
         console.note(f"encoding {prepared.todo}")
         with watched() as peaks:
             results = caching.fill(job)

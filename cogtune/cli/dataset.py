@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cogtune import console
 from cogtune.cli.options import ConfigFile, Flags, Json, PresetName, with_config_flags
+
+if TYPE_CHECKING:
+    from cogtune.config import RunConfig
 
 app = typer.Typer(help="Check a folder of clips and captions, and encode it.", no_args_is_help=True)
 
@@ -87,18 +91,88 @@ def cache(
         int | None,
         typer.Option("--num-processes", min=1, help="Processes that share the work. [default: one a GPU]"),
     ] = None,
+    status: Annotated[bool, typer.Option("--status", help="Only show what is cached and what is missing.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every entry, and delete those that are damaged; exit 1 if any is.")
+    ] = False,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Delete the entries that this dataset, configured like this, does not use."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Prune without asking.")] = False,
     as_json: Json = False,
 ) -> None:
     """Encode clips and captions once, for training to read; what is there already is left alone."""
     from cogtune import runs
     from cogtune.config import resolve
+    from cogtune.errors import UsageError
 
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
+    if status + verify + prune > 1:
+        raise UsageError("--status, --verify and --prune are three things", "give one of them")
+    if yes and not prune:
+        raise UsageError("--yes goes with --prune", "leave it out")
+    if status:
+        _status(resolved.config, as_json)
+        return
+    if verify:
+        _verify(resolved.config, as_json)
+        return
+    if prune:
+        _prune(resolved.config, as_json, yes=yes)
+        return
     done = runs.cache(resolved.config, processes=num_processes)
     if as_json:
         console.emit(done.to_json())
     else:
         console.say(str(done))
+
+
+def _status(config: RunConfig, as_json: bool) -> None:
+    from cogtune.caching import in_gb
+    from cogtune.upkeep import look
+
+    status = look(config)
+    if as_json:
+        console.emit(status.to_json())
+        return
+    rows = [(name, str(part.cached), str(part.missing), in_gb(part.size)) for name, part in status.parts.items()]
+    console.table("", ("", "cached", "missing", "size"), rows)
+    console.say(f"{status.root}: {status.samples} samples, {'complete' if status.complete else 'not complete'}")
+    if status.others:
+        console.say(f"{status.others} more entries, {in_gb(status.others_size)}, are not used by this: see --prune")
+
+
+def _verify(config: RunConfig, as_json: bool) -> None:
+    from cogtune.upkeep import verify
+
+    checked, damaged = verify(config)
+    if as_json:
+        console.emit({"entries": checked, "damaged": [{"entry": str(path), "why": why} for path, why in damaged]})
+    else:
+        for path, why in damaged:
+            console.say(f"{path}: {why}; deleted")
+        again = "; the next `cogtune dataset cache` makes anew what is needed" if damaged else ""
+        console.say(f"{checked} entries read, {len(damaged)} damaged{again}")
+    raise typer.Exit(1 if damaged else 0)
+
+
+def _prune(config: RunConfig, as_json: bool, *, yes: bool) -> None:
+    from cogtune.caching import in_gb
+    from cogtune.upkeep import delete, unused
+
+    store, entries = unused(config)
+    count, size = len(entries), sum(entry.size for entry in entries)
+    noun = "1 entry" if count == 1 else f"{count} entries"
+    if not as_json:
+        console.say(f"{noun} in {store.root}, {in_gb(size)}, not used by this dataset configured like this")
+    agreed = yes or (count > 0 and not as_json and sys.stdin.isatty() and typer.confirm("Delete them?"))
+    if agreed:
+        delete(store, entries)
+    if as_json:
+        console.emit({"cache": str(store.root), "entries": count, "bytes": size, "deleted": agreed})
+    elif count:
+        console.say("deleted" if agreed else "nothing was deleted; --yes deletes them")
 
 
 @app.command()

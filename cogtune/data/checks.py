@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 from cogtune.data.checks_captions import CAPTION_TOKENS, CountTokens, check_captions, check_repeats
 from cogtune.data.checks_clips import check_clip, check_image
 from cogtune.data.container import VideoInfo
+from cogtune.data.facts import Facts, Stamp
 from cogtune.data.findings import SEVERITIES, Finding, finding
 from cogtune.data.frames import FrameSettings
 from cogtune.data.inspection import Job, Seen, inspect
 from cogtune.data.sources import Dataset, Sample
+from cogtune.errors import CogtuneError
 from cogtune.geometry import Size
 from cogtune.models import ModelSpec
 
@@ -69,6 +71,7 @@ def check_dataset(
     full: bool = False,
     workers: int | None = None,
     count_tokens: CountTokens | None = None,
+    facts: Facts | None = None,
     tell: Callable[[int], None] = lambda _: None,
 ) -> Report:
     """Open every clip and image and look at every caption.
@@ -83,6 +86,8 @@ def check_dataset(
         full: decode every frame and image, rather than one frame of each clip and the header of each image.
         workers: processes that open clips; one a core by default, eight at most.
         count_tokens: the number of tokens in captions; without it they are estimated from their words.
+        facts: what is remembered of files: those that were in order, and have not changed, are not opened again unless
+            ``full``; and what is learned now.
         tell: called with 1 as each sample is done.
 
     Raises:
@@ -91,8 +96,7 @@ def check_dataset(
     told = {(found.where, found.code) for found in dataset.findings}
     findings = [*dataset.findings, *_check_size(settings.size, spec)]
     infos: dict[int, VideoInfo] = {}
-    jobs = (Job(sample.video, sample.image, full) for sample in dataset.samples)
-    with contextlib.closing(inspect(jobs, workers=workers)) as looks:
+    with contextlib.closing(_look(dataset.samples, full, workers, facts or Facts(None))) as looks:
         for place, seen in looks:
             sample = dataset.samples[place]
             if seen.info is not None:
@@ -113,6 +117,39 @@ def check_dataset(
     counts |= {severity: severities[severity] for severity in SEVERITIES}
     by_id = {dataset.samples[place].id: infos[place] for place in sorted(infos)}
     return Report(dataset.root, dataset.layout, tuple(findings), by_id, counts)
+
+
+def _look(
+    samples: Sequence[Sample], full: bool, workers: int | None, facts: Facts
+) -> Generator[tuple[int, Seen], None, None]:
+    """Each sample's place and what is seen of its files, or was when they stood as they stand now."""
+    asked: list[tuple[int, list[Stamp]]] = []
+    for place, sample in enumerate(samples):
+        stamps = []
+        with contextlib.suppress(CogtuneError):  # a file that is not there is for the inspectors to tell
+            stamps = [facts.stamp(path) for path in (sample.video, sample.image) if path is not None]
+        seen = None if full or not stamps else _remembered(sample, stamps, facts)
+        if seen is None:
+            asked.append((place, stamps))
+        else:
+            yield place, seen
+    jobs = (Job(samples[place].video, samples[place].image, full) for place, _ in asked)
+    with contextlib.closing(inspect(jobs, workers=workers)) as looks:
+        for number, seen in looks:
+            place, stamps = asked[number]
+            if stamps and not seen.problems and seen.info is not None:
+                facts.learn_probe(samples[place].video, seen.info, stamps[0])
+                if (image := samples[place].image) is not None and seen.image is not None:
+                    facts.learn(image, "image", [*seen.image], stamps[1])
+            yield place, seen
+
+
+def _remembered(sample: Sample, stamps: Sequence[Stamp], facts: Facts) -> Seen | None:
+    info = facts.known_probe(sample.video, stamps[0])
+    shape = facts.known(sample.image, "image", stamps[1]) if sample.image is not None else None
+    if info is None or (sample.image is not None and shape is None):
+        return None
+    return Seen(info, None if shape is None else (int(shape[0]), int(shape[1])), ())
 
 
 def _check_size(size: Size, spec: ModelSpec | None) -> list[Finding]:

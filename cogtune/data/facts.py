@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,18 @@ from cogtune.files import digest_file, explained, read_json, write_text
 Stamp = tuple[int, int]
 """Size in bytes and modification time in nanoseconds: a fact holds as long as its file has the same."""
 
+_TOLD = {field.name for field in fields(VideoInfo)}
+
 
 class Facts:
     """Facts about files, kept in one JSON file so that an unchanged file is not opened twice.
 
-    Threads may share one. Losing the file costs time and nothing else.
+    Threads may share one. Losing the file costs time and nothing else. Without a ``path`` they are kept in memory.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._known: dict[str, dict[str, Any]] | None = None
+        self._known: dict[str, dict[str, Any]] | None = None if path else {}
         self._learned = False
 
     def stamp(self, path: Path) -> Stamp:
@@ -77,12 +79,20 @@ class Facts:
         if not path.is_file():
             return probe(path)
         stamp = self.stamp(path)
-        try:
-            return VideoInfo(**(self.known(path, "probe", stamp) or {}))
-        except TypeError:  # not known, or written by a version that told other things
+        info = self.known_probe(path, stamp)
+        if info is None:
             info = probe(path)
-            self.learn(path, "probe", asdict(info), stamp)
-            return info
+            self.learn_probe(path, info, stamp)
+        return info
+
+    def known_probe(self, path: Path, stamp: Stamp) -> VideoInfo | None:
+        """What the clip is that stands at ``stamp``, if that is known in all that this version tells."""
+        known = self.known(path, "probe", stamp)
+        return VideoInfo(**known) if isinstance(known, dict) and known.keys() == _TOLD else None
+
+    def learn_probe(self, path: Path, info: VideoInfo, stamp: Stamp) -> None:
+        """Remember what a clip is that stood at ``stamp``."""
+        self.learn(path, "probe", asdict(info), stamp)
 
     def save(self) -> None:
         """Write down what was learned, if anything was.
@@ -90,12 +100,13 @@ class Facts:
         Raises:
             CogtuneError: the file cannot be written.
         """
-        if self._learned:
+        if self._learned and self.path:
             write_text(self.path, json.dumps(self._all(), ensure_ascii=False) + "\n")
             self._learned = False
 
     def _all(self) -> dict[str, dict[str, Any]]:
         if self._known is None:
+            assert self.path is not None  # else there would be no need to read
             try:
                 read = read_json(self.path)
                 self._known = {path: facts for path, facts in read.items() if isinstance(facts, dict)}

@@ -1,0 +1,143 @@
+"""Looking after a cache: what is in it, what is damaged, what nobody needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs_in_process import fill_here
+from safetensors.torch import load_file, save_file
+
+from cogtune import caching, runs, upkeep
+from cogtune.cli import main
+from cogtune.config import RunConfig, resolve
+from cogtune.data.cache import KINDS, Store
+from cogtune.errors import CogtuneError
+from cogtune.process import alone_in
+
+Configured = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def configured(clips: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Configured:
+    """A configuration over a copy of the drawn clips; entries are made in this process."""
+    data = shutil.copytree(clips, tmp_path / "data")
+    monkeypatch.setattr(caching, "fill", fill_here)
+
+    def made(**flags: Any) -> RunConfig:
+        return resolve(preset_name="cpu-lora-tiny", flags={"data": data, "model": "tiny:5b-i2v", **flags}).config
+
+    return made
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_status_tells_what_is_there_and_writes_nothing(configured: Configured, tmp_path: Path) -> None:
+    before = files(tmp_path)
+    empty = upkeep.look(configured())
+    assert files(tmp_path) == before
+    assert {name: (part.cached, part.missing, part.size) for name, part in empty.parts.items()} == {
+        "clips": (0, 6, 0), "captions": (0, 7, 0), "images": (0, 6, 0),
+    }  # fmt: skip
+    runs.cache(configured())
+    before = files(tmp_path)
+    full = upkeep.look(configured())
+    assert files(tmp_path) == before
+    assert full.complete
+    size = {kind: sum(path.stat().st_size for path in (full.root / kind).rglob("*.safetensors")) for kind in KINDS}
+    assert [part.size for part in full.parts.values()] == list(size.values())
+    assert full.others == 0
+    other = upkeep.look(configured(size="17x64x96"))
+    assert {name: (part.cached, part.missing) for name, part in other.parts.items()} == {
+        "clips": (0, 6), "captions": (7, 0), "images": (0, 6),
+    }  # fmt: skip
+    assert (other.others, other.others_size) == (12, size["latents"] + size["image"])
+    assert not other.complete
+
+
+def test_verify_finds_every_kind_of_damage_and_the_next_run_mends_it(configured: Configured) -> None:
+    store = Store(runs.cache(configured()).root)
+    sound = files(store.root)
+    assert upkeep.verify(configured()) == (19, [])
+    latents, texts, images = (sorted((store.root / kind).rglob("*.safetensors")) for kind in KINDS)
+    flipped = bytearray(latents[0].read_bytes())
+    flipped[-1000] ^= 1
+    latents[0].write_bytes(flipped)
+    latents[1].write_bytes(latents[1].read_bytes()[:-1])
+    store.write("latents", latents[2].stem, load_file(latents[2])["data"][:, :1])
+    store.write("text", texts[0].stem, torch.full_like(load_file(texts[0])["data"], torch.nan))
+    save_file(load_file(texts[1]), texts[1])  # whole, but nobody's word for it
+    images[0].write_bytes(b"")
+    checked, damaged = upkeep.verify(configured())
+    assert checked == 19
+    found = dict(damaged)
+    assert found.keys() == {*latents[:3], *texts[:2], images[0]}
+    assert found[latents[0]] == found[texts[1]] == "its bytes are not those that were written"
+    assert found[latents[2]] == "its shape is [32, 1, 8, 12], not [32, 3, 8, 12]"
+    assert found[texts[0]] == "it holds numbers that are not finite"
+    assert not any(path.exists() for path in found)
+    again = runs.cache(configured())
+    assert str(again.done) == "3 clips, 2 captions, 1 image"
+    assert files(store.root) == sound
+    assert upkeep.verify(configured()) == (19, [])
+
+
+def test_prune_keeps_what_this_configuration_uses_and_nothing_else(configured: Configured) -> None:
+    store = Store(runs.cache(configured()).root)
+    kept = {name for name in files(store.root) if name.endswith(".safetensors")}
+    assert upkeep.unused(configured())[1] == []
+    runs.cache(configured(size="17x64x96", id_token="sks"))
+    (store.root / "text" / "ab").mkdir(exist_ok=True)
+    (store.root / "text" / "ab" / ".abc.safetensors.1-2.partial").write_bytes(b"half")
+    unused = upkeep.unused(configured())[1]
+    assert sorted(entry.kind for entry in unused) == ["image"] * 6 + ["latents"] * 6 + ["text"] * 6
+    with alone_in(store.root), pytest.raises(CogtuneError, match="another process is at work"):
+        upkeep.delete(store, unused)
+    upkeep.delete(store, unused)
+    left = {name for name in files(store.root) if "/" in name and not name.startswith("job/")}
+    assert left == kept
+    assert not runs.cache(configured()).done
+
+
+def test_a_cache_that_is_not_there_is_told(configured: Configured, tmp_path: Path) -> None:
+    for ask in (upkeep.verify, upkeep.unused):
+        with pytest.raises(CogtuneError, match="there is no cache in"):
+            ask(configured(cache_dir=tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_commands_print_it(configured: Configured, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    runs.cache(configured())
+    words = ["dataset", "cache", str(tmp_path / "data"), "--preset", "cpu-lora-tiny", "--model", "tiny:5b-i2v"]
+
+    def said(*more: str, status: int = 0) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([*words, *more])
+        assert end.value.code == status
+        return capsys.readouterr().out
+
+    assert "clips\t6\t0\t" in said("--status")
+    assert json.loads(said("--status", "--json"))["captions"]["cached"] == 7
+    store = Store(tmp_path / "data" / ".cogtune")
+    entry = next(store.entries())
+    path = store.path(entry.kind, entry.key)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert f"{path}: it cannot be read" in said("--verify", status=1)
+    assert said("--verify").endswith("18 entries read, 0 damaged\n")
+    assert json.loads(said("--verify", "--json")) == {"entries": 18, "damaged": []}
+    told = said("--prune", "--id-token", "sks")
+    assert "6 entries in" in told
+    assert told.endswith("nothing was deleted; --yes deletes them\n")
+    assert json.loads(said("--prune", "--id-token", "sks", "--json"))["deleted"] is False
+    assert said("--prune", "--id-token", "sks", "--yes").endswith("deleted\n")
+    assert "0 entries in" in said("--prune", "--id-token", "sks", "--yes")
+    assert said("--status", "--prune", status=2) == ""
+    assert said("--yes", status=2) == ""
