@@ -20,7 +20,7 @@ from cogtune.geometry import Size
 from cogtune.models import Precision
 from cogtune.presets import PRESETS, Strategy, TrainingType, preset
 
-DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "beside"]
+DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "beside", "datasets"]
 
 Switch = Literal["auto", "on", "off"]
 """Of what is decided by the hardware unless the user knows better."""
@@ -99,7 +99,8 @@ class RunConfig(BaseModel):
     )
     format: DataFormat | None = _data(
         None,
-        help_text="How the data is laid out: lists of lines, a table, or captions beside clips. [default: found out]",
+        help_text="How the data is laid out: lists of lines, a table, captions beside clips, or what the datasets "
+        "library reads. [default: found out]",
     )
     caption_column: str | None = _data(
         None, help_text="The column of a table that holds captions. [default: found out]"

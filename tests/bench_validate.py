@@ -12,13 +12,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import av
 import numpy as np
+from PIL import Image
 
 from cogtune.bench.watch import watched
 from cogtune.data.checks import Report, check_dataset
 from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import read_dataset
-from cogtune.data.video import write_video
 from cogtune.geometry import Size
 
 SETTINGS = FrameSettings(size=Size(49, 352, 640), fps=8)
@@ -26,11 +27,16 @@ FRAMES, HEIGHT, WIDTH = 195, 360, 640
 
 
 def draw(path: Path, seed: int) -> Path:
-    """A clip of soft noise that drifts, which takes about as many bits as a real picture does."""
-    chance = np.random.default_rng(seed)
-    coarse = chance.integers(0, 256, (HEIGHT // 8, WIDTH // 4, 3), np.uint8)
-    picture = np.kron(coarse, np.ones((8, 8, 1), np.uint8))
-    write_video(path, (picture[:, 2 * frame : 2 * frame + WIDTH] for frame in range(FRAMES)), 30)
+    """Soft shapes that drift: a first frame of about as many bits as an old film of this size has."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (HEIGHT // 36, WIDTH // 18, 3), np.uint8)
+    picture = np.asarray(Image.fromarray(coarse).resize((WIDTH + 2 * FRAMES, HEIGHT), Image.Resampling.BICUBIC))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": "27"})
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        for number in range(FRAMES):
+            pixels = np.ascontiguousarray(picture[:, 2 * number : 2 * number + WIDTH])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
     return path
 
 

@@ -23,6 +23,7 @@ from cogtune.data.findings import FINDINGS
 from cogtune.data.frames import FrameSettings
 from cogtune.data.index import Recipe, make_index
 from cogtune.data.layouts import Layout
+from cogtune.data.layouts_datasets import DATASETS
 from cogtune.data.sources import LAYOUTS, Dataset, Reading, locate_dataset, read_dataset
 from cogtune.errors import CogtuneError
 from cogtune.geometry import Size
@@ -395,7 +396,7 @@ def every_layout(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", [name for layout in LAYOUTS for name in layout.formats])
+@pytest.mark.parametrize("name", [name for layout in LAYOUTS if layout is not DATASETS for name in layout.formats])
 def test_the_user_chooses_the_layout(every_layout: Path, name: DataFormat) -> None:
     dataset = read_dataset(every_layout, Reading(format=name))
     assert [sample.caption for sample in dataset.samples] == [name]
@@ -429,7 +430,7 @@ def test_lists_that_are_asked_for_and_not_there(tmp_path: Path) -> None:
 
 def test_every_format_has_one_layout() -> None:
     formats = [name for layout in LAYOUTS for name in layout.formats]
-    assert sorted(formats) == ["beside", "csv", "jsonl", "lists", "parquet", "tsv"]
+    assert sorted(formats) == ["beside", "csv", "datasets", "jsonl", "lists", "parquet", "tsv"]
     assert all(isinstance(layout, Layout) for layout in LAYOUTS)
 
 

@@ -43,6 +43,7 @@ class Reading:
         format: how the folder is laid out.
         caption_column, video_column, image_column: the columns of a table that hold captions and paths.
         allow_outside: whether paths may leave the folder.
+        media: where clips that are stored inside a file are written out; ``.cogtune/media`` in the folder when None.
     """
 
     format: DataFormat | None = None
@@ -50,6 +51,7 @@ class Reading:
     video_column: str | None = None
     image_column: str | None = None
     allow_outside: bool = False
+    media: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Place:
-    """A path as a list has it, and where it stands there; None for one that could not be read, which is told."""
+    """A path as a list has it, and where it stands there; None for one that could not be read, which is told.
+
+    ``file`` is where the bytes are that came with it, if any did: the path is then no more than their name.
+    """
 
     text: str | None
     where: str
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -103,17 +109,20 @@ class Entry:
 def to_samples(root: Path, entries: Iterable[Entry], reading: Reading, findings: list[Finding]) -> list[Sample]:
     """A sample of every entry that is whole and whose paths may be opened; ``findings`` gets what is wrong."""
     inside = root.resolve()
-    usable: list[tuple[str, PurePosixPath, PurePosixPath | None]] = []
+    usable: list[tuple[Entry, PurePosixPath, PurePosixPath | None]] = []
     for entry in entries:
         video = _checked_path(inside, entry.video, reading, findings)
         image = None if entry.image is None else _checked_path(inside, entry.image, reading, findings)
         if entry.caption is not None and video is not None and (image is not None or entry.image is None):
-            usable.append((entry.caption, video, image))
+            usable.append((entry, video, image))
     samples = []
-    for identity, (caption, video, image) in zip(ids([video for _, video, _ in usable]), usable, strict=True):
-        samples.append(Sample(identity, root / video, caption, root / image if image else None))
+    for identity, (entry, video, image) in zip(ids([video for _, video, _ in usable]), usable, strict=True):
+        files = {"video": entry.video.file or root / video}
+        if image is not None and entry.image is not None:
+            files["image"] = entry.image.file or root / image
+        samples.append(Sample(identity, files["video"], entry.caption or "", files.get("image")))
         for code, file in (("missing-video", video), ("missing-image", image)):
-            if file is not None and not (root / file).is_file():
+            if file is not None and not files[code.removeprefix("missing-")].is_file():
                 findings.append(finding(code, identity, f"{file} is not there", _where_to_look(root, file)))
     return samples
 
@@ -130,6 +139,8 @@ def _checked_path(inside: Path, place: Place, reading: Reading, findings: list[F
     """The path at a place, relative to the dataset, or None and a finding when it must not be opened."""
     if place.text is None:
         return None
+    if place.file is not None:
+        return PurePosixPath(place.text)
     plain = posixpath.normpath(place.text)
     try:
         target = (inside / plain).resolve()

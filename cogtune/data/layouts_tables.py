@@ -11,29 +11,13 @@ from typing import Any
 
 from cogtune.config import DataFormat
 from cogtune.data.findings import Finding, finding, listed
-from cogtune.data.layouts import (
-    Content,
-    Entry,
-    Layout,
-    Place,
-    Reading,
-    not_utf8,
-    read_text_bytes,
-    shortened,
-    to_samples,
-)
-from cogtune.errors import CogtuneError, did_you_mean
+from cogtune.data.layouts import Content, Layout, Reading, not_utf8, read_text_bytes, shortened, to_samples
+from cogtune.data.layouts_rows import Columns, choose_columns, entry_of
+from cogtune.errors import CogtuneError
 from cogtune.files import explained
 
 _STEM = "metadata"
 """The table of this name is the dataset's, whatever other tables lie beside it."""
-
-USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "video": ("file_name", "video", "video_path", "path", "file_path", "filename", "filepath", "file", "clip"),
-    "caption": ("prompt", "caption", "text", "description"),
-    "image": ("image", "image_path", "image_file", "first_frame"),
-}
-"""What people call the columns, in the order of preference; compared in lower case, blanks and dashes as ``_``."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +26,6 @@ class _Table:
 
     columns: Sequence[str]
     rows: Sequence[tuple[int, Mapping[str, Any]]]
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The names of the columns that a sample is made of."""
-
-    video: str
-    caption: str
-    image: str | None
 
 
 def _read(root: Path, reading: Reading) -> Content:
@@ -62,8 +37,8 @@ def _read(root: Path, reading: Reading) -> Content:
         table = _READERS[table_format](root, name, findings)
         if not table.columns:
             return Content(name, [], findings)
-        columns = _choose(name, table.columns, reading)
-    entries = [entry for row in table.rows if (entry := _entry(name, row, columns, findings)) is not None]
+        columns = choose_columns(name, table.columns, reading)
+    entries = [entry for row in table.rows if (entry := entry_of(name, row, columns, findings)) is not None]
     samples = to_samples(root, entries, reading, findings)
     used = [column for column in (columns.video, columns.caption, columns.image) if column is not None]
     return Content(f"{name}: {', '.join(used)}", samples, findings)
@@ -104,94 +79,6 @@ def _the_table(root: Path, reading: Reading) -> tuple[str, DataFormat]:
 def _detect(root: Path, _reading: Reading) -> DataFormat | None:
     tables = _tables(root)
     return tables[0][1] if tables else None
-
-
-# ---------------------------------------------------------------------------------------------- which columns
-
-
-def _choose(name: str, columns: Sequence[str], reading: Reading) -> _Columns:
-    """The columns to read, as the user names them, else by their usual names.
-
-    Raises:
-        CogtuneError: one is missing, or there twice; with all that is wrong and the columns there are.
-    """
-    given = {"video": reading.video_column, "caption": reading.caption_column, "image": reading.image_column}
-    chosen: dict[str, str] = {}
-    problems: list[str] = []
-    for role, wanted in given.items():
-        column = _usual(role, columns) if wanted is None else wanted
-        if wanted is not None and wanted not in columns:
-            problems.append(f"there is no column '{shortened(wanted, 60)}'{did_you_mean(wanted, columns)}")
-        elif column is None:
-            if role != "image":
-                near = (did_you_mean(usual, columns) for usual in USUAL_NAMES[role])
-                usual = ", ".join(USUAL_NAMES[role])
-                problems.append(f"no column has a usual name for the {role} ({usual}){next(filter(None, near), '')}")
-        elif columns.count(column) > 1:
-            problems.append(f"there are {columns.count(column)} columns '{column}'")
-        else:
-            chosen[role] = column
-    if problems:
-        shown = [repr(shortened(column, 60)) for column in columns]
-        commas = "; its values have to be parted by commas" if name.endswith(".csv") and len(columns) == 1 else ""
-        raise CogtuneError(
-            f"{name} cannot be read by its columns: {listed(shown, 20)}{commas}",
-            "name them with --video-column, --caption-column and --image-column; --format chooses another layout",
-            details=problems,
-        )
-    return _Columns(chosen["video"], chosen["caption"], chosen.get("image"))
-
-
-def _usual(role: str, columns: Sequence[str]) -> str | None:
-    plain = {column.strip().lower().replace(" ", "_").replace("-", "_"): column for column in reversed(columns)}
-    return next((plain[usual] for usual in USUAL_NAMES[role] if usual in plain), None)
-
-
-# ------------------------------------------------------------------------------------------- from row to entry
-
-
-def _entry(name: str, row: tuple[int, Mapping[str, Any]], columns: _Columns, findings: list[Finding]) -> Entry | None:
-    number, values = row
-    where = f"{name}:{number}"
-    line = f"row {number}" if name.lower().endswith(".parquet") else f"line {number}"
-    problems = []
-    for role, column in (("caption", columns.caption), ("video", columns.video), ("image", columns.image)):
-        value = None if column is None else values.get(column)
-        if value is None or (role == "video" and isinstance(value, str) and not value.strip()):
-            if role != "image":
-                message = f"{line} has no {role}: its '{column}' is {'missing' if value is None else 'empty'}"
-                problems.append(finding("missing-value", where, message, "fill it in, or delete the sample"))
-        elif not isinstance(value, str):
-            message = f"the '{column}' of {line} is {_kind(value)}, not a text"
-            problems.append(finding("bad-row", where, message, "put it in quotes"))
-        elif not _is_unicode(value):
-            message = f"the '{column}' of {line} holds half a character (a lone surrogate)"
-            problems.append(finding("not-utf8", where, message, f"save {name} again as UTF-8"))
-    findings += problems
-    if problems:
-        return None
-    image = (values.get(columns.image) or "").strip() if columns.image is not None else ""
-    return Entry(
-        values[columns.caption].replace("\r\n", "\n").strip(),
-        Place(values[columns.video].strip(), where),
-        Place(image, where) if image else None,
-    )
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, (int, float)):
-        return "a number"
-    return "a list" if isinstance(value, list) else "an object"
 
 
 # ---------------------------------------------------------------------------------------------- comma and tab
@@ -323,7 +210,7 @@ def _read_json_lines(root: Path, name: str, findings: list[Finding]) -> _Table:
 # ---------------------------------------------------------------------------------------------------- Parquet
 
 
-def _read_parquet(root: Path, name: str, reading: Reading) -> tuple[_Table, _Columns]:
+def _read_parquet(root: Path, name: str, reading: Reading) -> tuple[_Table, Columns]:
     """The rows, with the columns chosen, since only those are read.
 
     Raises:
@@ -341,7 +228,7 @@ def _read_parquet(root: Path, name: str, reading: Reading) -> tuple[_Table, _Col
     try:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
-            columns = _choose(name, schema.names, reading)
+            columns = choose_columns(name, schema.names, reading)
             used = [column for column in (columns.video, columns.caption, columns.image) if column is not None]
             wrong = [
                 f"'{column}' holds {shortened(str(schema.field(column).type), 80)}"
@@ -351,7 +238,7 @@ def _read_parquet(root: Path, name: str, reading: Reading) -> tuple[_Table, _Col
             if wrong:
                 raise CogtuneError(
                     f"{name} does not hold text where paths and captions should be",
-                    "cogtune reads clips from files: write them out, and put their paths into the table",
+                    "`--format datasets` reads clips that are stored inside; else put their paths into the table",
                     details=wrong,
                 )
             values = file.read(columns=used).to_pylist()

@@ -9,6 +9,7 @@ from cogtune.config import DataFormat
 from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts import Layout, Reading, Sample, files_under, is_clip
 from cogtune.data.layouts_beside import BESIDE
+from cogtune.data.layouts_datasets import DATASETS
 from cogtune.data.layouts_lists import CAPTIONS, IMAGES, LISTS, VIDEOS
 from cogtune.data.layouts_tables import TABLE
 from cogtune.download import home, snapshot
@@ -26,7 +27,7 @@ __all__ = [
     "read_dataset",
 ]
 
-LAYOUTS: tuple[Layout, ...] = (LISTS, TABLE, BESIDE)
+LAYOUTS: tuple[Layout, ...] = (LISTS, TABLE, DATASETS, BESIDE)
 """The known layouts; the first that a folder is in is used, unless the user names one."""
 
 
@@ -60,7 +61,7 @@ def read_dataset(root: Path, reading: Reading = _AS_FOUND) -> Dataset:
         state = "is a file, not a folder" if root.is_file() else "does not exist"
         raise CogtuneError(f"the dataset folder {root} {state}", f"a dataset is {_expected()}")
     layout, others = _layout_of(root, reading)
-    if layout is not TABLE:
+    if layout not in (TABLE, DATASETS):
         _refuse_columns(root, layout, reading)
     content = layout.read(root, reading)
     samples, findings = content.samples, [*content.findings]
