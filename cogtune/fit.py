@@ -11,6 +11,7 @@ from cogtune import console
 from cogtune.config import Resolved, RunConfig
 from cogtune.errors import UsageError
 from cogtune.estimate import GIB, Estimate, estimate
+from cogtune.geometry import Size
 from cogtune.gpus import Gpu, gpus
 from cogtune.models import VARIANTS, ModelSpec, published_spec
 from cogtune.presets import PRESETS, Preset, Strategy
@@ -22,7 +23,7 @@ MOST_FLOPS_ON_CPU = 2e13
 """Of one step; a CPU takes minutes for it."""
 
 _BY_SPEED: tuple[Strategy, ...] = ("ddp", "zero2", "zero3", "zero2-offload", "zero3-offload")
-"""The strategies, fastest first."""
+"""The strategies, fastest first, which is also from the most GPU memory to the least."""
 
 GB = 10**9
 
@@ -175,8 +176,62 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Machine) -> Pres
         count = min(row.gpus, len(machine.cards))
         if count == 1 and row.gpus > 1:
             continue
-        tried = RunConfig.model_validate({**row.values(), "num_processes": count})
+        tried = _on(row, count)
         needs = estimate(tried, published_spec(VARIANTS[row.model]))
         if not problems(tried, needs, machine) and needs.host <= machine.host:
             return row
     return None
+
+
+def what_would_fit(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
+    """What to change after a run of ``config`` was out of GPU memory: one option if one is enough, else a preset.
+
+    The options cost more time or change the training more from one to the next; the first that fits by the estimate,
+    and takes less than the run did, is named.
+    """
+    now = estimate(config, spec).memory.card
+    limit = min(now, int(machine.card_bytes / SURE) + 1) if machine.cards else now
+    options = [(words, estimate(leaner, spec)) for words, leaner in _leaner(config, spec)]
+    for words, needs in options:
+        if needs.memory.card < limit and needs.host <= machine.host:
+            return f"{words} takes {needs.memory.card / GB:.1f} GB in place of {now / GB:.1f}, by the estimate"
+    leaner = replace(machine, cards=tuple(replace(card, total=int(limit * SURE) - 1) for card in machine.cards))
+    row = nearest_preset(config, spec, leaner) if machine.cards else None
+    if row is not None:
+        needs = estimate(_on(row, len(machine.cards)), published_spec(VARIANTS[row.model]))
+        return f"no one option is enough; --preset {row.name} takes {needs.memory.card / GB:.1f} GB, by the estimate"
+    return "a smaller --size, with fewer frames, takes less"
+
+
+def _on(row: Preset, cards: int) -> RunConfig:
+    """What a preset sets, for no more GPUs than there are."""
+    return RunConfig.model_validate({**row.values(), "num_processes": min(row.gpus, cards)})
+
+
+def _leaner(config: RunConfig, spec: ModelSpec) -> Iterator[tuple[str, RunConfig]]:
+    """The same run with one option changed that saves memory, with the flags in words."""
+
+    def changed(words: str, **values: object) -> tuple[str, RunConfig]:
+        return words, config.model_copy(update=values)
+
+    if not config.gradient_checkpointing:
+        yield changed("--gradient-checkpointing", gradient_checkpointing=True)
+    if config.compile is False and not config.strategy.startswith("zero3"):
+        yield changed("--compile", compile=True)
+    if config.batch_size > 1:
+        passes = config.batch_size * config.gradient_accumulation_steps
+        words = f"--batch-size 1 --gradient-accumulation-steps {passes}"
+        yield changed(words, batch_size=1, gradient_accumulation_steps=passes)
+    if config.precision == "fp32":
+        yield changed("--precision bf16", precision="bf16")
+    if config.size is not None and _volume(Size.parse(config.size)) > _volume(spec.native):
+        yield changed(f"--size {spec.native}, the model's own,", size=None)
+    if config.type == "sft":
+        leaner: tuple[Strategy, ...] = ("zero2-offload",) if config.num_processes == 1 else _BY_SPEED
+        for strategy in leaner[leaner.index(config.strategy) + 1 :] if config.strategy in leaner else leaner:
+            yield changed(f"--strategy {strategy}", strategy=strategy)
+        yield changed("--type lora", type="lora", strategy="ddp")
+
+
+def _volume(size: Size) -> int:
+    return size.num_frames * size.height * size.width

@@ -119,10 +119,21 @@ def work(report: Report, log: Path, job: Callable[[StopRequest], bool]) -> int:
         return EXIT_FAILURE
 
 
+_NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What CUDA and its libraries say, in errors of other kinds than PyTorch's own, when a GPU's memory is used up."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a GPU's memory is used up."""
+    is_torchs = type(error).__name__ == "OutOfMemoryError"
+    return is_torchs or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
+
+
 def _in_words(error: Exception, log: Path) -> CogtuneError:
     first_line = (str(error).splitlines() or [""])[0]
-    hints = {"OutOfMemoryError": "use a smaller --size, or a preset with offload: see `cogtune presets`"}
-    hint = hints.get(type(error).__name__, f"the whole traceback is in {log}")
+    hint = f"the whole traceback is in {log}"
+    if is_out_of_memory(error):
+        hint = "use a smaller --size, or a preset with offload: see `cogtune presets`"
     return CogtuneError(f"{type(error).__name__}: {first_line}", hint)
 
 

@@ -7,21 +7,24 @@ keeps in a log; the run's own words go to stdout.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from cogtune import console
-from cogtune.checkpoints import after
+from cogtune.checkpoints import after, checkpoints
 from cogtune.config import RUN_NAME
 from cogtune.errors import CogtuneError
 from cogtune.files import remove_folder, remove_partials, write_atomic, write_text
+from cogtune.fit import this_machine, what_would_fit
 from cogtune.launch import LaunchFiles
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.plan import Plan
-from cogtune.process import WORKER_LOCK, StopRequest, alone_in, work
+from cogtune.process import WORKER_LOCK, StopRequest, alone_in, is_out_of_memory, work
 from cogtune.report.run import record_machine, write_run_report
 
 
@@ -35,7 +38,8 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
     from cogtune.training.samples import remove_later
     from cogtune.training.setup import set_up
 
-    training = set_up(plan, lambda: bool(stop))
+    with memory_explained(plan):
+        training = set_up(plan, lambda: bool(stop))
     accelerator = training.trainee.accelerator
     if accelerator.is_main_process:
         _leave_other_branch(plan, training.first_step)
@@ -45,13 +49,38 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
         looked = partial(draw_report, plan.config.output, under_way=True)
         training = replace(training, plans=replace(training.plans, looked=looked))
     accelerator.wait_for_everyone()
-    done = train(training)
+    with memory_explained(plan):
+        done = train(training)
     if done == plan.total_steps and accelerator.is_main_process:
         publish_weights(plan.config.output, plan.config.output / f"checkpoint-{done}")
     if accelerator.is_main_process:
         draw_report(plan.config.output)
     accelerator.wait_for_everyone()
     return done == plan.total_steps
+
+
+@contextlib.contextmanager
+def memory_explained(plan: Plan) -> Iterator[None]:
+    """Tell an error of exhausted GPU memory as what would fit.
+
+    Raises:
+        CogtuneError: in place of PyTorch's error, and of those of cuBLAS and CUDA.
+    """
+    try:
+        yield
+    except CogtuneError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        output = plan.config.output
+        newest = checkpoints(output)[-1:]
+        kept = [f"{path.name} is whole: with that changed, --resume latest goes on from it" for path in newest]
+        raise CogtuneError(
+            f"out of GPU memory: {str(error).splitlines()[0]}",
+            what_would_fit(plan.config, plan.spec, this_machine()),
+            details=kept,
+        ) from error
 
 
 def _leave_other_branch(plan: Plan, first_step: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs_in_process import fill_here, plan_for, train_here
+from runs_in_process import fill_here, plan_for, read_lines, train_here
 from safetensors.torch import load_file
 
 from cogtune import caching
@@ -279,3 +279,62 @@ def test_training_needs_no_text_encoder(
     monkeypatch.setattr(T5EncoderModel, "from_pretrained", refuse)
     train_here(plan)
     assert len(listed(tmp_path / "out", 0)) == 2
+
+
+# --------------------------------------------------------------------------------------------- out of memory
+
+
+def test_a_step_that_is_out_of_memory_says_what_would_fit_and_keeps_the_checkpoint(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cogtune.training.objective import Objective
+
+    plan = plan_for(
+        clips, tmp_path / "out", steps=4, batch_size=2, checkpoint_every=2, eval_every=0, gradient_checkpointing=False
+    )
+    losses_of, calls = Objective.losses, []
+
+    def exhausted(self: Objective, *args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(args)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+        return losses_of(self, *args, **kwargs)
+
+    monkeypatch.setattr(Objective, "losses", exhausted)
+    with pytest.raises(CogtuneError) as caught:
+        train_here(plan)
+    assert caught.value.message == "out of GPU memory: CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert caught.value.hint.startswith("--gradient-checkpointing takes ")
+    assert caught.value.details == ("checkpoint-2 is whole: with that changed, --resume latest goes on from it",)
+    monkeypatch.undo()
+    monkeypatch.setattr(caching, "fill", fill_here)
+    lines = train_here(plan_for(clips, tmp_path / "out", steps=4, batch_size=2, eval_every=0, resume="latest"))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_sample_videos_that_are_out_of_memory_can_be_done_without(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cogtune.training import samples as module
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(module, "render", exhausted)
+    with pytest.raises(CogtuneError, match="step 0: out of GPU memory while making sample videos") as caught:
+        train_here(plan_for(clips, tmp_path / "out", steps=1, **SAMPLED))
+    assert caught.value.hint.startswith("--sample-every 0")
+    assert list((tmp_path / "out" / "samples").iterdir()) == []
+
+
+def test_the_report_is_drawn_at_each_evaluation(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cogtune import worker
+
+    drawn: list[tuple[bool, int]] = []
+
+    def draw(output: Path, *, under_way: bool = False) -> None:
+        drawn.append((under_way, max(line["step"] for line in read_lines(output))))
+
+    monkeypatch.setattr(worker, "draw_report", draw)
+    train_here(plan_for(clips, tmp_path / "out", steps=3, eval_every=2))
+    assert drawn == [(True, 0), (True, 2), (True, 3), (False, 3)]

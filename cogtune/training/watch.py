@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cogtune import console
 from cogtune.config import RunConfig
 from cogtune.data.cache import Store
@@ -71,15 +73,11 @@ class Watch:
         self._evaluated: dict[str, float] = {}
         self._began = time.perf_counter()
 
-    def look_before(self, step: int, *, measured: bool) -> None:
-        """Do what is due at the step that the run starts from, unless it was done before.
-
-        Args:
-            measured: whether its losses are in ``metrics.jsonl`` already.
-        """
-        if self._plans.evaluates_at(step) and not measured:
+    def look_before(self, step: int, *, measured: bool, sampled: bool) -> None:
+        """Do what is due at the step that the run starts from, unless it was done before."""
+        if not measured:
             self.evaluate(step)
-        if not step_folder(self._config.output, step).is_dir():
+        if not sampled:
             self.sample(step)
 
     def step(self, done: int, *, loss: float, grad_norm: float, learning_rate: float) -> None:
@@ -147,7 +145,13 @@ class Watch:
         """
         if self._plans.scenes is None or not self._plans.samples_at(step):
             return
-        videos = make_samples(self._trainee, self._plans.scenes, step, self._line.doing)
+        try:
+            videos = make_samples(self._trainee, self._plans.scenes, step, self._line.doing)
+        except torch.OutOfMemoryError as error:
+            raise CogtuneError(
+                f"step {step}: out of GPU memory while making sample videos: {str(error).splitlines()[0]}",
+                "--sample-every 0 trains without them; cogtune infer makes videos from checkpoints",
+            ) from error
         counted = "a sample video" if len(videos) == 1 else f"{len(videos)} sample videos"
         console.note(f"step {step}: {counted} in {step_folder(self._config.output, step)}")
         self._plans.looked()
@@ -156,17 +160,31 @@ class Watch:
 
 @contextlib.contextmanager
 def watching(
-    trainee: Trainee, objective: Objective, store: Store, config: RunConfig, plans: Plans, *, first_step: int
+    trainee: Trainee,
+    objective: Objective,
+    store: Store,
+    config: RunConfig,
+    plans: Plans,
+    *,
+    first_step: int,
 ) -> Iterator[Watch]:
     """Watch a run from ``first_step`` on: what is due there and was not done is done first. Collective."""
     path: Path = config.output / METRICS_NAME
     before = read_metrics(path) if first_step else []
     measured = any("eval_loss" in line and line["step"] == first_step for line in before)
-    trainee.accelerator.wait_for_everyone()
+    sampled = step_folder(config.output, first_step).is_dir()
     with (
         MetricsFile(path, first_step=first_step, enabled=trainee.accelerator.is_main_process) as metrics,
         console.dashboard("training", plans.total_steps, done=first_step) as line,
     ):
         watch = Watch(trainee, objective, store, config, plans, metrics, line)
-        watch.look_before(first_step, measured=measured)
+        watch.look_before(first_step, measured=_as_on_main(trainee, measured), sampled=_as_on_main(trainee, sampled))
         yield watch
+
+
+def _as_on_main(trainee: Trainee, seen: bool) -> bool:
+    """What the main process sees of the run's folder; another machine may have no part in it. Collective."""
+    accelerator = trainee.accelerator
+    mine = torch.tensor(float(seen and accelerator.is_main_process), device=accelerator.device)
+    total: torch.Tensor = accelerator.reduce(mine, "sum")
+    return bool(total > 0)

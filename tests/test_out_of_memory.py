@@ -1,0 +1,56 @@
+"""What a run that was out of memory is told: the next leaner thing that fits the card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cogtune.config import resolve
+from cogtune.fit import GB, Machine, what_would_fit
+from cogtune.gpus import Gpu
+from cogtune.models import published, published_spec
+from cogtune.process import is_out_of_memory
+
+
+def advice(preset: str, card_gb: int, cards: int = 1, **flags: Any) -> str:
+    config = resolve(preset_name=preset, flags=flags).config
+    row = published(config.model)
+    assert row is not None
+    machine = Machine((Gpu("card", card_gb * GB, 0),) * cards, 512 * 2**30)
+    return what_would_fit(config, published_spec(row), machine)
+
+
+@pytest.mark.parametrize(
+    ("preset", "cards", "card_gb", "flags", "told"),
+    [
+        ("4090-lora-5b", 1, 24, {"gradient_checkpointing": False}, "--gradient-checkpointing takes"),
+        ("4090-lora-5b", 1, 24, {"batch_size": 4}, "--batch-size 1 --gradient-accumulation-steps 4 takes"),
+        ("4090-lora-5b", 1, 24, {"size": "49x768x1360"}, "--size 49x480x720, the model's own, takes"),
+        ("4090-lora-5b", 1, 24, {"precision": "fp32"}, "--precision bf16 takes"),
+        ("a100-sft-5b-zero2-offload", 1, 80, {"strategy": "ddp"}, "--strategy zero2-offload takes"),
+        ("8xa100-sft-5b-zero2", 8, 80, {"strategy": "ddp"}, "--strategy zero2 takes"),
+        ("8xa100-sft-5b-zero2", 8, 24, {}, "--strategy zero3 takes"),
+        ("4090-lora-5b", 1, 16, {}, "no one option is enough; --preset 4080-lora-2b takes"),
+        ("4090-lora-5b", 1, 2, {}, "a smaller --size"),
+        ("4090-lora-5b", 0, 0, {"batch_size": 2}, "--batch-size 1 --gradient-accumulation-steps 2 takes"),
+    ],
+)
+def test_the_next_leaner_thing_that_fits(
+    preset: str, cards: int, card_gb: int, flags: dict[str, Any], told: str
+) -> None:
+    assert advice(preset, card_gb, cards, **flags).startswith(told)
+
+
+@pytest.mark.parametrize("card_gb", [24, 80])
+def test_a_run_is_never_told_to_do_what_it_did(card_gb: int) -> None:
+    """It was out of memory, whatever the estimate says."""
+    assert "8xa100-sft-1.5-5b-zero3-offload" not in advice("8xa100-sft-1.5-5b-zero3-offload", card_gb, 8)
+    assert "4090-lora-5b " not in advice("4090-lora-5b", card_gb)
+
+
+def test_the_libraries_words_for_it() -> None:
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not is_out_of_memory(ValueError("out of memory"))
