@@ -24,6 +24,8 @@ from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.models import LORA_WEIGHTS_NAME
+from cogtune.training import checkpoint
+from cogtune.training.setup import set_up
 
 
 @pytest.fixture(autouse=True)
@@ -356,3 +358,21 @@ def test_compiled_blocks_train_as_eager_ones_do(one_clip: Path, tmp_path: Path) 
     assert ours.keys() == theirs.keys()  # a compiled module's names have no prefix of their own
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_loss_scale_of_fp16_is_in_the_checkpoint(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scaler that has already come down from its start is not sent up again by a resume. (fp16 itself needs a GPU.)"""
+    trainee = set_up(plan_for(clips, tmp_path / "out", steps=1), lambda: False).trainee
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=50)
+    monkeypatch.setattr(trainee.accelerator, "scaler", scaler)
+    scaler.scale(torch.ones(()))
+    monkeypatch.setattr(scaler, "_growth_tracker", torch.tensor(7, dtype=torch.int32))
+    checkpoint.save(trainee, tmp_path / "out", 1, {"identity": {}}, keep=1)
+    fresh = torch.amp.GradScaler("cpu", init_scale=65536.0)
+    monkeypatch.setattr(trainee.accelerator, "scaler", fresh)
+    checkpoint.load(trainee, tmp_path / "out" / "checkpoint-1")
+    assert fresh.get_scale() == 1024.0
+    assert fresh.state_dict()["_growth_tracker"] == 7
+    assert fresh.get_growth_interval() == 50

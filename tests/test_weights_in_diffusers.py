@@ -1,0 +1,83 @@
+"""What training leaves is loaded by plain diffusers, for each model, and gives the frames that ``cogtune infer`` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+)
+from PIL import Image
+from runs_in_process import evaluations, fill_here, plan_for, train_here
+
+from cogtune import caching
+from cogtune.data.cache import Store
+from cogtune.data.index import Index
+from cogtune.generate import Request, fill_in, load_pipeline, sample
+from cogtune.models import VARIANTS
+from cogtune.training.evaluate import evaluate
+from cogtune.training.setup import set_up
+
+PROMPT = "a red disc"
+FIRST_FRAME = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, "fill", fill_here)
+
+
+def plainly(folder: Path, image: Path | None, frames: int, **weights: Any) -> np.ndarray[Any, Any]:
+    """Frames of the guides' own recipe: diffusers alone, nothing of cogtune's."""
+    lora = weights.pop("lora", None)
+    kind = CogVideoXPipeline if image is None else CogVideoXImageToVideoPipeline
+    pipeline = kind.from_pretrained(folder, dtype=torch.float32, **weights)
+    shifted = pipeline.scheduler.config.snr_shift_scale != 1.0
+    scheduler = CogVideoXDDIMScheduler if shifted else CogVideoXDPMScheduler
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    pipeline.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipeline.load_lora_weights(lora)
+    given = {} if image is None else {"image": Image.fromarray(FIRST_FRAME)}
+    video = pipeline(
+        prompt=PROMPT, num_frames=frames, height=64, width=96, num_inference_steps=2, guidance_scale=6.0,
+        use_dynamic_cfg=not shifted, generator=torch.Generator().manual_seed(42), output_type="np", **given,
+    ).frames[0]  # fmt: skip
+    return (video * 255).round().astype(np.uint8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "sft"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_trained_weights_in_a_plain_pipeline_give_the_same_frames(
+    name: str, kind: str, clips: Path, tmp_path: Path, tiny: Callable[[str], Path]
+) -> None:
+    frames = 17 if name.startswith("1.5") else 9
+    flags = {"model": f"tiny:{name}", "type": kind, "size": f"{frames}x64x96", "alpha": 2, "learning_rate": 0.01}
+    out = tmp_path / "out"
+    train_here(plan_for(clips, out, steps=2, eval_every=0, **flags))
+    image = None
+    if name.endswith("i2v"):
+        image = tmp_path / "first.png"
+        Image.fromarray(FIRST_FRAME).save(image)
+
+    of = {"lora": out} if kind == "lora" else {"model": str(out)}
+    request = Request(**of, prompt=PROMPT, image=image, steps=2)
+    recipe = fill_in(request)
+    ours = sample(load_pipeline(recipe), recipe, request)
+    assert ours.shape == (frames, 64, 96, 3)
+
+    own: dict[str, Any] = {"lora": out}
+    if kind == "sft":
+        own = {"transformer": CogVideoXTransformer3DModel.from_pretrained(out / "checkpoint-2" / "transformer")}
+    assert np.array_equal(plainly(tiny(name), image, frames, **own), ours)
+    assert np.abs(plainly(tiny(name), image, frames).astype(int) - ours).max() > 8
