@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from cogtune import caching, runs
 from cogtune.config import RunConfig, resolve
 from cogtune.data.cache import Store
 from cogtune.data.index import Index
+from cogtune.data.sources import read_dataset
 from cogtune.errors import CogtuneError
 from cogtune.modeling.adapters import save_lora
 from cogtune.modeling.conditioning import conditioning_of, place_image, sample_posterior, scale_image_latents
@@ -69,7 +72,7 @@ HELD_BY = {
     "cache keys are of the content": [
         "test_cache::test_two_clips_of_one_name_do_not_collide",
         "test_cache::test_an_edited_clip_is_noticed_and_no_other",
-        "test_cache::test_another_models_entries_do_not_serve",
+        "test_reference_behaviour::test_keys_follow_the_encoder_that_makes_the_entry",
     ],
     "frames are chosen by time, short clips refused, aspect kept": [
         "test_frames::test_frames_are_chosen_by_time",
@@ -86,6 +89,7 @@ HELD_BY = {
     "evaluation is shared out and leaves the run as it was": [
         "test_reference_behaviour::test_evaluating_changes_nothing",
         "test_reference_behaviour::test_evaluation_is_shared_out_over_the_ranks",
+        "test_watching::test_sampling_leaves_the_training_as_it_was_to_the_bit",
     ],
     "weights are gathered, and saved whole or not at all": [
         "test_reference_behaviour::test_weights_that_were_not_gathered_are_refused",
@@ -160,6 +164,34 @@ def test_the_frozen_base_is_in_the_runs_precision_and_what_is_trained_in_fp32(
     assert len(trained) == sum(weight.requires_grad for weight in trainee.transformer.parameters())
 
 
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "tokenizer", "limit"])
+def test_keys_follow_the_encoder_that_makes_the_entry(
+    part: str, clips: Path, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Another VAE makes other latents, another text encoder, tokenizer or length limit other texts; and no more."""
+    folder, spec = tiny("2b"), read_spec(tiny("2b"))
+    config = RunConfig(data=clips, size="9x64x96", cache_dir=tmp_path / "cache")
+    dataset = read_dataset(clips)
+    before = caching.prepare(config, spec, folder, dataset).index
+    changed = tmp_path / "changed"
+    shutil.copytree(folder, changed)
+    if part == "limit":
+        spec = replace(spec, max_text_seq_length=64)
+    else:
+        file = next(
+            path for path in sorted((changed / part).iterdir()) if path.suffix in (".safetensors", ".json", ".model")
+        )
+        file.write_bytes(file.read_bytes() + b" ")
+    after = caching.prepare(config, spec, changed, dataset).index
+    same_latents, same_texts = (
+        [getattr(row, kind) for row in before.rows] == [getattr(row, kind) for row in after.rows]
+        for kind in ("latents", "text")
+    )
+    assert same_latents == (part != "vae")
+    assert same_texts == (part in ("transformer", "vae"))
+    assert (before.null_text == after.null_text) == same_texts
+
+
 def test_a_switch_that_is_set_to_false_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.yaml"
     for text in ("False", "false", "off", '"False"', "no"):
@@ -197,7 +229,7 @@ def test_evaluating_changes_nothing(clips: Path, tmp_path: Path) -> None:
 def test_evaluation_is_shared_out_over_the_ranks(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks do half of the forward passes each, and together have the figures of one."""
     plan = plan_for(clips, tmp_path / "out", steps=1, cache_dir=tmp_path / "cache")
-    store, index = Store(tmp_path / "cache"), Index.read(plan.index)
+    store, samples = Store(tmp_path / "cache"), Index.read(plan.index).rows[:3]
     of = objective(plan.checkpoint)
     sums: list[torch.Tensor] = []
 
@@ -209,11 +241,11 @@ def test_evaluation_is_shared_out_over_the_ranks(clips: Path, tmp_path: Path, mo
             return super().forward(**given)
 
     alone = Counted()
-    whole = evaluate(alone, of, store, index)
+    whole = evaluate(alone, of, store, samples)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: sums.append(value.clone()))
     for rank in (0, 1):
         one = Counted()
-        evaluate(one, of, store, index, rank=rank, world_size=2)
+        evaluate(one, of, store, samples, rank=rank, world_size=2)
         assert one.calls == alone.calls // 2
     total = sums[0] + sums[1]
     assert (total[0] / total[1]).tolist() == pytest.approx(list(whole.by_timestep.values()))

@@ -135,9 +135,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(clips: Pat
     with pytest.raises(CogtuneError, match=r"step \d+: the (loss|gradient norm) is nan") as caught:
         train_here(plan)
     assert caught.value.details == (f"sample {poisoned.id}",)
-    newest = checkpoints(tmp_path / "out")[-1:]
-    for checkpoint in newest:
-        assert all(value.isfinite().all() for value in weights(checkpoint).values())
+    for newest in checkpoints(tmp_path / "out")[-1:]:
+        assert all(value.isfinite().all() for value in weights(newest).values())
 
 
 def test_a_full_disk_during_a_save_leaves_the_earlier_checkpoint(
@@ -363,7 +362,7 @@ def test_compiled_blocks_train_as_eager_ones_do(one_clip: Path, tmp_path: Path) 
 def test_the_loss_scale_of_fp16_is_in_the_checkpoint(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scaler that has already come down from its start is not sent up again by a resume. (fp16 itself needs a GPU.)"""
+    """A scaler that has already come down from its start is not sent up again by a resume; fp16 itself needs a GPU."""
     trainee = set_up(plan_for(clips, tmp_path / "out", steps=1), lambda: False).trainee
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=50)
     monkeypatch.setattr(trainee.accelerator, "scaler", scaler)

@@ -1,4 +1,4 @@
-"""What training leaves is loaded by plain diffusers, for each model, and gives the frames that ``cogtune infer`` gives."""
+"""What training leaves, loaded by plain diffusers, gives the frames that ``cogtune infer`` gives, for each model."""
 
 from __future__ import annotations
 
@@ -81,3 +81,39 @@ def test_trained_weights_in_a_plain_pipeline_give_the_same_frames(
         own = {"transformer": CogVideoXTransformer3DModel.from_pretrained(out / "checkpoint-2" / "transformer")}
     assert np.array_equal(plainly(tiny(name), image, frames, **own), ours)
     assert np.abs(plainly(tiny(name), image, frames).astype(int) - ours).max() > 8
+
+
+class Zero(torch.nn.Module):
+    """Answers zero, the best guess of a model that knows nothing of the clip."""
+
+    def forward(self, **given: Any) -> tuple[torch.Tensor]:
+        return (torch.zeros_like(given["hidden_states"][:, :, :16]),)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        pytest.param("tiny:5b", {"type": "sft", "learning_rate": 1e-3, "steps": 120}, id="sft"),
+        pytest.param("tiny:5b-i2v", {"type": "sft", "learning_rate": 1e-3, "steps": 120}, id="sft-i2v"),
+        pytest.param("tiny:5b", {"learning_rate": 1e-2, "rank": 32, "steps": 240}, id="lora"),
+    ],
+)
+def test_a_clip_is_learnt_to_less_than_half_of_what_knowing_nothing_gives(
+    model: str, flags: dict[str, Any], clips: Path, tmp_path: Path
+) -> None:
+    """Knowing nothing gives 1.18 at fixed noise. Full fine-tuning comes to 0.4 from about 2, the adapter to 0.45."""
+    for name in ("prompts.txt", "videos.txt"):
+        (tmp_path / name).write_text((clips / name).read_text().splitlines()[0] + "\n")
+    (tmp_path / "videos").symlink_to(clips / "videos")
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+    shared = {"lr_scheduler": "cosine", "warmup_steps": 20, "gradient_checkpointing": False, "target_modules": targets}
+    plan = plan_for(
+        tmp_path, tmp_path / "out", model=model, cache_dir=tmp_path / "cache", allow_outside=True,
+        eval_every=flags["steps"], **shared, **flags,
+    )  # fmt: skip
+    training = set_up(plan, lambda: False)
+    index = Index.read(plan.index)
+    zero = evaluate(Zero(), training.objective, Store(tmp_path / "cache"), index.rows).loss
+    measured = evaluations(train_here(plan))
+    assert measured[flags["steps"]] < 0.5 * min(zero, measured[0])
