@@ -18,12 +18,13 @@ from PIL import Image
 
 from cogtune.data import inspection
 from cogtune.data.checks import Report, check_dataset
+from cogtune.data.checks_captions import normal_form, not_english
 from cogtune.data.findings import FINDINGS, SEVERITIES, Finding, finding, listed
 from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import read_dataset
 from cogtune.data.video import write_video
 from cogtune.geometry import Size
-from cogtune.models import ModelSpec
+from cogtune.models import VARIANTS, ModelSpec, published_spec
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)
 
@@ -509,6 +510,78 @@ def test_captions_are_counted_by_the_tokenizer_where_there_is_one(tmp_path: Path
         "has a caption of 168 words, 227 tokens: the model reads 226",
         "has a caption of 2 words, 227 tokens: the model reads 226",
     ]
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "这是一只在河上吹口哨的老鼠",
+        "Пароход свистит на реке",
+        "蒸気船が川で whistle を鳴らす",
+        "Ein Dampfer fährt auf dem Fluss und pfeift laut.",
+        "Un bateau à vapeur siffle sur la rivière dans le matin.",
+        "Un barco de vapor silba en el río por la mañana.",
+        "Um barco a vapor apita no rio com uma bandeira em cima.",
+        "Een stoomboot vaart op het water en fluit naar de wal.",
+        "Parowiec gwiżdże na rzece i nie staje przez cały dzień.",
+    ],
+)
+def test_captions_in_other_languages_are_told(caption: str) -> None:
+    assert not_english(caption)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "",
+        "a",
+        "猫",
+        "Los Angeles at night.",
+        "El Niño: la mer, le soleil, a film by Jean de la Fontaine that is on in Los Angeles.",
+        "1girl, solo, masterpiece, best quality, blue sky, river, steamboat, whistle, mouse",
+        "A sign that says “停止” hangs over the door of a café in the old town.",
+        "Mickey Mouse dances, whistles, turns the wheel; Minnie waves, laughs, sings, runs.",
+        "In a garden, die and dice lie on the table as a mouse in a red coat rolls them.",
+        "ﬁne \uff34\uff45\uff58\uff54 in wide letters",
+    ],
+)
+def test_captions_that_may_be_english_are_left_alone(caption: str) -> None:
+    assert not not_english(caption)
+
+
+def test_captions_are_alike_but_for_their_spelling() -> None:
+    assert normal_form(" A  Mouse,\nwhistling… ") == normal_form("a mouse whistling") == "a mouse whistling"
+    assert normal_form("a mouse") != normal_form("the mouse")
+    assert normal_form("…") == ""
+
+
+def test_clips_of_one_length_are_copies_only_if_their_bytes_are_the_same(tmp_path: Path) -> None:
+    lists(tmp_path, ["One frame.", "Two frames.", "Three frames."], ["a.mp4", "b.mp4", "c.mp4"])
+    data = clip(tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "b.mp4").write_bytes(data + b"x")
+    (tmp_path / "c.mp4").write_bytes(data + b"y")
+    assert check(tmp_path).findings == ()
+    (tmp_path / "c.mp4").write_bytes(data + b"x")
+    assert [(found.code, found.where, found.message) for found in check(tmp_path).findings] == [
+        ("copied-video", "c", "has the very bytes of b")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "told"),
+    [
+        ("2b", "50x480x720", "50 frames: the VAE takes 8N+1, such as 49"),
+        ("2b", "49x480x724", "width 724 is not a multiple of 16; 720 is"),
+        ("5b-i2v", "49x480x736", "480x736: this model has learned positions and works only at 480x720"),
+        ("1.5-5b", "80x768x1360", "80 frames: the VAE takes 8N+1, such as 81"),
+        ("1.5-5b", "73x768x1360", "73 frames: the model was trained on 16N+1, up to 161"),
+    ],
+)
+def test_sizes_that_a_model_does_not_take_are_told(tmp_path: Path, variant: str, size: str, told: str) -> None:
+    lists(tmp_path, ["A black frame."], ["a.mp4"])
+    clip(tmp_path / "a.mp4")
+    report = check(tmp_path, FrameSettings(size=Size.parse(size), fps=8), published_spec(VARIANTS[variant]))
+    assert [found.message for found in report.findings if found.code in ("model-size", "model-advice")] == [told]
 
 
 def test_the_specs_own_text_length_counts(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def _check_size(size: Size, spec: ModelSpec | None) -> list[Finding]:
         return []
     where, hint = str(size), f"the model was trained at {spec.native}"
     problems = [finding("model-size", where, problem, hint) for problem in spec.size_problems(size)]
-    return problems + [finding("model-advice", where, advice, hint) for advice in spec.size_advice(size)]
+    return problems or [finding("model-advice", where, advice, hint) for advice in spec.size_advice(size)]
 
 
 def _check_files(sample: Sample, seen: Seen, settings: FrameSettings) -> Iterator[Finding]:
