@@ -46,6 +46,15 @@ def test_markup_stays_and_nothing_else_does() -> None:
     assert tag("td", "x", class_="wide") == '<td class="wide">x</td>'
 
 
+def test_a_table_has_headings_above_or_in_front() -> None:
+    above = table(["a", "b"], [["1", "2"]], label="t", wide=[1])
+    assert above.count('<th scope="col">') == 2
+    assert '<tr><td>1</td><td class="wide">2</td></tr>' in above
+    front = table([], [["a", "1"]], label="t")
+    assert "<thead>" not in front
+    assert '<tr><th scope="row">a</th><td>1</td></tr>' in front
+
+
 def test_a_page_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write_page(path, "old", [])

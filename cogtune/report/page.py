@@ -90,6 +90,7 @@ def table(
     """A table that scrolls in a box of its own.
 
     Args:
+        columns: the headings; without any, the first cell of each row is its heading.
         rows: what the cells hold; a row may be a ready ``<tr>``.
         label: what the table is, for those who cannot see it.
         wide: the columns, counted from 0, that hold sentences.
@@ -99,9 +100,15 @@ def table(
     def row(cells: Iterable[Child]) -> Html:
         if isinstance(cells, Html):
             return cells
-        return tag("tr", [tag("td", cell, class_="wide" if n in wide else None) for n, cell in enumerate(cells)])
+        return tag("tr", [item(n, cell) for n, cell in enumerate(cells)])
 
-    head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in columns]))
+    def item(number: int, cell: Child) -> Html:
+        if not names and number == 0:
+            return tag("th", cell, scope="row")
+        return tag("td", cell, class_="wide" if number in wide else None)
+
+    names = tuple(columns)
+    head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in names])) if names else None
     whole = tag("table", head, tag("tbody", [row(cells) for cells in rows]), class_="sortable" if sortable else None)
     return tag("div", whole, class_="scroll", role="region", aria_label=label, tabindex="0")
 

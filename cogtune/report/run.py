@@ -182,7 +182,7 @@ def _made_from(output: Path, plan: Mapping[str, Any]) -> Iterator[Html]:
     ]
     known = [(name, value if isinstance(value, str) else f"{value:,}") for name, value in rows if value is not None]
     if known:
-        yield section("What it was made from", table(("", ""), known, label="What the run was made from", wide=(1,)))
+        yield section("What it was made from", table((), known, label="What the run was made from"))
 
 
 def _code(value: object) -> Html | None:
