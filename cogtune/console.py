@@ -140,7 +140,7 @@ class Progress:
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
-        self.told = time.monotonic()
+        self.began = self.told = time.monotonic()
 
     def advance(self, count: int = 1, status: str = "") -> None:
         """``count`` more are done; ``status`` is shown behind the bar."""
@@ -156,7 +156,11 @@ class Progress:
         now = time.monotonic()
         if now - self.told >= PLAIN_PROGRESS_SECONDS:
             self.told = now
-            note(f"{self.what}: {self.done}/{self.total} {status}".rstrip())
+            left = (now - self.began) / max(1, self.done) * (self.total - self.done)
+            minutes, seconds = divmod(round(left), 60)
+            about = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+            said = (f"{self.done}/{self.total}", f"about {about} left" if self.done else "", status)
+            note(f"{self.what}: {', '.join(part for part in said if part)}")
 
 
 class _Bar(Progress):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +26,7 @@ from cogtune.caching import Engine, Job, job_for, prepare, share
 from cogtune.config import resolve
 from cogtune.data.decoding import Decoded, Failure, PixelJob, decoding, default_workers, load
 from cogtune.data.frames import FrameSettings
-from cogtune.data.index import ClipJob, TextJob, Todo
+from cogtune.data.index import ClipJob, TextJob, Todo, missing
 from cogtune.data.sources import read_dataset
 from cogtune.errors import CogtuneError
 from cogtune.geometry import Size
@@ -182,6 +187,20 @@ def test_workers_are_chosen_from_the_cores(monkeypatch: pytest.MonkeyPatch) -> N
         assert default_workers(processes) == expected
 
 
+def test_progress_tells_rate_rest_and_bottleneck(
+    job: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = itertools.count(0.0, 6.0)
+    looks = SimpleNamespace(monotonic=lambda: next(clock))  # six seconds between any two
+    monkeypatch.setattr("cogtune.console.time", looks)
+    encode(job())
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("clips: ")]
+    assert len(said) == 3
+    assert said[0] == "clips: 2/6, about 24 s left"
+    assert re.fullmatch(r"clips: 4/6, about 12 s left, [\d.]+ clips/s, mostly waiting for (de|en)coding", said[1])
+    assert said[2].startswith("clips: 6/6, about 0 s left, ")
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_work(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
     words = ["dataset", "cache", clips, "--preset", "cpu-lora-tiny", "--cache-dir", tmp_path / "cache"]
@@ -191,3 +210,25 @@ def test_two_processes_share_the_work(cogtune: Cogtune, clips: Path, tmp_path: P
     assert [rank["texts"] for rank in ranks] == [7, 0]
     assert [rank["clips"] for rank in ranks] == [0, 6]
     assert "nothing to do" in cogtune(*words).out
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_where_it_was(job: Jobs) -> None:
+    work = job("5b-i2v")
+    path = work.store.root / "job" / "plan.json"
+    work.write(path)
+    moments = iter((1, 9, 14))  # entries that are there when the process is killed: captions, images, clips
+    for count in moments:
+        running = subprocess.Popen([sys.executable, "-m", "cogtune.encoding", str(path)], stderr=subprocess.DEVNULL)
+        while sum(1 for _ in work.store.entries()) < count and running.poll() is None:
+            time.sleep(0.001)
+        running.kill()
+        running.wait()
+        assert [found for entry in work.store.entries() if (found := work.store.problem(entry.kind, entry.key))] == []
+        left = missing(work.store, work.todo)
+        assert len(left) == 19 - sum(1 for _ in work.store.entries())
+        replace(work, todo=left).write(path)
+    assert encode(replace(work, todo=missing(work.store, work.todo))).complete
+    plain = job("5b-i2v", cache="plain")
+    encode(plain)
+    assert entries(work.store.root) == entries(plain.store.root)
