@@ -19,6 +19,7 @@ from PIL import Image
 from cogtune.data import inspection
 from cogtune.data.checks import Report, check_dataset
 from cogtune.data.checks_captions import normal_form, not_english
+from cogtune.data.facts import Facts
 from cogtune.data.findings import FINDINGS, SEVERITIES, Finding, finding, listed
 from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import read_dataset
@@ -565,6 +566,22 @@ def test_clips_of_one_length_are_copies_only_if_their_bytes_are_the_same(tmp_pat
     assert [(found.code, found.where, found.message) for found in check(tmp_path).findings] == [
         ("copied-video", "c", "has the very bytes of b")
     ]
+
+
+def test_the_bytes_of_copies_are_read_once_if_that_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "data"
+    lists(root, ["One frame.", "Two frames."], ["a.mp4", "b.mp4"])
+    (root / "b.mp4").write_bytes(clip(root / "a.mp4").read_bytes())
+    read: list[Path] = []
+    monkeypatch.setattr("cogtune.data.facts.digest_file", lambda path: read.append(path) or "same")
+    for _ in range(2):
+        facts = Facts(tmp_path / "files.json")
+        report = check_dataset(read_dataset(root), SETTINGS, facts=facts)
+        facts.save()
+        assert [found.code for found in report.findings] == ["copied-video"]
+    assert read == [root / "a.mp4", root / "b.mp4"]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ def check_dataset(
     told = {(found.where, found.code) for found in dataset.findings}
     findings = [*dataset.findings, *_check_size(settings.size, spec)]
     infos: dict[int, VideoInfo] = {}
-    with contextlib.closing(_look(dataset.samples, full, workers, facts or Facts(None))) as looks:
+    facts = facts or Facts(None)
+    with contextlib.closing(_look(dataset.samples, full, workers, facts)) as looks:
         for place, seen in looks:
             sample = dataset.samples[place]
             if seen.info is not None:
@@ -108,7 +109,7 @@ def check_dataset(
         sample for sample in dataset.samples if not told & {(sample.id, "missing-caption"), (sample.id, "not-utf8")}
     ]
     findings += check_captions(captioned, limit, count_tokens)
-    findings += check_repeats(dataset.samples)
+    findings += check_repeats(dataset.samples, facts.digest)
 
     places = {sample.id: place for place, sample in enumerate(dataset.samples)}
     findings.sort(key=lambda found: (SEVERITIES.index(found.severity), places.get(found.where, -1)))

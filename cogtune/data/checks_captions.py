@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts import Sample, shortened
-from cogtune.files import digest_file
 
 TOKENS_PER_WORD = 1.35
 """About what T5's tokenizer makes of an English word, for when it is not at hand."""
@@ -115,8 +114,12 @@ def not_english(caption: str) -> str:
 # --------------------------------------------------------------------------------------------------- repeats
 
 
-def check_repeats(samples: Sequence[Sample]) -> Iterator[Finding]:
-    """Clips and captions that come more than once, under whatever name or spelling."""
+def check_repeats(samples: Sequence[Sample], digest: Callable[[Path], str]) -> Iterator[Finding]:
+    """Clips and captions that come more than once, under whatever name or spelling.
+
+    Args:
+        digest: what stands for the bytes of a file; asked for files of equal length only.
+    """
     by_video = _grouped((sample.video, sample.id) for sample in samples)
     for ids in by_video.values():
         for repeat in ids[1:]:
@@ -126,7 +129,7 @@ def check_repeats(samples: Sequence[Sample]) -> Iterator[Finding]:
                 f"is the same clip as {ids[0]}",
                 "keep one line of the two, unless it is meant to count twice",
             )
-    yield from _check_copies({video: ids[0] for video, ids in by_video.items()})
+    yield from _check_copies({video: ids[0] for video, ids in by_video.items()}, digest)
     by_caption = _grouped((sample.caption, sample.id) for sample in samples if sample.caption)
     for ids in by_caption.values():
         if len(ids) > 1:
@@ -142,12 +145,12 @@ def check_repeats(samples: Sequence[Sample]) -> Iterator[Finding]:
             )
 
 
-def _check_copies(videos: dict[Path, str]) -> Iterator[Finding]:
+def _check_copies(videos: dict[Path, str], digest: Callable[[Path], str]) -> Iterator[Finding]:
     """Files of the same bytes under different names; only those of equal size are read."""
     by_size = _grouped((size, video) for video in videos if (size := _size(video)))
     for same_size in by_size.values():
         if len(same_size) > 1:
-            for copies in _grouped((digest_file(video), video) for video in same_size).values():
+            for copies in _grouped((digest(video), video) for video in same_size).values():
                 for copy in copies[1:]:
                     yield finding(
                         "copied-video",
