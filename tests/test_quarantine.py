@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs_in_process import fill_here, plan_for
 from transformers import AutoTokenizer
 
-from cogtune import runs
+from cogtune import caching, runs
+from cogtune.cli import main
 from cogtune.config import resolve
 from cogtune.data.findings import Finding, finding
+from cogtune.data.index import Index
 from cogtune.data.quarantine import read_quarantine, without_quarantined, write_quarantine
 from cogtune.data.sources import Dataset, Sample, read_dataset
 from cogtune.data.video import write_video
@@ -154,3 +157,31 @@ def test_validate_counts_by_the_models_tokenizer(tmp_path: Path, tiny: Callable[
     assert count > 226 > 135  # 135 is what its words would have been taken for
     assert f"100 words, {count} tokens:" in found.message
     assert read_dataset(tmp_path).samples[0].id == "a"
+
+
+def test_the_command_lists_warnings_too_when_it_is_strict(half_broken: Path, tmp_path: Path) -> None:
+    words = ["dataset", "validate", str(half_broken), "--preset", "cpu-lora-tiny", "--full", "--strict"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--size", "9x128x192", "--quarantine", str(tmp_path / "q.txt")])
+    assert ended.value.code == 1
+    assert (tmp_path / "q.txt").read_text().splitlines()[1:] == [
+        "videos.txt:3  # outside-folder",
+        "b  # cut-short",
+        "a  # upscaled",
+        "d  # upscaled",
+    ]
+
+
+def test_a_run_is_of_the_samples_that_remain(
+    half_broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "fill", fill_here)
+    file = tmp_path / "q.txt"
+    file.write_text("videos.txt:3\nb\n")
+    plan = plan_for(half_broken, tmp_path / "out", quarantine=file)
+    assert plan.samples == 2
+    assert [row.id for row in Index.read(plan.index).rows] == ["a", "d"]
+    fewer = tmp_path / "fewer.txt"
+    fewer.write_text("videos.txt:3\nb\nd\n")
+    other = plan_for(half_broken, tmp_path / "other", quarantine=fewer)
+    assert other.identity != plan.identity
