@@ -39,7 +39,7 @@ def clip(tmp_path: Path) -> Callable[[str], Path]:
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that clips of certain names break."""
     monkeypatch.setattr(inspection, "COMMAND", (sys.executable, str(BROKEN)))
-    monkeypatch.setenv("COGTUNE_STALL_SECONDS", "0.4")
+    monkeypatch.setenv("COGTUNE_STALL_SECONDS", "1.5")
 
 
 def look(jobs: list[Job], workers: int = 2) -> list[Seen]:
@@ -62,7 +62,7 @@ def test_a_decoder_that_breaks_takes_only_its_own_clip_with_it(clip: Callable[[s
         "killed": [
             "decoder-died: killed.mp4 kills the decoder (SIGKILL, as the system does when memory runs out)",
         ],
-        "hang": ["decoder-hung: hang.mp4 hangs the decoder: it gave nothing for 0.4 seconds"],
+        "hang": ["decoder-hung: hang.mp4 hangs the decoder: it gave nothing for 1.5 seconds"],
         "greedy": ["damaged-video: greedy.mp4 asks for more memory than 4 GiB"],
         "once": [],
         "good-1": [],
