@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,16 +21,17 @@ import yaml
 from cogtune import process
 from cogtune.config import RunConfig, Switch
 from cogtune.data.cache import Kind, Store
-from cogtune.data.frames import FrameSettings
+from cogtune.data.frames import FrameSettings, View, settings_for
 from cogtune.data.index import ClipJob, ImageJob, Index, Recipe, TextJob, Todo, jobs, make_index, missing
 from cogtune.data.prompts import NOTHING, PromptRow, Watched, prompt_jobs
 from cogtune.data.sources import Dataset
+from cogtune.data.video import probe
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, read_json, write_json, write_text
-from cogtune.geometry import latent_frames
+from cogtune.geometry import Size, latent_frames
 from cogtune.launch import ENVIRONMENT, LaunchFiles
 from cogtune.models import ModelSpec, Precision, fingerprint
-from cogtune.plan import accelerate_config, fps_of, size_of
+from cogtune.plan import accelerate_config, fps_of, size_of, sizes_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,25 @@ class Prepared:
 
 def frame_settings(config: RunConfig, spec: ModelSpec) -> FrameSettings:
     """Which frames of a clip are taken, and how they are fitted."""
-    return FrameSettings(size=size_of(config, spec), fps=fps_of(config, spec), start=config.skip_start)
+    return FrameSettings(
+        size=size_of(config, spec),
+        fps=fps_of(config, spec),
+        buckets=sizes_of(config, spec) if config.buckets else (),
+        sampling=config.sampling,
+        skip_start=config.skip_start,
+        skip_end=config.skip_end,
+        reshape=config.reshape,
+        seed=config.seed,
+    )
+
+
+def clips_by_size(dataset: Dataset, settings: FrameSettings) -> dict[Size, int]:
+    """How many samples are trained at each size; every clip is opened.
+
+    Raises:
+        CogtuneError: a clip cannot be read.
+    """
+    return dict(Counter(settings_for(probe(sample.video), settings).size for sample in dataset.samples))
 
 
 def store_of(config: RunConfig) -> Store:
@@ -88,7 +108,7 @@ def prepare(
     prompts, more = prompt_jobs(store, watched.prompts, recipe)
     if remember:
         store.facts.save()
-    work = jobs(dataset.samples, index, recipe) + jobs(watched.samples, validation, recipe) + more
+    work = jobs(store, dataset.samples, index, recipe) + jobs(store, watched.samples, validation, recipe) + more
     return Prepared(store, index, validation, prompts, work, missing(store, work))
 
 
@@ -144,12 +164,10 @@ class Job:
             value["precision"],
             value["max_tokens"],
             Todo(
-                tuple(
-                    ClipJob(key, Path(video), FrameSettings.from_dict(frames)) for key, video, frames in value["clips"]
-                ),
+                tuple(ClipJob(key, Path(video), View.from_dict(frames)) for key, video, frames in value["clips"]),
                 tuple(TextJob(key, caption) for key, caption in value["texts"]),
                 tuple(
-                    ImageJob(key, Path(source), from_video, FrameSettings.from_dict(frames))
+                    ImageJob(key, Path(source), from_video, View.from_dict(frames))
                     for key, source, from_video, frames in value["images"]
                 ),
             ),

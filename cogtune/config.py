@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from cogtune.errors import CogtuneError, UsageError, did_you_mean
 from cogtune.files import explained
-from cogtune.geometry import Size
+from cogtune.geometry import Reshape, Sampling, Size
 from cogtune.models import Precision
 from cogtune.presets import PRESETS, Strategy, TrainingType, preset
 
@@ -135,7 +135,26 @@ class RunConfig(BaseModel):
     fps: float | None = _data(
         None, gt=0, help_text="Frames per second taken from each clip. [default: the model's own]"
     )
+    frames: int | None = _data(
+        None, ge=1, help_text="Number of frames, when it alone is to differ from the size. [default: the size's]"
+    )
+    buckets: tuple[str, ...] = _data(
+        (),
+        help_text="Several sizes in place of one, such as 49x480x720,49x480x848: each clip is trained at the one that "
+        "loses least of it. [default: none]",
+    )
+    sampling: Sampling = _data(
+        "head",
+        help_text="Which frames: at the rate from the first on (head) or from a drawn one (random-start), or spread "
+        "evenly over the whole clip at whatever rate follows (uniform).",
+    )
     skip_start: int = _data(0, ge=0, help_text="Frames skipped at the start of each clip.")
+    skip_end: int = _data(0, ge=0, help_text="Frames skipped at the end of each clip.")
+    reshape: Reshape = _data(
+        "center",
+        help_text="How frames get the size's shape: cut out their middle or a part drawn for each clip (center, "
+        "random), add black bars (letterbox), or distort them (stretch).",
+    )
     id_token: str = _data("", help_text="A word put in front of every caption, to call the trained concept by.")
     caption_dropout: float = _data(
         0.0, ge=0, le=1, help_text="Share of the samples trained with an empty caption, for guidance."
@@ -279,7 +298,7 @@ class RunConfig(BaseModel):
             raise ValueError(f"input should be a number, not {str(value).lower()}")
         return value
 
-    @field_validator("target_modules", mode="before")
+    @field_validator("target_modules", "buckets", mode="before")
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         parts = [value] if isinstance(value, str) else value
@@ -354,6 +373,18 @@ class RunConfig(BaseModel):
     def _size_reads(cls, text: str | None) -> str | None:
         return None if text is None else str(Size.parse(text))
 
+    @field_validator("buckets")
+    @classmethod
+    def _buckets_read(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(Size.parse(text)) for text in texts))
+
+    @field_validator("buckets")
+    @classmethod
+    def _buckets_stand_alone(cls, buckets: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if buckets and info.data.get("frames") is not None:
+            raise ValueError(f"buckets say their own numbers of frames: leave out frames {info.data['frames']}")
+        return buckets
+
     @property
     def lora_alpha(self) -> float:
         """Alpha with its default, the rank."""
@@ -385,22 +416,26 @@ class RunConfig(BaseModel):
         """Samples in one optimizer step, over all processes and accumulation steps."""
         return self.batch_size * self.gradient_accumulation_steps * self.num_processes
 
-    def total_steps(self, samples: int) -> int:
-        """Optimizer steps of the whole run over a dataset of ``samples``."""
-        return self.steps if self.epochs is None else self._steps_of(self.epochs, samples)
+    def total_steps(self, *counts: int) -> int:
+        """Optimizer steps of the whole run over a dataset with so many samples, or so many of each size.
 
-    def _steps_of(self, epochs: float, samples: int) -> int:
-        return max(1, -(-int(epochs * samples) // self.global_batch))
+        A forward pass works on samples of one size, and the last one of an epoch is filled up.
+        """
+        return self.steps if self.epochs is None else self._steps_of(self.epochs, counts)
+
+    def _steps_of(self, epochs: float, counts: Iterable[int]) -> int:
+        passes = sum(-(-int(epochs * count) // self.batch_size) for count in counts)
+        return max(1, -(-passes // (self.gradient_accumulation_steps * self.num_processes)))
 
     @property
     def eval_interval(self) -> int:
         """Optimizer steps between evaluations; 0 for none."""
         return self.checkpoint_every if self.eval_every is None else self.eval_every
 
-    def sample_interval(self, samples: int) -> int:
-        """Optimizer steps between sample videos of a run over a dataset of ``samples``; 0 for none."""
+    def sample_interval(self, *counts: int) -> int:
+        """Optimizer steps between sample videos of a run; ``counts`` as for :meth:`total_steps`. 0 for none."""
         if self.sample_epochs is not None:
-            return self._steps_of(self.sample_epochs, samples)
+            return self._steps_of(self.sample_epochs, counts)
         if self.sample_every is not None:
             return self.sample_every
         return self.checkpoint_every if self.validation_prompts else 0
@@ -537,6 +572,19 @@ def _in_words(item: ErrorDetails) -> str:
     return f"{message[0].lower()}{message[1:]}, not {item['input']!r}"
 
 
+_EITHER = (("steps", "epochs"), ("size", "buckets"), ("frames", "buckets"))
+"""Keys that say the same in two ways."""
+
+_IN_PLACE_OF = (
+    ("steps", "epochs"),
+    ("size", "frames"),
+    ("size", "buckets"),
+    ("buckets", "size"),
+    ("buckets", "frames"),
+)
+"""Keys that, given in a stronger place, undo what another said in a weaker one."""
+
+
 def resolve(
     *, preset_name: str | None = None, file: Path | None = None, flags: Mapping[str, Any] | None = None
 ) -> Resolved:
@@ -555,8 +603,9 @@ def resolve(
     fields = RunConfig.model_fields
     values: dict[str, Any] = {}
     provenance = dict.fromkeys(fields, "default")
-    if flags and {"steps", "epochs"} <= flags.keys():
-        problems.append("steps, epochs: give steps or epochs, not both (--steps, --epochs)")
+    for one, other in _EITHER:
+        if flags and {one, other} <= flags.keys():
+            problems.append(f"{one}, {other}: give {one} or {other}, not both (--{one}, --{other})")
     for source, layer in layers:
         before = values.get("optimizer")
         for key, value in layer.items():
@@ -569,9 +618,10 @@ def resolve(
             usual = PRODIGY_RATE if layer["optimizer"] == "prodigy" else USUAL_RATE
             if (usual == PRODIGY_RATE) != (before == "prodigy"):
                 values["learning_rate"], provenance["learning_rate"] = usual, provenance["optimizer"]
-        if "steps" in layer and "epochs" not in layer and values.get("epochs") is not None:
-            values["epochs"] = None
-            provenance["epochs"] = provenance["steps"]
+        for key, weaker in _IN_PLACE_OF:
+            if key in layer and weaker not in layer and values.get(weaker):
+                values[weaker] = fields[weaker].default
+                provenance[weaker] = provenance[key]
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:

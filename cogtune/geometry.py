@@ -5,8 +5,10 @@ Sizes are ``num_frames, height, width`` in that order: pixels and frames unless 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 SPATIAL_COMPRESSION = 8
 """Pixels along each side of a frame that one latent stands for (AutoencoderKLCogVideoX: three halvings)."""
@@ -110,15 +112,49 @@ def frame_indices(available: int, source_fps: float, num_frames: int, fps: float
 def longest_at(available: int, source_fps: float, fps: float, start: int = 0) -> int:
     """How many frames at ``fps`` a clip of ``available`` frames gives from ``start`` on."""
     stride = max(1.0, source_fps / fps)
-    count = 0
+    count = max(0, int((available - start) / stride))
     while start + int(count * stride + 0.5) < available:
         count += 1
+    while count and start + int((count - 1) * stride + 0.5) >= available:
+        count -= 1
     return count
+
+
+def spread_indices(first: int, end: int, num_frames: int) -> list[int]:
+    """``num_frames`` frames spread evenly from frame ``first`` to frame ``end - 1``, both among them, none twice.
+
+    One frame alone is the first.
+
+    Raises:
+        ValueError: there are too few to choose from; the message says how many it needs.
+    """
+    if end - first < num_frames:
+        raise ValueError(f"needs {num_frames} frames to spread {num_frames} over it, but has {max(0, end - first)}")
+    stride = (end - 1 - first) / max(1, num_frames - 1)
+    return [first + int(k * stride + 0.5) for k in range(num_frames)]
+
+
+Sampling = Literal["head", "uniform", "random-start"]
+"""Which frames of a clip are taken.
+
+``head`` takes them at a rate from the first on, ``random-start`` at a rate from one that is drawn for each clip;
+``uniform`` spreads them evenly over the clip, whatever their rate.
+"""
+
+Reshape = Literal["center", "random", "letterbox", "stretch"]
+"""How a frame is brought to another shape.
+
+``center`` and ``random`` resize it, aspect kept, until it covers the size, and cut out its middle or another part;
+``letterbox`` resizes it, aspect kept, until it fits inside, between black bars; ``stretch`` gives up its aspect.
+"""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """How a frame is fitted: resized to ``resized`` (height, width), then ``top``/``left`` cut to the target."""
+    """How a frame is fitted: resized to ``resized`` (height, width), then the target cut out from ``top``/``left`` on.
+
+    Both are 0 or negative where the resized frame is the smaller one: that many pixels of black come first.
+    """
 
     resized: tuple[int, int]
     top: int
@@ -127,16 +163,48 @@ class Crop:
 
 def cover(source: tuple[int, int], target: tuple[int, int]) -> Crop:
     """The resize that just covers ``target`` (height, width) with no change of aspect, cut at the centre."""
-    height, width = source
-    to_height, to_width = target
-    if height * to_width >= width * to_height:  # the source is the taller one: widths meet
-        resized = (max(to_height, round(height * to_width / width)), to_width)
+    return fit(source, target, "center")
+
+
+def fit(source: tuple[int, int], target: tuple[int, int], reshape: Reshape, place: float = 0.5) -> Crop:
+    """How frames of ``source`` (height, width) become ones of ``target``.
+
+    Args:
+        place: where along its longer side a frame is cut, from 0 (top or left) to 1 (bottom or right); it counts for
+            ``random`` alone.
+    """
+    (height, width), (to_height, to_width) = source, target
+    taller = height * to_width >= width * to_height
+    if reshape == "stretch":
+        resized = target
+    elif taller != (reshape == "letterbox"):  # widths meet
+        resized = (round(height * to_width / width), to_width)
     else:
-        resized = (to_height, max(to_width, round(width * to_height / height)))
-    return Crop(resized, (resized[0] - to_height) // 2, (resized[1] - to_width) // 2)
+        resized = (to_height, round(width * to_height / height))
+    if reshape == "letterbox":
+        resized = (min(max(1, resized[0]), to_height), min(max(1, resized[1]), to_width))
+    else:
+        resized = (max(resized[0], to_height), max(resized[1], to_width))
+    part = place if reshape == "random" else 0.5
+    return Crop(resized, *(math.floor(part * (have - want)) for have, want in zip(resized, target, strict=True)))
 
 
 def cropped_away(source: tuple[int, int], target: tuple[int, int]) -> float:
     """The share (0 to 1) of the source's area that :func:`cover` cuts off."""
     resized = cover(source, target).resized
     return 1.0 - target[0] * target[1] / (resized[0] * resized[1])
+
+
+def shape_loss(source: tuple[int, int], target: tuple[int, int]) -> float:
+    """The share (0 to 1) that a change of shape costs: of the frame, cut away; or of the target, black bars.
+
+    One less the smaller aspect over the larger one, which is both; for a stretched frame it says by how much.
+    """
+    across = source[0] * target[1], source[1] * target[0]
+    return 1.0 - min(across) / max(across)
+
+
+def enlargement_loss(source: tuple[int, int], crop: Crop) -> float:
+    """The share (0 to 1) of the resized frame's pixels that the source does not have."""
+    down, across = (max(1.0, now / was) for now, was in zip(crop.resized, source, strict=True))
+    return 1.0 - 1.0 / (down * across)

@@ -131,6 +131,9 @@ def variant(name: str) -> Variant:
         ) from None
 
 
+LEAST_SIDE, MOST_SIDE = 256, 2048
+"""The least and the most pixels of height and width of a bucket, for any but a tiny model."""
+
 TINY = "tiny:"
 """Prefix of the built-in models with random weights: ``tiny:2b``."""
 
@@ -222,6 +225,16 @@ class ModelSpec:
                 f"{self.sample_height * SPATIAL_COMPRESSION}x{self.sample_width * SPATIAL_COMPRESSION}"
             )
         return problems
+
+    def bucket_problems(self, size: Size) -> list[str]:
+        """Why ``size`` cannot be one of several that the model is trained at; empty when it can."""
+        least = min(LEAST_SIDE, self.native.height, self.native.width)
+        outside = [
+            f"{name} {value} is not from {least} to {MOST_SIDE}"
+            for name, value in (("height", size.height), ("width", size.width))
+            if not least <= value <= MOST_SIDE
+        ]
+        return self.size_problems(size) + outside
 
     def size_advice(self, size: Size) -> list[str]:
         """What is legal about ``size`` but unlike what the model was trained on."""

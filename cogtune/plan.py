@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Plan:
     size: Size
     fps: float
     samples: int
+    buckets: Mapping[str, int]
+    """How many of them are trained at each size."""
     prompt: str
     """The first sample's caption, with which the finished weights are tried."""
     total_steps: int
@@ -59,6 +61,7 @@ class Plan:
             "size": str(self.size),
             "fps": self.fps,
             "samples": self.samples,
+            "buckets": dict(self.buckets),
             "prompt": self.prompt,
             "total_steps": self.total_steps,
             "tokens": self.tokens,
@@ -88,6 +91,7 @@ class Plan:
             size=Size.parse(value["size"]),
             fps=value["fps"],
             samples=value["samples"],
+            buckets=value["buckets"],
             prompt=value["prompt"],
             total_steps=value["total_steps"],
             index=Path(value["index"]),
@@ -100,7 +104,7 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Video tokens of one sample."""
+        """Video tokens of one sample, of the largest size."""
         return video_tokens(self.size, self.spec.patch_size, self.spec.patch_size_t)
 
 
@@ -117,7 +121,9 @@ def check(config: RunConfig, spec: ModelSpec) -> None:
             f"precision fp16: {row.name} was trained in bf16 and overflows in fp16 (black video); use bf16 or fp32"
         )
     problems += problems_of_training(config, spec)
-    problems += [f"size {size_of(config, spec)}: {problem}" for problem in spec.size_problems(size_of(config, spec))]
+    for size in sizes_of(config, spec):
+        of_size = spec.bucket_problems(size) if config.buckets else spec.size_problems(size)
+        problems += [f"size {size}: {problem}" for problem in of_size]
     if config.strategy in ("zero3", "zero3-offload") and config.num_processes == 1:
         problems.append(f"strategy {config.strategy} shares weights over GPUs and needs num_processes of 2 or more")
     if config.strategy != "ddp" and importlib.util.find_spec("deepspeed") is None:
@@ -142,9 +148,17 @@ def check_machines(config: RunConfig) -> None:
         )
 
 
+def sizes_of(config: RunConfig, spec: ModelSpec) -> tuple[Size, ...]:
+    """The sizes to train at: the buckets, else the configured size, else the model's own."""
+    if config.buckets:
+        return tuple(Size.parse(text) for text in config.buckets)
+    size = Size.parse(config.size) if config.size else spec.native
+    return (replace(size, num_frames=config.frames or size.num_frames),)
+
+
 def size_of(config: RunConfig, spec: ModelSpec) -> Size:
-    """The size to train at: the configured one, else the model's own."""
-    return Size.parse(config.size) if config.size else spec.native
+    """The size to train at, or the largest of them: the one with the most tokens, and of equals the first."""
+    return max(sizes_of(config, spec), key=lambda size: video_tokens(size, spec.patch_size, spec.patch_size_t))
 
 
 def fps_of(config: RunConfig, spec: ModelSpec) -> float:
@@ -207,6 +221,7 @@ def make_plan(
     checkpoint: Path,
     spec: ModelSpec,
     samples: int,
+    buckets: Mapping[Size, int] | None = None,
     prompt: str,
     index: Path,
     identity: Mapping[str, Any],
@@ -215,8 +230,13 @@ def make_plan(
     prompts: Path | None = None,
     overwrite: bool = False,
 ) -> Plan:
-    """Everything a run needs, resolved."""
+    """Everything a run needs, resolved.
+
+    Args:
+        buckets: how many samples are trained at each size; by default all of them at one.
+    """
     config = resolved.config
+    counts = buckets or {size_of(config, spec): samples}
     return Plan(
         config=config,
         provenance=resolved.provenance,
@@ -225,8 +245,9 @@ def make_plan(
         size=size_of(config, spec),
         fps=fps_of(config, spec),
         samples=samples,
+        buckets={str(size): counts[size] for size in sorted(counts)},
         prompt=prompt,
-        total_steps=config.total_steps(samples),
+        total_steps=config.total_steps(*counts.values()),
         index=index,
         validation=validation,
         prompts=prompts,

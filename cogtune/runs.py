@@ -208,14 +208,16 @@ def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_ru
     if any((checkpoint / "transformer").glob("*.safetensors")):
         prepared, left = _cached(config, spec, checkpoint, dataset, watched, dry_run=dry_run)
         identity = identity_of(config, base=fingerprint(checkpoint, "transformer"), data=prepared.index.digest)
+        buckets = {size: len(positions) for size, positions in prepared.index.buckets.items()}
     else:  # a dry run with a model that is not on this machine
         nothing = Index((), "")
         none = Todo((), (), ())
         prepared = caching.Prepared(Store(config.output), nothing, nothing, (), none, none)
         left, identity = f"everything, after downloading {config.model}", {}
+        buckets = caching.clips_by_size(dataset, caching.frame_settings(config, spec))
     if start_from is not None:
         check_fits(start_from, read_state(start_from), identity)
-        total, step = config.total_steps(len(dataset.samples)), int(read_state(start_from)["step"])
+        total, step = config.total_steps(*buckets.values()), int(read_state(start_from)["step"])
         if step > total or (step == total and start_from.parent != config.output):  # nothing to do, or only to publish
             raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")
     folder = "dry-run" if dry_run else launch.folder_name(config)
@@ -225,6 +227,7 @@ def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_ru
         checkpoint=checkpoint,
         spec=spec,
         samples=len(dataset.samples),
+        buckets=buckets,
         prompt=caption_of(dataset.samples[0], config.id_token),
         index=launch_folder / "index.json",
         validation=launch_folder / "validation.json" if prepared.validation.rows else None,
@@ -335,10 +338,16 @@ def watched_by(
 def _validate_command(config: RunConfig, spec: ModelSpec) -> str:
     """The command that checks the dataset against what this run takes from it."""
     settings = caching.frame_settings(config, spec)
-    words = ["cogtune", "dataset", "validate", str(config.data), "--model", config.model, "--size", str(settings.size)]
+    words = ["cogtune", "dataset", "validate", str(config.data), "--model", config.model]
+    words += ["--buckets", ",".join(config.buckets)] if config.buckets else ["--size", str(settings.size)]
+    usual = RunConfig()
     optional = {
         "--fps": config.fps,
+        "--sampling": config.sampling if config.sampling != usual.sampling else None,
         "--skip-start": config.skip_start or None,
+        "--skip-end": config.skip_end or None,
+        "--reshape": config.reshape if config.reshape != usual.reshape else None,
+        "--seed": config.seed if settings.draws and config.seed != usual.seed else None,
         "--format": config.format,
         "--caption-column": config.caption_column,
         "--video-column": config.video_column,
@@ -413,12 +422,20 @@ def _refuse_to_overwrite(output: Path, start_from: Path | None) -> None:
         )
 
 
+def _described_sizes(plan: Plan) -> list[tuple[str, str, str]]:
+    if not plan.config.buckets:
+        source = " and ".join(key for key in ("size", "frames") if getattr(plan.config, key)) or "the model"
+        return [("training size", str(plan.size), source)]
+    shared = [f"{size} ({plan.buckets.get(size, 0)})" for size in plan.config.buckets]
+    return [("training sizes (samples)", ", ".join(shared), "buckets")]
+
+
 def describe(plan: Plan) -> list[tuple[str, str, str]]:
     """A plan as rows of key, value and where the value came from."""
     derived = [
         ("base model", str(plan.checkpoint), "model"),
-        ("training size", str(plan.size), "size" if plan.config.size else "the model"),
-        ("tokens per sample", f"{plan.tokens:,}", "size"),
+        *_described_sizes(plan),
+        ("tokens per sample", f"{plan.tokens:,}", "the largest size" if plan.config.buckets else "size"),
         ("frames per second", f"{plan.fps:g}", "fps" if plan.config.fps else "the model"),
         ("samples", str(plan.samples), "data"),
         ("samples per step", str(plan.config.global_batch), "batch size x accumulation x processes"),

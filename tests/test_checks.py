@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +25,7 @@ from cogtune.data.findings import FINDINGS, SEVERITIES, Finding, finding, listed
 from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import read_dataset
 from cogtune.data.video import write_video
-from cogtune.geometry import Size
+from cogtune.geometry import Reshape, Size
 from cogtune.models import VARIANTS, ModelSpec, published_spec
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)
@@ -230,6 +231,21 @@ def _at_size(size: str, spec: ModelSpec) -> Callable[[Path], Report]:
     return build
 
 
+def _reshaped(way: Reshape) -> Callable[[Path], Report]:
+    def build(root: Path) -> Report:
+        lists(root, ["A black frame."], ["bad.mp4"])
+        clip(root / "bad.mp4", height=128, width=96)
+        return check(root, replace(SETTINGS, reshape=way))
+
+    return build
+
+
+def _spread(root: Path) -> Report:
+    lists(root, ["A black frame."], ["bad.mp4"])
+    clip(root / "bad.mp4", count=60)
+    return check(root, replace(SETTINGS, sampling="uniform"))
+
+
 CASES: dict[str, tuple[Callable[[Path], Report], str, str]] = {
     "missing-list": (_missing_list, "videos.txt", "prompts.txt is there, but videos.txt is not"),
     "not-utf8": (_not_utf8, "prompts.txt:1", "byte 4 of line 1, 0xe9, is not UTF-8"),
@@ -321,6 +337,22 @@ CASES: dict[str, tuple[Callable[[Path], Report], str, str]] = {
         "bad",
         "50% of each frame is cut away to make 128x96 fit 64x96",
     ),
+    "barred": (
+        _reshaped("letterbox"),
+        "bad",
+        "50% of what is trained is black bars to make 128x96 fit 64x96",
+    ),
+    "stretched": (_reshaped("stretch"), "bad", "is distorted by 50% to make 128x96 fit 64x96"),
+    "only-part": (
+        _with_clip(lambda path: clip(path, count=60)),
+        "bad",
+        "is trained on seconds 0 to 1.12 of 7.5",
+    ),
+    "other-speed": (
+        _spread,
+        "bad",
+        "has its 9 frames spread over 7.5 seconds: at 8 fps its motion is learned 6.7 times as fast",
+    ),
     "empty-caption": (_with_caption(" \n"), "bad", "has an empty caption"),
     "one-word-caption": (_with_caption("mouse"), "bad", "has a caption of one word: 'mouse'"),
     "long-caption": (
@@ -368,7 +400,7 @@ def test_each_kind_of_fault_is_found_and_told(tmp_path: Path, code: str) -> None
     assert fnmatchcase(found.message, message.replace("ROOT", str(tmp_path))), found.message
     assert found.severity == FINDINGS[code].severity
     assert report.ok == all(found.severity != "error" for found in report.findings)
-    related = {"copied-video", "listed-twice", "same-caption", "stray-caption", "one-word-caption"}
+    related = {"copied-video", "listed-twice", "same-caption", "stray-caption", "one-word-caption", "only-part"}
     assert {other.code for other in report.findings} <= {code} | related
     told = f"{found.where}: {found.message}".replace(str(tmp_path), "data")
     assert _without_figures(told) == _without_figures(EXAMPLES[code]), "docs/dataset-format.md tells it otherwise"
@@ -487,7 +519,7 @@ def test_a_clip_too_short_says_how_many_frames_it_gives(
 ) -> None:
     lists(tmp_path, ["A black frame."], ["a.mp4"])
     clip(tmp_path / "a.mp4", count=count, fps=fps)
-    report = check(tmp_path, FrameSettings(size=Size(25, 64, 96), fps=8, start=start))
+    report = check(tmp_path, FrameSettings(size=Size(25, 64, 96), fps=8, skip_start=start))
     (found,) = report.findings
     assert found.message.startswith(message)
     assert found.hint == hint

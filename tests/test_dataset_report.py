@@ -16,9 +16,9 @@ from PIL import Image
 
 from cogtune.data.checks import check_dataset
 from cogtune.data.findings import Finding, finding
-from cogtune.data.frames import FrameSettings, load_clip, load_image
+from cogtune.data.frames import FrameSettings, View, load_clip, load_image, view
 from cogtune.data.sources import Dataset, Sample, read_dataset
-from cogtune.data.video import VideoInfo, write_video
+from cogtune.data.video import probe, write_video
 from cogtune.errors import CogtuneError
 from cogtune.geometry import Size
 from cogtune.report.dataset import MOST_FINDINGS, Checked, choose_samples, write_dataset_report
@@ -71,7 +71,7 @@ def test_the_bright_part_of_a_picture_is_what_training_sees(tmp_path: Path, heig
     moving(tmp_path / "a.mp4", 12, height, width)
     page = report(lists(tmp_path, [("A gradient.", "a.mp4")]))
     frames = page.all("div", "frame")
-    seen = load_clip(tmp_path / "a.mp4", SETTINGS)
+    seen = load_clip(tmp_path / "a.mp4", view(probe(tmp_path / "a.mp4"), SETTINGS))
     assert len(frames) == 3
     for frame, index in zip(frames, (0, 4, 8), strict=True):
         shown = kept(frame)
@@ -154,9 +154,9 @@ def _draw(task: Task) -> Shown:
 
 
 def test_a_clip_that_kills_or_hangs_its_decoder_costs_nothing_but_its_pictures() -> None:
-    info = VideoInfo(9, 8.0, 64, 96, 1.0, "h264", "yuv420p", 0, 1.0)
+    seen = View((0,), Size(1, 64, 96), (64, 96))
     names = ["a", "kills", "b", "", "hangs", "c"]
-    tasks = [Task(Path(f"{name}.mp4"), info, SETTINGS, None, 1) if name else None for name in names]
+    tasks = [Task(Path(f"{name}.mp4"), seen, None, 1) if name else None for name in names]
     first, killed, second, nothing, hung, third = drawn(tasks, 1, patience=3, draw=_draw)
     assert [one.pictures[0].jpeg for one in (first, second, third) if isinstance(one, Shown)] == [b"a", b"b", b"c"]
     assert killed == "kills.mp4: the decoder dies of it"

@@ -25,7 +25,7 @@ from cogtune import caching, encoding
 from cogtune.caching import Engine, Job, job_for, prepare, share
 from cogtune.config import resolve
 from cogtune.data.decoding import Decoded, Failure, PixelJob, decoding, default_workers, load
-from cogtune.data.frames import FrameSettings
+from cogtune.data.frames import View
 from cogtune.data.index import ClipJob, TextJob, Todo, missing
 from cogtune.data.sources import read_dataset
 from cogtune.errors import CogtuneError
@@ -153,8 +153,8 @@ def test_the_estimate_is_what_the_entries_take(job: Jobs) -> None:
 
 def test_shares_cover_the_work_once_and_weigh_the_same() -> None:
     sizes = ("49x480x720", "25x512x512", "81x768x1360")
-    settings = [FrameSettings(size=Size.parse(size), fps=8.0) for size in sizes]
-    clips = tuple(ClipJob(f"{number:032x}", Path("a.mp4"), settings[number % 3]) for number in range(300))
+    views = [View(tuple(range(size.num_frames)), size, (480, 720)) for size in map(Size.parse, sizes)]
+    clips = tuple(ClipJob(f"{number:032x}", Path("a.mp4"), views[number % 3]) for number in range(300))
     texts = tuple(TextJob(f"{number:032x}", "a") for number in range(4000))
     work = Todo(clips, texts, ())
     parts = [share(work, rank, 4) for rank in range(4)]

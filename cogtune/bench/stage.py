@@ -98,7 +98,7 @@ def _write_samples(store: Store, spec: ModelSpec, size: Size, precision: Precisi
         if spec.image_to_video:
             pixels = torch.randint(256, (3, size.height, size.width), generator=random)
             store.write("image", key, pixels.to(torch.uint8))
-        rows.append(Row(f"random {number}", key, write_text(key), key if spec.image_to_video else None))
+        rows.append(Row(f"random {number}", key, write_text(key), key if spec.image_to_video else None, size))
     return Index(tuple(rows), write_text(digest("bench")))
 
 

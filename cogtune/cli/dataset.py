@@ -23,9 +23,12 @@ Folder = Annotated[
 READING = ("format", "caption_column", "video_column", "image_column", "allow_outside")
 """The flags that say how the folder is read."""
 
+FRAMES = ("size", "frames", "buckets", "fps", "sampling", "skip_start", "skip_end", "reshape", "seed")
+"""The flags that say what is taken of each clip."""
+
 
 @app.command()
-@with_config_flags("model", "size", "fps", "skip_start", *READING)
+@with_config_flags("model", *FRAMES, *READING)
 def validate(
     flags: Flags,
     folder: Folder = Path("data"),
@@ -79,7 +82,7 @@ def validate(
 
 @app.command()
 @with_config_flags(
-    "model", "precision", "size", "fps", "skip_start", "id_token", "cache_dir", "workers", "vae_tiling", "vae_compile",
+    "model", "precision", *FRAMES, "id_token", "cache_dir", "workers", "vae_tiling", "vae_compile",
     "quarantine", *READING,
 )  # fmt: skip
 def cache(

@@ -1,8 +1,13 @@
 """Which samples are in which step: a function of the seed and the step number alone.
 
-Samples are counted through the whole run: optimizer step s takes ordinals ``s * global_batch`` to
-``(s + 1) * global_batch - 1``, however many processes and accumulation steps share them. So a resumed run goes on
-with the sample it would have had, and two processes see what one would.
+Forward passes are counted through the whole run, and the samples in them: optimizer step s takes the next
+``accumulation * world_size`` passes, however they are divided between the two. So a resumed run goes on with the
+sample it would have had, and two processes see what one would.
+
+The samples of a pass are from one bucket, that is of one size. Each bucket has an endless line of its own samples,
+round after round in a new order, of which an epoch takes as many whole passes as see each sample once; where the last
+pass is not full, the next round begins, and the next epoch goes on behind it. Over E epochs each sample comes at
+least E times, and no bucket gets a pass more than that takes. Which bucket's turn it is, is shuffled over the epoch.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from cogtune.data.index import Index, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Integers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 LOOKAHEAD = 2
 """Batches read ahead of the step that uses them."""
@@ -40,15 +47,16 @@ class Batch:
     ordinals: tuple[int, ...]
 
 
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: samples of one bucket.
 
+    ``positions`` are theirs in the bucket, ``ordinals`` their numbers in the run.
+    """
 
-def sample_at(seed: int, ordinal: int, count: int) -> int:
-    """Which of ``count`` samples is number ``ordinal`` of a run: each once an epoch, in an order of the epoch's own."""
-    epoch, position = divmod(ordinal, count)
-    return int(_order(seed, epoch, count)[position])
+    bucket: int
+    positions: tuple[int, ...]
+    ordinals: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +69,61 @@ class Share:
     world_size: int
     rank: int
 
-    def ordinals(self, step: int, micro: int) -> tuple[int, ...]:
-        """The numbers of the samples in this process's forward pass ``micro`` of optimizer step ``step``."""
-        passes = (step * self.accumulation + micro) * self.world_size + self.rank
-        return tuple(range(passes * self.batch_size, (passes + 1) * self.batch_size))
+    def passes(self, step: int, counts: tuple[int, ...]) -> list[Pass]:
+        """This process's forward passes of optimizer step ``step``, over buckets of so many samples.
+
+        The passes of a step are dealt out by bucket, so that the processes work on one size at a time as far as may be.
+        """
+        together = self.accumulation * self.world_size
+        passes = [
+            pass_at(self.seed, number, counts, self.batch_size)
+            for number in range(step * together, (step + 1) * together)
+        ]
+        passes.sort(key=lambda one: one.bucket)
+        return passes[self.rank :: self.world_size]
+
+
+def pass_at(seed: int, number: int, counts: tuple[int, ...], batch_size: int) -> Pass:
+    """Forward pass ``number`` of a run, over buckets of so many samples."""
+    epoch = number * batch_size // sum(counts)
+    while sum(_passes_before(epoch, counts, batch_size)) > number:
+        epoch -= 1
+    before = _passes_before(epoch, counts, batch_size)
+    order = _order_of_buckets(seed, epoch, counts, batch_size)
+    place = number - sum(before)
+    bucket = int(order[place])
+    turn = before[bucket] + int(np.count_nonzero(order[:place] == bucket))
+    return Pass(
+        bucket,
+        tuple(
+            sample_at(seed, ordinal, counts[bucket], bucket)
+            for ordinal in range(turn * batch_size, (turn + 1) * batch_size)
+        ),
+        tuple(range(number * batch_size, (number + 1) * batch_size)),
+    )
+
+
+def sample_at(seed: int, ordinal: int, count: int, bucket: int = 0) -> int:
+    """Which of a bucket's ``count`` samples is its ``ordinal``-th: each once a round, in the round's own order."""
+    round_, position = divmod(ordinal, count)
+    return int(_order(seed, round_, count, bucket)[position])
+
+
+def _passes_before(epoch: int, counts: tuple[int, ...], batch_size: int) -> list[int]:
+    """Forward passes of each bucket before ``epoch``: enough for each of its samples to have come so many times."""
+    return [-(-epoch * count // batch_size) for count in counts]
+
+
+@functools.lru_cache(maxsize=64)
+def _order(seed: int, round_: int, count: int, bucket: int) -> Integers:
+    return np.random.default_rng([seed, round_, bucket + 1]).permutation(count)
+
+
+@functools.lru_cache(maxsize=4)
+def _order_of_buckets(seed: int, epoch: int, counts: tuple[int, ...], batch_size: int) -> Integers:
+    """Which bucket each forward pass of an epoch is from."""
+    before, after = (np.array(_passes_before(at, counts, batch_size)) for at in (epoch, epoch + 1))
+    return np.random.default_rng([seed, epoch]).permutation(np.repeat(np.arange(len(counts)), after - before))
 
 
 def load_batch(store: Store, rows: Sequence[Row], ordinals: tuple[int, ...]) -> Batch:
@@ -80,13 +139,14 @@ def load_batch(store: Store, rows: Sequence[Row], ordinals: tuple[int, ...]) -> 
 def batches(store: Store, index: Index, share: Share, first_step: int, last_step: int) -> Iterator[list[Batch]]:
     """For each optimizer step from ``first_step`` up to ``last_step``, its forward passes' batches, read ahead."""
 
+    buckets = list(index.buckets.values())
+    counts = tuple(len(bucket) for bucket in buckets)
+
     def load(step: int) -> list[Batch]:
-        passes = []
-        for micro in range(share.accumulation):
-            ordinals = share.ordinals(step, micro)
-            rows = [index.rows[sample_at(share.seed, ordinal, len(index.rows))] for ordinal in ordinals]
-            passes.append(load_batch(store, rows, ordinals))
-        return passes
+        return [
+            load_batch(store, [index.rows[buckets[one.bucket][place]] for place in one.positions], one.ordinals)
+            for one in share.passes(step, counts)
+        ]
 
     with ThreadPoolExecutor(1, "cogtune-batches") as reader:
         pending: list[Future[list[Batch]]] = []

@@ -21,7 +21,6 @@ from cogtune.data.frames import FrameSettings
 from cogtune.data.inspection import Job, Seen, inspect
 from cogtune.data.sources import Dataset, Sample
 from cogtune.errors import CogtuneError
-from cogtune.geometry import Size
 from cogtune.models import ModelSpec
 
 REPORT_VERSION = 1
@@ -94,7 +93,7 @@ def check_dataset(
         CogtuneError: clips cannot be opened here at all.
     """
     told = {(found.where, found.code) for found in dataset.findings}
-    findings = [*dataset.findings, *_check_size(settings.size, spec)]
+    findings = [*dataset.findings, *_check_sizes(settings, spec)]
     infos: dict[int, VideoInfo] = {}
     facts = facts or Facts(None)
     with contextlib.closing(_look(dataset.samples, full, workers, facts)) as looks:
@@ -153,12 +152,16 @@ def _remembered(sample: Sample, stamps: Sequence[Stamp], facts: Facts) -> Seen |
     return Seen(info, None if shape is None else (int(shape[0]), int(shape[1])), ())
 
 
-def _check_size(size: Size, spec: ModelSpec | None) -> list[Finding]:
+def _check_sizes(settings: FrameSettings, spec: ModelSpec | None) -> Iterator[Finding]:
     if spec is None:
-        return []
-    where, hint = str(size), f"the model was trained at {spec.native}"
-    problems = [finding("model-size", where, problem, hint) for problem in spec.size_problems(size)]
-    return problems or [finding("model-advice", where, advice, hint) for advice in spec.size_advice(size)]
+        return
+    hint = f"the model was trained at {spec.native}"
+    for size in settings.sizes:
+        problems = spec.bucket_problems(size) if settings.buckets else spec.size_problems(size)
+        for problem in problems:
+            yield finding("model-size", str(size), problem, hint)
+        for advice in spec.size_advice(size) if not problems else ():
+            yield finding("model-advice", str(size), advice, hint)
 
 
 def _check_files(sample: Sample, seen: Seen, settings: FrameSettings) -> Iterator[Finding]:

@@ -6,11 +6,17 @@ from collections.abc import Iterator
 
 from cogtune.data.container import VideoInfo
 from cogtune.data.findings import Finding, finding
-from cogtune.data.frames import FrameSettings
-from cogtune.geometry import FRAME_STEP, cropped_away, legal_frame_counts, longest_at, nearest_below
+from cogtune.data.frames import FrameSettings, frames_given, settings_for
+from cogtune.geometry import FRAME_STEP, Reshape, fit, legal_frame_counts, nearest_below, shape_loss
 
 MOST_CROPPED = 0.25
-"""The share of a frame that may be cut away before it is worth a warning."""
+"""The share of a frame that may be cut away, or be black bars, before it is worth a warning."""
+
+MOST_STRETCHED = 0.05
+"""By how much the aspect of a frame may change before it is worth a warning."""
+
+LEAST_TAKEN = 0.75
+"""The share of a clip that training takes at least, or it is worth a note."""
 
 SAME_RATE = 0.95
 """A clip at this share of the training frame rate or above counts as fast enough (23.976 passes for 24)."""
@@ -24,26 +30,8 @@ SAME_SHAPE = 0.05
 
 def check_clip(where: str, info: VideoInfo, settings: FrameSettings) -> Iterator[Finding]:
     """What stands against training on a clip at these settings, and what is worth knowing about it."""
-    size = settings.size
-    given = longest_at(info.num_frames, info.fps, settings.fps, settings.start)
-    if given < size.num_frames:
-        from_start = f" from frame {settings.start} on" if settings.start else ""
-        fits = nearest_below(given, legal_frame_counts(FRAME_STEP, given))
-        yield finding(
-            "too-short",
-            where,
-            f"gives {given} frames at {settings.fps:g} fps{from_start}, and training takes {size.num_frames} "
-            f"(it has {info.num_frames} at {info.fps:.4g} fps)",
-            f"use a longer clip, or ask for {fits} frames" if fits else "use a longer clip, or leave it out",
-        )
-    if info.fps < SAME_RATE * settings.fps:
-        yield finding(
-            "slow",
-            where,
-            f"runs at {info.fps:.4g} fps, training at {settings.fps:g}: "
-            f"its motion is learned {settings.fps / info.fps:.2g} times as fast",
-            "use a source with more frames a second",
-        )
+    settings = settings_for(info, settings)
+    yield from _check_length(where, info, settings)
     if info.uneven > MOST_UNEVEN:
         yield finding(
             "variable-rate",
@@ -61,25 +49,85 @@ def check_clip(where: str, info: VideoInfo, settings: FrameSettings) -> Iterator
             f"has pixels {info.pixel_aspect:.3g} times as wide as high: it is trained squeezed or stretched",
             f"resize it to {round(info.width * info.pixel_aspect)}x{info.height} with square pixels",
         )
-    source, target = (info.height, info.width), (size.height, size.width)
-    shape, fit = f"{info.height}x{info.width}", f"{size.height}x{size.width}"
-    enlarged = max(size.height / info.height, size.width / info.width)
+    yield from _check_shape(where, (info.height, info.width), settings)
+    yield from _check_pixels(where, info)
+
+
+def _check_length(where: str, info: VideoInfo, settings: FrameSettings) -> Iterator[Finding]:
+    count, given = settings.size.num_frames, frames_given(info, settings)
+    if given < count:
+        rate = "" if settings.sampling == "uniform" else f" at {settings.fps:g} fps"
+        skipped = f" from frame {settings.skip_start} on" if settings.skip_start else ""
+        skipped += f" without its last {settings.skip_end}" if settings.skip_end else ""
+        fits = nearest_below(given, legal_frame_counts(FRAME_STEP, given))
+        yield finding(
+            "too-short",
+            where,
+            f"gives {given} frames{rate}{skipped}, and training takes {count} "
+            f"(it has {info.num_frames} at {info.fps:.4g} fps)",
+            f"use a longer clip, or ask for {fits} frames" if fits else "use a longer clip, or leave it out",
+        )
+    usable = info.num_frames - settings.skip_start - settings.skip_end
+    if settings.sampling == "uniform":
+        yield from _check_speed(where, usable / info.fps, settings)
+        return
+    if info.fps < SAME_RATE * settings.fps:
+        yield finding(
+            "slow",
+            where,
+            f"runs at {info.fps:.4g} fps, training at {settings.fps:g}: "
+            f"its motion is learned {settings.fps / info.fps:.2g} times as fast",
+            "use a source with more frames a second",
+        )
+    seconds = count / min(settings.fps, info.fps)
+    if count <= given and seconds * info.fps < LEAST_TAKEN * usable:
+        first = settings.skip_start / info.fps
+        head = f"seconds {first:.3g} to {first + seconds:.3g}"
+        part = head if settings.sampling == "head" else f"{seconds:.3g} seconds, from a start drawn for it,"
+        hint = "cut it into several clips, or let --sampling choose other frames of it"
+        yield finding("only-part", where, f"is trained on {part} of {info.duration:.3g}", hint)
+
+
+def _check_speed(where: str, seconds: float, settings: FrameSettings) -> Iterator[Finding]:
+    """What spreading the frames over so many seconds of a clip does to its motion."""
+    speed = seconds * settings.fps / settings.size.num_frames
+    if not SAME_RATE < speed < 1 / SAME_RATE:
+        yield finding(
+            "other-speed",
+            where,
+            f"has its {settings.size.num_frames} frames spread over {seconds:.3g} seconds: "
+            f"at {settings.fps:g} fps its motion is learned {speed:.2g} times as fast",
+            "--sampling head or random-start keeps to the rate",
+        )
+
+
+_RESHAPED: dict[Reshape, tuple[str, float, str]] = {
+    "center": ("cropped", MOST_CROPPED, "{:.0%} of each frame is cut away to make {} fit {}"),
+    "random": ("cropped", MOST_CROPPED, "{:.0%} of each frame is cut away to make {} fit {}"),
+    "letterbox": ("barred", MOST_CROPPED, "{:.0%} of what is trained is black bars to make {} fit {}"),
+    "stretch": ("stretched", MOST_STRETCHED, "is distorted by {:.0%} to make {} fit {}"),
+}
+"""What a change of shape is called by the way it is made: its code, how much may pass, and the words."""
+
+
+def _check_shape(where: str, source: tuple[int, int], settings: FrameSettings) -> Iterator[Finding]:
+    target = (settings.size.height, settings.size.width)
+    resized = fit(source, target, settings.reshape).resized
+    shape, wanted = (f"{height}x{width}" for height, width in (source, target))
+    enlarged = max(now / was for now, was in zip(resized, source, strict=True))
     if enlarged > 1:
+        fill = "fit" if settings.reshape == "letterbox" else "cover"
         yield finding(
             "upscaled",
             where,
-            f"{shape} is enlarged {enlarged:.3g} times to cover {fit}",
+            f"{shape} is enlarged {enlarged:.3g} times to {fill} {wanted}",
             "use a larger source, or train at a smaller size",
         )
-    cropped = cropped_away(source, target)
-    if cropped > MOST_CROPPED:
-        yield finding(
-            "cropped",
-            where,
-            f"{cropped:.0%} of each frame is cut away to make {shape} fit {fit}",
-            "crop it yourself to what matters, or train at a size of its shape",
-        )
-    yield from _check_pixels(where, info)
+    code, most, words = _RESHAPED[settings.reshape]
+    lost = shape_loss(source, target)
+    if lost > most:
+        hint = "crop it yourself to what matters, or train at a size of its shape"
+        yield finding(code, where, words.format(lost, shape, wanted), hint)
 
 
 def _check_pixels(where: str, info: VideoInfo) -> Iterator[Finding]:

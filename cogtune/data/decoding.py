@@ -71,8 +71,8 @@ def load(job: PixelJob) -> torch.Tensor:
     if isinstance(job, ClipJob):
         return load_clip(job.video, job.frames)
     if job.from_video:
-        return load_clip(job.source, job.frames.first_frame())[0]
-    return load_image(job.source, job.frames.size)
+        return load_clip(job.source, job.frames)[0]
+    return load_image(job.source, job.frames.size, job.frames)
 
 
 @contextlib.contextmanager

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cogtune.data.container import VideoInfo
 from cogtune.data.images import opened_image
-from cogtune.data.video import Pixels, VideoInfo, iter_frames, probe
-from cogtune.errors import CogtuneError
-from cogtune.geometry import Size, cover, frame_indices
+from cogtune.data.video import Pixels, iter_frames
+from cogtune.files import digest
+from cogtune.geometry import (
+    Crop,
+    Reshape,
+    Sampling,
+    Size,
+    cover,
+    enlargement_loss,
+    fit,
+    frame_indices,
+    longest_at,
+    shape_loss,
+    spread_indices,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -20,89 +33,226 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSettings:
-    """How every clip of a run becomes frames of one size.
+    """How every clip of a run becomes frames of one size, or of one of several.
 
     Args:
-        size: frames, height and width that training takes.
+        size: frames, height and width that training takes; the largest of ``buckets`` if there are any.
         fps: frames a second that training takes; see :func:`cogtune.geometry.frame_indices`.
-        start: the clip's frame that comes first.
-        reshape: ``center`` resizes, aspect kept, until the frame covers the size, and cuts out its middle.
+        buckets: the sizes that clips are shared out to, see :func:`settings_for`; none for ``size`` alone.
+        sampling: which frames are taken.
+        skip_start, skip_end: frames at a clip's two ends that are left out of all this.
+        reshape: how a frame is brought to the size's shape.
+        seed: what the draws depend on, beside the clip's own bytes.
     """
 
     size: Size
     fps: float
-    start: int = 0
-    reshape: Literal["center"] = "center"
+    buckets: tuple[Size, ...] = ()
+    sampling: Sampling = "head"
+    skip_start: int = 0
+    skip_end: int = 0
+    reshape: Reshape = "center"
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.fps > 0 or self.start < 0:
-            raise ValueError(f"frames are taken at more than 0 fps and from frame 0 or later: {self}")
+        if not self.fps > 0 or min(self.skip_start, self.skip_end) < 0:
+            raise ValueError(f"frames are taken at more than 0 fps, and no fewer than 0 are skipped: {self}")
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Every size that a clip may be trained at."""
+        return self.buckets or (self.size,)
+
+    @property
+    def draws(self) -> bool:
+        """Whether what is taken of a clip depends on its bytes."""
+        return self.sampling == "random-start" or self.reshape == "random"
+
+
+@dataclass(frozen=True)
+class View:
+    """What training sees of one clip: the frames it takes, and how each is fitted.
+
+    Args:
+        indices: the frames' numbers in the clip, rising.
+        size: frames, height and width that come out.
+        source: height and width of the clip's own frames.
+        reshape, place: as :func:`cogtune.geometry.fit` takes them.
+    """
+
+    indices: tuple[int, ...]
+    size: Size
+    source: tuple[int, int]
+    reshape: Reshape = "center"
+    place: float = 0.5
+
+    @property
+    def crop(self) -> Crop:
+        """How the clip's frames are fitted."""
+        return self.crop_of(self.source)
+
+    def crop_of(self, source: tuple[int, int]) -> Crop:
+        """How a picture of another ``source`` (height, width) is fitted, such as the clip's conditioning image."""
+        return fit(source, (self.size.height, self.size.width), self.reshape, self.place)
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The part of the clip's own frame that training sees: top, left, height and width in pixels."""
+        crop, spans = self.crop, []
+        for offset, resized, want, have in zip(
+            (crop.top, crop.left), crop.resized, (self.size.height, self.size.width), self.source, strict=True
+        ):
+            first, last = max(0, offset), min(resized, offset + want)
+            spans.append((round(first * have / resized), round(last * have / resized)))
+        (top, bottom), (left, right) = spans
+        return top, left, bottom - top, right - left
+
+    def first_frame(self) -> View:
+        """The same for the first of the frames alone."""
+        return replace(self, indices=self.indices[:1], size=replace(self.size, num_frames=1))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values: the part of a cache key that the choice of frames stands for."""
+        """The fields as JSON-able values."""
         return asdict(self) | {"size": str(self.size)}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> FrameSettings:
-        """The settings that :meth:`to_dict` gave."""
-        return cls(**{**fields, "size": Size.parse(fields["size"])})
-
-    def first_frame(self) -> FrameSettings:
-        """The same settings for the first of their frames alone."""
-        return replace(self, size=replace(self.size, num_frames=1))
+    def from_dict(cls, fields: Mapping[str, Any]) -> View:
+        """The view that :meth:`to_dict` gave."""
+        size, (height, width) = Size.parse(fields["size"]), fields["source"]
+        return cls(**{**fields, "indices": tuple(fields["indices"]), "size": size, "source": (height, width)})
 
 
-def choose(info: VideoInfo, settings: FrameSettings) -> list[int]:
-    """The indices of the frames that training takes from a clip, rising.
+def frames_given(info: VideoInfo, settings: FrameSettings) -> int:
+    """How many frames a clip gives at most, with what is skipped left out: at the settings' rate, or uniformly all."""
+    end = info.num_frames - settings.skip_end
+    if settings.sampling == "uniform":
+        return max(0, end - settings.skip_start)
+    return longest_at(end, info.fps, settings.fps, settings.skip_start)
+
+
+def settings_for(info: VideoInfo, settings: FrameSettings) -> FrameSettings:
+    """The settings with the one size that a clip is trained at.
+
+    Of the buckets that the clip is long enough for, that is the one of the least :func:`loss`, and of equals the one
+    named first; when the clip is too short for all, the shortest of them.
+    """
+    if not settings.buckets:
+        return settings
+    given = frames_given(info, settings)
+    long_enough = [size for size in settings.buckets if size.num_frames <= given]
+    if long_enough:
+        chosen = min(long_enough, key=lambda size: round(loss(info, settings, size), 9))
+    else:
+        chosen = min(settings.buckets, key=lambda size: size.num_frames)
+    return replace(settings, size=chosen, buckets=())
+
+
+def shared_out(infos: Iterable[VideoInfo], settings: FrameSettings) -> dict[Size, list[VideoInfo]]:
+    """The bucket plan: the clips of each size that training takes, every size among them."""
+    plan: dict[Size, list[VideoInfo]] = {size: [] for size in settings.sizes}
+    for info in infos:
+        plan[settings_for(info, settings).size].append(info)
+    return plan
+
+
+def loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
+    """What a clip loses when it is trained at ``size``: the sum of three shares, each from 0 to 1.
+
+    What its change of shape costs (:func:`cogtune.geometry.shape_loss`), the frames at the training rate that are not
+    taken, and the pixels that are not the clip's own because it is enlarged.
+    """
+    source, target = (info.height, info.width), (size.height, size.width)
+    end = info.num_frames - settings.skip_end
+    at_rate = longest_at(end, info.fps, settings.fps, settings.skip_start)
+    unused = max(0.0, 1.0 - size.num_frames / max(1, at_rate))
+    return shape_loss(source, target) + unused + enlargement_loss(source, fit(source, target, settings.reshape))
+
+
+def view(info: VideoInfo, settings: FrameSettings, identity: str = "") -> View:
+    """What training sees of a clip.
+
+    Args:
+        identity: the digest of the clip's bytes; needed where :attr:`FrameSettings.draws`.
 
     Raises:
-        ValueError: the clip has too few; the message says how many it needs.
+        ValueError: the clip has too few frames; the message says how many it needs.
     """
-    return frame_indices(info.num_frames, info.fps, settings.size.num_frames, settings.fps, settings.start)
+    mine = settings_for(info, settings)
+    return View(
+        tuple(_indices(info, mine, identity)),
+        mine.size,
+        (info.height, info.width),
+        mine.reshape,
+        _drawn(mine.seed, identity, "place") if mine.reshape == "random" else 0.5,
+    )
 
 
-def reshape(frames: Pixels, size: Size) -> torch.Tensor:
-    """Frames ``uint8 [F, H, W, 3]`` resized and cut to a height and width: ``uint8 [F, 3, height, width]``.
+def _indices(info: VideoInfo, settings: FrameSettings, identity: str) -> list[int]:
+    first, end, count = settings.skip_start, info.num_frames - settings.skip_end, settings.size.num_frames
+    if settings.sampling == "uniform":
+        return spread_indices(first, end, count)
+    indices = frame_indices(end, info.fps, count, settings.fps, first)
+    if settings.sampling == "random-start":
+        later = int(_drawn(settings.seed, identity, "start") * (end - indices[-1]))
+        indices = [index + later for index in indices]
+    return indices
 
-    The resize is bicubic and antialiased, and keeps the aspect.
+
+def _drawn(seed: int, identity: str, what: str) -> float:
+    """A number from 0 up to 1 that belongs to one clip."""
+    if not identity:
+        raise TypeError(f"the {what} is drawn from the clip's digest, which was not given")
+    return int(digest([seed, identity, what])[:12], 16) / 16**12
+
+
+def reshape(frames: Pixels, size: Size, crop: Crop | None = None) -> torch.Tensor:
+    """Frames ``uint8 [F, H, W, 3]`` fitted to a height and width: ``uint8 [F, 3, height, width]``.
+
+    The resize is bicubic and antialiased. Without a ``crop`` the aspect is kept and the middle cut out.
     """
     import torch
 
-    crop = cover((frames.shape[1], frames.shape[2]), (size.height, size.width))
+    crop = crop or cover((frames.shape[1], frames.shape[2]), (size.height, size.width))
     pixels = torch.from_numpy(np.require(frames, requirements=("C", "W"))).permute(0, 3, 1, 2)
     if pixels.shape[2:] != crop.resized:
         pixels = torch.nn.functional.interpolate(pixels, crop.resized, mode="bicubic", antialias=True)
-    return pixels[:, :, crop.top : crop.top + size.height, crop.left : crop.left + size.width].contiguous()
+    top, left = max(0, crop.top), max(0, crop.left)
+    pixels = pixels[:, :, top : top + size.height, left : left + size.width].contiguous()
+    above, before = max(0, -crop.top), max(0, -crop.left)
+    below, behind = size.height - above - pixels.shape[2], size.width - before - pixels.shape[3]
+    return (
+        torch.nn.functional.pad(pixels, (before, behind, above, below)) if above + before + below + behind else pixels
+    )
 
 
-def load_clip(path: Path, settings: FrameSettings) -> torch.Tensor:
+def load_clip(path: Path, seen: View) -> torch.Tensor:
     """The frames of a clip as training sees them: ``uint8 [F, 3, height, width]``.
 
     Beside the result, one frame of the clip's own size is in memory at a time.
 
     Raises:
-        CogtuneError: the clip cannot be read, or is too short.
+        CogtuneError: the clip cannot be read, or has other frames than the view was made for.
     """
     import torch
 
-    try:
-        indices = choose(probe(path), settings)
-    except ValueError as error:
-        raise CogtuneError(f"{path} {error}", "use a longer clip, or ask for fewer frames") from error
-    size = settings.size
+    size = seen.size
     clip = torch.empty((size.num_frames, 3, size.height, size.width), dtype=torch.uint8)
-    for position, frame in enumerate(iter_frames(path, indices)):
-        clip[position] = reshape(frame[np.newaxis], size)[0]
+    for position, frame in enumerate(iter_frames(path, seen.indices)):
+        clip[position] = reshape(frame[np.newaxis], size, seen.crop_of((frame.shape[0], frame.shape[1])))[0]
     return clip
 
 
-def load_image(path: Path, size: Size) -> torch.Tensor:
-    """A conditioning image as training sees it: ``uint8 [3, height, width]``, resized and cut as frames are.
+def load_image(path: Path, size: Size, seen: View | None = None) -> torch.Tensor:
+    """A conditioning image: ``uint8 [3, height, width]``, fitted as the frames of its clip's view are.
+
+    Without a view, as for sampling, its aspect is kept and the middle cut out.
 
     Raises:
         CogtuneError: the file is no image, or cannot be read.
     """
-    return reshape(read_image(path)[np.newaxis], size)[0]
+    pixels = read_image(path)
+    crop = seen.crop_of((pixels.shape[0], pixels.shape[1])) if seen else None
+    return reshape(pixels[np.newaxis], size, crop)[0]
 
 
 def read_image(path: Path) -> Pixels:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cogtune.data.cache import Store
-from cogtune.data.frames import FrameSettings
+from cogtune.data.frames import FrameSettings, View, view
 from cogtune.data.sources import Sample
+from cogtune.errors import CogtuneError
 from cogtune.files import digest, read_json, write_json
+from cogtune.geometry import Size
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when what an entry holds changes."""
 
 
@@ -20,7 +23,7 @@ class Recipe:
     """What every entry depends on besides its own clip or caption."""
 
     frames: FrameSettings
-    """Size, frame rate, start and reshape mode."""
+    """Which frames are taken of each clip, at which size, and how they are fitted."""
     vae: str
     """Fingerprint of the VAE."""
     text: str
@@ -35,12 +38,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Row:
-    """One training sample: the keys of its entries."""
+    """One training sample: the keys of its entries, and the size it is trained at."""
 
     id: str
     latents: str
     text: str
     image: str | None
+    size: Size
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,23 @@ class Index:
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
-        rows = [[row.id, row.latents, row.text, row.image] for row in self.rows]
+        rows = [[row.id, row.latents, row.text, row.image, str(row.size)] for row in self.rows]
         write_json(path, {"format": FORMAT, "null_text": self.null_text, "rows": rows})
 
     @classmethod
     def read(cls, path: Path) -> Index:
         """The index saved at ``path``."""
         value = read_json(path)
-        return cls(tuple(Row(*row) for row in value["rows"]), value["null_text"])
+        rows = (Row(id_, latents, text, image, Size.parse(size)) for id_, latents, text, image, size in value["rows"])
+        return cls(tuple(rows), value["null_text"])
+
+    @property
+    def buckets(self) -> dict[Size, tuple[int, ...]]:
+        """The positions of the rows of each size, sizes and positions rising."""
+        found: dict[Size, list[int]] = {}
+        for position, row in enumerate(self.rows):
+            found.setdefault(row.size, []).append(position)
+        return {size: tuple(found[size]) for size in sorted(found)}
 
 
 def caption_of(sample: Sample, id_token: str) -> str:
@@ -78,7 +91,7 @@ class ClipJob:
 
     key: str
     video: Path
-    frames: FrameSettings
+    frames: View
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ class ImageJob:
     key: str
     source: Path
     from_video: bool
-    frames: FrameSettings
+    frames: View
 
 
 @dataclass(frozen=True)
@@ -123,38 +136,62 @@ class Todo:
 
 
 def make_index(store: Store, samples: Sequence[Sample], recipe: Recipe) -> Index:
-    """The keys of every sample's entries; reads only those clips whose digest ``store`` does not remember."""
-    frames = recipe.frames.to_dict()
-    clip = {"format": FORMAT, "frames": frames, "vae": recipe.vae, "dtype": recipe.dtype}
+    """The keys of every sample's entries; reads only those clips of which ``store`` does not remember what it needs.
+
+    Raises:
+        CogtuneError: a clip cannot be read, or is too short.
+    """
     rows = []
     for sample in samples:
-        bytes_of_clip = store.facts.digest(sample.video)
+        bytes_of_clip, seen = store.facts.digest(sample.video), _view_of(store, sample, recipe)
         picture = None
         if recipe.with_image:
             made_from = store.facts.digest(sample.image) if sample.image else bytes_of_clip
-            picture = image_key(made_from, recipe.frames, from_video=sample.image is None)
-        rows.append(
-            Row(
-                sample.id,
-                digest(clip | {"clip": bytes_of_clip}),
-                text_key(caption_of(sample, recipe.id_token), recipe),
-                picture,
-            )
+            picture = image_key(made_from, seen, from_video=sample.image is None)
+        latents = digest(
+            {
+                "format": FORMAT,
+                "clip": bytes_of_clip,
+                "indices": seen.indices,
+                "fitted": _fitted(seen),
+                "vae": recipe.vae,
+                "dtype": recipe.dtype,
+            }
         )
+        rows.append(Row(sample.id, latents, text_key(caption_of(sample, recipe.id_token), recipe), picture, seen.size))
     return Index(tuple(rows), text_key("", recipe))
 
 
-def jobs(samples: Sequence[Sample], index: Index, recipe: Recipe) -> Todo:
+def _view_of(store: Store, sample: Sample, recipe: Recipe) -> View:
+    """What training sees of a sample's clip.
+
+    Raises:
+        CogtuneError: the clip cannot be read, or is too short.
+    """
+    try:
+        return view(store.facts.probe(sample.video), recipe.frames, store.facts.digest(sample.video))
+    except ValueError as error:
+        raise CogtuneError(f"{sample.video} {error}", "use a longer clip, or ask for fewer frames") from error
+
+
+def _fitted(seen: View) -> list[Any]:
+    """What the pixels of a clip's frames depend on beside the frames themselves."""
+    crop = seen.crop
+    return [seen.size.height, seen.size.width, *crop.resized, crop.top, crop.left]
+
+
+def jobs(store: Store, samples: Sequence[Sample], index: Index, recipe: Recipe) -> Todo:
     """What makes every entry of ``index``, each key once, whether it is there or not."""
     clips: dict[str, ClipJob] = {}
     texts: dict[str, TextJob] = {index.null_text: TextJob(index.null_text, "")}
     images: dict[str, ImageJob] = {}
     for sample, row in zip(samples, index.rows, strict=True):
-        clips.setdefault(row.latents, ClipJob(row.latents, sample.video, recipe.frames))
+        seen = _view_of(store, sample, recipe)
+        clips.setdefault(row.latents, ClipJob(row.latents, sample.video, seen))
         texts.setdefault(row.text, TextJob(row.text, caption_of(sample, recipe.id_token)))
         if row.image is not None:
             source = sample.image or sample.video
-            images.setdefault(row.image, ImageJob(row.image, source, sample.image is None, recipe.frames))
+            images.setdefault(row.image, ImageJob(row.image, source, sample.image is None, seen.first_frame()))
     return Todo(tuple(clips.values()), tuple(texts.values()), tuple(images.values()))
 
 
@@ -167,9 +204,17 @@ def missing(store: Store, work: Todo) -> Todo:
     )
 
 
-def image_key(source: str, frames: FrameSettings, *, from_video: bool) -> str:
-    """The key of a conditioning frame, from the digest of the file that it is in."""
-    return digest({"format": FORMAT, "frames": frames.to_dict(), "source": source, "video": from_video})
+def image_key(source: str, seen: View, *, from_video: bool) -> str:
+    """The key of a conditioning frame, from the digest of the file that it is in.
+
+    It depends on the first of the frames alone, and of an image that is no frame, on no frame at all.
+    """
+    fitted = (
+        [seen.indices[0], *_fitted(seen)]
+        if from_video
+        else [seen.size.height, seen.size.width, seen.reshape, seen.place]
+    )
+    return digest({"format": FORMAT, "source": source, "video": from_video, "fitted": fitted})
 
 
 def text_key(caption: str, recipe: Recipe) -> str:

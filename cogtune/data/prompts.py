@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cogtune.config import SEPARATOR, RunConfig, is_list_file
 from cogtune.data.cache import Store
+from cogtune.data.frames import FrameSettings, View, view
 from cogtune.data.index import ImageJob, Recipe, TextJob, Todo, caption_of, image_key, text_key
 from cogtune.data.sources import Sample
 from cogtune.errors import CogtuneError, UsageError
@@ -71,10 +72,24 @@ def prompt_jobs(store: Store, prompts: Sequence[Prompt], recipe: Recipe) -> tupl
         text, image = text_key(prompt.text, recipe), None
         texts.append(TextJob(text, prompt.text))
         if prompt.image is not None:
-            image = image_key(store.facts.digest(prompt.image), recipe.frames, from_video=prompt.from_video)
-            images.append(ImageJob(image, prompt.image, prompt.from_video, recipe.frames))
+            seen = _view_of(store, prompt.image, recipe.frames, from_video=prompt.from_video)
+            image = image_key(store.facts.digest(prompt.image), seen, from_video=prompt.from_video)
+            images.append(ImageJob(image, prompt.image, prompt.from_video, seen))
         rows.append(PromptRow(prompt.text, text, image, str(prompt.image) if prompt.image else None))
     return tuple(rows), Todo((), tuple(texts), tuple(images))
+
+
+def _view_of(store: Store, file: Path, frames: FrameSettings, *, from_video: bool) -> View:
+    """The first frame of a sample video: as sampling takes an image; of a clip, the one that training takes.
+
+    Raises:
+        CogtuneError: the clip cannot be read.
+    """
+    size = replace(frames.size, num_frames=1)
+    if not from_video:
+        return View((0,), size, (size.height, size.width))
+    seen = view(store.facts.probe(file), frames, store.facts.digest(file))
+    return View(seen.indices[:1], size, seen.source)
 
 
 def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: bool) -> tuple[Prompt, ...]:

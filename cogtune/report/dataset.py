@@ -13,10 +13,12 @@ from cogtune import __version__
 from cogtune.data.checks import Report
 from cogtune.data.checks_captions import CountTokens
 from cogtune.data.findings import FINDINGS, SEVERITIES, Finding
-from cogtune.data.frames import FrameSettings, choose
+from cogtune.data.frames import FrameSettings, View, settings_for, shared_out, view
 from cogtune.data.sources import Dataset, Sample
 from cogtune.data.video import VideoInfo
-from cogtune.geometry import cropped_away
+from cogtune.errors import CogtuneError
+from cogtune.files import digest_file
+from cogtune.geometry import Reshape, enlargement_loss, fit, shape_loss
 from cogtune.report.charts import bars, distribution
 from cogtune.report.drawing import Task, drawn
 from cogtune.report.page import Html, facts, join, section, table, tag, write_page
@@ -139,7 +141,7 @@ def _header(checked: Checked) -> Html:
                 ("Clips that open", f"{counts['clips']:,}"),
                 ("Video", _duration(seconds)),
                 *((f"{severity.capitalize()}s", f"{counts[severity]:,}") for severity in SEVERITIES),
-                ("Trained at", [str(settings.size), tag("small", f"{settings.fps:g} frames a second")]),
+                ("Trained at", [_sizes(settings), tag("small", _rate(settings))]),
             ]
         ),
     )
@@ -271,13 +273,49 @@ def _distributions(checked: Checked) -> Iterator[Html]:
 
 def _plan(checked: Checked) -> Html:
     """Which clips are trained at which size, and what that costs them."""
-    size = checked.settings.size
-    infos = checked.report.infos.values()
-    cut = [cropped_away((info.height, info.width), (size.height, size.width)) for info in infos]
-    enlarged = sum(info.height < size.height or info.width < size.width for info in infos)
-    row = (tag("code", str(size)), f"{len(cut):,}", f"{median(cut):.0%}", f"{max(cut):.0%}", f"{enlarged:,}")
-    columns = ("frames x height x width", "clips", "cut away (median)", "cut away (most)", "enlarged")
-    return section("Training sizes", table(columns, [row], label="Training sizes"))
+    settings, rows = checked.settings, []
+    lost = _LOST[settings.reshape]
+    for size, infos in shared_out(checked.report.infos.values(), settings).items():
+        target = (size.height, size.width)
+        shapes = [(info.height, info.width) for info in infos]
+        shares = [shape_loss(shape, target) for shape in shapes]
+        crops = [fit(shape, target, settings.reshape) for shape in shapes]
+        enlarged = sum(enlargement_loss(shape, crop) > 0 for shape, crop in zip(shapes, crops, strict=True))
+        figures = (f"{median(shares):.0%}", f"{max(shares):.0%}") if shares else ("", "")
+        rows.append((tag("code", str(size)), f"{len(infos):,}", *figures, f"{enlarged:,}"))
+    columns = ("frames x height x width", "clips", f"{lost} (median)", f"{lost} (most)", "enlarged")
+    return section("Training sizes", table(columns, rows, label="Training sizes"))
+
+
+_LOST: dict[Reshape, str] = {
+    "center": "cut away",
+    "random": "cut away",
+    "letterbox": "black bars",
+    "stretch": "distorted",
+}
+"""What each way of reshaping costs a frame."""
+
+
+def _sizes(settings: FrameSettings) -> str:
+    return str(settings.size) if len(settings.sizes) == 1 else f"{len(settings.sizes)} sizes"
+
+
+def _rate(settings: FrameSettings) -> str:
+    return "frames spread evenly" if settings.sampling == "uniform" else f"{settings.fps:g} frames a second"
+
+
+def _view_of(checked: Checked, sample: Sample) -> View | None:
+    """What training sees of a clip; of one too short for it, all its frames; None of one that does not open."""
+    info, settings = checked.report.infos.get(sample.id), checked.settings
+    if info is None:
+        return None
+    try:
+        return view(info, settings, digest_file(sample.video) if settings.draws else "")
+    except CogtuneError:
+        return None
+    except ValueError:
+        size = settings_for(info, settings).size
+        return View(tuple(range(info.num_frames)), size, (info.height, info.width), settings.reshape)
 
 
 # ------------------------------------------------------------------------------------------ the contact sheet
@@ -306,28 +344,28 @@ def _contact_sheet(
         yield _filter("#clips article", (*SEVERITIES, "nothing found"))
 
     most_bytes = bytes_each(sum(3 if sample.image is None else 4 for _, sample in samples))
-    tasks = (_task(checked, sample, most_bytes) for _, sample in samples)
+    views = [_view_of(checked, sample) for _, sample in samples]
+    tasks = (
+        None if seen is None else Task(sample.video, seen, sample.image, most_bytes)
+        for (_, sample), seen in zip(samples, views, strict=True)
+    )
     with contextlib.closing(drawn(tasks, workers)) as pictures:
-        for (place, sample), shown in zip(samples, pictures, strict=True):
-            yield _clip(checked, place, sample, by_sample.get(sample.id, []), shown)
+        for (place, sample), seen, shown in zip(samples, views, pictures, strict=True):
+            yield _clip(checked, place, sample, seen, by_sample.get(sample.id, []), shown)
             if progress is not None:
                 progress()
     yield Html("</section>\n")
 
 
-def _task(checked: Checked, sample: Sample, most_bytes: int) -> Task | None:
-    """What to draw of a sample; None for a clip that does not open."""
-    info = checked.report.infos.get(sample.id)
-    return None if info is None else Task(sample.video, info, checked.settings, sample.image, most_bytes)
-
-
-def _clip(checked: Checked, place: int, sample: Sample, findings: list[Finding], shown: Shown | str | None) -> Html:
+def _clip(
+    checked: Checked, place: int, sample: Sample, seen: View | None, findings: list[Finding], shown: Shown | str | None
+) -> Html:
     info = checked.report.infos.get(sample.id)
     if sample.caption:
         caption = tag("p", _cut(sample.caption, _CAPTION_CHARACTERS), class_="caption", dir="auto")
     else:
         caption = tag("p", "no caption", class_="caption empty")
-    what = None if info is None else tag("p", _what(info, checked.settings), class_="what")
+    what = None if info is None else tag("p", _what(info, seen), class_="what")
     told = _finding_list(findings[:_CLIP_FINDINGS]) if findings else None
     about = [tag("div", tag("h3", sample.id), caption), tag("div", what, told)]
     kinds = " ".join(dict.fromkeys(found.severity for found in findings)) or "nothing found"
@@ -342,21 +380,18 @@ def _clip(checked: Checked, place: int, sample: Sample, findings: list[Finding],
     return Html(f"{whole}\n")
 
 
-def _what(info: VideoInfo, settings: FrameSettings) -> str:
+def _what(info: VideoInfo, seen: View | None) -> str:
     """A clip's facts in a line."""
-    size = settings.size
     facts_of = [
         f"{info.duration:.3g} s",
         f"{info.num_frames:,} frames at {info.fps:.4g} fps",
         f"{info.height}x{info.width}",
         f"{info.codec} {info.pixel_format}",
     ]
-    try:
-        indices = choose(info, settings)
-    except ValueError:
+    if seen is None or len(seen.indices) != seen.size.num_frames:  # too short to be trained on
         return " · ".join(facts_of)
-    cut = cropped_away((info.height, info.width), (size.height, size.width))
-    taken = f"trained as {size}: frames {indices[0]} to {indices[-1]}, {cut:.0%} cut away"
+    lost = f"{shape_loss(seen.source, (seen.size.height, seen.size.width)):.0%} {_LOST[seen.reshape]}"
+    taken = f"trained as {seen.size}: frames {seen.indices[0]} to {seen.indices[-1]}, {lost}"
     return f"{' · '.join(facts_of)} · {taken}"
 
 

@@ -14,8 +14,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from cogtune.data.container import VideoInfo
-from cogtune.data.frames import FrameSettings
+from cogtune.data.frames import View
 from cogtune.report.pictures import Shown, show_clip
 
 PATIENCE = 120.0
@@ -27,8 +26,7 @@ class Task:
     """A clip to draw: what :func:`cogtune.report.pictures.show_clip` takes."""
 
     video: Path
-    info: VideoInfo
-    settings: FrameSettings
+    seen: View
     image: Path | None
     most_bytes: int
 
@@ -42,7 +40,7 @@ def draw(task: Task) -> Shown:
     Raises:
         CogtuneError: the clip or the image cannot be read.
     """
-    return show_clip(task.video, task.info, task.settings, task.image, task.most_bytes)
+    return show_clip(task.video, task.seen, task.image, task.most_bytes)
 
 
 def drawn(

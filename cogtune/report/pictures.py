@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cogtune.data.frames import FrameSettings, choose, read_image, reshape
-from cogtune.data.video import Pixels, VideoInfo, iter_frames
-from cogtune.geometry import Size, cover
+from cogtune.data.frames import View, read_image, reshape
+from cogtune.data.video import Pixels, iter_frames
+from cogtune.geometry import Crop, Size, cover
 from cogtune.report.page import Html, tag
 
 BOX = (400, 300)
@@ -91,15 +92,18 @@ def shrink(pixels: Pixels, height: int, width: int) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def picture(frame: Pixels, size: Size, most_bytes: int) -> Picture:
-    """A frame ``uint8 [H, W, 3]`` in small: inside ``kept`` it is what :func:`reshape` gives training."""
-    crop = cover((frame.shape[0], frame.shape[1]), (size.height, size.width))
-    scale = min(BOX[0] / crop.resized[1], BOX[1] / crop.resized[0], 1.0)
-    left, top = round(crop.left * scale), round(crop.top * scale)
+def picture(frame: Pixels, size: Size, most_bytes: int, crop: Crop | None = None) -> Picture:
+    """A frame ``uint8 [H, W, 3]`` in small: inside ``kept`` it is what :func:`reshape` gives training.
+
+    Black bars are part of what it gives.
+    """
+    crop = crop or cover((frame.shape[0], frame.shape[1]), (size.height, size.width))
+    scale = min(BOX[0] / max(crop.resized[1], size.width), BOX[1] / max(crop.resized[0], size.height), 1.0)
+    left, top = round(max(0, crop.left) * scale), round(max(0, crop.top) * scale)
     width, height = max(1, round(size.width * scale)), max(1, round(size.height * scale))
-    whole_width = left + width + round((crop.resized[1] - crop.left - size.width) * scale)
-    whole_height = top + height + round((crop.resized[0] - crop.top - size.height) * scale)
-    seen = reshape(frame[np.newaxis], size)[0].permute(1, 2, 0).numpy()
+    whole_width = left + width + round(max(0, crop.resized[1] - crop.left - size.width) * scale)
+    whole_height = top + height + round(max(0, crop.resized[0] - crop.top - size.height) * scale)
+    seen = reshape(frame[np.newaxis], size, crop)[0].permute(1, 2, 0).numpy()
     whole = shrink(frame, whole_height, whole_width).copy()
     whole[top : top + height, left : left + width] = shrink(seen, height, width)
     return Picture(to_jpeg(whole, most_bytes), whole_width, whole_height, (left, top, width, height))
@@ -114,13 +118,13 @@ class Shown:
     image: Picture | None
 
 
-def first_middle_last(indices: list[int]) -> list[int]:
+def first_middle_last(indices: Sequence[int]) -> list[int]:
     """The first, the middle and the last of some frames, each once."""
     return sorted({indices[0], indices[len(indices) // 2], indices[-1]})
 
 
-def show_clip(video: Path, info: VideoInfo, settings: FrameSettings, image: Path | None, most_bytes: int) -> Shown:
-    """The first, the middle and the last frame that training takes; of a clip too short for it, of all its frames.
+def show_clip(video: Path, seen: View, image: Path | None, most_bytes: int) -> Shown:
+    """The first, the middle and the last frame that training takes.
 
     Args:
         image: the conditioning image, where there is one.
@@ -129,11 +133,10 @@ def show_clip(video: Path, info: VideoInfo, settings: FrameSettings, image: Path
     Raises:
         CogtuneError: the clip or the image cannot be read.
     """
-    try:
-        chosen = choose(info, settings)
-    except ValueError:
-        chosen = list(range(info.num_frames))
-    indices = first_middle_last(chosen)
-    pictures = tuple(picture(frame, settings.size, most_bytes) for frame in iter_frames(video, indices))
-    start = None if image is None else picture(read_image(image), settings.size, most_bytes)
-    return Shown(tuple(indices), pictures, start)
+
+    def small(frame: Pixels) -> Picture:
+        return picture(frame, seen.size, most_bytes, seen.crop_of((frame.shape[0], frame.shape[1])))
+
+    indices = first_middle_last(seen.indices)
+    pictures = tuple(small(frame) for frame in iter_frames(video, indices))
+    return Shown(tuple(indices), pictures, None if image is None else small(read_image(image)))

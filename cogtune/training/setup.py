@@ -167,7 +167,7 @@ def _plans(plan: Plan, store: Store, index: Index, validation: Index | None) -> 
         measured=measured,
         eval_every=config.eval_interval,
         scenes=_scenes(plan, store),
-        sample_every=config.sample_interval(plan.samples),
+        sample_every=config.sample_interval(*plan.buckets.values()),
         total_steps=plan.total_steps,
     )
 
