@@ -277,6 +277,9 @@ class RunConfig(BaseModel):
     )
     sample_steps: int = _saving(50, ge=1, help_text="Denoising steps of a sample video.")
     sample_guidance: float = _saving(6.0, ge=1, help_text="How closely a sample video follows its prompt.")
+    tracker: tuple[Tracker, ...] = _saving(
+        (), help_text="Show the run in tensorboard, wandb or trackio too, or in several; each is an extra of its name."
+    )
 
     strategy: Strategy = _launch("ddp", help_text="How memory and work are shared out over the GPUs.")
     num_processes: int = _launch(1, ge=1, help_text="GPUs to train on, of all machines together.")
@@ -298,7 +301,7 @@ class RunConfig(BaseModel):
             raise ValueError(f"input should be a number, not {str(value).lower()}")
         return value
 
-    @field_validator("target_modules", "buckets", mode="before")
+    @field_validator("target_modules", "buckets", "tracker", mode="before")
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         parts = [value] if isinstance(value, str) else value

@@ -126,6 +126,11 @@ def check(config: RunConfig, spec: ModelSpec) -> None:
         problems += [f"size {size}: {problem}" for problem in of_size]
     if config.strategy in ("zero3", "zero3-offload") and config.num_processes == 1:
         problems.append(f"strategy {config.strategy} shares weights over GPUs and needs num_processes of 2 or more")
+    problems += [
+        f"tracker {name} is not installed: pip install 'cogtune[{name}]'"
+        for name in config.tracker
+        if importlib.util.find_spec(name) is None
+    ]
     if config.strategy != "ddp" and importlib.util.find_spec("deepspeed") is None:
         problems.append(
             f"strategy {config.strategy} needs DeepSpeed, which is not installed (it has builds for Linux on x86-64 "

@@ -197,7 +197,12 @@ def watch(
         output = log.open("wb")
     with output:
         child = subprocess.Popen(
-            command, stdout=sys.stderr.fileno(), stderr=output, env=variables, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,  # a library that asks something there would wait for ever
+            stdout=sys.stderr.fileno(),
+            stderr=output,
+            env=variables,
+            start_new_session=True,
         )
         with _signals_passed_on(child, reports) as received:
             status = child.wait()

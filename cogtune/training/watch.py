@@ -22,6 +22,7 @@ from cogtune.training.evaluate import evaluate
 from cogtune.training.metrics import METRICS_NAME, MetricsFile, Smoothed, gib_in_use, read_metrics
 from cogtune.training.objective import Objective
 from cogtune.training.samples import Scenes, make_samples, step_folder
+from cogtune.training.trackers import Shown, Trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,10 @@ class Watch:
         plans: Plans,
         metrics: MetricsFile,
         line: console.Dashboard,
+        trackers: Trackers,
     ) -> None:
         self._trainee, self._objective, self._store, self._config = trainee, objective, store, config
-        self._plans, self._metrics, self._line = plans, metrics, line
+        self._plans, self._metrics, self._line, self._trackers = plans, metrics, line, trackers
         self._loss, self._pace = Smoothed(), Smoothed()
         self._evaluated: dict[str, float] = {}
         self._began = time.perf_counter()
@@ -86,9 +88,9 @@ class Watch:
         seconds, self._began = now - self._began, now
         memory = gib_in_use(self._trainee.accelerator.device)
         values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
-        self._metrics.write(
-            {"step": done, **values, "seconds": round(seconds, 4), "memory_gib": round(memory, 3)},
-        )
+        values |= {"seconds": round(seconds, 4), "memory_gib": round(memory, 3)}
+        self._metrics.write({"step": done, **values})
+        self._trackers.log(values, done)
         pace = self._pace.add(seconds)
         figures = {
             "loss": f"{self._loss.add(loss):.4f}",
@@ -128,6 +130,8 @@ class Watch:
                 )
             values |= {name: found.loss, f"{name}_by_timestep": found.by_timestep}
             self._evaluated[name] = found.loss
+            by_timestep = {f"{name}/timestep {timestep}": loss for timestep, loss in found.by_timestep.items()}
+            self._trackers.log({name: found.loss, **by_timestep}, step)
         self._metrics.write({"step": step, **values})
         told = [f"{self._evaluated['eval_loss']:.4f}"]
         told += [
@@ -153,7 +157,10 @@ class Watch:
                 "--sample-every 0 trains without them; cogtune infer makes videos from checkpoints",
             ) from error
         counted = "a sample video" if len(videos) == 1 else f"{len(videos)} sample videos"
-        console.note(f"step {step}: {counted} in {step_folder(self._config.output, step)}")
+        folder = step_folder(self._config.output, step)
+        console.note(f"step {step}: {counted} in {folder}")
+        fps = self._plans.scenes.fps
+        self._trackers.show([Shown(video["prompt"], folder / video["file"], fps) for video in videos], step)
         self._plans.looked()
         self._began = time.perf_counter()
 
@@ -173,11 +180,13 @@ def watching(
     before = read_metrics(path) if first_step else []
     measured = any("eval_loss" in line and line["step"] == first_step for line in before)
     sampled = step_folder(config.output, first_step).is_dir()
+    is_main = trainee.accelerator.is_main_process
     with (
-        MetricsFile(path, first_step=first_step, enabled=trainee.accelerator.is_main_process) as metrics,
+        MetricsFile(path, first_step=first_step, enabled=is_main) as metrics,
+        Trackers(config, first_step=first_step, enabled=is_main) as trackers,
         console.dashboard("training", plans.total_steps, done=first_step) as line,
     ):
-        watch = Watch(trainee, objective, store, config, plans, metrics, line)
+        watch = Watch(trainee, objective, store, config, plans, metrics, line, trackers)
         watch.look_before(first_step, measured=_as_on_main(trainee, measured), sampled=_as_on_main(trainee, sampled))
         yield watch
 
