@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ from cogtune.data.frames import FrameSettings, View, load_clip, load_image, view
 from cogtune.data.sources import Dataset, Sample, read_dataset
 from cogtune.data.video import probe, write_video
 from cogtune.errors import CogtuneError
-from cogtune.geometry import Size
-from cogtune.report.dataset import MOST_FINDINGS, Checked, choose_samples, write_dataset_report
+from cogtune.files import digest_file
+from cogtune.geometry import Reshape, Sampling, Size
+from cogtune.report.dataset import Checked, choose_samples, write_dataset_report
 from cogtune.report.drawing import Task, drawn
+from cogtune.report.findings import MOST_FINDINGS
 from cogtune.report.pictures import Picture, Shown, bytes_each, first_middle_last, picture, to_jpeg
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)
@@ -43,13 +46,13 @@ def lists(root: Path, rows: list[tuple[str, ...]]) -> Path:
     return root
 
 
-def checked(root: Path) -> Checked:
+def checked(root: Path, settings: FrameSettings = SETTINGS) -> Checked:
     dataset = read_dataset(root)
-    return Checked(dataset, SETTINGS, check_dataset(dataset, SETTINGS))
+    return Checked(dataset, settings, check_dataset(dataset, settings))
 
 
-def report(root: Path, **arguments: int) -> Element:
-    write_dataset_report(root / "report.html", checked(root), workers=0, **arguments)
+def report(root: Path, settings: FrameSettings = SETTINGS) -> Element:
+    write_dataset_report(root / "report.html", checked(root, settings), workers=0)
     return parse(root / "report.html")
 
 
@@ -84,6 +87,36 @@ def test_the_bright_part_of_a_picture_is_what_training_sees(tmp_path: Path, heig
         "frame 4",
         "frame 8",
     ]
+
+
+@pytest.mark.parametrize("reshape", ["center", "random", "letterbox", "stretch"])
+@pytest.mark.parametrize("sampling", ["uniform", "random-start"])
+def test_so_it_is_however_frames_are_chosen_and_fitted(tmp_path: Path, reshape: Reshape, sampling: Sampling) -> None:
+    clip = moving(tmp_path / "a.mp4", 30, 160, 96)
+    settings = replace(SETTINGS, reshape=reshape, sampling=sampling, seed=7)
+    seen = view(probe(clip), settings, digest_file(clip))
+    page = report(lists(tmp_path, [("A gradient.", "a.mp4")]), settings)
+    trained = load_clip(clip, seen)
+    for frame, place in zip(page.all("div", "frame"), (0, 4, 8), strict=True):
+        shown = kept(frame)
+        expected = Image.fromarray(trained[place].permute(1, 2, 0).numpy()).resize(shown.shape[1::-1])
+        assert np.abs(shown.astype(int) - np.asarray(expected, int)).mean() < 4
+    told = [caption.text.split(" · ")[1] for caption in page.all("figcaption") if " · " in caption.text]
+    assert told == [f"frame {seen.indices[place]}" for place in (0, 4, 8)]
+
+
+def test_each_clip_is_shown_in_its_bucket_and_the_plan_counts_them(tmp_path: Path) -> None:
+    moving(tmp_path / "wide.mp4", 12, 64, 96)
+    moving(tmp_path / "tall.mp4", 12, 96, 64)
+    moving(tmp_path / "tall2.mp4", 12, 192, 128)
+    settings = replace(SETTINGS, buckets=(Size(9, 64, 96), Size(9, 96, 64)))
+    page = report(lists(tmp_path, [(f"A {name}.", f"{name}.mp4") for name in ("wide", "tall", "tall2")]), settings)
+    (plan,) = (part for part in page.all("section") if part.all("h2")[0].text == "Training sizes")
+    rows = [[cell.text for cell in row.all("td")] for row in plan.all("tr")[1:]]
+    assert rows == [["9x64x96", "1", "0%", "0%", "0"], ["9x96x64", "2", "0%", "0%", "0"]]
+    shapes = {card.all("h3")[0].text: kept(card.all("div", "frame")[0]).shape for card in page.all("article")}
+    assert shapes == {"wide": (64, 96, 3), "tall": (96, 64, 3), "tall2": (96, 64, 3)}
+    assert "2 sizes" in page.all("dl")[0].text
 
 
 def test_the_cut_away_part_is_shown_around_it(tmp_path: Path) -> None:

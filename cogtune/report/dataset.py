@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,7 +12,7 @@ from statistics import median
 from cogtune import __version__
 from cogtune.data.checks import Report
 from cogtune.data.checks_captions import CountTokens
-from cogtune.data.findings import FINDINGS, SEVERITIES, Finding
+from cogtune.data.findings import SEVERITIES, Finding
 from cogtune.data.frames import FrameSettings, View, settings_for, shared_out, view
 from cogtune.data.sources import Dataset, Sample
 from cogtune.data.video import VideoInfo
@@ -21,6 +21,7 @@ from cogtune.files import digest_file
 from cogtune.geometry import Reshape, enlargement_loss, fit, shape_loss
 from cogtune.report.charts import bars, distribution
 from cogtune.report.drawing import Task, drawn
+from cogtune.report.findings import MOST_FINDINGS, cut, filter_form, finding_list, findings_table, kinds
 from cogtune.report.page import Html, facts, join, section, table, tag, write_page
 from cogtune.report.pictures import Shown, bytes_each
 
@@ -29,9 +30,6 @@ MOST_CLIPS = 200
 
 WORKERS = 2
 """Processes that decode clips unless told otherwise."""
-
-MOST_FINDINGS = 2000
-"""How many findings the table holds; the rest are counted."""
 
 _CAPTION_CHARACTERS = 1200
 _CLIP_FINDINGS = 12
@@ -114,14 +112,14 @@ def _parts(
     yield _header(checked)
     general = [found for found in checked.report.findings if found.where not in by_sample]
     if general:
-        yield section("About the dataset as a whole", _finding_list(general[:MOST_FINDINGS], named=True))
-    yield from _kinds(checked.report)
+        yield section("About the dataset as a whole", finding_list(general[:MOST_FINDINGS], named=True))
+    yield from kinds(checked.report.findings)
     if checked.report.infos:
         yield section("What it is made of", tag("div", _distributions(checked), class_="charts"))
         yield _plan(checked)
     if samples:
         yield from _contact_sheet(checked, samples, by_sample, workers, progress)
-    yield from _findings_table(checked, {sample.id: place for place, sample in samples})
+    yield from findings_table(checked.report.findings, {sample.id: place for place, sample in samples})
     yield tag("footer", f"Made by cogtune {__version__}.")
 
 
@@ -169,89 +167,6 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-# -------------------------------------------------------------------------------------------------- findings
-
-
-def _finding_list(findings: Iterable[Finding], *, named: bool = False) -> Html:
-    """Findings as a list; ``named`` says where each was found."""
-    lines = [
-        tag(
-            "li",
-            tag("span", found.severity, class_=f"severity {found.severity}"),
-            " ",
-            [tag("code", found.where), " "] if named else None,
-            _cut(found.message, 400),
-            [" ", tag("span", f"– {_cut(found.hint, 300)}", class_="hint")] if found.hint else None,
-            class_=found.severity,
-        )
-        for found in findings
-    ]
-    return tag("ul", lines, class_="findings")
-
-
-def _cut(words: str, most: int) -> str:
-    return words if len(words) <= most else f"{words[:most].rstrip()}…"
-
-
-def _kinds(report: Report) -> Iterator[Html]:
-    """How often each kind of finding occurs, when there are enough of them to lose count."""
-    counted = Counter(found.code for found in report.findings)
-    if len(report.findings) < 4:
-        return
-    worst_first = sorted(counted.items(), key=lambda item: (SEVERITIES.index(FINDINGS[item[0]].severity), -item[1]))
-    rows = [
-        (_severity(FINDINGS[code].severity), tag("code", code), f"{count:,}", FINDINGS[code].meaning)
-        for code, count in worst_first
-    ]
-    yield section(
-        "What was found",
-        table(("severity", "kind", "times", "what it means"), rows, label="Kinds of findings", wide=(3,)),
-    )
-
-
-def _severity(severity: str) -> Html:
-    return tag("span", severity, class_=f"severity {severity}")
-
-
-def _findings_table(checked: Checked, shown: dict[str, int]) -> Iterator[Html]:
-    findings = checked.report.findings
-    if not findings:
-        return
-    rows = []
-    for found in findings[:MOST_FINDINGS]:
-        where = tag("code", _cut(found.where, 120))
-        if found.where in shown:
-            where = tag("a", where, href=f"#clip-{shown[found.where]}")
-        cells = [
-            tag("td", _severity(found.severity), data_key=SEVERITIES.index(found.severity)),
-            tag("td", where),
-            tag("td", tag("code", found.code)),
-            tag("td", _cut(found.message, 400), class_="wide"),
-            tag("td", _cut(found.hint, 300), class_="wide"),
-        ]
-        rows.append(tag("tr", cells, data_kinds=found.severity))
-    left = len(findings) - len(rows)
-    remark = (
-        tag("p", f"The first {len(rows):,} of {len(findings):,}: --json prints all.", class_="remark") if left else None
-    )
-    whole = table(("severity", "where", "kind", "what", "what to do"), rows, label="All findings", sortable=True)
-    yield section("Every finding", remark, _filter("#findings tbody tr", SEVERITIES), whole, id="findings")
-
-
-def _filter(items: str, kinds: Iterable[str]) -> Html:
-    """Controls that hide some of the elements that the selector ``items`` names; they need the page's script."""
-    options = [tag("option", "all", value=""), *(tag("option", kind, value=kind) for kind in kinds)]
-    return tag(
-        "form",
-        tag("select", options, aria_label="Show which"),
-        tag("input", type="search", placeholder="filter by words", aria_label="Filter by words"),
-        tag("output"),
-        class_="filter",
-        data_items=items,
-        hidden=True,
-    )
 
 
 # -------------------------------------------------------------------------------- the dataset in numbers
@@ -341,7 +256,7 @@ def _contact_sheet(
     yield Html('<section id="clips">\n')
     yield join(tag("h2", "Clips"), tag("p", remark, class_="remark"))
     if len(samples) > 3:
-        yield _filter("#clips article", (*SEVERITIES, "nothing found"))
+        yield filter_form("#clips article", (*SEVERITIES, "nothing found"))
 
     most_bytes = bytes_each(sum(3 if sample.image is None else 4 for _, sample in samples))
     views = [_view_of(checked, sample) for _, sample in samples]
@@ -362,11 +277,11 @@ def _clip(
 ) -> Html:
     info = checked.report.infos.get(sample.id)
     if sample.caption:
-        caption = tag("p", _cut(sample.caption, _CAPTION_CHARACTERS), class_="caption", dir="auto")
+        caption = tag("p", cut(sample.caption, _CAPTION_CHARACTERS), class_="caption", dir="auto")
     else:
         caption = tag("p", "no caption", class_="caption empty")
     what = None if info is None else tag("p", _what(info, seen), class_="what")
-    told = _finding_list(findings[:_CLIP_FINDINGS]) if findings else None
+    told = finding_list(findings[:_CLIP_FINDINGS]) if findings else None
     about = [tag("div", tag("h3", sample.id), caption), tag("div", what, told)]
     kinds = " ".join(dict.fromkeys(found.severity for found in findings)) or "nothing found"
     whole = tag(
@@ -400,7 +315,7 @@ def _pictures(sample: Sample, info: VideoInfo | None, findings: list[Finding], s
     if info is not None and isinstance(shown, Shown):
         return _frames(sample, info, shown)
     reason = shown or (findings[0].message if findings else "the clip does not open")
-    return tag("div", tag("p", f"no pictures: {_cut(str(reason), 300)}", class_="unseen"), class_="frames")
+    return tag("div", tag("p", f"no pictures: {cut(str(reason), 300)}", class_="unseen"), class_="frames")
 
 
 def _frames(sample: Sample, info: VideoInfo, shown: Shown) -> Html:
