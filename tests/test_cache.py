@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from runs_in_process import Stop, fill_here
 
 from cogtune.caching import Engine, Prepared, job_for, prepare
@@ -21,6 +22,7 @@ from cogtune.data.sources import read_dataset
 from cogtune.data.video import write_video
 from cogtune.encoding import encode
 from cogtune.errors import CogtuneError
+from cogtune.modeling.encode import VideoEncoder
 from cogtune.models import read_spec
 
 
@@ -85,7 +87,17 @@ def test_a_second_look_finds_nothing_to_do(fill: Callable[..., Prepared], look: 
         ({"size": "17x64x96"}, (6, 0, 0)),
         ({"size": "9x96x64"}, (6, 0, 0)),
         ({"fps": 4.0}, (6, 0, 0)),
+        ({"fps": 16.0}, (5, 0, 0)),  # the clip of 8 frames a second is taken frame by frame in either case
+        ({"frames": 17}, (6, 0, 0)),
         ({"skip_start": 1}, (6, 0, 0)),
+        ({"skip_end": 3}, (0, 0, 0)),  # no clip's first nine frames are among its last three
+        ({"sampling": "uniform"}, (6, 0, 0)),
+        ({"sampling": "random-start"}, (6, 0, 0)),
+        ({"reshape": "letterbox"}, (6, 0, 0)),
+        ({"reshape": "stretch"}, (6, 0, 0)),
+        ({"reshape": "random"}, (6, 0, 0)),
+        ({"buckets": "9x64x96,9x96x64"}, (1, 0, 0)),  # the clip that is higher than wide
+        ({"buckets": "9x64x96"}, (0, 0, 0)),
         ({"id_token": "sks"}, (0, 6, 0)),
         ({"precision": "bf16"}, (6, 7, 0)),
         ({"seed": 7, "rank": 3, "steps": 1}, (0, 0, 0)),
@@ -96,6 +108,88 @@ def test_a_setting_remakes_what_depends_on_it(
 ) -> None:
     fill()
     assert counts(look(**flags)) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"frames": 17}, (6, 0, 0)),
+        ({"fps": 4.0}, (6, 0, 0)),
+        ({"sampling": "uniform"}, (6, 0, 0)),
+        ({"skip_start": 1}, (6, 0, 6)),
+        ({"reshape": "letterbox"}, (6, 0, 6)),
+        ({"buckets": "9x64x96,17x64x96"}, (6, 0, 0)),
+    ],
+)
+def test_the_conditioning_frame_depends_on_the_first_frame_alone(
+    fill: Callable[..., Prepared], look: Callable[..., Prepared], flags: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    fill("5b-i2v")
+    assert counts(look("5b-i2v", **flags)) == expected
+
+
+def test_an_image_of_its_own_depends_on_no_frame(
+    data: Path, fill: Callable[..., Prepared], look: Callable[..., Prepared]
+) -> None:
+    for number in range(6):
+        Image.new("RGB", (90, 90), (40 * number, 0, 0)).save(data / f"{number}.png")
+    (data / "images.txt").write_text("".join(f"{number}.png\n" for number in range(6)))
+    fill("5b-i2v")
+    assert counts(look("5b-i2v", skip_start=1)) == (6, 0, 0)
+    assert counts(look("5b-i2v", sampling="random-start")) == (6, 0, 0)
+    assert counts(look("5b-i2v", reshape="stretch")) == (6, 0, 6)
+    Image.new("RGB", (90, 90), (0, 200, 0)).save(data / "2.png")
+    assert counts(look("5b-i2v")) == (0, 0, 1)
+
+
+def test_draws_follow_the_seed_and_the_bytes_and_nothing_else(
+    data: Path, fill: Callable[..., Prepared], look: Callable[..., Prepared]
+) -> None:
+    flags = {"sampling": "random-start", "reshape": "random"}
+    fill(**flags)
+    assert counts(look(**flags)) == (0, 0, 0)
+    assert counts(look(**flags, seed=7)) == (6, 0, 0)
+    names = (data / "videos.txt").read_text().splitlines()
+    (data / names[0]).rename(data / "renamed.mp4")
+    (data / "videos.txt").write_text("\n".join(["renamed.mp4", *names[1:]]))
+    assert counts(look(**flags)) == (0, 0, 0)
+
+
+def test_a_clip_of_the_sizes_own_shape_is_the_same_however_it_is_reshaped(
+    data: Path, fill: Callable[..., Prepared], look: Callable[..., Prepared]
+) -> None:
+    first = data / (data / "videos.txt").read_text().splitlines()[0]
+    write_video(first, torch.randint(0, 255, (30, 128, 192, 3), dtype=torch.uint8).numpy(), 8.0)
+    fill()
+    for way in ("letterbox", "stretch", "random"):
+        todo = look(reshape=way).todo
+        assert len(todo.clips) == 5
+        assert first not in [job.video for job in todo.clips]
+
+
+def test_only_what_changed_goes_through_the_encoder(
+    fill: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    start = VideoEncoder.start
+
+    def counted(self: VideoEncoder, pixels: torch.Tensor) -> Any:
+        shapes.append(tuple(pixels.shape))
+        return start(self, pixels)
+
+    monkeypatch.setattr(VideoEncoder, "start", counted)
+    fill()
+    assert shapes == [(9, 3, 64, 96)] * 6
+    shapes.clear()
+    buckets = "9x64x96,9x96x64"
+    fill(buckets=buckets)
+    assert shapes == [(9, 3, 96, 64)]
+    shapes.clear()
+    fill(buckets=f"{buckets},17x64x96")
+    assert sorted(shapes) == [(17, 3, 64, 96)] * 5
+    shapes.clear()
+    fill(buckets=buckets)
+    assert shapes == []
 
 
 def test_an_edited_clip_is_noticed_and_no_other(

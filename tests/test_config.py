@@ -170,6 +170,32 @@ def test_steps_as_a_flag_put_weaker_epochs_aside(tmp_path: Path) -> None:
     assert resolve(file=file, flags={"epochs": 2}).config.epochs == 2
 
 
+def test_a_size_buckets_and_frames_given_later_put_the_others_aside(tmp_path: Path) -> None:
+    preset = ["49x480x720", "4090-lora-5b"]
+    assert resolve(preset_name=preset[1]).config.size == preset[0]
+    buckets = resolve(preset_name=preset[1], flags={"buckets": ["49x480x720, 25X512x512", "49x480x720"]})
+    assert (buckets.config.buckets, buckets.config.size) == (("49x480x720", "25x512x512"), None)
+    assert buckets.provenance["size"] == "--buckets"
+    file = tmp_path / "run.yaml"
+    file.write_text(buckets.to_yaml())
+    assert resolve(file=file).config == buckets.config
+    again = resolve(file=file, flags={"size": "9x64x96"}).config
+    assert (again.size, again.buckets) == ("9x64x96", ())
+    fewer = resolve(preset_name=preset[1], flags={"frames": 25})
+    assert (fewer.config.size, fewer.config.frames) == (preset[0], 25)
+    file.write_text(fewer.to_yaml())
+    assert resolve(file=file, flags={"size": "9x64x96"}).config.frames is None
+    with pytest.raises(UsageError) as caught:
+        resolve(flags={"size": "9x64x96", "buckets": "9x64x96", "frames": 9})
+    told = "\n".join(caught.value.details)
+    assert "size, buckets: give size or buckets, not both (--size, --buckets)" in told
+    assert "frames, buckets: give frames or buckets, not both (--frames, --buckets)" in told
+    file.write_text("buckets: [49x480x720]\nframes: 9\n")
+    with pytest.raises(UsageError) as caught:
+        resolve(file=file)
+    assert "buckets say their own numbers of frames: leave out frames 9" in caught.value.details[0]
+
+
 def test_steps_and_epochs_together_are_a_mistake_among_others() -> None:
     with pytest.raises(UsageError) as caught:
         resolve(flags={"steps": 7, "epochs": 2, "rank": 0})

@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from safetensors.torch import load_file
 from cogtune import caching, runs
 from cogtune.checkpoints import check_fits, checkpoints, choose, read_state
 from cogtune.config import read_run, resolve
+from cogtune.data.batches import Share, batches
 from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.errors import CogtuneError, UsageError
+from cogtune.geometry import Size, latent_frames
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.training import checkpoint
 from cogtune.training.setup import set_up
@@ -111,6 +114,43 @@ def test_a_resumed_run_is_the_same_run_to_the_bit(clips: Path, tmp_path: Path, f
     second = train_here(plan_for(clips, tmp_path / "broken", steps=8, resume="latest", **flags))
     assert second == straight
     assert_same(weights(tmp_path / "broken" / "checkpoint-8"), weights(tmp_path / "straight" / "checkpoint-8"))
+
+
+@pytest.mark.parametrize(("model", "other"), [("tiny:2b", Size(9, 96, 64)), ("tiny:1.5-5b-i2v", Size(9, 64, 64))])
+def test_a_run_with_buckets_resumes_within_an_epoch_to_the_bit(
+    clips: Path, tmp_path: Path, model: str, other: Size
+) -> None:
+    flags: dict[str, Any] = {"model": model, "buckets": f"17x64x96,{other}", "batch_size": 2, "epochs": 2}
+    plan = plan_for(clips, tmp_path / "straight", **flags)
+    assert dict(plan.buckets) == {str(other): 1, "17x64x96": 5}
+    assert plan.total_steps == 6  # each passes of 2: 5 for two epochs of five samples, 1 for two of one
+    assert plan.size == Size(17, 64, 96)
+    assert ("training sizes (samples)", f"17x64x96 (5), {other} (1)", "buckets") in runs.describe(plan)
+    straight = train_here(plan)
+    train_here(plan_for(clips, tmp_path / "broken", **flags), stop_after=4)
+    assert read_state(tmp_path / "broken" / "checkpoint-4")["step"] == 4
+    assert train_here(plan_for(clips, tmp_path / "broken", resume="latest", **flags)) == straight
+    assert_same(weights(tmp_path / "broken"), weights(tmp_path / "straight"))
+
+    index, seen = Index.read(plan.index), Counter[str]()
+    share = Share(seed=plan.config.seed, batch_size=2, accumulation=1, world_size=1, rank=0)
+    for passes in batches(Store(plan.config.cache_dir or Path()), index, share, 0, plan.total_steps):
+        for batch in passes:
+            seen.update(batch.ids)
+            sizes = {row.size for row in index.rows if row.id in batch.ids}
+            assert len(sizes) == 1
+            (size,) = sizes
+            assert batch.moments.shape[2:] == (latent_frames(size.num_frames), size.height // 8, size.width // 8)
+            assert (batch.image is not None) == plan.spec.image_to_video
+    assert dict(seen) == dict.fromkeys((row.id for row in index.rows), 2)
+
+
+def test_a_run_may_not_mix_buckets_that_the_model_cannot_have(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan_for(clips, tmp_path / "out", model="tiny:5b-i2v", buckets="10x64x96,9x64x4096,9x32x96")
+    assert [detail.split(":")[0] for detail in caught.value.details] == [
+        "size 10x64x96", "size 9x64x4096", "size 9x64x4096", "size 9x32x96", "size 9x32x96",
+    ]  # fmt: skip
 
 
 def test_the_adapter_is_fp32_on_a_base_in_the_runs_precision(clips: Path, tmp_path: Path) -> None:
