@@ -29,6 +29,7 @@ from cogtune.data.video import probe
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, read_json, write_json, write_text
 from cogtune.geometry import Size, latent_frames
+from cogtune.gpus import gpus
 from cogtune.launch import ENVIRONMENT, LaunchFiles
 from cogtune.models import ModelSpec, Precision, fingerprint
 from cogtune.plan import accelerate_config, fps_of, size_of, sizes_of
@@ -180,7 +181,8 @@ def job_for(
 ) -> Job:
     """The job of encoding what ``prepared`` lacks, by so many processes; by default as many as the work is worth."""
     if processes is None:
-        processes = max(1, min(config.num_processes, int(seconds_of(prepared.todo) // _START_SECONDS)))
+        most = min(config.local_processes, len(gpus()) or config.local_processes)
+        processes = max(1, min(most, int(seconds_of(prepared.todo) // _START_SECONDS)))
     return Job(
         checkpoint,
         prepared.store,

@@ -240,6 +240,8 @@ class _Lane:
             following = (job, self.encoder.start(pixels))
         self.finish()
         self.at_work = following
+        if following[1].ended is None:  # not on a GPU: it is done
+            self.finish()
 
     def finish(self) -> None:
         """Wait for the clip that is at work, if any, and have it written."""

@@ -143,9 +143,10 @@ def cache(config: RunConfig, *, processes: int | None = None) -> Cached:
     """Encode what is missing of a dataset.
 
     Args:
-        processes: that share the work; by default one a GPU.
+        processes: that share the work; by default one a GPU, or fewer where there is little to do.
 
     Raises:
+        UsageError: more processes than GPUs.
         CogtuneError: something in the dataset stands in the way, or encoding failed.
     """
     config = _with_data_here(config).anchored()
@@ -153,9 +154,12 @@ def cache(config: RunConfig, *, processes: int | None = None) -> Cached:
     spec = read_spec(checkpoint)
     check(config, spec)
     dataset = checked_dataset(config, spec)
-    count = processes or max(1, len(gpus()))
+    here = len(gpus())
+    if processes and here and processes > here:
+        raise UsageError(f"--num-processes {processes}, and there are {here} GPUs", "each process needs one of its own")
+    config = config.model_copy(update={"num_processes": max(1, here), "num_machines": 1})
     watched = watched_by(config, spec, dataset)
-    prepared, done, results = _encoded(config, spec, checkpoint, dataset, watched, processes=count)
+    prepared, done, results = _encoded(config, spec, checkpoint, dataset, watched, processes=processes)
     return Cached(prepared.store.root, len(dataset.samples), done, tuple(results))
 
 

@@ -14,10 +14,13 @@ from runs_in_process import fill_here
 from safetensors.torch import load_file, save_file
 
 from cogtune import caching, runs, upkeep
+from cogtune.bench.caching import bench_cache
 from cogtune.cli import main
 from cogtune.config import RunConfig, resolve
 from cogtune.data.cache import KINDS, Store
-from cogtune.errors import CogtuneError
+from cogtune.data.video import probe
+from cogtune.errors import CogtuneError, UsageError
+from cogtune.gpus import Gpu
 from cogtune.process import alone_in
 
 Configured = Callable[..., RunConfig]
@@ -141,3 +144,35 @@ def test_the_commands_print_it(configured: Configured, capsys: pytest.CaptureFix
     assert "0 entries in" in said("--prune", "--id-token", "sks", "--yes")
     assert said("--status", "--prune", status=2) == ""
     assert said("--yes", status=2) == ""
+
+
+def test_more_processes_than_gpus_are_refused(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = tuple(Gpu("card", 12 << 30, 0) for _ in range(2))
+    monkeypatch.setattr(runs, "gpus", lambda: cards)
+    monkeypatch.setattr(caching, "gpus", lambda: cards)
+    with pytest.raises(UsageError, match="there are 2 GPUs"):
+        runs.cache(configured(), processes=3)
+    jobs: list[caching.Job] = []
+    monkeypatch.setattr(caching, "fill", lambda job: jobs.append(job) or [])
+    runs.cache(configured())
+    runs.cache(configured(), processes=2)
+    monkeypatch.setattr(caching, "seconds_of", lambda work: 1000.0)
+    runs.cache(configured())
+    runs.get_ready(
+        resolve(preset_name="cpu-lora-tiny", flags={**configured().model_dump(exclude_unset=True), "num_processes": 4}),
+        resume=None, overwrite=False, dry_run=False,
+    )  # fmt: skip
+    assert [job.engine.processes for job in jobs] == [1, 2, 2, 2]
+
+
+@pytest.mark.slow
+def test_the_bench_measures_the_real_thing(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, "fill", fill_here)
+    config = resolve(flags={"model": "tiny:5b-i2v", "size": "9x64x96", "precision": "fp32"}).config
+    figures = bench_cache(config, clips=5, processes=1, keep=tmp_path)
+    assert (figures["clips"], figures["texts"], figures["images"]) == (5, 6, 5)  # all clips are different files
+    assert figures["clips_per_second"] > 0
+    assert 0 < figures["device_busy"] < 1
+    assert {path.name for path in tmp_path.iterdir()} == {"5b-i2v-tiny", "data-9x64x96-5"}
+    info = probe(tmp_path / "data-9x64x96-5" / "0003.mp4")
+    assert (info.num_frames, info.fps, info.height, info.width) == (25, 24.0, 96, 144)

@@ -92,7 +92,7 @@ def cache(
     config: ConfigFile = None,
     num_processes: Annotated[
         int | None,
-        typer.Option("--num-processes", min=1, help="Processes that share the work. [default: one a GPU]"),
+        typer.Option("--num-processes", min=1, help=r"Processes that share the work. \[default: one a GPU]"),
     ] = None,
     status: Annotated[bool, typer.Option("--status", help="Only show what is cached and what is missing.")] = False,
     verify: Annotated[
@@ -185,7 +185,7 @@ def bench(
     clips: Annotated[int, typer.Option("--clips", min=2, help="Clips that are encoded.")] = 64,
     num_processes: Annotated[
         int | None,
-        typer.Option("--num-processes", min=1, help="Processes that share the work. [default: one a GPU]"),
+        typer.Option("--num-processes", min=1, help=r"Processes that share the work. \[default: one a GPU]"),
     ] = None,
     keep: Annotated[
         Path | None,
