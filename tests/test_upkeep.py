@@ -59,9 +59,9 @@ def test_status_tells_what_is_there_and_writes_nothing(configured: Configured, t
     assert full.others == 0
     other = upkeep.look(configured(size="17x64x96"))
     assert {name: (part.cached, part.missing) for name, part in other.parts.items()} == {
-        "clips": (0, 6), "captions": (7, 0), "images": (0, 6),
+        "clips": (0, 6), "captions": (7, 0), "images": (6, 0),
     }  # fmt: skip
-    assert (other.others, other.others_size) == (12, size["latents"] + size["image"])
+    assert (other.others, other.others_size) == (6, size["latents"])
     assert not other.complete
 
 
@@ -100,7 +100,7 @@ def test_prune_keeps_what_this_configuration_uses_and_nothing_else(configured: C
     (store.root / "text" / "ab").mkdir(exist_ok=True)
     (store.root / "text" / "ab" / ".abc.safetensors.1-2.partial").write_bytes(b"half")
     unused = upkeep.unused(configured())[1]
-    assert sorted(entry.kind for entry in unused) == ["image"] * 6 + ["latents"] * 6 + ["text"] * 6
+    assert sorted(entry.kind for entry in unused) == ["latents"] * 6 + ["text"] * 6
     with alone_in(store.root), pytest.raises(CogtuneError, match="another process is at work"):
         upkeep.delete(store, unused)
     upkeep.delete(store, unused)
