@@ -16,6 +16,7 @@ from cogtune.data.cache import Store
 from cogtune.data.checks import Report, check_dataset
 from cogtune.data.facts import Facts
 from cogtune.data.findings import listed
+from cogtune.data.frames import FrameSettings
 from cogtune.data.index import Index, Todo, caption_of
 from cogtune.data.prompts import Watched, choose_prompts, write_prompts
 from cogtune.data.quarantine import without_quarantined, write_quarantine
@@ -171,14 +172,14 @@ def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[st
     """
     output = resolved.config.anchored().output
     is_main = resolved.config.machine_rank == 0  # other machines may share its output folder
-    with _sole_run(output) if is_main else contextlib.nullcontext():
+    with sole_run(output) if is_main else contextlib.nullcontext():
         ready = get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=False)
         launch.start(ready.plan, ready.files)
     return results(ready.plan) if is_main else []
 
 
 @contextlib.contextmanager
-def _sole_run(output: Path) -> Iterator[None]:
+def sole_run(output: Path) -> Iterator[None]:
     """Hold a run's folder; refused while another run, or a worker that outlived its program, is at work there."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file, and a run needs a folder", "choose another --output")
@@ -188,13 +189,21 @@ def _sole_run(output: Path) -> Iterator[None]:
         yield
 
 
-def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_run: bool) -> Ready:
+def get_ready(
+    resolved: Resolved,
+    *,
+    resume: str | None,
+    overwrite: bool,
+    dry_run: bool,
+    only: Callable[[Dataset, FrameSettings], Dataset] | None = None,
+) -> Ready:
     """Check everything, encode what is missing, and write the run's files.
 
     Args:
         resume: ``latest`` or a checkpoint's path, to go on from it.
         overwrite: let the run, once it is sure to start, delete what it makes anew.
         dry_run: download and encode nothing; only look, and write the files, into a folder of their own.
+        only: gives the part of the dataset to train on, and then one sample video is enough.
 
     Raises:
         CogtuneError: with everything that stands in the way.
@@ -209,6 +218,9 @@ def get_ready(resolved: Resolved, *, resume: str | None, overwrite: bool, dry_ru
     check(config, spec)
     dataset = checked_dataset(config, spec)
     watched = watched_by(config, spec, dataset)
+    if only is not None:
+        dataset = only(dataset, caching.frame_settings(config, spec))
+        watched = replace(watched, prompts=watched.prompts[:1])
     if any((checkpoint / "transformer").glob("*.safetensors")):
         prepared, left = _cached(config, spec, checkpoint, dataset, watched, dry_run=dry_run)
         identity = identity_of(config, base=fingerprint(checkpoint, "transformer"), data=prepared.index.digest)

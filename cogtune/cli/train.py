@@ -10,6 +10,7 @@ import typer
 from cogtune import console
 from cogtune.cli.options import ConfigFile, Fit, Flags, PresetName, with_config_flags
 from cogtune.config import RunConfig
+from cogtune.errors import UsageError
 
 
 @with_config_flags(*RunConfig.model_fields)
@@ -32,6 +33,14 @@ def train(
             "--slurm", help="Write a Slurm batch script of the run to this file, and stop.", show_default=False
         ),
     ] = None,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke",
+            help="Try the run first: one clip, three steps, a checkpoint and a sample video at the real size, in "
+            "OUTPUT/smoke; says the pace, the peak of memory and the time of the run itself.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check all, write the plan and the launch files, show them, and stop."),
@@ -59,6 +68,14 @@ def train(
     check_machines(resolved.config)
     if not force and not dry_run:
         refuse_unfit(resolved.config, spec, machine, preset)
+    if smoke:
+        if resume or dry_run:
+            raise UsageError("--smoke goes with neither --resume nor --dry-run", "it leaves the run itself alone")
+        from cogtune.smoke import smoke as smoke_test
+
+        for line in smoke_test(resolved).lines():
+            console.say(line)
+        return
     if dry_run:
         ready = runs.get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=True)
         console.table("", ("key", "value", "from"), runs.describe(ready.plan))
