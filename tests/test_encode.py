@@ -146,9 +146,9 @@ def test_a_compiled_encoder_is_used_for_its_sizes(
 
 def test_compiling_pays_from_so_many_clips() -> None:
     native = Size(49, 480, 720)
-    assert not worth_compiling(142, native)
-    assert worth_compiling(143, native)
-    assert worth_compiling(29, Size(81, 768, 1360))
+    assert not worth_compiling(104, native)
+    assert worth_compiling(105, native)
+    assert worth_compiling(21, Size(81, 768, 1360))
 
 
 def test_what_an_untiled_clip_takes() -> None:
