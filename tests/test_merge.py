@@ -733,6 +733,13 @@ def test_alpha_from_the_state_alone(tmp_path: Path) -> None:
     assert (metadata["transformer.r"], metadata["transformer.lora_alpha"]) == (3, 12)
 
 
+def test_the_kind_from_the_weights_and_the_state_alone(tmp_path: Path) -> None:
+    checkpoint = write_lora(tmp_path / "c", lora_model(use_dora=True))
+    (checkpoint / "state.json").write_text(json.dumps({"format": 1, "rank": 3, "alpha": 12, "rslora": True}))
+    metadata = CogVideoXPipeline.lora_state_dict(merge_checkpoint(checkpoint).output, return_lora_metadata=True)[1]
+    assert (metadata["transformer.use_dora"], metadata["transformer.use_rslora"]) == (True, True)
+
+
 # peft takes the bias of a lora_B for a weight that was cut up
 @pytest.mark.filterwarnings("ignore:Adapter 'default'")
 @pytest.mark.parametrize("config", [{}, {"use_dora": True}, {"lora_bias": True}])

@@ -22,10 +22,10 @@ from cogtune.training_rules import OPTIMIZERS
 TOY = {"learning_rate": 0.1, "beta2": 0.9, "weight_decay": 0.01}
 
 
-def stepped(steps: int, *, break_at: int | None = None, **flags: Any) -> torch.Tensor:
+def stepped(steps: int, *, break_at: int | None = None, device: str = "cpu", **flags: Any) -> torch.Tensor:
     """A matrix after ``steps`` steps towards zero, saved and loaded into a new optimizer after ``break_at``."""
     config = RunConfig(**{**TOY, **flags})
-    weights = torch.nn.Parameter(torch.linspace(-2.0, 3.0, 12).view(3, 4).clone())
+    weights = torch.nn.Parameter(torch.linspace(-2.0, 3.0, 12, device=device).view(3, 4))
     frozen = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
     optimizer = build_optimizer([weights, frozen], config)
     for step in range(steps):
@@ -63,6 +63,17 @@ def test_every_optimizer_goes_on_from_its_state(name: str) -> None:
     straight = stepped(6, **flags)
     assert float(straight.square().sum()) < 32.5453  # where it began, to one in a million
     assert torch.equal(stepped(6, break_at=3, **flags), straight)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_on_a_gpu_too(name: str) -> None:
+    if name == "adamw-8bit":
+        pytest.importorskip("bitsandbytes")
+    flags = {"optimizer": name, "learning_rate": 1e-3}
+    here = stepped(6, device="cuda", **flags)
+    assert torch.equal(stepped(6, break_at=3, device="cuda", **flags), here)
+    torch.testing.assert_close(here.cpu(), stepped(6, **flags), rtol=1e-4, atol=1e-5)
 
 
 def test_prodigys_switches_and_cames_decays_arrive(capsys: pytest.CaptureFixture[str]) -> None:
