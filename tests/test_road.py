@@ -220,8 +220,6 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
         "--sample-steps",
         2,
     ]
-    if kind == "lora":
-        shared += ["--dora", "--rslora", "--lora-dropout", 0.1]
     cogtune("train", *shared, "--output", "one", "--gradient-accumulation-steps", 2, "--steps", 4)
     expected = {name: measured(tmp_path / "one", name) for name in ("loss", "eval_loss", "validation_loss")}
     assert [len(losses) for losses in expected.values()] == [4, 3, 3]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
@@ -339,7 +340,8 @@ def write_pipeline(
     """
     if dtype is None:
         dtype = DTYPES["fp32" if scale == "tiny" else variant.trained_in]
-    with written_folder(folder) as aside, explained(folder):
+    # Saving a text encoder imports DeepSpeed, which logs to stdout; that is for results
+    with contextlib.redirect_stdout(sys.stderr), written_folder(folder) as aside, explained(folder):
         _write_tokenizer(aside / "tokenizer")
         CogVideoXDDIMScheduler(**scheduler_config(variant, scale)).save_pretrained(aside / "scheduler")
         # The largest files that the published checkpoints have
