@@ -76,7 +76,7 @@ HELD_BY = {
     ],
     "frames are chosen by time, short clips refused, aspect kept": [
         "test_frames::test_frames_are_chosen_by_time",
-        "test_frames::test_a_clip_too_short_is_an_error_with_its_name",
+        "test_frames::test_a_clip_too_short_says_what_it_needs",
         "test_frames::test_a_disc_stays_round_and_in_the_middle",
     ],
     "a switch set to false is off": ["test_reference_behaviour::test_a_switch_that_is_set_to_false_is_off"],
