@@ -36,7 +36,7 @@ def tiny(home: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six drawn clips with captions; read only."""
+    """Six drawn clips with captions; read only, but for the cache in ``.cogtune``, which tests share."""
     return draw_dataset(tmp_path_factory.mktemp("clips"))
 
 

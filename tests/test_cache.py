@@ -28,7 +28,7 @@ from cogtune.models import read_spec
 
 @pytest.fixture
 def data(clips: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(clips, tmp_path / "data"))
+    return Path(shutil.copytree(clips, tmp_path / "data", ignore=shutil.ignore_patterns(".cogtune")))
 
 
 @pytest.fixture

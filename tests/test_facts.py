@@ -103,7 +103,7 @@ def test_what_another_version_told_is_found_out_again(clip: Path, tmp_path: Path
 def test_a_clip_that_was_in_order_and_has_not_changed_is_not_opened_again(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = Path(shutil.copytree(clips, tmp_path / "data"))
+    data = Path(shutil.copytree(clips, tmp_path / "data", ignore=shutil.ignore_patterns(".cogtune")))
     names = (data / "videos.txt").read_text().splitlines()
     (data / names[5]).write_bytes(b"no film at all" * 100)
     Image.new("RGB", (96, 64)).save(data / "first.png")

@@ -29,7 +29,7 @@ Configured = Callable[..., RunConfig]
 @pytest.fixture
 def configured(clips: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Configured:
     """A configuration over a copy of the drawn clips; entries are made in this process."""
-    data = shutil.copytree(clips, tmp_path / "data")
+    data = shutil.copytree(clips, tmp_path / "data", ignore=shutil.ignore_patterns(".cogtune"))
     monkeypatch.setattr(caching, "fill", fill_here)
 
     def made(**flags: Any) -> RunConfig:
