@@ -109,6 +109,27 @@ def test_five_lora_steps_at_the_native_size_and_a_resume(
         shutil.rmtree(model)  # five of them would fill the disk
 
 
+def test_sample_videos_add_at_most_two_gib_to_the_peak_of_training(
+    encoders: Path, film: Path, tmp_path: Path, cogtune: Cogtune
+) -> None:
+    shared = ["--model", encoders, "--data", film, "--eval-every", 0, "--cache-dir", tmp_path / "cache", "--steps", 3]
+    samples = ["--validation-prompts", "a boat", "--sample-every", 2, "--sample-steps", 2]
+    cogtune("train", *shared, "--output", "plain")
+    cogtune("train", *shared, *samples, "--output", "sampled")
+    peaks = {}
+    for run in ("plain", "sampled"):
+        lines = (tmp_path / run / "metrics.jsonl").read_text().splitlines()
+        peaks[run] = max(
+            json.loads(line).get("memory_gib", 0) for line in lines
+        )  # the third step's follows the samples
+    print(f"\npeak reserved without samples {peaks['plain']:.2f} GiB, with them {peaks['sampled']:.2f} GiB")
+    assert peaks["sampled"] <= peaks["plain"] + 2
+    for step in (0, 2):
+        (video,) = (tmp_path / "sampled" / "samples" / f"step-{step:06}").glob("*.mp4")
+        info = probe(video)
+        assert (info.num_frames, info.height, info.width) == (49, 480, 720)
+
+
 def test_a_sampled_video_has_the_size_asked_for(encoders: Path, tmp_path: Path, cogtune: Cogtune) -> None:
     cogtune("infer", "--model", encoders, "--prompt", "a boat", "--steps", 2, "--output", "boat.mp4")
     info = probe(tmp_path / "boat.mp4")

@@ -102,6 +102,8 @@ def _trainee(plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | Non
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if _compiles(config, accelerator.device):
+        # One graph more for each size, for no gradient, and for a first block that none passes; PyTorch gives up at 8.
+        torch._dynamo.config.cache_size_limit = 8 * max(1, len(plan.buckets))
         for block in transformer.transformer_blocks:  # all alike: compiled once, and each weight keeps its name
             block.compile(dynamic=False)
     model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer.parameters(), config))
