@@ -230,7 +230,7 @@ class VideoEncoder:
         if self.device.type == "cuda":
             bound = BOUND * untiled_bytes(size, self.vae.dtype) if self._bounded else float("inf")
             total = torch.cuda.get_device_properties(self.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, bound / total), self.device)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, bound / total), self.device.index or 0)
         if self._compiled is not None and size in self.compiled_sizes and not self.vae.use_tiling:
             try:
                 return self._run(video, self._compiled)
