@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cogtune import console, runs
-from cogtune.config import resolve
+from cogtune import checking, console, runs
 from cogtune.data.synthetic import draw_dataset
 from cogtune.errors import UsageError
 from cogtune.files import remove_folder, write_text
+from cogtune.resolving import resolve
 
 MARK = ".cogtune-demo"
 """A file that says that a folder was made by the demo, and may be made anew."""
@@ -36,7 +36,7 @@ def run(folder: Path) -> Iterator[str]:
     flags = {"data": data, "output": output}
     resolved = resolve(preset_name=PRESET, flags=flags)
     console.note(f"2/5 checking them: cogtune dataset validate {data} --preset {PRESET}")
-    report = runs.validate(resolved.config)
+    report = checking.validate(resolved.config)
     console.note(f"    {report.counts['clips']} clips open, {report.counts['error']} errors")
     console.note(f"3/5 encoding them: cogtune dataset cache {data} --preset {PRESET}")
     console.note(f"    {runs.cache(resolved.config)}")

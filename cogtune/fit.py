@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import psutil
 
 from cogtune import console
-from cogtune.config import Resolved, RunConfig
+from cogtune.config import RunConfig
 from cogtune.errors import UsageError
 from cogtune.estimate import GIB, Estimate, estimate
 from cogtune.geometry import Size
 from cogtune.gpus import Gpu, gpus
 from cogtune.models import VARIANTS, ModelSpec, published_spec
 from cogtune.presets import PRESETS, Preset, Strategy
+from cogtune.resolving import Resolved
 
 SURE = 0.92
 """An estimate may be off by 8 %: a run whose estimate times this does not fit is refused."""

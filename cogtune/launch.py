@@ -15,10 +15,11 @@ import yaml
 
 from cogtune import process
 from cogtune.checkpoints import checkpoints
-from cogtune.config import RUN_NAME, RunConfig
+from cogtune.config import RunConfig
 from cogtune.files import explained, write_json, write_text
 from cogtune.plan import Plan, accelerate_config, deepspeed_config, meeting_port
 from cogtune.process import Report
+from cogtune.resolving import RUN_NAME
 
 ENVIRONMENT = {
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cogtune.config import RunConfig, resolve
+from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, write_text
+from cogtune.resolving import resolve
 
 FILE = Path(__file__).with_name("measurements.json")
 """The recorded measurements, one JSON object a line."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cogtune.config import Resolved, RunConfig
+from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import read_json
 from cogtune.geometry import Size, video_tokens
 from cogtune.models import ModelSpec
+from cogtune.resolving import Resolved
 from cogtune.training_rules import problems_of_training
 
 FORMAT = 1

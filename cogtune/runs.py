@@ -10,26 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from cogtune import caching, console, launch
+from cogtune.checking import checked_dataset, read_for_training, watched_by, with_data_here
 from cogtune.checkpoints import after, check_fits, checkpoints, choose, read_state
-from cogtune.config import RUN_NAME, Resolved, RunConfig, resolve
+from cogtune.config import RunConfig
 from cogtune.data.cache import Store
-from cogtune.data.checks import Report, check_dataset
-from cogtune.data.facts import Facts
-from cogtune.data.findings import listed
 from cogtune.data.frames import FrameSettings
 from cogtune.data.index import Index, Todo, caption_of
-from cogtune.data.prompts import Watched, choose_prompts, write_prompts
-from cogtune.data.quarantine import without_quarantined, write_quarantine
-from cogtune.data.sources import Dataset, Reading, locate_dataset, read_dataset
-from cogtune.errors import CogtuneError, UsageError
+from cogtune.data.prompts import Watched, write_prompts
+from cogtune.data.sources import Dataset
+from cogtune.errors import UsageError
 from cogtune.gpus import gpus
 from cogtune.launch import LaunchFiles
 from cogtune.modeling.locate import locate
-from cogtune.modeling.tokens import token_counter
-from cogtune.models import LORA_WEIGHTS_NAME, TINY, ModelSpec, fingerprint, published, published_spec, read_spec
+from cogtune.models import LORA_WEIGHTS_NAME, ModelSpec, fingerprint, read_spec
 from cogtune.plan import Plan, check, identity_of, make_plan
 from cogtune.process import WORKER_LOCK, alone_in
 from cogtune.report.run import PAGE_NAME
+from cogtune.resolving import RUN_NAME, Resolved, resolve
 
 
 @dataclass(frozen=True)
@@ -53,56 +50,6 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
         if (run / RUN_NAME).is_file():
             return resolve(file=run / RUN_NAME, flags={"output": run, **flags})
     return resolve(preset_name=preset_name, file=file, flags=flags)
-
-
-def validate(
-    config: RunConfig,
-    *,
-    full: bool = False,
-    strict: bool = False,
-    quarantine: Path | None = None,
-    page: Path | None = None,
-    page_clips: int | None = None,
-) -> Report:
-    """Look for everything that is wrong with a dataset; a published model need not be on this machine.
-
-    Args:
-        full: decode every frame, rather than one of each clip.
-        quarantine: a file to list the samples in that have an error, with ``strict`` also those that have a warning.
-        page: an HTML file to show the clips and the findings in.
-        page_clips: how many clips it shows at most.
-
-    Raises:
-        CogtuneError: there is no dataset, or no such model, or the page cannot be written.
-    """
-    config = _with_data_here(config)
-    row = published(config.model)
-    if row is None or Path(config.model).is_dir() or config.model.startswith(TINY):
-        spec = read_spec(locate(config.model, weights=False))
-    else:
-        spec = published_spec(row)
-    dataset, settings = _read(config), caching.frame_settings(config, spec)
-    report = _checked(dataset, config, spec, full=full)
-    if quarantine is not None:
-        count = write_quarantine(quarantine, dataset, report.findings, strict=strict)
-        console.note(f"{quarantine} names {count} sample{'' if count == 1 else 's'} to leave out")
-    if page is not None:
-        from cogtune.report.dataset import MOST_CLIPS, Checked, write_dataset_report
-
-        most = MOST_CLIPS if page_clips is None else page_clips
-        with console.progress("drawing clips", min(most, len(dataset.samples))) as progress:
-            checked = Checked(dataset, settings, report, token_counter(config.model, config.id_token))
-            write_dataset_report(page, checked, most_clips=most, progress=lambda: progress.advance())
-    return report
-
-
-def _checked(
-    dataset: Dataset, config: RunConfig, spec: ModelSpec, *, full: bool = False, facts: Facts | None = None
-) -> Report:
-    settings = caching.frame_settings(config, spec)
-    count = token_counter(config.model, config.id_token)
-    with console.progress("checking", len(dataset.samples)) as progress:
-        return check_dataset(dataset, settings, spec, full=full, count_tokens=count, facts=facts, tell=progress.advance)
 
 
 @dataclass(frozen=True)
@@ -131,12 +78,12 @@ def survey(config: RunConfig) -> tuple[caching.Prepared, ModelSpec]:
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
     """
-    config = _with_data_here(config, download=False).anchored()
+    config = with_data_here(config, download=False).anchored()
     checkpoint = locate(config.model, weights=False)
     spec = read_spec(checkpoint)
     check(config, spec)
-    dataset = _read_for_training(config)
-    watched = watched_by(config, spec, dataset, _read_for_training)
+    dataset = read_for_training(config)
+    watched = watched_by(config, spec, dataset, read_for_training)
     return caching.prepare(config, spec, checkpoint, dataset, watched, remember=False), spec
 
 
@@ -150,7 +97,7 @@ def cache(config: RunConfig, *, processes: int | None = None) -> Cached:
         UsageError: more processes than GPUs.
         CogtuneError: something in the dataset stands in the way, or encoding failed.
     """
-    config = _with_data_here(config).anchored()
+    config = with_data_here(config).anchored()
     checkpoint = locate(config.model)
     spec = read_spec(checkpoint)
     check(config, spec)
@@ -208,7 +155,7 @@ def get_ready(
     Raises:
         CogtuneError: with everything that stands in the way.
     """
-    config = _with_data_here(resolved.config, download=not dry_run).anchored()
+    config = with_data_here(resolved.config, download=not dry_run).anchored()
     resolved = replace(resolved, config=config)
     start_from = choose(resume, config.output) if resume else None
     if not overwrite:
@@ -267,110 +214,6 @@ def _warn_of_overlap(prepared: caching.Prepared) -> None:
     both = [row.id for row in prepared.validation.rows if row.latents in trained_on]
     if both:
         console.warn(f"trained on too, so the validation loss says less: {', '.join(both)}")
-
-
-def _with_data_here(config: RunConfig, *, download: bool = True) -> RunConfig:
-    """The same with a folder on this machine for its dataset, which may be one on the Hub."""
-    found = {"data": locate_dataset(str(config.data), download=download)}
-    if config.validation_data is not None:
-        found["validation_data"] = locate_dataset(str(config.validation_data), download=download)
-    return config.model_copy(update=found)
-
-
-def _read(config: RunConfig) -> Dataset:
-    return read_dataset(
-        config.data,
-        Reading(
-            format=config.format,
-            caption_column=config.caption_column,
-            video_column=config.video_column,
-            image_column=config.image_column,
-            allow_outside=config.allow_outside,
-            media=(config.cache_dir or config.data / ".cogtune") / "media",
-        ),
-    )
-
-
-def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
-    """The dataset, when nothing in it stands in the way of training.
-
-    Raises:
-        CogtuneError: with every error found.
-    """
-    dataset = _read_for_training(config)
-    facts = caching.store_of(config).facts
-    report = _checked(dataset, config, spec, facts=facts)
-    facts.save()
-    command = _validate_command(config, spec)
-    errors = [finding for finding in report.findings if finding.severity == "error"]
-    if errors:
-        raise CogtuneError(
-            f"{config.data} cannot be trained on as it is",
-            f"`{command}` explains each",
-            details=[f"{finding.where}: {finding.message}" for finding in errors],
-        )
-    warnings = sum(finding.severity == "warning" for finding in report.findings)
-    if warnings:
-        noun = "a warning" if warnings == 1 else f"{warnings} warnings"
-        console.note(f"{noun} about the dataset; to see: {command}")
-    return dataset
-
-
-def _read_for_training(config: RunConfig) -> Dataset:
-    dataset, file = _read(config), config.quarantine
-    if file is None:
-        return dataset
-    remaining = without_quarantined(dataset, file)
-    if remaining.left_out:
-        noun = "sample is" if remaining.left_out == 1 else "samples are"
-        console.note(f"{remaining.left_out} {noun} left out, as {file} says")
-    if remaining.unknown:
-        console.warn(f"{file} names what {dataset.root} does not have: {listed(remaining.unknown)}")
-    return remaining.dataset
-
-
-def watched_by(
-    config: RunConfig, spec: ModelSpec, dataset: Dataset, read: Callable[[RunConfig], Dataset] | None = None
-) -> Watched:
-    """The validation samples and the prompts of a run, looked at as the training data is.
-
-    Args:
-        read: reads the validation data; by default so that it is checked, too.
-
-    Raises:
-        CogtuneError: with everything that is wrong with them.
-    """
-    prompts = choose_prompts(config, dataset.samples, with_image=spec.image_to_video)
-    if config.validation_data is None:
-        return Watched((), prompts)
-    if config.validation_data == config.data:
-        raise UsageError("the validation data is the training data", "keep some clips out, in a folder of their own")
-    apart = config.model_copy(update={"data": config.validation_data, "quarantine": None})
-    held_out = (read(apart) if read else checked_dataset(apart, spec)).samples
-    count = min(config.validation_samples, len(held_out))
-    return Watched(tuple(held_out[number * len(held_out) // count] for number in range(count)), prompts)
-
-
-def _validate_command(config: RunConfig, spec: ModelSpec) -> str:
-    """The command that checks the dataset against what this run takes from it."""
-    settings = caching.frame_settings(config, spec)
-    words = ["cogtune", "dataset", "validate", str(config.data), "--model", config.model]
-    words += ["--buckets", ",".join(config.buckets)] if config.buckets else ["--size", str(settings.size)]
-    usual = RunConfig()
-    optional = {
-        "--fps": config.fps,
-        "--sampling": config.sampling if config.sampling != usual.sampling else None,
-        "--skip-start": config.skip_start or None,
-        "--skip-end": config.skip_end or None,
-        "--reshape": config.reshape if config.reshape != usual.reshape else None,
-        "--seed": config.seed if settings.draws and config.seed != usual.seed else None,
-        "--format": config.format,
-        "--caption-column": config.caption_column,
-        "--video-column": config.video_column,
-        "--image-column": config.image_column,
-    }
-    words += [word for flag, value in optional.items() if value is not None for word in (flag, str(value))]
-    return shlex.join([*words, "--allow-outside"] if config.allow_outside else words)
 
 
 def _cached(

@@ -7,10 +7,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from cogtune.config import Resolved, RunConfig
+from cogtune.config import RunConfig
 from cogtune.files import explained, write_text
 from cogtune.launch import ENVIRONMENT
 from cogtune.plan import meeting_port
+from cogtune.resolving import Resolved
 
 STOP_BEFORE = 300
 """Seconds before the end of its time at which a job is asked to stop, so that it writes a checkpoint."""

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from cogtune import caching, launch
-from cogtune.config import Resolved, RunConfig
+from cogtune.config import RunConfig
 from cogtune.console import span
 from cogtune.data.frames import FrameSettings, settings_for
 from cogtune.data.sources import Dataset
@@ -19,6 +19,7 @@ from cogtune.errors import UsageError
 from cogtune.files import remove_folder
 from cogtune.fit import this_machine
 from cogtune.geometry import Size
+from cogtune.resolving import Resolved
 from cogtune.runs import get_ready, sole_run
 
 FOLDER = "smoke"

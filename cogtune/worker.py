@@ -17,7 +17,6 @@ from pathlib import Path
 
 from cogtune import console
 from cogtune.checkpoints import after, checkpoints
-from cogtune.config import RUN_NAME
 from cogtune.errors import CogtuneError
 from cogtune.files import remove_folder, remove_partials, write_atomic, write_text
 from cogtune.fit import this_machine, what_would_fit
@@ -26,6 +25,7 @@ from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.plan import Plan
 from cogtune.process import WORKER_LOCK, StopRequest, alone_in, is_out_of_memory, work
 from cogtune.report.run import record_machine, write_run_report
+from cogtune.resolving import RUN_NAME
 
 
 def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:

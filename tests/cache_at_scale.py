@@ -22,13 +22,13 @@ from PIL import Image
 from safetensors.torch import save
 
 from cogtune.caching import prepare
-from cogtune.config import resolve
 from cogtune.data.facts import Facts
 from cogtune.data.sources import read_dataset
 from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video import probe
 from cogtune.modeling.locate import locate
 from cogtune.models import read_spec
+from cogtune.resolving import resolve
 
 
 def make(folder: Path, samples: int, model: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from cogtune import caching, encoding, runs, worker
-from cogtune.config import resolve
 from cogtune.launch import LaunchFiles
 from cogtune.plan import Plan
+from cogtune.resolving import resolve
 
 
 class Stop:

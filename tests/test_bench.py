@@ -16,12 +16,12 @@ from cogtune import gpus as cards
 from cogtune import measurements
 from cogtune.bench import run, stage, watch, worker
 from cogtune.cli import vram
-from cogtune.config import resolve
 from cogtune.errors import UsageError
 from cogtune.launch import LaunchFiles
 from cogtune.measurements import Measurement
 from cogtune.models import published_spec, read_spec, variant
 from cogtune.plan import Plan
+from cogtune.resolving import resolve
 
 
 @pytest.fixture

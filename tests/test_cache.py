@@ -15,7 +15,6 @@ from PIL import Image
 from runs_in_process import Stop, fill_here
 
 from cogtune.caching import Engine, Prepared, job_for, prepare
-from cogtune.config import resolve
 from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.data.sources import read_dataset
@@ -24,6 +23,7 @@ from cogtune.encoding import encode
 from cogtune.errors import CogtuneError
 from cogtune.modeling.encode import VideoEncoder
 from cogtune.models import read_spec
+from cogtune.resolving import resolve
 
 
 @pytest.fixture

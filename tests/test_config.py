@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cogtune.config import RunConfig, read_run, resolve
+from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.presets import CARDS_GB, PRESETS
+from cogtune.resolving import read_run, resolve
 
 TABLE = [row for row in PRESETS.values() if row.promised_gb is not None]
 

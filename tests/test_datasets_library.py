@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cogtune import runs
-from cogtune.config import resolve
+from cogtune import checking
 from cogtune.data.sources import Dataset, Reading, read_dataset
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError
 from cogtune.models import read_spec
+from cogtune.resolving import resolve
 
 datasets = pytest.importorskip("datasets", reason="the extra 'datasets' is not installed")
 
@@ -179,5 +179,5 @@ def test_a_saved_dataset_can_be_trained_on(tmp_path: Path, videos: list[Path], t
     columns = {"video": [path.read_bytes() for path in videos], "prompt": CAPTIONS}
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
     config = resolve(preset_name="cpu-lora-tiny", flags={"data": tmp_path / "saved"}).config.anchored()
-    dataset = runs.checked_dataset(config, read_spec(tiny("2b")))
+    dataset = checking.checked_dataset(config, read_spec(tiny("2b")))
     assert [sample.video.parent.parent.name for sample in dataset.samples] == ["media"] * 3

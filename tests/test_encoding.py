@@ -23,7 +23,6 @@ from runs_in_process import Stop
 
 from cogtune import caching, encoding
 from cogtune.caching import Engine, Job, job_for, prepare, share
-from cogtune.config import resolve
 from cogtune.data.decoding import Decoded, Failure, PixelJob, decoding, default_workers, load
 from cogtune.data.frames import View
 from cogtune.data.index import ClipJob, TextJob, Todo, missing
@@ -31,6 +30,7 @@ from cogtune.data.sources import read_dataset
 from cogtune.errors import CogtuneError
 from cogtune.geometry import Size
 from cogtune.models import read_spec
+from cogtune.resolving import resolve
 
 Jobs = Callable[..., Job]
 

@@ -11,7 +11,7 @@ import torch
 from conftest import Cogtune
 
 from cogtune import fit
-from cogtune.config import RunConfig, resolve
+from cogtune.config import RunConfig
 from cogtune.errors import UsageError
 from cogtune.estimate import GIB, Memory, estimate, lora_parameters, transformer_parameters
 from cogtune.fit import GB, Machine, fitted, nearest_preset, problems, refuse_unfit
@@ -22,6 +22,7 @@ from cogtune.modeling.random_weights import build_transformer
 from cogtune.models import VARIANTS, ModelSpec, published_spec
 from cogtune.planning import outlook, spec_of
 from cogtune.presets import PRESETS
+from cogtune.resolving import resolve
 
 WITHIN = 0.08
 

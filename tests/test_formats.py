@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from conftest import Cogtune
 
-from cogtune import runs
+from cogtune import checking, runs
 from cogtune.caching import prepare
-from cogtune.config import DataFormat, resolve
+from cogtune.config import DataFormat
 from cogtune.data.cache import Store
 from cogtune.data.findings import FINDINGS
 from cogtune.data.frames import FrameSettings
@@ -28,6 +28,7 @@ from cogtune.data.sources import LAYOUTS, Dataset, Reading, locate_dataset, read
 from cogtune.errors import CogtuneError
 from cogtune.geometry import Size
 from cogtune.models import read_spec
+from cogtune.resolving import resolve
 
 CAPTIONS = (
     "A cat, asleep.",
@@ -604,7 +605,7 @@ def test_a_dry_run_downloads_no_dataset(downloads: list[str]) -> None:
 
 
 def test_validate_downloads_what_it_is_asked_for(downloads: list[str]) -> None:
-    report = runs.validate(resolve(flags={"data": "user/name"}).config)
+    report = checking.validate(resolve(flags={"data": "user/name"}).config)
     assert downloads == ["user/name"]
     assert report.counts["samples"] == len(CAPTIONS)
 

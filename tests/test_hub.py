@@ -24,13 +24,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cogtune.card import CardFacts, SampleVideo, gather_facts, model_card
-from cogtune.config import resolve
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.geometry import Size
 from cogtune.hub import push
 from cogtune.hub.public import public_file
 from cogtune.models import LORA_WEIGHTS_NAME as LORA
 from cogtune.models import VARIANTS
+from cogtune.resolving import resolve
 
 TOKEN = "hf_AnnasOwnTokenForWriting1234"
 READER = "hf_AnnasOwnTokenForReading5678"

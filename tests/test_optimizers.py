@@ -12,10 +12,11 @@ import torch
 import yaml
 from diffusers.optimization import get_scheduler
 
-from cogtune.config import RunConfig, resolve
+from cogtune.config import RunConfig
 from cogtune.errors import UsageError
 from cogtune.models import VARIANTS, published_spec
 from cogtune.plan import check
+from cogtune.resolving import resolve
 from cogtune.training.optimizers import build_optimizer, learning_rate_at
 from cogtune.training_rules import OPTIMIZERS
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from cogtune.config import resolve
 from cogtune.fit import GB, Machine, what_would_fit
 from cogtune.gpus import Gpu
 from cogtune.models import published, published_spec
 from cogtune.process import is_out_of_memory
+from cogtune.resolving import resolve
 
 
 def advice(preset: str, card_gb: int, cards: int = 1, **flags: Any) -> str:

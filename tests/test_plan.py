@@ -13,12 +13,13 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from deepspeed.runtime.config import DeepSpeedConfig
 
-from cogtune.config import RunConfig, resolve
+from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.launch import write_files
 from cogtune.models import VARIANTS, published_spec
 from cogtune.plan import Plan, check, deepspeed_config, fps_of, identity_of, make_plan, size_of
 from cogtune.presets import PRESETS
+from cogtune.resolving import resolve
 
 
 def plan_of(preset: str, output: Path, **flags: Any) -> tuple[Plan, str]:

@@ -10,9 +10,8 @@ import pytest
 from runs_in_process import fill_here, plan_for
 from transformers import AutoTokenizer
 
-from cogtune import caching, runs
+from cogtune import caching, checking
 from cogtune.cli import main
-from cogtune.config import resolve
 from cogtune.data.findings import Finding, finding
 from cogtune.data.index import Index
 from cogtune.data.quarantine import read_quarantine, without_quarantined, write_quarantine
@@ -21,6 +20,7 @@ from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.modeling.tokens import token_counter
 from cogtune.models import read_spec
+from cogtune.resolving import resolve
 
 PLAIN = ["a", "videos/b c", "ünïcode/猫", "repeat#2"]
 AWKWARD = ["#looks like a comment", ' "in quotes"', "two\nlines", "behind  # it", '"quoted', "end  # "]
@@ -102,14 +102,14 @@ def test_what_validate_writes_train_accepts(
 ) -> None:
     file, spec = tmp_path / "q.txt", read_spec(tiny("2b"))
     config = resolve(preset_name="cpu-lora-tiny", flags={"data": half_broken}).config
-    report = runs.validate(config, quarantine=file)
+    report = checking.validate(config, quarantine=file)
     assert report.counts["error"] == 2
     assert list(read_quarantine(file)) == ["videos.txt:3", "b"]
     assert "q.txt names 2 samples to leave out" in capsys.readouterr().err
     with pytest.raises(CogtuneError, match="cannot be trained on as it is"):
-        runs.checked_dataset(config, spec)
+        checking.checked_dataset(config, spec)
     file.write_text(file.read_text() + "gone\n")
-    kept = runs.checked_dataset(config.model_copy(update={"quarantine": file}), spec)
+    kept = checking.checked_dataset(config.model_copy(update={"quarantine": file}), spec)
     assert [sample.id for sample in kept.samples] == ["a", "d"]
     told = capsys.readouterr().err
     assert f"2 samples are left out, as {file} says" in told
@@ -150,7 +150,7 @@ def test_validate_counts_by_the_models_tokenizer(tmp_path: Path, tiny: Callable[
     (tmp_path / "a.txt").write_text("xyzzy " * 100)
     (found,) = [
         one
-        for one in runs.validate(resolve(preset_name="cpu-lora-tiny", flags={"data": tmp_path}).config).findings
+        for one in checking.validate(resolve(preset_name="cpu-lora-tiny", flags={"data": tmp_path}).config).findings
         if one.code == "long-caption"
     ]
     count = len(AutoTokenizer.from_pretrained(tiny("2b") / "tokenizer")(("xyzzy " * 100).strip())["input_ids"])

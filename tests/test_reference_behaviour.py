@@ -21,7 +21,7 @@ from test_objective import Fake, batch_of, objective
 from typer.testing import CliRunner
 
 from cogtune import caching, runs
-from cogtune.config import RunConfig, resolve
+from cogtune.config import RunConfig
 from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.data.sources import read_dataset
@@ -31,6 +31,7 @@ from cogtune.modeling.conditioning import conditioning_of, place_image, sample_p
 from cogtune.modeling.encode import pixels_to_unit
 from cogtune.models import VARIANTS, read_spec
 from cogtune.plan import deepspeed_config
+from cogtune.resolving import resolve
 from cogtune.training.evaluate import evaluate
 from cogtune.training.objective import draw
 from cogtune.training.setup import set_up

@@ -16,11 +16,11 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import Cogtune
 
-from cogtune.config import resolve
 from cogtune.errors import UsageError
 from cogtune.launch import LaunchFiles
 from cogtune.models import VARIANTS, published_spec
 from cogtune.plan import accelerate_config, check, check_machines
+from cogtune.resolving import resolve
 from cogtune.slurm import write_job
 
 TWO = {"num_processes": 16, "num_machines": 2, "machine_rank": 1, "main_process_ip": "10.0.0.1"}

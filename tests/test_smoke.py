@@ -10,10 +10,10 @@ from conftest import Cogtune
 from runs_in_process import fill_here, plan_for, train_here
 
 from cogtune import caching, launch
-from cogtune.config import resolve
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import read_json
 from cogtune.plan import Plan
+from cogtune.resolving import resolve
 from cogtune.smoke import Seen, smoke
 
 

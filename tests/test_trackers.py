@@ -12,8 +12,8 @@ from conftest import Cogtune
 from runs_in_process import fill_here, plan_for, train_here
 
 from cogtune import caching
-from cogtune.config import resolve
 from cogtune.errors import UsageError
+from cogtune.resolving import resolve
 from cogtune.training import trackers as module
 from cogtune.training.trackers import About, Shown, told
 

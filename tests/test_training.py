@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 
 from cogtune import caching, runs
 from cogtune.checkpoints import check_fits, checkpoints, choose, read_state
-from cogtune.config import read_run, resolve
 from cogtune.data.batches import Share, batches
 from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.geometry import Size, latent_frames
 from cogtune.models import LORA_WEIGHTS_NAME
+from cogtune.resolving import read_run, resolve
 from cogtune.training import checkpoint
 from cogtune.training.setup import set_up
 

@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from cogtune import caching, runs, upkeep
 from cogtune.bench.caching import bench_cache
 from cogtune.cli import main
-from cogtune.config import RunConfig, resolve
+from cogtune.config import RunConfig
 from cogtune.data.cache import KINDS, Store
 from cogtune.data.video import probe
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.gpus import Gpu
 from cogtune.process import alone_in
+from cogtune.resolving import resolve
 
 Configured = Callable[..., RunConfig]
 

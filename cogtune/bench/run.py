@@ -14,7 +14,7 @@ from typing import Any
 
 from cogtune import console, launch
 from cogtune.bench import stage, watch, worker
-from cogtune.config import Resolved, RunConfig
+from cogtune.config import RunConfig
 from cogtune.data.index import Index
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import read_json
@@ -24,6 +24,7 @@ from cogtune.machine import versions
 from cogtune.measurements import GB, GIB, Measurement, Recipe
 from cogtune.models import TINY, VARIANTS, ModelSpec, published, read_spec
 from cogtune.plan import Plan, check, identity_of, make_plan
+from cogtune.resolving import Resolved
 
 _PLAIN: dict[str, Any] = {"compile": False, "gradient_checkpointing": True}
 """The guides' recipe, beside which the base is loaded in fp32."""

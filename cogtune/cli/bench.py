@@ -59,8 +59,8 @@ def bench(
     """Measure a preset's real training step on random weights of the real size: memory and time, with no download."""
     from cogtune.bench.run import Request, command_of
     from cogtune.bench.run import bench as measure
-    from cogtune.config import resolve
     from cogtune.files import write_json
+    from cogtune.resolving import resolve
 
     more = ["--steps", str(steps), "--warmup", str(warmup), *(["--compare", compare] if compare else [])]
     request = Request(

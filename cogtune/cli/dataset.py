@@ -59,11 +59,11 @@ def validate(
     ] = None,
 ) -> None:
     """Open every clip and list all problems; exit 1 if any of them stops training."""
-    from cogtune import runs
-    from cogtune.config import resolve
+    from cogtune import checking
+    from cogtune.resolving import resolve
 
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
-    report = runs.validate(
+    report = checking.validate(
         resolved.config, full=full, strict=strict, quarantine=quarantine, page=page, page_clips=page_clips
     )
     if as_json:
@@ -107,8 +107,8 @@ def cache(
 ) -> None:
     """Encode clips and captions once, for training to read; what is there already is left alone."""
     from cogtune import runs
-    from cogtune.config import resolve
     from cogtune.errors import UsageError
+    from cogtune.resolving import resolve
 
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
     if status + verify + prune > 1:
@@ -195,7 +195,7 @@ def bench(
 ) -> None:
     """Measure how fast `dataset cache` is here: random weights of the real size, drawn clips, no download."""
     from cogtune.bench.caching import bench_cache
-    from cogtune.config import resolve
+    from cogtune.resolving import resolve
 
     figures = bench_cache(resolve(flags=flags).config, clips=clips, processes=num_processes, keep=keep)
     if as_json:

@@ -26,10 +26,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what a run will take, before anything is downloaded: memory of GPU and host, disk, time, the command."""
-    from cogtune.config import resolve
     from cogtune.fit import fitted, this_machine
     from cogtune.plan import check
     from cogtune.planning import outlook, spec_of
+    from cogtune.resolving import resolve
 
     resolved = resolve(preset_name=preset, file=config, flags=flags)
     spec, machine = spec_of(resolved.config.model), this_machine()

@@ -17,7 +17,7 @@ def presets(
     as_json: Json = False,
 ) -> None:
     """List the presets, or show every value of one."""
-    from cogtune.config import preset_values, resolve
+    from cogtune.resolving import preset_values, resolve
 
     if name is not None:
         preset_values(name)  # says where the names are listed, if there is none of this name
@@ -45,9 +45,9 @@ _SHORT = (0, 5, 7, 8)
 
 def listing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The columns and the rows of the list, the user's own presets last."""
-    from cogtune.config import own_presets, resolve
     from cogtune.measurements import of_preset, recorded
     from cogtune.presets import PRESETS
+    from cogtune.resolving import own_presets, resolve
 
     columns = ("preset", "hardware", "model", "type", "strategy", "precision", "size", "guides' VRAM", "measured VRAM")
     rows: list[tuple[str, ...]] = []

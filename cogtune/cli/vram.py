@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cogtune import console
-from cogtune.config import resolve
 from cogtune.estimate import GIB, estimate
 from cogtune.fit import GB
 from cogtune.measurements import Measurement, of_preset, recorded
 from cogtune.models import VARIANTS, published_spec
 from cogtune.presets import PRESETS, Preset
+from cogtune.resolving import resolve
 
 _HEAD = """# Memory and time of every preset
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogtune.card import SampleVideo, gather_facts, model_card
-from cogtune.config import read_mapping
 from cogtune.hub.local import (
     check_tensors,
     find_weights,
@@ -19,6 +18,7 @@ from cogtune.hub.local import (
 )
 from cogtune.hub.public import public_file, public_run_yaml
 from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address, upload
+from cogtune.resolving import read_mapping
 
 __all__ = ["PushResult", "push"]
 

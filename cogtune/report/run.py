@@ -9,13 +9,13 @@ from statistics import median
 from typing import Any
 
 from cogtune import __version__
-from cogtune.config import RUN_NAME
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, read_json, write_json
 from cogtune.machine import machine
 from cogtune.report.curves import Curves, change, curves, loss_charts, smooth, step_charts, window_of
 from cogtune.report.page import Html, facts, section, table, tag, write_page
 from cogtune.report.videos import video_section
+from cogtune.resolving import RUN_NAME
 
 PAGE_NAME = "report.html"
 """The page in a run's folder."""
