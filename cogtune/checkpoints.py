@@ -40,9 +40,9 @@ def choose(wanted: str, output: Path) -> Path:
             raise UsageError(f"{output} has no checkpoint to resume from", "leave --resume out to start a new run")
         return there[-1]
     path = Path(wanted)
-    if not path.is_dir():
+    if not wanted or not path.is_dir():
         names = ", ".join(str(found) for found in there) or "none"
-        raise UsageError(f"there is no checkpoint {wanted}", f"checkpoints in {output}: {names}")
+        raise UsageError(f"there is no checkpoint '{wanted}'", f"checkpoints in {output}: {names}")
     return path.absolute()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cogtune.caching import clips_by_size, frame_settings
 from cogtune.config import RunConfig
 from cogtune.data.sources import Reading, read_dataset
 from cogtune.errors import CogtuneError
@@ -51,14 +53,20 @@ class Outlook:
     spec: ModelSpec
     machine: Machine
     needs: Estimate
-    samples: int
+    counts: tuple[int, ...]
+    """Samples at each training size."""
     counted: bool
-    """Whether ``samples`` were counted, not assumed."""
+    """Whether they were counted, not assumed."""
+
+    @property
+    def samples(self) -> int:
+        """In the dataset."""
+        return sum(self.counts)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.config.total_steps(self.samples)
+        return self.config.total_steps(*self.counts)
 
     @property
     def command(self) -> str:
@@ -125,20 +133,25 @@ class Outlook:
         }
 
 
-def outlook(config: RunConfig, spec: ModelSpec, machine: Machine, samples: int | None = None) -> Outlook:
+def outlook(config: RunConfig, spec: ModelSpec, machine: Machine, counts: Sequence[int] = ()) -> Outlook:
     """What a run will take.
 
     Args:
-        samples: in the dataset; counted when not given and the dataset is here.
+        counts: samples at each training size; counted when not given and the dataset is here.
     """
-    found = samples if samples is not None else _count(config)
+    found = tuple(counts) or _count(config, spec)
     gpu = machine.cards[0].name if machine.cards else ""
     needs = estimate(config, spec, gpu=gpu)
-    return Outlook(config, spec, machine, needs, found or _USUAL_SAMPLES, bool(found))
+    return Outlook(config, spec, machine, needs, found or (_USUAL_SAMPLES,), bool(found))
 
 
-def _count(config: RunConfig) -> int | None:
+def _count(config: RunConfig, spec: ModelSpec) -> tuple[int, ...]:
+    if not config.data.is_dir():
+        return ()
     try:
-        return len(read_dataset(config.data, Reading(format=config.format)).samples) if config.data.is_dir() else None
+        dataset = read_dataset(config.data, Reading(format=config.format))
+        if config.buckets:
+            return tuple(clips_by_size(dataset, frame_settings(config, spec)).values())
+        return (len(dataset.samples),)
     except CogtuneError:  # what is wrong with it, `cogtune dataset validate` says
-        return None
+        return ()

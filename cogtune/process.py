@@ -80,8 +80,8 @@ class StopRequest:
         self._asked = True
 
     def __bool__(self) -> bool:
-        if not self._asked and self._parent:
-            self._asked = not _is_running(self._parent)
+        if self._parent and not _is_running(self._parent):
+            self._asked = True  # never set to False: a signal may have come while the parent was looked for
         return self._asked
 
 
@@ -257,6 +257,9 @@ def _raise_for(
     received: Sequence[int],
     if_stopped: Callable[[], str],
 ) -> None:
+    ends = {report["status"] if report is not None else None for report in said}
+    if status == 0 and ends == {"done"}:  # though it may have been asked to stop at the very end
+        return
     failed = [report for report in said if report is not None and report["status"] == "failed"]
     first = _first_death(log)
     if failed and (first is None or any(report["pid"] == first.pid for report in failed)):
@@ -269,14 +272,12 @@ def _raise_for(
             "and the others with it",
             f"a process killed by the system (signal 9) usually was out of memory; the whole log is {log}",
         )
-    ends = {report["status"] if report is not None else None for report in said}
     if received or "stopped" in ends:
         number = received[0] if received else signal.SIGTERM
         code = EXIT_INTERRUPTED if number == signal.SIGINT else 128 + number
         raise CogtuneError("stopped before the end", if_stopped(), exit_code=code)
-    if status != 0 or ends != {"done"}:
-        raise CogtuneError(
-            f"a worker process died without a word (status {status})",
-            f"the whole log is {log}; a process killed by the system usually was out of memory",
-            details=log.read_text(errors="replace").splitlines()[-_TAIL_LINES:],
-        )
+    raise CogtuneError(
+        f"a worker process died without a word (status {status})",
+        f"the whole log is {log}; a process killed by the system usually was out of memory",
+        details=log.read_text(errors="replace").splitlines()[-_TAIL_LINES:],
+    )

@@ -157,7 +157,7 @@ def get_ready(
     """
     config = with_data_here(resolved.config, download=not dry_run).anchored()
     resolved = replace(resolved, config=config)
-    start_from = choose(resume, config.output) if resume else None
+    start_from = None if resume is None else choose(resume, config.output)
     if not overwrite:
         _refuse_to_overwrite(config.output, start_from)
     checkpoint = locate(config.model, weights=not dry_run)

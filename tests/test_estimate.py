@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,7 +182,7 @@ def test_the_nearest_preset_is_of_the_same_kind() -> None:
 
 def test_an_outlook_counts_disk_and_time() -> None:
     config = resolve(preset_name="4090-lora-5b", flags={"output": "out", "steps": 2000}).config
-    found = outlook(config, spec_for("5b"), cards(1, 141, name="NVIDIA H200"), samples=70)
+    found = outlook(config, spec_for("5b"), cards(1, 141, name="NVIDIA H200"), counts=[70])
     shown = dict(found.rows())
     moments, text = 32 * 13 * 60 * 90 * 2, 226 * 4096 * 2
     assert found.to_dict()["cache"] == 70 * (moments + text)
@@ -190,6 +191,15 @@ def test_an_outlook_counts_disk_and_time() -> None:
     assert shown["optimizer steps"] == "2,000 of 1 samples"
     assert "hours in all" in shown["time"]
     assert shown["command"].startswith("accelerate launch --config_file out/launch/accelerate.yaml")
+
+
+def test_steps_of_epochs_are_counted_size_by_size(clips: Path) -> None:
+    """Five clips of one size and one of another, in batches of four: two passes and one, where six would be two."""
+    flags = {"data": clips, "buckets": "17x64x96,9x96x64", "batch_size": 4, "epochs": 1}
+    config = resolve(preset_name="cpu-lora-tiny", flags=flags).config
+    found = outlook(config, spec_of("tiny:2b"), cards(0, 0))
+    assert sorted(found.counts) == [1, 5]
+    assert (found.samples, found.counted, found.steps) == (6, True, 3)
 
 
 def test_a_plan_needs_no_data_and_no_model(cogtune: Cogtune) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cogtune import process
 from cogtune.errors import CogtuneError
 from cogtune.process import PARENT_PID, Report, StopRequest, alone_in, watch
 
@@ -74,6 +75,27 @@ def test_a_worker_that_stopped_is_told_with_how_to_go_on(tmp_path: Path) -> None
         watched(tmp_path, "return False")
     assert caught.value.hint == "go on so"
     assert caught.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_signal_that_comes_while_the_parent_is_looked_for_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setenv(PARENT_PID, str(os.getppid()))
+
+    def looked_for(_pid: int) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    monkeypatch.setattr(process, "_is_running", looked_for)
+    try:
+        assert StopRequest()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_a_worker_that_was_asked_to_stop_and_was_done_already_is_done(tmp_path: Path) -> None:
+    watched(tmp_path, "import os, signal, time\nos.kill(os.getppid(), signal.SIGTERM)\n"
+        "while not stop:\n    time.sleep(0.01)\nreturn True")  # fmt: skip
 
 
 def test_a_report_of_an_earlier_run_is_not_believed(tmp_path: Path) -> None:

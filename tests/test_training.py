@@ -213,12 +213,18 @@ def test_a_checkpoint_of_another_run_is_refused_with_every_difference(clips: Pat
 def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no checkpoint to resume from"):
         choose("latest", tmp_path)
-    with pytest.raises(UsageError, match="there is no checkpoint"):
-        choose(str(tmp_path / "checkpoint-3"), tmp_path)
+    for path in (str(tmp_path / "checkpoint-3"), ""):
+        with pytest.raises(UsageError, match=f"there is no checkpoint '{path}'"):
+            choose(path, tmp_path)
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(CogtuneError, match=r"no state\.json"):
         read_state(tmp_path / "checkpoint-3")
     assert checkpoints(tmp_path) == []
+
+
+def test_a_path_that_turned_out_empty_starts_no_new_run(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no checkpoint ''"):
+        plan_for(clips, tmp_path / "out", steps=1, resume="")
 
 
 def test_identities_are_compared_key_by_key(tmp_path: Path) -> None:

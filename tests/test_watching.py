@@ -223,6 +223,8 @@ def test_everything_wrong_with_the_prompts_is_told_at_once(clips: Path, tmp_path
         plan_for(clips, tmp_path / "out", **flags | {"validation_prompts": str(tmp_path / "none.txt")})
     assert "cannot read" in caught.value.details[0]
     assert "takes none" in caught.value.details[1]
+    with pytest.raises(UsageError, match="give validation_prompts too"):
+        plan_for(clips, tmp_path / "out", model="tiny:5b-i2v", validation_images="x.png")
     with pytest.raises(UsageError, match="mistake") as caught:
         plan_for(clips, tmp_path / "out", sample_every=1, sample_epochs=1)
     assert "not both" in caught.value.details[0]
@@ -248,6 +250,13 @@ def test_videos_of_another_branch_do_not_stay(clips: Path, tmp_path: Path) -> No
     train_here(plan_for(clips, out, steps=3, **flags))
     train_here(plan_for(clips, out, steps=2, resume=str(out / "checkpoint-1"), overwrite=True, **flags))
     assert sorted(path.name for path in (out / "samples").iterdir()) == [f"step-00000{step}" for step in range(3)]
+
+
+def test_what_a_killed_run_left_of_its_videos_does_not_stay(clips: Path, tmp_path: Path) -> None:
+    left = tmp_path / "out" / "samples" / ".step-000002.partial"
+    left.mkdir(parents=True)
+    train_here(plan_for(clips, tmp_path / "out", steps=1))
+    assert not left.exists()
 
 
 def test_a_video_that_is_not_finite_is_left_out_and_told(

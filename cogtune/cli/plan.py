@@ -36,7 +36,7 @@ def plan(
     if fit:
         resolved = fitted(resolved, spec, machine)
     check(resolved.config, spec)
-    found = outlook(resolved.config.anchored(), spec, machine, samples)
+    found = outlook(resolved.config.anchored(), spec, machine, () if samples is None else (samples,))
     if as_json:
         console.emit(found.to_dict())
     else:

@@ -69,7 +69,7 @@ def train(
     if not force and not dry_run:
         refuse_unfit(resolved.config, spec, machine, preset)
     if smoke:
-        if resume or dry_run:
+        if resume is not None or dry_run:
             raise UsageError("--smoke goes with neither --resume nor --dry-run", "it leaves the run itself alone")
         from cogtune.smoke import smoke as smoke_test
 
@@ -79,7 +79,7 @@ def train(
     if dry_run:
         ready = runs.get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=True)
         console.table("", ("key", "value", "from"), runs.describe(ready.plan))
-        found = outlook(ready.plan.config, spec, machine, ready.plan.samples)
+        found = outlook(ready.plan.config, spec, machine, tuple(ready.plan.buckets.values()))
         console.table("", ("what", "how much"), found.rows())
         if ready.left:
             console.say(f"to encode first: {ready.left}")

@@ -106,6 +106,8 @@ def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: 
         UsageError: with everything that is wrong with the prompts and images.
         CogtuneError: a list cannot be read.
     """
+    if config.validation_images is not None and config.validation_prompts is None:
+        raise UsageError("validation_images: give validation_prompts too, one for each image")
     if not config.sample_interval(len(samples)):
         return ()
     problems: list[str] = []
@@ -115,8 +117,6 @@ def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: 
         problems.append("validation_images: this is a text-to-video model, it takes none")
     if images and texts and len(images) != len(texts):
         problems.append(f"validation_images: {len(images)} images for {len(texts)} prompts")
-    if images and not texts:
-        problems.append("validation_images: give validation_prompts too, one for each image")
     problems += [f"validation_images: there is no file {image}" for image in images if not image.is_file()]
     if problems:
         raise UsageError("the sample videos cannot be made as they are configured", details=problems)

@@ -18,7 +18,15 @@ from cogtune import console
 from cogtune.data.cache import Store
 from cogtune.data.prompts import PromptRow
 from cogtune.data.video import write_video
-from cogtune.files import partial_folder, partial_path, publish_folder, read_json, remove_folder, write_json
+from cogtune.files import (
+    partial_folder,
+    partial_path,
+    publish_folder,
+    read_json,
+    remove_folder,
+    remove_partials,
+    write_json,
+)
 from cogtune.geometry import Size
 from cogtune.modeling.sampling import NotFinite, pipeline_class, render, scheduler_for, unit_image
 from cogtune.models import ModelSpec
@@ -38,6 +46,7 @@ def step_folder(output: Path, step: int) -> Path:
 
 def remove_later(output: Path, first_step: int) -> None:
     """Delete the sample videos that a run starting from ``first_step`` makes anew, and what a killed run left."""
+    remove_partials(output / FOLDER)
     for path in (output / FOLDER).glob("*"):
         match = _STEP.fullmatch(path.name)
         if match and (int(match[1]) > first_step or first_step == 0):
