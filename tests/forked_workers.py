@@ -52,7 +52,7 @@ def start_workers(plan: Plan) -> list[BaseProcess]:
 def run_workers(plan: Plan) -> None:
     """Run the plan to its end."""
     for rank, process in enumerate(started := start_workers(plan)):
-        process.join(120)
+        process.join(240)  # the first of all compiles what DeepSpeed runs on a CPU
         log = Path(f"{LaunchFiles(plan.config.output / 'launch').log}.{rank}")
         if process.exitcode != 0:
             for other in started:
