@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,13 +198,33 @@ def resolve(
     return Resolved(config, provenance)
 
 
-def read_run(folder: Path) -> Resolved:
-    """The configuration that the run in ``folder`` was started with.
+def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:
+    """The configuration that the run in ``folder`` was started with, which is its ``output`` wherever it is now.
+
+    Args:
+        flags: values to change, as for :func:`resolve`; all others keep the source that ``run.yaml`` says.
 
     Raises:
+        UsageError: as for :func:`resolve`.
         CogtuneError: the folder holds no run.
     """
-    file = folder / RUN_NAME
+    file, flags = folder / RUN_NAME, flags or {}
     if not file.is_file():
         raise CogtuneError(f"{folder} holds no run: it has no run.yaml", "give the --output folder of a training run")
-    return resolve(file=file)
+    resolved = resolve(file=file, flags={"output": folder, **flags})
+    provenance = dict(resolved.provenance)
+    for key, source in _sources(file.read_text("utf-8-sig")).items():
+        if provenance[key] == str(file) or (key == "output" and key not in flags):
+            provenance[key] = source
+    return replace(resolved, provenance=provenance)
+
+
+def _sources(text: str) -> dict[str, str]:
+    """Where each value of a ``run.yaml`` came from, as the comments behind them say."""
+    node = yaml.compose(text)
+    sources = {}
+    for key, value in node.value if node is not None else ():
+        behind = text[value.end_mark.index :].partition("\n")[0].strip()
+        if behind.startswith("# "):
+            sources[str(key.value)] = behind[2:]
+    return sources

@@ -26,7 +26,7 @@ from cogtune.models import LORA_WEIGHTS_NAME, ModelSpec, fingerprint, read_spec
 from cogtune.plan import Plan, check, identity_of, make_plan
 from cogtune.process import WORKER_LOCK, alone_in
 from cogtune.report.run import PAGE_NAME
-from cogtune.resolving import RUN_NAME, Resolved, resolve
+from cogtune.resolving import RUN_NAME, Resolved, read_run, resolve
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
     if resume is not None and file is None and preset_name is None:
         run = Path(flags.get("output", "out")) if resume == "latest" else Path(resume).absolute().parent
         if (run / RUN_NAME).is_file():
-            return resolve(file=run / RUN_NAME, flags={"output": run, **flags})
+            return read_run(run, flags)
     return resolve(preset_name=preset_name, file=file, flags=flags)
 
 

@@ -25,8 +25,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("COGTUNE_HOME", str(shared / "home"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
-        # DeepSpeed's compiled parts: environments that share a folder compile each other's anew, a minute each time
+        # What DeepSpeed compiles, a minute each: another environment, or another ninja, would do it over and over.
         patch.setenv("TORCH_EXTENSIONS_DIR", os.environ.get("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions"))
+        patch.setenv("PATH", os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
         yield shared / "home"
 
 

@@ -58,8 +58,21 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_written_run_reads_back_the_same(tmp_path: Path) -> None:
     resolved = resolve(preset_name="cpu-lora-tiny", flags={"id_token": "sks: #1", "epsilon": 1e-8, "fps": 7.5})
     (tmp_path / "run.yaml").write_text(resolved.to_yaml())
-    assert read_run(tmp_path).config == resolved.config
+    assert read_run(tmp_path).config == resolved.config.model_copy(update={"output": tmp_path})
     assert "  # --id-token" in resolved.to_yaml()
+
+
+def test_a_run_that_goes_on_keeps_where_each_value_came_from(tmp_path: Path) -> None:
+    awkward = {"id_token": "two  # lines\nof it", "validation_prompts": "a {fox}: 1\n\n# b"}
+    first = resolve(preset_name="cpu-lora-tiny", flags={"rank": 4, "output": tmp_path, **awkward})
+    (tmp_path / "run.yaml").write_text(first.to_yaml())
+    assert read_run(tmp_path) == first
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    again = read_run(moved, {"steps": 7})
+    assert again.config.output == moved
+    assert again.provenance == {**first.provenance, "steps": "--steps"}
+    (moved / "run.yaml").write_text("rank: 9\n")  # by hand
+    assert read_run(moved).provenance["rank"] == str(moved / "run.yaml")
 
 
 def test_every_field_says_what_it_does_and_where_it_belongs() -> None:

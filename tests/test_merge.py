@@ -316,6 +316,15 @@ def test_it_does_not_overwrite_what_it_did_not_make(tmp_path: Path, base: Path) 
     assert not (output / "thesis.txt").exists()
     merge_checkpoint(checkpoint, output, base=base / "transformer")  # an earlier merge is replaced whole
     assert not (output / "transformer").exists()
+    merge_checkpoint(checkpoint, output, base=base, copy_base=True)
+    (output / "vae" / "notes.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="more than the earlier merge made") as caught:
+        merge_checkpoint(checkpoint, output, base=base)
+    assert caught.value.details == ("vae/notes.txt",)
+    (output / "vae" / "notes.txt").unlink()
+    for _ in range(2):
+        merge_checkpoint(checkpoint, output, base=base)
+    assert (output / "vae").is_symlink()
     for inside in (checkpoint, tmp_path, base):
         with pytest.raises(UsageError, match="which is read"):
             merge_checkpoint(checkpoint, inside, base=base, force=True)

@@ -16,15 +16,15 @@ import torch
 import cogtune
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import explained, read_json, write_json, written_folder
-from cogtune.merge.base import add_component, expected_shapes, find_base, folder_size, other_components
+from cogtune.merge.base import Base, add_component, expected_shapes, find_base, folder_size, other_components
 from cogtune.merge.fit import few, fit_transformer
 from cogtune.merge.lora import adapter_config, fit_lora, lora_header
 from cogtune.merge.write import Output, Written, check_safetensors, parse_size, split, write_safetensors
-from cogtune.merge.zero import check_bytes, read_zero, records_of
+from cogtune.merge.zero import Source, ZeroCheckpoint, check_bytes, read_zero, records_of
 from cogtune.models import LORA_WEIGHTS_NAME, Precision
 
 RECORD = "merge.json"
-"""What a merge says about itself; a folder that has it may be merged into again."""
+"""What a merge says about itself; a folder that holds nothing else than it names may be merged into again."""
 
 _WEIGHTS = "diffusion_pytorch_model"
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -91,7 +91,7 @@ def merge_checkpoint(
         dtype: the type of the written weights; None takes the run's own precision, and fp32 for a LoRA.
         max_shard_size: the largest weights file, such as ``5GB``.
         copy_base: copy the base's other components in place of linking them.
-        force: replace an output folder that is not an earlier merge.
+        force: replace an output folder that holds other things than an earlier merge.
         lora_alpha: the LoRA's alpha, for a checkpoint that does not say it.
         progress: called with (bytes done, bytes in all); the bytes are read twice, to check and to merge.
 
@@ -104,85 +104,121 @@ def merge_checkpoint(
     zero = read_zero(checkpoint)
     state = _run_state(zero.folder)
     output = output or _beside(zero.folder)
-    is_lora = any(".lora_" in name for name in zero.trained)
-    found = find_base(base, state, needed=not is_lora)
+    found = find_base(base, state, needed=not _is_lora(zero))
     _check_output(output, [checkpoint, *([found.pipeline or found.transformer] if found else [])], force)
-    expected = expected_shapes(found.transformer) if found else None
+    content = _content(zero, found, state, dtype, lora_alpha)
+    copied = sum(folder_size(folder) for folder in content.others) if copy_base else 0
+    _check_space(output, sum(tensor.size for tensor in content.tensors.values()) + copied)
 
-    left_out: list[str] = []
-    metadata: dict[str, str] = {}
-    if is_lora:
-        sources, config = fit_lora(zero, expected, adapter_config(zero.folder, state, lora_alpha))
-        metadata = lora_header(config, state)
-    else:
-        sources, left_out = fit_transformer(zero, expected or {})
-    precision = dtype or ("fp32" if is_lora else zero.precision)
-    tensors = {
-        name: Output(source, _DTYPES[precision] if source.dtype.is_floating_point else source.dtype)
-        for name, source in sources.items()
-    }
-    parameters = sum(source.numel for source in sources.values())
-    pipeline = found.pipeline if found and not is_lora else None
-    others, missing = other_components(pipeline) if pipeline else ([], [])
-    pipeline = None if missing else pipeline
-    kind: Literal["transformer", "pipeline", "lora"]
-    kind = "lora" if is_lora else "pipeline" if pipeline else "transformer"
-    copied = sum(folder_size(folder) for folder in others) if pipeline and copy_base else 0
-    _check_space(output, sum(tensor.size for tensor in tensors.values()) + copied)
-
-    records = sum(record.size for record in records_of(sources.values()))
-    read = sum(source.numel * source.dtype.itemsize for source in sources.values())
+    records = sum(record.size for record in records_of(content.sources))
+    read = sum(source.numel * source.dtype.itemsize for source in content.sources)
     bar = _Progress(records + read, progress)
-    if problems := check_bytes(sources.values(), bar.advance):
+    if problems := check_bytes(content.sources, bar.advance):
         raise CogtuneError(
             f"{checkpoint} is damaged",
             "copy the checkpoint again from where it was written, or use an earlier one",
             details=problems,
         )
+    is_lora = content.kind == "lora"
     with written_folder(output) as folder:
-        place = folder / "transformer" if pipeline else folder
+        place = folder / "transformer" if content.kind == "pipeline" else folder
         with explained(output):
             place.mkdir(exist_ok=True)
-        shards = [tensors] if is_lora else split(tensors, limit)
-        written, files = _write(place, shards, metadata, bar, LORA_WEIGHTS_NAME if is_lora else None)
+        shards = [content.tensors] if is_lora else split(content.tensors, limit)
+        written, files = _write(place, shards, content.metadata, bar, LORA_WEIGHTS_NAME if is_lora else None)
         if found and not is_lora:
             with explained(output):
                 shutil.copyfile(found.transformer / "config.json", place / "config.json")
-                if pipeline:
-                    shutil.copyfile(pipeline / "model_index.json", folder / "model_index.json")
-                    for component in others:
+                if found.pipeline and content.kind == "pipeline":
+                    shutil.copyfile(found.pipeline / "model_index.json", folder / "model_index.json")
+                    for component in content.others:
                         add_component(component, folder / component.name, copy_base)
         record = {
             "format": 1,
             "cogtune": cogtune.__version__,
-            "kind": kind,
+            "kind": content.kind,
             "checkpoint": zero.folder.resolve().name,
             "step": state.get("step"),
             "zero_stage": zero.stage,
             "world_size": zero.world_size,
             "trained_in": zero.precision,
-            "dtype": precision,
-            "tensors": len(tensors),
-            "parameters": parameters,
-            "compared_with_base": expected is not None,
-            "left_out": left_out,
+            "dtype": content.dtype,
+            "tensors": len(content.tensors),
+            "parameters": content.parameters,
+            "compared_with_base": found is not None,
+            "left_out": content.left_out,
             "files": files,
             **_norms(written),
             "run": state or None,
+            "contents": _contents(folder),
         }
         write_json(folder / RECORD, record)
     return MergeResult(
         output=output,
         weights=output / place.relative_to(folder) / (LORA_WEIGHTS_NAME if is_lora else ""),
-        kind=kind,
-        dtype=precision,
-        tensors=len(tensors),
-        parameters=parameters,
+        kind=content.kind,
+        dtype=content.dtype,
+        tensors=len(content.tensors),
+        parameters=content.parameters,
         seconds=round(time.monotonic() - started, 3),
         world_size=zero.world_size,
         stage=zero.stage,
-        missing=tuple(missing),
+        missing=tuple(content.missing),
     )
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a checkpoint becomes: the weights, and the folders of the base model beside them."""
+
+    kind: Literal["transformer", "pipeline", "lora"]
+    dtype: Precision
+    sources: list[Source]
+    tensors: dict[str, Output]
+    metadata: dict[str, str]
+    left_out: list[str]
+    others: list[Path]
+    missing: list[str]
+
+    @property
+    def parameters(self) -> int:
+        return sum(source.numel for source in self.sources)
+
+
+def _is_lora(zero: ZeroCheckpoint) -> bool:
+    return any(".lora_" in name for name in zero.trained)
+
+
+def _content(
+    zero: ZeroCheckpoint,
+    base: Base | None,
+    state: Mapping[str, Any],
+    dtype: Precision | None,
+    lora_alpha: float | None,
+) -> _Content:
+    """What a checkpoint becomes, compared with the base model's keys and shapes."""
+    expected = expected_shapes(base.transformer) if base else None
+    left_out: list[str] = []
+    metadata: dict[str, str] = {}
+    others: list[Path] = []
+    missing: list[str] = []
+    kind: Literal["transformer", "pipeline", "lora"]
+    if _is_lora(zero):
+        kind = "lora"
+        sources, config = fit_lora(zero, expected, adapter_config(zero.folder, state, lora_alpha))
+        metadata = lora_header(config, state)
+    else:
+        sources, left_out = fit_transformer(zero, expected or {})
+        if base and base.pipeline:
+            others, missing = other_components(base.pipeline)
+        kind = "pipeline" if base and base.pipeline and not missing else "transformer"
+    precision = dtype or ("fp32" if kind == "lora" else zero.precision)
+    tensors = {
+        name: Output(source, _DTYPES[precision] if source.dtype.is_floating_point else source.dtype)
+        for name, source in sources.items()
+    }
+    beside = others if kind == "pipeline" else []
+    return _Content(kind, precision, list(sources.values()), tensors, metadata, left_out, beside, missing)
 
 
 def _beside(checkpoint: Path) -> Path:
@@ -204,11 +240,21 @@ def _check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
             raise UsageError(f"{output} holds {path}, which is read", "choose another folder with --output")
     if output.is_file():
         raise UsageError(f"{output} is a file", "choose another folder with --output")
-    if output.is_dir() and any(output.iterdir()) and not (output / RECORD).is_file() and not force:
-        raise UsageError(
-            f"{output} is there already, and is not an earlier merge",
-            "choose another folder with --output, or replace this one with --force",
-        )
+    if force or not output.is_dir() or not any(output.iterdir()):
+        return
+    hint = "choose another folder with --output, or replace this one with --force"
+    if not (output / RECORD).is_file():
+        raise UsageError(f"{output} is there already, and is not an earlier merge", hint)
+    made = read_json(output / RECORD)
+    of_the_merge = made.get("contents", ()) if isinstance(made, dict) else ()
+    if foreign := sorted(set(_contents(output)) - {RECORD, *of_the_merge}):
+        raise UsageError(f"{output} holds more than the earlier merge made", hint, details=few(foreign))
+
+
+def _contents(folder: Path) -> list[str]:
+    """All files and links in ``folder``, by their paths inside it."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _check_space(output: Path, needed: int) -> None:
