@@ -43,6 +43,21 @@ def test_help_needs_no_heavy_library(words: list[str]) -> None:
     assert "Usage: cogtune" in done.stdout
 
 
+def test_ctrl_c_is_quiet_from_the_first_import_on() -> None:
+    program = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name not in ('cogtune', 'cogtune.cli'):\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from cogtune.cli import main\n"
+        "main(['--help'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_version_and_bare_call_tell_what_there_is(cogtune: Cogtune) -> None:
     assert "dataset" in cogtune("--help").out
     assert cogtune("--version").out == "cogtune 0.1.0\n"

@@ -1,10 +1,9 @@
-"""The command line: flags in, a core function called, a result shown."""
+"""The command line: flags in, a core function called, a result shown.
 
-from __future__ import annotations
+Nothing but ``sys`` is imported before :func:`main` runs, which is where Ctrl-C is caught.
+"""
 
 import sys
-
-from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, CogtuneError
 
 _ANYWHERE = ("--debug", "--quiet")
 """Flags of the whole program, which may stand before or behind the command."""
@@ -12,15 +11,15 @@ _ANYWHERE = ("--debug", "--quiet")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run cogtune and exit with its status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
-    words = sys.argv[1:] if arguments is None else arguments
-    flags = {word for word in words if word in _ANYWHERE}
-    words = [word for word in words if word not in _ANYWHERE]
-    if "--quiet" in flags:
-        words.insert(0, "--quiet")
     try:
+        words = sys.argv[1:] if arguments is None else arguments
+        flags = {word for word in words if word in _ANYWHERE}
+        words = [word for word in words if word not in _ANYWHERE]
+        if "--quiet" in flags:
+            words.insert(0, "--quiet")
         status = _status(words, "--debug" in flags)
     except KeyboardInterrupt:  # while the program itself was still loading
-        status = EXIT_INTERRUPTED
+        status = 130  # errors.EXIT_INTERRUPTED, which may not be loaded
     sys.exit(status)
 
 
@@ -29,6 +28,7 @@ def _status(words: list[str], debug: bool) -> int:
 
     from cogtune import console
     from cogtune.cli.app import app
+    from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, CogtuneError
 
     console.quiet_libraries()
     try:
