@@ -73,12 +73,13 @@ def is_quiet() -> bool:
 
 def say(message: str) -> None:
     """A result line on stdout."""
-    print(message, flush=True)
+    print(harmless(message), flush=True)
 
 
 def emit(value: Any) -> None:
     """A JSON result on stdout, for programs."""
-    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print(text.encode(errors="backslashreplace").decode(), flush=True)  # a file name may hold half a character
 
 
 def note(message: str) -> None:
@@ -86,7 +87,7 @@ def note(message: str) -> None:
     if _settings.live is not None:
         _settings.live.print(escape(message))
     elif not _settings.quiet:
-        print(message, file=_remarks(), flush=True)
+        print(harmless(message), file=_remarks(), flush=True)
 
 
 def warn(message: str) -> None:
@@ -105,10 +106,18 @@ def error(problem: CogtuneError) -> None:
 
 
 def escape(text: str) -> str:
-    """``text`` with square brackets kept as they are by rich's markup."""
+    """``text`` as it is to be seen: its square brackets are no markup of rich's, nor its characters commands."""
     from rich.markup import escape as rich_escape
 
-    return rich_escape(text)
+    return rich_escape(harmless(text))
+
+
+_COMMANDS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def harmless(text: str) -> str:
+    """``text`` with what a terminal would obey, or could not show, written out: a file's name may hold anything."""
+    return text.translate(_COMMANDS).encode(errors="backslashreplace").decode()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

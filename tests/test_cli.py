@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +191,20 @@ def test_the_help_of_merge_zero_shows_its_defaults(cogtune: Cogtune) -> None:
     shown = cogtune("merge-zero", "--help", env={"COLUMNS": "200"}).out
     assert "[default: CHECKPOINT-merged]" in shown
     assert "[default: the run's]" in shown
+
+
+def test_a_file_name_cannot_command_the_terminal(tmp_path: Path, cogtune: Cogtune) -> None:
+    for name in (b"\x1b[31mred", b"latin-\xe9"):
+        (tmp_path / os.fsdecode(name + b".mp4")).touch()
+        (tmp_path / os.fsdecode(name + b".txt")).write_text("A caption.")
+    (tmp_path / os.fsdecode(b"stray-\xe9.txt")).touch()
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    shown = cogtune("dataset", "validate", tmp_path, status=1, env=strict).out
+    assert "\\x1b[31mred" in shown
+    assert "stray-\\udce9.txt" in shown
+    assert "\x1b" not in shown
+    found = json.loads(cogtune("dataset", "validate", tmp_path, "--json", status=1, env=strict).out)["findings"]
+    assert {os.fsencode(one["where"]) for one in found} >= {b"\x1b[31mred", b"stray-\xe9.txt"}
+    refused = cogtune("dataset", "cache", tmp_path, "--model", "tiny:2b", status=1, env=strict).err
+    assert "\\x1b[31mred.mp4 is empty" in refused
+    assert "\x1b" not in refused

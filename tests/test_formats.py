@@ -488,7 +488,7 @@ def test_links_beside_captions_are_followed_when_allowed(tmp_path: Path, outside
     ]
     (root / "a.mp4").symlink_to(outside / "clips/0.mp4")
     (root / "a.txt").write_text("linked itself")
-    assert told(read_dataset(root)) == [("outside-folder", "a.mp4"), ("stray-caption", "a.txt")]
+    assert told(read_dataset(root)) == [("outside-folder", "a.mp4")]
     assert len(read_dataset(root, Reading(allow_outside=True)).samples) == 3
 
 
@@ -552,7 +552,7 @@ def test_damaged_captions_beside_clips_never_crash(tmp_path: Path) -> None:
         (root / "clips/0.txt").write_bytes(damaged("\n".join(CAPTIONS).encode(), random.Random(seed)))
         dataset = read_dataset(root)
         dataset.samples[0].caption.encode()
-        codes |= {code for code, where in told(dataset) if where.startswith("clips/0.txt")}
+        codes |= {code for code, where in told(dataset) if where == "clips/0"}
     assert codes == {"not-utf8"}
 
 

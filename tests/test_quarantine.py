@@ -73,6 +73,24 @@ def test_what_is_named_goes_with_what_was_found_about_it(tmp_path: Path) -> None
     assert (remaining.left_out, remaining.unknown) == (2, ("gone", "b#2"))
 
 
+def test_what_beside_clips_cannot_be_used_is_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    for name in ("good", "latin", "link"):
+        (root / f"{name}.txt").write_text("A caption.")
+    (root / "latin.txt").write_bytes(b"na\xefve")
+    (root / "good.mp4").touch()
+    (root / "latin.mp4").touch()
+    (root / "link.mp4").symlink_to(tmp_path / "elsewhere.mp4")
+    Path(f"{root}/\udce9.mp4").touch()
+    found = read_dataset(root)
+    assert write_quarantine(tmp_path / "bad.txt", found, found.findings) == 3
+    remaining = without_quarantined(found, tmp_path / "bad.txt")
+    assert [sample.id for sample in remaining.dataset.samples] == ["good"]
+    assert not remaining.dataset.findings
+    assert (remaining.left_out, remaining.unknown) == (3, ())
+
+
 def test_a_file_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "q.txt"
     with pytest.raises(CogtuneError, match=r"cannot read .*q\.txt"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from cogtune.data.findings import FINDINGS, Finding
+from cogtune.data.layouts import Reading
 from cogtune.data.sources import LAYOUTS, Dataset, Sample, read_dataset
 from cogtune.errors import CogtuneError
 
@@ -247,16 +249,43 @@ def test_what_is_wrong_beside_clips_is_all_told(tmp_path: Path) -> None:
     assert told(dataset) == [
         ("outside-folder", "outside.mp4"),
         ("missing-caption", "b"),
-        ("not-utf8", "d.txt:2"),
+        ("not-utf8", "d"),
         ("stray-caption", "c.txt"),
-        ("stray-caption", "outside.txt"),
     ]
-    assert dataset.findings[2].message == "byte 3 of line 2, 0xef, is not UTF-8"
+    assert dataset.findings[2].message == "byte 3 of line 2 of d.txt, 0xef, is not UTF-8"
+
+
+def test_only_a_plain_file_inside_is_read_as_a_caption(tmp_path: Path) -> None:
+    root = lay_out(tmp_path / "data", a_mp4="", b_mp4="", c_mp4="", c_txt="fine")
+    os.mkfifo(root / "a.txt")  # reading it would wait for ever
+    secret = lay_out(tmp_path / "other", b_txt="not of this dataset") / "b.txt"
+    (root / "b.txt").symlink_to(secret)
+    dataset = read_dataset(root)
+    assert told(dataset) == [("missing-caption", "a"), ("outside-folder", "b")]
+    assert [sample.caption for sample in dataset.samples] == ["", "", "fine"]
+    assert read_dataset(root, Reading(allow_outside=True)).samples[1].caption == "not of this dataset"
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = lay_out(tmp_path, a_mp4="", a_txt="a")
+    (root / "locked").mkdir()
+    scan = os.scandir
+
+    def locked(folder: str) -> object:
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", folder)
+        return scan(folder)
+
+    monkeypatch.setattr("os.scandir", locked)  # a mode would not stop root
+    dataset = read_dataset(root)
+    assert told(dataset) == [("bad-path", "locked")]
+    assert dataset.findings[0].message == "the folder locked cannot be read: Permission denied"
 
 
 def test_a_file_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     root = lay_out(tmp_path, a_mp4="", a_txt="a")
     Path(str(root) + "/\udce9.mp4").write_bytes(b"")
+    Path(str(root) + "/\udce9.txt").write_text("its own")
     dataset = read_dataset(root)
     assert [sample.id for sample in dataset.samples] == ["a"]
     assert told(dataset) == [("bad-path", "\\udce9.mp4")]

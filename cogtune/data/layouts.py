@@ -200,15 +200,18 @@ def not_utf8(name: str, number: int, error: UnicodeDecodeError) -> Finding:
     )
 
 
-def files_under(root: Path, *, follow: bool) -> dict[PurePosixPath, None]:
+def files_under(
+    root: Path, *, follow: bool, refused: Callable[[OSError], None] | None = None
+) -> dict[PurePosixPath, None]:
     """Every file under ``root``, sorted, hidden ones left out; linked folders too, unless they lead out and ``follow``.
 
     A linked folder that leads to another place in the dataset is never entered: its files are there already.
+    A folder that cannot be read is passed by; ``refused`` gets its error.
     """
     found: list[PurePosixPath] = []
     inside = root.resolve()
     entered = {inside}
-    for folder, folders, names in os.walk(root, followlinks=follow):
+    for folder, folders, names in os.walk(root, onerror=refused, followlinks=follow):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if follow:
             folders[:] = [name for name in folders if _enter(Path(folder, name), inside, entered)]

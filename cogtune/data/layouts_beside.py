@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 
 from cogtune.config import DataFormat
@@ -13,7 +14,12 @@ from cogtune.files import explained
 def _read(root: Path, reading: Reading) -> Content:
     inside = root.resolve()
     findings: list[Finding] = []
-    files = files_under(root, follow=reading.allow_outside)
+    unread: list[OSError] = []
+    files = files_under(root, follow=reading.allow_outside, refused=unread.append)
+    for error in unread:
+        folder = os.path.relpath(error.filename, root)
+        message = f"the folder {folder} cannot be read: {error.strerror}"
+        findings.append(finding("bad-path", folder, message, "check its permissions, or move it out of the dataset"))
     clips = []
     for file in filter(is_clip, files):
         shown = str(file).encode(errors="backslashreplace").decode()
@@ -28,15 +34,9 @@ def _read(root: Path, reading: Reading) -> Content:
             findings.append(finding("outside-folder", shown, message, hint))
     samples = []
     for identity, clip in zip(ids(clips), clips, strict=True):
-        caption = clip.with_suffix(".txt")
-        text = ""
-        if caption in files:
-            text = _read_caption(root, caption, findings)
-        else:
-            message = f"{clip} has no caption: {caption} is not there"
-            findings.append(finding("missing-caption", identity, message, f"describe the clip in {caption}"))
+        text = _read_caption(root, identity, clip, reading, findings)
         samples.append(Sample(identity, root / clip, text))
-    captioned = {clip.with_suffix(".txt") for clip in clips}
+    captioned = {clip.with_suffix(".txt") for clip in files if is_clip(clip)}
     for file in files:
         if file.suffix == ".txt" and file not in captioned:
             message = f"{file} has no clip beside it"
@@ -44,18 +44,29 @@ def _read(root: Path, reading: Reading) -> Content:
     return Content(BESIDE.name, samples, findings)
 
 
-def _read_caption(root: Path, file: PurePosixPath, findings: list[Finding]) -> str:
-    """The whole text of a caption file; empty, with a finding, when it is not UTF-8."""
-    with explained(root / file, "read"):
-        data = (root / file).read_bytes()
-    try:
-        return data.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = error.start - data.rfind(b"\n", 0, error.start)
-        message = f"byte {byte} of line {line}, 0x{data[error.start]:02x}, is not UTF-8"
-        findings.append(finding("not-utf8", f"{file}:{line}", message, f"save {file} again as UTF-8"))
-        return ""
+def _read_caption(root: Path, identity: str, clip: PurePosixPath, reading: Reading, findings: list[Finding]) -> str:
+    """The whole text of a sample's caption file; empty, with a finding, when it cannot be had."""
+    file = clip.with_suffix(".txt")
+    if not reading.allow_outside and not (root / file).resolve().is_relative_to(root.resolve()):
+        message = f"its caption {file} is a link that leaves the dataset's folder"
+        hint = "copy the file itself to this place, or give --allow-outside"
+        problem = finding("outside-folder", identity, message, hint)
+    elif not (root / file).is_file():  # a pipe would be waited for without end
+        state = "is no plain file" if (root / file).exists() else "is not there"
+        message = f"{clip} has no caption: {file} {state}"
+        problem = finding("missing-caption", identity, message, f"describe the clip in {file}")
+    else:
+        with explained(root / file, "read"):
+            data = (root / file).read_bytes()
+        try:
+            return data.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            byte = error.start - data.rfind(b"\n", 0, error.start)
+            message = f"byte {byte} of line {line} of {file}, 0x{data[error.start]:02x}, is not UTF-8"
+            problem = finding("not-utf8", identity, message, f"save {file} again as UTF-8")
+    findings.append(problem)
+    return ""
 
 
 def _detect(root: Path, reading: Reading) -> DataFormat | None:

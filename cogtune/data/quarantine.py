@@ -1,7 +1,7 @@
 """A file of samples to leave out: written by ``dataset validate``, read by ``dataset cache`` and ``train``.
 
 One sample a line, then what is wrong with it as a comment. A row that is no sample, because its path or its values
-cannot be used, stands there by its file and line.
+cannot be used, stands there by its file and line; a clip whose name or link cannot be used, by its name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cogtune.files import explained, write_text
 
 _COMMENT = "  # "
 _HEADER = "# samples to leave out: give this file to `cogtune train` or `cogtune dataset cache` with --quarantine\n"
-_ABOUT_ONE_ROW = frozenset({"bad-path", "bad-row", "missing-value", "not-utf8", "outside-folder"})
+_ABOUT_ONE_ROW = frozenset({"bad-path", "bad-row", "missing-value", "outside-folder"})
 
 
 def write_quarantine(path: Path, dataset: Dataset, findings: tuple[Finding, ...], *, strict: bool = False) -> int:
@@ -31,11 +31,16 @@ def write_quarantine(path: Path, dataset: Dataset, findings: tuple[Finding, ...]
     codes: defaultdict[str, list[str]] = defaultdict(list)
     for found in findings:
         bad = found.severity == "error" or (strict and found.severity == "warning")
-        if bad and (found.where in samples or (found.code in _ABOUT_ONE_ROW and ":" in found.where)):
+        if bad and (found.where in samples or _is_about_one_row(found)):
             codes[found.where].append(found.code)
     lines = [f"{_written(where)}{_COMMENT}{', '.join(dict.fromkeys(these))}\n" for where, these in codes.items()]
     write_text(path, _HEADER + "".join(lines))
     return len(lines)
+
+
+def _is_about_one_row(found: Finding) -> bool:
+    # a whole file that is UTF-16 is told without a line
+    return found.code in _ABOUT_ONE_ROW or (found.code == "not-utf8" and ":" in found.where)
 
 
 @dataclass(frozen=True)
