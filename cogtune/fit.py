@@ -55,6 +55,14 @@ def this_machine() -> Machine:
 
 def problems(config: RunConfig, needs: Estimate, machine: Machine) -> list[str]:
     """Why a run cannot be made on ``machine``; empty when it can."""
+    found = why_not_tried(config, needs, machine)
+    if machine.cards and needs.memory.least * SURE > machine.card_bytes:
+        found.append(f"needs {needs.memory.least / GB:.1f} GB on each GPU, and this machine has {machine}")
+    return found
+
+
+def why_not_tried(config: RunConfig, needs: Estimate, machine: Machine) -> list[str]:
+    """Why a run cannot even be tried on ``machine``: too few GPUs, or none and too much for a CPU."""
     here = config.local_processes
     if not machine.cards:
         found = []
@@ -65,12 +73,7 @@ def problems(config: RunConfig, needs: Estimate, machine: Machine) -> list[str]:
                 f"needs {needs.flops / 1e12:,.0f} TFLOP a step, minutes on a CPU, and there is no NVIDIA GPU here"
             )
         return found
-    found = []
-    if here > len(machine.cards):
-        found.append(f"needs {_cards(here)}, and this machine has {machine}")
-    if needs.memory.least * SURE > machine.card_bytes:
-        found.append(f"needs {needs.memory.least / GB:.1f} GB on each GPU, and this machine has {machine}")
-    return found
+    return [f"needs {_cards(here)}, and this machine has {machine}"] if here > len(machine.cards) else []
 
 
 def _cards(count: int) -> str:

@@ -15,8 +15,7 @@ from cogtune.errors import CogtuneError
 from cogtune.estimate import GIB, Estimate, estimate
 from cogtune.fit import GB, Machine, problems
 from cogtune.launch import LaunchFiles, folder_name
-from cogtune.modeling.locate import locate
-from cogtune.models import TINY, ModelSpec, published, published_spec, read_spec
+from cogtune.models import ModelSpec
 from cogtune.plan import size_of
 
 _USUAL_SAMPLES = 100
@@ -33,18 +32,6 @@ _PARTS = {
 }
 
 
-def spec_of(model: str) -> ModelSpec:
-    """What the configs of a model say; those of a published one need not be on this machine.
-
-    Raises:
-        CogtuneError: there is no such model.
-    """
-    row = published(model)
-    if row is None or Path(model).is_dir() or model.startswith(TINY):
-        return read_spec(locate(model, weights=False))
-    return published_spec(row)
-
-
 @dataclass(frozen=True)
 class Outlook:
     """What a run will take, and whether this machine has it."""
@@ -57,6 +44,8 @@ class Outlook:
     """Samples at each training size."""
     counted: bool
     """Whether they were counted, not assumed."""
+    launch: Path
+    """The folder of its launch files."""
 
     @property
     def samples(self) -> int:
@@ -71,7 +60,7 @@ class Outlook:
     @property
     def command(self) -> str:
         """The command that starts the run from its launch files."""
-        return shlex.join(LaunchFiles(self.config.output / folder_name(self.config)).command(self.config))
+        return shlex.join(LaunchFiles(self.launch).command(self.config))
 
     @property
     def problems(self) -> list[str]:
@@ -133,16 +122,20 @@ class Outlook:
         }
 
 
-def outlook(config: RunConfig, spec: ModelSpec, machine: Machine, counts: Sequence[int] = ()) -> Outlook:
+def outlook(
+    config: RunConfig, spec: ModelSpec, machine: Machine, counts: Sequence[int] = (), launch: Path | None = None
+) -> Outlook:
     """What a run will take.
 
     Args:
         counts: samples at each training size; counted when not given and the dataset is here.
+        launch: the folder of its launch files; the one that a run makes when not given.
     """
     found = tuple(counts) or _count(config, spec)
     gpu = machine.cards[0].name if machine.cards else ""
     needs = estimate(config, spec, gpu=gpu)
-    return Outlook(config, spec, machine, needs, found or (_USUAL_SAMPLES,), bool(found))
+    folder = launch or config.output / folder_name(config)
+    return Outlook(config, spec, machine, needs, found or (_USUAL_SAMPLES,), bool(found), folder)
 
 
 def _count(config: RunConfig, spec: ModelSpec) -> tuple[int, ...]:

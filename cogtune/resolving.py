@@ -90,6 +90,9 @@ def _layers(
     return layers, problems
 
 
+_YAML_NAMES = (".yaml", ".yml")
+
+
 def preset_values(name: str) -> dict[str, Any]:
     """The keys that a preset sets: one of the built-in ones, one of the user's own, or a YAML file.
 
@@ -98,7 +101,7 @@ def preset_values(name: str) -> dict[str, Any]:
         CogtuneError: the file cannot be read.
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in _YAML_NAMES:
         return read_mapping(path)
     mine = own_presets()
     if name in mine and name not in PRESETS:
@@ -109,7 +112,8 @@ def preset_values(name: str) -> dict[str, Any]:
 def own_presets() -> dict[str, Path]:
     """The user's own presets, by name: the YAML files in ``~/.config/cogtune/presets`` (or ``$XDG_CONFIG_HOME``'s)."""
     configs = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return {path.stem: path for path in sorted((configs / "cogtune" / "presets").glob("*.yaml"))}
+    found = (path for path in (configs / "cogtune" / "presets").glob("*") if path.suffix in _YAML_NAMES)
+    return {path.stem: path for path in sorted(found)}
 
 
 _WORDS = {

@@ -16,6 +16,7 @@ from cogtune import gpus as cards
 from cogtune import measurements
 from cogtune.bench import run, stage, watch, worker
 from cogtune.cli import vram
+from cogtune.cli.bench import set_in
 from cogtune.errors import UsageError
 from cogtune.launch import LaunchFiles
 from cogtune.measurements import Measurement
@@ -43,7 +44,7 @@ def request(tmp_path: Path, preset: str = "cpu-lora-tiny", **flags: Any) -> run.
     return run.Request(
         resolved=resolve(preset_name=preset, flags=flags),
         preset=preset,
-        flags=flags,
+        changes=flags,
         steps=4,
         warmup=2,
         keep=tmp_path / "kept",
@@ -112,6 +113,29 @@ def test_plain_loads_the_frozen_base_in_fp32(tmp_path: Path, monkeypatch: pytest
 def test_a_model_of_unknown_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not know the size of me/mine"):
         run.bench(request(tmp_path, model="me/mine"))
+
+
+def test_nothing_is_made_where_nothing_could_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = cards.Gpu("NVIDIA Card", 24 * 10**9, 0)
+    for there, told in (((), "there is no NVIDIA GPU here"), ((card,) * 2, "needs 8 GPUs, and this machine has 2 x")):
+        monkeypatch.setattr("cogtune.fit.gpus", lambda there=there: there)
+        with pytest.raises(UsageError, match=told):
+            run.bench(request(tmp_path, preset="8xa100-sft-5b-zero3"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_run_alone_needs_is_left_out_of_a_bench(tmp_path: Path) -> None:
+    own = request(tmp_path, buckets=["5x64x64", "9x64x96"], num_machines=2, num_processes=2, tracker=["wandb"])
+    config = run._alone(own).resolved.config
+    assert (config.num_machines, config.num_processes, config.tracker) == (1, 2, ())
+    assert (config.size, config.buckets) == ("9x64x96", ())  # the largest: what has to fit
+    assert run._alone(request(tmp_path, frames=5)).resolved.config.size == "5x64x96"
+
+
+def test_a_bench_of_a_file_says_what_the_file_set(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: 4090-lora-5b\nrank: 64\nsteps: 900\nsize: null\ndata: clips\n")
+    assert set_in(file) == ("4090-lora-5b", {"rank": 64})
 
 
 def test_the_staged_model_says_what_the_published_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

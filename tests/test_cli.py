@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -151,10 +152,43 @@ def test_a_preset_of_ones_own_has_a_name_too(cogtune: Cogtune, tmp_path: Path) -
     env = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
     rows = json.loads(cogtune("presets", "--json", env=env).out)
     assert len(rows) == 29
+    (folder / "broken.yaml").write_text("rank: [1\n")
+    (folder / "typo.yml").write_text("rnak: 1\n")
+    told = cogtune("presets", env=env)
+    assert "there is no such key; did you mean 'rank'?" in told.err
+    assert "broken.yaml line 2 is not valid YAML" in told.err
+    assert "4090-lora-5b.yaml is not used" in told.err
+    assert "mine\tyour own" in told.out
     assert (rows[-1]["preset"], rows[-1]["hardware"], rows[-1]["size"]) == ("mine", "your own", "49x480x720")
     assert "rank\t7\tpreset mine" in cogtune("presets", "mine", env=env).out
     assert "rank\t128\tpreset 4090-lora-5b" in cogtune("presets", "4090-lora-5b", env=env).out
     assert "did you mean 'mine'" in cogtune("plan", "--preset", "mime", env=env, status=2).err
+
+
+HALF_WRITTEN = """
+import sys, time
+from pathlib import Path
+import cogtune.cli
+from cogtune.files import written_folder
+
+def work(*_):
+    with written_folder(Path(sys.argv[1])):
+        print("at work", flush=True)
+        time.sleep(60)
+
+cogtune.cli._status = work
+cogtune.cli.main([])
+"""
+
+
+def test_what_is_terminated_leaves_nothing_half_written(tmp_path: Path) -> None:
+    running = subprocess.Popen([sys.executable, "-c", HALF_WRITTEN, tmp_path / "merged"], stdout=subprocess.PIPE)
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"at work\n"
+    running.terminate()
+    assert running.wait(30) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    running.stdout.close()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

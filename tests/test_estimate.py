@@ -19,9 +19,10 @@ from cogtune.fit import GB, Machine, fitted, nearest_preset, problems, refuse_un
 from cogtune.gpus import Gpu
 from cogtune.measurements import Measurement, recorded
 from cogtune.modeling.adapters import add_lora
+from cogtune.modeling.locate import spec_of
 from cogtune.modeling.random_weights import build_transformer
 from cogtune.models import VARIANTS, ModelSpec, published_spec
-from cogtune.planning import outlook, spec_of
+from cogtune.planning import outlook
 from cogtune.presets import PRESETS
 from cogtune.resolving import resolve
 
@@ -98,6 +99,17 @@ def test_options_move_the_parts_they_should() -> None:
     assert at(rank=256).gradients == 2 * base.gradients
     assert at(batch_size=2).workspace == pytest.approx(2 * base.workspace)
     assert at(num_processes=2).weights == base.weights
+
+
+def test_the_host_holds_weights_that_are_read_as_another_type() -> None:
+    def host(preset: str, **flags: Any) -> int:
+        return estimate(resolve(preset_name=preset, flags=flags).config, spec_for(PRESETS[preset].model)).host
+
+    whole = transformer_parameters(spec_for("5b"))
+    assert host("4090-lora-5b", precision="fp32") - host("4090-lora-5b") == 4 * whole
+    assert host("8xa100-sft-5b-zero2", strategy="ddp") - host("8xa100-sft-5b-zero2") == 8 * 4 * whole
+    bf16 = host("4080-lora-2b", precision="bf16") - host("4080-lora-2b")  # it is published in fp16
+    assert bf16 == 2 * transformer_parameters(spec_for("2b"))
 
 
 def test_time_is_known_where_the_card_is() -> None:

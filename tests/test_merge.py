@@ -668,6 +668,43 @@ def test_nothing_pickled_in_a_checkpoint_is_run(tmp_path: Path, base: Path) -> N
     assert (tmp_path / "ran").exists()
 
 
+def test_descriptions_without_end_or_measure_are_refused(tmp_path: Path, base: Path) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    path = rank_file(write_zero(tmp_path / "endless", random_weights()), 0)
+    content = torch.load(path)
+    content["optimizer_state_dict"]["base_optimizer_state"] = endless
+    torch.save(content, path)
+    with pytest.raises(CogtuneError, match="not laid out like any ZeRO checkpoint"):
+        merge_checkpoint(tmp_path / "endless", base=base)
+    for path in write_zero(tmp_path / "huge", random_weights(), stage=3).glob("*/*_optim_states.pt"):
+        content = torch.load(path)
+        content["optimizer_state_dict"]["partition_count"] = 10**12
+        torch.save(content, path)
+    with pytest.raises(CogtuneError) as caught:
+        merge_checkpoint(tmp_path / "huge", base=base)
+    assert len(caught.value.details) == 130
+    assert caught.value.details[-1] == "and so are files of further ranks"
+
+
+def test_a_damaged_base_is_told(tmp_path: Path, base: Path) -> None:
+    checkpoint = write_zero(tmp_path / "c", random_weights())
+    config = json.loads((base / "transformer" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": "x"}))
+    with pytest.raises(CogtuneError, match=r"no transformer can be made from .*config\.json"):
+        merge_checkpoint(checkpoint, base=tmp_path)
+
+
+def test_a_link_is_followed_to_the_folder_that_it_names(tmp_path: Path, base: Path) -> None:
+    checkpoint = write_zero(tmp_path / "c", random_weights())
+    (tmp_path / "large-disk").mkdir()
+    (tmp_path / "merged").symlink_to(tmp_path / "large-disk")
+    merge_checkpoint(checkpoint, tmp_path / "merged", base=base)
+    assert (tmp_path / "merged").is_symlink()
+    assert (tmp_path / "large-disk" / "merge.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"c", "large-disk", "merged"}
+
+
 # ---- LoRA
 
 
@@ -780,6 +817,23 @@ def test_a_lora_that_does_not_say_its_alpha_is_refused(tmp_path: Path, base: Pat
         merge_checkpoint(write_lora(tmp_path / "c", lora_model()), base=base)
     assert caught.value.hint == "give it with --lora-alpha (the rank is 3)"
     assert not (tmp_path / "c-merged").exists()
+
+
+@pytest.mark.parametrize("alpha", [0.0, math.nan, math.inf])
+def test_an_alpha_that_is_none_is_refused(tmp_path: Path, alpha: float) -> None:
+    with pytest.raises(UsageError, match="alpha is a number above 0"):
+        merge_checkpoint(tmp_path, lora_alpha=alpha)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_weights_without_values_are_refused(tmp_path: Path, stage: int) -> None:
+    named = dict(lora_model().named_parameters())
+    named = {name: value[:0] if "lora_A" in name else value.detach() for name, value in named.items()}
+    frozen = [name for name in named if "lora_" not in name]
+    checkpoint = write_zero(tmp_path / "c", named, frozen=frozen, stage=stage)
+    with pytest.raises(CogtuneError, match="damaged or incomplete") as caught:
+        merge_checkpoint(checkpoint, lora_alpha=1)
+    assert "to_q.lora_A.default.weight has no values" in caught.value.details[0]
 
 
 def test_a_lora_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -55,6 +55,19 @@ def test_on_the_host_it_is_the_same_adamw() -> None:
     torch.testing.assert_close(stepped(5, optimizer="adamw-offload"), stepped(5), rtol=1e-6, atol=1e-7)
 
 
+def test_where_deepspeeds_does_not_build_torchs_own_is_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_compiler(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no g++ here")
+
+    monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", no_compiler)
+    config = RunConfig(strategy="zero2-offload", type="sft")
+    optimizer = build_optimizer([torch.nn.Parameter(torch.ones(2))], config)
+    assert type(optimizer) is torch.optim.AdamW
+    assert "did not build (no g++ here)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_from_its_state(name: str) -> None:
     if name == "adamw-8bit":

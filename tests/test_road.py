@@ -78,6 +78,7 @@ def test_the_road_by_hand(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None
 
     dry = cogtune("train", *preset, "--data", clips, *cache, "--dry-run").out
     assert "rank\t8\tpreset cpu-lora-tiny" in dry
+    assert f"--config_file {tmp_path / 'out' / 'dry-run' / 'accelerate.yaml'}" in dry  # which is there
     assert not (tmp_path / "out" / "checkpoint-10").exists()
     assert json.loads((tmp_path / "out" / "dry-run" / "plan.json").read_text())["total_steps"] == 20
 

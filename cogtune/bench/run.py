@@ -17,13 +17,16 @@ from cogtune.bench import stage, watch, worker
 from cogtune.config import RunConfig
 from cogtune.data.index import Index
 from cogtune.errors import CogtuneError, UsageError
+from cogtune.estimate import estimate
 from cogtune.files import read_json
+from cogtune.fit import this_machine, why_not_tried
 from cogtune.gpus import gpus
 from cogtune.launch import LaunchFiles
 from cogtune.machine import versions
 from cogtune.measurements import GB, GIB, Measurement, Recipe
+from cogtune.modeling.locate import spec_of
 from cogtune.models import TINY, VARIANTS, ModelSpec, published, read_spec
-from cogtune.plan import Plan, check, identity_of, make_plan
+from cogtune.plan import Plan, check, identity_of, make_plan, size_of
 from cogtune.resolving import Resolved
 
 _PLAIN: dict[str, Any] = {"compile": False, "gradient_checkpointing": True}
@@ -36,8 +39,8 @@ class Request:
 
     resolved: Resolved
     preset: str | None
-    flags: Mapping[str, Any]
-    """What was set on the command line."""
+    changes: Mapping[str, Any]
+    """What was set beside the preset, on the command line or in a file."""
     steps: int
     """Steps that are timed."""
     warmup: int
@@ -72,11 +75,6 @@ def _staged(request: Request) -> Iterator[_Stage]:
 def _job(config: RunConfig, models: Path, work: Path) -> stage.Job:
     row = published(config.model)
     given = Path(config.model)
-    if row is None and not given.is_dir():
-        raise UsageError(
-            f"cogtune does not know the size of {config.model}",
-            f"bench one of {', '.join(VARIANTS)}, or a model's folder on this machine",
-        )
     scale = "tiny" if config.model.startswith(TINY) else "full"
     name = row.name if row is not None else ""
     return stage.Job(
@@ -94,8 +92,10 @@ def bench(request: Request, recipes: Sequence[Recipe] = ("preset",)) -> list[Mea
     """Measure the real training step, once for each recipe; the first has to succeed.
 
     Raises:
+        UsageError: the model's size is not known, or there are too few GPUs.
         CogtuneError: the run cannot be made, or failed.
     """
+    request = _alone(request)
     done: list[Measurement] = []
     with _staged(request) as made:
         for recipe in recipes:
@@ -106,6 +106,38 @@ def bench(request: Request, recipes: Sequence[Recipe] = ("preset",)) -> list[Mea
                     raise
                 console.warn(f"{recipe}: {error.message}")
     return done
+
+
+def _alone(request: Request) -> Request:
+    """The request for one machine, at one size, with no tracker."""
+    config = request.resolved.config
+    _known(config)
+    spec = spec_of(config.model)
+    config = config.model_copy(
+        update={
+            "num_machines": 1,
+            "machine_rank": 0,
+            "main_process_ip": None,
+            "size": str(size_of(config, spec)),
+            "frames": None,
+            "buckets": (),
+            "tracker": (),
+        }
+    )
+    if found := why_not_tried(config, estimate(config, spec), this_machine()):
+        raise UsageError(
+            f"{request.preset or 'this run'} cannot be measured here: {'; '.join(found)}",
+            "--num-processes N measures it on N GPUs; `cogtune plan` estimates it without any",
+        )
+    return replace(request, resolved=replace(request.resolved, config=config))
+
+
+def _known(config: RunConfig) -> None:
+    if published(config.model) is None and not Path(config.model).is_dir():
+        raise UsageError(
+            f"cogtune does not know the size of {config.model}",
+            f"bench one of {', '.join(VARIANTS)}, or a model's folder on this machine",
+        )
 
 
 def _measure(request: Request, made: _Stage, recipe: Recipe) -> Measurement:
@@ -160,7 +192,7 @@ def _measurement(
     cards = gpus()
     return Measurement(
         preset=request.preset,
-        changes={key: value for key, value in request.flags.items() if key != "num_processes"},
+        changes={key: value for key, value in request.changes.items() if key != "num_processes"},
         recipe=recipe,
         gpu=cards[0].name if cards else "cpu",
         gpus=config.num_processes,

@@ -12,6 +12,9 @@ _ANYWHERE = ("--debug", "--quiet")
 def main(arguments: list[str] | None = None) -> None:
     """Run cogtune and exit with its status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
     try:
+        import signal
+
+        signal.signal(signal.SIGTERM, _end)
         words = sys.argv[1:] if arguments is None else arguments
         flags = {word for word in words if word in _ANYWHERE}
         words = [word for word in words if word not in _ANYWHERE]
@@ -21,6 +24,11 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:  # while the program itself was still loading
         status = 130  # errors.EXIT_INTERRUPTED, which may not be loaded
     sys.exit(status)
+
+
+def _end(number: int, _frame: object) -> None:
+    """Leave in good order where the system asks for it: what was half written is removed on the way out."""
+    sys.exit(128 + number)
 
 
 def _status(words: list[str], debug: bool) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,15 @@ def _measured_fields() -> list[str]:
         if not of_the_data and name not in _NOT_HERE:
             shown.append(name)
     return shown
+
+
+def set_in(file: Path) -> tuple[str | None, dict[str, Any]]:
+    """The preset that a file of keys starts from, and what it sets that a step depends on."""
+    from cogtune.resolving import read_mapping
+
+    values = read_mapping(file)
+    kept = {key: values[key] for key in _measured_fields() if values.get(key) not in (None, [])}
+    return values.get("preset"), kept
 
 
 @with_config_flags(*_measured_fields())
@@ -63,10 +72,14 @@ def bench(
     from cogtune.resolving import resolve
 
     more = ["--steps", str(steps), "--warmup", str(warmup), *(["--compare", compare] if compare else [])]
+    if config is not None:
+        more = ["--config", str(config), *more]
+    resolved = resolve(preset_name=preset, file=config, flags=flags)
+    started_from, set_there = set_in(config) if config is not None else (None, {})
     request = Request(
-        resolved=resolve(preset_name=preset, file=config, flags=flags),
-        preset=preset,
-        flags=flags,
+        resolved=resolved,
+        preset=preset or started_from,
+        changes={**set_there, **flags},
         steps=steps,
         warmup=warmup,
         keep=keep,

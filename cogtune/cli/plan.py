@@ -27,8 +27,9 @@ def plan(
 ) -> None:
     """Show what a run will take, before anything is downloaded: memory of GPU and host, disk, time, the command."""
     from cogtune.fit import fitted, this_machine
+    from cogtune.modeling.locate import spec_of
     from cogtune.plan import check
-    from cogtune.planning import outlook, spec_of
+    from cogtune.planning import outlook
     from cogtune.resolving import resolve
 
     resolved = resolve(preset_name=preset, file=config, flags=flags)

@@ -10,6 +10,7 @@ import typer
 
 from cogtune import console
 from cogtune.cli.options import Json
+from cogtune.errors import CogtuneError
 
 
 def presets(
@@ -67,8 +68,15 @@ def listing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
                 f"{measured.card_gb:.1f} GB{on}" if measured and measured.card_gb else "",
             )
         )
-    for name in sorted(own_presets().keys() - PRESETS.keys()):
-        config = resolve(preset_name=name).config
+    for name, path in own_presets().items():
+        if name in PRESETS:
+            console.warn(f"{path} is not used: a preset that comes with cogtune has its name")
+            continue
+        try:
+            config = resolve(preset_name=name).config
+        except CogtuneError as error:
+            console.warn("; ".join((error.message, *error.details)) + f": {path}")
+            continue
         hardware = f"{config.num_processes} GPUs" if config.num_processes > 1 else "your own"
         rows.append(
             (name, hardware, config.model, config.type, config.strategy, config.precision, config.size or "", "", "")

@@ -52,8 +52,9 @@ def train(
     """
     from cogtune import runs
     from cogtune.fit import fitted, refuse_unfit, this_machine
+    from cogtune.modeling.locate import spec_of
     from cogtune.plan import check_machines
-    from cogtune.planning import outlook, spec_of
+    from cogtune.planning import outlook
 
     resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
     spec, machine = spec_of(resolved.config.model), this_machine()
@@ -79,7 +80,8 @@ def train(
     if dry_run:
         ready = runs.get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=True)
         console.table("", ("key", "value", "from"), runs.describe(ready.plan))
-        found = outlook(ready.plan.config, spec, machine, tuple(ready.plan.buckets.values()))
+        counts = tuple(ready.plan.buckets.values())
+        found = outlook(ready.plan.config, spec, machine, counts, ready.files.folder)
         console.table("", ("what", "how much"), found.rows())
         if ready.left:
             console.say(f"to encode first: {ready.left}")

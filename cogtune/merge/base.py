@@ -44,9 +44,17 @@ def find_base(given: Path | None, state: Mapping[str, Any], *, needed: bool) -> 
 
 
 def expected_shapes(transformer: Path) -> dict[str, tuple[int, ...]]:
-    """Every key that the model of this configuration loads, and its shape. Makes no weights."""
-    with torch.device("meta"):
-        model = CogVideoXTransformer3DModel.from_config(read_json(transformer / "config.json"))
+    """Every key that the model of this configuration loads, and its shape. Makes no weights.
+
+    Raises:
+        CogtuneError: the configuration is damaged.
+    """
+    path = transformer / "config.json"
+    try:
+        with torch.device("meta"):
+            model = CogVideoXTransformer3DModel.from_config(read_json(path))
+    except (AttributeError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise CogtuneError(f"no transformer can be made from {path}: {error}", "restore the file") from error
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 

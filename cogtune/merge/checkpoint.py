@@ -101,9 +101,12 @@ def merge_checkpoint(
     """
     started = time.monotonic()
     limit = parse_size(max_shard_size)
+    if lora_alpha is not None and not 0 < lora_alpha < math.inf:
+        raise UsageError(f"a LoRA's alpha is a number above 0, not {lora_alpha}", "the rank is a usual choice")
     zero = read_zero(checkpoint)
     state = _run_state(zero.folder)
     output = output or _beside(zero.folder)
+    output = output.resolve() if output.is_symlink() else output  # the folder that it leads to is what is replaced
     found = find_base(base, state, needed=not _is_lora(zero))
     _check_output(output, [checkpoint, *([found.pipeline or found.transformer] if found else [])], force)
     content = _content(zero, found, state, dtype, lora_alpha)

@@ -12,6 +12,7 @@ Source of the rules: DeepSpeed's own ``zero_to_fp32.py`` and the code that write
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from cogtune.models import Precision
 
 _OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _MODEL_FILE = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
+_MOST_NAMED = 64
+"""Missing files that are named one by one."""
 _AGAIN = "copy the checkpoint again from where it was written, or use an earlier one"
 
 
@@ -141,11 +144,12 @@ def read_zero(checkpoint: Path) -> ZeroCheckpoint:
         ranks = [states[rank] for rank in range(world_size)]
         trained = _stage_3(shapes, ranks, problems) if stage == 3 else _stage_2(shapes, ranks, problems)
         kept = _kept([models[rank] for rank in sorted(models)], trained, problems)
+        problems += [f"{name} has no values" for name, source in (trained | kept).items() if not source.parts]
         for alias, name in (models[0].get("shared_params") or {}).items():
             if name in trained:
                 trained[alias] = trained[name]
         precision = _precision(models[0].get("ds_config"))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CogtuneError(
             f"{checkpoint} is not laid out like any ZeRO checkpoint known here ({error})",
             "was it written by a DeepSpeed much newer or older than 0.19?",
@@ -236,10 +240,13 @@ def _check_ranks(paths: Mapping[int, Path], wanted: range, problems: list[str]) 
     if not paths:  # told already
         return
     some = next(iter(paths.values())).name
-    for rank in sorted(set(wanted) - set(paths)):
+    missing = (rank for rank in wanted if rank not in paths)
+    for rank in itertools.islice(missing, _MOST_NAMED):  # a damaged file may tell of any number of ranks
         name = re.sub(r"zero_pp_rank_\d+", f"zero_pp_rank_{rank}", some)
         problems.append(f"{name} is missing: the run had {len(wanted)} ranks")
-    for rank in sorted(set(paths) - set(wanted)):
+    if next(missing, None) is not None:
+        problems.append("and so are files of further ranks")
+    for rank in sorted(rank for rank in paths if rank not in wanted):
         problems.append(f"{paths[rank].name} does not belong here: the run had ranks 0 to {wanted[-1]}")
 
 

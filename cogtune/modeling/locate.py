@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cogtune.download import snapshot
 from cogtune.errors import UsageError, did_you_mean
-from cogtune.models import TINY, VARIANTS
+from cogtune.models import TINY, VARIANTS, ModelSpec, published, published_spec, read_spec
 
 _CONFIGS = ("model_index.json", "*/*.json")
 _WEIGHTS = (*_CONFIGS, "*/*.safetensors", "*/*.model", "*/*.txt", "LICENSE*")
@@ -49,3 +49,15 @@ def locate(reference: str, *, weights: bool = True) -> Path:
         patterns=_WEIGHTS if weights else _CONFIGS,
         otherwise="check the network, or give --model a folder that holds the checkpoint; tiny:2b needs no download",
     )
+
+
+def spec_of(model: str) -> ModelSpec:
+    """What the configs of a model say; those of a published one need not be on this machine.
+
+    Raises:
+        CogtuneError: there is no such model.
+    """
+    row = published(model)
+    if row is None or Path(model).is_dir() or model.startswith(TINY):
+        return read_spec(locate(model, weights=False))
+    return published_spec(row)
