@@ -73,13 +73,20 @@ def is_quiet() -> bool:
 
 def say(message: str) -> None:
     """A result line on stdout."""
-    print(harmless(message), flush=True)
+    print(_in_characters_of(sys.stdout, harmless(message)), flush=True)
 
 
 def emit(value: Any) -> None:
     """A JSON result on stdout, for programs."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    print(text.encode(errors="backslashreplace").decode(), flush=True)  # a file name may hold half a character
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(value, indent=2, ensure_ascii=plain)
+    print(_in_characters_of(sys.stdout, text), flush=True)
+
+
+def _in_characters_of(stream: TextIO, text: str) -> str:
+    """``text`` with what ``stream`` cannot write spelled out: half a character in a file's name, or `é` in ASCII."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, errors="backslashreplace").decode(encoding)
 
 
 def note(message: str) -> None:

@@ -511,7 +511,13 @@ def test_a_report_is_json_with_a_stable_schema(tmp_path: Path) -> None:
         (24, 8, 0, "gives 24 frames at 8 fps, and", "use a longer clip, or ask for 17 frames"),
         (24, 8, 15, "gives 9 frames at 8 fps from frame 15 on, and", "use a longer clip, or ask for 9 frames"),
         (8, 8, 0, "gives 8 frames", "use a longer clip, or leave it out"),
-        (3, 8, 9, "gives 0 frames at 8 fps from frame 9 on", "use a longer clip, or leave it out"),
+        (
+            20,
+            8,
+            30,
+            "gives 0 frames at 8 fps from frame 30 on",
+            "skip fewer frames, use a longer clip, or leave it out",
+        ),
     ],
 )
 def test_a_clip_too_short_says_how_many_frames_it_gives(

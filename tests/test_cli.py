@@ -239,6 +239,11 @@ def test_a_file_name_cannot_command_the_terminal(tmp_path: Path, cogtune: Cogtun
     assert "\x1b" not in shown
     found = json.loads(cogtune("dataset", "validate", tmp_path, "--json", status=1, env=strict).out)["findings"]
     assert {os.fsencode(one["where"]) for one in found} >= {b"\x1b[31mred", b"stray-\xe9.txt"}
+    ascii_only = {"PYTHONIOENCODING": "ascii:strict"}
+    (tmp_path / "\U0001f600.mp4").touch()
+    assert "\\U0001f600" in cogtune("dataset", "validate", tmp_path, status=1, env=ascii_only).out
+    found = json.loads(cogtune("dataset", "validate", tmp_path, "--json", status=1, env=ascii_only).out)["findings"]
+    assert "\U0001f600" in {one["where"] for one in found}
     refused = cogtune("dataset", "cache", tmp_path, "--model", "tiny:2b", status=1, env=strict).err
     assert "\\x1b[31mred.mp4 is empty" in refused
     assert "\x1b" not in refused

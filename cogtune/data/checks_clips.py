@@ -59,13 +59,16 @@ def _check_length(where: str, info: VideoInfo, settings: FrameSettings) -> Itera
         rate = "" if settings.sampling == "uniform" else f" at {settings.fps:g} fps"
         skipped = f" from frame {settings.skip_start} on" if settings.skip_start else ""
         skipped += f" without its last {settings.skip_end}" if settings.skip_end else ""
+        otherwise = (
+            "skip fewer frames, use a longer clip, or leave it out" if skipped else "use a longer clip, or leave it out"
+        )
         fits = nearest_below(given, legal_frame_counts(FRAME_STEP, given))
         yield finding(
             "too-short",
             where,
             f"gives {given} frames{rate}{skipped}, and training takes {count} "
             f"(it has {info.num_frames} at {info.fps:.4g} fps)",
-            f"use a longer clip, or ask for {fits} frames" if fits else "use a longer clip, or leave it out",
+            f"use a longer clip, or ask for {fits} frames" if fits else otherwise,
         )
     usable = info.num_frames - settings.skip_start - settings.skip_end
     if settings.sampling == "uniform":
