@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from forked_workers import kill_workers, run_workers, start_workers
-from runs_in_process import fill_here, plan_for, read_lines
+from runs_in_process import fill_here, plan_for, read_lines, train_here
 from safetensors.torch import load_file
 
 from cogtune import caching
 from cogtune.checkpoints import checkpoints
+from cogtune.data.batches import Share
 from cogtune.merge import merge_checkpoint
 from cogtune.models import LORA_WEIGHTS_NAME
 
@@ -76,6 +77,35 @@ def test_two_processes_go_on_to_the_bit(kind: str, strategy: str, clips: Path, t
     if kind == "lora" and strategy != "ddp":
         merged = merge_checkpoint(tmp_path / "resumed" / "checkpoint-4", output=tmp_path / "merged")
         assert differing(load_file(merged.weights), load_file(tmp_path / "resumed" / LORA_WEIGHTS_NAME)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_buckets_on_two_processes_are_those_of_one_and_go_on_to_the_bit(
+    strategy: str, clips: Path, tmp_path: Path
+) -> None:
+    """Two passes a step, in some steps of two sizes, so that the processes work on unlike ones at a time."""
+    flags: dict[str, Any] = {"buckets": "17x64x96,9x96x64", "batch_size": 2, "epochs": 4, "checkpoint_every": 2}
+    several = {**flags, "strategy": strategy, "num_processes": 2}
+    plan = plan_for(clips, tmp_path / "straight", **several)
+    assert (sorted(plan.buckets.values()), plan.total_steps) == ([1, 5], 6)
+    ranks = [Share(seed=plan.config.seed, batch_size=2, accumulation=1, world_size=2, rank=rank) for rank in (0, 1)]
+    counts = tuple(plan.buckets.values())
+    unlike = [
+        step for step in range(6) if len({one.bucket for share in ranks for one in share.passes(step, counts)}) > 1
+    ]
+    assert unlike
+    run_workers(plan)
+    before = str(tmp_path / "straight" / "checkpoint-2")
+    run_workers(plan_for(clips, tmp_path / "resumed", resume=before, **several))
+    one, other = (held(tmp_path / name / "checkpoint-6") for name in ("straight", "resumed"))
+    assert differing(one, other) == []
+    straight, resumed = (read_lines(tmp_path / name) for name in ("straight", "resumed"))
+    assert resumed == [line for line in straight if line["step"] > 2 or (line["step"] == 2 and "eval_loss" in line)]
+
+    alone = train_here(plan_for(clips, tmp_path / "alone", gradient_accumulation_steps=2, **flags))
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (straight, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def assert_whole(output: Path) -> None:

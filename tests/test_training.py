@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import math
 import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from plain_training import plain_losses
 from runs_in_process import evaluations, fill_here, plan_for, read_lines, train_here
 from safetensors.torch import load_file
@@ -177,6 +180,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(clips: Pat
     assert caught.value.details == (f"sample {poisoned.id}",)
     for newest in checkpoints(tmp_path / "out")[-1:]:
         assert all(value.isfinite().all() for value in weights(newest).values())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_sample(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+    with pytest.raises(CogtuneError, match="step 1: the gradient norm is inf") as caught:
+        train_here(plan_for(clips, tmp_path / "out", steps=1))
+    assert [detail.split()[0] for detail in caught.value.details] == ["sample"]
+    assert checkpoints(tmp_path / "out") == []
+
+
+def test_what_a_killed_run_measured_after_its_checkpoint_is_measured_anew(clips: Path, tmp_path: Path) -> None:
+    out, flags = tmp_path / "out", {"steps": 4, "checkpoint_every": 2}
+    straight = train_here(plan_for(clips, out, **flags))
+    shutil.rmtree(out / "checkpoint-4")
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert train_here(plan_for(clips, out, resume="latest", overwrite=True, **flags)) == straight
 
 
 def test_a_full_disk_during_a_save_leaves_the_earlier_checkpoint(

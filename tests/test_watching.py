@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from cogtune.data.video import probe
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.generate import Request, fill_in, load_pipeline, sample
 from cogtune.models import LORA_WEIGHTS_NAME
+from cogtune.training.setup import set_up
 
 
 @pytest.fixture(autouse=True)
@@ -257,6 +260,28 @@ def test_what_a_killed_run_left_of_its_videos_does_not_stay(clips: Path, tmp_pat
     left.mkdir(parents=True)
     train_here(plan_for(clips, tmp_path / "out", steps=1))
     assert not left.exists()
+
+
+def test_sample_videos_are_shared_out_over_the_processes(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three prompts on two processes: each is in two rounds, and the fourth place is worked for the others' sake."""
+    from cogtune.training import samples as module
+
+    plan = plan_for(clips, tmp_path / "out", steps=1, **SAMPLED | {"validation_prompts": "a:::b:::c"})
+    training = set_up(plan, lambda: False)
+    assert training.plans.scenes is not None
+    rounds: list[int] = []
+    monkeypatch.setattr(module, "_pipeline", lambda *_: None)
+    monkeypatch.setattr(module, "render", lambda *_, **__: rounds.append(rank))
+    monkeypatch.setattr(module, "write_video", lambda path, *_: written[rank].append(path.name))
+    written: dict[int, list[str]] = {0: [], 1: []}
+    for rank in (0, 1):
+        accelerator = SimpleNamespace(num_processes=2, process_index=rank, device=torch.device("cpu"))
+        share = replace(training.trainee, accelerator=accelerator)
+        module._render_share(share, training.plans.scenes, tmp_path, lambda _: None)
+    assert written == {0: ["00-a.mp4", "02-c.mp4"], 1: ["01-b.mp4"]}
+    assert rounds == [0, 0, 1, 1]
 
 
 def test_a_video_that_is_not_finite_is_left_out_and_told(
