@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from cogtune.data.sources import read_dataset
 from cogtune.data.video import write_video
 from cogtune.encoding import encode
 from cogtune.errors import CogtuneError
-from cogtune.modeling.encode import VideoEncoder
+from cogtune.modeling.encode import TextEncoder, VideoEncoder
 from cogtune.models import read_spec
 from cogtune.resolving import resolve
 
@@ -198,6 +198,43 @@ def test_only_what_changed_goes_through_the_encoder(
     shapes.clear()
     fill(buckets=buckets)
     assert shapes == []
+
+
+def test_either_encoder_is_called_for_what_was_edited_and_nothing_else(
+    data: Path, fill: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    start, encode = VideoEncoder.start, TextEncoder.encode
+
+    def clip(self: VideoEncoder, pixels: torch.Tensor) -> Any:
+        calls.append("clip")
+        return start(self, pixels)
+
+    def texts(self: TextEncoder, captions: Sequence[str]) -> torch.Tensor:
+        calls.extend(captions)
+        return encode(self, captions)
+
+    monkeypatch.setattr(VideoEncoder, "start", clip)
+    monkeypatch.setattr(TextEncoder, "encode", texts)
+
+    def called(model: str = "2b", **flags: Any) -> tuple[int, list[str]]:
+        calls.clear()
+        fill(model, **flags)
+        return calls.count("clip"), [call for call in calls if call != "clip"]
+
+    captions = (data / "prompts.txt").read_text().splitlines()
+    clips, texts_of_all = called()
+    assert clips == 6
+    assert sorted(texts_of_all) == sorted(["", *captions])
+    assert called() == (0, [])
+    (data / "prompts.txt").write_text("\n".join(["another caption", *captions[1:]]))
+    assert called() == (0, ["another caption"])
+    first = data / (data / "videos.txt").read_text().splitlines()[0]
+    write_video(first, torch.randint(0, 255, (30, 64, 96, 3), dtype=torch.uint8).numpy(), 8.0)
+    assert called() == (1, [])
+    assert called(reshape="stretch")[1] == []
+    assert called(frames=17) == (6, [])
+    assert called("1.5-5b")[0] == 6
 
 
 def test_an_edited_clip_is_noticed_and_no_other(
