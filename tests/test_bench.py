@@ -16,7 +16,7 @@ from cogtune import gpus as cards
 from cogtune import measurements
 from cogtune.bench import run, stage, watch, worker
 from cogtune.cli import vram
-from cogtune.cli.bench import set_in
+from cogtune.cli.bench import set_in, table
 from cogtune.errors import UsageError
 from cogtune.launch import LaunchFiles
 from cogtune.measurements import Measurement
@@ -251,7 +251,7 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
         given: dict[str, Any] = {
             "preset": "8xa100-sft-5b-zero2", "changes": {}, "recipe": "preset", "gpu": "NVIDIA H200", "gpus": 2,
             "reserved_gib": (40.0, 41.26), "allocated_gib": (39.0, 39.0), "card_gb": 45.67, "host_gib": 12.3,
-            "step_s": 3.21, "versions": {"torch": "2.11.0"}, "date": "2026-11-21", "command": "cogtune bench x",
+            "start_gib": (1.0, 1.0), "step_s": 3.21, "versions": {"torch": "2.11.0"}, "date": "2026-11-21", "command": "cogtune bench x",
         }  # fmt: skip
         return Measurement(**(given | changes))
 
@@ -261,6 +261,8 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
     assert "| 24 GB | not measured |" in lines["4090-lora-5b"]
     assert "| 40.0 41.3 GiB | 12 GiB | 3.21 s |" in lines["cogtune bench x"]
     assert "torch 2.11.0" in lines["cogtune bench x"]
+    assert table([row()])[1][-1] == ["the guides promise, GB of 10^9", "42.00"]
+    assert table([row(changes={"size": "9x64x96"})])[1][-1][0] == "reserved of each process, GiB"
     ((_, measured, estimated, off),) = vram.errors([row(gpus=4)])
     assert measured == "41.26"
     assert float(off.removesuffix(" %")) == pytest.approx(100 * (float(estimated) / 41.26 - 1), abs=0.1)

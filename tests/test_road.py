@@ -187,7 +187,7 @@ def test_the_lora_in_plain_diffusers_gives_the_same_frames(
     assert np.abs(seen - with_lora).mean() < np.abs(seen - without).mean()  # the file is compressed
 
 
-STRATEGIES = {"sft": ("ddp", "zero2", "zero2-offload", "zero3", "zero3-offload"), "lora": ("ddp", "zero2", "zero3")}
+STRATEGIES = dict.fromkeys(("sft", "lora"), ("ddp", "zero2", "zero2-offload", "zero3", "zero3-offload"))
 
 
 @pytest.mark.slow

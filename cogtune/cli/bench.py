@@ -127,7 +127,7 @@ def table(done: list[Measurement]) -> tuple[list[str], list[list[str]]]:
         each = [" ".join(f"{size:.2f}" for size in row.reserved_gib) for row in done]
         rows.append(["reserved of each process, GiB", *each, *([""] if len(done) > 1 else [])])
     row = PRESETS.get(done[0].preset or "")
-    if row is not None and row.promised_gb is not None:
+    if row is not None and row.promised_gb is not None and not done[0].changes:
         blank = [""] * len(done)
         rows.append(["the guides promise, GB of 10^9", f"{row.promised_gb:.2f}", *blank[1:], *blank[1:]])
     gpu = f"{done[0].gpus} x {done[0].gpu}"
