@@ -251,7 +251,8 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
         given: dict[str, Any] = {
             "preset": "8xa100-sft-5b-zero2", "changes": {}, "recipe": "preset", "gpu": "NVIDIA H200", "gpus": 2,
             "reserved_gib": (40.0, 41.26), "allocated_gib": (39.0, 39.0), "card_gb": 45.67, "host_gib": 12.3,
-            "start_gib": (1.0, 1.0), "step_s": 3.21, "versions": {"torch": "2.11.0"}, "date": "2026-11-21", "command": "cogtune bench x",
+            "start_gib": (1.0, 1.0), "step_s": 3.21, "versions": {"torch": "2.11.0"}, "date": "2026-11-21",
+            "command": "cogtune bench x",
         }  # fmt: skip
         return Measurement(**(given | changes))
 
