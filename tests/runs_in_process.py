@@ -41,10 +41,15 @@ def plan_for(data: Path, output: Path, *, resume: str | None = None, overwrite: 
     return runs.get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=False).plan
 
 
-def train_here(plan: Plan, *, stop_after: int | None = None) -> list[dict[str, Any]]:
-    """Run the plan; the lines of its ``metrics.jsonl``."""
+def forget_earlier_runs() -> None:
+    """Let accelerate take up another precision than an earlier run of this process had."""
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
+
+
+def train_here(plan: Plan, *, stop_after: int | None = None) -> list[dict[str, Any]]:
+    """Run the plan; the lines of its ``metrics.jsonl``."""
+    forget_earlier_runs()
     worker.run(plan, LaunchFiles(plan.config.output / "launch"), Stop(stop_after))  # type: ignore[arg-type]
     return read_lines(plan.config.output)
 

@@ -89,7 +89,7 @@ HELD_BY = {
     ],
     "evaluation is shared out and leaves the run as it was": [
         "test_reference_behaviour::test_evaluating_changes_nothing",
-        "test_reference_behaviour::test_evaluation_drops_nothing",
+        "test_adapters::test_nothing_is_dropped_in_evaluation",
         "test_reference_behaviour::test_evaluation_is_shared_out_over_the_ranks",
         "test_watching::test_sample_videos_are_shared_out_over_the_processes",
         "test_watching::test_sampling_leaves_the_training_as_it_was_to_the_bit",
@@ -227,21 +227,6 @@ def test_evaluating_changes_nothing(clips: Path, tmp_path: Path) -> None:
     assert [line for line in often if "loss" in line] == never
     one, other = ((tmp_path / name / "checkpoint-3" / "optimizer.pt").read_bytes() for name in ("often", "never"))
     assert one == other
-
-
-def test_evaluation_drops_nothing(clips: Path, tmp_path: Path) -> None:
-    plan = plan_for(clips, tmp_path / "out", steps=1, lora_dropout=0.5)
-    training = set_up(plan, lambda: False)
-    model, store, rows = training.trainee.transformer, training.store, training.index.rows[:1]
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight.data, generator=torch.Generator().manual_seed(0))
-    with_dropout = evaluate(model.train(), training.objective, store, rows)
-    assert model.training
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Dropout):
-            layer.p = 0.0
-    assert evaluate(model, training.objective, store, rows) == with_dropout
 
 
 def test_evaluation_is_shared_out_over_the_ranks(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

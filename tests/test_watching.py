@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs_in_process import fill_here, plan_for, read_lines, train_here
+from runs_in_process import fill_here, forget_earlier_runs, plan_for, read_lines, train_here
 from safetensors.torch import load_file
 
 from cogtune import caching
@@ -269,6 +269,7 @@ def test_sample_videos_are_shared_out_over_the_processes(
     from cogtune.training import samples as module
 
     plan = plan_for(clips, tmp_path / "out", steps=1, **SAMPLED | {"validation_prompts": "a:::b:::c"})
+    forget_earlier_runs()
     training = set_up(plan, lambda: False)
     assert training.plans.scenes is not None
     rounds: list[int] = []
