@@ -189,12 +189,6 @@ def fit(source: tuple[int, int], target: tuple[int, int], reshape: Reshape, plac
     return Crop(resized, *(math.floor(part * (have - want)) for have, want in zip(resized, target, strict=True)))
 
 
-def cropped_away(source: tuple[int, int], target: tuple[int, int]) -> float:
-    """The share (0 to 1) of the source's area that :func:`cover` cuts off."""
-    resized = cover(source, target).resized
-    return 1.0 - target[0] * target[1] / (resized[0] * resized[1])
-
-
 def shape_loss(source: tuple[int, int], target: tuple[int, int]) -> float:
     """The share (0 to 1) that a change of shape costs: of the frame, cut away; or of the target, black bars.
 

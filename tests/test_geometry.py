@@ -77,8 +77,8 @@ def test_cover_covers_keeps_the_aspect_and_cuts_the_middle(source: tuple[int, in
 
 
 def test_how_much_is_cropped_away() -> None:
-    assert geometry.cropped_away((360, 640), (480, 720)) == pytest.approx(1 - 720 / 853)
-    assert geometry.cropped_away((480, 720), (240, 360)) == 0.0
+    assert geometry.shape_loss((360, 640), (480, 720)) == pytest.approx(1 - 720 / (640 * 480 / 360))
+    assert geometry.shape_loss((480, 720), (240, 360)) == 0.0
 
 
 def test_nearest_below() -> None:

@@ -145,10 +145,6 @@ def line_chart(
     return tag("figure", _caption(title, unit), plot, tag("p", names, class_="legend") if names else None, class_=kind)
 
 
-_Mark = tuple[float, str]
-"""A mark of an axis: where it is, 0 to 1, and its words."""
-
-
 def _caption(title: str, remark: str) -> Html:
     return tag("figcaption", title, tag("span", remark, class_="unit") if remark else None)
 
