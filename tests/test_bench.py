@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cogtune import measurements
 from cogtune.bench import run, stage, watch, worker
 from cogtune.cli import vram
 from cogtune.cli.bench import set_in, table
-from cogtune.errors import UsageError
+from cogtune.errors import CogtuneError, UsageError
 from cogtune.launch import LaunchFiles
 from cogtune.measurements import Measurement
 from cogtune.models import published_spec, read_spec, variant
@@ -87,8 +88,28 @@ def test_nothing_is_saved_and_the_kept_model_is_used_again(tmp_path: Path, monke
     }  # fmt: skip
     weights = next((tmp_path / "kept").rglob("*.safetensors"))
     made = weights.stat().st_mtime_ns
+    monkeypatch.setattr(stage, "make", None)  # nothing is left to be made
     run.bench(request(tmp_path))
     assert weights.stat().st_mtime_ns == made
+    with pytest.raises(TypeError):  # samples of another size are
+        run.bench(request(tmp_path, size="5x64x64"))
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_log_that_an_error_names_is_there_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_plan: Plan, files: LaunchFiles, *_words: str) -> None:
+        files.log.parent.mkdir()
+        files.log.write_text("all of it")
+        raise CogtuneError("it broke", f"the whole traceback is in {files.log}", details=["one"], exit_code=3)
+
+    monkeypatch.setattr("cogtune.launch.start", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    with pytest.raises(CogtuneError, match="it broke") as caught:
+        run.bench(request(tmp_path))
+    (left,) = (tmp_path / "temporary").iterdir()
+    assert (caught.value.hint, left.read_text()) == (f"the whole traceback is in {left}", "all of it")
+    assert (caught.value.details, caught.value.exit_code) == (("one",), 3)
 
 
 @pytest.mark.usefixtures("_here")

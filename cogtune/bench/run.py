@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import shutil
 import statistics
 import tempfile
 import time
@@ -46,7 +48,7 @@ class Request:
     warmup: int
     """Steps before those."""
     keep: Path | None
-    """A folder to keep the model in for the next time; None for one that is deleted."""
+    """A folder to keep model and samples in for the next time; None for one that is deleted."""
     command: str
 
 
@@ -64,25 +66,28 @@ def _staged(request: Request) -> Iterator[_Stage]:
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cogtune-bench-")))
         models = request.keep.absolute() if request.keep is not None else work
-        job = _job(request.resolved.config, models, work)
+        job = _job(request.resolved.config, models)
         if not Path(job.model).is_dir():
             console.note(f"making {job.variant} with random weights")
-        stage.prepare(job, work / "stage")
+        if not job.is_done:
+            stage.prepare(job, work / "stage")
         model = Path(job.model)
         yield _Stage(work, model, read_spec(model), Path(job.cache), Path(job.index))
 
 
-def _job(config: RunConfig, models: Path, work: Path) -> stage.Job:
+def _job(config: RunConfig, models: Path) -> stage.Job:
     row = published(config.model)
     given = Path(config.model)
     scale = "tiny" if config.model.startswith(TINY) else "full"
     name = row.name if row is not None else ""
+    model = given.absolute() if given.is_dir() else models / f"random-{scale}-{name}"
+    samples = models / f"samples-{model.name}-{config.size}-{config.precision}"
     return stage.Job(
-        model=str(given.absolute() if given.is_dir() else models / f"random-{scale}-{name}"),
+        model=str(model),
         variant=name,
         scale=scale,
-        cache=str(work / "cache"),
-        index=str(work / "index.json"),
+        cache=str(samples),
+        index=str(samples / "index.json"),
         size=config.size,
         precision=config.precision,
     )
@@ -146,9 +151,24 @@ def _measure(request: Request, made: _Stage, recipe: Recipe) -> Measurement:
     files = launch.write_files(plan, request.resolved.to_yaml())
     console.note(f"{recipe}: {request.warmup} steps to warm up, {request.steps} timed")
     began = time.time()
-    with watch.watched() as peaks:
+    with watch.watched() as peaks, _log_outlived(files.log):
         launch.start(plan, files, "cogtune.bench.worker", *(["--plain"] if recipe == "plain" else []))
     return _measurement(request, plan, files, recipe, peaks, began)
+
+
+@contextlib.contextmanager
+def _log_outlived(log: Path) -> Iterator[None]:
+    """Move a log that an error names to where it is not deleted with the bench's folder."""
+    try:
+        yield
+    except CogtuneError as error:
+        if str(log) not in error.hint or not log.is_file():
+            raise
+        handle, kept = tempfile.mkstemp(prefix="cogtune-bench-", suffix=".log")
+        os.close(handle)
+        shutil.copyfile(log, kept)
+        hint = error.hint.replace(str(log), kept)
+        raise CogtuneError(error.message, hint, details=error.details, exit_code=error.exit_code) from error
 
 
 def _plan(request: Request, made: _Stage, recipe: Recipe) -> Plan:

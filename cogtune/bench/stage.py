@@ -38,6 +38,11 @@ class Job:
     size: str | None
     precision: Precision
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all of it is there; the index is written last."""
+        return Path(self.model).is_dir() and Path(self.index).is_file()
+
 
 def prepare(job: Job, folder: Path) -> None:
     """Make it, in a process of its own that leaves its log in ``folder``.

@@ -58,7 +58,9 @@ def bench(
     ] = None,
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", help="Keep the random model in this folder, for the next time.", show_default=False),
+        typer.Option(
+            "--keep", help="Keep random model and samples in this folder, for the next time.", show_default=False
+        ),
     ] = None,
     json_file: Annotated[
         Path | None,
