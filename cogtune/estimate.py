@@ -33,21 +33,35 @@ _OPTIMIZER_BYTES: dict[OptimizerName, int] = {
 # Activations alive while a block is computed again and differentiated, in tensors of tokens x width.
 _WORK_EAGER = 35.0
 _WORK_COMPILED = 25.2
+_WORK_ZERO3 = 31.0
 _WORK_FP16 = 10.0
 """More of them under fp16."""
 _KEPT_A_BLOCK = 15.0
 """Tensors that a block keeps for the backward pass without gradient checkpointing."""
 _CONTEXT = int(0.75 * GIB)
 """CUDA's context and the libraries' own memory on a card."""
-_NCCL = int(0.93 * GIB)
-"""What NCCL adds to that where several processes work together, and under DeepSpeed always."""
+_NCCL_ALONE = int(0.93 * GIB)
+"""What NCCL adds to that under DeepSpeed, which starts it for a single process too."""
+_NCCL = int(1.32 * GIB)
+"""What it adds where several processes work together."""
 
 # DeepSpeed's defaults, in elements (deepspeed.runtime.zero.config)
 _REDUCE_BUCKET = 500_000_000
-_LIVE_PARAMETERS = 1_000_000_000
+_LIVE_PARAMETERS = 720_000_000
+"""Of the billion that ZeRO-3 may keep gathered."""
 
-_HOST_PROCESS = int(8.0 * GIB)
-"""What a process of a run takes on the host beside tensors, with those that compile for it."""
+# What PyTorch's allocator has reserved and cannot hand out, since communication runs in streams of its own.
+_IDLE_ZERO2 = 0.65
+"""Of the gradients and the buckets they come in."""
+_IDLE_ZERO3 = 18
+"""Blocks' weights."""
+
+_HOST_PROCESS = int(4.0 * GIB)
+"""What a process of a run takes on the host beside tensors."""
+_HOST_COMPILERS = int(4.0 * GIB)
+"""What those take that compile for a run."""
+_PINNED = 1.24
+"""What pinned buffers take of the host, in their sizes: torch rounds each up to a power of two."""
 
 
 @dataclass(frozen=True)
@@ -155,19 +169,16 @@ def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
     trained = lora_parameters(spec, config) if config.type == "lora" else whole
     tensor = _tokens(config, spec) * spec.num_attention_heads * spec.attention_head_dim * item
     inputs = spec.num_layers * tensor * (1 if config.gradient_checkpointing else _KEPT_A_BLOCK)
-    work = tensor * (
-        (_WORK_COMPILED if _compiles(config) else _WORK_EAGER) + (_WORK_FP16 if config.precision == "fp16" else 0)
-    )
+    work = tensor * (_work_tensors(config) + (_WORK_FP16 if config.precision == "fp16" else 0))
     if spec.image_to_video:
         work += _VAE_PARAMETERS * item
-    context = _CONTEXT + (_NCCL if ranks > 1 or config.strategy != "ddp" else 0)
     if config.strategy == "ddp":
         weights = whole * item + trained * 4 if config.type == "lora" else whole * 4
         gradients = trained * 4 * (2 if ranks > 1 else 1)  # DDP's buckets are copies
         optimizer = trained * _OPTIMIZER_BYTES[config.optimizer]
         casts = 0 if config.precision == "fp32" else trained * item  # autocast keeps them up to the end of the forward
         kept = max(inputs + casts - gradients, 0)  # gradients come as activations go
-        return Memory(weights, gradients, optimizer, int(kept), int(work), 0, context)
+        return Memory(weights, gradients, optimizer, int(kept), int(work), 0, _context(config))
     offload, stage = config.strategy.endswith("-offload"), 3 if config.strategy.startswith("zero3") else 2
     frozen = whole - trained if config.type == "lora" else 0
     bucket = 2 * min(_REDUCE_BUCKET, trained) * item  # two of them: one is reduced while the other fills
@@ -175,15 +186,32 @@ def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
     gradients = 0 if offload else trained * item // ranks
     step = 0 if offload else trained * 4 // ranks  # the fp32 copy of the gradients that the optimizer takes
     if stage == 2:
-        weights = (frozen + trained) * item
+        weights, idle = (frozen + trained) * item, _IDLE_ZERO2 * (bucket + gradients)
     else:
-        weights = (0 if offload else (frozen + trained) * item // ranks) + min(_LIVE_PARAMETERS, whole) * item
-    kept = max(inputs + bucket, gradients + bucket, gradients + step - work) - gradients
+        shard = 0 if offload else (frozen + trained) * item // ranks
+        weights = shard + min(_LIVE_PARAMETERS, whole) * item
+        idle = _IDLE_ZERO3 * whole * item / spec.num_layers
+    left = inputs * (
+        1 - min(1, _REDUCE_BUCKET / trained)
+    )  # when the first bucket is full and the gradients' place is made
+    kept = max(inputs + bucket, left + bucket + gradients, gradients + step - work) - gradients
     spare = 0
     if stage == 2:  # the weights, a flat copy of them, and a copy of this process's share
         start = item * (frozen + 2 * trained + trained // ranks)
-        spare = max(0, start - weights - gradients - optimizer - int(kept) - int(work))
-    return Memory(weights, gradients, optimizer, int(max(kept, 0)), int(work), spare, context)
+        spare = max(0, start - weights - gradients - optimizer - int(kept) - int(work + idle))
+    return Memory(weights, gradients, optimizer, int(max(kept, 0)), int(work + idle), spare, _context(config))
+
+
+def _work_tensors(config: RunConfig) -> float:
+    if _compiles(config):
+        return _WORK_COMPILED
+    return _WORK_ZERO3 if config.strategy.startswith("zero3") else _WORK_EAGER
+
+
+def _context(config: RunConfig) -> int:
+    if config.num_processes > 1:
+        return _CONTEXT + _NCCL
+    return _CONTEXT + (_NCCL_ALONE if config.strategy != "ddp" else 0)
 
 
 def _host(config: RunConfig, spec: ModelSpec) -> int:
@@ -198,8 +226,8 @@ def _host(config: RunConfig, spec: ModelSpec) -> int:
         share = ranks / config.num_processes
         kept = int(trained * (16 + item) * share)  # fp32 weights and gradients, two moments, arriving gradients
         if config.strategy == "zero3-offload":
-            kept += int(whole * item * share)
-    return ranks * _HOST_PROCESS + max(loaded, kept)
+            kept = int(_PINNED * (kept + whole * item * share))
+    return _HOST_COMPILERS + ranks * _HOST_PROCESS + max(loaded, kept)
 
 
 def _cache(config: RunConfig, spec: ModelSpec) -> int:
@@ -258,13 +286,13 @@ _SPEEDS = {
     "4090": _card(165, 1.01),
     "4080": _card(97, 0.72),
 }
-"""Cards whose time is estimated; only an H200's was measured, the others' follow from their vendor's figures."""
+"""Cards whose time is estimated: H200 and H100 were measured, the others follow from their vendors' figures."""
 
 _TRAFFIC_EAGER, _TRAFFIC_COMPILED = 2350.0, 500.0
 """Bytes that a block moves for each number of its input, beside products and attention."""
 
 _CPU_ADAM_SECONDS = 0.67e-9
-"""Of the optimizer on the host, for each trained number; measured on 16 cores."""
+"""Of the optimizer on the host, for each trained number, by however many processes: the host's memory bounds it."""
 
 
 def _seconds(config: RunConfig, spec: ModelSpec, gpu: str) -> float | None:
@@ -277,5 +305,5 @@ def _seconds(config: RunConfig, spec: ModelSpec, gpu: str) -> float | None:
     seconds = linear / speed.products + square / speed.attention
     seconds += config.gradient_accumulation_steps * numbers * traffic / speed.memory
     if config.strategy.endswith("-offload"):
-        seconds += transformer_parameters(spec) / config.num_processes * _CPU_ADAM_SECONDS
+        seconds += transformer_parameters(spec) / config.num_machines * _CPU_ADAM_SECONDS
     return seconds

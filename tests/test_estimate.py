@@ -61,6 +61,19 @@ def test_every_recorded_peak_is_estimated(row: Measurement) -> None:
         assert needs.memory.card / GB == pytest.approx(row.card_gb, rel=WITHIN)
 
 
+@pytest.mark.parametrize("row", recorded(), ids=lambda row: f"{row.preset}-{row.gpus}-{row.recipe}")
+def test_the_host_and_the_time_of_every_recorded_run_are_estimated(row: Measurement) -> None:
+    """What little a run without offload takes of the host depends on its compilers: that is held from above alone."""
+    if row.recipe == "plain":
+        pytest.skip("an estimate is of cogtune's own recipe")
+    needs = estimate(row.config, spec_for(PRESETS[row.preset or ""].model), gpu=row.gpu)
+    assert row.step_s == pytest.approx(needs.seconds, rel=0.10)
+    assert row.host_gib is not None
+    assert row.host_gib < needs.host / GIB + 3
+    if row.config.strategy.endswith("-offload"):
+        assert row.host_gib == pytest.approx(needs.host / GIB, rel=0.15)
+
+
 @pytest.mark.parametrize(
     ("preset", "gib"),
     [
