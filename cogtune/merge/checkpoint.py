@@ -19,7 +19,7 @@ from cogtune.files import explained, read_json, write_json, written_folder
 from cogtune.merge.base import Base, add_component, expected_shapes, find_base, folder_size, other_components
 from cogtune.merge.fit import few, fit_transformer
 from cogtune.merge.lora import adapter_config, fit_lora, lora_header
-from cogtune.merge.write import Output, Written, check_safetensors, parse_size, split, write_safetensors
+from cogtune.merge.write import Output, Written, check_safetensors, one_thread, parse_size, split, write_safetensors
 from cogtune.merge.zero import Source, ZeroCheckpoint, check_bytes, read_zero, records_of
 from cogtune.models import LORA_WEIGHTS_NAME, Precision
 
@@ -128,7 +128,8 @@ def merge_checkpoint(
         with explained(output):
             place.mkdir(exist_ok=True)
         shards = [content.tensors] if is_lora else split(content.tensors, limit)
-        written, files = _write(place, shards, content.metadata, bar, LORA_WEIGHTS_NAME if is_lora else None)
+        with one_thread():
+            written, files = _write(place, shards, content.metadata, bar, LORA_WEIGHTS_NAME if is_lora else None)
         if found and not is_lora:
             with explained(output):
                 shutil.copyfile(found.transformer / "config.json", place / "config.json")

@@ -6,11 +6,12 @@ bytes, so that writing it in a stream needs little more than the header. Reading
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,17 @@ class Written:
 
     crc: int
     square: float
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in this thread alone: pieces of a few MB take longer to share out than to work on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_safetensors(
