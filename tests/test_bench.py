@@ -16,13 +16,16 @@ from conftest import Cogtune
 from cogtune import gpus as cards
 from cogtune import measurements
 from cogtune.bench import run, stage, watch, worker
+from cogtune.cli import measurements as cli
 from cogtune.cli import vram
 from cogtune.cli.bench import set_in, table
 from cogtune.errors import CogtuneError, UsageError
+from cogtune.fit import Machine
 from cogtune.launch import LaunchFiles
 from cogtune.measurements import Measurement
 from cogtune.models import published_spec, read_spec, variant
 from cogtune.plan import Plan
+from cogtune.presets import PRESETS
 from cogtune.resolving import resolve
 
 
@@ -265,6 +268,37 @@ def test_a_new_measurement_takes_the_place_of_the_same_runs_old_one(tmp_path: Pa
     assert measurements.add([row(), row(recipe="plain"), row(changes={"rank": 4})], file) == 3
     assert measurements.add([row(step_s=1.5)], file) == 3
     assert sorted(found.step_s for found in measurements.read(file)) == [1.5, 2.0, 2.0]
+
+
+@pytest.mark.usefixtures("_here")
+def test_presets_are_measured_one_after_another_and_it_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, keep = tmp_path / "new.json", ["--keep", str(tmp_path / "kept")]
+    assert cli.main(["--measure", str(file), *keep, "--seconds", "5", "cpu-lora-tiny"]) == 1
+    assert "cpu-lora-tiny: no time was left" in capsys.readouterr().err
+    assert cli.main(["--measure", str(file), *keep, "cpu-lora-tiny", "8xa100-sft-5b-zero3"]) == 1
+    assert "8xa100-sft-5b-zero3: 8xa100-sft-5b-zero3 cannot be measured here" in capsys.readouterr().err
+    (before,) = measurements.read(file)
+    assert (before.preset, before.command) == (
+        "cpu-lora-tiny", "cogtune bench --preset cpu-lora-tiny --steps 3 --warmup 2",
+    )  # fmt: skip
+    assert cli.main(["--measure", str(file), *keep, "cpu-sft-tiny", "cpu-lora-tiny"]) == 0
+    rows = measurements.read(file)
+    assert [row.preset for row in rows] == ["cpu-lora-tiny", "cpu-sft-tiny"]
+    assert rows[0] == before
+
+
+def test_a_machine_measures_the_presets_that_fit_it() -> None:
+    def measured(count: int, gb: float) -> dict[str, int]:
+        card = cards.Gpu("NVIDIA Card", int(gb * 10**9), 0)
+        found = cli.presets_for(Machine((card,) * count, 512 << 30))
+        return {name: resolved.config.num_processes for name, resolved in found}
+
+    assert set(measured(1, 14)) == {"4080-lora-2b", "4090-sft-2b-zero2-offload"}
+    assert measured(2, 14)["8x4080-sft-2b-zero3-offload"] == 2
+    assert set(measured(8, 141)) == {row.name for row in PRESETS.values() if row.promised_gb is not None}
+    assert measured(0, 0) == {}
 
 
 def test_the_table_shows_what_was_measured_and_what_was_not() -> None:

@@ -8,6 +8,7 @@ from cogtune import console
 from cogtune.estimate import GIB, estimate
 from cogtune.fit import GB
 from cogtune.measurements import Measurement, of_preset, recorded
+from cogtune.modeling.locate import spec_of
 from cogtune.models import VARIANTS, published_spec
 from cogtune.presets import PRESETS, Preset
 from cogtune.resolving import resolve
@@ -100,7 +101,7 @@ def errors(rows: Sequence[Measurement]) -> list[tuple[str, str, str, str]]:
     found = []
     for row in rows:
         if row.recipe == "preset" and row.preset in PRESETS:
-            needs = estimate(row.config, published_spec(VARIANTS[PRESETS[row.preset].model]), gpu=row.gpu)
+            needs = estimate(row.config, spec_of(row.config.model), gpu=row.gpu)
             mine = needs.memory.reserved / GIB
             found.append(
                 (row.command, f"{row.peak_gib:.2f}", f"{mine:.2f}", f"{100 * (mine / row.peak_gib - 1):+.1f} %")
