@@ -21,7 +21,8 @@ from cogtune.modeling.conditioning import (
     scale_video_latents,
 )
 from cogtune.modeling.encode import TextEncoder, VideoEncoder, pixels_to_unit
-from cogtune.models import VARIANTS, ModelSpec, read_spec
+from cogtune.modeling.random_weights import build_transformer
+from cogtune.models import VARIANTS, ModelSpec, published_spec, read_spec
 
 CPU = torch.device("cpu")
 PROMPT = "a red ball rolls over the grass"
@@ -43,11 +44,17 @@ class Recorder(torch.nn.Module):
         return (torch.zeros_like(given["hidden_states"][:, :, :channels]),)
 
 
-def recorded(folder: Path, spec: ModelSpec, size: Size, image: Tensor | None) -> tuple[dict[str, Any], Tensor]:
-    """What the pipeline gives its transformer at the first step, and the video that comes out of it."""
+def recorded(
+    folder: Path, size: Size, image: Tensor | None, *, transformer: Any = None, output_type: str = "pt"
+) -> tuple[dict[str, Any], Tensor]:
+    """What the pipeline gives its transformer at the first step, and the video that comes out of it.
+
+    Args:
+        transformer: another than the folder's own, to be stood in for.
+    """
     pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    recorder = Recorder(pipeline.transformer)
+    recorder = Recorder(transformer or pipeline.transformer)
     pipeline.transformer = recorder
     inputs = {} if image is None else {"image": image.float().div(255).unsqueeze(0)}
     video = pipeline(
@@ -58,10 +65,45 @@ def recorded(folder: Path, spec: ModelSpec, size: Size, image: Tensor | None) ->
         num_inference_steps=1,
         guidance_scale=1.0,
         generator=torch.Generator().manual_seed(IMAGE_SEED),
-        output_type="pt",
+        output_type=output_type,
         **inputs,
     ).frames
     return recorder.given, video
+
+
+def assert_conditioned_alike(given: dict[str, Any], spec: ModelSpec, shape: tuple[int, ...]) -> None:
+    """Rotary positions and ofs are the pipeline's, to the bit."""
+    latents = torch.zeros(1, *shape)
+    ours = conditioning_of(latents, spec)
+    theirs = given["image_rotary_emb"]
+    if theirs is None:
+        assert ours.rotary is None
+    else:
+        assert ours.rotary is not None
+        assert torch.equal(ours.rotary[0], theirs[0])
+        assert torch.equal(ours.rotary[1], theirs[1])
+    if given.get("ofs") is None:
+        assert ours.ofs is None
+    else:
+        assert ours.ofs is not None
+        assert torch.equal(ours.ofs, given["ofs"])
+
+
+def assert_image_alike(given: dict[str, Any], spec: ModelSpec, folder: Path, image: Tensor) -> None:
+    """The latents of the conditioning image are the pipeline's, to the bit."""
+    frames = given["hidden_states"].shape[1]
+    encoder = VideoEncoder(folder, device=CPU, dtype=torch.float32)
+    moments = encoder.image_moments(pixels_to_unit(image, torch.float32).unsqueeze(0))
+    noise = torch.randn(moments.chunk(2, dim=1)[0].shape, generator=torch.Generator().manual_seed(IMAGE_SEED))
+    image_latents = scale_image_latents(sample_posterior(moments, noise.permute(0, 2, 1, 3, 4)), spec)
+    placed = place_image(image_latents, frames)
+    assert torch.equal(placed, given["hidden_states"][:, :, spec.out_channels :])
+
+
+def image_of(size: Size) -> Tensor:
+    """A conditioning image ``uint8 [3, H, W]``."""
+    random = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (3, size.height, size.width), dtype=torch.uint8, generator=random)
 
 
 SIZES = {
@@ -87,40 +129,54 @@ def test_the_transformer_is_given_what_the_pipeline_gives_it(
 ) -> None:
     folder = tiny(name)
     spec = read_spec(folder)
-    random = torch.Generator().manual_seed(1)
-    image = torch.randint(0, 256, (3, size.height, size.width), dtype=torch.uint8, generator=random)
-    given, video = recorded(folder, spec, size, image if spec.image_to_video else None)
+    image = image_of(size) if spec.image_to_video else None
+    given, video = recorded(folder, size, image)
 
     shape = latent_shape(size, spec.out_channels, spec.patch_size_t)
     assert given["hidden_states"].shape[1:] == (shape[0], spec.in_channels, *shape[2:])
     if not spec.size_problems(size):  # diffusers decodes an even count of latent frames to too many frames
         assert video.shape[1] == size.num_frames
 
-    latents = torch.zeros(1, *shape)
-    ours = conditioning_of(latents, spec)
-    theirs = given["image_rotary_emb"]
-    if theirs is None:
-        assert ours.rotary is None
-    else:
-        assert ours.rotary is not None
-        assert torch.equal(ours.rotary[0], theirs[0])
-        assert torch.equal(ours.rotary[1], theirs[1])
-    if given.get("ofs") is None:
-        assert ours.ofs is None
-    else:
-        assert ours.ofs is not None
-        assert torch.equal(ours.ofs, given["ofs"])
+    assert_conditioned_alike(given, spec, shape)
 
     text = TextEncoder(folder, max_tokens=spec.max_text_seq_length, device=CPU, dtype=torch.float32)
     assert torch.equal(text.encode([PROMPT]), given["encoder_hidden_states"])
 
-    if spec.image_to_video:
-        encoder = VideoEncoder(folder, device=CPU, dtype=torch.float32)
-        moments = encoder.image_moments(pixels_to_unit(image, torch.float32).unsqueeze(0))
-        noise = torch.randn(moments.chunk(2, dim=1)[0].shape, generator=torch.Generator().manual_seed(IMAGE_SEED))
-        image_latents = scale_image_latents(sample_posterior(moments, noise.permute(0, 2, 1, 3, 4)), spec)
-        placed = place_image(image_latents, shape[0])
-        assert torch.allclose(placed, given["hidden_states"][:, :, spec.out_channels :], atol=1e-6, rtol=0)
+    if image is not None:
+        assert_image_alike(given, spec, folder, image)
+
+
+REAL_SIZES = {
+    False: [Size(49, 480, 720), Size(45, 480, 720), Size(33, 320, 512), Size(17, 720, 480)],
+    True: [Size(81, 768, 1360), Size(77, 768, 768), Size(65, 1360, 768), Size(37, 480, 720)],
+}
+"""The native size first; odd and even counts of latent frames."""
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(
+            row.name, size, id=f"{row.name}-{size}", marks=[pytest.mark.slow] if row.image_to_video else []
+        )  # its VAE encodes an image of that size
+        for row in VARIANTS.values()
+        for size in REAL_SIZES[row.patch_size_t is not None]
+        if not row.learned_positions or (size.height, size.width) == (480, 720)
+    ],
+)
+def test_at_the_real_dimensions_too(name: str, size: Size, tiny: Callable[[str], Path]) -> None:
+    """The published transformer's own configuration, at its native size and others; encoders are tiny ones."""
+    row, folder = VARIANTS[name], tiny(name)
+    spec = published_spec(row)
+    assert REAL_SIZES[row.patch_size_t is not None][0] == row.native
+    transformer = build_transformer(row, "full", device="meta", dtype=torch.float32)
+    image = image_of(size) if spec.image_to_video else None
+    given, _ = recorded(folder, size, image, transformer=transformer, output_type="latent")
+    shape = latent_shape(size, spec.out_channels, spec.patch_size_t)
+    assert given["hidden_states"].shape[1:] == (shape[0], spec.in_channels, *shape[2:])
+    assert_conditioned_alike(given, spec, shape)
+    if image is not None:
+        assert_image_alike(given, spec, folder, image)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

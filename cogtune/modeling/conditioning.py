@@ -63,8 +63,11 @@ def pad_front(latents: Tensor, spec: ModelSpec) -> Tensor:
 
 
 def scale_image_latents(latents: Tensor, spec: ModelSpec) -> Tensor:
-    """Image latents as the I2V pipeline scales them: divided by the factor when the VAE's config says inverted."""
-    return latents / spec.scaling_factor if spec.invert_scale_latents else latents * spec.scaling_factor
+    """Image latents as the I2V pipeline scales them: divided by the factor when the VAE's config says inverted.
+
+    By the factor's reciprocal, as there, so that both are equal to the bit.
+    """
+    return latents * (1 / spec.scaling_factor if spec.invert_scale_latents else spec.scaling_factor)
 
 
 def place_image(latents: Tensor, frames: int) -> Tensor:
