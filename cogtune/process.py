@@ -26,6 +26,9 @@ from cogtune import console
 from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, CogtuneError
 from cogtune.files import explained, write_json
 
+LOCK = ".lock"
+"""The lock of the program that is at work in a folder."""
+
 WORKER_LOCK = ".worker.lock"
 """The lock that the first worker of a run holds in the run's folder."""
 
@@ -138,7 +141,7 @@ def _in_words(error: Exception, log: Path) -> CogtuneError:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
+def alone_in(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder while the block runs: two runs in one would overwrite each other. A killed holder lets go.
 
     Args:

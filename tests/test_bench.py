@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from cogtune.measurements import Measurement
 from cogtune.models import published_spec, read_spec, variant
 from cogtune.plan import Plan
 from cogtune.presets import PRESETS
+from cogtune.process import alone_in
 from cogtune.resolving import resolve
 
 
@@ -113,6 +115,22 @@ def test_a_log_that_an_error_names_is_there_afterwards(tmp_path: Path, monkeypat
     (left,) = (tmp_path / "temporary").iterdir()
     assert (caught.value.hint, left.read_text()) == (f"the whole traceback is in {left}", "all of it")
     assert (caught.value.details, caught.value.exit_code) == (("one",), 3)
+
+
+@pytest.mark.usefixtures("_here")
+def test_what_a_killed_bench_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    folders = [tmp_path / "temporary" / name for name in ("cogtune-bench-killed", "cogtune-bench-busy", "other-one")]
+    for folder in folders:
+        (folder / "model").mkdir(parents=True)
+        (folder / ".lock").touch()
+        os.utime(folder / ".lock", (0, 0))
+    (tmp_path / "temporary" / "cogtune-bench-new").mkdir()  # not locked yet
+    with alone_in(folders[1]):
+        os.utime(folders[1] / ".lock", (0, 0))
+        run.bench(request(tmp_path))
+    left = {path.name for path in (tmp_path / "temporary").iterdir()}
+    assert left == {"cogtune-bench-busy", "cogtune-bench-new", "other-one"}
 
 
 @pytest.mark.usefixtures("_here")

@@ -29,7 +29,12 @@ from cogtune.measurements import GB, GIB, Measurement, Recipe
 from cogtune.modeling.locate import spec_of
 from cogtune.models import TINY, VARIANTS, ModelSpec, published, read_spec
 from cogtune.plan import Plan, check, identity_of, make_plan, size_of
+from cogtune.process import LOCK, alone_in
 from cogtune.resolving import Resolved
+
+_FOLDER = "cogtune-bench-"
+_SETTLED = 60.0
+"""Seconds after which a bench's folder is locked if it ever will be."""
 
 _PLAIN: dict[str, Any] = {"compile": False, "gradient_checkpointing": True}
 """The guides' recipe, beside which the base is loaded in fp32."""
@@ -63,8 +68,10 @@ class _Stage:
 
 @contextlib.contextmanager
 def _staged(request: Request) -> Iterator[_Stage]:
+    _remove_left()
     with contextlib.ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cogtune-bench-")))
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_FOLDER)))
+        stack.enter_context(alone_in(work))
         models = request.keep.absolute() if request.keep is not None else work
         job = _job(request.resolved.config, models)
         if not Path(job.model).is_dir():
@@ -73,6 +80,15 @@ def _staged(request: Request) -> Iterator[_Stage]:
             stage.prepare(job, work / "stage")
         model = Path(job.model)
         yield _Stage(work, model, read_spec(model), Path(job.cache), Path(job.index))
+
+
+def _remove_left() -> None:
+    """Delete the folders of benches that were killed: such a one may hold a model of 11 GB."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/"):
+        with contextlib.suppress(CogtuneError, OSError):
+            if time.time() - (folder / LOCK).stat().st_mtime > _SETTLED:  # its own is at work on it or was killed
+                with alone_in(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _job(config: RunConfig, models: Path) -> stage.Job:
@@ -164,7 +180,7 @@ def _log_outlived(log: Path) -> Iterator[None]:
     except CogtuneError as error:
         if str(log) not in error.hint or not log.is_file():
             raise
-        handle, kept = tempfile.mkstemp(prefix="cogtune-bench-", suffix=".log")
+        handle, kept = tempfile.mkstemp(prefix=_FOLDER, suffix=".log")
         os.close(handle)
         shutil.copyfile(log, kept)
         hint = error.hint.replace(str(log), kept)
