@@ -25,6 +25,7 @@ from cogtune.plan import Plan, mixed_precision
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
 from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
+from cogtune.training.kernels import load_collectives
 from cogtune.training.loop import Training
 from cogtune.training.objective import Objective, Sampling
 from cogtune.training.optimizers import build_optimizer
@@ -67,6 +68,8 @@ def _accelerator(plan: Plan) -> Accelerator:
     group = InitProcessGroupKwargs(
         backend="gloo" if over_gloo else "nccl", timeout=datetime.timedelta(minutes=config.nccl_timeout)
     )
+    if config.strategy != "ddp":
+        load_collectives()
     accelerator = Accelerator(
         cpu=over_gloo and config.strategy == "ddp",
         mixed_precision=mixed_precision(config) if config.strategy == "ddp" else None,  # else DeepSpeed's file says it
