@@ -97,20 +97,29 @@ def _forward_backward(run: Training, batch: Batch, step: int) -> float:
 
 
 def _update(trainee: Trainee, config: RunConfig, passes: Sequence[Batch], step: int) -> float:
-    """Clip, let the optimizer step, clear the gradients; the norm before clipping."""
+    """Clip, let the optimizer step, clear the gradients; the norm before clipping.
+
+    Raises:
+        CogtuneError: the gradient is not finite and no smaller loss scale could help. Nothing is saved of such a step.
+    """
     if trainee.is_zero:  # DeepSpeed did all of it in the last backward pass
         norm = float(trainee.model.get_global_grad_norm() or 0.0)
-        if not math.isfinite(norm) and config.precision != "fp16":  # with loss scaling, such a step is skipped
-            raise _not_finite(f"the gradient norm is {norm}", passes, step)
-        return norm
-    accelerator = trainee.accelerator
-    trainable = [parameter for parameter in trainee.transformer.parameters() if parameter.requires_grad]
-    norm = float(accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
-    if not math.isfinite(norm) and accelerator.scaler is None:  # with loss scaling, the scaler skips such a step
+    else:
+        trainable = [parameter for parameter in trainee.transformer.parameters() if parameter.requires_grad]
+        norm = float(trainee.accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
+        trainee.optimizer.step()
+        trainee.optimizer.zero_grad()
+    if not math.isfinite(norm) and _loss_scale(trainee) <= 1:
         raise _not_finite(f"the gradient norm is {norm}", passes, step)
-    trainee.optimizer.step()
-    trainee.optimizer.zero_grad()
     return norm
+
+
+def _loss_scale(trainee: Trainee) -> float:
+    """What the next loss is multiplied by: under fp16, half as much after each step that was not finite; else 1."""
+    if trainee.is_zero:
+        return float(trainee.model.optimizer.loss_scale)
+    scaler = trainee.accelerator.scaler
+    return 1.0 if scaler is None else float(scaler.get_scale())
 
 
 def _not_finite(what: str, passes: Sequence[Batch], step: int) -> CogtuneError:
