@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from forked_workers import start_workers
 from plain_training import plain_losses
-from runs_in_process import evaluations, fill_here, plan_for, read_lines, train_here
+from runs_in_process import evaluations, fill_here, plan_for, read_lines, set_up_here, train_here
 from safetensors.torch import load_file
 
 from cogtune import caching, runs
@@ -35,7 +35,6 @@ from cogtune.plan import Plan
 from cogtune.resolving import read_run, resolve
 from cogtune.training import checkpoint, setup
 from cogtune.training.objective import Objective
-from cogtune.training.setup import set_up
 
 
 @pytest.fixture(autouse=True)
@@ -505,7 +504,7 @@ def test_the_loss_scale_of_fp16_is_in_the_checkpoint(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scaler that has already come down from its start is not sent up again by a resume; fp16 itself needs a GPU."""
-    trainee = set_up(plan_for(clips, tmp_path / "out", steps=1), lambda: False).trainee
+    trainee = set_up_here(plan_for(clips, tmp_path / "out", steps=1)).trainee
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=50)
     monkeypatch.setattr(trainee.accelerator, "scaler", scaler)
     scaler.scale(torch.ones(()))

@@ -36,7 +36,7 @@ class Training:
     """What is saved with every checkpoint."""
     plans: Plans
     should_stop: Callable[[], bool]
-    """Asked after every step, by every process; the same answer for all."""
+    """Asked after every step and while the run is looked at, by every process; the same answer for all."""
     saves: bool = True
     """Whether checkpoints are written; a bench writes none."""
 
@@ -59,7 +59,11 @@ def train(run: Training) -> int:
     rate = learning_rate_at(config, total)
     done = run.first_step
 
-    with watching(trainee, run.objective, run.store, config, run.plans, first_step=done) as watch:
+    with watching(
+        trainee, run.objective, run.store, config, run.plans, first_step=done, should_stop=run.should_stop
+    ) as watch:
+        if not watch.look_before(done):
+            return done
         trainee.model.train()
         for passes in batches(run.store, run.index, share, done, total):
             learning_rate = rate(done)
@@ -72,16 +76,20 @@ def train(run: Training) -> int:
             loss = float(accelerator.reduce(torch.tensor(loss, device=accelerator.device), "mean"))
             watch.step(done, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate)
 
-            stop = run.should_stop()
-            if not stop:
-                watch.evaluate(done)
-            if run.saves and (done % config.checkpoint_every == 0 or done == total or stop):
-                facts = {**run.facts, "step": done}
-                checkpoint.save(trainee, config.output, done, facts, keep=config.keep_checkpoints)
-            if stop:
+            stop = run.should_stop() or not watch.evaluate(done)
+            if due := done % config.checkpoint_every == 0 or done == total:
+                _save(run, done)
+            if stop or not watch.sample(done):
+                if not due:
+                    _save(run, done)
                 break
-            watch.sample(done)
     return done
+
+
+def _save(run: Training, done: int) -> None:
+    if run.saves:
+        facts, keep = {**run.facts, "step": done}, run.config.keep_checkpoints
+        checkpoint.save(run.trainee, run.config.output, done, facts, keep=keep)
 
 
 def _forward_backward(run: Training, batch: Batch, step: int) -> float:
