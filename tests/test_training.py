@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import CogVideoXTransformer3DModel
 from forked_workers import start_workers
 from plain_training import plain_losses
 from runs_in_process import evaluations, fill_here, plan_for, read_lines, set_up_here, train_here
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cogtune import caching, runs
 from cogtune.checkpoints import check_fits, checkpoints, choose, read_state
@@ -30,7 +31,8 @@ from cogtune.data.index import Index
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.geometry import Size, latent_frames
 from cogtune.launch import LaunchFiles
-from cogtune.models import LORA_WEIGHTS_NAME
+from cogtune.modeling.random_weights import write_pipeline
+from cogtune.models import LORA_WEIGHTS_NAME, VARIANTS
 from cogtune.plan import Plan
 from cogtune.resolving import read_run, resolve
 from cogtune.training import checkpoint, setup
@@ -165,6 +167,32 @@ def test_the_adapter_is_fp32_on_a_base_in_the_runs_precision(clips: Path, tmp_pa
     assert {value.dtype for value in saved.values()} == {torch.float32}
     assert len(saved) == 2 * 4 * 2  # A and B, four targets, two layers
     assert any(value.abs().max() > 0 for name, value in saved.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32, None])
+def test_full_training_starts_from_the_bases_own_values_in_fp32(
+    stored: torch.dtype | None, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read as they are stored, in which they take no memory of the host; None is for some in fp32 among bf16."""
+    base = write_pipeline(VARIANTS["2b"], tmp_path / "base", dtype=stored or torch.bfloat16)
+    file = base / "transformer" / "diffusion_pytorch_model.safetensors"
+    if stored is None:
+        values = load_file(file)
+        save_file(values | {"norm_out.linear.weight": values["norm_out.linear.weight"].float() + 1e-4}, file)
+    read, load = [], CogVideoXTransformer3DModel.from_pretrained
+    expected = load(base / "transformer", dtype=torch.float32)
+
+    def noted(*args: Any, dtype: torch.dtype) -> CogVideoXTransformer3DModel:
+        read.append(dtype)
+        return load(*args, dtype=dtype)
+
+    monkeypatch.setattr(CogVideoXTransformer3DModel, "from_pretrained", noted)
+    plan = plan_for(clips, tmp_path / "out", model=str(base), steps=1, type="sft", precision="bf16")
+    transformer = set_up_here(plan).trainee.transformer
+    assert read == [stored or torch.float32]
+    assert {weight.dtype for weight in transformer.parameters()} == {torch.float32}
+    assert_same(dict(transformer.named_parameters()), dict(expected.named_parameters()))
+    assert_same(dict(transformer.named_buffers()), dict(expected.named_buffers()))
 
 
 def test_only_the_newest_checkpoints_are_kept(clips: Path, tmp_path: Path) -> None:
