@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 from cogtune.config import OptimizerName, RunConfig
 from cogtune.geometry import SPATIAL_COMPRESSION, latent_frames, video_tokens
-from cogtune.models import ModelSpec, Precision
+from cogtune.models import ModelSpec
 from cogtune.plan import size_of
 
 GIB = 2**30
@@ -219,8 +219,8 @@ def _host(config: RunConfig, spec: ModelSpec) -> int:
     item, ranks = _BYTES[config.precision], config.local_processes
     whole = transformer_parameters(spec)
     trained = lora_parameters(spec, config) if config.type == "lora" else whole
-    loads: Precision = "fp32" if config.type == "sft" and config.strategy == "ddp" else config.precision
-    loaded = whole * _BYTES[loads] * ranks if loads != spec.variant.trained_in else 0  # read as another type: a copy
+    as_stored = config.precision == spec.variant.trained_in or (config.type == "sft" and config.strategy == "ddp")
+    loaded = 0 if as_stored else whole * item * ranks  # read as another type: a copy
     kept = trained * 12 * ranks if config.optimizer == "adamw-offload" else 0
     if config.strategy.endswith("-offload"):
         share = ranks / config.num_processes

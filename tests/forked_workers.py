@@ -19,16 +19,24 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["cogtune.worker", "cogtune.training.setup", "deepspeed", "deepspeed.ops.adam"])
 
 
-def _work(plan: str, environment: dict[str, str], log: str) -> None:
+def _work(plan: str, environment: dict[str, str], log: str, prepare: Callable[[], None]) -> None:
     with Path(log).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
+    prepare()
     sys.exit(worker.main([plan]))
 
 
-def start_workers(plan: Plan) -> list[BaseProcess]:
-    """The plan's processes, with the environment that ``accelerate launch`` gives them."""
+def _nothing() -> None: ...
+
+
+def start_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> list[BaseProcess]:
+    """The plan's processes, with the environment that ``accelerate launch`` gives them.
+
+    Args:
+        prepare: called in each before it works; a function of a module.
+    """
     files, count = LaunchFiles(plan.config.output / "launch"), plan.config.num_processes
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -44,7 +52,7 @@ def start_workers(plan: Plan) -> list[BaseProcess]:
     workers = []
     for rank in range(count):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **(shared if count > 1 else {})}
-        workers.append(CONTEXT.Process(target=_work, args=(str(files.plan), own, f"{files.log}.{rank}")))
+        workers.append(CONTEXT.Process(target=_work, args=(str(files.plan), own, f"{files.log}.{rank}", prepare)))
         workers[-1].start()
     return workers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from cogtune import caching, encoding, runs, worker
 from cogtune.launch import LaunchFiles
 from cogtune.plan import Plan
 from cogtune.resolving import resolve
+from cogtune.training.loop import Training
+from cogtune.training.setup import set_up
 
 
 class Stop:
-    """Asks a run to stop after so many steps."""
+    """Asks to stop after so many questions."""
 
     def __init__(self, after: int | None = None) -> None:
         self.after, self.asked = after, 0
@@ -47,11 +50,43 @@ def forget_earlier_runs() -> None:
         state._reset_state()
 
 
-def train_here(plan: Plan, *, stop_after: int | None = None) -> list[dict[str, Any]]:
-    """Run the plan; the lines of its ``metrics.jsonl``."""
+class StopWhen:
+    """Asks a run to stop once something is so."""
+
+    def __init__(self, condition: Callable[[], bool]) -> None:
+        self.condition = condition
+
+    def __bool__(self) -> bool:
+        return self.condition()
+
+
+def set_up_here(plan: Plan) -> Training:
+    """What a run of this process works with."""
     forget_earlier_runs()
-    worker.run(plan, LaunchFiles(plan.config.output / "launch"), Stop(stop_after))  # type: ignore[arg-type]
+    return set_up(plan, lambda: False)
+
+
+def train_here(
+    plan: Plan, *, stop_after: int | None = None, stop_when: Callable[[], bool] = lambda: False
+) -> list[dict[str, Any]]:
+    """Run the plan; the lines of its ``metrics.jsonl``.
+
+    Args:
+        stop_after: the step after which the run is asked to stop.
+        stop_when: as often as the run asks, whether it is.
+    """
+
+    def asked() -> bool:
+        return stop_when() or (stop_after is not None and is_done(plan.config.output, stop_after))
+
+    forget_earlier_runs()
+    worker.run(plan, LaunchFiles(plan.config.output / "launch"), StopWhen(asked))  # type: ignore[arg-type]
     return read_lines(plan.config.output)
+
+
+def is_done(output: Path, step: int) -> bool:
+    """Whether a run has done a step."""
+    return any("loss" in line and line["step"] >= step for line in read_lines(output))
 
 
 def read_lines(output: Path) -> list[dict[str, Any]]:

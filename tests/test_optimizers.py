@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 import yaml
 from diffusers.optimization import get_scheduler
+from torch.utils.cpp_extension import load
 
 from cogtune.config import RunConfig
 from cogtune.errors import UsageError
 from cogtune.models import VARIANTS, published_spec
 from cogtune.plan import check
 from cogtune.resolving import resolve
+from cogtune.training.kernels import building
 from cogtune.training.optimizers import build_optimizer, learning_rate_at
 from cogtune.training_rules import OPTIMIZERS
 
@@ -66,6 +69,30 @@ def test_where_deepspeeds_does_not_build_torchs_own_is_taken(
     optimizer = build_optimizer([torch.nn.Parameter(torch.ones(2))], config)
     assert type(optimizer) is torch.optim.AdamW
     assert "did not build (no g++ here)" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(60)
+def test_a_build_that_was_killed_hinders_no_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own lock, and a kernel that compiles in a second; without the mending this waits for ever."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    with building():
+        folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    left = folder / "kernel" / "lock"
+    left.parent.mkdir()
+    left.touch()
+    source = tmp_path / "kernel.cpp"
+    source.write_text("int answer() { return 42; }")
+
+    def compiled(*_: Any, **__: Any) -> torch.optim.Optimizer:
+        load("kernel", [str(source)], is_python_module=False)
+        return torch.optim.SGD([torch.nn.Parameter(torch.ones(2))])
+
+    monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", compiled)
+    config = RunConfig(strategy="zero2-offload", type="sft")
+    assert type(build_optimizer([torch.nn.Parameter(torch.ones(2))], config)) is torch.optim.SGD
+    assert (folder / "kernel" / "kernel.so").is_file()
+    assert not left.exists()
+    assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

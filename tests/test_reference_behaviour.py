@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs_in_process import evaluations, fill_here, plan_for, train_here
+from runs_in_process import evaluations, fill_here, plan_for, set_up_here, train_here
 from test_objective import Fake, batch_of, objective
 from typer.testing import CliRunner
 
@@ -34,7 +34,6 @@ from cogtune.plan import deepspeed_config
 from cogtune.resolving import resolve
 from cogtune.training.evaluate import evaluate
 from cogtune.training.objective import draw
-from cogtune.training.setup import set_up
 
 HELD_BY = {
     "image latents of 1.5 are divided by the factor": [
@@ -158,7 +157,7 @@ def test_the_frozen_base_is_in_the_runs_precision_and_what_is_trained_in_fp32(
     kind: str, clips: Path, tmp_path: Path
 ) -> None:
     plan = plan_for(clips, tmp_path / "out", steps=1, precision="bf16", model="tiny:5b", type=kind)
-    trainee = set_up(plan, lambda: False).trainee
+    trainee = set_up_here(plan).trainee
     kinds = {(weight.requires_grad, weight.dtype) for weight in trainee.transformer.parameters()}
     frozen = {(False, torch.bfloat16)} if kind == "lora" else set()
     assert kinds == {(True, torch.float32), *frozen}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cogtune.checkpoints import checkpoints
 from cogtune.data.batches import Share
 from cogtune.merge import merge_checkpoint
 from cogtune.models import LORA_WEIGHTS_NAME
+from cogtune.training.kernels import building
 
 LORA = {"type": "lora", "dora": True, "rslora": True, "lora_dropout": 0.2}
 SFT = {"type": "sft", "learning_rate": 1e-4}
@@ -106,6 +108,20 @@ def test_buckets_on_two_processes_are_those_of_one_and_go_on_to_the_bit(
     alone = train_here(plan_for(clips, tmp_path / "alone", gradient_accumulation_steps=2, **flags))
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in (straight, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_what_a_run_killed_while_it_built_left_stops_no_other(clips: Path, tmp_path: Path) -> None:
+    anyones = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    with building():
+        for kernel in ("cpu_adam", "deepspeed_shm_comm"):
+            lock = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / kernel / "lock"
+            lock.parent.mkdir(exist_ok=True)
+            lock.touch()
+    there = set(anyones.iterdir())
+    run_workers(plan_for(clips, tmp_path / "out", steps=1, strategy="zero2-offload", num_processes=2, type="sft"))
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-1"]
+    assert set(anyones.iterdir()) == there  # nothing was built where others build
 
 
 def assert_whole(output: Path) -> None:

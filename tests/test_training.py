@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import CogVideoXTransformer3DModel
+from forked_workers import start_workers
 from plain_training import plain_losses
-from runs_in_process import evaluations, fill_here, plan_for, read_lines, train_here
-from safetensors.torch import load_file
+from runs_in_process import evaluations, fill_here, plan_for, read_lines, set_up_here, train_here
+from safetensors.torch import load_file, save_file
 
 from cogtune import caching, runs
 from cogtune.checkpoints import check_fits, checkpoints, choose, read_state
@@ -28,10 +30,13 @@ from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.geometry import Size, latent_frames
-from cogtune.models import LORA_WEIGHTS_NAME
+from cogtune.launch import LaunchFiles
+from cogtune.modeling.random_weights import write_pipeline
+from cogtune.models import LORA_WEIGHTS_NAME, VARIANTS
+from cogtune.plan import Plan
 from cogtune.resolving import read_run, resolve
-from cogtune.training import checkpoint
-from cogtune.training.setup import set_up
+from cogtune.training import checkpoint, setup
+from cogtune.training.objective import Objective
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +167,32 @@ def test_the_adapter_is_fp32_on_a_base_in_the_runs_precision(clips: Path, tmp_pa
     assert {value.dtype for value in saved.values()} == {torch.float32}
     assert len(saved) == 2 * 4 * 2  # A and B, four targets, two layers
     assert any(value.abs().max() > 0 for name, value in saved.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32, None])
+def test_full_training_starts_from_the_bases_own_values_in_fp32(
+    stored: torch.dtype | None, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read as they are stored, in which they take no memory of the host; None is for some in fp32 among bf16."""
+    base = write_pipeline(VARIANTS["2b"], tmp_path / "base", dtype=stored or torch.bfloat16)
+    file = base / "transformer" / "diffusion_pytorch_model.safetensors"
+    if stored is None:
+        values = load_file(file)
+        save_file(values | {"norm_out.linear.weight": values["norm_out.linear.weight"].float() + 1e-4}, file)
+    read, load = [], CogVideoXTransformer3DModel.from_pretrained
+    expected = load(base / "transformer", dtype=torch.float32)
+
+    def noted(*args: Any, dtype: torch.dtype) -> CogVideoXTransformer3DModel:
+        read.append(dtype)
+        return load(*args, dtype=dtype)
+
+    monkeypatch.setattr(CogVideoXTransformer3DModel, "from_pretrained", noted)
+    plan = plan_for(clips, tmp_path / "out", model=str(base), steps=1, type="sft", precision="bf16")
+    transformer = set_up_here(plan).trainee.transformer
+    assert read == [stored or torch.float32]
+    assert {weight.dtype for weight in transformer.parameters()} == {torch.float32}
+    assert_same(dict(transformer.named_parameters()), dict(expected.named_parameters()))
+    assert_same(dict(transformer.named_buffers()), dict(expected.named_buffers()))
 
 
 def test_only_the_newest_checkpoints_are_kept(clips: Path, tmp_path: Path) -> None:
@@ -306,8 +337,6 @@ def test_a_target_that_matches_no_layer_is_told(clips: Path, tmp_path: Path) -> 
 
 
 def test_plans_survive_the_disk(clips: Path, tmp_path: Path) -> None:
-    from cogtune.plan import Plan
-
     plan = plan_for(clips, tmp_path / "out", steps=1)
     assert Plan.read(tmp_path / "out" / "launch" / "plan.json") == plan
 
@@ -412,6 +441,78 @@ def test_a_damaged_state_is_told(clips: Path, tmp_path: Path) -> None:
         plan_for(clips, tmp_path / "out", steps=2, resume="latest")
 
 
+def overflow_until(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the gradient of each step infinite before ``step``, the loss being as it is."""
+    losses_of, calls = Objective.losses, []
+
+    def overflowing(self: Objective, *args: Any, **kwargs: Any) -> torch.Tensor:
+        losses = losses_of(self, *args, **kwargs)
+        if losses.requires_grad:
+            calls.append(args)
+            if len(calls) < step:
+                losses.register_hook(lambda gradient: gradient * math.inf)
+        return losses
+
+    monkeypatch.setattr(Objective, "losses", overflowing)
+
+
+@pytest.fixture
+def scaling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What accelerate does under fp16 on a GPU, done on a CPU."""
+    make = setup._accelerator
+
+    def with_scaler(plan: Plan) -> Accelerator:
+        accelerator = make(plan)
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
+        return accelerator
+
+    monkeypatch.setattr(setup, "_accelerator", with_scaler)
+
+
+@pytest.mark.usefixtures("scaling")
+def test_a_scaled_gradient_that_never_gets_finite_stops_the_run_and_names_the_sample(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflow_until(1000, monkeypatch)
+    plan = plan_for(clips, tmp_path / "out", steps=40, precision="fp16", checkpoint_every=5)
+    with pytest.raises(CogtuneError, match=r"step 16: the gradient norm is (inf|nan)") as caught:
+        train_here(plan)
+    assert [detail.split()[0] for detail in caught.value.details] == ["sample"]
+    newest = checkpoints(tmp_path / "out")[-1]
+    assert newest.name == "checkpoint-15"
+    assert all(not value.any() for name, value in weights(newest).items() if "lora_B" in name)  # as they began
+
+
+def overflow_always() -> None:
+    overflow_until(1000, pytest.MonkeyPatch())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="DeepSpeed has no fp16 on this CPU")
+@pytest.mark.parametrize("strategy", ["zero2", "zero3-offload"])
+def test_one_that_deepspeed_scales_stops_the_run_too(strategy: str, clips: Path, tmp_path: Path) -> None:
+    flags = {"type": "sft", "strategy": strategy, "num_processes": 2, "precision": "fp16"}
+    plan = plan_for(clips, tmp_path / "out", steps=40, checkpoint_every=5, eval_every=0, **flags)
+    for process in start_workers(plan, overflow_always):
+        process.join(240)
+    for rank in (0, 1):
+        said = LaunchFiles(tmp_path / "out" / "launch").report(rank).read()
+        assert said is not None
+        assert said["message"] == "step 17: the gradient norm is inf"
+        assert [detail.split()[0] for detail in said["details"]] == ["sample"]
+    assert checkpoints(tmp_path / "out")[-1].name == "checkpoint-15"
+
+
+@pytest.mark.usefixtures("scaling")
+def test_a_scaled_gradient_may_overflow_for_a_while(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflow_until(16, monkeypatch)
+    lines = train_here(plan_for(clips, tmp_path / "out", steps=18, precision="fp16", eval_every=0))
+    assert [math.isfinite(line["grad_norm"]) for line in lines] == [False] * 15 + [True] * 3
+    assert any(value.any() for name, value in weights(tmp_path / "out").items() if "lora_B" in name)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch's compiler uses what torch deprecates
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # and looks at what it warns of
@@ -431,7 +532,7 @@ def test_the_loss_scale_of_fp16_is_in_the_checkpoint(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scaler that has already come down from its start is not sent up again by a resume; fp16 itself needs a GPU."""
-    trainee = set_up(plan_for(clips, tmp_path / "out", steps=1), lambda: False).trainee
+    trainee = set_up_here(plan_for(clips, tmp_path / "out", steps=1)).trainee
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=50)
     monkeypatch.setattr(trainee.accelerator, "scaler", scaler)
     scaler.scale(torch.ones(()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs_in_process import fill_here, forget_earlier_runs, plan_for, read_lines, train_here
+from forked_workers import start_workers
+from runs_in_process import fill_here, is_done, plan_for, read_lines, set_up_here, train_here
 from safetensors.torch import load_file
 
 from cogtune import caching
-from cogtune.checkpoints import read_state
+from cogtune.checkpoints import checkpoints, read_state
 from cogtune.data.index import Index
 from cogtune.data.prompts import load_prompts
 from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video import probe
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.generate import Request, fill_in, load_pipeline, sample
+from cogtune.launch import LaunchFiles
 from cogtune.models import LORA_WEIGHTS_NAME
-from cogtune.training.setup import set_up
+from cogtune.training.samples import OneAtATime
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +129,22 @@ def test_an_evaluation_that_was_due_when_a_run_was_stopped_is_made_up_for(clips:
     train_here(plan_for(clips, tmp_path / "broken", steps=4, eval_every=2), stop_after=2)
     resumed = train_here(plan_for(clips, tmp_path / "broken", steps=4, eval_every=2, resume="latest"))
     assert resumed == straight
+
+
+def test_a_stop_while_a_loss_is_measured_does_not_wait_for_it(clips: Path, tmp_path: Path) -> None:
+    flags = {"steps": 4, "eval_every": 2}
+    straight = train_here(plan_for(clips, tmp_path / "straight", **flags))
+    out, asked = tmp_path / "out", Counter[bool]()
+
+    def stop_when() -> bool:
+        asked[is_done(out, 2)] += 1
+        return asked[True] >= 4  # once after the step, then before each piece of the measurement
+
+    lines = train_here(plan_for(clips, out, **flags), stop_when=stop_when)
+    assert list(losses(lines, "eval_loss")) == [0]
+    assert asked[True] == 4
+    assert [path.name for path in checkpoints(out)] == ["checkpoint-2"]
+    assert train_here(plan_for(clips, out, resume="latest", **flags)) == straight
 
 
 # --------------------------------------------------------------------------------------------- sample videos
@@ -247,6 +267,63 @@ def test_videos_that_were_due_when_a_run_was_stopped_are_made_up_for(clips: Path
     assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-000000", "step-000002", "step-000004"]
 
 
+@pytest.mark.parametrize("checkpoint_every", [100, 2])
+def test_a_stop_while_videos_are_made_waits_for_one_denoising_step(
+    checkpoint_every: int, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a checkpoint was due before the videos or not, it is there, and the run goes on to the bit."""
+    flags = SAMPLED | {"steps": 4, "eval_every": 2, "checkpoint_every": checkpoint_every}
+    straight = train_here(plan_for(clips, tmp_path / "straight", **flags))
+    out, denoise, calls = tmp_path / "out", OneAtATime.__call__, Counter[str]()
+
+    def counted(self: OneAtATime, **given: Any) -> tuple[torch.Tensor]:
+        calls["denoising"] += 1
+        return denoise(self, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OneAtATime, "__call__", counted)
+        train_here(plan_for(clips, out, **flags), stop_when=(out / "samples" / ".step-000002.partial").is_dir)
+    assert calls["denoising"] == 2 * 2 + 1  # both videos of step 0, and of step 2 what was under way
+    assert [path.name for path in (out / "samples").iterdir()] == ["step-000000"]
+    assert [path.name for path in checkpoints(out)] == ["checkpoint-2"]
+    assert [line["step"] for line in read_lines(out) if "loss" in line] == [1, 2]
+    assert train_here(plan_for(clips, out, resume="latest", **flags)) == straight
+    assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-000000", "step-000002", "step-000004"]
+
+
+def test_a_stop_before_the_first_step_leaves_nothing_to_go_on_from(clips: Path, tmp_path: Path) -> None:
+    flags = SAMPLED | {"steps": 2}
+    straight = train_here(plan_for(clips, tmp_path / "straight", **flags))
+    out = tmp_path / "out"
+    lines = train_here(plan_for(clips, out, **flags), stop_when=(out / "samples").is_dir)
+    assert [line["step"] for line in lines] == [0]
+    assert checkpoints(out) == []
+    assert train_here(plan_for(clips, out, **flags)) == straight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_two_processes_stop_at_the_same_denoising_step(strategy: str, clips: Path, tmp_path: Path) -> None:
+    """One of them is asked to, with three videos to be made on two."""
+    flags = {"strategy": strategy, "num_processes": 2, "sample_every": 1, "sample_steps": 50, "eval_every": 0}
+    plan = plan_for(clips, tmp_path / "out", steps=9, validation_prompts="a:::b:::c", **flags)
+    started = start_workers(plan)
+    try:
+        while not (tmp_path / "out" / "samples" / ".step-000001.partial").is_dir():
+            assert all(process.is_alive() for process in started)
+            time.sleep(0.01)
+        started[1].terminate()
+        for process in started:
+            process.join(60)
+    finally:
+        for process in started:
+            process.kill()
+    reports = [LaunchFiles(tmp_path / "out" / "launch").report(rank).read() for rank in (0, 1)]
+    assert [report and report["status"] for report in reports] == ["stopped", "stopped"]
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-1"]
+    assert [path.name for path in (tmp_path / "out" / "samples").iterdir()] == ["step-000000"]
+
+
 def test_videos_of_another_branch_do_not_stay(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     flags = SAMPLED | {"sample_every": 1, "checkpoint_every": 1}
@@ -269,8 +346,7 @@ def test_sample_videos_are_shared_out_over_the_processes(
     from cogtune.training import samples as module
 
     plan = plan_for(clips, tmp_path / "out", steps=1, **SAMPLED | {"validation_prompts": "a:::b:::c"})
-    forget_earlier_runs()
-    training = set_up(plan, lambda: False)
+    training = set_up_here(plan)
     assert training.plans.scenes is not None
     rounds: list[int] = []
     monkeypatch.setattr(module, "_pipeline", lambda *_: None)

@@ -17,7 +17,7 @@ from diffusers import (
     CogVideoXTransformer3DModel,
 )
 from PIL import Image
-from runs_in_process import evaluations, fill_here, plan_for, train_here
+from runs_in_process import evaluations, fill_here, plan_for, set_up_here, train_here
 
 from cogtune import caching
 from cogtune.data.cache import Store
@@ -25,7 +25,6 @@ from cogtune.data.index import Index
 from cogtune.generate import Request, fill_in, load_pipeline, sample
 from cogtune.models import VARIANTS
 from cogtune.training.evaluate import evaluate
-from cogtune.training.setup import set_up
 
 PROMPT = "a red disc"
 FIRST_FRAME = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -112,7 +111,7 @@ def test_a_clip_is_learnt_to_less_than_half_of_what_knowing_nothing_gives(
         tmp_path, tmp_path / "out", model=model, cache_dir=tmp_path / "cache", allow_outside=True,
         eval_every=flags["steps"], **shared, **flags,
     )  # fmt: skip
-    training = set_up(plan, lambda: False)
+    training = set_up_here(plan)
     index = Index.read(plan.index)
     zero = evaluate(Zero(), training.objective, Store(tmp_path / "cache"), index.rows).loss
     measured = evaluations(train_here(plan))

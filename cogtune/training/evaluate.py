@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,28 +36,35 @@ def evaluate(
     *,
     rank: int = 0,
     world_size: int = 1,
+    before_each: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Measure the loss of ``samples`` at fixed noise and fixed timesteps.
 
     The pieces of work are shared out over the processes, each doing equally many, since under ZeRO-3 every forward
     pass needs all of them. The weights and the training state are not touched.
+
+    Args:
+        before_each: called before each piece of work, by all processes alike; what it raises ends the measurement.
     """
     timesteps = [int(quantile * objective.spec.num_train_timesteps) for quantile in QUANTILES]
     work = [(position, row, timestep) for position, row in enumerate(samples) for timestep in timesteps]
     sums = torch.zeros(2, len(timesteps), dtype=torch.float64, device=objective.device)
     was_training = transformer.training
     transformer.eval()
-    for turn in range(-(-len(work) // world_size)):
-        number = turn * world_size + rank
-        position, row, timestep = work[number % len(work)]
-        ordinal = -1 - position * len(timesteps) - timesteps.index(timestep)
-        batch = load_batch(store, [row], (ordinal,))
-        loss = objective.losses(transformer, batch, timesteps=[timestep], training=False)[0]
-        if number < len(work):
-            sums[:, timesteps.index(timestep)] += torch.stack(
-                [loss.double(), torch.ones_like(loss, dtype=torch.float64)]
-            )
-    transformer.train(was_training)
+    try:
+        for turn in range(-(-len(work) // world_size)):
+            before_each()
+            number = turn * world_size + rank
+            position, row, timestep = work[number % len(work)]
+            ordinal = -1 - position * len(timesteps) - timesteps.index(timestep)
+            batch = load_batch(store, [row], (ordinal,))
+            loss = objective.losses(transformer, batch, timesteps=[timestep], training=False)[0]
+            if number < len(work):
+                sums[:, timesteps.index(timestep)] += torch.stack(
+                    [loss.double(), torch.ones_like(loss, dtype=torch.float64)]
+                )
+    finally:
+        transformer.train(was_training)
     if world_size > 1:
         torch.distributed.all_reduce(sums)
     means = (sums[0] / sums[1]).tolist()

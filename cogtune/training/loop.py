@@ -36,7 +36,7 @@ class Training:
     """What is saved with every checkpoint."""
     plans: Plans
     should_stop: Callable[[], bool]
-    """Asked after every step, by every process; the same answer for all."""
+    """Asked after every step and while the run is looked at, by every process; the same answer for all."""
     saves: bool = True
     """Whether checkpoints are written; a bench writes none."""
 
@@ -59,7 +59,11 @@ def train(run: Training) -> int:
     rate = learning_rate_at(config, total)
     done = run.first_step
 
-    with watching(trainee, run.objective, run.store, config, run.plans, first_step=done) as watch:
+    with watching(
+        trainee, run.objective, run.store, config, run.plans, first_step=done, should_stop=run.should_stop
+    ) as watch:
+        if not watch.look_before(done):
+            return done
         trainee.model.train()
         for passes in batches(run.store, run.index, share, done, total):
             learning_rate = rate(done)
@@ -72,16 +76,20 @@ def train(run: Training) -> int:
             loss = float(accelerator.reduce(torch.tensor(loss, device=accelerator.device), "mean"))
             watch.step(done, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate)
 
-            stop = run.should_stop()
-            if not stop:
-                watch.evaluate(done)
-            if run.saves and (done % config.checkpoint_every == 0 or done == total or stop):
-                facts = {**run.facts, "step": done}
-                checkpoint.save(trainee, config.output, done, facts, keep=config.keep_checkpoints)
-            if stop:
+            stop = run.should_stop() or not watch.evaluate(done)
+            if due := done % config.checkpoint_every == 0 or done == total:
+                _save(run, done)
+            if stop or not watch.sample(done):
+                if not due:
+                    _save(run, done)
                 break
-            watch.sample(done)
     return done
+
+
+def _save(run: Training, done: int) -> None:
+    if run.saves:
+        facts, keep = {**run.facts, "step": done}, run.config.keep_checkpoints
+        checkpoint.save(run.trainee, run.config.output, done, facts, keep=keep)
 
 
 def _forward_backward(run: Training, batch: Batch, step: int) -> float:
@@ -97,20 +105,29 @@ def _forward_backward(run: Training, batch: Batch, step: int) -> float:
 
 
 def _update(trainee: Trainee, config: RunConfig, passes: Sequence[Batch], step: int) -> float:
-    """Clip, let the optimizer step, clear the gradients; the norm before clipping."""
+    """Clip, let the optimizer step, clear the gradients; the norm before clipping.
+
+    Raises:
+        CogtuneError: the gradient is not finite and no smaller loss scale could help. Nothing is saved of such a step.
+    """
     if trainee.is_zero:  # DeepSpeed did all of it in the last backward pass
         norm = float(trainee.model.get_global_grad_norm() or 0.0)
-        if not math.isfinite(norm) and config.precision != "fp16":  # with loss scaling, such a step is skipped
-            raise _not_finite(f"the gradient norm is {norm}", passes, step)
-        return norm
-    accelerator = trainee.accelerator
-    trainable = [parameter for parameter in trainee.transformer.parameters() if parameter.requires_grad]
-    norm = float(accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
-    if not math.isfinite(norm) and accelerator.scaler is None:  # with loss scaling, the scaler skips such a step
+    else:
+        trainable = [parameter for parameter in trainee.transformer.parameters() if parameter.requires_grad]
+        norm = float(trainee.accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
+        trainee.optimizer.step()
+        trainee.optimizer.zero_grad()
+    if not math.isfinite(norm) and _loss_scale(trainee) <= 1:
         raise _not_finite(f"the gradient norm is {norm}", passes, step)
-    trainee.optimizer.step()
-    trainee.optimizer.zero_grad()
     return norm
+
+
+def _loss_scale(trainee: Trainee) -> float:
+    """What the next loss is multiplied by: under fp16, half as much after each step that was not finite; else 1."""
+    if trainee.is_zero:
+        return float(trainee.model.optimizer.loss_scale)
+    scaler = trainee.accelerator.scaler
+    return 1.0 if scaler is None else float(scaler.get_scale())
 
 
 def _not_finite(what: str, passes: Sequence[Batch], step: int) -> CogtuneError:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from cogtune import console
 from cogtune.config import OptimizerName, RunConfig
+from cogtune.training.kernels import building
 from cogtune.training.offload import HostAdamW
 
 Parameters = list[torch.nn.Parameter]
@@ -29,9 +30,10 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], config: RunConfig)
         try:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-            optimizer: Optimizer = DeepSpeedCPUAdam(
-                trainable, adamw_mode=config.optimizer == "adamw", **_adam_settings(config)
-            )
+            with building():
+                optimizer: Optimizer = DeepSpeedCPUAdam(
+                    trainable, adamw_mode=config.optimizer == "adamw", **_adam_settings(config)
+                )
             return optimizer
         except Exception as error:
             console.note(f"DeepSpeed's CPU Adam did not build ({error}); torch's own is used, which is slower")

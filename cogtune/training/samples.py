@@ -116,7 +116,8 @@ def make_samples(
     pass needs all of them. Weights, optimizer and random state are as before afterwards.
 
     Args:
-        tell: called with what is being done, in words.
+        tell: called after each denoising step, by all processes alike, with what is being done, in words. What it
+            raises ends the work, and nothing of it stays.
 
     Raises:
         CogtuneError: a video cannot be written.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from diffusers import CogVideoXTransformer3DModel
+from safetensors import safe_open
 
 from cogtune import __version__, console
 from cogtune.checkpoints import check_fits, read_state
@@ -25,6 +27,7 @@ from cogtune.plan import Plan, mixed_precision
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
 from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
+from cogtune.training.kernels import load_collectives
 from cogtune.training.loop import Training
 from cogtune.training.objective import Objective, Sampling
 from cogtune.training.optimizers import build_optimizer
@@ -67,6 +70,8 @@ def _accelerator(plan: Plan) -> Accelerator:
     group = InitProcessGroupKwargs(
         backend="gloo" if over_gloo else "nccl", timeout=datetime.timedelta(minutes=config.nccl_timeout)
     )
+    if config.strategy != "ddp":
+        load_collectives()
     accelerator = Accelerator(
         cpu=over_gloo and config.strategy == "ddp",
         mixed_precision=mixed_precision(config) if config.strategy == "ddp" else None,  # else DeepSpeed's file says it
@@ -82,12 +87,12 @@ def _accelerator(plan: Plan) -> Accelerator:
 
 
 def _trainee(plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | None) -> Trainee:
-    config = plan.config
+    config, folder = plan.config, plan.checkpoint / "transformer"
     is_lora = config.type == "lora"
-    # Full training under DDP keeps fp32 weights beside its arithmetic; DeepSpeed makes its own fp32 copies.
-    keeps_fp32 = config.strategy == "ddp" and not is_lora
-    dtype = base_dtype or (torch.float32 if keeps_fp32 else DTYPES[config.precision])
-    transformer = CogVideoXTransformer3DModel.from_pretrained(plan.checkpoint / "transformer", dtype=dtype)
+    if config.strategy == "ddp" and not is_lora and base_dtype is None:
+        transformer = _load_as_fp32(folder, accelerator.device)
+    else:
+        transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=base_dtype or DTYPES[config.precision])
     if is_lora:
         add_lora(
             transformer,
@@ -110,6 +115,23 @@ def _trainee(plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | Non
     if config.dora and config.strategy.startswith("zero3"):
         announce_dora_to_deepspeed(transformer)
     return Trainee(accelerator, model, transformer, optimizer, is_lora)
+
+
+def _load_as_fp32(folder: Path, device: torch.device) -> CogVideoXTransformer3DModel:
+    """The base with fp32 weights on ``device``, as full training under DDP keeps them beside its arithmetic.
+
+    They are read as they are stored, so that they stand in mapped files on the host and not in a copy for each process.
+    (DeepSpeed makes fp32 copies of its own.)
+    """
+    stored = set[str]()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            stored |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 (not a mapping)
+    dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get("".join(stored), torch.float32)
+    transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=dtype)
+    for parameter in transformer.parameters():  # not the buffers: positions are in fp64
+        parameter.data = parameter.data.to(device, torch.float32)
+    return transformer
 
 
 def _compiles(config: RunConfig, device: torch.device) -> bool:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,6 +52,10 @@ class Plans:
         return every > 0 and (step % every == 0 or step == self.total_steps)
 
 
+class _Stopped(Exception):
+    """The run was asked to stop while it was looked at."""
+
+
 class Watch:
     """Looks at a run and tells of it. Every process has one and calls the same of it; the main one speaks and writes.
 
@@ -68,19 +72,24 @@ class Watch:
         metrics: MetricsFile,
         line: console.Dashboard,
         trackers: Trackers,
+        should_stop: Callable[[], bool],
     ) -> None:
         self._trainee, self._objective, self._store, self._config = trainee, objective, store, config
         self._plans, self._metrics, self._line, self._trackers = plans, metrics, line, trackers
+        self._should_stop = should_stop
         self._loss, self._pace = Smoothed(), Smoothed()
         self._evaluated: dict[str, float] = {}
         self._began = time.perf_counter()
 
-    def look_before(self, step: int, *, measured: bool, sampled: bool) -> None:
-        """Do what is due at the step that the run starts from, unless it was done before."""
-        if not measured:
-            self.evaluate(step)
-        if not sampled:
-            self.sample(step)
+    def look_before(self, step: int) -> bool:
+        """Do what is due at the step that the run starts from, unless it was done before.
+
+        As of all looks, collective; False when the run was asked to stop before it was done.
+        """
+        output = self._config.output
+        measured = any("eval_loss" in line and line["step"] == step for line in read_metrics(output / METRICS_NAME))
+        sampled = step_folder(output, step).is_dir()
+        return (self._as_on_main(measured) or self.evaluate(step)) and (self._as_on_main(sampled) or self.sample(step))
 
     def step(self, done: int, *, loss: float, grad_norm: float, learning_rate: float) -> None:
         """Write down and show the figures of an optimizer step."""
@@ -103,18 +112,41 @@ class Watch:
         }
         self._line.advance(figures, seconds_left=(self._plans.total_steps - done) * pace)
 
-    def evaluate(self, step: int) -> None:
-        """Measure the losses at fixed noise if that is due. Collective.
+    def evaluate(self, step: int) -> bool:
+        """Measure the losses at fixed noise if that is due.
 
         Raises:
             CogtuneError: one is not finite.
         """
-        if not self._plans.evaluates_at(step):
-            return
+        return not self._plans.evaluates_at(step) or self._finishes(self._evaluate, step)
+
+    def sample(self, step: int) -> bool:
+        """Make the sample videos if that is due.
+
+        Raises:
+            CogtuneError: a video cannot be written.
+        """
+        return not self._plans.samples_at(step) or self._finishes(self._sample, step)
+
+    def _finishes(self, look: Callable[[int], None], step: int) -> bool:
+        try:
+            look(step)
+        except _Stopped:
+            console.note(f"step {step}: asked to stop; what was due here is made up for when the run goes on")
+            return False
+        self._plans.looked()
+        self._began = time.perf_counter()
+        return True
+
+    def _doing(self, words: str) -> None:
+        self._line.doing(words)
+        if self._should_stop():
+            raise _Stopped
+
+    def _evaluate(self, step: int) -> None:
         accelerator = self._trainee.accelerator
         values: dict[str, Any] = {}
         for name, rows in self._plans.measured.items():
-            self._line.doing(f"measuring the {name.replace('_', ' ')}")
             found = evaluate(
                 self._trainee.model,
                 self._objective,
@@ -122,6 +154,7 @@ class Watch:
                 rows,
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,
+                before_each=partial(self._doing, f"measuring the {name.replace('_', ' ')}"),
             )
             if not math.isfinite(found.loss):
                 raise CogtuneError(
@@ -138,19 +171,11 @@ class Watch:
             f"{value:.4f} on the validation data" for name, value in self._evaluated.items() if name != "eval_loss"
         ]
         console.note(f"step {step}: loss at fixed noise {', '.join(told)}")
-        self._plans.looked()
-        self._began = time.perf_counter()
 
-    def sample(self, step: int) -> None:
-        """Make the sample videos if that is due. Collective.
-
-        Raises:
-            CogtuneError: a video cannot be written.
-        """
-        if self._plans.scenes is None or not self._plans.samples_at(step):
-            return
+    def _sample(self, step: int) -> None:
+        assert self._plans.scenes is not None
         try:
-            videos = make_samples(self._trainee, self._plans.scenes, step, self._line.doing)
+            videos = make_samples(self._trainee, self._plans.scenes, step, self._doing)
         except torch.OutOfMemoryError as error:
             raise CogtuneError(
                 f"step {step}: out of GPU memory while making sample videos: {str(error).splitlines()[0]}",
@@ -161,8 +186,13 @@ class Watch:
         console.note(f"step {step}: {counted} in {folder}")
         fps = self._plans.scenes.fps
         self._trackers.show([Shown(video["prompt"], folder / video["file"], fps) for video in videos], step)
-        self._plans.looked()
-        self._began = time.perf_counter()
+
+    def _as_on_main(self, seen: bool) -> bool:
+        """What the main process sees of the run's folder; another machine may have no part in it."""
+        accelerator = self._trainee.accelerator
+        mine = torch.tensor(float(seen and accelerator.is_main_process), device=accelerator.device)
+        total: torch.Tensor = accelerator.reduce(mine, "sum")
+        return bool(total > 0)
 
 
 @contextlib.contextmanager
@@ -174,26 +204,17 @@ def watching(
     plans: Plans,
     *,
     first_step: int,
+    should_stop: Callable[[], bool],
 ) -> Iterator[Watch]:
-    """Watch a run from ``first_step`` on: what is due there and was not done is done first. Collective."""
-    path: Path = config.output / METRICS_NAME
-    before = read_metrics(path) if first_step else []
-    measured = any("eval_loss" in line and line["step"] == first_step for line in before)
-    sampled = step_folder(config.output, first_step).is_dir()
+    """Watch a run from ``first_step`` on.
+
+    Args:
+        should_stop: asked by all processes while they look, as it is after every step; ends the look.
+    """
     is_main = trainee.accelerator.is_main_process
     with (
-        MetricsFile(path, first_step=first_step, enabled=is_main) as metrics,
+        MetricsFile(config.output / METRICS_NAME, first_step=first_step, enabled=is_main) as metrics,
         Trackers(config, first_step=first_step, enabled=is_main) as trackers,
         console.dashboard("training", plans.total_steps, done=first_step) as line,
     ):
-        watch = Watch(trainee, objective, store, config, plans, metrics, line, trackers)
-        watch.look_before(first_step, measured=_as_on_main(trainee, measured), sampled=_as_on_main(trainee, sampled))
-        yield watch
-
-
-def _as_on_main(trainee: Trainee, seen: bool) -> bool:
-    """What the main process sees of the run's folder; another machine may have no part in it. Collective."""
-    accelerator = trainee.accelerator
-    mine = torch.tensor(float(seen and accelerator.is_main_process), device=accelerator.device)
-    total: torch.Tensor = accelerator.reduce(mine, "sum")
-    return bool(total > 0)
+        yield Watch(trainee, objective, store, config, plans, metrics, line, trackers, should_stop)

@@ -1,0 +1,51 @@
+"""What DeepSpeed compiles on this machine: built and loaded so that a run that is killed meanwhile hinders no other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.cpp_extension import get_default_build_root
+
+from cogtune.process import alone_in
+
+_FOLDER = "TORCH_EXTENSIONS_DIR"
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """While the block runs, what PyTorch compiles stands in a folder of cogtune's own, which this process alone holds.
+
+    PyTorch guards a build by a file, and waits without end for one that a killed process left. In a folder where only
+    holders build, such a file is nobody's.
+
+    Raises:
+        CogtuneError: the folder cannot be written.
+    """
+    before = os.environ.get(_FOLDER)
+    version = f"cogtune-{sys.implementation.cache_tag}-torch-{torch.__version__}"
+    folder = Path(before or get_default_build_root()) / version
+    with alone_in(folder, wait=True):
+        for left in folder.glob("*/lock"):
+            left.unlink()
+        os.environ[_FOLDER] = str(folder)
+        try:
+            yield
+        finally:
+            os.environ.pop(_FOLDER)
+            if before is not None:
+                os.environ[_FOLDER] = before
+
+
+def load_collectives() -> None:
+    """Build what DeepSpeed's processes talk by where there is no GPU, before they meet and one waits for the other."""
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is not None and builder.is_compatible():
+        with building():
+            builder.load()
