@@ -43,6 +43,7 @@ def start_workers(plan: Plan) -> list[BaseProcess]:
     files.log.parent.mkdir(parents=True, exist_ok=True)
     workers = []
     for rank in range(count):
+        files.report(rank).reserve()
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **(shared if count > 1 else {})}
         workers.append(CONTEXT.Process(target=_work, args=(str(files.plan), own, f"{files.log}.{rank}")))
         workers[-1].start()

@@ -146,20 +146,27 @@ def test_the_death_of_the_parent_is_a_request_to_stop(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("exitcode", "first", "told"),
-    [("-9", 101, "process 1 of 2 was killed by signal 9"), ("1", 101, "the cause"), ("1", 100, "what followed")],
+    ("exitcode", "first", "foreseen", "told"),
+    [
+        ("-9", 101, False, "process 1 of 2 was killed by signal 9"),
+        ("1", 101, True, "the cause"),
+        ("1", 100, True, "what followed"),
+        ("1", 100, False, "the cause"),
+    ],
 )
-def test_of_several_deaths_the_first_is_told(tmp_path: Path, exitcode: str, first: int, told: str) -> None:
-    """The other processes fail because of it, and say so first."""
+def test_of_several_deaths_the_first_is_told(
+    tmp_path: Path, exitcode: str, first: int, foreseen: bool, told: str
+) -> None:
+    """The other processes fail because of it, and say so first; often in words that are not ours."""
     reports = [Report(tmp_path / f"rank-{rank}.json") for rank in range(2)]
     ends = {
-        "rank-0.json": {"pid": 100, "status": "failed", "message": "what followed"},
+        "rank-0.json": {"pid": 100, "status": "failed", "message": "what followed", "foreseen": foreseen},
         "rank-1.json": {"pid": 101, "status": "running" if exitcode == "-9" else "failed", "message": "the cause"},
     }
-    rest = {"hint": "", "details": [], "exit_code": 1}
+    rest = {"hint": "", "details": [], "exit_code": 1, "foreseen": True}
     launcher = (
         f"import pathlib, sys\nfolder = pathlib.Path({str(tmp_path)!r})\n"
-        f"for name, end in { ({name: json.dumps(end | rest) for name, end in ends.items()})!r}.items():\n"
+        f"for name, end in { ({name: json.dumps(rest | end) for name, end in ends.items()})!r}.items():\n"
         "    (folder / name).write_text(end)\n"
         "print('Failures:\\n  exitcode  : 1 (pid: 100)\\n---\\nRoot Cause (first observed failure):\\n[0]:\\n'\n"
         f"      '  rank      : 1 (local_rank: 1)\\n  exitcode  : {exitcode} (pid: {first})', file=sys.stderr)\n"
