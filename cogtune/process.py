@@ -232,8 +232,16 @@ def watch(
             start_new_session=True,
         )
         with _signals_passed_on(child, reports) as received:
-            status = child.wait()
+            status = _end_of(child)
     _raise_for([report.read() for report in reports], log, status, received, if_stopped)
+
+
+def _end_of(child: subprocess.Popen[bytes]) -> int:
+    """The child's exit status. Looked for time and again, since a signal that another thread got ends no wait."""
+    while (status := child.poll()) is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=1)
+    return status
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cogtune import process
@@ -121,6 +122,23 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     holder.communicate()
     with alone_in(tmp_path):  # a killed holder lets go
         pass
+
+
+def test_a_signal_that_the_system_gave_to_another_thread_is_heard(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, threading, time\nfrom cogtune.process import Report, watch\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "folder, sleep = pathlib.Path(sys.argv[1]), [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        "watch(sleep, [Report(folder / 'rank-0.json')], folder / 'log', environment={}, if_stopped=str)\n"
+    )
+    running = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    watched, deadline = psutil.Process(running.pid), time.monotonic() + 30
+    while not watched.children():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)  # until it waits
+    os.kill(max(thread.id for thread in watched.threads()), signal.SIGINT)
+    assert "stopped before the end" in running.communicate(timeout=20)[1]
 
 
 def test_the_death_of_the_parent_is_a_request_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,8 @@ MOST_WORKERS = 8
 
 
 LISTENS = 0.5
-"""Seconds after which the wait for answers is begun anew: only between two waits does Python see a Ctrl-C that came just
-before one, or that the system gave to another thread."""
+"""Seconds after which the wait for answers is begun anew: only between two waits does Python see a Ctrl-C that came
+just before one, or that the system gave to another thread."""
 
 
 @dataclass(frozen=True)
