@@ -30,9 +30,20 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+AGAIN = "run the same command again"
+"""How the hint of a :class:`DiskFull` ends; who knows better what to run says that instead."""
+
+
+class DiskFull(CogtuneError):
+    """There is no room to write."""
+
+
+_FULL = {
+    errno.ENOSPC: f"free some space on that disk, then {AGAIN}",
+    errno.EDQUOT: f"your disk quota is used up: free some space, then {AGAIN}",
+}
+
 _HINTS = {
-    errno.ENOSPC: "free some space on that disk, then run the same command again",
-    errno.EDQUOT: "your disk quota is used up: free some space, then run the same command again",
     errno.EFBIG: "that file system or a limit of your shell forbids files of this size: choose another place",
     errno.EACCES: "check who owns it and its permissions",
     errno.EROFS: "that file system is read-only: choose another place",
@@ -49,20 +60,25 @@ def explained(path: Path, doing: str = "write") -> Iterator[None]:
     """Turn an ``OSError`` about ``path``, in whatever form, into a :class:`CogtuneError` that says what to do.
 
     Raises:
-        CogtuneError: in place of any OSError, and of a library's own error for a failed write.
+        CogtuneError: in place of any OSError, and of a library's own error for a failed write; a :class:`DiskFull`
+            where there is no room.
     """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise CogtuneError(f"cannot {doing} {path}: {reason}", _HINTS.get(error.errno or 0, "")) from error
+        raise _failure(f"cannot {doing} {path}: {reason}", error.errno or 0) from error
     except CogtuneError:
         raise
     except Exception as error:
         if not any(sign in str(error) for sign in _WRITE_FAILURES):
             raise
         number = int(found[1]) if (found := re.search(r"os error (\d+)", str(error))) else errno.ENOSPC
-        raise CogtuneError(f"cannot {doing} {path}: {os.strerror(number)}", _HINTS.get(number, "")) from error
+        raise _failure(f"cannot {doing} {path}: {os.strerror(number)}", number) from error
+
+
+def _failure(message: str, number: int) -> CogtuneError:
+    return DiskFull(message, _FULL[number]) if number in _FULL else CogtuneError(message, _HINTS.get(number, ""))
 
 
 @functools.cache

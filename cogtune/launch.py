@@ -149,11 +149,12 @@ def start(plan: Plan, files: LaunchFiles, *worker: str) -> None:
         [files.report(first + rank) for rank in range(config.local_processes)],
         files.log,
         environment=ENVIRONMENT,
-        if_stopped=lambda: _how_to_go_on(plan),
+        if_stopped=lambda: how_to_go_on(plan),
     )
 
 
-def _how_to_go_on(plan: Plan) -> str:
+def how_to_go_on(plan: Plan) -> str:
+    """What to do when a run ended before its last step, in words."""
     if not checkpoints(plan.config.output):
         return "no checkpoint was written yet: the same command starts anew"
     return f"go on with: cogtune train --resume latest --output {shlex.quote(str(plan.config.output))}"

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from cogtune import console
 from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, CogtuneError
-from cogtune.files import explained, write_json
+from cogtune.files import explained, write_text
 
 LOCK = ".lock"
 """The lock of the program that is at work in a folder."""
@@ -38,6 +38,7 @@ PARENT_PID = "COGTUNE_PARENT_PID"
 """Environment variable by which a worker knows whose death is a request to stop."""
 
 Status = Literal["running", "done", "stopped", "failed"]
+_REPORT_BYTES = 4096
 _TAIL_LINES = 20
 
 
@@ -47,8 +48,20 @@ class Report:
 
     path: Path
 
-    def write(self, status: Status, error: CogtuneError | None = None) -> None:
-        """Say how it is; with ``failed``, what the failure was."""
+    def reserve(self) -> None:
+        """Take the room on the disk that saying something takes, and say nothing yet.
+
+        Raises:
+            CogtuneError: there is none, or the file cannot be written.
+        """
+        write_text(self.path, " " * _REPORT_BYTES)
+
+    def write(self, status: Status, error: CogtuneError | None = None, *, foreseen: bool = True) -> bool:
+        """Say how it is; with ``failed``, what the failure was. False when it could not be said.
+
+        Args:
+            foreseen: whether the error is in our own words. The others that fail when one process fails are not.
+        """
         value: dict[str, Any] = {"pid": os.getpid(), "status": status}
         if error is not None:
             value |= {
@@ -56,11 +69,19 @@ class Report:
                 "hint": error.hint,
                 "details": list(error.details),
                 "exit_code": error.exit_code,
+                "foreseen": foreseen,
             }
+        text = json.dumps(value).ljust(_REPORT_BYTES)
         try:
-            write_json(self.path, value)
-        except CogtuneError:  # a full disk has room for a new file's bytes where the old one's were
-            self.path.write_text(json.dumps(value), encoding="utf-8")
+            write_text(self.path, text)
+        except CogtuneError:
+            try:
+                with self.path.open("r+b") as file:  # over what is there, which takes no more of a full disk
+                    file.write(text.encode())
+                    file.truncate()
+            except OSError:
+                return False
+        return True
 
     def read(self) -> dict[str, Any] | None:
         """What was said last; None when nothing was."""
@@ -113,13 +134,19 @@ def work(report: Report, log: Path, job: Callable[[StopRequest], bool]) -> int:
         report.write("done" if job(stop) else "stopped")
         return 0
     except CogtuneError as error:
-        report.write("failed", error)
-        sys.stderr.write(f"{error}\n")
+        _tell_end(report, error, f"{error}\n", foreseen=True)
         return error.exit_code
     except Exception as error:
-        traceback.print_exc()
-        report.write("failed", _in_words(error, log))
+        _tell_end(report, _in_words(error, log), traceback.format_exc(), foreseen=False)
         return EXIT_FAILURE
+
+
+def _tell_end(report: Report, error: CogtuneError, logged: str, *, foreseen: bool) -> None:
+    """Report a failure and log it; each as far as the disk allows."""
+    if not report.write("failed", error, foreseen=foreseen):
+        console.error(error)
+    with contextlib.suppress(OSError):
+        sys.stderr.write(logged)
 
 
 _NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -188,7 +215,7 @@ def watch(
         CogtuneError: it failed, with the failing worker's own words and exit code, or it was stopped.
     """
     for report in reports:
-        report.path.unlink(missing_ok=True)
+        report.reserve()
     variables = {**environment, **os.environ, PARENT_PID: str(os.getpid())}
     if console.is_quiet():
         variables[_QUIET] = "1"
@@ -208,8 +235,16 @@ def watch(
             start_new_session=True,
         )
         with _signals_passed_on(child, reports) as received:
-            status = child.wait()
+            status = _end_of(child)
     _raise_for([report.read() for report in reports], log, status, received, if_stopped)
+
+
+def _end_of(child: subprocess.Popen[bytes]) -> int:
+    """The child's exit status. Looked for time and again, since a signal that another thread got ends no wait."""
+    while (status := child.poll()) is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=1)
+    return status
 
 
 @contextlib.contextmanager
@@ -266,7 +301,9 @@ def _raise_for(
     failed = [report for report in said if report is not None and report["status"] == "failed"]
     first = _first_death(log)
     if failed and (first is None or any(report["pid"] == first.pid for report in failed)):
-        report = next((report for report in failed if first is not None and report["pid"] == first.pid), failed[0])
+        # What follows from a failure in the other processes is never foreseen: their peer is gone.
+        likely = [report for report in failed if report["foreseen"]] or failed
+        report = next((report for report in likely if first is not None and report["pid"] == first.pid), likely[0])
         raise CogtuneError(report["message"], report["hint"], details=report["details"], exit_code=report["exit_code"])
     if first is not None and first.signal and not received:
         rank = next((rank for rank, report in enumerate(said) if report and report["pid"] == first.pid), None)

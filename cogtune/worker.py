@@ -18,9 +18,9 @@ from pathlib import Path
 from cogtune import console
 from cogtune.checkpoints import after, checkpoints
 from cogtune.errors import CogtuneError
-from cogtune.files import remove_folder, remove_partials, write_atomic, write_text
+from cogtune.files import AGAIN, DiskFull, explained, remove_folder, remove_partials, write_atomic, write_text
 from cogtune.fit import this_machine, what_would_fit
-from cogtune.launch import LaunchFiles
+from cogtune.launch import LaunchFiles, how_to_go_on
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.plan import Plan
 from cogtune.process import WORKER_LOCK, StopRequest, alone_in, is_out_of_memory, work
@@ -83,6 +83,26 @@ def memory_explained(plan: Plan) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def full_disk_explained(plan: Plan) -> Iterator[None]:
+    """Tell a full disk with the command that goes on once there is room.
+
+    Raises:
+        CogtuneError: in place of a :class:`DiskFull` and of a library's own error.
+    """
+    try:
+        try:
+            yield
+        except OSError as error:
+            with explained(Path(error.filename or plan.config.output)):
+                raise
+    except DiskFull as error:
+        newest = checkpoints(plan.config.output)[-1:]
+        kept = [f"{path.name} is whole" for path in newest]
+        go_on = how_to_go_on(plan) if newest else AGAIN
+        raise CogtuneError(error.message, error.hint.removesuffix(AGAIN) + go_on, details=kept) from error
+
+
 def _leave_other_branch(plan: Plan, first_step: int) -> None:
     """Delete the checkpoints behind the step that this run starts from, now that it is sure to start.
 
@@ -127,11 +147,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     def job(stop: StopRequest) -> bool:
         plan = Plan.read(path)
-        if rank != 0:
-            return run(plan, files, stop)
-        with alone_in(plan.config.output, WORKER_LOCK):
-            remove_partials(plan.config.output)  # what a killed run left unfinished
-            return run(plan, files, stop)
+        with full_disk_explained(plan):
+            if rank != 0:
+                return run(plan, files, stop)
+            with alone_in(plan.config.output, WORKER_LOCK):
+                remove_partials(plan.config.output)  # what a killed run left unfinished
+                return run(plan, files, stop)
 
     return work(files.report(rank), files.log, job)
 

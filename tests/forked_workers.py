@@ -51,6 +51,7 @@ def start_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> list[Ba
     files.log.parent.mkdir(parents=True, exist_ok=True)
     workers = []
     for rank in range(count):
+        files.report(rank).reserve()
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **(shared if count > 1 else {})}
         workers.append(CONTEXT.Process(target=_work, args=(str(files.plan), own, f"{files.log}.{rank}", prepare)))
         workers[-1].start()

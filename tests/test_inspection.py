@@ -116,11 +116,14 @@ def test_images_are_measured_as_they_are_shown(clip: Callable[[str], Path], tmp_
 
 
 @pytest.mark.e2e
-def test_ctrl_c_ends_at_once_and_leaves_nothing_running(clip: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["the group", "a thread"])
+def test_ctrl_c_ends_at_once_and_leaves_nothing_running(clip: Callable[[str], Path], tmp_path: Path, to: str) -> None:
+    """The system gives a signal to any thread of a program, and the main one may be about to wait for the clips."""
     for number in range(40):
         clip(f"hang-{number}").with_suffix(".txt").write_text("A black frame.")
     code = (
-        "import sys; from cogtune.data import inspection; "
+        "import sys, threading, time; threading.Thread(target=time.sleep, args=(300,), daemon=True).start(); "
+        "from cogtune.data import inspection; "
         f"inspection.COMMAND = (sys.executable, {str(BROKEN)!r}); "
         "from cogtune.cli import main; main(['dataset', 'validate', '.'])"
     )
@@ -136,7 +139,11 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_running(clip: Callable[[str], Pa
     deadline = time.monotonic() + 60
     while len(workers := watched.children()) < 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    if to == "a thread":
+        time.sleep(1)  # until it waits for the clips
+        os.kill(max(thread.id for thread in watched.threads()), signal.SIGINT)
+    else:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     out, err = process.communicate(timeout=20)  # long before the decoders' own time limit of 30 s a clip
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cogtune import process
@@ -123,6 +124,23 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_a_signal_that_the_system_gave_to_another_thread_is_heard(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, threading, time\nfrom cogtune.process import Report, watch\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "folder, sleep = pathlib.Path(sys.argv[1]), [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        "watch(sleep, [Report(folder / 'rank-0.json')], folder / 'log', environment={}, if_stopped=str)\n"
+    )
+    running = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    watched, deadline = psutil.Process(running.pid), time.monotonic() + 30
+    while not watched.children():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)  # until it waits
+    os.kill(max(thread.id for thread in watched.threads()), signal.SIGINT)
+    assert "stopped before the end" in running.communicate(timeout=20)[1]
+
+
 def test_the_death_of_the_parent_is_a_request_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -146,20 +164,27 @@ def test_the_death_of_the_parent_is_a_request_to_stop(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("exitcode", "first", "told"),
-    [("-9", 101, "process 1 of 2 was killed by signal 9"), ("1", 101, "the cause"), ("1", 100, "what followed")],
+    ("exitcode", "first", "foreseen", "told"),
+    [
+        ("-9", 101, False, "process 1 of 2 was killed by signal 9"),
+        ("1", 101, True, "the cause"),
+        ("1", 100, True, "what followed"),
+        ("1", 100, False, "the cause"),
+    ],
 )
-def test_of_several_deaths_the_first_is_told(tmp_path: Path, exitcode: str, first: int, told: str) -> None:
-    """The other processes fail because of it, and say so first."""
+def test_of_several_deaths_the_first_is_told(
+    tmp_path: Path, exitcode: str, first: int, foreseen: bool, told: str
+) -> None:
+    """The other processes fail because of it, and say so first; often in words that are not ours."""
     reports = [Report(tmp_path / f"rank-{rank}.json") for rank in range(2)]
     ends = {
-        "rank-0.json": {"pid": 100, "status": "failed", "message": "what followed"},
+        "rank-0.json": {"pid": 100, "status": "failed", "message": "what followed", "foreseen": foreseen},
         "rank-1.json": {"pid": 101, "status": "running" if exitcode == "-9" else "failed", "message": "the cause"},
     }
-    rest = {"hint": "", "details": [], "exit_code": 1}
+    rest = {"hint": "", "details": [], "exit_code": 1, "foreseen": True}
     launcher = (
         f"import pathlib, sys\nfolder = pathlib.Path({str(tmp_path)!r})\n"
-        f"for name, end in { ({name: json.dumps(end | rest) for name, end in ends.items()})!r}.items():\n"
+        f"for name, end in { ({name: json.dumps(rest | end) for name, end in ends.items()})!r}.items():\n"
         "    (folder / name).write_text(end)\n"
         "print('Failures:\\n  exitcode  : 1 (pid: 100)\\n---\\nRoot Cause (first observed failure):\\n[0]:\\n'\n"
         f"      '  rank      : 1 (local_rank: 1)\\n  exitcode  : {exitcode} (pid: {first})', file=sys.stderr)\n"

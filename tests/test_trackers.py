@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +155,61 @@ def test_tensorboard_shows_losses_and_moving_pictures(clips: Path, tmp_path: Pat
     assert (pictures[0].height, pictures[0].width) == (64, 96)
 
 
+def records(file: Path) -> Iterator[Any]:
+    """What an offline run of Weights & Biases hands over later: records in LevelDB's log format behind 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, record = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:  # no head of a part fits into the rest of a block
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            yield Record.FromString(record)
+            record = b""
+
+
+@pytest.mark.slow
+def test_weights_and_biases_offline_holds_the_figures_and_a_resumed_run_goes_on_under_its_id(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    for name, value in (("MODE", "offline"), ("API_KEY", "markerOfTheTracker" + "0" * 22), ("PROJECT", "mine")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    flags = {"eval_every": 1, "tracker": "wandb", **SAMPLED}
+    train_here(plan_for(clips, tmp_path / "out", steps=4, **flags), stop_after=3)
+    lines = train_here(plan_for(clips, tmp_path / "out", steps=4, resume="latest", **flags))
+    wandb.teardown()
+    parts = sorted((tmp_path / "out" / "logs" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(parts) == 2
+    runs, losses, evaluated, shown = set(), [], [], []
+    for record in (record for part in parts for record in records(part)):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            runs.add((record.run.run_id, record.run.project, record.run.display_name, record.run.host))
+            settings = {update.key: json.loads(update.value_json) for update in record.run.config.update}
+            assert (settings["data"], settings["rank"]) == (clips.name, 8)
+        elif kind == "history":
+            row = {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
+            losses += [(row["_step"], row["loss"])] if "loss" in row else []
+            evaluated += [row["_step"]] if "eval_loss" in row else []
+            shown += [(row["_step"], row["samples/00/caption"])] if "samples/00/caption" in row else []
+    assert losses == [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    assert (evaluated, shown) == ([0, 1, 2, 3, 4], [(step, "a red disc") for step in (0, 2, 4)])
+    ids = json.loads((tmp_path / "out" / "logs" / "trackers.json").read_text())
+    assert runs == {(ids["wandb"], "mine", "out", "")}
+    handed_over = [*parts, *(path for part in parts for path in (part.parent / "files").rglob("*") if path.is_file())]
+    assert [path.suffix for path in handed_over].count(".mp4") == 3
+    for word in (str(tmp_path), str(clips), "markerOfTheTracker"):
+        assert [path.name for path in handed_over if word.encode() in path.read_bytes()] == []
+
+
 @pytest.mark.slow
 def test_no_secret_reaches_a_file_of_the_run_or_its_log(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
-    """Weights & Biases, offline, and trackio take part where they are installed."""
+    """Trackio takes part where it is installed; Weights & Biases does so offline."""
     installed = [name for name in module.TRACKERS if importlib.util.find_spec(name) is not None]
     secrets = {"HF_TOKEN": "hf_markerOfTheHub", "WANDB_API_KEY": "markerOfTheTracker" + "0" * 22}
     env = {**secrets, "WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"), "HOME": str(tmp_path / "home")}
@@ -168,7 +221,7 @@ def test_no_secret_reaches_a_file_of_the_run_or_its_log(cogtune: Cogtune, clips:
     assert "left out" not in done.err
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any("tensorboard" in path.parts for path in files) == ("tensorboard" in installed)
-    assert any("wandb" in path.parts for path in files) == ("wandb" in installed)
+    assert any(path.suffix == ".wandb" for path in files) == ("wandb" in installed)
     for secret in secrets.values():
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
         assert secret not in done.out + done.err

@@ -30,6 +30,11 @@ MOST_WORKERS = 8
 """Each takes about 60 MB; beyond eight, a disk is the bottleneck more often than a core."""
 
 
+LISTENS = 0.5
+"""Seconds after which the wait for answers is begun anew: only between two waits does Python see a Ctrl-C that came
+just before one, or that the system gave to another thread."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One sample's files, and whether they are to be decoded to their end."""
@@ -153,7 +158,7 @@ def inspect(jobs: Iterable[Job], *, workers: int | None = None) -> Generator[tup
         while len(selector.get_map()) < workers and (task := following()) is not None:
             start(task)
         while selector.get_map():
-            for key, _ in selector.select():
+            for key, _ in selector.select(LISTENS):
                 worker: _Worker = key.data
                 seen = worker.answer()
                 died = seen is None

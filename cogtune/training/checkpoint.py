@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from diffusers import CogVideoXTransformer3DModel
 from safetensors import SafetensorError
 from torch import Tensor
 
 from cogtune.checkpoints import FORMAT, STATE_NAME, checkpoints
 from cogtune.errors import CogtuneError
-from cogtune.files import explained, partial_folder, partial_path, publish_folder, remove_folder, write_json
+from cogtune.files import explained, partial_folder, partial_path, publish_folder, remove_folder, write_json, write_text
 from cogtune.modeling.adapters import load_lora, save_lora
 from cogtune.models import LORA_WEIGHTS_NAME
 
@@ -70,35 +71,81 @@ def save(trainee: Trainee, output: Path, step: int, facts: Mapping[str, Any], *,
     accelerator = trainee.accelerator
     target = output / f"checkpoint-{step}"
     aside = partial_path(target)
-    if accelerator.is_main_process:
-        partial_folder(target)
-    accelerator.wait_for_everyone()
+    with _all_or_none(accelerator, aside):
+        if accelerator.is_main_process:
+            partial_folder(target)
     if trainee.is_zero:
-        try:
-            with explained(target):
-                trainee.model.save_checkpoint(str(aside), tag=ZERO_TAG, exclude_frozen_parameters=trainee.is_lora)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+        failures = _save_shards(trainee, aside)
+        with _all_or_none(accelerator, aside), explained(target):
+            for failure in failures:
+                raise failure
     weights = whole_trainables(trainee) if trainee.is_lora else {}
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        try:
+    with _all_or_none(accelerator, aside):
+        if accelerator.is_main_process:
             if trainee.is_lora:
                 save_lora(aside / LORA_WEIGHTS_NAME, trainee.transformer, facts, weights)
             elif not trainee.is_zero:
                 with explained(target):
                     trainee.transformer.save_pretrained(aside / "transformer")
-            if not trainee.is_zero:
+            if trainee.is_zero:
+                write_text(aside / "latest", ZERO_TAG)  # as DeepSpeed does, for its own tools
+            else:
                 _save_optimizer(trainee, aside / OPTIMIZER_NAME)
             write_json(aside / STATE_NAME, {"format": FORMAT, "step": step, **facts})
             publish_folder(aside, target)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+    if accelerator.is_main_process:
         for old in checkpoints(output)[:-keep]:
             remove_folder(old)
     accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _all_or_none(accelerator: Accelerator, aside: Path) -> Iterator[None]:
+    """Let the block fail in every process when it fails in one, and delete ``aside`` then. Collective.
+
+    No process deletes what another still writes, and each tells the cause rather than that another went away.
+
+    Raises:
+        CogtuneError: the first process's that failed.
+    """
+    failure = None
+    try:
+        yield
+    except CogtuneError as error:
+        failure = error
+    except BaseException:
+        if accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+    failures = [one for one in gather_object([failure]) if one is not None]
+    if failures:
+        if accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+        raise failure or failures[0]
+
+
+def _save_shards(trainee: Trainee, aside: Path) -> list[Exception]:
+    """Let DeepSpeed save; what went wrong in this process. Collective.
+
+    DeepSpeed waits for all processes at its end: one that failed must come there too, or the others wait for ever.
+    """
+    engine, failures = trainee.model, []
+
+    def keeping(write: Callable[..., Any]) -> Callable[..., None]:
+        def attempt(*words: Any, **more: Any) -> None:
+            try:
+                write(*words, **more)
+            except Exception as error:
+                failures.append(error)
+
+        return attempt
+
+    with contextlib.ExitStack() as stack:
+        for owner, name in ((engine.checkpoint_engine, "save"), (engine, "_copy_recovery_script")):
+            setattr(owner, name, keeping(getattr(owner, name)))
+            stack.callback(delattr, owner, name)
+        engine.save_checkpoint(str(aside), tag=ZERO_TAG, save_latest=False, exclude_frozen_parameters=trainee.is_lora)
+    return failures
 
 
 def _save_optimizer(trainee: Trainee, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TextIO
 import psutil
 import torch
 
-from cogtune.files import write_text
+from cogtune.files import explained, write_text
 
 METRICS_NAME = "metrics.jsonl"
 SMOOTHING = 0.9
@@ -32,6 +33,7 @@ class MetricsFile:
         Args:
             enabled: False on all processes but the main one, where nothing is written.
         """
+        self._path = path
         self._handle: TextIO | None = None
         if enabled:
             kept = [line for line in read_metrics(path) if line["step"] <= first_step] if first_step else []
@@ -39,17 +41,23 @@ class MetricsFile:
             self._handle = path.open("a", encoding="utf-8")
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line and hand it to the system, so that a killed run loses none."""
+        """Append one line and hand it to the system, so that a killed run loses none.
+
+        Raises:
+            CogtuneError: it cannot be written.
+        """
         if self._handle is not None:
-            self._handle.write(json.dumps(dict(values)) + "\n")
-            self._handle.flush()
+            with explained(self._path):
+                self._handle.write(json.dumps(dict(values)) + "\n")
+                self._handle.flush()
 
     def __enter__(self) -> MetricsFile:
         return self
 
     def __exit__(self, *_error: object) -> None:
         if self._handle is not None:
-            self._handle.close()
+            with contextlib.suppress(OSError):  # of what write() has told already
+                self._handle.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -111,7 +111,12 @@ class WeightsAndBiases:
         wandb = importlib.import_module("wandb")
         self._wandb = wandb
         settings = wandb.Settings(
-            console="off", disable_code=True, disable_git=True, x_disable_meta=True, x_save_requirements=False
+            console="off",
+            disable_code=True,
+            disable_git=True,
+            host="",  # else the name of this machine
+            x_disable_meta=True,
+            x_save_requirements=False,
         )
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
