@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import psutil
 
@@ -48,17 +50,38 @@ class Machine:
         return f"{len(self.cards)} x {self.cards[0].name} of {self.card_bytes / GB:.1f} GB"
 
 
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
 def this_machine() -> Machine:
-    """The cards that are visible here, and the host's memory."""
-    return Machine(gpus(), int(psutil.virtual_memory().total))
+    """The cards that are visible here, and the host's memory, or what a container may have of it."""
+    host = int(psutil.virtual_memory().total)
+    for path in _CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            host = min(host, int(Path(path).read_text()))
+    return Machine(gpus(), host)
 
 
-def problems(config: RunConfig, needs: Estimate, machine: Machine) -> list[str]:
-    """Why a run cannot be made on ``machine``; empty when it can."""
+def problems(config: RunConfig, needs: Estimate, machine: Machine, *, sure: float = SURE) -> list[str]:
+    """Why a run cannot be made on ``machine``; empty when it can.
+
+    Args:
+        sure: the share of an estimate that is surely needed.
+    """
     found = why_not_tried(config, needs, machine)
-    if machine.cards and needs.memory.least * SURE > machine.card_bytes:
+    if not machine.cards:
+        return found
+    if needs.memory.least * sure > machine.card_bytes:
         found.append(f"needs {needs.memory.least / GB:.1f} GB on each GPU, and this machine has {machine}")
+    if needs.host * sure > machine.host:
+        there = f"{machine.host / GIB:.0f} GiB"
+        found.append(f"needs about {needs.host / GIB:.0f} GiB of host memory, and this machine has {there}")
     return found
+
+
+def _chosen(config: RunConfig, spec: ModelSpec, machine: Machine) -> bool:
+    """Whether a run may be proposed: the whole of its estimate fits."""
+    return not problems(config, estimate(config, spec), machine, sure=1.0)
 
 
 def why_not_tried(config: RunConfig, needs: Estimate, machine: Machine) -> list[str]:
@@ -104,11 +127,6 @@ def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Machine, name: str
             f"about {needs.memory.least / GB:.1f} GB will be needed on each GPU, and {free / GB:.1f} GB are free: "
             "it may run out of memory"
         )
-    if needs.host > machine.host:
-        console.warn(
-            f"about {needs.host / GIB:.0f} GiB of host memory will be needed, and this machine has "
-            f"{machine.host / GIB:.0f} GiB"
-        )
 
 
 def _what_fits(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
@@ -134,16 +152,17 @@ def _flags(before: RunConfig, after: RunConfig) -> str:
 
 def _fitting(config: RunConfig, spec: ModelSpec, machine: Machine) -> Iterator[RunConfig]:
     """The same training with other strategies and as many GPUs as there are, that fit; fastest first."""
+    return (tried for tried in _tried(config, machine) if _chosen(tried, spec, machine))
+
+
+def _tried(config: RunConfig, machine: Machine) -> Iterator[RunConfig]:
     count = len(machine.cards)
     for strategy in _BY_SPEED:
         if strategy in ("zero2", "zero3", "zero3-offload") and count == 1:
             continue  # nothing to share with anyone
         if strategy != "ddp" and config.type == "lora":
             continue  # an adapter has little that could be shared out
-        tried = config.model_copy(update={"strategy": strategy, "num_processes": count * config.num_machines})
-        needs = estimate(tried, spec)
-        if not problems(tried, needs, machine) and needs.host <= machine.host:
-            yield tried
+        yield config.model_copy(update={"strategy": strategy, "num_processes": count * config.num_machines})
 
 
 def fitted(resolved: Resolved, spec: ModelSpec, machine: Machine) -> Resolved:
@@ -153,11 +172,17 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Machine) -> Resolved:
         UsageError: there is no GPU, or none of the strategies fits.
     """
     config = resolved.config
+    if not machine.cards:
+        raise UsageError("--fit chooses for NVIDIA GPUs, and there is none here", _what_fits(config, spec, machine))
     chosen = next(_fitting(config, spec, machine), None)
     if chosen is None:
+        reasons = (
+            (tried, problems(tried, estimate(tried, spec), machine, sure=1.0)) for tried in _tried(config, machine)
+        )
         raise UsageError(
             f"--fit found no way to train {config.type} of {spec.variant.name} on this machine: {machine}",
             _what_fits(config, spec, machine),
+            details=[f"{tried.strategy}: {'; '.join(found)}" for tried, found in reasons],
         )
     changed = [key for key in ("strategy", "num_processes") if getattr(config, key) != getattr(chosen, key)]
     return replace(resolved, config=chosen, provenance={**resolved.provenance, **dict.fromkeys(changed, "--fit")})
@@ -180,9 +205,7 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Machine) -> Pres
         count = min(row.gpus, len(machine.cards))
         if count == 1 and row.gpus > 1:
             continue
-        tried = _on(row, count)
-        needs = estimate(tried, published_spec(VARIANTS[row.model]))
-        if not problems(tried, needs, machine) and needs.host <= machine.host:
+        if _chosen(_on(row, count), published_spec(VARIANTS[row.model]), machine):
             return row
     return None
 
@@ -194,12 +217,12 @@ def what_would_fit(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
     and takes less than the run did, is named.
     """
     now = estimate(config, spec).memory.card
-    limit = min(now, int(machine.card_bytes / SURE) + 1) if machine.cards else now
+    limit = min(now, machine.card_bytes + 1) if machine.cards else now
     options = [(words, estimate(leaner, spec)) for words, leaner in _leaner(config, spec)]
     for words, needs in options:
         if needs.memory.card < limit and needs.host <= machine.host:
             return f"{words} takes {needs.memory.card / GB:.1f} GB in place of {now / GB:.1f}, by the estimate"
-    leaner = replace(machine, cards=tuple(replace(card, total=int(limit * SURE) - 1) for card in machine.cards))
+    leaner = replace(machine, cards=tuple(replace(card, total=limit - 1) for card in machine.cards))
     row = nearest_preset(config, spec, leaner) if machine.cards else None
     if row is not None:
         needs = estimate(_on(row, len(machine.cards)), published_spec(VARIANTS[row.model]))

@@ -21,7 +21,7 @@ from cogtune.files import explained, read_json
 from cogtune.geometry import Size
 from cogtune.modeling.adapters import read_facts
 from cogtune.modeling.devices import DTYPES
-from cogtune.modeling.locate import locate
+from cogtune.modeling.locate import loading, locate
 from cogtune.modeling.sampling import Frames, pipeline_class, render, scheduler_for, unit_image
 from cogtune.models import LORA_WEIGHTS_NAME, ModelSpec, Precision, fingerprint, read_spec
 from cogtune.training.checkpoint import ZERO_TAG
@@ -169,12 +169,18 @@ def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
 
 
 def load_pipeline(recipe: Recipe) -> DiffusionPipeline:
-    """The diffusers pipeline with the fine-tuned weights and the guides' scheduler, on the GPU if there is one."""
+    """The diffusers pipeline with the fine-tuned weights and the guides' scheduler, on the GPU if there is one.
+
+    Raises:
+        CogtuneError: a file of it is damaged.
+    """
     dtype = DTYPES[recipe.precision]
     own = {}
     if recipe.transformer is not None:
-        own["transformer"] = CogVideoXTransformer3DModel.from_pretrained(recipe.transformer, dtype=dtype)
-    pipeline = pipeline_class(recipe.spec).from_pretrained(recipe.base, dtype=dtype, **own)
+        with loading(recipe.transformer):
+            own["transformer"] = CogVideoXTransformer3DModel.from_pretrained(recipe.transformer, dtype=dtype)
+    with loading(recipe.base):
+        pipeline = pipeline_class(recipe.spec).from_pretrained(recipe.base, dtype=dtype, **own)
     pipeline.scheduler = scheduler_for(recipe.spec, pipeline.scheduler.config)
     pipeline.vae.enable_slicing()
     pipeline.vae.enable_tiling()

@@ -29,6 +29,11 @@ ENVIRONMENT = {
 """What the worker processes' environment gets, where the user has not set it."""
 
 
+def exported() -> str:
+    """The lines of a shell script that set :data:`ENVIRONMENT`, each variable where it is not set."""
+    return "\n".join(f'export {name}="${{{name}:-{value}}}"' for name, value in ENVIRONMENT.items())
+
+
 _WORKER = "cogtune.worker"
 
 
@@ -124,7 +129,7 @@ def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFile
 
 
 def _script(files: LaunchFiles, config: RunConfig) -> str:
-    exports = "".join(f"export {name}={value}\n" for name, value in ENVIRONMENT.items())
+    exports = f"{exported()}\n"
     exports += f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"\n'
     return (
         "#!/bin/sh\n"
@@ -133,11 +138,12 @@ def _script(files: LaunchFiles, config: RunConfig) -> str:
     )
 
 
-def start(plan: Plan, files: LaunchFiles, *worker: str) -> None:
+def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None = None) -> None:
     """Run the plan through ``accelerate launch`` and wait for its end.
 
     Args:
         worker: as for :meth:`LaunchFiles.command`.
+        if_stopped: what to tell when it was stopped, in place of how a run goes on.
 
     Raises:
         CogtuneError: the run failed or was stopped.
@@ -149,7 +155,7 @@ def start(plan: Plan, files: LaunchFiles, *worker: str) -> None:
         [files.report(first + rank) for rank in range(config.local_processes)],
         files.log,
         environment=ENVIRONMENT,
-        if_stopped=lambda: how_to_go_on(plan),
+        if_stopped=lambda: if_stopped or how_to_go_on(plan),
     )
 
 

@@ -274,6 +274,14 @@ def published_spec(row: Variant) -> ModelSpec:
     )
 
 
+def _whole_or_part(folder: Path) -> str:
+    if (folder / LORA_WEIGHTS_NAME).is_file():
+        return "it is a LoRA: give it as --lora, and its base model as --model"
+    if (folder / "config.json").is_file():
+        return "it is a transformer alone: put it as transformer/ into a copy of its base model's folder"
+    return "give the folder that holds model_index.json, transformer/, vae/, text_encoder/, tokenizer/, scheduler/"
+
+
 def read_spec(folder: Path) -> ModelSpec:
     """What the configs of the diffusers checkpoint in ``folder`` say.
 
@@ -284,7 +292,7 @@ def read_spec(folder: Path) -> ModelSpec:
     if not index.is_file():
         raise CogtuneError(
             f"{folder} is not a diffusers checkpoint: it has no model_index.json",
-            "give the folder that holds model_index.json, transformer/, vae/, text_encoder/, tokenizer/, scheduler/",
+            _whole_or_part(folder),
         )
     pipeline = str(read_json(index).get("_class_name", ""))
     if not pipeline.startswith("CogVideoX"):

@@ -82,7 +82,7 @@ class Outlook:
             ("optimizer steps", f"{self.steps:,} of {config.global_batch} samples"),
             ("time", self._time()),
             ("this machine", f"{self.machine}; {self.machine.host / GIB:.0f} GiB of host memory"),
-            ("fits", "no: " + "; ".join(self.problems) if self.problems else "yes"),
+            ("fits", self._fits()),
             ("command", self.command),
         ]
         return rows
@@ -92,6 +92,14 @@ class Outlook:
         """Bytes of all that are on the disk at once: the newest is written before the oldest goes."""
         written = -(-self.steps // self.config.checkpoint_every)
         return self.needs.checkpoint * min(written, self.config.keep_checkpoints + 1)
+
+    def _fits(self) -> str:
+        if self.problems:
+            return "no: " + "; ".join(self.problems)
+        memory, machine = self.needs.memory, self.machine
+        if machine.cards and memory.card > machine.card_bytes and memory.spare:
+            return f"yes, in {memory.least / GB:.1f} GB: DeepSpeed starts without what is left over"
+        return "yes"
 
     def _time(self) -> str:
         if self.needs.seconds is None:

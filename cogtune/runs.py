@@ -43,12 +43,13 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
     """The configuration of a run; a resumed one starts from its own ``run.yaml`` unless told otherwise.
 
     Raises:
-        UsageError: with every mistake.
+        UsageError: with every mistake, or there is nothing to resume from.
     """
     if resume is not None and file is None and preset_name is None:
         run = Path(flags.get("output", "out")) if resume == "latest" else Path(resume).absolute().parent
         if (run / RUN_NAME).is_file():
             return read_run(run, flags)
+        choose(resume, Path(flags.get("output", "out")))  # one that is not there is told before all else
     return resolve(preset_name=preset_name, file=file, flags=flags)
 
 

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cogtune.config import RunConfig
+from cogtune.data.sources import is_on_hub
+from cogtune.errors import UsageError
 from cogtune.files import explained, write_text
-from cogtune.launch import ENVIRONMENT
+from cogtune.launch import exported
 from cogtune.plan import meeting_port
 from cogtune.resolving import Resolved
 
@@ -23,25 +25,27 @@ def write_job(path: Path, resolved: Resolved, *, overwrite: bool) -> Path:
     The script encodes the dataset on the first machine, then starts ``cogtune train`` on each.
 
     Raises:
+        UsageError: there is no such dataset.
         CogtuneError: they cannot be written.
     """
     before = resolved.config
     config = before.anchored()
     if not before.data.is_dir():  # one on the Hub: its name is no path
         config = config.model_copy(update={"data": before.data, "cache_dir": before.cache_dir})
+        if not is_on_hub(str(before.data)):
+            raise UsageError(f"there is no folder {before.data}", "give the dataset's folder, or user/name on the Hub")
     settings = path.absolute().with_suffix(".yaml")
+    with explained(config.output):
+        (config.output / "logs").mkdir(parents=True, exist_ok=True)  # Slurm does not make it
     write_text(settings, replace(resolved, config=config).to_yaml())
     write_text(path, _script(config, settings, overwrite=overwrite))
     path.chmod(0o755)
-    with explained(config.output):
-        (config.output / "logs").mkdir(parents=True, exist_ok=True)  # Slurm does not make it
     return settings
 
 
 def _script(config: RunConfig, settings: Path, *, overwrite: bool) -> str:
     log = config.output / "logs" / "slurm-%j.log"
     here = shlex.quote(str(settings))
-    exports = "".join(f'export {name}="${{{name}:-{value}}}"\n' for name, value in ENVIRONMENT.items())
     program = shlex.join([sys.executable, "-m", "cogtune"])
     data = shlex.quote(str(config.data))
     train = f"{program} train --config {here}{' --overwrite' if overwrite else ''}"
@@ -58,7 +62,8 @@ def _script(config: RunConfig, settings: Path, *, overwrite: bool) -> str:
 #SBATCH --output={log}
 # Add what your cluster asks for: --partition, --account, --mem.
 set -euo pipefail
-{exports}export MAIN="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+{exported()}
+export MAIN="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 srun --nodes=1 --ntasks=1 --nodelist="$MAIN" {program} dataset cache {data} --config {here}
 srun --kill-on-bad-exit=1 bash -c {shlex.quote(train)}
 """

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import Cogtune
 
+from cogtune import console, measurements
 from cogtune import gpus as cards
-from cogtune import measurements
 from cogtune.bench import run, stage, watch, worker
 from cogtune.cli import measurements as cli
 from cogtune.cli import vram
 from cogtune.cli.bench import set_in, table
 from cogtune.errors import CogtuneError, UsageError
+from cogtune.files import write_json
 from cogtune.fit import Machine
 from cogtune.launch import LaunchFiles
 from cogtune.measurements import Measurement
@@ -35,7 +38,7 @@ from cogtune.resolving import resolve
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do in this process what a bench does in processes of its own."""
 
-    def start(plan: Plan, files: LaunchFiles, module: str, *words: str) -> None:
+    def start(plan: Plan, files: LaunchFiles, module: str, *words: str, if_stopped: str) -> None:
         assert module == "cogtune.bench.worker"
         for state in (AcceleratorState, PartialState, GradientState):
             state._reset_state()
@@ -97,12 +100,12 @@ def test_nothing_is_saved_and_the_kept_model_is_used_again(tmp_path: Path, monke
     run.bench(request(tmp_path))
     assert weights.stat().st_mtime_ns == made
     with pytest.raises(TypeError):  # samples of another size are
-        run.bench(request(tmp_path, size="5x64x64"))
+        run.bench(request(tmp_path, size="9x64x64"))
 
 
 @pytest.mark.usefixtures("_here")
 def test_a_log_that_an_error_names_is_there_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_plan: Plan, files: LaunchFiles, *_words: str) -> None:
+    def fail(_plan: Plan, files: LaunchFiles, *_words: str, if_stopped: str) -> None:
         files.log.parent.mkdir()
         files.log.write_text("all of it")
         raise CogtuneError("it broke", f"the whole traceback is in {files.log}", details=["one"], exit_code=3)
@@ -166,12 +169,41 @@ def test_nothing_is_made_where_nothing_could_be_measured(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_the_model_cannot_do_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    for flags, told in (({"strategy": "zero3"}, "strategy zero3"), ({"size": "8x64x96"}, "size 8x64x96")):
+        with pytest.raises(UsageError) as caught:
+            run.bench(request(tmp_path, **flags))
+        assert caught.value.details[0].startswith(told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bench_that_is_asked_to_stop_while_it_makes_its_model_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_words: Any, **_more: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("cogtune.modeling.random_weights.write_for_training", asked)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    job = run._job(run._alone(request(tmp_path)).resolved.config, tmp_path / "kept")
+    files = LaunchFiles(tmp_path / "stage")
+    write_json(files.plan, asdict(job))
+    try:
+        assert stage.main([str(files.plan)]) == 0
+    finally:
+        console.configure(quiet=False)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (files.report(0).read() or {})["status"] == "stopped"
+    assert not Path(job.index).exists()
+
+
 def test_what_a_run_alone_needs_is_left_out_of_a_bench(tmp_path: Path) -> None:
     own = request(tmp_path, buckets=["5x64x64", "9x64x96"], num_machines=2, num_processes=2, tracker=["wandb"])
     config = run._alone(own).resolved.config
     assert (config.num_machines, config.num_processes, config.tracker) == (1, 2, ())
     assert (config.size, config.buckets) == ("9x64x96", ())  # the largest: what has to fit
-    assert run._alone(request(tmp_path, frames=5)).resolved.config.size == "5x64x96"
+    assert run._alone(request(tmp_path, frames=17)).resolved.config.size == "17x64x96"
 
 
 def test_a_bench_of_a_file_says_what_the_file_set(tmp_path: Path) -> None:
@@ -336,6 +368,7 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
     assert "| 40.0 41.3 GiB | 12 GiB | 3.21 s |" in lines["cogtune bench x"]
     assert "torch 2.11.0" in lines["cogtune bench x"]
     assert table([row()])[1][-1] == ["the guides promise, GB of 10^9", "42.00"]
+    assert ["hours of the run's 1,000 steps", "0.89"] in table([row()], 1000)[1]
     assert table([row(changes={"size": "9x64x96"})])[1][-1][0] == "reserved of each process, GiB"
     ((_, measured, estimated, off),) = vram.errors([row(gpus=4)])
     assert measured == "41.26"

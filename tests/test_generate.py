@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,26 @@ def test_an_empty_prompt_is_a_prompt(lora: Callable[..., Path]) -> None:
     with pytest.raises(UsageError) as caught:
         fill_in(Request(lora=lora(prompt=None)))
     assert caught.value.details == ("--prompt: say what to show",)
+
+
+def test_a_model_with_a_damaged_file_is_told(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("2b"), folder)
+    (weights,) = (folder / "transformer").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CogtuneError, match="cannot be loaded") as caught:
+        generate(Request(model=str(folder), prompt="a boat"), tmp_path / "boat.mp4")
+    assert str(folder) in caught.value.message
+    assert "damaged" in caught.value.hint
+
+
+def test_a_part_of_a_model_is_told_for_what_it_is(tmp_path: Path, lora: Callable[..., Path]) -> None:
+    for name, told in ((LORA_WEIGHTS_NAME, "it is a LoRA: give it as --lora"), ("config.json", "a transformer alone")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+        with pytest.raises(CogtuneError, match="is not a diffusers checkpoint") as caught:
+            fill_in(Request(model=str(tmp_path / name), prompt="a boat"))
+        assert told in caught.value.hint
 
 
 def test_a_lora_on_another_base_is_told_and_goes_on(

@@ -55,6 +55,9 @@ def test_machines_that_do_not_add_up_are_refused() -> None:
 
 
 def test_a_job_asks_for_what_the_run_needs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no folder nosuch"):
+        write_job(tmp_path / "bad.sh", resolve(flags={"data": "nosuch", "output": tmp_path / "bad"}), overwrite=False)
+    assert list(tmp_path.iterdir()) == []
     flags = {**TWO, "data": "someone/clips", "output": tmp_path / "out", "main_process_port": 1234}
     settings = write_job(tmp_path / "job.sh", resolve(preset_name="8xa100-sft-5b-zero2", flags=flags), overwrite=False)
     text = (tmp_path / "job.sh").read_text()
@@ -64,6 +67,14 @@ def test_a_job_asks_for_what_the_run_needs(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n", tmp_path / "job.sh"], check=False).returncode == 0
     assert resolve(file=settings).config.strategy == "zero2"
     assert (tmp_path / "out" / "logs").is_dir()
+
+
+def test_a_job_that_cannot_run_is_not_written(tmp_path: Path, cogtune: Cogtune) -> None:
+    told = cogtune("train", "--preset", "cpu-sft-tiny", "--strategy", "zero3", "--slurm", "job.sh", status=2).err
+    assert "strategy zero3 shares weights over GPUs" in told
+    told = cogtune("train", "--preset", "8xa100-sft-5b-zero3", "--fit", "--slurm", "job.sh", status=2).err
+    assert "--fit chooses for NVIDIA GPUs" in told
+    assert not (tmp_path / "job.sh").exists()
 
 
 FAKE_SRUN = """#!/bin/bash

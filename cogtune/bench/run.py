@@ -113,7 +113,7 @@ def bench(request: Request, recipes: Sequence[Recipe] = ("preset",)) -> list[Mea
     """Measure the real training step, once for each recipe; the first has to succeed.
 
     Raises:
-        UsageError: the model's size is not known, or there are too few GPUs.
+        UsageError: the model's size is not known, it cannot do what is asked, or there are too few GPUs.
         CogtuneError: the run cannot be made, or failed.
     """
     request = _alone(request)
@@ -145,10 +145,12 @@ def _alone(request: Request) -> Request:
             "tracker": (),
         }
     )
+    check(config, spec)
     if found := why_not_tried(config, estimate(config, spec), this_machine()):
         raise UsageError(
             f"{request.preset or 'this run'} cannot be measured here: {'; '.join(found)}",
-            "--num-processes N measures it on N GPUs; `cogtune plan` estimates it without any",
+            "`cogtune plan` estimates it without any GPU"
+            + ("; --num-processes N measures it on N" if config.num_processes > 1 else ""),
         )
     return replace(request, resolved=replace(request.resolved, config=config))
 
@@ -163,12 +165,12 @@ def _known(config: RunConfig) -> None:
 
 def _measure(request: Request, made: _Stage, recipe: Recipe) -> Measurement:
     plan = _plan(request, made, recipe)
-    check(plan.config, plan.spec)
     files = launch.write_files(plan, request.resolved.to_yaml())
     console.note(f"{recipe}: {request.warmup} steps to warm up, {request.steps} timed")
     began = time.time()
     with watch.watched() as peaks, _log_outlived(files.log):
-        launch.start(plan, files, "cogtune.bench.worker", *(["--plain"] if recipe == "plain" else []))
+        words = ["--plain"] if recipe == "plain" else []
+        launch.start(plan, files, "cogtune.bench.worker", *words, if_stopped=stage.NOTHING)
     return _measurement(request, plan, files, recipe, peaks, began)
 
 

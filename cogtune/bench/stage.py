@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cogtune.models import ModelSpec, Precision, read_spec, variant
 from cogtune.process import work
 
 SAMPLES = 4
+NOTHING = "nothing was measured"
 _LOG_VARIANCE = -6.0
 """Of the random latents' posterior: near to what a trained VAE says."""
 
@@ -57,12 +59,12 @@ def prepare(job: Job, folder: Path) -> None:
         [files.report(0)],
         files.log,
         environment=ENVIRONMENT,
-        if_stopped=lambda: "nothing was measured",
+        if_stopped=lambda: NOTHING,
     )
 
 
-def make(job: Job) -> None:
-    """Write the model, unless it is there, and the samples."""
+def make(job: Job, stop: Callable[[], bool] = lambda: False) -> bool:
+    """Write the model, unless it is there, and the samples; False when asked to stop in between, or at the end."""
     from cogtune.modeling.devices import best_device
     from cogtune.modeling.random_weights import write_for_training
 
@@ -71,9 +73,12 @@ def make(job: Job) -> None:
         scale: Any = job.scale
         device = best_device() if scale == "full" else "cpu"
         write_for_training(variant(job.variant), model, scale=scale, device=device)
+    if stop():
+        return False
     spec = read_spec(model)
     size = Size.parse(job.size) if job.size else spec.native
     _write_samples(Store(Path(job.cache)), spec, size, job.precision).write(Path(job.index))
+    return not stop()
 
 
 def _write_samples(store: Store, spec: ModelSpec, size: Size, precision: Precision) -> Index:
@@ -114,11 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     path: Path = parser.parse_args(arguments).job
     files = LaunchFiles(path.parent)
 
-    def job(_stop: process.StopRequest) -> bool:
-        make(Job(**read_json(path)))
-        return True
-
-    return work(files.report(0), files.log, job)
+    return work(files.report(0), files.log, lambda stop: make(Job(**read_json(path)), lambda: bool(stop)))
 
 
 if __name__ == "__main__":

@@ -93,12 +93,16 @@ def bench(
         return
     if json_file is not None:
         write_json(json_file, [row.to_dict() for row in done])
-    columns, rows = table(done)
+    columns, rows = table(done, None if resolved.config.epochs else resolved.config.steps)
     console.table("", columns, rows)
 
 
-def table(done: list[Measurement]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: a figure, then what each recipe gave, then the ratio of the second to the first."""
+def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: a figure, then what each recipe gave, then the ratio of the second to the first.
+
+    Args:
+        run: steps of the run that is measured for, whose time is told.
+    """
     from cogtune.measurements import GB, GIB
     from cogtune.presets import PRESETS
 
@@ -118,6 +122,8 @@ def table(done: list[Measurement]) -> tuple[list[str], list[list[str]]]:
         ("start-up, s", [row.start_s for row in done], ".1f"),
         ("first step, s", [row.first_step_s for row in done], ".1f"),
     ]
+    if run is not None:
+        figures.append((f"hours of the run's {run:,} steps", [row.step_s * run / 3600 for row in done], ".2f"))
     rows = []
     for name, values, form in figures:
         cells = ["" if value is None else format(value, form) for value in values]

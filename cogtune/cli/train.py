@@ -61,8 +61,10 @@ def train(
     if fit:
         resolved = fitted(resolved, spec, machine)
     if slurm is not None:
+        from cogtune.plan import check
         from cogtune.slurm import write_job
 
+        check(resolved.config, spec)
         settings = write_job(slurm, resolved, overwrite=overwrite)
         console.say(f"written to {slurm}, with its configuration in {settings}; start it with: sbatch {slurm}")
         return

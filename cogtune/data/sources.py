@@ -106,6 +106,14 @@ def _expected() -> str:
 # ------------------------------------------------------------------------------------------- from the Hub
 
 
+def is_on_hub(reference: str) -> bool:
+    """Whether a reference can mean a dataset of the Hub, ``user/name``, alone."""
+    owner, _, name = reference.partition("/")
+    is_name = bool(owner) and bool(name) and "/" not in name and owner[0] not in ".~"
+    here = Path(reference).expanduser().exists() or Path(owner).exists()  # data/clip for data/clips is no such name
+    return is_name and not here
+
+
 def locate_dataset(reference: str, *, download: bool = True) -> Path:
     """The local folder of a dataset: a folder that is there, or a dataset of the Hub, downloaded first.
 
@@ -119,12 +127,9 @@ def locate_dataset(reference: str, *, download: bool = True) -> Path:
     Raises:
         CogtuneError: it is not here and may not be fetched, the Hub has no such dataset, or the download failed.
     """
-    folder = Path(reference).expanduser()
-    owner, _, name = reference.partition("/")
-    is_hub_id = bool(owner) and bool(name) and "/" not in name and owner[0] not in ".~"
-    if folder.exists() or not is_hub_id or Path(owner).exists():  # data/clip for data/clips is no name on the Hub
-        return folder
-    target = home() / "datasets" / f"{owner}--{name}"
+    if not is_on_hub(reference):
+        return Path(reference).expanduser()
+    target = home() / "datasets" / reference.replace("/", "--")
     if download:
         try:
             snapshot(reference, "dataset", folder=target, otherwise="check the path, or the network")

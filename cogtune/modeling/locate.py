@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from cogtune.download import snapshot
-from cogtune.errors import UsageError, did_you_mean
+from cogtune.errors import CogtuneError, UsageError, did_you_mean
 from cogtune.models import TINY, VARIANTS, ModelSpec, published, published_spec, read_spec
 
 _CONFIGS = ("model_index.json", "*/*.json")
@@ -61,3 +63,21 @@ def spec_of(model: str) -> ModelSpec:
     if row is None or Path(model).is_dir() or model.startswith(TINY):
         return read_spec(locate(model, weights=False))
     return published_spec(row)
+
+
+@contextlib.contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Tell what a library cannot load from ``folder`` as damage to it.
+
+    Raises:
+        CogtuneError: in place of the library's own error.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CogtuneError(
+            f"{folder} cannot be loaded: {reason}", "a file in it is damaged or missing: fetch, copy or merge it again"
+        ) from error

@@ -23,6 +23,7 @@ from cogtune.errors import CogtuneError
 from cogtune.modeling.adapters import add_lora, announce_dora_to_deepspeed
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.encode import VideoEncoder
+from cogtune.modeling.locate import loading
 from cogtune.plan import Plan, mixed_precision
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
@@ -89,10 +90,12 @@ def _accelerator(plan: Plan) -> Accelerator:
 def _trainee(plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | None) -> Trainee:
     config, folder = plan.config, plan.checkpoint / "transformer"
     is_lora = config.type == "lora"
-    if config.strategy == "ddp" and not is_lora and base_dtype is None:
-        transformer = _load_as_fp32(folder, accelerator.device)
-    else:
-        transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=base_dtype or DTYPES[config.precision])
+    with loading(folder):
+        if config.strategy == "ddp" and not is_lora and base_dtype is None:
+            transformer = _load_as_fp32(folder, accelerator.device)
+        else:
+            dtype = base_dtype or DTYPES[config.precision]
+            transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=dtype)
     if is_lora:
         add_lora(
             transformer,
