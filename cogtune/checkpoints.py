@@ -58,7 +58,11 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             "`--resume latest` takes the newest one",
         )
     state = read_json(checkpoint / STATE_NAME)
-    if not isinstance(state, dict) or not isinstance(state.get("step"), int) or "identity" not in state:
+    if (
+        not isinstance(state, dict)
+        or not isinstance(state.get("step"), int)
+        or not isinstance(state.get("identity"), dict)
+    ):
         raise CogtuneError(f"{checkpoint / STATE_NAME} is damaged", "resume from another checkpoint")
     if state.get("format") != FORMAT:
         raise CogtuneError(f"{checkpoint} was written by another version of cogtune", "use that version to go on")

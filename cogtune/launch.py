@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from cogtune import process
-from cogtune.checkpoints import checkpoints
+from cogtune.checkpoints import STATE_NAME, checkpoints
 from cogtune.config import RunConfig
 from cogtune.files import explained, write_json, write_text
 from cogtune.plan import Plan, accelerate_config, deepspeed_config, meeting_port
@@ -159,8 +159,18 @@ def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None =
     )
 
 
+def checkpoints_of(plan: Plan) -> list[Path]:
+    """The run's own whole checkpoints, oldest first; not those of another run that it is about to overwrite."""
+    found = checkpoints(plan.config.output)
+    if plan.resume is not None:
+        return found
+    written = LaunchFiles(plan.config.output / folder_name(plan.config)).plan
+    planned = written.stat().st_mtime if written.is_file() else 0.0
+    return [path for path in found if (path / STATE_NAME).stat().st_mtime >= planned]
+
+
 def how_to_go_on(plan: Plan) -> str:
     """What to do when a run ended before its last step, in words."""
-    if not checkpoints(plan.config.output):
+    if not checkpoints_of(plan):
         return "no checkpoint was written yet: the same command starts anew"
     return f"go on with: cogtune train --resume latest --output {shlex.quote(str(plan.config.output))}"

@@ -180,6 +180,7 @@ _IDENTITY_KEYS = (
     "dora",
     "rslora",
     "seed",
+    "batch_size",
     "precision",
     "caption_dropout",
     "timestep_sampling",
@@ -240,9 +241,19 @@ def make_plan(
 
     Args:
         buckets: how many samples are trained at each size; by default all of them at one.
+
+    Raises:
+        UsageError: the warm-up is longer than the run.
     """
     config = resolved.config
     counts = buckets or {size_of(config, spec): samples}
+    total = config.total_steps(*counts.values())
+    if config.epochs is not None and config.warmup_steps >= total:
+        raise UsageError(
+            f"warmup_steps: {config.warmup_steps} is not below the {total} steps of {config.epochs:g} epochs: "
+            "the learning rate never gets there",
+            "ask for fewer --warmup-steps, or more --epochs",
+        )
     return Plan(
         config=config,
         provenance=resolved.provenance,
@@ -253,7 +264,7 @@ def make_plan(
         samples=samples,
         buckets={str(size): counts[size] for size in sorted(counts)},
         prompt=prompt,
-        total_steps=config.total_steps(*counts.values()),
+        total_steps=total,
         index=index,
         validation=validation,
         prompts=prompts,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from cogtune import console
 from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, CogtuneError
@@ -126,9 +126,29 @@ def work(report: Report, log: Path, job: Callable[[StopRequest], bool]) -> int:
         job: does the work; False when it was asked to stop before the end.
     """
     rank = int(os.environ.get("RANK", "0"))
-    console.configure(quiet=rank != 0 or _QUIET in os.environ, remarks=sys.stdout)
     logging.captureWarnings(True)
     stop = StopRequest()
+    with _own_stdout() as stdout:
+        console.configure(quiet=rank != 0 or _QUIET in os.environ, remarks=stdout)
+        return _work(report, log, job, stop)
+
+
+@contextlib.contextmanager
+def _own_stdout() -> Iterator[TextIO]:
+    """This process's stdout for its own words alone; what libraries print there goes where stderr goes, to the log."""
+    sys.stdout.flush()
+    number = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(number), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors) as stdout:
+            yield stdout
+    finally:
+        sys.stdout.flush()
+        os.dup2(number, 1)
+        os.close(number)
+
+
+def _work(report: Report, log: Path, job: Callable[[StopRequest], bool], stop: StopRequest) -> int:
     try:
         report.write("running")
         report.write("done" if job(stop) else "stopped")
@@ -258,7 +278,7 @@ def _signals_passed_on(child: subprocess.Popen[bytes], reports: Sequence[Report]
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             return
-        console.note("stopping in good order (once more to stop at once)")
+        console.note("stopping in good order (once more to stop at once)", drawn_on=True)
         for pid in workers:
             with contextlib.suppress(ProcessLookupError):  # one that is dead already
                 os.kill(pid, signal.SIGTERM)

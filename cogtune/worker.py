@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 
 from cogtune import console
-from cogtune.checkpoints import after, checkpoints
+from cogtune.checkpoints import after
 from cogtune.errors import CogtuneError
 from cogtune.files import AGAIN, DiskFull, explained, remove_folder, remove_partials, write_atomic, write_text
 from cogtune.fit import this_machine, what_would_fit
-from cogtune.launch import LaunchFiles, how_to_go_on
+from cogtune.launch import LaunchFiles, checkpoints_of, how_to_go_on
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.plan import Plan
 from cogtune.process import WORKER_LOCK, StopRequest, alone_in, is_out_of_memory, work
@@ -73,8 +73,7 @@ def memory_explained(plan: Plan) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        output = plan.config.output
-        newest = checkpoints(output)[-1:]
+        newest = checkpoints_of(plan)[-1:]
         kept = [f"{path.name} is whole: with that changed, --resume latest goes on from it" for path in newest]
         raise CogtuneError(
             f"out of GPU memory: {str(error).splitlines()[0]}",
@@ -97,7 +96,7 @@ def full_disk_explained(plan: Plan) -> Iterator[None]:
             with explained(Path(error.filename or plan.config.output)):
                 raise
     except DiskFull as error:
-        newest = checkpoints(plan.config.output)[-1:]
+        newest = checkpoints_of(plan)[-1:]
         kept = [f"{path.name} is whole" for path in newest]
         go_on = how_to_go_on(plan) if newest else AGAIN
         raise CogtuneError(error.message, error.hint.removesuffix(AGAIN) + go_on, details=kept) from error

@@ -59,6 +59,15 @@ def test_a_bug_is_a_line_for_the_user_and_a_traceback_in_the_log(tmp_path: Path)
     assert "Traceback" in (tmp_path / "logs" / "log").read_text()
 
 
+def test_what_libraries_print_goes_to_the_log_and_its_own_words_to_the_user(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    noise = "from cogtune import console\nimport os\nprint('print', flush=True)\nos.write(1, b'write')"
+    watched(tmp_path, f"{noise}\nconsole.note('mine')\nreturn True")
+    assert capfd.readouterr().err == "mine\n"
+    assert (tmp_path / "logs" / "log").read_text() == "print\nwrite"
+
+
 def test_out_of_memory_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CogtuneError) as caught:
         watched(tmp_path, "raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA out of memory')")

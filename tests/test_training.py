@@ -8,9 +8,11 @@ import json
 import math
 import os
 import shutil
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,12 +27,13 @@ from safetensors.torch import load_file, save_file
 
 from cogtune import caching, runs
 from cogtune.checkpoints import check_fits, checkpoints, choose, read_state
+from cogtune.config import RunConfig
 from cogtune.data.batches import Share, batches
 from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.geometry import Size, latent_frames
-from cogtune.launch import LaunchFiles
+from cogtune.launch import LaunchFiles, how_to_go_on
 from cogtune.modeling.random_weights import write_pipeline
 from cogtune.models import LORA_WEIGHTS_NAME, VARIANTS
 from cogtune.plan import Plan
@@ -209,6 +212,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(clips: Pat
     with pytest.raises(CogtuneError, match=r"step \d+: the (loss|gradient norm) is nan") as caught:
         train_here(plan)
     assert caught.value.details == (f"sample {poisoned.id}",)
+    start = "resume from an earlier checkpoint" if checkpoints(tmp_path / "out") else "start anew"
+    assert caught.value.hint.startswith(start)
     for newest in checkpoints(tmp_path / "out")[-1:]:
         assert all(value.isfinite().all() for value in weights(newest).values())
 
@@ -216,10 +221,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(clips: Pat
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_sample(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Those of every process: the norm is of them all."""
     monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+    monkeypatch.setattr("cogtune.training.loop.gather_object", lambda mine: ["another's", *mine])
     with pytest.raises(CogtuneError, match="step 1: the gradient norm is inf") as caught:
         train_here(plan_for(clips, tmp_path / "out", steps=1))
-    assert [detail.split()[0] for detail in caught.value.details] == ["sample"]
+    another, own = caught.value.details
+    assert (own.split()[0], another) == ("sample", "sample another's")
+    assert caught.value.hint.startswith("start anew with a lower --learning-rate")
     assert checkpoints(tmp_path / "out") == []
 
 
@@ -434,9 +443,74 @@ def test_weights_that_have_diverged_are_neither_saved_nor_published(clips: Path,
     assert not (tmp_path / "out" / LORA_WEIGHTS_NAME).exists()
 
 
+def test_a_run_stopped_before_it_overwrites_another_does_not_go_on_with_that(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = plan_for(clips, out, steps=2)
+    train_here(first)
+    assert how_to_go_on(first) == f"go on with: cogtune train --resume latest --output {out}"
+    time.sleep(0.01)
+    again = plan_for(clips, out, steps=9, overwrite=True)
+    assert how_to_go_on(again) == "no checkpoint was written yet: the same command starts anew"
+    train_here(again, stop_after=1)
+    assert "--resume latest" in how_to_go_on(again)
+    assert "--resume latest" in how_to_go_on(plan_for(clips, out, steps=9, resume="latest"))
+
+
+def test_another_batch_size_is_another_run(clips: Path, tmp_path: Path) -> None:
+    """Even with as many samples a step: batches of several sizes, and what layers drop, follow from it."""
+    train_here(plan_for(clips, tmp_path / "out", steps=1, batch_size=2))
+    with pytest.raises(CogtuneError, match="does not fit this run") as caught:
+        plan_for(clips, tmp_path / "out", steps=2, resume="latest", batch_size=1, gradient_accumulation_steps=2)
+    assert caught.value.details == ("batch_size: 2 in the checkpoint, 1 now",)
+
+
+def test_the_time_of_a_checkpoint_is_no_steps(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = checkpoint.save
+
+    def slowly(*words: Any) -> None:
+        save(*words)
+        time.sleep(5)
+
+    monkeypatch.setattr(checkpoint, "save", slowly)
+    train_here(plan_for(clips, tmp_path / "out", steps=2, checkpoint_every=1, eval_every=0))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[1]["seconds"] < 5
+
+
+def test_a_checkpoint_holds_the_resolved_configuration(clips: Path, tmp_path: Path) -> None:
+    plan = plan_for(clips, tmp_path / "out", steps=1, learning_rate=3e-4, lr_scheduler="cosine")
+    train_here(plan)
+    state = read_state(tmp_path / "out" / "checkpoint-1")
+    assert RunConfig.model_validate(state["config"]) == plan.config
+    assert (state["config"]["learning_rate"], state["config"]["lr_scheduler"]) == (3e-4, "cosine")
+
+
+def test_a_warm_up_that_is_longer_than_the_epochs_is_refused(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="50 is not below the 12 steps of 2 epochs"):
+        plan_for(clips, tmp_path / "out", epochs=2, warmup_steps=50)
+
+
+@pytest.mark.parametrize(
+    "error", [AssertionError(), TypeError("list indices must be integers"), AttributeError("x"), IndexError("y")]
+)
+def test_whatever_a_library_says_of_a_damaged_checkpoint_is_told(error: Exception, tmp_path: Path) -> None:
+    class Engine:
+        def load_checkpoint(self, *_words: Any, **_more: Any) -> None:
+            raise error
+
+    trainee = SimpleNamespace(is_zero=True, model=Engine(), is_lora=False)
+    with pytest.raises(CogtuneError, match=r"checkpoint-4 is damaged: .+") as caught:
+        checkpoint.load(trainee, tmp_path / "checkpoint-4")  # type: ignore[arg-type]
+    assert caught.value.hint == "resume from an earlier checkpoint"
+
+
 def test_a_damaged_state_is_told(clips: Path, tmp_path: Path) -> None:
     train_here(plan_for(clips, tmp_path / "out", steps=1))
-    (tmp_path / "out" / "checkpoint-1" / "state.json").write_text('{"format": 1}')
+    state = tmp_path / "out" / "checkpoint-1" / "state.json"
+    state.write_text('{"format": 1, "step": 1, "identity": null}')
+    with pytest.raises(CogtuneError, match=r"state\.json is damaged"):
+        plan_for(clips, tmp_path / "out", steps=2, resume="latest")
+    state.write_text('{"format": 1}')
     with pytest.raises(CogtuneError, match=r"state\.json is damaged"):
         plan_for(clips, tmp_path / "out", steps=2, resume="latest")
 
@@ -532,12 +606,13 @@ def test_the_loss_scale_of_fp16_is_in_the_checkpoint(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scaler that has already come down from its start is not sent up again by a resume; fp16 itself needs a GPU."""
-    trainee = set_up_here(plan_for(clips, tmp_path / "out", steps=1)).trainee
+    plan = plan_for(clips, tmp_path / "out", steps=1)
+    trainee = set_up_here(plan).trainee
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=50)
     monkeypatch.setattr(trainee.accelerator, "scaler", scaler)
     scaler.scale(torch.ones(()))
     monkeypatch.setattr(scaler, "_growth_tracker", torch.tensor(7, dtype=torch.int32))
-    checkpoint.save(trainee, tmp_path / "out", 1, {"identity": {}}, keep=1)
+    checkpoint.save(trainee, plan.config, 1, {"identity": {}})
     fresh = torch.amp.GradScaler("cpu", init_scale=65536.0)
     monkeypatch.setattr(trainee.accelerator, "scaler", fresh)
     checkpoint.load(trainee, tmp_path / "out" / "checkpoint-1")

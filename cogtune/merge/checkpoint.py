@@ -153,7 +153,7 @@ def merge_checkpoint(
             "left_out": content.left_out,
             "files": files,
             **_norms(written),
-            "run": state or None,
+            "run": {key: value for key, value in state.items() if key != "config"} or None,
             "contents": _contents(folder),
         }
         write_json(folder / RECORD, record)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cogtune.checkpoints import FORMAT, STATE_NAME, checkpoints
+from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, partial_folder, partial_path, publish_folder, remove_folder, write_json, write_text
 from cogtune.modeling.adapters import load_lora, save_lora
@@ -60,15 +61,16 @@ def whole_trainables(trainee: Trainee) -> dict[str, Tensor]:
     return weights
 
 
-def save(trainee: Trainee, output: Path, step: int, facts: Mapping[str, Any], *, keep: int) -> None:
-    """Write ``checkpoint-<step>`` and delete all but the newest ``keep``. Collective: every rank calls it.
+def save(trainee: Trainee, config: RunConfig, step: int, facts: Mapping[str, Any]) -> None:
+    """Write ``checkpoint-<step>`` and delete all but the newest of them. Collective: every rank calls it.
 
-    It holds the weights (LoRA in the diffusers format), the optimizer and ``state.json`` with ``facts``.
+    It holds the weights (LoRA in the diffusers format), the optimizer and ``state.json`` with ``facts`` and the
+    resolved configuration.
 
     Raises:
         CogtuneError: it cannot be written; earlier checkpoints are untouched.
     """
-    accelerator = trainee.accelerator
+    accelerator, output = trainee.accelerator, config.output
     target = output / f"checkpoint-{step}"
     aside = partial_path(target)
     with _all_or_none(accelerator, aside):
@@ -91,10 +93,10 @@ def save(trainee: Trainee, output: Path, step: int, facts: Mapping[str, Any], *,
                 write_text(aside / "latest", ZERO_TAG)  # as DeepSpeed does, for its own tools
             else:
                 _save_optimizer(trainee, aside / OPTIMIZER_NAME)
-            write_json(aside / STATE_NAME, {"format": FORMAT, "step": step, **facts})
+            write_json(aside / STATE_NAME, {"format": FORMAT, "step": step, **facts, "config": config.to_dict()})
             publish_folder(aside, target)
     if accelerator.is_main_process:
-        for old in checkpoints(output)[:-keep]:
+        for old in checkpoints(output)[: -config.keep_checkpoints]:
             remove_folder(old)
     accelerator.wait_for_everyone()
 
@@ -178,15 +180,20 @@ def load(trainee: Trainee, checkpoint: Path) -> None:
         trainee.optimizer.load_state_dict(state["optimizer"])
         if trainee.accelerator.scaler is not None and state["scaler"]:
             trainee.accelerator.scaler.load_state_dict(state["scaler"])
+    except torch.OutOfMemoryError:
+        raise
     except (
+        ArithmeticError,
+        AssertionError,  # DeepSpeed's, where a file is not there
+        AttributeError,
+        LookupError,
         OSError,
         EOFError,
         RuntimeError,
+        TypeError,
         ValueError,
-        KeyError,
         pickle.UnpicklingError,
         SafetensorError,
     ) as error:
-        raise CogtuneError(
-            f"{checkpoint} is damaged: {str(error).splitlines()[0]}", "resume from an earlier checkpoint"
-        ) from error
+        reason = (str(error).splitlines() or ["a file is missing, or holds something else"])[0]
+        raise CogtuneError(f"{checkpoint} is damaged: {reason}", "resume from an earlier checkpoint") from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
+from cogtune.checkpoints import checkpoints
 from cogtune.config import RunConfig
 from cogtune.data.batches import Batch, Share, batches
 from cogtune.data.cache import Store
@@ -79,6 +81,7 @@ def train(run: Training) -> int:
             stop = run.should_stop() or not watch.evaluate(done)
             if due := done % config.checkpoint_every == 0 or done == total:
                 _save(run, done)
+                watch.rest()
             if stop or not watch.sample(done):
                 if not due:
                     _save(run, done)
@@ -88,18 +91,17 @@ def train(run: Training) -> int:
 
 def _save(run: Training, done: int) -> None:
     if run.saves:
-        facts, keep = {**run.facts, "step": done}, run.config.keep_checkpoints
-        checkpoint.save(run.trainee, run.config.output, done, facts, keep=keep)
+        checkpoint.save(run.trainee, run.config, done, {**run.facts, "step": done})
 
 
 def _forward_backward(run: Training, batch: Batch, step: int) -> float:
     """One forward and backward pass; the mean loss of its samples."""
-    trainee = run.trainee
+    trainee, config = run.trainee, run.config
     with trainee.accelerator.accumulate(trainee.model):
         loss = run.objective.losses(trainee.model, batch).mean()
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise _not_finite(f"the loss is {value}", [batch], step)
+            raise _not_finite(f"the loss is {value}", batch.ids, config, step)
         trainee.accelerator.backward(loss)
     return value
 
@@ -118,7 +120,8 @@ def _update(trainee: Trainee, config: RunConfig, passes: Sequence[Batch], step: 
         trainee.optimizer.step()
         trainee.optimizer.zero_grad()
     if not math.isfinite(norm) and _loss_scale(trainee) <= 1:
-        raise _not_finite(f"the gradient norm is {norm}", passes, step)
+        mine = [sample for batch in passes for sample in batch.ids]  # the norm is that of all processes' samples
+        raise _not_finite(f"the gradient norm is {norm}", gather_object(mine), config, step)
     return norm
 
 
@@ -130,10 +133,10 @@ def _loss_scale(trainee: Trainee) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
-def _not_finite(what: str, passes: Sequence[Batch], step: int) -> CogtuneError:
-    ids = sorted({sample for batch in passes for sample in batch.ids})
+def _not_finite(what: str, samples: Iterable[str], config: RunConfig, step: int) -> CogtuneError:
+    start = "resume from an earlier checkpoint" if checkpoints(config.output) else "start anew"
     return CogtuneError(
         f"step {step + 1}: {what}",
-        "resume from an earlier checkpoint with a lower --learning-rate, or take these samples out",
-        details=[f"sample {sample}" for sample in ids],
+        f"{start} with a lower --learning-rate, or take these samples out",
+        details=[f"sample {sample}" for sample in sorted(set(samples))],
     )

@@ -86,8 +86,11 @@ class Watch:
 
         As of all looks, collective; False when the run was asked to stop before it was done.
         """
-        output = self._config.output
-        measured = any("eval_loss" in line and line["step"] == step for line in read_metrics(output / METRICS_NAME))
+        output, names = self._config.output, self._plans.measured
+        for line in read_metrics(output / METRICS_NAME):
+            if line["step"] == step:
+                self._evaluated |= {name: line[name] for name in names if name in line}
+        measured = self._evaluated.keys() == names.keys()
         sampled = step_folder(output, step).is_dir()
         return (self._as_on_main(measured) or self.evaluate(step)) and (self._as_on_main(sampled) or self.sample(step))
 
@@ -135,8 +138,12 @@ class Watch:
             console.note(f"step {step}: asked to stop; what was due here is made up for when the run goes on")
             return False
         self._plans.looked()
-        self._began = time.perf_counter()
+        self.rest()
         return True
+
+    def rest(self) -> None:
+        """Count the time of the next step from here: what came before, such as a checkpoint, is none of it."""
+        self._began = time.perf_counter()
 
     def _doing(self, words: str) -> None:
         self._line.doing(words)
