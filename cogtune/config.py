@@ -277,14 +277,18 @@ class RunConfig(BaseModel):
 
     strategy: Strategy = _launch("ddp", help_text="How memory and work are shared out over the GPUs.")
     num_processes: int = _launch(1, ge=1, help_text="GPUs to train on, of all machines together.")
-    num_machines: int = _launch(1, ge=1, help_text="Machines to train on, each started with the same command.")
+    num_machines: int = _launch(
+        1,
+        ge=1,
+        help_text="Machines to train on, each with the same command; ZeRO and --resume need an --output that all see.",
+    )
     machine_rank: int = _launch(0, ge=0, help_text="Which of the machines this is; 0 is the main one.")
     main_process_ip: str | None = _launch(None, help_text="Address of machine 0, where there are several.")
     main_process_port: int = _launch(
         0, ge=0, le=65535, help_text="Port of machine 0 at which the processes meet; 0, on one machine, for a free one."
     )
     nccl_timeout: float = _launch(
-        30.0, gt=0, help_text="Minutes after which a process that waits for another's gradients gives up."
+        30.0, gt=0, help_text="Minutes after which a machine or process that waits for another gives up."
     )
 
     @field_validator("*", mode="before")

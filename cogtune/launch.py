@@ -13,11 +13,12 @@ from pathlib import Path
 
 import yaml
 
-from cogtune import process
+from cogtune import console, process
 from cogtune.checkpoints import STATE_NAME, checkpoints
 from cogtune.config import RunConfig
+from cogtune.errors import CogtuneError
 from cogtune.files import explained, write_json, write_text
-from cogtune.plan import Plan, accelerate_config, deepspeed_config, meeting_port
+from cogtune.plan import Plan, accelerate_config, deepspeed_config, machines_missing, meeting_point, meeting_port
 from cogtune.process import Report
 from cogtune.resolving import RUN_NAME
 
@@ -93,6 +94,8 @@ class LaunchFiles:
             str(meeting_port(config)),
             "--quiet",
         ]
+        if config.num_machines > 1:  # how long the launchers wait for each other; accelerate.yaml has no key for it
+            launch += ["--rdzv_conf", f"timeout={max(1, round(60 * config.nccl_timeout))}"]
         return [*launch, "--module", module, str(self.plan), *words]
 
 
@@ -150,13 +153,34 @@ def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None =
     """
     config = plan.config
     first = config.machine_rank * config.local_processes
+    if config.num_machines > 1:
+        others = config.num_machines - 1
+        console.note(
+            f"waiting for {others} other {'machine' if others == 1 else 'machines'} at {meeting_point(config)}, "
+            f"at most {config.nccl_timeout:g} minutes"
+        )
     process.watch(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", *files.command(config, *worker)[1:]],
         [files.report(first + rank) for rank in range(config.local_processes)],
         files.log,
         environment=ENVIRONMENT,
         if_stopped=lambda: if_stopped or how_to_go_on(plan),
+        if_unheard=lambda log: _not_met(config, log),
     )
+
+
+def _not_met(config: RunConfig, log: str) -> CogtuneError | None:
+    """Why the launchers of several machines did not meet, in words, from what torch and accelerate say of it."""
+    if config.num_machines == 1:
+        return None
+    if "another process is utilizing it" in log:
+        return CogtuneError(
+            f"port {meeting_port(config)} of this machine is in use",
+            "name another as --main-process-port, the same on each machine",
+        )
+    if "DistStoreError" in log or "DistNetworkError" in log:
+        return machines_missing(config)
+    return None
 
 
 def checkpoints_of(plan: Plan) -> list[Path]:

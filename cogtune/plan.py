@@ -306,6 +306,25 @@ def meeting_port(config: RunConfig) -> int:
     return config.main_process_port or (_PORT if config.num_machines > 1 else 0)
 
 
+def meeting_point(config: RunConfig) -> str:
+    """Where the processes of several machines meet, in words."""
+    return f"{config.main_process_ip} port {meeting_port(config)}"
+
+
+def machines_missing(config: RunConfig) -> CogtuneError:
+    """What is told when the machines of a run did not meet in time."""
+    waited = f"within {config.nccl_timeout:g} minutes (--nccl-timeout)"
+    if config.machine_rank == 0:
+        return CogtuneError(
+            f"not all of the {config.num_machines} machines came to {meeting_point(config)} {waited}",
+            "start the same command on each, with its own --machine-rank, and see what those say that were started",
+        )
+    return CogtuneError(
+        f"machine 0 could not be met at {meeting_point(config)} {waited}",
+        "start the same command there, with --machine-rank 0; it must be reachable from here at that address and port",
+    )
+
+
 def mixed_precision(config: RunConfig) -> str:
     """Accelerate's word for the run's precision."""
     return "no" if config.precision == "fp32" else config.precision

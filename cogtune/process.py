@@ -222,6 +222,7 @@ def watch(
     *,
     environment: dict[str, str],
     if_stopped: Callable[[], str],
+    if_unheard: Callable[[str], CogtuneError | None] = lambda _log: None,
 ) -> None:
     """Run ``command``, whose worker processes write ``reports``, and wait for it.
 
@@ -230,6 +231,7 @@ def watch(
 
     Args:
         if_stopped: gives what to do next, told when the work was stopped.
+        if_unheard: finds, in the log of a launcher that ended before any worker said a word, what was wrong.
 
     Raises:
         CogtuneError: it failed, with the failing worker's own words and exit code, or it was stopped.
@@ -256,7 +258,7 @@ def watch(
         )
         with _signals_passed_on(child, reports) as received:
             status = _end_of(child)
-    _raise_for([report.read() for report in reports], log, status, received, if_stopped)
+    _raise_for([report.read() for report in reports], log, status, received, if_stopped, if_unheard)
 
 
 def _end_of(child: subprocess.Popen[bytes]) -> int:
@@ -314,6 +316,7 @@ def _raise_for(
     status: int,
     received: Sequence[int],
     if_stopped: Callable[[], str],
+    if_unheard: Callable[[str], CogtuneError | None],
 ) -> None:
     ends = {report["status"] if report is not None else None for report in said}
     if status == 0 and ends == {"done"}:  # though it may have been asked to stop at the very end
@@ -336,8 +339,11 @@ def _raise_for(
         number = received[0] if received else signal.SIGTERM
         code = EXIT_INTERRUPTED if number == signal.SIGINT else 128 + number
         raise CogtuneError("stopped before the end", if_stopped(), exit_code=code)
+    logged = log.read_text(errors="replace")
+    if ends == {None} and (known := if_unheard(logged)) is not None:
+        raise known
     raise CogtuneError(
         f"a worker process died without a word (status {status})",
         f"the whole log is {log}; a process killed by the system usually was out of memory",
-        details=log.read_text(errors="replace").splitlines()[-_TAIL_LINES:],
+        details=logged.splitlines()[-_TAIL_LINES:],
     )

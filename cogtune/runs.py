@@ -158,6 +158,11 @@ def get_ready(
     """
     config = with_data_here(resolved.config, download=not dry_run).anchored()
     resolved = replace(resolved, config=config)
+    if resume == "latest" and config.machine_rank and not checkpoints(config.output):
+        raise UsageError(
+            f"{config.output} has no checkpoint to resume from",
+            "a run of several machines goes on only where all of them see the output folder of machine 0",
+        )
     start_from = None if resume is None else choose(resume, config.output)
     if not overwrite:
         _refuse_to_overwrite(config.output, start_from)

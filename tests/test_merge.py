@@ -29,7 +29,7 @@ from cogtune.errors import CogtuneError, UsageError
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import read_archive
 from cogtune.merge.write import parse_size, write_safetensors
-from cogtune.merge.zero import Source
+from cogtune.merge.zero import Source, read_zero
 from cogtune.modeling.adapters import read_facts, save_lora
 from cogtune.models import LORA_WEIGHTS_NAME
 
@@ -558,11 +558,42 @@ def test_files_of_two_saves(tmp_path: Path, base: Path) -> None:
     assert "the files are from different runs: stage 2 on 2 ranks, stage 2 on 3 ranks" in caught.value.details
 
 
-def test_a_file_without_checksums_is_read(tmp_path: Path, base: Path) -> None:
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_ranks_file_in_place_of_anothers(tmp_path: Path, base: Path, stage: int) -> None:
+    weights = random_weights()
+    checkpoint = write_zero(tmp_path / "c", weights, stage=stage, ranks=3, frozen=[*weights][:4])
+    kinds = ["optim", "model"] if stage == 3 else ["optim"]  # frozen weights are shared out at stage 3 alone
+    for kind in kinds:
+        shutil.copy(rank_file(checkpoint, 0, kind), rank_file(checkpoint, 2, kind))
+    with pytest.raises(CogtuneError, match="damaged or incomplete") as caught:
+        merge_checkpoint(checkpoint, base=base)
+    assert list(caught.value.details) == [
+        f"zero_pp_rank_0_mp_rank_00_{kind}_states.pt and zero_pp_rank_2_mp_rank_00_{kind}_states.pt hold the same "
+        "weights: one was copied over the other"
+        for kind in kinds
+    ]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_ranks_that_hold_padding_alone_are_no_copies(tmp_path: Path, stage: int) -> None:
+    weights = {"a": torch.randn(1), "b": torch.randn(2), "frozen": torch.randn(2)}
+    checkpoint = write_zero(tmp_path / "c", weights, stage=stage, ranks=8, frozen=["frozen"])
+    for path in (checkpoint / "pytorch_model").glob("*_optim_states.pt"):  # each with bytes of its own, as of DeepSpeed
+        content = torch.load(path)
+        key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
+        state = content["optimizer_state_dict"]
+        state[key] = [flat.clone() for flat in state[key]]
+        torch.save(content, path)
+    read = read_zero(checkpoint)
+    assert_same({name: torch.cat([*read.trained[name].chunks()]) for name in "ab"}, {n: weights[n] for n in "ab"})
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_file_without_checksums_is_read(tmp_path: Path, base: Path, stage: int) -> None:
     weights = random_weights()
     torch.serialization.set_crc32_options(False)
     try:
-        checkpoint = write_zero(tmp_path / "c", weights)
+        checkpoint = write_zero(tmp_path / "c", weights, stage=stage)
     finally:
         torch.serialization.set_crc32_options(True)
     assert_same(loaded(merge_checkpoint(checkpoint, base=base).weights), weights)

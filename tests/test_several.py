@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import Cogtune
+from conftest import Cogtune, Ran
 
-from cogtune.errors import UsageError
+from cogtune.errors import CogtuneError, UsageError
 from cogtune.launch import LaunchFiles
 from cogtune.models import VARIANTS, published_spec
 from cogtune.plan import accelerate_config, check, check_machines
 from cogtune.resolving import resolve
 from cogtune.slurm import write_job
+from cogtune.training import machines
+from cogtune.training.machines import require_one_output
 
 TWO = {"num_processes": 16, "num_machines": 2, "machine_rank": 1, "main_process_ip": "10.0.0.1"}
 
@@ -39,7 +47,72 @@ def test_each_machine_has_its_own_launch(tmp_path: Path) -> None:
     assert read.deepspeed_config == {}
     command = LaunchFiles(tmp_path).command(config.model_copy(update={"main_process_port": 777}))
     assert command[command.index("--main_process_port") + 1] == "777"
+    assert command[command.index("--rdzv_conf") + 1] == "timeout=1800"
     assert config.local_processes == 8
+    assert "--rdzv_conf" not in LaunchFiles(tmp_path).command(config.model_copy(update={"num_machines": 1}))
+
+
+class Together:
+    """Two threads for the main processes of two machines; what they gather goes from one to the other."""
+
+    def __init__(self) -> None:
+        self._rank = threading.local()
+        self._barrier = threading.Barrier(2, timeout=20)
+        self._given: list[Any] = [None, None]
+
+    def gather(self, mine: list[Any]) -> list[Any]:
+        self._given[self._rank.number] = mine[0]
+        self._barrier.wait()
+        gathered = list(self._given)
+        self._barrier.wait()
+        return gathered
+
+    def ends(self, *outputs: Path, strategy: str, resume: Path | None = None) -> list[str]:
+        """How each ended: the message of its refusal, or nothing."""
+
+        def one(rank: int) -> str:
+            self._rank.number = rank
+            config = {"output": outputs[rank], "strategy": strategy, "num_machines": 2, "machine_rank": rank}
+            plan: Any = SimpleNamespace(config=SimpleNamespace(**config), resume=resume)
+            accelerator: Any = SimpleNamespace(is_main_process=rank == 0)
+            try:
+                require_one_output(accelerator, plan)
+            except CogtuneError as error:
+                return error.message
+            return ""
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, range(2)))
+
+
+def test_machines_without_a_common_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = Together()
+    monkeypatch.setattr(machines, "gather_object", together.gather)
+    monkeypatch.setattr(machines, "LOOK_SECONDS", 0.5)
+    for name in ("own0", "own1", "shared"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "mounted").symlink_to("shared")
+    (tmp_path / "file").touch()
+    own, shared = (tmp_path / "own0", tmp_path / "own1"), (tmp_path / "shared", tmp_path / "mounted")
+    refused = "machine 1 does not see the output folder of machine 0, as strategy zero2 needs"
+    assert together.ends(*own, strategy="zero2") == [refused] * 2
+    assert together.ends(*shared, strategy="zero2") == ["", ""]
+    assert together.ends(*own, strategy="ddp") == ["", ""]
+    refused = "machine 1 does not see the output folder of machine 0, as going on from a checkpoint needs"
+    assert together.ends(*own, strategy="ddp", resume=tmp_path) == [refused] * 2
+    assert together.ends(*shared, strategy="ddp", resume=tmp_path) == ["", ""]
+    unwritable = together.ends(tmp_path / "file", shared[0], strategy="zero3")  # every process has the main one's error
+    assert unwritable[0] == unwritable[1]
+    assert unwritable[0].startswith(f"cannot write {tmp_path / 'file'}")
+    assert not any(list(folder.iterdir()) for folder in (*own, *shared))  # the mark is gone again
+
+
+def test_a_mark_that_a_network_file_system_shows_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = Together()
+    shown_from = time.monotonic() + 1
+    monkeypatch.setattr(machines, "gather_object", together.gather)
+    monkeypatch.setattr(Path, "exists", lambda _self: time.monotonic() > shown_from)
+    assert together.ends(tmp_path, tmp_path, strategy="zero2") == ["", ""]
 
 
 def test_machines_that_do_not_add_up_are_refused() -> None:
@@ -88,9 +161,7 @@ status=0; for pid in "${pids[@]}"; do wait "$pid" || status=$?; done; exit $stat
 @pytest.mark.slow
 def test_slurms_script_trains_on_two_machines(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
     """Slurm's programs stand-in here; the two machines are this one, and share their output."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     cogtune(
         "train", "--preset", "cpu-lora-tiny", "--data", clips, "--cache-dir", tmp_path / "cache", "--steps", 2,
         "--eval-every", 0, "--num-processes", 2, "--num-machines", 2, "--main-process-port", port, "--slurm", "job.sh",
@@ -138,3 +209,90 @@ def test_a_process_that_is_killed_ends_the_run(clips: Path, tmp_path: Path) -> N
     assert running.returncode == 1
     assert "process 1 of 2 was killed by signal 9" in told
     assert "Traceback" not in told
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+Machines = Callable[..., list[Ran]]
+
+
+@pytest.fixture
+def two_machines(clips: Path, tmp_path: Path, cogtune: Cogtune) -> Machines:
+    """Train on two machines, both of which are this one; ``outputs`` names the folder of each."""
+
+    def run(outputs: tuple[str, str], *words: object, status: int = 0) -> list[Ran]:
+        port = free_port()
+
+        def one(rank: int) -> Ran:
+            return cogtune(
+                "train", "--preset", "cpu-lora-tiny", "--data", clips, "--cache-dir", tmp_path / "cache",
+                "--output", outputs[rank], "--eval-every", 0, "--num-processes", 2, "--num-machines", 2,
+                "--machine-rank", rank, "--main-process-ip", "127.0.0.1", "--main-process-port", port, *words,
+                status=status,
+            )  # fmt: skip
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, range(2)))
+
+    return run
+
+
+@pytest.mark.slow
+def test_zero_on_several_machines_wants_one_output(tmp_path: Path, two_machines: Machines) -> None:
+    zero = ("--strategy", "zero2", "--checkpoint-every", 2)
+    for ran in two_machines(("own0", "own1"), *zero, "--steps", 2, status=1):
+        assert "waiting for 1 other machine at 127.0.0.1 port" in ran.err
+        assert "machine 1 does not see the output folder of machine 0, as strategy zero2 needs" in ran.err
+        assert "give every machine the same --output" in ran.err
+    assert not [*tmp_path.glob("own*/*checkpoint*"), *tmp_path.glob("own*/.*.partial")]
+    two_machines(("shared", "shared"), *zero, "--steps", 2)
+    assert len([*tmp_path.glob("shared/checkpoint-2/pytorch_model/*_optim_states.pt")]) == 2
+    two_machines(("shared", "shared"), *zero, "--steps", 4, "--resume", "latest")
+    assert (tmp_path / "shared" / "checkpoint-4").is_dir()
+
+
+@pytest.mark.slow
+def test_ddp_on_several_machines_wants_one_output_to_go_on(
+    tmp_path: Path, two_machines: Machines, cogtune: Cogtune
+) -> None:
+    two_machines(("own0", "own1"), "--steps", 2)
+    assert (tmp_path / "own0" / "checkpoint-2").is_dir()
+    assert sorted(path.name for path in (tmp_path / "own1").iterdir()) == ["launch-1", "logs"]
+    told = cogtune(
+        "train", "--config", tmp_path / "own1" / "launch-1" / "run.yaml", "--resume", "latest", "--machine-rank", 1,
+        status=2,
+    )  # fmt: skip
+    assert "all of them see the output folder of machine 0" in told.err
+    shutil.copytree(tmp_path / "own0" / "checkpoint-2", tmp_path / "own1" / "checkpoint-2")
+    for ran in two_machines(("own0", "own1"), "--steps", 4, "--resume", "latest", status=1):
+        assert "machine 1 does not see the output folder of machine 0, as going on from a checkpoint" in ran.err
+
+
+@pytest.mark.slow
+def test_a_machine_that_never_comes_is_not_waited_for_for_ever(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
+    cogtune("dataset", "cache", clips, "--preset", "cpu-lora-tiny", "--cache-dir", tmp_path / "cache")
+
+    def alone(rank: int, port: int, strategy: str = "ddp") -> str:
+        return cogtune(
+            "train", "--preset", "cpu-lora-tiny", "--data", clips, "--cache-dir", tmp_path / "cache", "--output",
+            f"out-{rank}-{port}", "--num-processes", 2, "--num-machines", 2, "--machine-rank", rank, "--strategy",
+            strategy, "--main-process-ip", "127.0.0.1", "--main-process-port", port, "--nccl-timeout", 0.05,
+            status=1,
+        ).err  # fmt: skip
+
+    for strategy in ("ddp", "zero2"):
+        port = free_port()
+        told = alone(0, port, strategy)
+        assert f"waiting for 1 other machine at 127.0.0.1 port {port}, at most 0.05 minutes" in told
+        assert f"error: not all of the 2 machines came to 127.0.0.1 port {port} within 0.05 minutes" in told
+        assert "hint: start the same command on each" in told
+    port = free_port()
+    assert f"error: machine 0 could not be met at 127.0.0.1 port {port} within 0.05 minutes" in alone(1, port)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert "of this machine is in use" in alone(0, other.getsockname()[1])

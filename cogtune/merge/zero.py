@@ -30,6 +30,8 @@ from cogtune.models import Precision
 
 _OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _MODEL_FILE = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
+_FLAT = {1: "single_partition_of_fp32_groups", 2: "single_partition_of_fp32_groups", 3: "fp32_flat_groups"}
+"""Where a rank's optimizer state has its weights, by stage."""
 _MOST_NAMED = 64
 """Missing files that are named one by one."""
 _AGAIN = "copy the checkpoint again from where it was written, or use an earlier one"
@@ -136,6 +138,12 @@ def read_zero(checkpoint: Path) -> ZeroCheckpoint:
             _check_ranks(optimizer_paths, range(world_size), problems)
             _check_ranks(model_paths, range(world_size if stage == 3 else 1), problems)
             _check_steps(states, problems)
+            own = {rank: state for rank, state in states.items() if rank < world_size}
+            _check_copies(
+                {rank: state.get(_FLAT[stage]) or [] for rank, state in own.items()}, optimizer_paths, problems
+            )
+            frozen = {rank: models[rank].get("frozen_param_fragments") or {} for rank in own if rank in models}
+            _check_copies({rank: named.values() for rank, named in frozen.items()}, model_paths, problems)
         _stop_on(problems, checkpoint)
         shapes = _shapes(models[0])
         for rank, model in models.items():
@@ -223,7 +231,7 @@ def _stage_and_world_size(states: Mapping[int, dict[str, Any]], problems: list[s
     for rank, state in states.items():
         count = state.get("partition_count")
         count = max(count, default=0) if isinstance(count, list) else count  # one for each parameter group
-        stage = 3 if "fp32_flat_groups" in state else 2 if "single_partition_of_fp32_groups" in state else 0
+        stage = 3 if _FLAT[3] in state else 2 if _FLAT[2] in state else 0
         if not stage or not isinstance(count, int) or count < 1:
             problems.append(f"rank {rank}'s optimizer state is not of ZeRO stage 1, 2 or 3")
             continue
@@ -258,6 +266,30 @@ def _check_steps(states: Mapping[int, dict[str, Any]], problems: list[str]) -> N
         problems.append(f"the optimizer files are of different steps: {told}")
 
 
+def _check_copies(weights: Mapping[int, Iterable[Any]], paths: Mapping[int, Path], problems: list[str]) -> None:
+    """A rank's file under another rank's name passes every other check, and holds weights of other places."""
+    first: dict[tuple[tuple[int, int, int, int], ...], int] = {}
+    for rank, saved in sorted(weights.items()):
+        tensors = [value for value in saved if isinstance(value, StoredTensor) and value.numel]
+        checksums = [tensor.record.crc for tensor in tensors]
+        content = tuple(
+            (tensor.record.size, crc, tensor.offset, tensor.numel)
+            for tensor, crc in zip(tensors, checksums, strict=True)
+            if crc is not None
+        )
+        if not content or len(content) < len(tensors):  # only the bytes would tell
+            continue
+        other = first.setdefault(content, rank)
+        if other != rank and not all(_is_constant(tensor) for tensor in tensors):  # as padding alone is
+            names = f"{paths[other].name} and {paths[rank].name}"
+            problems.append(f"{names} hold the same weights: one was copied over the other")
+
+
+def _is_constant(tensor: StoredTensor) -> bool:
+    value = next(tensor.chunks(0, 1))
+    return all(bool((chunk == value).all()) for chunk in tensor.chunks(0, tensor.numel))
+
+
 def _steps(value: Any) -> Iterator[int]:
     """Every optimizer step that is named anywhere inside a saved optimizer state."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -289,7 +321,7 @@ def _flat_tensors(state: dict[str, Any], key: str) -> list[StoredTensor]:
 def _stage_2(
     shapes: Sequence[Mapping[str, tuple[int, ...]]], ranks: Sequence[dict[str, Any]], problems: list[str]
 ) -> dict[str, Source]:
-    groups = [_flat_tensors(state, "single_partition_of_fp32_groups") for state in ranks]
+    groups = [_flat_tensors(state, _FLAT[2]) for state in ranks]
     for rank, tensors in enumerate(groups):
         if len(tensors) != len(shapes):
             problems.append(f"rank {rank} holds {len(tensors)} parameter groups, the model has {len(shapes)}")
@@ -314,7 +346,7 @@ def _stage_2(
 def _stage_3(
     shapes: Sequence[Mapping[str, tuple[int, ...]]], ranks: Sequence[dict[str, Any]], problems: list[str]
 ) -> dict[str, Source]:
-    vectors = [_flat_tensors(state, "fp32_flat_groups") for state in ranks]
+    vectors = [_flat_tensors(state, _FLAT[3]) for state in ranks]
     sources = {}
     position = 0
     for name, shape in ((name, shape) for group in shapes for name, shape in group.items()):

@@ -24,12 +24,13 @@ from cogtune.modeling.adapters import add_lora, announce_dora_to_deepspeed
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.encode import VideoEncoder
 from cogtune.modeling.locate import loading
-from cogtune.plan import Plan, mixed_precision
+from cogtune.plan import Plan, machines_missing, mixed_precision
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
 from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
 from cogtune.training.kernels import load_collectives
 from cogtune.training.loop import Training
+from cogtune.training.machines import require_one_output
 from cogtune.training.objective import Objective, Sampling
 from cogtune.training.optimizers import build_optimizer
 from cogtune.training.samples import Scenes
@@ -47,6 +48,7 @@ def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | No
         CogtuneError: the processes, the model, the cache or the checkpoint are not as planned.
     """
     accelerator = _accelerator(plan)
+    require_one_output(accelerator, plan)
     trainee = _trainee(plan, accelerator, base_dtype)
     store, index = Store(plan.config.cache_dir or plan.config.data / ".cogtune"), Index.read(plan.index)
     validation = Index.read(plan.validation) if plan.validation else None
@@ -73,12 +75,17 @@ def _accelerator(plan: Plan) -> Accelerator:
     )
     if config.strategy != "ddp":
         load_collectives()
-    accelerator = Accelerator(
-        cpu=over_gloo and config.strategy == "ddp",
-        mixed_precision=mixed_precision(config) if config.strategy == "ddp" else None,  # else DeepSpeed's file says it
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        kwargs_handlers=[group] if several else [],
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=over_gloo and config.strategy == "ddp",
+            mixed_precision=mixed_precision(config) if config.strategy == "ddp" else None,  # else DeepSpeed's file
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            kwargs_handlers=[group] if several else [],
+        )
+    except torch.distributed.DistError as error:  # the launchers have met, and then another machine's process died
+        if config.num_machines == 1:
+            raise
+        raise machines_missing(config) from error
     if accelerator.num_processes != config.num_processes:
         raise CogtuneError(
             f"{accelerator.num_processes} processes were started and the plan is for {config.num_processes}",

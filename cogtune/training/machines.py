@@ -1,0 +1,68 @@
+"""What several machines have to share: seen to before the first step, by all processes together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from cogtune.errors import CogtuneError
+from cogtune.files import PARTIAL_SUFFIX, write_text
+from cogtune.plan import Plan
+
+LOOK_SECONDS = 10.0
+"""How long a file that another machine wrote is looked for: a network file system may show it late."""
+
+
+def require_one_output(accelerator: Accelerator, plan: Plan) -> None:
+    """See that every machine's output folder is the main process's, where the run needs that. Collective.
+
+    Under ZeRO each process writes its part of a checkpoint there, and to go on each reads one. A new run under DDP
+    writes from the main process alone, and its other machines may have folders of their own.
+
+    Raises:
+        CogtuneError: a machine has another folder, or it cannot be written; in every process alike.
+    """
+    config = plan.config
+    if config.num_machines == 1 or not any(gather_object([config.strategy != "ddp" or plan.resume is not None])):
+        return
+    mark = config.output / f".{os.urandom(16).hex()}{PARTIAL_SUFFIX}"  # which the next run removes, if this is killed
+    failure = None
+    try:
+        if accelerator.is_main_process:
+            try:
+                write_text(mark, "")
+            except CogtuneError as error:
+                failure = error
+        name, failure = gather_object([(mark.name, failure)])[0]
+        if failure is not None:
+            raise failure
+        missed = gather_object([None if _appears(config.output / name) else config.machine_rank])
+    finally:
+        if accelerator.is_main_process:
+            with contextlib.suppress(OSError):  # it was not written
+                mark.unlink()
+    apart = sorted({rank for rank in missed if rank is not None})
+    if apart:
+        numbers = ", ".join(map(str, apart))
+        who = f"machine {numbers} does" if len(apart) == 1 else f"machines {numbers} do"
+        is_zero = config.strategy != "ddp"
+        raise CogtuneError(
+            f"{who} not see the output folder of machine 0, as "
+            + (f"strategy {config.strategy} needs" if is_zero else "going on from a checkpoint needs"),
+            "give every machine the same --output, on a disk that all of them see"
+            + ("; a new run with --strategy ddp does without" if is_zero else ""),
+        )
+
+
+def _appears(path: Path) -> bool:
+    until = time.monotonic() + LOOK_SECONDS
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+    return True
