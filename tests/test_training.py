@@ -573,7 +573,7 @@ def test_one_that_deepspeed_scales_stops_the_run_too(strategy: str, clips: Path,
         said = LaunchFiles(tmp_path / "out" / "launch").report(rank).read()
         assert said is not None
         assert said["message"] == "step 17: the gradient norm is inf"
-        assert [detail.split()[0] for detail in said["details"]] == ["sample"]
+        assert [detail.split()[0] for detail in said["details"]] == ["sample", "sample"]  # one of each process
     assert checkpoints(tmp_path / "out")[-1].name == "checkpoint-15"
 
 
