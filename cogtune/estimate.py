@@ -52,9 +52,9 @@ _LIVE_PARAMETERS = 720_000_000
 
 # What PyTorch's allocator has reserved and cannot hand out, since communication runs in streams of its own.
 _IDLE_ZERO2 = 0.65
-"""Of the gradients and the buckets they come in."""
+"""Under ZeRO-2, this share of the gradients and of the buckets they come in."""
 _IDLE_ZERO3 = 18
-"""Blocks' weights."""
+"""Under ZeRO-3, the weights of so many blocks."""
 
 _HOST_PROCESS = int(4.0 * GIB)
 """What a process of a run takes on the host beside tensors."""
@@ -191,9 +191,8 @@ def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
         shard = 0 if offload else (frozen + trained) * item // ranks
         weights = shard + min(_LIVE_PARAMETERS, whole) * item
         idle = _IDLE_ZERO3 * whole * item / spec.num_layers
-    left = inputs * (
-        1 - min(1, _REDUCE_BUCKET / trained)
-    )  # when the first bucket is full and the gradients' place is made
+    # Of the inputs, what is still there when the first bucket is full and room is made for the gradients.
+    left = inputs * (1 - min(1, _REDUCE_BUCKET / trained))
     kept = max(inputs + bucket, left + bucket + gradients, gradients + step - work) - gradients
     spare = 0
     if stage == 2:  # the weights, a flat copy of them, and a copy of this process's share

@@ -79,7 +79,7 @@ def problems(config: RunConfig, needs: Estimate, machine: Machine, *, sure: floa
     return found
 
 
-def _chosen(config: RunConfig, spec: ModelSpec, machine: Machine) -> bool:
+def _fits_whole(config: RunConfig, spec: ModelSpec, machine: Machine) -> bool:
     """Whether a run may be proposed: the whole of its estimate fits."""
     return not problems(config, estimate(config, spec), machine, sure=1.0)
 
@@ -152,7 +152,7 @@ def _flags(before: RunConfig, after: RunConfig) -> str:
 
 def _fitting(config: RunConfig, spec: ModelSpec, machine: Machine) -> Iterator[RunConfig]:
     """The same training with other strategies and as many GPUs as there are, that fit; fastest first."""
-    return (tried for tried in _tried(config, machine) if _chosen(tried, spec, machine))
+    return (tried for tried in _tried(config, machine) if _fits_whole(tried, spec, machine))
 
 
 def _tried(config: RunConfig, machine: Machine) -> Iterator[RunConfig]:
@@ -205,7 +205,7 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Machine) -> Pres
         count = min(row.gpus, len(machine.cards))
         if count == 1 and row.gpus > 1:
             continue
-        if _chosen(_on(row, count), published_spec(VARIANTS[row.model]), machine):
+        if _fits_whole(_on(row, count), published_spec(VARIANTS[row.model]), machine):
             return row
     return None
 
