@@ -110,9 +110,9 @@ def recorded() -> tuple[Measurement, ...]:
 
 
 def of_preset(name: str, rows: Sequence[Measurement]) -> Measurement | None:
-    """The measurement of a preset as it is, on the most GPUs; None when there is none."""
+    """The measurement of a preset as it is, on the most GPUs, and of those the latest; None when there is none."""
     whole = [row for row in rows if row.preset == name and row.recipe == "preset" and not row.changes]
-    return max(whole, key=lambda row: row.gpus, default=None)
+    return max(whole, key=lambda row: (row.gpus, row.date), default=None)
 
 
 def add(new: Sequence[Measurement], path: Path = FILE) -> int:
