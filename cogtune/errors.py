@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from signal import SIGINT
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -46,6 +47,18 @@ class UsageError(CogtuneError):
 
     def __init__(self, message: str, hint: str = "", *, details: Sequence[str] = ()) -> None:
         super().__init__(message, hint, details=details, exit_code=EXIT_USAGE)
+
+
+class StoppedError(CogtuneError):
+    """Work was stopped as asked, by a signal.
+
+    Args:
+        signal: its number.
+    """
+
+    def __init__(self, hint: str, *, signal: int) -> None:
+        code = EXIT_INTERRUPTED if signal == SIGINT else 128 + signal
+        super().__init__("stopped before the end", hint, exit_code=code)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -141,12 +141,13 @@ def _script(files: LaunchFiles, config: RunConfig) -> str:
     )
 
 
-def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None = None) -> None:
+def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None = None, is_last: bool = True) -> None:
     """Run the plan through ``accelerate launch`` and wait for its end.
 
     Args:
         worker: as for :meth:`LaunchFiles.command`.
         if_stopped: what to tell when it was stopped, in place of how a run goes on.
+        is_last: as for :func:`cogtune.process.watch`.
 
     Raises:
         CogtuneError: the run failed or was stopped.
@@ -166,6 +167,7 @@ def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None =
         environment=ENVIRONMENT,
         if_stopped=lambda: if_stopped or how_to_go_on(plan),
         if_unheard=lambda log: _not_met(config, log),
+        is_last=is_last,
     )
 
 

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, Literal, TextIO
 
 from cogtune import console
-from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, CogtuneError
+from cogtune.errors import EXIT_FAILURE, CogtuneError, StoppedError
 from cogtune.files import explained, write_text
 
 LOCK = ".lock"
@@ -223,6 +223,7 @@ def watch(
     environment: dict[str, str],
     if_stopped: Callable[[], str],
     if_unheard: Callable[[str], CogtuneError | None] = lambda _log: None,
+    is_last: bool = False,
 ) -> None:
     """Run ``command``, whose worker processes write ``reports``, and wait for it.
 
@@ -232,9 +233,11 @@ def watch(
     Args:
         if_stopped: gives what to do next, told when the work was stopped.
         if_unheard: finds, in the log of a launcher that ended before any worker said a word, what was wrong.
+        is_last: nothing follows that a signal could still stop, so one that came too late for the work changes nothing.
 
     Raises:
-        CogtuneError: it failed, with the failing worker's own words and exit code, or it was stopped.
+        StoppedError: it was stopped, or asked to.
+        CogtuneError: it failed, with the failing worker's own words and exit code.
     """
     for report in reports:
         report.reserve()
@@ -258,7 +261,7 @@ def watch(
         )
         with _signals_passed_on(child, reports) as received:
             status = _end_of(child)
-    _raise_for([report.read() for report in reports], log, status, received, if_stopped, if_unheard)
+    _raise_for([report.read() for report in reports], log, status, received, if_stopped, if_unheard, is_last=is_last)
 
 
 def _end_of(child: subprocess.Popen[bytes]) -> int:
@@ -317,9 +320,11 @@ def _raise_for(
     received: Sequence[int],
     if_stopped: Callable[[], str],
     if_unheard: Callable[[str], CogtuneError | None],
+    *,
+    is_last: bool,
 ) -> None:
     ends = {report["status"] if report is not None else None for report in said}
-    if status == 0 and ends == {"done"}:  # though it may have been asked to stop at the very end
+    if status == 0 and ends == {"done"} and (is_last or not received):
         return
     failed = [report for report in said if report is not None and report["status"] == "failed"]
     first = _first_death(log)
@@ -337,8 +342,7 @@ def _raise_for(
         )
     if received or "stopped" in ends:
         number = received[0] if received else signal.SIGTERM
-        code = EXIT_INTERRUPTED if number == signal.SIGINT else 128 + number
-        raise CogtuneError("stopped before the end", if_stopped(), exit_code=code)
+        raise StoppedError(if_stopped(), signal=number)
     logged = log.read_text(errors="replace")
     if ends == {None} and (known := if_unheard(logged)) is not None:
         raise known

@@ -16,17 +16,17 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import Cogtune
 
-from cogtune import console, measurements
+from cogtune import console, launch, measurements
 from cogtune import gpus as cards
 from cogtune.bench import run, stage, watch, worker
+from cogtune.cli import main, vram
 from cogtune.cli import measurements as cli
-from cogtune.cli import vram
 from cogtune.cli.bench import set_in, table
-from cogtune.errors import CogtuneError, UsageError
+from cogtune.errors import CogtuneError, StoppedError, UsageError
 from cogtune.files import write_json
 from cogtune.fit import Machine
 from cogtune.launch import LaunchFiles
-from cogtune.measurements import Measurement
+from cogtune.measurements import Measurement, Recipe
 from cogtune.models import published_spec, read_spec, variant
 from cogtune.plan import Plan
 from cogtune.presets import PRESETS
@@ -38,7 +38,7 @@ from cogtune.resolving import resolve
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do in this process what a bench does in processes of its own."""
 
-    def start(plan: Plan, files: LaunchFiles, module: str, *words: str, if_stopped: str) -> None:
+    def start(plan: Plan, files: LaunchFiles, module: str, *words: str, **_how: Any) -> None:
         assert module == "cogtune.bench.worker"
         for state in (AcceleratorState, PartialState, GradientState):
             state._reset_state()
@@ -61,13 +61,17 @@ def request(tmp_path: Path, preset: str = "cpu-lora-tiny", **flags: Any) -> run.
     )
 
 
+def bench(request: run.Request, recipes: tuple[Recipe, ...] = ("preset",)) -> list[Measurement]:
+    return list(run.bench(request, recipes))
+
+
 @pytest.mark.usefixtures("_here")
 @pytest.mark.parametrize("model", ["tiny:2b", "tiny:1.5-5b-i2v"])
 def test_a_bench_measures_the_steps_after_warm_up(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([[9.0, 8.0, 1.0, 3.0, 2.0, 5.0], [4.0] * 6])
     monkeypatch.setattr(worker, "_seconds", lambda _metrics: next(told))
     size = "9x64x96" if model == "tiny:2b" else "17x64x96"
-    mine, plain = run.bench(request(tmp_path, model=model, size=size), ("preset", "plain"))
+    mine, plain = bench(request(tmp_path, model=model, size=size), ("preset", "plain"))
     assert (mine.step_s, mine.step_s_range, mine.first_step_s) == (2.5, (1.0, 5.0), 9.0)
     tokens = {"tiny:2b": 3 * 4 * 6, "tiny:1.5-5b-i2v": 3 * 4 * 6}[model]  # 5 latent frames are padded to 6, in pairs
     assert mine.tokens_per_s == round((tokens + 226) / 2.5, 1)
@@ -90,22 +94,51 @@ def test_nothing_is_saved_and_the_kept_model_is_used_again(tmp_path: Path, monke
         return ended
 
     monkeypatch.setattr(worker, "run", watched)
-    run.bench(request(tmp_path))
+    bench(request(tmp_path))
     assert seen == {
         "plan.json", "accelerate.yaml", "command.sh", "run.yaml", "bench-0.json", "metrics.jsonl",
     }  # fmt: skip
     weights = next((tmp_path / "kept").rglob("*.safetensors"))
     made = weights.stat().st_mtime_ns
     monkeypatch.setattr(stage, "make", None)  # nothing is left to be made
-    run.bench(request(tmp_path))
+    bench(request(tmp_path))
     assert weights.stat().st_mtime_ns == made
     with pytest.raises(TypeError):  # samples of another size are
-        run.bench(request(tmp_path, size="9x64x64"))
+        bench(request(tmp_path, size="9x64x64"))
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_stop_of_the_second_recipe_ends_the_bench_and_the_first_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    really, told = launch.start, []
+
+    def start(plan: Plan, files: LaunchFiles, *words: str, is_last: bool, **how: Any) -> None:
+        told.append(is_last)
+        if is_last:
+            raise StoppedError("nothing is lost", signal=signal.SIGINT)
+        really(plan, files, *words, is_last=is_last, **how)
+
+    monkeypatch.setattr("cogtune.launch.start", start)
+    words = ["--preset", "cpu-lora-tiny", "--steps", "2", "--warmup", "1", "--compare", "plain"]
+    file = tmp_path / "measured.json"
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", *words, "--keep", str(tmp_path / "kept"), "--json", str(file)])
+    signal.signal(signal.SIGTERM, before)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, told) == (130, [False, True])
+    assert "error: stopped before the end" in err
+    assert "seconds a step (median)" in out
+    assert [row.recipe for row in measurements.read(file)] == ["preset"]
+    with pytest.raises(StoppedError):  # and no other preset is begun
+        cli.measure(tmp_path / "rows.json", ["cpu-lora-tiny", "cpu-sft-tiny"], keep=tmp_path / "kept")
+    assert told == [False, True, True]
 
 
 @pytest.mark.usefixtures("_here")
 def test_a_log_that_an_error_names_is_there_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_plan: Plan, files: LaunchFiles, *_words: str, if_stopped: str) -> None:
+    def fail(_plan: Plan, files: LaunchFiles, *_words: str, **_how: Any) -> None:
         files.log.parent.mkdir()
         files.log.write_text("all of it")
         raise CogtuneError("it broke", f"the whole traceback is in {files.log}", details=["one"], exit_code=3)
@@ -114,7 +147,7 @@ def test_a_log_that_an_error_names_is_there_afterwards(tmp_path: Path, monkeypat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     with pytest.raises(CogtuneError, match="it broke") as caught:
-        run.bench(request(tmp_path))
+        bench(request(tmp_path))
     (left,) = (tmp_path / "temporary").iterdir()
     assert (caught.value.hint, left.read_text()) == (f"the whole traceback is in {left}", "all of it")
     assert (caught.value.details, caught.value.exit_code) == (("one",), 3)
@@ -131,7 +164,7 @@ def test_what_a_killed_bench_left_is_removed_by_the_next(tmp_path: Path, monkeyp
     (tmp_path / "temporary" / "cogtune-bench-new").mkdir()  # not locked yet
     with alone_in(folders[1]):
         os.utime(folders[1] / ".lock", (0, 0))
-        run.bench(request(tmp_path))
+        bench(request(tmp_path))
     left = {path.name for path in (tmp_path / "temporary").iterdir()}
     assert left == {"cogtune-bench-busy", "cogtune-bench-new", "other-one"}
 
@@ -151,13 +184,13 @@ def test_plain_loads_the_frozen_base_in_fp32(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(setup, "build_optimizer", look)
     flags = {"precision": "bf16", "gradient_checkpointing": False}
-    run.bench(request(tmp_path, **flags), ("preset", "plain"))
+    bench(request(tmp_path, **flags), ("preset", "plain"))
     assert seen == [({"torch.bfloat16"}, None, False), ({"torch.float32"}, False, True)]
 
 
 def test_a_model_of_unknown_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not know the size of me/mine"):
-        run.bench(request(tmp_path, model="me/mine"))
+        bench(request(tmp_path, model="me/mine"))
 
 
 def test_nothing_is_made_where_nothing_could_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,14 +198,14 @@ def test_nothing_is_made_where_nothing_could_be_measured(tmp_path: Path, monkeyp
     for there, told in (((), "there is no NVIDIA GPU here"), ((card,) * 2, "needs 8 GPUs, and this machine has 2 x")):
         monkeypatch.setattr("cogtune.fit.gpus", lambda there=there: there)
         with pytest.raises(UsageError, match=told):
-            run.bench(request(tmp_path, preset="8xa100-sft-5b-zero3"))
+            bench(request(tmp_path, preset="8xa100-sft-5b-zero3"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_model_cannot_do_is_refused_before_it_is_made(tmp_path: Path) -> None:
     for flags, told in (({"strategy": "zero3"}, "strategy zero3"), ({"size": "8x64x96"}, "size 8x64x96")):
         with pytest.raises(UsageError) as caught:
-            run.bench(request(tmp_path, **flags))
+            bench(request(tmp_path, **flags))
         assert caught.value.details[0].startswith(told)
     assert list(tmp_path.iterdir()) == []
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cogtune import process
-from cogtune.errors import CogtuneError
+from cogtune.errors import CogtuneError, StoppedError
 from cogtune.process import PARENT_PID, Report, StopRequest, alone_in, watch
 
 WORKER = """
@@ -28,7 +28,7 @@ sys.exit(work(Report(report), log, job))
 """
 
 
-def watched(folder: Path, body: str) -> None:
+def watched(folder: Path, body: str, *, is_last: bool = False) -> None:
     report, log = folder / "rank-0.json", folder / "logs" / "log"
     program = WORKER.format(body=body.replace("\n", "\n    "))
     watch(
@@ -37,6 +37,7 @@ def watched(folder: Path, body: str) -> None:
         log,
         environment={},
         if_stopped=lambda: "go on so",
+        is_last=is_last,
     )
 
 
@@ -103,9 +104,15 @@ def test_a_signal_that_comes_while_the_parent_is_looked_for_is_not_lost(monkeypa
             signal.signal(number, handler)
 
 
-def test_a_worker_that_was_asked_to_stop_and_was_done_already_is_done(tmp_path: Path) -> None:
-    watched(tmp_path, "import os, signal, time\nos.kill(os.getppid(), signal.SIGTERM)\n"
-        "while not stop:\n    time.sleep(0.01)\nreturn True")  # fmt: skip
+def test_a_signal_that_comes_too_late_for_the_work_stops_what_would_follow(tmp_path: Path) -> None:
+    late = (
+        "import os, signal, time\nos.kill(os.getppid(), signal.SIGTERM)\n"
+        "while not stop:\n    time.sleep(0.01)\nreturn True"
+    )
+    watched(tmp_path, late, is_last=True)
+    with pytest.raises(StoppedError, match="stopped before the end") as caught:
+        watched(tmp_path, late)
+    assert (caught.value.hint, caught.value.exit_code) == ("go on so", 143)
 
 
 def test_a_report_of_an_earlier_run_is_not_believed(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cogtune import console, launch
 from cogtune.bench import stage, watch, worker
 from cogtune.config import RunConfig
 from cogtune.data.index import Index
-from cogtune.errors import CogtuneError, UsageError
+from cogtune.errors import CogtuneError, StoppedError, UsageError
 from cogtune.estimate import estimate
 from cogtune.files import read_json
 from cogtune.fit import this_machine, why_not_tried
@@ -109,24 +109,25 @@ def _job(config: RunConfig, models: Path) -> stage.Job:
     )
 
 
-def bench(request: Request, recipes: Sequence[Recipe] = ("preset",)) -> list[Measurement]:
+def bench(request: Request, recipes: Sequence[Recipe] = ("preset",)) -> Iterator[Measurement]:
     """Measure the real training step, once for each recipe; the first has to succeed.
 
     Raises:
         UsageError: the model's size is not known, it cannot do what is asked, or there are too few GPUs.
+        StoppedError: it was stopped.
         CogtuneError: the run cannot be made, or failed.
     """
     request = _alone(request)
-    done: list[Measurement] = []
     with _staged(request) as made:
         for recipe in recipes:
             try:
-                done.append(_measure(request, made, recipe))
+                yield _measure(request, made, recipe, is_last=recipe == recipes[-1])
+            except StoppedError:
+                raise
             except CogtuneError as error:
-                if not done:
+                if recipe == recipes[0]:
                     raise
                 console.warn(f"{recipe}: {error.message}")
-    return done
 
 
 def _alone(request: Request) -> Request:
@@ -163,14 +164,14 @@ def _known(config: RunConfig) -> None:
         )
 
 
-def _measure(request: Request, made: _Stage, recipe: Recipe) -> Measurement:
+def _measure(request: Request, made: _Stage, recipe: Recipe, *, is_last: bool) -> Measurement:
     plan = _plan(request, made, recipe)
     files = launch.write_files(plan, request.resolved.to_yaml())
     console.note(f"{recipe}: {request.warmup} steps to warm up, {request.steps} timed")
     began = time.time()
     with watch.watched() as peaks, _log_outlived(files.log):
         words = ["--plain"] if recipe == "plain" else []
-        launch.start(plan, files, "cogtune.bench.worker", *words, if_stopped=stage.NOTHING)
+        launch.start(plan, files, "cogtune.bench.worker", *words, if_stopped=stage.NOTHING, is_last=is_last)
     return _measurement(request, plan, files, recipe, peaks, began)
 
 

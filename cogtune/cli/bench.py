@@ -70,7 +70,6 @@ def bench(
     """Measure a preset's real training step on random weights of the real size: memory and time, with no download."""
     from cogtune.bench.run import Request, command_of
     from cogtune.bench.run import bench as measure
-    from cogtune.files import write_json
     from cogtune.resolving import resolve
 
     more = ["--steps", str(steps), "--warmup", str(warmup), *(["--compare", compare] if compare else [])]
@@ -87,13 +86,24 @@ def bench(
         keep=keep,
         command=command_of(preset, flags, more),
     )
-    done = measure(request, ("preset", "plain") if compare else ("preset",))
+    done: list[Measurement] = []
+    try:
+        for row in measure(request, ("preset", "plain") if compare else ("preset",)):
+            done.append(row)  # shown even if the next one is stopped
+    finally:
+        if done:
+            _show(done, json_file, None if resolved.config.epochs else resolved.config.steps)
+
+
+def _show(done: list[Measurement], json_file: Path | None, run: int | None) -> None:
+    from cogtune.files import write_json
+
     if json_file == Path("-"):
         console.emit([row.to_dict() for row in done])
         return
     if json_file is not None:
         write_json(json_file, [row.to_dict() for row in done])
-    columns, rows = table(done, None if resolved.config.epochs else resolved.config.steps)
+    columns, rows = table(done, run)
     console.table("", columns, rows)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from cogtune import console
 from cogtune.bench.run import Request, bench, command_of
 from cogtune.cli.vram import errors
-from cogtune.errors import CogtuneError
+from cogtune.errors import CogtuneError, StoppedError
 from cogtune.estimate import estimate
 from cogtune.files import write_text
 from cogtune.fit import Machine, problems, this_machine
@@ -62,6 +62,7 @@ def measure(file: Path, names: Sequence[str] = (), *, keep: Path | None = None, 
 
     Raises:
         UsageError: there is no such preset.
+        StoppedError: it was stopped.
         CogtuneError: ``file`` cannot be read or written.
     """
     ends, left, machine = time.monotonic() + seconds, [], this_machine()
@@ -89,7 +90,9 @@ def measure(file: Path, names: Sequence[str] = (), *, keep: Path | None = None, 
         )
         console.note(f"{name} on {config.num_processes}")
         try:
-            add(bench(request), file)
+            add(list(bench(request)), file)
+        except StoppedError:
+            raise
         except CogtuneError as error:
             left.append(f"{name}: {error.message} ({error.hint})")
     return left
