@@ -11,13 +11,13 @@ from dataclasses import dataclass, fields
 
 from cogtune.config import OptimizerName, RunConfig
 from cogtune.geometry import SPATIAL_COMPRESSION, latent_frames, video_tokens
+from cogtune.layers import targeted, transformer_parameters
 from cogtune.models import ModelSpec
 from cogtune.plan import size_of
 
 GIB = 2**30
 
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-_TIME_WIDTH = 512
 _VAE_PARAMETERS = 215_583_907
 
 _OPTIMIZER_BYTES: dict[OptimizerName, int] = {
@@ -112,29 +112,9 @@ class Estimate:
     """Of one optimizer step, where the GPU is known."""
 
 
-def transformer_parameters(spec: ModelSpec) -> int:
-    """Trainable numbers in the transformer; sources: diffusers' ``CogVideoXTransformer3DModel`` and its block."""
-    width, time = spec.num_attention_heads * spec.attention_head_dim, _TIME_WIDTH
-    norm_zero = time * 6 * width + 6 * width + 2 * width
-    attention = 4 * (width * width + width) + 4 * spec.attention_head_dim
-    feed_forward = 8 * width * width + 5 * width
-    block = 2 * norm_zero + attention + feed_forward
-    patch = spec.patch_size**2 * (spec.patch_size_t or 1)
-    embed = spec.in_channels * patch * width + width + spec.text_embed_dim * width + width
-    times = (width * time + time + time * time + time) + (2 * (time * time + time) if spec.ofs_embed_dim else 0)
-    out = 2 * width + (time * 2 * width + 2 * width + 2 * width) + (width + 1) * spec.out_channels * patch
-    return spec.num_layers * block + embed + times + out
-
-
-_LAYER_SHAPES = {"ff.net.0.proj": (1, 4), "ff.net.2": (4, 1)}
-"""Inputs and outputs, in widths, of the layers of a block that are not square."""
-
-
 def lora_parameters(spec: ModelSpec, config: RunConfig) -> int:
-    """Numbers in the run's adapter, if its targets are layers of the blocks."""
-    width = spec.num_attention_heads * spec.attention_head_dim
-    sides = sum(sum(_LAYER_SHAPES.get(target, (1, 1))) for target in config.target_modules)
-    return spec.num_layers * config.rank * width * sides
+    """Numbers in the run's adapter."""
+    return config.rank * sum(map(sum, targeted(spec, config.target_modules).values()))
 
 
 def estimate(config: RunConfig, spec: ModelSpec, *, gpu: str = "") -> Estimate:

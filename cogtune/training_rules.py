@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
+from cogtune import layers
 from cogtune.config import OptimizerName, RunConfig
+from cogtune.errors import did_you_mean
 from cogtune.models import ModelSpec
 
 EXTRA = "pip install 'cogtune[optimizers]'"
@@ -41,7 +43,12 @@ _WITHOUT_WARMUP = ("constant", "piecewise_constant")
 
 def problems_of_training(config: RunConfig, spec: ModelSpec) -> list[str]:
     """Everything about optimizer, schedule, timesteps and adapter that cannot be done, in words."""
-    return [*_optimizer_problems(config), *_schedule_problems(config), *_objective_problems(config, spec)]
+    return [
+        *_optimizer_problems(config),
+        *_schedule_problems(config),
+        *_objective_problems(config, spec),
+        *_adapter_problems(config, spec),
+    ]
 
 
 def _optimizer_problems(config: RunConfig) -> list[str]:
@@ -80,3 +87,14 @@ def _objective_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
     if bounds is not None and not 0 <= bounds[0] <= bounds[1] <= last:
         return [f"timestep_range {config.timestep_range}: LOW and HIGH have to rise and lie in 0 to {last}"]
     return []
+
+
+def _adapter_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
+    if config.type != "lora":
+        return []
+    known = layers.names(spec)
+    return [
+        f"target_modules {target}: no layer's name ends so{did_you_mean(target, known)}; there are {', '.join(known)}"
+        for target in config.target_modules
+        if not layers.targeted(spec, [target])
+    ]

@@ -14,9 +14,10 @@ from conftest import Cogtune
 from cogtune import fit
 from cogtune.config import RunConfig
 from cogtune.errors import UsageError
-from cogtune.estimate import GIB, Memory, estimate, lora_parameters, transformer_parameters
+from cogtune.estimate import GIB, Memory, estimate, lora_parameters
 from cogtune.fit import GB, Machine, fitted, nearest_preset, problems, refuse_unfit
 from cogtune.gpus import Gpu
+from cogtune.layers import layers, names, transformer_parameters
 from cogtune.measurements import Measurement, recorded
 from cogtune.modeling.adapters import add_lora
 from cogtune.modeling.locate import spec_of
@@ -43,12 +44,24 @@ def test_parameters_are_counted_as_the_real_models_have_them(name: str) -> None:
     assert transformer_parameters(spec_for(name)) == sum(p.numel() for p in model.parameters())
 
 
-def test_an_adapters_parameters_are_counted_too() -> None:
-    targets = ("to_q", "to_out.0", "ff.net.0.proj", "ff.net.2")
-    model = build_transformer(VARIANTS["2b"], "full", device="meta", dtype=torch.bfloat16)
-    add_lora(model, rank=16, alpha=16, target_modules=targets, seed=0)
-    counted = lora_parameters(spec_for("2b"), RunConfig(rank=16, target_modules=targets))
-    assert counted == sum(p.numel() for p in model.parameters() if p.requires_grad)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_adapters_parameters_are_counted_too(name: str) -> None:
+    for targets in (("to_q", "to_out.0", "ff.net.0.proj", "transformer_blocks.3.ff.net.2"), names(spec_for(name))):
+        model = build_transformer(VARIANTS[name], "full", device="meta", dtype=torch.bfloat16)
+        add_lora(model, rank=16, alpha=16, target_modules=targets, seed=0)
+        counted = lora_parameters(spec_for(name), RunConfig(rank=16, target_modules=tuple(targets)))
+        assert counted == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_layers_are_those_of_the_real_models(name: str) -> None:
+    model = build_transformer(VARIANTS[name], "full", device="meta", dtype=torch.bfloat16)
+    found = {
+        path: module.weight.flatten(1).shape
+        for path, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+    }
+    assert layers(spec_for(name)) == {path: (inputs, outputs) for path, (outputs, inputs) in found.items()}
 
 
 of_every_recorded_run = pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def assert_whole(output: Path) -> None:
         assert f"checkpoint-{json.loads((checkpoint / 'state.json').read_text())['step']}" == checkpoint.name
 
 
+@pytest.mark.slow
 def test_the_road_by_hand(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
     preset = ["--preset", "cpu-lora-tiny"]
     cache = ["--cache-dir", tmp_path / "cache"]
@@ -105,6 +106,7 @@ def test_a_run_can_be_started_by_hand_from_its_launch_files(cogtune: Cogtune, cl
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_and_ctrl_c_says_how_to_go_on(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
     running = start(tmp_path, "train", "--preset", "cpu-lora-tiny", "--data", clips, *FOREVER)
     wait_for_checkpoints(tmp_path / "out", running, 3)

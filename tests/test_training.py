@@ -34,8 +34,9 @@ from cogtune.data.index import Index
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.geometry import Size, latent_frames
 from cogtune.launch import LaunchFiles, how_to_go_on
+from cogtune.layers import names
 from cogtune.modeling.random_weights import write_pipeline
-from cogtune.models import LORA_WEIGHTS_NAME, VARIANTS
+from cogtune.models import LORA_WEIGHTS_NAME, VARIANTS, published_spec
 from cogtune.plan import Plan
 from cogtune.resolving import read_run, resolve
 from cogtune.training import checkpoint, setup
@@ -337,12 +338,36 @@ def test_metrics_hold_a_line_for_every_step(clips: Path, tmp_path: Path) -> None
     assert set(lines[0]["eval_loss_by_timestep"]) == {"125", "375", "625", "875"}
 
 
-def test_a_target_that_matches_no_layer_is_told(clips: Path, tmp_path: Path) -> None:
-    plan = plan_for(clips, tmp_path / "out", steps=1, target_modules=["to_q", "to_x"])
-    with pytest.raises(CogtuneError, match="match no layer") as caught:
-        train_here(plan)
-    assert len(caught.value.details) == 1
-    assert "to_x" in caught.value.details[0]
+def test_targets_that_match_no_layer_are_told_before_anything_is_encoded(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan_for(clips, tmp_path / "out", steps=1, target_modules=["to_q", "to_vv", "2", "attn1"])
+    told = caught.value.details
+    assert [line.split(";")[0] for line in told] == [
+        "target_modules to_vv: no layer's name ends so",
+        "target_modules 2: no layer's name ends so",
+        "target_modules attn1: no layer's name ends so",
+    ]
+    assert "did you mean 'to_v'?" in told[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["2b", "1.5-5b-i2v"])
+def test_an_adapter_on_every_layer_that_can_have_one_is_trained_and_loads(
+    name: str, clips: Path, tmp_path: Path
+) -> None:
+    targets = names(published_spec(VARIANTS[name]))
+    model = {"model": f"tiny:{name}", "size": "9x64x96" if name == "2b" else "17x64x96"}
+    plan = plan_for(clips, tmp_path / "out", steps=1, rank=2, learning_rate=1e-2, target_modules=targets, **model)
+    train_here(plan)
+    weights = load_file(tmp_path / "out" / LORA_WEIGHTS_NAME)
+    trained = {key.split(".lora_")[0] for key in weights if "lora_B" in key and weights[key].any()}
+    assert {key.removeprefix("transformer.") for key in trained} >= {"patch_embed.proj", "proj_out", "norm_out.linear"}
+    plain = CogVideoXTransformer3DModel.from_pretrained(plan.checkpoint / "transformer")
+    plain.load_lora_adapter(tmp_path / "out", weight_name=LORA_WEIGHTS_NAME)
+    loaded = plain.state_dict()
+    for key, value in weights.items():
+        layer, matrix, _ = key.removeprefix("transformer.").rsplit(".", 2)
+        assert torch.equal(loaded[f"{layer}.{matrix}.default_0.weight"], value)
 
 
 def test_plans_survive_the_disk(clips: Path, tmp_path: Path) -> None:
@@ -365,16 +390,23 @@ def test_full_fine_tuning_is_sampled_from_its_run_with_the_runs_size_and_prompt(
     assert not np.array_equal(trained, sample(load_pipeline(base), base, request))
 
 
-def test_overwrite_loses_nothing_when_the_new_run_cannot_start(clips: Path, tmp_path: Path) -> None:
+def test_overwrite_loses_nothing_when_the_new_run_cannot_start(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **_more: Any) -> None:
+        raise CogtuneError("what only the worker finds")
+
     out = tmp_path / "out"
     train_here(plan_for(clips, out, steps=1))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and "launch" not in path.parts}
     for data, size in ((tmp_path / "typo", "9x64x96"), (clips, "10x10x10")):
         with pytest.raises(CogtuneError):
             plan_for(data, out, overwrite=True, steps=1, size=size)
-    plan = plan_for(clips, out, overwrite=True, steps=1, target_modules=["to_x"])
-    with pytest.raises(CogtuneError, match="match no layer"):  # what only the worker can find
-        train_here(plan)
+    plan = plan_for(clips, out, overwrite=True, steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("cogtune.training.setup.add_lora", broken)
+        with pytest.raises(CogtuneError, match="what only the worker finds"):
+            train_here(plan)
     assert {path: path.read_bytes() for path in before} == before
     train_here(plan_for(clips, out, overwrite=True, steps=2, seed=3))
     assert [path.name for path in checkpoints(out)] == ["checkpoint-2"]
