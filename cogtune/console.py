@@ -89,14 +89,8 @@ def _in_characters_of(stream: TextIO, text: str) -> str:
     return text.encode(encoding, errors="backslashreplace").decode(encoding)
 
 
-def note(message: str, *, drawn_on: bool = False) -> None:
-    """A remark on stderr: what is being done, what was found already done.
-
-    Args:
-        drawn_on: another process may be drawing on the terminal: begin a line of its own.
-    """
-    if drawn_on and not _settings.quiet and _remarks().isatty():
-        print(file=_remarks())
+def note(message: str) -> None:
+    """A remark on stderr: what is being done, what was found already done."""
     if _settings.live is not None:
         _settings.live.print(escape(message))
     elif not _settings.quiet:

@@ -13,8 +13,10 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -130,7 +132,34 @@ def work(report: Report, log: Path, job: Callable[[StopRequest], bool]) -> int:
     stop = StopRequest()
     with _own_stdout() as stdout:
         console.configure(quiet=rank != 0 or _QUIET in os.environ, remarks=stdout)
-        return _work(report, log, job, stop)
+        with _stop_told():
+            return _work(report, log, job, stop)
+
+
+@contextlib.contextmanager
+def _stop_told() -> Iterator[None]:
+    """Say at once that a signal was heard: Python itself looks at it when the main thread comes back from a GPU's step.
+
+    It is said here and not by the watching process, on whose words this one would draw.
+    """
+    heard, wake = socket.socketpair()
+    wake.setblocking(False)
+    once_more = " (once more to stop at once)" if PARENT_PID in os.environ else ""
+
+    def tell() -> None:
+        if heard.recv(1):
+            console.note(f"stopping in good order{once_more}")
+
+    listener = threading.Thread(target=tell, daemon=True)
+    listener.start()
+    before = signal.set_wakeup_fd(wake.fileno())
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        wake.close()
+        listener.join()
+        heard.close()
 
 
 @contextlib.contextmanager
@@ -283,7 +312,6 @@ def _signals_passed_on(child: subprocess.Popen[bytes], reports: Sequence[Report]
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             return
-        console.note("stopping in good order (once more to stop at once)", drawn_on=True)
         for pid in workers:
             with contextlib.suppress(ProcessLookupError):  # one that is dead already
                 os.kill(pid, signal.SIGTERM)

@@ -104,6 +104,19 @@ def test_a_signal_that_comes_while_the_parent_is_looked_for_is_not_lost(monkeypa
             signal.signal(number, handler)
 
 
+def test_a_stop_is_told_while_the_main_thread_cannot_look(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    busy = (
+        "import hashlib, os, signal\nfrom cogtune import console\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "hashlib.pbkdf2_hmac('sha256', b'', b'', 3_000_000)\n"
+        "console.note('the end of a long step')\nreturn not stop"
+    )
+    with pytest.raises(StoppedError):
+        watched(tmp_path, busy)
+    told = capfd.readouterr().err.splitlines()
+    assert told == ["stopping in good order (once more to stop at once)", "the end of a long step"]
+
+
 def test_a_signal_that_comes_too_late_for_the_work_stops_what_would_follow(tmp_path: Path) -> None:
     late = (
         "import os, signal, time\nos.kill(os.getppid(), signal.SIGTERM)\n"
