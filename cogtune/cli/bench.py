@@ -116,16 +116,21 @@ def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], l
     from cogtune.measurements import GB, GIB
     from cogtune.presets import PRESETS
 
+    on_cpu = done[0].gpu == "cpu"
     figures: list[tuple[str, list[float | None], str]] = [
         ("seconds a step (median)", [row.step_s for row in done], ".3f"),
         ("fastest step, s", [row.step_s_range[0] if row.step_s_range else None for row in done], ".3f"),
         ("slowest step, s", [row.step_s_range[1] if row.step_s_range else None for row in done], ".3f"),
-        ("tokens/s, all GPUs", [row.tokens_per_s for row in done], ",.0f"),
+        ("tokens/s, all together", [row.tokens_per_s for row in done], ",.0f"),
         ("whole card, GB of 10^9", [row.card_gb for row in done], ".2f"),
         ("whole card, GiB", [row.card_gb * GB / GIB if row.card_gb else None for row in done], ".2f"),
-        ("PyTorch reserved, GiB", [max(row.reserved_gib) for row in done], ".2f"),
-        ("PyTorch allocated, GiB", [max(row.allocated_gib) for row in done], ".2f"),
-        ("reserved before step 1, GiB", [max(row.start_gib) for row in done], ".2f"),
+        ("largest process, GiB" if on_cpu else "PyTorch reserved, GiB", [max(row.reserved_gib) for row in done], ".2f"),
+        ("PyTorch allocated, GiB", [None if on_cpu else max(row.allocated_gib) for row in done], ".2f"),
+        (
+            "the same before step 1, GiB" if on_cpu else "reserved before step 1, GiB",
+            [max(row.start_gib) for row in done],
+            ".2f",
+        ),
         ("host memory, GiB", [row.host_gib for row in done], ".2f"),
         ("rise on the machine, GiB", [row.host_rise_gib for row in done], ".2f"),
         ("control group's peak, GiB", [row.cgroup_gib for row in done], ".2f"),
@@ -136,6 +141,8 @@ def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], l
         figures.append((f"hours of the run's {run:,} steps", [row.step_s * run / 3600 for row in done], ".2f"))
     rows = []
     for name, values, form in figures:
+        if all(value is None for value in values):
+            continue
         cells = ["" if value is None else format(value, form) for value in values]
         if len(values) > 1:
             mine, other = values[0], values[1]
