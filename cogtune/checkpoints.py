@@ -60,7 +60,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     state = read_json(checkpoint / STATE_NAME)
     if (
         not isinstance(state, dict)
-        or not isinstance(state.get("step"), int)
+        or type(state.get("step")) is not int
+        or state["step"] < 0
         or not isinstance(state.get("identity"), dict)
     ):
         raise CogtuneError(f"{checkpoint / STATE_NAME} is damaged", "resume from another checkpoint")

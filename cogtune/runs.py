@@ -50,6 +50,10 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
         if (run / RUN_NAME).is_file():
             return read_run(run, flags)
         choose(resume, Path(flags.get("output", "out")))  # one that is not there is told before all else
+        raise UsageError(
+            f"{run / RUN_NAME} is missing, which says how the run was configured",
+            "give the --preset or --config that it was started with",
+        )
     return resolve(preset_name=preset_name, file=file, flags=flags)
 
 
@@ -175,9 +179,10 @@ def get_ready(
         dataset = only(dataset, caching.frame_settings(config, spec))
         watched = replace(watched, prompts=watched.prompts[:1])
     if any((checkpoint / "transformer").glob("*.safetensors")):
-        prepared, left = _cached(config, spec, checkpoint, dataset, watched, dry_run=dry_run)
+        prepared = caching.prepare(config, spec, checkpoint, dataset, watched)
         identity = identity_of(config, base=fingerprint(checkpoint, "transformer"), data=prepared.index.digest)
         buckets = {size: len(positions) for size, positions in prepared.index.buckets.items()}
+        left = str(prepared.todo) if prepared.todo else ""
     else:  # a dry run with a model that is not on this machine
         nothing = Index((), "")
         none = Todo((), (), ())
@@ -189,6 +194,8 @@ def get_ready(
         total, step = config.total_steps(*buckets.values()), int(read_state(start_from)["step"])
         if step > total or (step == total and start_from.parent != config.output):  # nothing to do, or only to publish
             raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")
+    if prepared.todo and not dry_run:
+        prepared, left = _encoded(config, spec, checkpoint, dataset, watched)[0], ""
     folder = "dry-run" if dry_run else launch.folder_name(config)
     launch_folder = config.output / folder
     plan = make_plan(
@@ -220,22 +227,6 @@ def _warn_of_overlap(prepared: caching.Prepared) -> None:
     both = [row.id for row in prepared.validation.rows if row.latents in trained_on]
     if both:
         console.warn(f"trained on too, so the validation loss says less: {', '.join(both)}")
-
-
-def _cached(
-    config: RunConfig,
-    spec: ModelSpec,
-    checkpoint: Path,
-    dataset: Dataset,
-    watched: Watched,
-    *,
-    dry_run: bool,
-) -> tuple[caching.Prepared, str]:
-    """What a run reads, with all its entries made unless this is a dry run; and what is left to encode."""
-    if dry_run:
-        prepared = caching.prepare(config, spec, checkpoint, dataset, watched)
-        return prepared, str(prepared.todo) if prepared.todo else ""
-    return _encoded(config, spec, checkpoint, dataset, watched)[0], ""
 
 
 def _encoded(

@@ -29,7 +29,7 @@ from cogtune.resolving import RUN_NAME
 
 
 def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
-    """Train as planned; True when the last step was reached.
+    """Train as planned; True when the last step, and what is due there, was done.
 
     Raises:
         CogtuneError: anything the user can act on.
@@ -50,13 +50,13 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
         training = replace(training, plans=replace(training.plans, looked=looked))
     accelerator.wait_for_everyone()
     with memory_explained(plan):
-        done = train(training)
-    if done == plan.total_steps and accelerator.is_main_process:
-        publish_weights(plan.config.output, plan.config.output / f"checkpoint-{done}")
+        finished = train(training)
+    if finished and accelerator.is_main_process:
+        publish_weights(plan.config.output, plan.config.output / f"checkpoint-{plan.total_steps}")
     if accelerator.is_main_process:
         draw_report(plan.config.output)
     accelerator.wait_for_everyone()
-    return done == plan.total_steps
+    return finished
 
 
 @contextlib.contextmanager

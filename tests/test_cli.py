@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import Cogtune
 
+from cogtune.cli import main
+
 COMMANDS = [
     [],
     ["dataset"],
@@ -85,6 +87,15 @@ def test_a_missing_dataset_is_told(cogtune: Cogtune, tmp_path: Path) -> None:
         told = cogtune(*words, "nowhere", status=1).err
         assert "nowhere" in told
         assert "hint: " in told
+
+
+def test_a_name_too_long_for_a_file_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main(["dataset", "validate", "caption " * 40])
+    signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 2
+    assert "caption caption" in capsys.readouterr().err
 
 
 def test_an_unreadable_clip_is_told_and_stops_training(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:

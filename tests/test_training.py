@@ -305,10 +305,41 @@ def test_a_new_run_does_not_mix_with_an_old_one(clips: Path, tmp_path: Path) -> 
 def test_a_damaged_checkpoint_is_told(clips: Path, tmp_path: Path) -> None:
     train_here(plan_for(clips, tmp_path / "out", steps=1))
     optimizer = tmp_path / "out" / "checkpoint-1" / "optimizer.pt"
-    optimizer.write_bytes(optimizer.read_bytes()[:-100])
+    whole, middle = optimizer.read_bytes(), optimizer.stat().st_size // 2
+    flipped = whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 8]) + whole[middle + 8 :]
+    lora = optimizer.with_name(LORA_WEIGHTS_NAME)
+    weights = load_file(lora)
+    broken = {name: torch.full_like(weight, math.nan) for name, weight in weights.items()}
     plan = plan_for(clips, tmp_path / "out", steps=2, resume="latest")
-    with pytest.raises(CogtuneError, match="is damaged"):
+    for damage in (whole[:-100], flipped):
+        optimizer.write_bytes(damage)
+        with pytest.raises(CogtuneError, match="checkpoint-1 is damaged"):
+            train_here(plan)
+    optimizer.write_bytes(whole)
+    save_file(broken, lora)
+    with pytest.raises(CogtuneError, match=r"checkpoint-1 is damaged: .* is not finite"):
         train_here(plan)
+    save_file(weights, lora)
+    assert len(train_here(plan)) > 1
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_encoded(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=2))
+    monkeypatch.setattr(caching, "fill", None)
+    with pytest.raises(CogtuneError, match="checkpoint-2 does not fit this run"):
+        plan_for(clips, tmp_path / "out", steps=4, resume="latest", size="9x64x64", rank=4)
+    with pytest.raises(UsageError, match="is at step 2, and the run ends at 1"):
+        plan_for(clips, tmp_path / "out", steps=1, resume="latest", validation_prompts="another one", sample_every=1)
+
+
+def test_a_run_without_its_configuration_is_told(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=1))
+    (tmp_path / "out" / "run.yaml").unlink()
+    with pytest.raises(UsageError, match=r"out/run\.yaml is missing") as caught:
+        runs.configure(preset_name=None, file=None, flags={"output": str(tmp_path / "out")}, resume="latest")
+    assert "--preset or --config" in caught.value.hint
 
 
 def test_the_lora_file_says_how_to_use_it(clips: Path, tmp_path: Path) -> None:
@@ -530,7 +561,8 @@ def test_whatever_a_library_says_of_a_damaged_checkpoint_is_told(error: Exceptio
         def load_checkpoint(self, *_words: Any, **_more: Any) -> None:
             raise error
 
-    trainee = SimpleNamespace(is_zero=True, model=Engine(), is_lora=False)
+    accelerator = SimpleNamespace(process_index=0)
+    trainee = SimpleNamespace(is_zero=True, model=Engine(), is_lora=False, accelerator=accelerator)
     with pytest.raises(CogtuneError, match=r"checkpoint-4 is damaged: .+") as caught:
         checkpoint.load(trainee, tmp_path / "checkpoint-4")  # type: ignore[arg-type]
     assert caught.value.hint == "resume from an earlier checkpoint"
@@ -542,9 +574,10 @@ def test_a_damaged_state_is_told(clips: Path, tmp_path: Path) -> None:
     state.write_text('{"format": 1, "step": 1, "identity": null}')
     with pytest.raises(CogtuneError, match=r"state\.json is damaged"):
         plan_for(clips, tmp_path / "out", steps=2, resume="latest")
-    state.write_text('{"format": 1}')
-    with pytest.raises(CogtuneError, match=r"state\.json is damaged"):
-        plan_for(clips, tmp_path / "out", steps=2, resume="latest")
+    for step in ("", ', "step": -3, "identity": {}', ', "step": true, "identity": {}'):
+        state.write_text('{"format": 1' + step + "}")
+        with pytest.raises(CogtuneError, match=r"state\.json is damaged"):
+            plan_for(clips, tmp_path / "out", steps=2, resume="latest")
 
 
 def overflow_until(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,20 @@ import numpy as np
 import pytest
 import torch
 from forked_workers import start_workers
-from runs_in_process import fill_here, is_done, plan_for, read_lines, set_up_here, train_here
+from runs_in_process import (
+    StopWhen,
+    evaluations,
+    fill_here,
+    forget_earlier_runs,
+    is_done,
+    plan_for,
+    read_lines,
+    set_up_here,
+    train_here,
+)
 from safetensors.torch import load_file
 
-from cogtune import caching
+from cogtune import caching, worker
 from cogtune.checkpoints import checkpoints, read_state
 from cogtune.data.index import Index
 from cogtune.data.prompts import load_prompts
@@ -257,6 +267,31 @@ def test_videos_may_be_made_every_so_many_epochs(clips: Path, tmp_path: Path) ->
     plan = plan_for(clips, tmp_path / "out", sample_epochs=2, batch_size=2)
     assert plan.config.sample_interval(plan.samples) == 6
     assert plan.prompts is not None
+
+
+@pytest.mark.parametrize("in_the_midst_of", ["a loss", "the videos"])
+def test_a_run_stopped_in_what_is_due_at_its_end_is_not_done(in_the_midst_of: str, clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plan = plan_for(clips, out, steps=2, **SAMPLED)
+    forget_earlier_runs()
+    measured = in_the_midst_of == "the videos"
+
+    def asked() -> bool:
+        return is_done(out, 2) and (2 in evaluations(read_lines(out))) is measured
+
+    assert worker.run(plan, LaunchFiles(out / "launch"), StopWhen(asked)) is False  # type: ignore[arg-type]
+    assert (2 in evaluations(read_lines(out))) is measured
+    assert not (out / "samples" / "step-000002").exists()
+    assert not (out / LORA_WEIGHTS_NAME).exists()
+    train_here(plan_for(clips, out, steps=2, resume="latest", **SAMPLED))
+    assert 2 in evaluations(read_lines(out))
+    assert (out / "samples" / "step-000002").is_dir()
+    assert (out / LORA_WEIGHTS_NAME).is_file()
+
+
+def test_a_run_stopped_after_its_last_step_with_nothing_due_is_done(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=2, eval_every=0), stop_after=2)
+    assert (tmp_path / "out" / LORA_WEIGHTS_NAME).is_file()
 
 
 def test_videos_that_were_due_when_a_run_was_stopped_are_made_up_for(clips: Path, tmp_path: Path) -> None:

@@ -171,7 +171,8 @@ def _measure(request: Request, made: _Stage, recipe: Recipe, *, is_last: bool) -
     began = time.time()
     with watch.watched() as peaks, _log_outlived(files.log):
         words = ["--plain"] if recipe == "plain" else []
-        launch.start(plan, files, "cogtune.bench.worker", *words, if_stopped=stage.NOTHING, is_last=is_last)
+        missed = stage.NOTHING if recipe == "preset" else f"{recipe} was not measured"
+        launch.start(plan, files, "cogtune.bench.worker", *words, if_stopped=missed, is_last=is_last)
     return _measurement(request, plan, files, recipe, peaks, began)
 
 

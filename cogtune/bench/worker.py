@@ -31,7 +31,7 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
 
     training = set_up(plan, lambda: bool(stop), base_dtype=torch.float32 if plain else None)
     ready, at_start = time.time(), _peaks()
-    done = train(replace(training, saves=False))
+    finished = train(replace(training, saves=False))
     write_json(
         memory_file(files, rank),
         {
@@ -42,7 +42,7 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
             "allocated": _peaks()[1],
         },
     )
-    return done == plan.total_steps
+    return finished
 
 
 def _seconds(metrics: Path) -> list[float]:

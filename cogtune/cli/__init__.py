@@ -32,11 +32,13 @@ def _end(number: int, _frame: object) -> None:
 
 
 def _status(words: list[str], debug: bool) -> int:
+    import errno
+
     import typer
 
     from cogtune import console
     from cogtune.cli.app import app
-    from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, CogtuneError
+    from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CogtuneError
 
     console.quiet_libraries()
     try:
@@ -54,6 +56,10 @@ def _status(words: list[str], debug: bool) -> int:
         sys.stdout = None
         return EXIT_FAILURE
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG and not debug:
+            told = f"{str(error.filename)[:60]}... is too long for the name of a file"
+            console.error(CogtuneError(told, "give a file or a folder"))
+            return EXIT_USAGE
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own word on wrong usage
             console.error(CogtuneError(error.format_message(), "`--help` after any command explains it"))
             return int(error.exit_code)

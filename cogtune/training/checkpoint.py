@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,28 @@ def _save_optimizer(trainee: Trainee, path: Path) -> None:
         torch.save(state, path)
 
 
+def _check_sums(trainee: Trainee, checkpoint: Path) -> None:
+    """Compare this process's files with the checksums inside them, at which torch does not look.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    files = [checkpoint / OPTIMIZER_NAME]
+    if trainee.is_zero:
+        rank = trainee.accelerator.process_index
+        files = [*(checkpoint / ZERO_TAG).glob(f"*zero_pp_rank_{rank}_*.pt")]
+    for path in files:
+        with zipfile.ZipFile(path) as parts:
+            if (part := parts.testzip()) is not None:
+                raise ValueError(f"{path.name} does not hold what was written ({part})")
+
+
+def _check_finite(trainee: Trainee) -> None:
+    for name, parameter in trainee.transformer.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+
+
 def load(trainee: Trainee, checkpoint: Path) -> None:
     """Put a checkpoint's weights and optimizer back. Collective: every rank calls it.
 
@@ -164,6 +187,7 @@ def load(trainee: Trainee, checkpoint: Path) -> None:
         CogtuneError: a file is missing or damaged.
     """
     try:
+        _check_sums(trainee, checkpoint)
         if trainee.is_zero:
             loaded, _ = trainee.model.load_checkpoint(
                 str(checkpoint), tag=ZERO_TAG, load_module_strict=not trainee.is_lora
@@ -176,6 +200,7 @@ def load(trainee: Trainee, checkpoint: Path) -> None:
         else:
             saved = CogVideoXTransformer3DModel.from_pretrained(checkpoint / "transformer")
             trainee.transformer.load_state_dict(saved.state_dict())
+        _check_finite(trainee)
         state = torch.load(checkpoint / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
         trainee.optimizer.load_state_dict(state["optimizer"])
         if trainee.accelerator.scaler is not None and state["scaler"]:
@@ -193,6 +218,7 @@ def load(trainee: Trainee, checkpoint: Path) -> None:
         TypeError,
         ValueError,
         pickle.UnpicklingError,
+        zipfile.BadZipFile,
         SafetensorError,
     ) as error:
         reason = (str(error).splitlines() or ["a file is missing, or holds something else"])[0]

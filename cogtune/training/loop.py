@@ -43,8 +43,8 @@ class Training:
     """Whether checkpoints are written; a bench writes none."""
 
 
-def train(run: Training) -> int:
-    """Train up to the last step or until asked to stop; the number of steps done in all.
+def train(run: Training) -> bool:
+    """Train up to the last step and do what is due there; False when asked to stop before that was done.
 
     Raises:
         CogtuneError: a loss or gradient is not finite, or a checkpoint cannot be written.
@@ -65,7 +65,7 @@ def train(run: Training) -> int:
         trainee, run.objective, run.store, config, run.plans, first_step=done, should_stop=run.should_stop
     ) as watch:
         if not watch.look_before(done):
-            return done
+            return False
         trainee.model.train()
         for passes in batches(run.store, run.index, share, done, total):
             learning_rate = rate(done)
@@ -78,15 +78,15 @@ def train(run: Training) -> int:
             loss = float(accelerator.reduce(torch.tensor(loss, device=accelerator.device), "mean"))
             watch.step(done, loss=loss, grad_norm=grad_norm, learning_rate=learning_rate)
 
-            stop = run.should_stop() or not watch.evaluate(done)
+            stop = (done < total and run.should_stop()) or not watch.evaluate(done)
             if due := done % config.checkpoint_every == 0 or done == total:
                 _save(run, done)
                 watch.rest()
             if stop or not watch.sample(done):
                 if not due:
                     _save(run, done)
-                break
-    return done
+                return False
+    return True
 
 
 def _save(run: Training, done: int) -> None:
