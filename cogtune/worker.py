@@ -54,7 +54,7 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
     if finished and accelerator.is_main_process:
         publish_weights(plan.config.output, plan.config.output / f"checkpoint-{plan.total_steps}")
     if accelerator.is_main_process:
-        draw_report(plan.config.output)
+        draw_report(plan.config.output, stopped=not finished)
     accelerator.wait_for_everyone()
     return finished
 
@@ -128,10 +128,10 @@ def publish_weights(output: Path, newest: Path) -> None:
         write_atomic(output / LORA_WEIGHTS_NAME, lambda aside: shutil.copyfile(lora, aside))
 
 
-def draw_report(output: Path, *, under_way: bool = False) -> None:
+def draw_report(output: Path, *, under_way: bool = False, stopped: bool = False) -> None:
     """Write the run's page; what stands in the way is told, and stops nothing."""
     try:
-        write_run_report(output, under_way=under_way)
+        write_run_report(output, under_way=under_way, stopped=stopped)
     except Exception as error:  # a page is never worth a run
         console.warn(f"the run's report could not be written: {error}")
 

@@ -247,17 +247,16 @@ def test_a_page_is_there_from_the_first_measurement_on(
     monkeypatch.setattr(caching, "fill", fill_here)
     drawn: list[tuple[str, int]] = []
 
-    def look(output: Path, *, under_way: bool = False) -> Path:
-        page = report(output, under_way=under_way)
+    def look(output: Path, **how: bool) -> Path:
+        page = report(output, **how)
         drawn.append((page.all("p", "verdict")[0].text, len(page.all("video"))))
         return output / "report.html"
 
     monkeypatch.setattr(worker, "write_run_report", look)
     settings = {"steps": 2, "eval_every": 1, "validation_prompts": "A disc.", "sample_every": 2, "sample_steps": 1}
     train_here(plan_for(clips, tmp_path / "out", **settings))
-    under_way = ["Under way. 0 of 2 steps are done."] * 2 + ["Under way. 1 of 2 steps are done."]
-    finished = ["Finished. All 2 steps are done."] * 3
-    assert drawn == list(zip([*under_way, *finished], [0, 1, 1, 1, 2, 2], strict=True))
+    under_way = [f"Under way. {step} of 2 steps are done." for step in (0, 0, 1, 2, 2)]
+    assert drawn == list(zip([*under_way, "Finished. All 2 steps are done."], [0, 1, 1, 1, 2, 2], strict=True))
 
 
 def test_a_report_that_cannot_be_written_is_told_and_stops_nothing(

@@ -283,7 +283,9 @@ def test_a_run_stopped_in_what_is_due_at_its_end_is_not_done(in_the_midst_of: st
     assert (2 in evaluations(read_lines(out))) is measured
     assert not (out / "samples" / "step-000002").exists()
     assert not (out / LORA_WEIGHTS_NAME).exists()
+    assert "<b>Not finished.</b>" in (out / "report.html").read_text()
     train_here(plan_for(clips, out, steps=2, resume="latest", **SAMPLED))
+    assert "<b>Finished.</b>" in (out / "report.html").read_text()
     assert 2 in evaluations(read_lines(out))
     assert (out / "samples" / "step-000002").is_dir()
     assert (out / LORA_WEIGHTS_NAME).is_file()
@@ -478,7 +480,8 @@ def test_the_report_is_drawn_at_each_evaluation(clips: Path, tmp_path: Path, mon
 
     drawn: list[tuple[bool, int]] = []
 
-    def draw(output: Path, *, under_way: bool = False) -> None:
+    def draw(output: Path, *, under_way: bool = False, stopped: bool = False) -> None:
+        assert not stopped
         drawn.append((under_way, max(line["step"] for line in read_lines(output))))
 
     monkeypatch.setattr(worker, "draw_report", draw)

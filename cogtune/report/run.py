@@ -29,11 +29,12 @@ def record_machine(launch: Path) -> None:
     write_json(launch / MACHINE_NAME, machine())
 
 
-def write_run_report(output: Path, *, under_way: bool = False) -> Path:
+def write_run_report(output: Path, *, under_way: bool = False, stopped: bool = False) -> Path:
     """Write the page of the run in ``output``; where it is.
 
     Args:
         under_way: whether the run goes on.
+        stopped: whether it is just being stopped; of one that was, its processes' reports say so.
 
     Raises:
         CogtuneError: the folder holds no run, or the page cannot be written.
@@ -45,13 +46,13 @@ def write_run_report(output: Path, *, under_way: bool = False) -> Path:
     path = output / PAGE_NAME
     with explained(output / "metrics.jsonl", "read"):
         found = curves(read_metrics(output / "metrics.jsonl"))
-    write_page(path, f"{output.absolute().name} · run report", _parts(output.absolute(), found, under_way))
+    write_page(path, f"{output.absolute().name} · run report", _parts(output.absolute(), found, under_way, stopped))
     return path
 
 
-def _parts(output: Path, found: Curves, under_way: bool) -> Iterator[Html]:
+def _parts(output: Path, found: Curves, under_way: bool, stopped: bool) -> Iterator[Html]:
     plan = _json(output / "launch" / "plan.json")
-    yield _header(output, plan, found, under_way)
+    yield _header(output, plan, found, under_way, stopped)
     yield from loss_charts(found)
     yield from video_section(output)
     yield from step_charts(found)
@@ -72,7 +73,7 @@ def _json(path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- how it goes
 
 
-def _header(output: Path, plan: Mapping[str, Any], found: Curves, under_way: bool) -> Html:
+def _header(output: Path, plan: Mapping[str, Any], found: Curves, under_way: bool, stopped: bool) -> Html:
     config = plan.get("config", {})
     lead = [config.get("model"), config.get("type"), plan.get("size"), config.get("strategy")]
     return tag(
@@ -80,20 +81,20 @@ def _header(output: Path, plan: Mapping[str, Any], found: Curves, under_way: boo
         tag("p", "Run report", class_="kind"),
         tag("h1", output.name),
         tag("p", " · ".join(str(part) for part in lead if part), class_="lead"),
-        _verdict(output, plan, found, under_way),
+        _verdict(output, plan, found, under_way, stopped),
         facts(_figures(plan, found)),
     )
 
 
-def _verdict(output: Path, plan: Mapping[str, Any], found: Curves, under_way: bool) -> Html:
+def _verdict(output: Path, plan: Mapping[str, Any], found: Curves, under_way: bool, stopped: bool) -> Html:
     done, total = found.last_step, plan.get("total_steps")
     said = _json(output / "launch" / "rank-0.json")
     more = f"{done:,} of {total:,} steps are done." if total else f"{done:,} steps are done."
-    if total is not None and done >= total:
-        kind, word, more = "ok", "Finished.", f"All {total:,} steps are done."
-    elif said.get("status") == "failed":
+    if said.get("status") == "failed":
         kind, word, more = "error", "Failed.", f"{said.get('message', '')}. {more}"
-    else:
+    elif total is not None and done >= total and not (under_way or stopped or said.get("status") == "stopped"):
+        kind, word, more = "ok", "Finished.", f"All {total:,} steps are done."
+    else:  # after the last step, too, where its losses and videos are still due
         kind, word = "note", "Under way." if under_way else "Not finished."
     return tag("p", tag("b", word), " ", tag("span", more), class_=f"verdict {kind}")
 
