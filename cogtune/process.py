@@ -326,23 +326,19 @@ def _signals_passed_on(child: subprocess.Popen[bytes], reports: Sequence[Report]
 
 @dataclass(frozen=True)
 class _Death:
-    """The process that the launcher saw die first; the others' failures follow from it."""
+    """The process that torch's launcher saw die first; the others' failures follow from it."""
 
     pid: int
-    """0 when it was the only one, of which accelerate does not tell it."""
     signal: int
     """What killed it; 0 when it ended by itself."""
 
 
-_ALONE = re.compile(r"died with <Signals\.\w+: (\d+)>")
 _ROOT_CAUSE = re.compile(r"^Root Cause .*?^\s*exitcode\s*:\s*(-?\d+)\s*\(pid: (\d+)\)", re.DOTALL | re.MULTILINE)
 
 
 def _first_death(log: Path) -> _Death | None:
-    logged = log.read_text(errors="replace")
-    if found := _ROOT_CAUSE.search(logged):
-        return _Death(int(found[2]), max(0, -int(found[1])))
-    return _Death(0, int(alone[1])) if (alone := _ALONE.search(logged)) else None
+    found = _ROOT_CAUSE.search(log.read_text(errors="replace"))
+    return None if found is None else _Death(int(found[2]), max(0, -int(found[1])))
 
 
 def _raise_for(
@@ -360,16 +356,15 @@ def _raise_for(
         return
     failed = [report for report in said if report is not None and report["status"] == "failed"]
     first = _first_death(log)
-    if failed and (first is None or not first.pid or any(report["pid"] == first.pid for report in failed)):
+    if failed and (first is None or any(report["pid"] == first.pid for report in failed)):
         # What follows from a failure in the other processes is never foreseen: their peer is gone.
         likely = [report for report in failed if report["foreseen"]] or failed
         report = next((report for report in likely if first is not None and report["pid"] == first.pid), likely[0])
         raise CogtuneError(report["message"], report["hint"], details=report["details"], exit_code=report["exit_code"])
     if first is not None and first.signal and not received:
         rank = next((rank for rank, report in enumerate(said) if report and report["pid"] == first.pid), "?")
-        killed = f"was killed by signal {first.signal}"
         raise CogtuneError(
-            f"process {rank} of {len(said)} {killed}, and the others with it" if first.pid else f"the process {killed}",
+            f"process {rank} of {len(said)} was killed by signal {first.signal}, and the others with it",
             f"signal 9 is mostly the system's, when memory runs out; {if_stopped()}; the whole log is {log}",
         )
     if received or "stopped" in ends:
@@ -380,6 +375,6 @@ def _raise_for(
         raise known
     raise CogtuneError(
         f"a worker process died without a word (status {status})",
-        f"the whole log is {log}; a process killed by the system usually was out of memory",
+        f"the system kills a process when memory runs out; {if_stopped()}; the whole log is {log}",
         details=logged.splitlines()[-_TAIL_LINES:],
     )

@@ -19,6 +19,7 @@ from cogtune.data.index import Index, Todo, caption_of
 from cogtune.data.prompts import Watched, write_prompts
 from cogtune.data.sources import Dataset
 from cogtune.errors import UsageError
+from cogtune.geometry import Size
 from cogtune.gpus import gpus
 from cogtune.launch import LaunchFiles
 from cogtune.modeling.locate import locate
@@ -180,22 +181,18 @@ def get_ready(
         watched = replace(watched, prompts=watched.prompts[:1])
     if any((checkpoint / "transformer").glob("*.safetensors")):
         prepared = caching.prepare(config, spec, checkpoint, dataset, watched)
-        identity = identity_of(config, base=fingerprint(checkpoint, "transformer"), data=prepared.index.digest)
-        buckets = {size: len(positions) for size, positions in prepared.index.buckets.items()}
+        _check_start(start_from, config, *_made_of(config, checkpoint, prepared))  # before hours of encoding
         left = str(prepared.todo) if prepared.todo else ""
+        if prepared.todo and not dry_run:
+            prepared, left = _encoded(config, spec, checkpoint, dataset, watched)[0], ""
+        identity, buckets = _made_of(config, checkpoint, prepared)  # of the clips as they were encoded
     else:  # a dry run with a model that is not on this machine
         nothing = Index((), "")
         none = Todo((), (), ())
         prepared = caching.Prepared(Store(config.output), nothing, nothing, (), none, none)
         left, identity = f"everything, after downloading {config.model}", {}
         buckets = caching.clips_by_size(dataset, caching.frame_settings(config, spec))
-    if start_from is not None:
-        check_fits(start_from, read_state(start_from), identity)
-        total, step = config.total_steps(*buckets.values()), int(read_state(start_from)["step"])
-        if step > total or (step == total and start_from.parent != config.output):  # nothing to do, or only to publish
-            raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")
-    if prepared.todo and not dry_run:
-        prepared, left = _encoded(config, spec, checkpoint, dataset, watched)[0], ""
+        _check_start(start_from, config, identity, buckets)
     folder = "dry-run" if dry_run else launch.folder_name(config)
     launch_folder = config.output / folder
     plan = make_plan(
@@ -220,6 +217,25 @@ def get_ready(
     if plan.prompts is not None:
         write_prompts(plan.prompts, prepared.prompts, prepared.index.null_text)
     return Ready(plan, files, left)
+
+
+def _made_of(config: RunConfig, checkpoint: Path, prepared: caching.Prepared) -> tuple[dict[str, Any], dict[Size, int]]:
+    """What must be the same for a resumed run to be the same run, and the clips of each size."""
+    identity = identity_of(config, base=fingerprint(checkpoint, "transformer"), data=prepared.index.digest)
+    return identity, {size: len(positions) for size, positions in prepared.index.buckets.items()}
+
+
+def _check_start(
+    start_from: Path | None, config: RunConfig, identity: Mapping[str, Any], buckets: Mapping[Size, int]
+) -> None:
+    """Refuse a checkpoint that does not fit the run, or from which nothing is left to do."""
+    if start_from is None:
+        return
+    state = read_state(start_from)
+    check_fits(start_from, state, identity)
+    total, step = config.total_steps(*buckets.values()), int(state["step"])
+    if step > total or (step == total and start_from.parent != config.output):  # nothing to do, or only to publish
+        raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")
 
 
 def _warn_of_overlap(prepared: caching.Prepared) -> None:

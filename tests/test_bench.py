@@ -117,7 +117,7 @@ def test_a_stop_of_the_second_recipe_ends_the_bench_and_the_first_is_shown(
     def start(plan: Plan, files: LaunchFiles, *words: str, is_last: bool, **how: Any) -> None:
         told.append(is_last)
         if is_last:
-            raise StoppedError("nothing is lost", signal=signal.SIGINT)
+            raise StoppedError(how["if_stopped"], signal=signal.SIGINT)
         really(plan, files, *words, is_last=is_last, **how)
 
     monkeypatch.setattr("cogtune.launch.start", start)
@@ -130,6 +130,7 @@ def test_a_stop_of_the_second_recipe_ends_the_bench_and_the_first_is_shown(
     out, err = capsys.readouterr()
     assert (ended.value.code, told) == (130, [False, True])
     assert "error: stopped before the end" in err
+    assert "plain was not measured" in err
     assert "seconds a step (median)" in out
     assert [row.recipe for row in measurements.read(file)] == ["preset"]
     with pytest.raises(StoppedError):  # and no other preset is begun

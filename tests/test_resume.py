@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from cogtune import caching
 from cogtune.checkpoints import checkpoints
 from cogtune.data.batches import Share
+from cogtune.launch import LaunchFiles
 from cogtune.merge import merge_checkpoint
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.training.kernels import building
@@ -79,6 +80,30 @@ def test_two_processes_go_on_to_the_bit(kind: str, strategy: str, clips: Path, t
     if kind == "lora" and strategy != "ddp":
         merged = merge_checkpoint(tmp_path / "resumed" / "checkpoint-20", output=tmp_path / "merged")
         assert differing(load_file(merged.weights), load_file(tmp_path / "resumed" / LORA_WEIGHTS_NAME)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_a_damaged_shard_is_told(strategy: str, clips: Path, tmp_path: Path) -> None:
+    flags = {**SFT, "strategy": strategy, "num_processes": 2, "eval_every": 0}
+    run_workers(plan_for(clips, tmp_path / "out", steps=1, **flags))
+    shards = tmp_path / "out" / "checkpoint-1" / "pytorch_model"
+    models = {0: "mp_rank_00_model_states.pt"} if strategy == "zero2" else {}
+    optimizers = {rank: next(shards.glob(f"*zero_pp_rank_{rank}_*_optim_states.pt")).name for rank in (0, 1)}
+    for rank, name in (*models.items(), *optimizers.items()):
+        whole, middle = (shards / name).read_bytes(), (shards / name).stat().st_size // 2
+        flipped = bytes(255 - byte for byte in whole[middle : middle + 8])
+        (shards / name).write_bytes(whole[:middle] + flipped + whole[middle + 8 :])
+        plan = plan_for(clips, tmp_path / "out", steps=2, resume="latest", **flags)
+        started = start_workers(plan)
+        started[rank].join(60)
+        for process in started:
+            process.kill()
+        said = LaunchFiles(tmp_path / "out" / "launch").report(rank).read()
+        assert said is not None
+        assert said["message"].startswith(f"{shards.parent} is damaged: {name} does not hold what was written")
+        (shards / name).write_bytes(whole)
+    run_workers(plan_for(clips, tmp_path / "out", steps=2, resume="latest", **flags))
 
 
 @pytest.mark.slow

@@ -166,8 +166,9 @@ def _check_sums(trainee: Trainee, checkpoint: Path) -> None:
     """
     files = [checkpoint / OPTIMIZER_NAME]
     if trainee.is_zero:
-        rank = trainee.accelerator.process_index
+        rank, shared = trainee.accelerator.process_index, checkpoint / ZERO_TAG / "mp_rank_00_model_states.pt"
         files = [*(checkpoint / ZERO_TAG).glob(f"*zero_pp_rank_{rank}_*.pt")]
+        files += [shared] if rank == 0 and shared.is_file() else []
     for path in files:
         with zipfile.ZipFile(path) as parts:
             if (part := parts.testzip()) is not None:
