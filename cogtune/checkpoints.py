@@ -77,9 +77,15 @@ def check_fits(checkpoint: Path, state: Mapping[str, Any], identity: Mapping[str
         identity: what must be the same for the resumed run to be the same run, by name.
 
     Raises:
-        CogtuneError: with every difference.
+        CogtuneError: with every difference, or when another version wrote it.
     """
     before = state["identity"]
+    unknown = [key for key in identity if key not in before]
+    if unknown and before.get("strategy") == identity.get("strategy"):  # each strategy has keys of its own
+        raise CogtuneError(
+            f"{checkpoint} was written by another version of cogtune: it does not say {', '.join(unknown)}",
+            "use that version to go on, or start anew in another --output",
+        )
     wrong = [
         f"{key}: {before.get(key)!r} in the checkpoint, {value!r} now"
         for key, value in identity.items()

@@ -13,7 +13,7 @@ from cogtune.config import OptimizerName, RunConfig
 from cogtune.geometry import SPATIAL_COMPRESSION, latent_frames, video_tokens
 from cogtune.layers import targeted, transformer_parameters
 from cogtune.models import ModelSpec
-from cogtune.plan import size_of
+from cogtune.plan import REDUCE_BUCKET, largest_group, size_of
 
 GIB = 2**30
 
@@ -45,13 +45,11 @@ _NCCL_ALONE = int(0.93 * GIB)
 _NCCL = int(1.32 * GIB)
 """What it adds where several processes work together."""
 
-# DeepSpeed's defaults, in elements (deepspeed.runtime.zero.config)
-_REDUCE_BUCKET = 500_000_000
 _LIVE_PARAMETERS = 720_000_000
-"""Of the billion that ZeRO-3 may keep gathered."""
+"""Elements, of the billion that DeepSpeed's ZeRO-3 may keep gathered by default."""
 
 # What PyTorch's allocator has reserved and cannot hand out, since communication runs in streams of its own.
-_IDLE_ZERO2 = 0.65
+_IDLE_ZERO2 = 0.5
 """Under ZeRO-2, this share of the gradients and of the buckets they come in."""
 _IDLE_ZERO3 = 18
 """Under ZeRO-3, the weights of so many blocks."""
@@ -74,8 +72,6 @@ class Memory:
     activations: int
     workspace: int
     """A block's activations while it is differentiated, DeepSpeed's buffers, and the encoder of images."""
-    spare: int
-    """What DeepSpeed's start leaves reserved and no step needs; it takes that only where the card has room."""
     context: int
     """What CUDA and NCCL take beside PyTorch."""
 
@@ -83,11 +79,6 @@ class Memory:
     def reserved(self) -> int:
         """What PyTorch reserves."""
         return self.card - self.context
-
-    @property
-    def least(self) -> int:
-        """What the card must have."""
-        return self.card - self.spare
 
     @property
     def card(self) -> int:
@@ -158,27 +149,28 @@ def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
         optimizer = trained * _OPTIMIZER_BYTES[config.optimizer]
         casts = 0 if config.precision == "fp32" else trained * item  # autocast keeps them up to the end of the forward
         kept = max(inputs + casts - gradients, 0)  # gradients come as activations go
-        return Memory(weights, gradients, optimizer, int(kept), int(work), 0, _context(config))
-    offload, stage = config.strategy.endswith("-offload"), 3 if config.strategy.startswith("zero3") else 2
+        return Memory(weights, gradients, optimizer, int(kept), int(work), _context(config))
+    offload = config.strategy.endswith("-offload")
     frozen = whole - trained if config.type == "lora" else 0
-    bucket = 2 * min(_REDUCE_BUCKET, trained) * item  # two of them: one is reduced while the other fills
     optimizer = 0 if offload else trained * (4 + _OPTIMIZER_BYTES[config.optimizer]) // ranks
     gradients = 0 if offload else trained * item // ranks
-    step = 0 if offload else trained * 4 // ranks  # the fp32 copy of the gradients that the optimizer takes
-    if stage == 2:
-        weights, idle = (frozen + trained) * item, _IDLE_ZERO2 * (bucket + gradients)
-    else:
+    bucket = 2 * min(REDUCE_BUCKET[3 if config.strategy.startswith("zero3") else 2], trained) * item
+    if config.strategy.startswith("zero3"):
         shard = 0 if offload else (frozen + trained) * item // ranks
         weights = shard + min(_LIVE_PARAMETERS, whole) * item
         idle = _IDLE_ZERO3 * whole * item / spec.num_layers
-    # Of the inputs, what is still there when the first bucket is full and room is made for the gradients.
-    left = inputs * (1 - min(1, _REDUCE_BUCKET / trained))
-    kept = max(inputs + bucket, left + bucket + gradients, gradients + step - work) - gradients
-    spare = 0
-    if stage == 2:  # the weights, a flat copy of them, and a copy of this process's share
-        start = item * (frozen + 2 * trained + trained // ranks)
-        spare = max(0, start - weights - gradients - optimizer - int(kept) - int(work + idle))
-    return Memory(weights, gradients, optimizer, int(max(kept, 0)), int(work + idle), spare, _context(config))
+        # Of the inputs, what is still there when the first bucket is full and room is made for the gradients.
+        left = inputs * (1 - min(1, bucket / (2 * item * trained)))
+        step = 0 if offload else trained * 4 // ranks  # the fp32 copy of the gradients that the optimizer takes
+        kept = max(inputs + bucket, left + bucket + gradients, gradients + step - work)
+    else:
+        weights, idle = (frozen + trained) * item, _IDLE_ZERO2 * (bucket + gradients)
+        group = min(largest_group(trained, ranks), trained)
+        step = 0 if offload else group * (item + 4) // ranks  # two copies of a group's gradients, one of them in fp32
+        start = group * item - gradients - optimizer  # a copy of its weights, where nothing else is yet
+        kept = max(max(inputs, gradients) + bucket, gradients + step - work, start - work)
+    kept = max(kept - gradients, 0)
+    return Memory(weights, gradients, optimizer, int(kept), int(work + idle), _context(config))
 
 
 def _work_tensors(config: RunConfig) -> float:
@@ -270,7 +262,7 @@ _SPEEDS = {
 _TRAFFIC_EAGER, _TRAFFIC_COMPILED = 2200.0, 500.0
 """Bytes that a block moves for each number of its input, beside products and attention."""
 
-_CPU_ADAM_SECONDS = 0.72e-9
+_OFFLOAD_SECONDS = {"zero2-offload": 0.53e-9, "zero3-offload": 0.72e-9}
 """Of the optimizer on the host, for each trained number, by however many processes: the host's memory bounds it."""
 
 
@@ -283,6 +275,5 @@ def _seconds(config: RunConfig, spec: ModelSpec, gpu: str) -> float | None:
     traffic = _TRAFFIC_COMPILED if _compiles(config) else _TRAFFIC_EAGER
     seconds = linear / speed.products + square / speed.attention
     seconds += config.gradient_accumulation_steps * numbers * traffic / speed.memory
-    if config.strategy.endswith("-offload"):
-        seconds += transformer_parameters(spec) / config.num_machines * _CPU_ADAM_SECONDS
-    return seconds
+    on_the_host = _OFFLOAD_SECONDS.get(config.strategy, 0.0)
+    return seconds + on_the_host * transformer_parameters(spec) / config.num_machines

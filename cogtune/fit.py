@@ -71,8 +71,8 @@ def problems(config: RunConfig, needs: Estimate, machine: Machine, *, sure: floa
     found = why_not_tried(config, needs, machine)
     if not machine.cards:
         return found
-    if needs.memory.least * sure > machine.card_bytes:
-        found.append(f"needs {needs.memory.least / GB:.1f} GB on each GPU, and this machine has {machine}")
+    if needs.memory.card * sure > machine.card_bytes:
+        found.append(f"needs {needs.memory.card / GB:.1f} GB on each GPU, and this machine has {machine}")
     if needs.host * sure > machine.host:
         there = f"{machine.host / GIB:.0f} GiB"
         found.append(f"needs about {needs.host / GIB:.0f} GiB of host memory, and this machine has {there}")
@@ -89,8 +89,8 @@ def why_not_tried(config: RunConfig, needs: Estimate, machine: Machine) -> list[
     here = config.local_processes
     if not machine.cards:
         found = []
-        if needs.memory.least * here > machine.host:
-            found.append(f"needs {needs.memory.least / GB:.1f} GB on {_cards(here)}, and there is no NVIDIA GPU here")
+        if needs.memory.card * here > machine.host:
+            found.append(f"needs {needs.memory.card / GB:.1f} GB on {_cards(here)}, and there is no NVIDIA GPU here")
         elif needs.flops > MOST_FLOPS_ON_CPU:
             found.append(
                 f"needs {needs.flops / 1e12:,.0f} TFLOP a step, minutes on a CPU, and there is no NVIDIA GPU here"
@@ -122,9 +122,9 @@ def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Machine, name: str
     if not machine.cards:
         return
     free = min(gpu.total - gpu.used for gpu in machine.cards)
-    if needs.memory.least > free:
+    if needs.memory.card > free:
         console.warn(
-            f"about {needs.memory.least / GB:.1f} GB will be needed on each GPU, and {free / GB:.1f} GB are free: "
+            f"about {needs.memory.card / GB:.1f} GB will be needed on each GPU, and {free / GB:.1f} GB are free: "
             "it may run out of memory"
         )
 

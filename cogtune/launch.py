@@ -124,11 +124,16 @@ def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFile
     else:
         write_json(files.deepspeed, deepspeed)
     write_json(files.plan, plan.to_dict())
-    write_text(files.accelerate, yaml.safe_dump(accelerate_config(config, files.deepspeed)))
+    write_accelerate(files, config)
     write_text(files.script, _script(files, config))
     files.script.chmod(0o755)
     write_text(files.run_yaml, run_yaml)
     return files
+
+
+def write_accelerate(files: LaunchFiles, config: RunConfig) -> None:
+    """Write the file that ``accelerate launch`` reads."""
+    write_text(files.accelerate, yaml.safe_dump(accelerate_config(config, files.deepspeed)))
 
 
 def _script(files: LaunchFiles, config: RunConfig) -> str:

@@ -35,6 +35,9 @@ class Measurement:
     gpu: str
     """Name of the cards, as the driver gives it; ``cpu`` without."""
     gpus: int
+    """Of the run: one for each process."""
+    alone: bool = False
+    """Whether one of the processes alone was there, on one GPU, and what it sent to the others went nowhere."""
     reserved_gib: tuple[float, ...]
     """PyTorch's reserved memory of each process."""
     allocated_gib: tuple[float, ...]
@@ -66,6 +69,11 @@ class Measurement:
         """The configuration that was measured."""
         changes = {**self.changes, "num_processes": self.gpus}
         return resolve(preset_name=self.preset, flags=changes).config
+
+    @property
+    def place(self) -> str:
+        """On what it was measured, such as ``4 x NVIDIA H100``."""
+        return f"{'1 of ' if self.alone else ''}{self.gpus} x {self.gpu}"
 
     @property
     def peak_gib(self) -> float:
@@ -124,4 +132,4 @@ def add(new: Sequence[Measurement], path: Path = FILE) -> int:
 
 
 def _key(row: Measurement) -> str:
-    return json.dumps([row.preset, dict(row.changes), row.recipe, row.gpu, row.gpus], sort_keys=True)
+    return json.dumps([row.preset, dict(row.changes), row.recipe, row.gpu, row.gpus, row.alone], sort_keys=True)

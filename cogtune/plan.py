@@ -21,6 +21,12 @@ FORMAT = 1
 _PORT = 29500
 """Torch's own choice."""
 
+REDUCE_BUCKET = {2: 100_000_000, 3: 500_000_000}
+"""Gradients that DeepSpeed reduces together, in elements, by ZeRO stage.
+
+ZeRO-2 holds three buckets at once: one fills, one is reduced, and what is reduced is a copy.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -219,6 +225,8 @@ def identity_of(config: RunConfig, *, base: str, data: str) -> dict[str, Any]:
     }
     if config.strategy != "ddp":  # ZeRO shards belong to a number of processes
         identity["num_processes"] = config.num_processes
+    if config.strategy.startswith("zero2"):
+        identity["parameter groups"] = "of powers of two"  # see largest_group: the shards are laid out by them
     return identity
 
 
@@ -330,16 +338,29 @@ def mixed_precision(config: RunConfig) -> str:
     return "no" if config.precision == "fp32" else config.precision
 
 
+def largest_group(trained: int, processes: int) -> int:
+    """How many of ``trained`` numbers ZeRO-2 handles as one at most, on so many processes.
+
+    A process's part of them is a power of two, which torch rounds a pinned buffer up to, and there are at least four.
+    """
+    part = max(1, trained // (4 * processes))
+    return processes << (part.bit_length() - 1)
+
+
 def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
     """DeepSpeed's file, or None for DDP. Every figure in it comes from the run's configuration."""
     if config.strategy == "ddp":
         return None
     stage = 3 if config.strategy.startswith("zero3") else 2
-    zero: dict[str, Any] = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": True,
+        # Under ZeRO-2 "contiguous" makes room for all of a process's gradients while the activations are still there.
+        "contiguous_gradients": stage == 3,
+        "reduce_bucket_size": REDUCE_BUCKET[stage],
+    }
     if config.strategy.endswith("-offload"):
-        # Torch rounds a pinned buffer up to a power of two. ZeRO-2 makes each of its buffers in one piece: those of 5b,
-        # 52 GiB on one GPU, would take 80, and a machine of 128 GiB dies of it.
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": stage == 3}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
         if stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {

@@ -27,7 +27,6 @@ _PARTS = {
     "optimizer": "optimizer",
     "activations": "activations kept for the backward pass",
     "workspace": "workspace of a block and of libraries",
-    "spare": "left over from DeepSpeed's start, where there is room",
     "context": "CUDA and NCCL beside PyTorch",
 }
 
@@ -94,12 +93,7 @@ class Outlook:
         return self.needs.checkpoint * min(written, self.config.keep_checkpoints + 1)
 
     def _fits(self) -> str:
-        if self.problems:
-            return "no: " + "; ".join(self.problems)
-        memory, machine = self.needs.memory, self.machine
-        if machine.cards and memory.card > machine.card_bytes and memory.spare:
-            return f"yes, in {memory.least / GB:.1f} GB: DeepSpeed starts without what is left over"
-        return "yes"
+        return "no: " + "; ".join(self.problems) if self.problems else "yes"
 
     def _time(self) -> str:
         if self.needs.seconds is None:
@@ -111,12 +105,7 @@ class Outlook:
         """The same for programs; sizes in bytes."""
         memory = {field.name: getattr(self.needs.memory, field.name) for field in fields(self.needs.memory)}
         return {
-            "gpu_memory": memory
-            | {
-                "reserved": self.needs.memory.reserved,
-                "card": self.needs.memory.card,
-                "least": self.needs.memory.least,
-            },
+            "gpu_memory": memory | {"reserved": self.needs.memory.reserved, "card": self.needs.memory.card},
             "host_memory": self.needs.host,
             "cache": self.needs.cache_per_sample * self.samples,
             "checkpoint": self.needs.checkpoint,

@@ -6,9 +6,11 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import psutil
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import Cogtune
+from runs_in_process import plan_for
 
 from cogtune import console, launch, measurements
 from cogtune import gpus as cards
@@ -44,7 +47,7 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
         for state in (AcceleratorState, PartialState, GradientState):
             state._reset_state()
         read = Plan.read(files.plan)
-        assert worker.run(read, files, 0, False, plain=words == ("--plain",))  # type: ignore[arg-type]
+        assert worker.run(read, files, 0, False, plain="--plain" in words, alone=False)  # type: ignore[arg-type]
 
     monkeypatch.setattr("cogtune.bench.stage.prepare", lambda job, folder: stage.make(job))
     monkeypatch.setattr("cogtune.launch.start", start)
@@ -178,11 +181,10 @@ def test_plain_loads_the_frozen_base_in_fp32(tmp_path: Path, monkeypatch: pytest
     seen = []
     build = setup.build_optimizer
 
-    def look(parameters: Any, config: Any) -> Any:
-        parameters = list(parameters)
-        frozen = {str(parameter.dtype) for parameter in parameters if not parameter.requires_grad}
+    def look(model: Any, config: Any) -> Any:
+        frozen = {str(parameter.dtype) for parameter in model.parameters() if not parameter.requires_grad}
         seen.append((frozen, config.compile, config.gradient_checkpointing))
-        return build(parameters, config)
+        return build(model, config)
 
     monkeypatch.setattr(setup, "build_optimizer", look)
     flags = {"precision": "bf16", "gradient_checkpointing": False}
@@ -220,7 +222,7 @@ def test_a_bench_that_is_asked_to_stop_while_it_makes_its_model_stops(
 
     monkeypatch.setattr("cogtune.modeling.random_weights.write_for_training", asked)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    job = run._job(run._alone(request(tmp_path)).resolved.config, tmp_path / "kept")
+    job = run._job(run._narrowed(request(tmp_path)).resolved.config, tmp_path / "kept")
     files = LaunchFiles(tmp_path / "stage")
     write_json(files.plan, asdict(job))
     try:
@@ -233,12 +235,12 @@ def test_a_bench_that_is_asked_to_stop_while_it_makes_its_model_stops(
     assert not Path(job.index).exists()
 
 
-def test_what_a_run_alone_needs_is_left_out_of_a_bench(tmp_path: Path) -> None:
+def test_what_only_a_run_needs_is_left_out_of_a_bench(tmp_path: Path) -> None:
     own = request(tmp_path, buckets=["5x64x64", "9x64x96"], num_machines=2, num_processes=2, tracker=["wandb"])
-    config = run._alone(own).resolved.config
+    config = run._narrowed(own).resolved.config
     assert (config.num_machines, config.num_processes, config.tracker) == (1, 2, ())
     assert (config.size, config.buckets) == ("9x64x96", ())  # the largest: what has to fit
-    assert run._alone(request(tmp_path, frames=17)).resolved.config.size == "17x64x96"
+    assert run._narrowed(request(tmp_path, frames=17)).resolved.config.size == "17x64x96"
 
 
 def test_a_bench_of_a_file_says_what_the_file_set(tmp_path: Path) -> None:
@@ -385,6 +387,8 @@ def test_a_machine_measures_the_presets_that_fit_it() -> None:
     assert measured(2, 14)["8x4080-sft-2b-zero3-offload"] == 2
     assert set(measured(8, 141)) == {row.name for row in PRESETS.values() if row.promised_gb is not None}
     assert measured(0, 0) == {}
+    ((_, alone),) = cli.presets_for(Machine((), 512 << 30), ["8xa100-sft-5b-zero2"], alone=True)
+    assert alone.config.num_processes == 8
 
 
 def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
@@ -403,12 +407,64 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
     assert "| 24 GB | not measured |" in lines["4090-lora-5b"]
     assert "| 40.0 41.3 GiB | 12 GiB | 3.21 s |" in lines["cogtune bench x"]
     assert "torch 2.11.0" in lines["cogtune bench x"]
+    assert "| 33.3 GB without NCCL | 1 of 8 x H200 |" in vram.page([*rows, row(gpus=8, alone=True, card_gb=33.3)])
     assert table([row()])[1][-1] == ["the guides promise, GB of 10^9", "42.00"]
     assert ["hours of the run's 1,000 steps", "0.89"] in table([row()], 1000)[1]
     assert table([row(changes={"size": "9x64x96"})])[1][-1][0] == "reserved of each process, GiB"
     ((_, measured, estimated, off),) = vram.errors([row(gpus=4)])
     assert measured == "41.26"
     assert float(off.removesuffix(" %")) == pytest.approx(100 * (float(estimated) / 41.26 - 1), abs=0.1)
+
+
+def test_alone_is_for_what_one_process_can_tell(tmp_path: Path) -> None:
+    for strategy, count, told in (
+        ("ddp", 8, "under ddp each process takes what one takes that is by itself"),
+        ("zero3", 8, "under zero3 a process needs the weights of the others"),
+        ("zero3-offload", 8, "under zero3-offload a process needs the weights of the others"),
+        ("zero2-offload", 8, "in the host's memory"),
+        ("zero2", 1, "there is one process in all"),
+    ):
+        flags = {"strategy": strategy, "num_processes": count}
+        with pytest.raises(UsageError, match=told):
+            bench(replace(request(tmp_path, "cpu-sft-tiny", **flags), alone=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_alone_a_process_holds_its_share(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
+    words = ["--preset", "cpu-sft-tiny", "--strategy", "zero2", "--num-processes", 8, "--alone"]
+    ran = cogtune("bench", *words, "--steps", 1, "--warmup", 1, "--json", "-")
+    assert "one of 8 processes, without the others" in ran.err
+    (row,) = json.loads(ran.out)
+    assert (row["alone"], row["gpus"], len(row["reserved_gib"]), row["tokens_per_s"]) == (True, 8, 1, None)
+    plan = plan_for(clips, tmp_path / "out", type="sft", strategy="zero2", num_processes=8, steps=1)
+    held, whole = map(int, alone_in_a_process(plan).split())
+    assert 0 <= held * 8 - whole < whole / 100  # each group is padded to a multiple of twice the processes
+
+
+def alone_in_a_process(plan: Plan) -> str:
+    """What the optimizer of one of the plan's processes holds, and the model, in numbers."""
+    files = LaunchFiles(plan.config.output / "launch")
+    environment = {
+        "RANK": "0", "LOCAL_RANK": "0", "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(files.deepspeed), "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+    }  # fmt: skip
+    code = f"""
+from pathlib import Path
+from cogtune.bench.worker import _without_the_others
+from cogtune.plan import Plan
+from cogtune.training.setup import set_up
+_without_the_others(8)
+trainee = set_up(Plan.read(Path({str(files.plan)!r})), lambda: False).trainee
+held = [p.numel() for group in trainee.optimizer.param_groups for p in group["params"]]
+assert len(held) > 3, held
+print("held", sum(held), sum(p.numel() for p in trainee.transformer.parameters()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return next(line.removeprefix("held ") for line in done.stdout.splitlines() if line.startswith("held "))
 
 
 @pytest.mark.slow

@@ -120,9 +120,6 @@ def test_options_move_the_parts_they_should() -> None:
         return estimate(config, spec_for("5b")).memory
 
     base = at()
-    zero = estimate(resolve(preset_name="a100-sft-5b-zero2-offload").config, spec_for("5b")).memory
-    assert zero.card - zero.least == zero.spare > 9 * GIB  # a card without room for it goes without
-    assert base.spare == 0
     assert at(gradient_checkpointing=False).activations > 14 * base.activations
     assert at(optimizer="adamw-8bit").optimizer * 4 == base.optimizer
     assert at(rank=256).gradients == 2 * base.gradients
@@ -204,14 +201,8 @@ def test_what_is_proposed_fits_by_its_whole_estimate() -> None:
     """A run may be started whose estimate is 8 % too much; none is proposed."""
     config, spec = resolve(preset_name="8x4090-sft-2b-zero2").config, spec_for("2b")
     needs = estimate(config.model_copy(update={"num_processes": 2}), spec).memory.card / GB
-    for gb, strategy in ((needs + 0.1, "zero2"), (needs - 0.1, "zero3")):
+    for gb, strategy in ((needs + 0.1, "zero2"), (needs - 0.1, "zero2-offload")):
         assert fitted(resolve(preset_name="8x4090-sft-2b-zero2"), spec, cards(2, gb)).config.strategy == strategy
-
-
-def test_a_plan_says_what_a_card_without_room_goes_without() -> None:
-    config = resolve(preset_name="a100-sft-5b-zero2-offload", flags={"output": "out"}).config
-    for gb, told in ((80, "yes"), (25.8, "yes, in 23.6 GB: DeepSpeed starts without what is left over")):
-        assert dict(outlook(config, spec_for("5b"), cards(1, gb), counts=[9]).rows())["fits"] == told
 
 
 def test_a_cpu_trains_what_takes_it_seconds() -> None:

@@ -16,8 +16,9 @@ from torch.utils.cpp_extension import load
 
 from cogtune.config import RunConfig
 from cogtune.errors import UsageError
+from cogtune.modeling.random_weights import build_transformer
 from cogtune.models import VARIANTS, published_spec
-from cogtune.plan import check
+from cogtune.plan import check, largest_group
 from cogtune.resolving import resolve
 from cogtune.training.kernels import building
 from cogtune.training.optimizers import build_optimizer, learning_rate_at
@@ -31,11 +32,11 @@ def stepped(steps: int, *, break_at: int | None = None, device: str = "cpu", **f
     config = RunConfig(**{**TOY, **flags})
     weights = torch.nn.Parameter(torch.linspace(-2.0, 3.0, 12, device=device).view(3, 4))
     frozen = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
-    optimizer = build_optimizer([weights, frozen], config)
+    optimizer = build_optimizer(torch.nn.ParameterList([weights, frozen]), config)
     for step in range(steps):
         if step == break_at:
             state, weights = optimizer.state_dict(), torch.nn.Parameter(weights.detach().clone())
-            optimizer = build_optimizer([weights], config)
+            optimizer = build_optimizer(torch.nn.ParameterList([weights]), config)
             optimizer.load_state_dict(state)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * (step + 1)
@@ -66,7 +67,7 @@ def test_where_deepspeeds_does_not_build_torchs_own_is_taken(
 
     monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", no_compiler)
     config = RunConfig(strategy="zero2-offload", type="sft")
-    optimizer = build_optimizer([torch.nn.Parameter(torch.ones(2))], config)
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), config)
     assert type(optimizer) is torch.optim.AdamW
     assert "did not build (no g++ here)" in capsys.readouterr().err
 
@@ -89,10 +90,28 @@ def test_a_build_that_was_killed_hinders_no_later_one(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("deepspeed.ops.adam.DeepSpeedCPUAdam", compiled)
     config = RunConfig(strategy="zero2-offload", type="sft")
-    assert type(build_optimizer([torch.nn.Parameter(torch.ones(2))], config)) is torch.optim.SGD
+    assert type(build_optimizer(torch.nn.Linear(2, 2), config)) is torch.optim.SGD
     assert (folder / "kernel" / "kernel.so").is_file()
     assert not left.exists()
     assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_zero2_gets_groups_of_which_a_process_holds_a_power_of_two(processes: int) -> None:
+    """Those of the real 5b, without its weights; DeepSpeed copies one of them at a time."""
+    model = build_transformer(VARIANTS["5b"], "full", device="meta", dtype=torch.bfloat16)
+    config = RunConfig(strategy="zero2", type="sft", num_processes=processes)
+    groups = [group["params"] for group in build_optimizer(model, config).param_groups]
+    assert [id(p) for group in groups for p in group] == [id(p) for p in model.parameters()]
+    sizes = [sum(parameter.numel() for parameter in group) for group in groups]
+    most = largest_group(sum(sizes), processes)
+    assert (most / processes).is_integer()
+    assert (most // processes).bit_count() == 1
+    assert 4 <= len(sizes) <= 9
+    assert all(0.95 * most < size <= most for size in sizes[:-1])  # a pinned buffer of it is rounded up by at most 5 %
+    assert sizes[-1] <= most
+    for other in ("ddp", "zero3", "zero3-offload"):
+        assert len(build_optimizer(model, config.model_copy(update={"strategy": other})).param_groups) == 1
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -118,7 +137,7 @@ def test_on_a_gpu_too(name: str) -> None:
 
 
 def test_prodigys_switches_and_cames_decays_arrive(capsys: pytest.CaptureFixture[str]) -> None:
-    weights = [torch.nn.Parameter(torch.ones(2, 2))]
+    weights = torch.nn.Linear(2, 2)
     on = build_optimizer(weights, RunConfig(optimizer="prodigy")).param_groups[0]
     assert (on["decouple"], on["use_bias_correction"], on["safeguard_warmup"]) == (True, True, True)
     switches = {"prodigy_decouple": False, "prodigy_bias_correction": False, "prodigy_safeguard_warmup": False}

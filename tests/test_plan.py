@@ -62,8 +62,7 @@ def test_every_presets_launch_files_are_read_by_their_own_readers(preset: str, t
     assert int(zero.stage) == (3 if "zero3" in row.strategy else 2)
     assert (zero.offload_optimizer is not None) == row.strategy.endswith("offload")
     assert (zero.offload_param is not None) == (row.strategy == "zero3-offload")
-    if zero.offload_optimizer is not None:  # pinned, ZeRO-2's buffers of 5b take more than the 128 GiB of a machine
-        assert zero.offload_optimizer.pin_memory == (row.strategy == "zero3-offload")
+    assert zero.offload_optimizer is None or zero.offload_optimizer.pin_memory
     assert understood.gradient_accumulation_steps == config.gradient_accumulation_steps
     assert understood.train_micro_batch_size_per_gpu == config.batch_size
     assert understood.gradient_clipping == config.max_grad_norm

@@ -37,7 +37,7 @@ from cogtune.launch import LaunchFiles, how_to_go_on
 from cogtune.layers import names
 from cogtune.modeling.random_weights import write_pipeline
 from cogtune.models import LORA_WEIGHTS_NAME, VARIANTS, published_spec
-from cogtune.plan import Plan
+from cogtune.plan import Plan, identity_of
 from cogtune.resolving import read_run, resolve
 from cogtune.training import checkpoint, setup
 from cogtune.training.objective import Objective
@@ -294,6 +294,21 @@ def test_identities_are_compared_key_by_key(tmp_path: Path) -> None:
     check_fits(tmp_path, {"identity": {"a": 1, "old": 2}}, {"a": 1})
     with pytest.raises(CogtuneError):
         check_fits(tmp_path, {"identity": {"a": 1}}, {"a": 2})
+
+
+def test_a_checkpoint_that_lacks_what_its_strategy_says_is_another_versions(tmp_path: Path) -> None:
+    def told(**before: Any) -> str:
+        with pytest.raises(CogtuneError) as caught:
+            check_fits(tmp_path, {"identity": before}, identity_of(now, base="b", data="d"))
+        return f"{caught.value.message} {caught.value.details}"
+
+    now = RunConfig(strategy="zero2", num_processes=2)
+    ours = identity_of(now, base="b", data="d")
+    check_fits(tmp_path, {"identity": ours}, ours)
+    older = {key: value for key, value in ours.items() if key != "parameter groups"}
+    assert "another version of cogtune: it does not say parameter groups" in told(**older)
+    other = told(**identity_of(RunConfig(num_processes=2), base="b", data="d"))
+    assert "strategy: 'ddp' in the checkpoint, 'zero2' now" in other
 
 
 def test_a_new_run_does_not_mix_with_an_old_one(clips: Path, tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ class Request:
     """Steps that are timed."""
     warmup: int
     """Steps before those."""
+    alone: bool = False
+    """Measure one of the processes on one GPU, without the others."""
     keep: Path | None
     """A folder to keep model and samples in for the next time; None for one that is deleted."""
     command: str
@@ -117,7 +119,7 @@ def bench(request: Request, recipes: Sequence[Recipe] = ("preset",)) -> Iterator
         StoppedError: it was stopped.
         CogtuneError: the run cannot be made, or failed.
     """
-    request = _alone(request)
+    request = _narrowed(request)
     with _staged(request) as made:
         for recipe in recipes:
             try:
@@ -130,7 +132,7 @@ def bench(request: Request, recipes: Sequence[Recipe] = ("preset",)) -> Iterator
                 console.warn(f"{recipe}: {error.message}")
 
 
-def _alone(request: Request) -> Request:
+def _narrowed(request: Request) -> Request:
     """The request for one machine, at one size, with no tracker."""
     config = request.resolved.config
     _known(config)
@@ -147,13 +149,31 @@ def _alone(request: Request) -> Request:
         }
     )
     check(config, spec)
-    if found := why_not_tried(config, estimate(config, spec), this_machine()):
+    if request.alone:
+        _check_alone(config)
+    if found := why_not_tried(_present(request, config), estimate(config, spec), this_machine()):
+        several = config.num_processes > 1 and not request.alone
         raise UsageError(
             f"{request.preset or 'this run'} cannot be measured here: {'; '.join(found)}",
-            "`cogtune plan` estimates it without any GPU"
-            + ("; --num-processes N measures it on N" if config.num_processes > 1 else ""),
+            "`cogtune plan` estimates it without any GPU" + ("; --num-processes N measures it on N" if several else ""),
         )
     return replace(request, resolved=replace(request.resolved, config=config))
+
+
+def _check_alone(config: RunConfig) -> None:
+    if config.strategy == "zero2" and config.num_processes > 1:
+        return
+    why = {
+        "ddp": "under ddp each process takes what one takes that is by itself (--num-processes 1)",
+        "zero2": "there is one process in all",
+        "zero2-offload": "what it shares out is in the host's memory, which all processes take together",
+    }.get(config.strategy, f"under {config.strategy} a process needs the weights of the others")
+    raise UsageError("--alone does not tell what this run takes: " + why)
+
+
+def _present(request: Request, config: RunConfig) -> RunConfig:
+    """The configuration of the processes that are started."""
+    return config.model_copy(update={"num_processes": 1}) if request.alone else config
 
 
 def _known(config: RunConfig) -> None:
@@ -167,12 +187,19 @@ def _known(config: RunConfig) -> None:
 def _measure(request: Request, made: _Stage, recipe: Recipe, *, is_last: bool) -> Measurement:
     plan = _plan(request, made, recipe)
     files = launch.write_files(plan, request.resolved.to_yaml())
+    present = replace(plan, config=_present(request, plan.config))
+    launch.write_accelerate(files, present.config)
+    if request.alone:
+        console.note(
+            f"one of {plan.config.num_processes} processes, without the others: what they would send each other takes "
+            "no time here, and none of NCCL's memory"
+        )
     console.note(f"{recipe}: {request.warmup} steps to warm up, {request.steps} timed")
     began = time.time()
     with watch.watched() as peaks, _log_outlived(files.log):
-        words = ["--plain"] if recipe == "plain" else []
+        words = [*(["--plain"] if recipe == "plain" else []), *(["--alone"] if request.alone else [])]
         missed = stage.NOTHING if recipe == "preset" else f"{recipe} was not measured"
-        launch.start(plan, files, "cogtune.bench.worker", *words, if_stopped=missed, is_last=is_last)
+        launch.start(present, files, "cogtune.bench.worker", *words, if_stopped=missed, is_last=is_last)
     return _measurement(request, plan, files, recipe, peaks, began)
 
 
@@ -224,7 +251,7 @@ def _measurement(
     request: Request, plan: Plan, files: LaunchFiles, recipe: Recipe, peaks: watch.Peaks, began: float
 ) -> Measurement:
     config = plan.config
-    ranks = [read_json(worker.memory_file(files, rank)) for rank in range(config.num_processes)]
+    ranks = [read_json(worker.memory_file(files, rank)) for rank in range(_present(request, config).num_processes)]
     seconds = ranks[0]["seconds"]
     timed = seconds[request.warmup :]
     step = statistics.median(timed)
@@ -236,6 +263,7 @@ def _measurement(
         recipe=recipe,
         gpu=cards[0].name if cards else "cpu",
         gpus=config.num_processes,
+        alone=request.alone,
         reserved_gib=_in(GIB, [rank["reserved"] for rank in ranks]),
         allocated_gib=_in(GIB, [rank["allocated"] for rank in ranks]),
         start_gib=_in(GIB, [rank["reserved_at_start"] for rank in ranks]),
@@ -245,7 +273,7 @@ def _measurement(
         cgroup_gib=_in(GIB, [peaks.cgroup])[0] if peaks.cgroup is not None else None,
         step_s=round(step, 4),
         step_s_range=(min(timed), max(timed)),
-        tokens_per_s=round(tokens / step, 1),
+        tokens_per_s=None if request.alone else round(tokens / step, 1),
         first_step_s=seconds[0],
         start_s=round(ranks[0]["ready"] - began, 1),
         date=time.strftime("%Y-%m-%d"),

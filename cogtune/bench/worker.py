@@ -22,9 +22,12 @@ def memory_file(files: LaunchFiles, rank: int) -> Path:
     return files.folder / f"bench-{rank}.json"
 
 
-def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: bool) -> bool:
+def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: bool, alone: bool) -> bool:
     """Train as planned and write down the time of each step and this process's peak memory; False when stopped."""
     import torch
+
+    if alone:
+        _without_the_others(plan.config.num_processes)
 
     from cogtune.training.loop import train
     from cogtune.training.setup import set_up
@@ -43,6 +46,18 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
         },
     )
     return finished
+
+
+def _without_the_others(processes: int) -> None:
+    """Make this process the first of so many, of which no other is there: what it sends goes nowhere.
+
+    DeepSpeed takes up the group that it finds, and gives this process its share of what it parts.
+    """
+    import torch
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    os.environ["WORLD_SIZE"] = str(processes)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
 
 
 def _seconds(metrics: Path) -> list[float]:
@@ -65,12 +80,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cogtune.bench.worker", description=__doc__)
     parser.add_argument("plan", type=Path, help="plan.json of a bench")
     parser.add_argument("--plain", action="store_true", help="load the base in fp32, as the guides' trainer does")
+    parser.add_argument("--alone", action="store_true", help="be one of the plan's processes, without the others")
     given: Any = parser.parse_args(arguments)
     files, rank = LaunchFiles(given.plan.parent), int(os.environ.get("RANK", "0"))
     return work(
         files.report(rank),
         files.log,
-        lambda stop: run(Plan.read(given.plan), files, rank, stop, plain=given.plain),
+        lambda stop: run(Plan.read(given.plan), files, rank, stop, plain=given.plain, alone=given.alone),
     )
 
 

@@ -56,6 +56,14 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    alone: Annotated[
+        bool,
+        typer.Option(
+            "--alone",
+            help="Measure the memory of one of a zero2 preset's GPUs, on one, without the others.",
+            show_default=False,
+        ),
+    ] = False,
     keep: Annotated[
         Path | None,
         typer.Option(
@@ -73,6 +81,7 @@ def bench(
     from cogtune.resolving import resolve
 
     more = ["--steps", str(steps), "--warmup", str(warmup), *(["--compare", compare] if compare else [])]
+    more += ["--alone"] if alone else []
     if config is not None:
         more = ["--config", str(config), *more]
     resolved = resolve(preset_name=preset, file=config, flags=flags)
@@ -83,6 +92,7 @@ def bench(
         changes={**set_there, **flags},
         steps=steps,
         warmup=warmup,
+        alone=alone,
         keep=keep,
         command=command_of(preset, flags, more),
     )
@@ -155,5 +165,4 @@ def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], l
     if row is not None and row.promised_gb is not None and not done[0].changes:
         blank = [""] * len(done)
         rows.append(["the guides promise, GB of 10^9", f"{row.promised_gb:.2f}", *blank[1:], *blank[1:]])
-    gpu = f"{done[0].gpus} x {done[0].gpu}"
-    return [gpu, *(row.recipe for row in done), *(["plain / preset"] if len(done) > 1 else [])], rows
+    return [done[0].place, *(row.recipe for row in done), *(["plain / preset"] if len(done) > 1 else [])], rows

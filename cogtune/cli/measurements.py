@@ -34,18 +34,20 @@ _AROUND = 100.0
 """Seconds that a bench takes beside its steps: to start, to compile, to end."""
 
 
-def presets_for(machine: Machine, names: Sequence[str] = ()) -> Iterator[tuple[str, Resolved]]:
+def presets_for(machine: Machine, names: Sequence[str] = (), *, alone: bool = False) -> Iterator[tuple[str, Resolved]]:
     """The presets of the table that can be measured on a machine, each on as many GPUs as it has use for.
 
     Args:
         names: these alone, whether they seem to fit or not.
+        alone: on as many as a preset names, for ``cogtune bench --alone``.
 
     Raises:
         UsageError: there is no such preset.
     """
     for row in map(preset, names) if names else PRESETS.values():
         several = row.gpus > 1
-        flags = {"num_processes": min(row.gpus, len(machine.cards))} if several and machine.cards else {}
+        there = row.gpus if alone else min(row.gpus, len(machine.cards))
+        flags = {"num_processes": there} if several and there else {}
         resolved = resolve(preset_name=row.name, flags=flags)
         config = resolved.config
         fits = not problems(config, estimate(config, spec_of(config.model)), machine)
@@ -53,10 +55,18 @@ def presets_for(machine: Machine, names: Sequence[str] = ()) -> Iterator[tuple[s
             yield row.name, resolved
 
 
-def measure(file: Path, names: Sequence[str] = (), *, keep: Path | None = None, seconds: float = math.inf) -> list[str]:
+def measure(
+    file: Path,
+    names: Sequence[str] = (),
+    *,
+    alone: bool = False,
+    keep: Path | None = None,
+    seconds: float = math.inf,
+) -> list[str]:
     """Bench what ``file`` does not have yet, adding each to it; the presets that failed, or that there was no time for.
 
     Args:
+        alone: measure one process of each, as ``cogtune bench --alone`` does; with ``names`` that it can measure.
         keep: folder for models and samples, for the presets that share them and for the next time.
         seconds: after which nothing is begun that would not end before.
 
@@ -68,9 +78,9 @@ def measure(file: Path, names: Sequence[str] = (), *, keep: Path | None = None, 
     ends, left, machine = time.monotonic() + seconds, [], this_machine()
     if not file.exists():
         write_text(file, "")
-    for name, resolved in presets_for(machine, names):
+    for name, resolved in presets_for(machine, names, alone=alone):
         config = resolved.config
-        if any(row.preset == name and row.gpus == config.num_processes for row in read(file)):
+        if any(row.preset == name and row.gpus == config.num_processes and row.alone == alone for row in read(file)):
             continue
         step = estimate(config, spec_of(config.model), gpu=str(machine)).seconds or 0.0
         steps, warmup = (2, 1) if step > _SLOW else (STEPS, WARMUP)
@@ -78,13 +88,14 @@ def measure(file: Path, names: Sequence[str] = (), *, keep: Path | None = None, 
             left.append(f"{name}: no time was left")
             continue
         flags: dict[str, Any] = {"num_processes": config.num_processes} if config.num_processes > 1 else {}
-        words = ["--steps", str(steps), "--warmup", str(warmup)]
+        words = ["--steps", str(steps), "--warmup", str(warmup), *(["--alone"] if alone else [])]
         request = Request(
             resolved=resolved,
             preset=name,
             changes=flags,
             steps=steps,
             warmup=warmup,
+            alone=alone,
             keep=keep,
             command=command_of(name, flags, words),
         )
@@ -103,13 +114,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cogtune.cli.measurements", description=__doc__)
     parser.add_argument("files", type=Path, nargs="*", help="files to record; with --measure, names of presets")
     parser.add_argument("--measure", type=Path, metavar="FILE", help="bench presets, and add each to this file")
+    parser.add_argument("--alone", action="store_true", help="one process of each, as `cogtune bench --alone` does")
     parser.add_argument("--keep", type=Path, help="keep random models and samples in this folder")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin nothing that would end after these")
     given = parser.parse_args(arguments)
     left: list[str] = []
     try:
         if given.measure is not None:
-            left = measure(given.measure, list(map(str, given.files)), keep=given.keep, seconds=given.seconds)
+            left = measure(
+                given.measure, list(map(str, given.files)), alone=given.alone, keep=given.keep, seconds=given.seconds
+            )
             for line in left:
                 console.warn(line)
             rows = read(given.measure)

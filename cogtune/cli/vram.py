@@ -23,9 +23,10 @@ PyTorch's reserved memory."""
 
 _MEASURED = """## The measurements
 
-Presets of eight GPUs were measured on as many as there were. On four, each GPU holds twice the share of what ZeRO parts
-(of 5b's optimizer 16.7 GB in place of 8.4), so a figure there may be above what the guides promise for eight. *plain*
-is the guides' recipe in the same run: base in fp32, nothing compiled, full gradient checkpointing."""
+Presets of eight GPUs were measured on as many as there were: on four, each GPU holds twice the share of what ZeRO parts
+(of 5b's optimizer 16.7 GB in place of 8.4). *1 of 8* is one process of eight on one GPU (`--alone`): on the card, what
+NCCL takes between several is not there (1.4 GB on four H100), and its step has no communication. *plain* is the guides'
+recipe in the same run: base in fp32, nothing compiled, full gradient checkpointing."""
 
 
 def page(rows: Sequence[Measurement]) -> str:
@@ -50,7 +51,7 @@ def _preset_line(row: Preset, measured: Measurement | None) -> str:
     figures = ["not measured", "", "", "", ""]
     if measured is not None:
         figures = [
-            _gb(measured.card_gb),
+            _card(measured),
             _on(measured),
             f"{measured.peak_gib:.1f} GiB",
             _gib(measured.host_gib),
@@ -69,7 +70,7 @@ def _measurement_line(row: Measurement) -> str:
             f"`{row.command}`",
             row.recipe,
             _on(row),
-            _gb(row.card_gb),
+            _card(row),
             " ".join(f"{size:.1f}" for size in row.reserved_gib) + " GiB",
             _gib(row.host_gib),
             f"{row.step_s:.2f} s{spread}",
@@ -85,11 +86,11 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _on(row: Measurement) -> str:
-    return f"{row.gpus} x {row.gpu.removeprefix('NVIDIA ')}"
+    return row.place.replace("NVIDIA ", "")
 
 
-def _gb(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f} GB"
+def _card(row: Measurement) -> str:
+    return "" if row.card_gb is None else f"{row.card_gb:.1f} GB{' without NCCL' if row.alone else ''}"
 
 
 def _gib(value: float | None) -> str:

@@ -15,8 +15,8 @@ class HostAdamW(torch.optim.Optimizer):
     ``CPUOffloadOptimizer`` fetches them in the backward pass, so clipping and loss scaling do not reach its step.)
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], **settings: Any) -> None:
-        super().__init__(parameters, settings)
+    def __init__(self, groups: Iterable[dict[str, Any]], **settings: Any) -> None:
+        super().__init__(groups, settings)
         self._here = [parameter for group in self.param_groups for parameter in group["params"]]
         self._host = [torch.nn.Parameter(torch.empty_like(parameter, device="cpu")) for parameter in self._here]
         self._fetch()

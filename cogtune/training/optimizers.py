@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,19 +13,21 @@ from torch.optim import Optimizer
 
 from cogtune import console
 from cogtune.config import OptimizerName, RunConfig
+from cogtune.plan import largest_group
 from cogtune.training.kernels import building
 from cogtune.training.offload import HostAdamW
 
-Parameters = list[torch.nn.Parameter]
+Groups = list[dict[str, Any]]
+"""Parameter groups, as torch's optimizers take them."""
 
 
-def build_optimizer(parameters: Iterable[torch.nn.Parameter], config: RunConfig) -> Optimizer:
-    """The configured optimizer over those ``parameters`` that are trained.
+def build_optimizer(model: torch.nn.Module, config: RunConfig) -> Optimizer:
+    """The configured optimizer over those parameters of ``model`` that are trained.
 
     Under a strategy that keeps its state on the CPU, Adam and AdamW run by DeepSpeed's kernel. Where that does not
     build (it needs a compiler), torch's own do the same arithmetic, slower.
     """
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    trainable = _groups(model, config)
     if config.strategy.endswith("-offload"):
         try:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -40,6 +42,27 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], config: RunConfig)
     return _BUILDERS[config.optimizer](trainable, config)
 
 
+def _groups(model: torch.nn.Module, config: RunConfig) -> Groups:
+    """The trained parameters: one group, or under ZeRO-2 several, of consecutive ones.
+
+    DeepSpeed's ZeRO-2 copies a group's weights when it starts, and its gradients, twice, when it steps. Each group more
+    saves less of that, and makes parameters that two processes share, of which both keep the whole gradient.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not config.strategy.startswith("zero2"):
+        return [{"params": trained}]
+    most = largest_group(sum(parameter.numel() for parameter in trained), config.num_processes)
+    groups: Groups = []
+    room = 0
+    for parameter in trained:
+        if parameter.numel() > room:
+            groups.append({"params": []})
+            room = most
+        groups[-1]["params"].append(parameter)
+        room -= parameter.numel()
+    return groups
+
+
 def _adam_settings(config: RunConfig) -> dict[str, Any]:
     return {
         "lr": config.learning_rate,
@@ -49,16 +72,16 @@ def _adam_settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _adamw(trainable: Parameters, config: RunConfig) -> Optimizer:
+def _adamw(trainable: Groups, config: RunConfig) -> Optimizer:
     # Fused: one pass over each weight, and on a GPU no temporary copy of them all.
     return torch.optim.AdamW(trainable, fused=True, **_adam_settings(config))
 
 
-def _adam(trainable: Parameters, config: RunConfig) -> Optimizer:
+def _adam(trainable: Groups, config: RunConfig) -> Optimizer:
     return torch.optim.Adam(trainable, fused=True, **_adam_settings(config))
 
 
-def _prodigy(trainable: Parameters, config: RunConfig) -> Optimizer:
+def _prodigy(trainable: Groups, config: RunConfig) -> Optimizer:
     from prodigyopt import Prodigy
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints, and stdout is the run's own
@@ -73,7 +96,7 @@ def _prodigy(trainable: Parameters, config: RunConfig) -> Optimizer:
     return optimizer
 
 
-def _came(trainable: Parameters, config: RunConfig) -> Optimizer:
+def _came(trainable: Groups, config: RunConfig) -> Optimizer:
     from came_pytorch import CAME
 
     third = 0.9999 if config.beta3 is None else config.beta3
@@ -86,18 +109,18 @@ def _came(trainable: Parameters, config: RunConfig) -> Optimizer:
     return optimizer
 
 
-def _adamw_8bit(trainable: Parameters, config: RunConfig) -> Optimizer:
+def _adamw_8bit(trainable: Groups, config: RunConfig) -> Optimizer:
     from bitsandbytes.optim import AdamW8bit
 
     optimizer: Optimizer = AdamW8bit(trainable, **_adam_settings(config))
     return optimizer
 
 
-def _adamw_offload(trainable: Parameters, config: RunConfig) -> Optimizer:
+def _adamw_offload(trainable: Groups, config: RunConfig) -> Optimizer:
     return HostAdamW(trainable, **_adam_settings(config))
 
 
-_BUILDERS: dict[OptimizerName, Callable[[Parameters, RunConfig], Optimizer]] = {
+_BUILDERS: dict[OptimizerName, Callable[[Groups, RunConfig], Optimizer]] = {
     "adamw": _adamw,
     "adam": _adam,
     "prodigy": _prodigy,

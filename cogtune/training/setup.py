@@ -121,7 +121,7 @@ def _trainee(plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | Non
         torch._dynamo.config.cache_size_limit = 8 * max(1, len(plan.buckets))
         for block in transformer.transformer_blocks:  # all alike: compiled once, and each weight keeps its name
             block.compile(dynamic=False)
-    model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer.parameters(), config))
+    model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer, config))
     if config.dora and config.strategy.startswith("zero3"):
         announce_dora_to_deepspeed(transformer)
     return Trainee(accelerator, model, transformer, optimizer, is_lora)
