@@ -24,7 +24,7 @@ from cogtune.launch import LaunchFiles, checkpoints_of, how_to_go_on
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.plan import Plan
 from cogtune.process import WORKER_LOCK, StopRequest, alone_in, is_out_of_memory, work
-from cogtune.report.run import record_machine, write_run_report
+from cogtune.report.run import State, record_machine, write_run_report
 from cogtune.resolving import RUN_NAME
 
 
@@ -46,7 +46,7 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
         remove_later(plan.config.output, training.first_step)
         write_text(plan.config.output / RUN_NAME, files.run_yaml.read_text(encoding="utf-8"))
         record_machine(files.folder)
-        looked = partial(draw_report, plan.config.output, under_way=True)
+        looked = partial(draw_report, plan.config.output, "under way")
         training = replace(training, plans=replace(training.plans, looked=looked))
     accelerator.wait_for_everyone()
     with memory_explained(plan):
@@ -54,7 +54,7 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
     if finished and accelerator.is_main_process:
         publish_weights(plan.config.output, plan.config.output / f"checkpoint-{plan.total_steps}")
     if accelerator.is_main_process:
-        draw_report(plan.config.output, stopped=not finished)
+        draw_report(plan.config.output, "ended" if finished else "stopping")
     accelerator.wait_for_everyone()
     return finished
 
@@ -128,10 +128,10 @@ def publish_weights(output: Path, newest: Path) -> None:
         write_atomic(output / LORA_WEIGHTS_NAME, lambda aside: shutil.copyfile(lora, aside))
 
 
-def draw_report(output: Path, *, under_way: bool = False, stopped: bool = False) -> None:
+def draw_report(output: Path, state: State) -> None:
     """Write the run's page; what stands in the way is told, and stops nothing."""
     try:
-        write_run_report(output, under_way=under_way, stopped=stopped)
+        write_run_report(output, state)
     except Exception as error:  # a page is never worth a run
         console.warn(f"the run's report could not be written: {error}")
 

@@ -19,7 +19,7 @@ from cogtune import caching, worker
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError
 from cogtune.report.curves import curves, smooth
-from cogtune.report.run import read_provenance, record_machine, write_run_report
+from cogtune.report.run import State, read_provenance, record_machine, write_run_report
 from cogtune.report.videos import find_videos, spread
 
 RUN_YAML = """\
@@ -49,8 +49,8 @@ def evaluation(number: int, loss: float, name: str = "eval_loss") -> dict[str, A
     return {"step": number, name: loss, f"{name}_by_timestep": {"125": 2 * loss, "625": loss}}
 
 
-def report(output: Path, **arguments: bool) -> Element:
-    assert write_run_report(output, **arguments) == output / "report.html"
+def report(output: Path, state: State = "ended") -> Element:
+    assert write_run_report(output, state) == output / "report.html"
     return parse(output / "report.html")
 
 
@@ -165,7 +165,7 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
     (run / "launch" / "rank-0.json").write_text('{"pid": 1, "status": "failed", "message": "the <disk> is full"}')
     assert report(run).all("p", "verdict")[0].text == "Failed. the <disk> is full. 1 of 100 steps are done."
     (run / "launch" / "rank-0.json").write_text('{"pid": 1, "status": "running"}')
-    assert report(run, under_way=True).all("p", "verdict")[0].text == "Under way. 1 of 100 steps are done."
+    assert report(run, state="under way").all("p", "verdict")[0].text == "Under way. 1 of 100 steps are done."
 
 
 # ----------------------------------------------------------------------------------------------- sample videos
@@ -247,8 +247,8 @@ def test_a_page_is_there_from_the_first_measurement_on(
     monkeypatch.setattr(caching, "fill", fill_here)
     drawn: list[tuple[str, int]] = []
 
-    def look(output: Path, **how: bool) -> Path:
-        page = report(output, **how)
+    def look(output: Path, state: State) -> Path:
+        page = report(output, state)
         drawn.append((page.all("p", "verdict")[0].text, len(page.all("video"))))
         return output / "report.html"
 
@@ -262,7 +262,7 @@ def test_a_page_is_there_from_the_first_measurement_on(
 def test_a_report_that_cannot_be_written_is_told_and_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker.draw_report(tmp_path)
+    worker.draw_report(tmp_path, "ended")
     assert "the run's report could not be written" in capsys.readouterr().err
 
 

@@ -478,12 +478,11 @@ def test_sample_videos_that_are_out_of_memory_can_be_done_without(
 def test_the_report_is_drawn_at_each_evaluation(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cogtune import worker
 
-    drawn: list[tuple[bool, int]] = []
+    drawn: list[tuple[str, int]] = []
 
-    def draw(output: Path, *, under_way: bool = False, stopped: bool = False) -> None:
-        assert not stopped
-        drawn.append((under_way, max(line["step"] for line in read_lines(output))))
+    def draw(output: Path, state: str) -> None:
+        drawn.append((state, max(line["step"] for line in read_lines(output))))
 
     monkeypatch.setattr(worker, "draw_report", draw)
     train_here(plan_for(clips, tmp_path / "out", steps=3, eval_every=2))
-    assert drawn == [(True, 0), (True, 2), (True, 3), (False, 3)]
+    assert drawn == [("under way", 0), ("under way", 2), ("under way", 3), ("ended", 3)]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from cogtune import __version__
 from cogtune.errors import CogtuneError
@@ -29,12 +29,14 @@ def record_machine(launch: Path) -> None:
     write_json(launch / MACHINE_NAME, machine())
 
 
-def write_run_report(output: Path, *, under_way: bool = False, stopped: bool = False) -> Path:
+State = Literal["under way", "stopping", "ended"]
+
+
+def write_run_report(output: Path, state: State = "ended") -> Path:
     """Write the page of the run in ``output``; where it is.
 
     Args:
-        under_way: whether the run goes on.
-        stopped: whether it is just being stopped; of one that was, its processes' reports say so.
+        state: of the run; whether one that ended was done, its processes' reports say.
 
     Raises:
         CogtuneError: the folder holds no run, or the page cannot be written.
@@ -46,13 +48,13 @@ def write_run_report(output: Path, *, under_way: bool = False, stopped: bool = F
     path = output / PAGE_NAME
     with explained(output / "metrics.jsonl", "read"):
         found = curves(read_metrics(output / "metrics.jsonl"))
-    write_page(path, f"{output.absolute().name} · run report", _parts(output.absolute(), found, under_way, stopped))
+    write_page(path, f"{output.absolute().name} · run report", _parts(output.absolute(), found, state))
     return path
 
 
-def _parts(output: Path, found: Curves, under_way: bool, stopped: bool) -> Iterator[Html]:
+def _parts(output: Path, found: Curves, state: State) -> Iterator[Html]:
     plan = _json(output / "launch" / "plan.json")
-    yield _header(output, plan, found, under_way, stopped)
+    yield _header(output, plan, found, state)
     yield from loss_charts(found)
     yield from video_section(output)
     yield from step_charts(found)
@@ -73,7 +75,7 @@ def _json(path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- how it goes
 
 
-def _header(output: Path, plan: Mapping[str, Any], found: Curves, under_way: bool, stopped: bool) -> Html:
+def _header(output: Path, plan: Mapping[str, Any], found: Curves, state: State) -> Html:
     config = plan.get("config", {})
     lead = [config.get("model"), config.get("type"), plan.get("size"), config.get("strategy")]
     return tag(
@@ -81,21 +83,21 @@ def _header(output: Path, plan: Mapping[str, Any], found: Curves, under_way: boo
         tag("p", "Run report", class_="kind"),
         tag("h1", output.name),
         tag("p", " · ".join(str(part) for part in lead if part), class_="lead"),
-        _verdict(output, plan, found, under_way, stopped),
+        _verdict(output, plan, found, state),
         facts(_figures(plan, found)),
     )
 
 
-def _verdict(output: Path, plan: Mapping[str, Any], found: Curves, under_way: bool, stopped: bool) -> Html:
+def _verdict(output: Path, plan: Mapping[str, Any], found: Curves, state: State) -> Html:
     done, total = found.last_step, plan.get("total_steps")
     said = _json(output / "launch" / "rank-0.json")
     more = f"{done:,} of {total:,} steps are done." if total else f"{done:,} steps are done."
     if said.get("status") == "failed":
         kind, word, more = "error", "Failed.", f"{said.get('message', '')}. {more}"
-    elif total is not None and done >= total and not (under_way or stopped or said.get("status") == "stopped"):
+    elif total is not None and done >= total and state == "ended" and said.get("status") != "stopped":
         kind, word, more = "ok", "Finished.", f"All {total:,} steps are done."
     else:  # after the last step, too, where its losses and videos are still due
-        kind, word = "note", "Under way." if under_way else "Not finished."
+        kind, word = "note", "Under way." if state == "under way" else "Not finished."
     return tag("p", tag("b", word), " ", tag("span", more), class_=f"verdict {kind}")
 
 
