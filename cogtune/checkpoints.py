@@ -84,12 +84,12 @@ def check_fits(checkpoint: Path, state: Mapping[str, Any], identity: Mapping[str
     if unknown and before.get("strategy") == identity.get("strategy"):  # each strategy has keys of its own
         raise CogtuneError(
             f"{checkpoint} was written by another version of cogtune: it does not say {', '.join(unknown)}",
-            "use that version to go on, or start anew in another --output",
+            "start anew in another --output; `cogtune merge-zero` makes weights of a checkpoint of any version",
         )
     wrong = [
-        f"{key}: {before.get(key)!r} in the checkpoint, {value!r} now"
+        f"{key}: {before[key]!r} in the checkpoint, {value!r} now"
         for key, value in identity.items()
-        if before.get(key) != value
+        if key in before and before[key] != value
     ]
     if wrong:
         raise CogtuneError(

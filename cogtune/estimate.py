@@ -7,7 +7,7 @@ cogtune.cli.measurements`` shows how far off each estimate is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from cogtune.config import OptimizerName, RunConfig
 from cogtune.geometry import SPATIAL_COMPRESSION, latent_frames, video_tokens
@@ -60,6 +60,8 @@ _HOST_COMPILERS = int(4.0 * GIB)
 """What those take that compile for a run."""
 _PINNED = 1.24
 """What pinned buffers take of the host, in their sizes: torch rounds each up to a power of two."""
+_PINNED_ALONE = 1.77
+"""The same where there is one for each parameter, as for gradients that are accumulated; computed for 5b."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,16 @@ def lora_parameters(spec: ModelSpec, config: RunConfig) -> int:
     return config.rank * sum(map(sum, targeted(spec, config.target_modules).values()))
 
 
-def estimate(config: RunConfig, spec: ModelSpec, *, gpu: str = "") -> Estimate:
+def estimate(config: RunConfig, spec: ModelSpec, *, gpu: str = "", alone: bool = False) -> Estimate:
     """What a run of ``config`` on a model built like ``spec`` will take.
 
     Args:
         gpu: name of the card, for the time.
+        alone: without NCCL's memory, for one process that is measured without the others.
     """
+    memory = _memory(config, spec)
     return Estimate(
-        memory=_memory(config, spec),
+        memory=replace(memory, context=_CONTEXT) if alone else memory,
         host=_host(config, spec),
         cache_per_sample=_cache(config, spec),
         checkpoint=_checkpoint(config, spec),
@@ -154,7 +158,7 @@ def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
     frozen = whole - trained if config.type == "lora" else 0
     optimizer = 0 if offload else trained * (4 + _OPTIMIZER_BYTES[config.optimizer]) // ranks
     gradients = 0 if offload else trained * item // ranks
-    bucket = 2 * min(REDUCE_BUCKET[3 if config.strategy.startswith("zero3") else 2], trained) * item
+    bucket = 2 * REDUCE_BUCKET[3 if config.strategy.startswith("zero3") else 2] * item
     if config.strategy.startswith("zero3"):
         shard = 0 if offload else (frozen + trained) * item // ranks
         weights = shard + min(_LIVE_PARAMETERS, whole) * item
@@ -164,11 +168,14 @@ def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
         step = 0 if offload else trained * 4 // ranks  # the fp32 copy of the gradients that the optimizer takes
         kept = max(inputs + bucket, left + bucket + gradients, gradients + step - work)
     else:
+        bucket = bucket if offload else min(bucket, 2 * trained * item)  # without offload it is made of the gradients
         weights, idle = (frozen + trained) * item, _IDLE_ZERO2 * (bucket + gradients)
+        before = gradients if config.gradient_accumulation_steps > 1 else 0  # of the passes before
         group = min(largest_group(trained, ranks), trained)
-        step = 0 if offload else group * (item + 4) // ranks  # two copies of a group's gradients, one of them in fp32
-        start = group * item - gradients - optimizer  # a copy of its weights, where nothing else is yet
-        kept = max(max(inputs, gradients) + bucket, gradients + step - work, start - work)
+        # A group's gradients are copied, and copied into fp32; at the start its weights, where nothing else is yet.
+        step = 0 if offload else group * (item + (4 if item < 4 else 0)) // ranks
+        start = group * item - optimizer
+        kept = max(before + max(inputs, gradients) + bucket, gradients + step - work, start - work)
     kept = max(kept - gradients, 0)
     return Memory(weights, gradients, optimizer, int(kept), int(work + idle), _context(config))
 
@@ -195,9 +202,11 @@ def _host(config: RunConfig, spec: ModelSpec) -> int:
     kept = trained * 12 * ranks if config.optimizer == "adamw-offload" else 0
     if config.strategy.endswith("-offload"):
         share = ranks / config.num_processes
-        kept = int(trained * (16 + item) * share)  # fp32 weights and gradients, two moments, arriving gradients
+        kept = int(trained * (16 + item) * share)  # weights and gradients in fp32, two moments, and the new weights
         if config.strategy == "zero3-offload":
             kept = int(_PINNED * (kept + whole * item * share))
+        elif config.gradient_accumulation_steps > 1:
+            kept += int(_PINNED_ALONE * trained * item * share)
     return _HOST_COMPILERS + ranks * _HOST_PROCESS + max(loaded, kept)
 
 

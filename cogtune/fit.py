@@ -26,7 +26,7 @@ MOST_FLOPS_ON_CPU = 2e13
 """Of one step; a CPU takes minutes for it."""
 
 _BY_SPEED: tuple[Strategy, ...] = ("ddp", "zero2", "zero3", "zero2-offload", "zero3-offload")
-"""The strategies, fastest first, which is also from the most GPU memory to the least."""
+"""The strategies, fastest first."""
 
 GB = 10**9
 
@@ -255,7 +255,7 @@ def _leaner(config: RunConfig, spec: ModelSpec) -> Iterator[tuple[str, RunConfig
         yield changed(f"--size {spec.native}, the model's own,", size=None)
     if config.type == "sft":
         leaner: tuple[Strategy, ...] = ("zero2-offload",) if config.num_processes == 1 else _BY_SPEED
-        for strategy in leaner[leaner.index(config.strategy) + 1 :] if config.strategy in leaner else leaner:
+        for strategy in (other for other in leaner if other != config.strategy):
             yield changed(f"--strategy {strategy}", strategy=strategy)
         yield changed("--type lora", type="lora", strategy="ddp")
 

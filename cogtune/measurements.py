@@ -76,6 +76,11 @@ class Measurement:
         return f"{'1 of ' if self.alone else ''}{self.gpus} x {self.gpu}"
 
     @property
+    def whole_card(self) -> str:
+        """What was in use on the fullest card, such as ``21.1 GB``; empty where it was not measured."""
+        return "" if self.card_gb is None else f"{self.card_gb:.1f} GB{' without NCCL' if self.alone else ''}"
+
+    @property
     def peak_gib(self) -> float:
         """PyTorch's reserved memory on the fullest card."""
         return max(self.reserved_gib)
@@ -118,9 +123,12 @@ def recorded() -> tuple[Measurement, ...]:
 
 
 def of_preset(name: str, rows: Sequence[Measurement]) -> Measurement | None:
-    """The measurement of a preset as it is, on the most GPUs, and of those the latest; None when there is none."""
+    """The measurement of a preset as it is, on the most GPUs, and of those the latest; None when there is none.
+
+    One process without the others counts where no whole run was measured.
+    """
     whole = [row for row in rows if row.preset == name and row.recipe == "preset" and not row.changes]
-    return max(whole, key=lambda row: (row.gpus, row.date), default=None)
+    return max(whole, key=lambda row: (not row.alone, row.gpus, row.date), default=None)
 
 
 def add(new: Sequence[Measurement], path: Path = FILE) -> int:

@@ -24,8 +24,11 @@ _PORT = 29500
 REDUCE_BUCKET = {2: 100_000_000, 3: 500_000_000}
 """Gradients that DeepSpeed reduces together, in elements, by ZeRO stage.
 
-ZeRO-2 holds three buckets at once: one fills, one is reduced, and what is reduced is a copy.
+Of the memory that each takes, ZeRO-2 holds several: one fills while another is reduced, and what is reduced is a copy.
 """
+
+ZERO2_LAYOUT = "groups of powers of two"
+"""Names how ZeRO-2's shards are laid out, for checkpoints: another name for every change of what a group is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +229,7 @@ def identity_of(config: RunConfig, *, base: str, data: str) -> dict[str, Any]:
     if config.strategy != "ddp":  # ZeRO shards belong to a number of processes
         identity["num_processes"] = config.num_processes
     if config.strategy.startswith("zero2"):
-        identity["parameter groups"] = "of powers of two"  # see largest_group: the shards are laid out by them
+        identity["shards"] = ZERO2_LAYOUT
     return identity
 
 
@@ -339,7 +342,7 @@ def mixed_precision(config: RunConfig) -> str:
 
 
 def largest_group(trained: int, processes: int) -> int:
-    """How many of ``trained`` numbers ZeRO-2 handles as one at most, on so many processes.
+    """How many of ``trained`` numbers ZeRO-2 handles as one at most, unless a single parameter is more.
 
     A process's part of them is a power of two, which torch rounds a pinned buffer up to, and there are at least four.
     """
@@ -356,6 +359,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
         "stage": stage,
         "overlap_comm": True,
         # Under ZeRO-2 "contiguous" makes room for all of a process's gradients while the activations are still there.
+        # (Under offload DeepSpeed does so whatever stands here, but keeps no gradients on the GPU.)
         "contiguous_gradients": stage == 3,
         "reduce_bucket_size": REDUCE_BUCKET[stage],
     }

@@ -387,8 +387,10 @@ def test_a_machine_measures_the_presets_that_fit_it() -> None:
     assert measured(2, 14)["8x4080-sft-2b-zero3-offload"] == 2
     assert set(measured(8, 141)) == {row.name for row in PRESETS.values() if row.promised_gb is not None}
     assert measured(0, 0) == {}
-    ((_, alone),) = cli.presets_for(Machine((), 512 << 30), ["8xa100-sft-5b-zero2"], alone=True)
-    assert alone.config.num_processes == 8
+    one = Machine((cards.Gpu("NVIDIA Card", 80 * 10**9, 0),), 512 << 30)
+    for alone, count in ((False, 1), (True, 8)):
+        ((_, resolved),) = cli.presets_for(one, ["8xa100-sft-5b-zero2"], alone=alone)
+        assert resolved.config.num_processes == count
 
 
 def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
@@ -407,7 +409,10 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
     assert "| 24 GB | not measured |" in lines["4090-lora-5b"]
     assert "| 40.0 41.3 GiB | 12 GiB | 3.21 s |" in lines["cogtune bench x"]
     assert "torch 2.11.0" in lines["cogtune bench x"]
-    assert "| 33.3 GB without NCCL | 1 of 8 x H200 |" in vram.page([*rows, row(gpus=8, alone=True, card_gb=33.3)])
+    alone = row(gpus=8, alone=True, card_gb=22.2)
+    assert "| 42 GB | 33.3 GB | 4 x H200 |" in vram.page([*rows, alone])  # a whole run is told, where there is one
+    assert "| 42 GB | 22.2 GB without NCCL | 1 of 8 x H200 |" in vram.page([alone])
+    assert ["whole card without NCCL, GB of 10^9", "22.20"] in table([alone])[1]
     assert table([row()])[1][-1] == ["the guides promise, GB of 10^9", "42.00"]
     assert ["hours of the run's 1,000 steps", "0.89"] in table([row()], 1000)[1]
     assert table([row(changes={"size": "9x64x96"})])[1][-1][0] == "reserved of each process, GiB"
@@ -418,11 +423,12 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
 
 def test_alone_is_for_what_one_process_can_tell(tmp_path: Path) -> None:
     for strategy, count, told in (
-        ("ddp", 8, "under ddp each process takes what one takes that is by itself"),
+        ("ddp", 8, "under ddp nothing is shared out over the processes"),
         ("zero3", 8, "under zero3 a process needs the weights of the others"),
         ("zero3-offload", 8, "under zero3-offload a process needs the weights of the others"),
         ("zero2-offload", 8, "in the host's memory"),
-        ("zero2", 1, "there is one process in all"),
+        ("zero2", 1, "this run has one"),
+        ("zero2-offload", 1, "this run has one"),
     ):
         flags = {"strategy": strategy, "num_processes": count}
         with pytest.raises(UsageError, match=told):

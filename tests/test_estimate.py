@@ -14,7 +14,7 @@ from conftest import Cogtune
 from cogtune import fit
 from cogtune.config import RunConfig
 from cogtune.errors import UsageError
-from cogtune.estimate import GIB, Memory, estimate, lora_parameters
+from cogtune.estimate import GIB, Estimate, Memory, estimate, lora_parameters
 from cogtune.fit import GB, Machine, fitted, nearest_preset, problems, refuse_unfit
 from cogtune.gpus import Gpu
 from cogtune.layers import layers, names, transformer_parameters
@@ -73,7 +73,7 @@ of_every_recorded_run = pytest.mark.parametrize(
 
 @of_every_recorded_run
 def test_every_recorded_peak_is_estimated(row: Measurement) -> None:
-    needs = estimate(row.config, spec_for(PRESETS[row.preset or ""].model), gpu=row.gpu)
+    needs = estimate(row.config, spec_for(PRESETS[row.preset or ""].model), gpu=row.gpu, alone=row.alone)
     assert needs.memory.reserved / GIB == pytest.approx(row.peak_gib, rel=WITHIN)
     if row.card_gb is not None:
         assert needs.memory.card / GB == pytest.approx(row.card_gb, rel=WITHIN)
@@ -85,6 +85,8 @@ def test_the_host_and_the_time_of_every_recorded_run_are_estimated(row: Measurem
     needs = estimate(row.config, spec_for(PRESETS[row.preset or ""].model), gpu=row.gpu)
     assert row.step_s == pytest.approx(needs.seconds, rel=0.10)
     assert row.host_gib is not None
+    if row.alone:  # the host has all of a run's processes
+        return
     assert row.host_gib < needs.host / GIB + 3
     if row.config.strategy.endswith("-offload"):
         assert row.host_gib == pytest.approx(needs.host / GIB, rel=0.15)
@@ -125,6 +127,25 @@ def test_options_move_the_parts_they_should() -> None:
     assert at(rank=256).gradients == 2 * base.gradients
     assert at(batch_size=2).workspace == pytest.approx(2 * base.workspace)
     assert at(num_processes=2).weights == base.weights
+
+
+def test_zero2_keeps_the_gradients_of_the_passes_before() -> None:
+    def at(preset: str, passes: int) -> Estimate:
+        flags = {"gradient_accumulation_steps": passes, "num_processes": 1 if "offload" in preset else 4}
+        return estimate(resolve(preset_name=preset, flags=flags).config, spec_for("5b"))
+
+    whole = transformer_parameters(spec_for("5b"))
+    one, two, eight = (at("8xa100-sft-5b-zero2", passes).memory.card for passes in (1, 2, 8))
+    assert (two - one, eight) == (pytest.approx(2 * whole / 4, rel=1e-6), two)
+    host = [at("a100-sft-5b-zero2-offload", passes).host for passes in (1, 4)]
+    assert 2 * whole < host[1] - host[0] < 4 * whole  # pinned one by one, each rounded up to a power of two
+
+
+def test_one_process_alone_has_no_nccl() -> None:
+    config = resolve(preset_name="8xa100-sft-5b-zero2").config
+    whole, alone = (estimate(config, spec_for("5b"), alone=alone).memory for alone in (False, True))
+    assert alone.reserved == whole.reserved
+    assert 1.3 < (whole.context - alone.context) / GIB < 1.4
 
 
 def test_the_host_holds_weights_that_are_read_as_another_type() -> None:

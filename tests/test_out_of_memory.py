@@ -31,6 +31,7 @@ def advice(preset: str, card_gb: int, cards: int = 1, **flags: Any) -> str:
         ("a100-sft-5b-zero2-offload", 1, 80, {"strategy": "ddp"}, "--strategy zero2-offload takes"),
         ("8xa100-sft-5b-zero2", 8, 80, {"strategy": "ddp"}, "--strategy zero2 takes"),
         ("8xa100-sft-5b-zero2", 8, 32, {}, "--strategy zero3 takes"),
+        ("8x4090-sft-2b-zero3", 8, 15, {}, "--strategy zero2 takes"),
         ("4090-lora-5b", 1, 16, {}, "no one option is enough; --preset 4080-lora-2b takes"),
         ("4090-lora-5b", 1, 2, {}, "a smaller --size"),
         ("4090-lora-5b", 0, 0, {"batch_size": 2}, "--batch-size 1 --gradient-accumulation-steps 2 takes"),

@@ -63,6 +63,7 @@ def test_every_presets_launch_files_are_read_by_their_own_readers(preset: str, t
     assert (zero.offload_optimizer is not None) == row.strategy.endswith("offload")
     assert (zero.offload_param is not None) == (row.strategy == "zero3-offload")
     assert zero.offload_optimizer is None or zero.offload_optimizer.pin_memory
+    assert (zero.contiguous_gradients, zero.reduce_bucket_size) == ((True, 5e8) if zero.stage == 3 else (False, 1e8))
     assert understood.gradient_accumulation_steps == config.gradient_accumulation_steps
     assert understood.train_micro_batch_size_per_gpu == config.batch_size
     assert understood.gradient_clipping == config.max_grad_norm

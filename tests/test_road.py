@@ -200,9 +200,9 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
 ) -> None:
     """Two processes against one with twice the accumulation: the same batches, so the same losses to 2e-4.
 
-    Gradients are accumulated, and reduced in many buckets, of which one parameter may be more than there is room for.
-    Three prompts over two processes, so that one has a video more to make. Full training under ZeRO-3 goes on through
-    the real launcher; the other processes are forked.
+    Gradients are accumulated, and reduced in many buckets, each too small for some parameters. Three prompts over two
+    processes, so that one has a video more to make. Full training under ZeRO-3 goes on through the real launcher (and
+    in one bucket); the other processes are forked.
     """
     monkeypatch.setattr(caching, "fill", fill_here)
     monkeypatch.setattr("cogtune.plan.REDUCE_BUCKET", {2: 3000, 3: 3000})

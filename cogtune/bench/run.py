@@ -120,6 +120,11 @@ def bench(request: Request, recipes: Sequence[Recipe] = ("preset",)) -> Iterator
         CogtuneError: the run cannot be made, or failed.
     """
     request = _narrowed(request)
+    if request.alone:
+        console.note(
+            f"one of {request.resolved.config.num_processes} processes, without the others: what they would send each "
+            "other takes no time here, and none of NCCL's memory"
+        )
     with _staged(request) as made:
         for recipe in recipes:
             try:
@@ -161,14 +166,15 @@ def _narrowed(request: Request) -> Request:
 
 
 def _check_alone(config: RunConfig) -> None:
-    if config.strategy == "zero2" and config.num_processes > 1:
+    if config.num_processes == 1:
+        raise UsageError("--alone measures one of several processes, and this run has one", "give --num-processes N")
+    if config.strategy == "zero2":
         return
     why = {
-        "ddp": "under ddp each process takes what one takes that is by itself (--num-processes 1)",
-        "zero2": "there is one process in all",
-        "zero2-offload": "what it shares out is in the host's memory, which all processes take together",
+        "ddp": "under ddp nothing is shared out over the processes",
+        "zero2-offload": "under zero2-offload what is shared out is in the host's memory, which all processes take of",
     }.get(config.strategy, f"under {config.strategy} a process needs the weights of the others")
-    raise UsageError("--alone does not tell what this run takes: " + why)
+    raise UsageError(f"--alone is for strategy zero2: {why}", "`cogtune plan` estimates what each GPU takes")
 
 
 def _present(request: Request, config: RunConfig) -> RunConfig:
@@ -188,12 +194,8 @@ def _measure(request: Request, made: _Stage, recipe: Recipe, *, is_last: bool) -
     plan = _plan(request, made, recipe)
     files = launch.write_files(plan, request.resolved.to_yaml())
     present = replace(plan, config=_present(request, plan.config))
-    launch.write_accelerate(files, present.config)
     if request.alone:
-        console.note(
-            f"one of {plan.config.num_processes} processes, without the others: what they would send each other takes "
-            "no time here, and none of NCCL's memory"
-        )
+        launch.write_accelerate(files, present.config)
     console.note(f"{recipe}: {request.warmup} steps to warm up, {request.steps} timed")
     began = time.time()
     with watch.watched() as peaks, _log_outlived(files.log):

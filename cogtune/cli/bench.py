@@ -102,7 +102,7 @@ def bench(
             done.append(row)  # shown even if the next one is stopped
     finally:
         if done:
-            _show(done, json_file, None if resolved.config.epochs else resolved.config.steps)
+            _show(done, json_file, None if alone or resolved.config.epochs else resolved.config.steps)
 
 
 def _show(done: list[Measurement], json_file: Path | None, run: int | None) -> None:
@@ -127,13 +127,14 @@ def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], l
     from cogtune.presets import PRESETS
 
     on_cpu = done[0].gpu == "cpu"
+    whole = "whole card without NCCL" if done[0].alone else "whole card"
     figures: list[tuple[str, list[float | None], str]] = [
         ("seconds a step (median)", [row.step_s for row in done], ".3f"),
         ("fastest step, s", [row.step_s_range[0] if row.step_s_range else None for row in done], ".3f"),
         ("slowest step, s", [row.step_s_range[1] if row.step_s_range else None for row in done], ".3f"),
         ("tokens/s, all together", [row.tokens_per_s for row in done], ",.0f"),
-        ("whole card, GB of 10^9", [row.card_gb for row in done], ".2f"),
-        ("whole card, GiB", [row.card_gb * GB / GIB if row.card_gb else None for row in done], ".2f"),
+        (f"{whole}, GB of 10^9", [row.card_gb for row in done], ".2f"),
+        (f"{whole}, GiB", [row.card_gb * GB / GIB if row.card_gb else None for row in done], ".2f"),
         ("largest process, GiB" if on_cpu else "PyTorch reserved, GiB", [max(row.reserved_gib) for row in done], ".2f"),
         ("PyTorch allocated, GiB", [None if on_cpu else max(row.allocated_gib) for row in done], ".2f"),
         (

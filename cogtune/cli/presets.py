@@ -54,7 +54,6 @@ def listing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows: list[tuple[str, ...]] = []
     for row in PRESETS.values():
         measured = of_preset(row.name, recorded())
-        on = f" ({measured.gpus} x {measured.gpu.removeprefix('NVIDIA ')})" if measured else ""
         rows.append(
             (
                 row.name,
@@ -65,7 +64,9 @@ def listing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
                 row.precision,
                 str(row.size),
                 f"{row.promised_gb:g} GB" if row.promised_gb is not None else "",
-                f"{measured.card_gb:.1f} GB{on}" if measured and measured.card_gb else "",
+                f"{measured.whole_card} ({measured.place.replace('NVIDIA ', '')})"
+                if measured and measured.card_gb
+                else "",
             )
         )
     for name, path in own_presets().items():

@@ -51,7 +51,7 @@ def _preset_line(row: Preset, measured: Measurement | None) -> str:
     figures = ["not measured", "", "", "", ""]
     if measured is not None:
         figures = [
-            _card(measured),
+            measured.whole_card,
             _on(measured),
             f"{measured.peak_gib:.1f} GiB",
             _gib(measured.host_gib),
@@ -70,7 +70,7 @@ def _measurement_line(row: Measurement) -> str:
             f"`{row.command}`",
             row.recipe,
             _on(row),
-            _card(row),
+            row.whole_card,
             " ".join(f"{size:.1f}" for size in row.reserved_gib) + " GiB",
             _gib(row.host_gib),
             f"{row.step_s:.2f} s{spread}",
@@ -89,10 +89,6 @@ def _on(row: Measurement) -> str:
     return row.place.replace("NVIDIA ", "")
 
 
-def _card(row: Measurement) -> str:
-    return "" if row.card_gb is None else f"{row.card_gb:.1f} GB{' without NCCL' if row.alone else ''}"
-
-
 def _gib(value: float | None) -> str:
     return "" if value is None else f"{value:.0f} GiB"
 
@@ -102,7 +98,7 @@ def errors(rows: Sequence[Measurement]) -> list[tuple[str, str, str, str]]:
     found = []
     for row in rows:
         if row.recipe == "preset" and row.preset in PRESETS:
-            needs = estimate(row.config, spec_of(row.config.model), gpu=row.gpu)
+            needs = estimate(row.config, spec_of(row.config.model), gpu=row.gpu, alone=row.alone)
             mine = needs.memory.reserved / GIB
             found.append(
                 (row.command, f"{row.peak_gib:.2f}", f"{mine:.2f}", f"{100 * (mine / row.peak_gib - 1):+.1f} %")
