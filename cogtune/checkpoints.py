@@ -84,7 +84,7 @@ def check_fits(checkpoint: Path, state: Mapping[str, Any], identity: Mapping[str
     if unknown and before.get("strategy") == identity.get("strategy"):  # each strategy has keys of its own
         raise CogtuneError(
             f"{checkpoint} was written by another version of cogtune: it does not say {', '.join(unknown)}",
-            "start anew in another --output; `cogtune merge-zero` makes weights of a checkpoint of any version",
+            "start anew in another --output; `cogtune merge-zero` still makes weights of a ZeRO checkpoint",
         )
     wrong = [
         f"{key}: {before[key]!r} in the checkpoint, {value!r} now"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 
 from cogtune.config import OptimizerName, RunConfig
 from cogtune.geometry import SPATIAL_COMPRESSION, latent_frames, video_tokens
-from cogtune.layers import targeted, transformer_parameters
+from cogtune.layers import layers, targeted, transformer_parameters
 from cogtune.models import ModelSpec
 from cogtune.plan import REDUCE_BUCKET, largest_group, size_of
 
@@ -60,8 +60,6 @@ _HOST_COMPILERS = int(4.0 * GIB)
 """What those take that compile for a run."""
 _PINNED = 1.24
 """What pinned buffers take of the host, in their sizes: torch rounds each up to a power of two."""
-_PINNED_ALONE = 1.77
-"""The same where there is one for each parameter, as for gradients that are accumulated; computed for 5b."""
 
 
 @dataclass(frozen=True)
@@ -158,17 +156,18 @@ def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
     frozen = whole - trained if config.type == "lora" else 0
     optimizer = 0 if offload else trained * (4 + _OPTIMIZER_BYTES[config.optimizer]) // ranks
     gradients = 0 if offload else trained * item // ranks
-    bucket = 2 * REDUCE_BUCKET[3 if config.strategy.startswith("zero3") else 2] * item
+    full = REDUCE_BUCKET[3 if config.strategy.startswith("zero3") else 2]
+    bucket = 2 * full * item
     if config.strategy.startswith("zero3"):
         shard = 0 if offload else (frozen + trained) * item // ranks
         weights = shard + min(_LIVE_PARAMETERS, whole) * item
         idle = _IDLE_ZERO3 * whole * item / spec.num_layers
         # Of the inputs, what is still there when the first bucket is full and room is made for the gradients.
-        left = inputs * (1 - min(1, bucket / (2 * item * trained)))
+        left = inputs * (1 - min(1, full / trained))
         step = 0 if offload else trained * 4 // ranks  # the fp32 copy of the gradients that the optimizer takes
         kept = max(inputs + bucket, left + bucket + gradients, gradients + step - work)
     else:
-        bucket = bucket if offload else min(bucket, 2 * trained * item)  # without offload it is made of the gradients
+        bucket = bucket if offload else 2 * min(full, trained) * item  # without offload it is the gradients themselves
         weights, idle = (frozen + trained) * item, _IDLE_ZERO2 * (bucket + gradients)
         before = gradients if config.gradient_accumulation_steps > 1 else 0  # of the passes before
         group = min(largest_group(trained, ranks), trained)
@@ -206,8 +205,17 @@ def _host(config: RunConfig, spec: ModelSpec) -> int:
         if config.strategy == "zero3-offload":
             kept = int(_PINNED * (kept + whole * item * share))
         elif config.gradient_accumulation_steps > 1:
-            kept += int(_PINNED_ALONE * trained * item * share)
+            kept += int(_pinned_gradients(config, spec) * share)
     return _HOST_COMPILERS + ranks * _HOST_PROCESS + max(loaded, kept)
+
+
+def _pinned_gradients(config: RunConfig, spec: ModelSpec) -> int:
+    """Bytes of ZeRO-2's buffers for accumulated gradients: pinned, one for each matrix, each of a power of two."""
+    if config.type == "lora":
+        sizes = [config.rank * one for both in targeted(spec, config.target_modules).values() for one in both]
+    else:
+        sizes = [inputs * outputs for inputs, outputs in layers(spec).values()]
+    return sum(1 << (size * _BYTES[config.precision] - 1).bit_length() for size in sizes)
 
 
 def _cache(config: RunConfig, spec: ModelSpec) -> int:

@@ -72,8 +72,8 @@ class Measurement:
 
     @property
     def place(self) -> str:
-        """On what it was measured, such as ``4 x NVIDIA H100``."""
-        return f"{'1 of ' if self.alone else ''}{self.gpus} x {self.gpu}"
+        """On what it was measured, such as ``4 x H200``, or ``1 of 8 x H200``."""
+        return f"{'1 of ' if self.alone else ''}{self.gpus} x {self.gpu.removeprefix('NVIDIA ')}"
 
     @property
     def whole_card(self) -> str:

@@ -24,7 +24,7 @@ _PORT = 29500
 REDUCE_BUCKET = {2: 100_000_000, 3: 500_000_000}
 """Gradients that DeepSpeed reduces together, in elements, by ZeRO stage.
 
-Of the memory that each takes, ZeRO-2 holds several: one fills while another is reduced, and what is reduced is a copy.
+Their memory counts several times: one bucket fills while another is reduced, and what is reduced is a copy.
 """
 
 ZERO2_LAYOUT = "groups of powers of two"

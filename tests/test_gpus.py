@@ -1,4 +1,4 @@
-"""Two GPUs that talk over NCCL: every strategy trains, saves and goes on as DDP does. Tiny models, no download.
+"""Two GPUs that talk over NCCL: all strategies train, save, go on and merge alike. Tiny models, no download.
 
 Run with ``pytest -m gpu tests/test_gpus.py`` on a machine of two or more GPUs.
 """

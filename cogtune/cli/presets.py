@@ -64,9 +64,7 @@ def listing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
                 row.precision,
                 str(row.size),
                 f"{row.promised_gb:g} GB" if row.promised_gb is not None else "",
-                f"{measured.whole_card} ({measured.place.replace('NVIDIA ', '')})"
-                if measured and measured.card_gb
-                else "",
+                f"{measured.whole_card} ({measured.place})" if measured and measured.whole_card else "",
             )
         )
     for name, path in own_presets().items():

@@ -52,7 +52,7 @@ def _preset_line(row: Preset, measured: Measurement | None) -> str:
     if measured is not None:
         figures = [
             measured.whole_card,
-            _on(measured),
+            measured.place,
             f"{measured.peak_gib:.1f} GiB",
             _gib(measured.host_gib),
             f"{measured.step_s:.2f} s",
@@ -69,7 +69,7 @@ def _measurement_line(row: Measurement) -> str:
         [
             f"`{row.command}`",
             row.recipe,
-            _on(row),
+            row.place,
             row.whole_card,
             " ".join(f"{size:.1f}" for size in row.reserved_gib) + " GiB",
             _gib(row.host_gib),
@@ -83,10 +83,6 @@ def _measurement_line(row: Measurement) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _on(row: Measurement) -> str:
-    return row.place.replace("NVIDIA ", "")
 
 
 def _gib(value: float | None) -> str:
