@@ -364,9 +364,10 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
         "reduce_bucket_size": REDUCE_BUCKET[stage],
     }
     if config.strategy.endswith("-offload"):
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-        if stage == 3:
-            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+        on_the_host = {"device": "cpu", "pin_memory": config.pin_memory}
+        zero |= dict.fromkeys(
+            ("offload_optimizer", "offload_param") if stage == 3 else ("offload_optimizer",), on_the_host
+        )
     return {
         "train_micro_batch_size_per_gpu": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,

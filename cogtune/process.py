@@ -202,6 +202,15 @@ _NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What CUDA and its libraries say, in errors of other kinds than PyTorch's own, when a GPU's memory is used up."""
 
 
+def cannot_pin(error: Exception) -> bool:
+    """Whether an error came of pinning the host's memory, of which a system may allow less than there is.
+
+    CUDA says the same of it as of a GPU's memory that is used up.
+    """
+    where = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    return isinstance(error, RuntimeError) and "pin_memory" in where
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that a GPU's memory is used up."""
     is_torchs = type(error).__name__ == "OutOfMemoryError"

@@ -23,7 +23,7 @@ from cogtune.fit import this_machine, what_would_fit
 from cogtune.launch import LaunchFiles, checkpoints_of, how_to_go_on
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.plan import Plan
-from cogtune.process import WORKER_LOCK, StopRequest, alone_in, is_out_of_memory, work
+from cogtune.process import WORKER_LOCK, StopRequest, alone_in, cannot_pin, is_out_of_memory, work
 from cogtune.report.run import State, record_machine, write_run_report
 from cogtune.resolving import RUN_NAME
 
@@ -61,7 +61,7 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
 
 @contextlib.contextmanager
 def memory_explained(plan: Plan) -> Iterator[None]:
-    """Tell an error of exhausted GPU memory as what would fit.
+    """Tell an error of exhausted GPU memory as what would fit, and one of pinned memory with what does without.
 
     Raises:
         CogtuneError: in place of PyTorch's error, and of those of cuBLAS and CUDA.
@@ -71,15 +71,21 @@ def memory_explained(plan: Plan) -> Iterator[None]:
     except CogtuneError:
         raise
     except Exception as error:
-        if not is_out_of_memory(error):
+        config = plan.config
+        pinned = cannot_pin(error) and config.strategy.endswith("-offload")
+        if not pinned and not is_out_of_memory(error):
             raise
         newest = checkpoints_of(plan)[-1:]
         kept = [f"{path.name} is whole: with that changed, --resume latest goes on from it" for path in newest]
-        raise CogtuneError(
-            f"out of GPU memory: {str(error).splitlines()[0]}",
-            what_would_fit(plan.config, plan.spec, this_machine()),
-            details=kept,
-        ) from error
+        first = str(error).splitlines()[0]
+        if pinned:
+            message = f"the system does not give the pinned host memory that offload asked for: {first}"
+            hint = "--no-pin-memory does without, and takes longer a step: WSL gives less than there is"
+            if not config.pin_memory:
+                hint = "zero3-offload pins the weights in any case: use another strategy, or give it more"
+        else:
+            message, hint = f"out of GPU memory: {first}", what_would_fit(config, plan.spec, this_machine())
+        raise CogtuneError(message, hint, details=kept) from error
 
 
 @contextlib.contextmanager

@@ -58,9 +58,9 @@ def start_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> list[Ba
     return workers
 
 
-def run_workers(plan: Plan) -> None:
-    """Run the plan to its end."""
-    for rank, process in enumerate(started := start_workers(plan)):
+def run_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> None:
+    """Run the plan to its end; ``prepare`` as above."""
+    for rank, process in enumerate(started := start_workers(plan, prepare)):
         process.join(240)  # the first of all compiles what DeepSpeed runs on a CPU
         log = Path(f"{LaunchFiles(plan.config.output / 'launch').log}.{rank}")
         if process.exitcode != 0:

@@ -143,6 +143,12 @@ def test_zero2_keeps_the_gradients_of_the_passes_before() -> None:
     assert host[1] - host[0] == pytest.approx(pinned, rel=1e-3)
 
 
+def test_a_step_without_pinned_memory_takes_longer() -> None:
+    """9.0 s of row 11 on an H100, seen once; 5.9 beside it with pinned memory."""
+    config = resolve(preset_name="a100-sft-5b-zero2-offload", flags={"pin_memory": False}).config
+    assert estimate(config, spec_for("5b"), gpu="H100").seconds == pytest.approx(9.0, rel=0.1)
+
+
 def test_one_process_alone_has_no_nccl() -> None:
     config = resolve(preset_name="8xa100-sft-5b-zero2").config
     whole, alone = (estimate(config, spec_for("5b"), alone=alone).memory for alone in (False, True))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from forked_workers import run_workers, start_workers
+from runs_in_process import plan_for
 
 from cogtune.fit import GB, Machine, what_would_fit
 from cogtune.gpus import Gpu
+from cogtune.launch import LaunchFiles
 from cogtune.models import published, published_spec
 from cogtune.process import is_out_of_memory
 from cogtune.resolving import resolve
@@ -55,3 +60,35 @@ def test_the_libraries_words_for_it() -> None:
     assert is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def nothing_to_pin() -> None:
+    """In a process: a system that gives no pinned memory, as CUDA tells of it under WSL."""
+    from deepspeed.accelerator import get_accelerator
+
+    def pin_memory(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError(f"CUDA error: out of memory\nat {tensor.shape}")
+
+    get_accelerator().pin_memory = pin_memory
+
+
+@pytest.mark.slow
+def test_offload_without_pinned_memory_says_what_does_without_it(clips: Path, tmp_path: Path) -> None:
+    def told(**flags: Any) -> tuple[str, str]:
+        plan = plan_for(clips, tmp_path / "out", type="sft", num_processes=2, steps=2, overwrite=True, **flags)
+        for process in start_workers(plan, nothing_to_pin):
+            process.join(240)
+        said = LaunchFiles(tmp_path / "out" / "launch").report(0).read()
+        assert said is not None
+        return said["message"], said["hint"]
+
+    what = "the system does not give the pinned host memory that offload asked for: CUDA error: out of memory"
+    message, hint = told(strategy="zero2-offload")
+    assert (message, hint.split()[0]) == (what, "--no-pin-memory")
+    message, hint = told(strategy="zero3-offload", pin_memory=False)
+    assert (message, hint.split(":")[0]) == (what, "zero3-offload pins the weights in any case")
+    plan = plan_for(
+        clips, tmp_path / "without", type="sft", num_processes=2, steps=2, strategy="zero2-offload", pin_memory=False
+    )
+    run_workers(plan, nothing_to_pin)
+    assert (tmp_path / "without" / "checkpoint-2").is_dir()

@@ -71,6 +71,14 @@ def test_every_presets_launch_files_are_read_by_their_own_readers(preset: str, t
     assert understood.float16_config.enabled == (row.precision == "fp16")
 
 
+@pytest.mark.parametrize(("strategy", "parts"), [("zero2-offload", 1), ("zero3-offload", 2)])
+def test_offload_does_without_pinned_memory_where_that_is_asked(strategy: str, parts: int) -> None:
+    value = deepspeed_config(RunConfig(type="sft", strategy=strategy, pin_memory=False))
+    zero = DeepSpeedConfig(value).zero_config
+    offloads = [part for part in (zero.offload_optimizer, zero.offload_param) if part is not None]
+    assert [part.pin_memory for part in offloads] == [False] * parts
+
+
 def test_deepspeeds_file_follows_every_flag() -> None:
     flags = {"batch_size": 3, "gradient_accumulation_steps": 5, "max_grad_norm": 0.25, "num_processes": 4}
     value = deepspeed_config(resolve(flags={**flags, "strategy": "zero2", "precision": "fp32"}).config)

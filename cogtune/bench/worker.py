@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ from cogtune.files import write_json
 from cogtune.launch import LaunchFiles
 from cogtune.plan import Plan
 from cogtune.process import StopRequest, work
+from cogtune.worker import memory_explained
 
 
 def memory_file(files: LaunchFiles, rank: int) -> Path:
@@ -23,7 +25,11 @@ def memory_file(files: LaunchFiles, rank: int) -> Path:
 
 
 def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: bool, alone: bool) -> bool:
-    """Train as planned and write down the time of each step and this process's peak memory; False when stopped."""
+    """Train as planned and write down the time of each step and this process's peak memory; False when stopped.
+
+    Raises:
+        CogtuneError: as for :func:`cogtune.worker.memory_explained`.
+    """
     import torch
 
     if alone:
@@ -32,9 +38,10 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
     from cogtune.training.loop import train
     from cogtune.training.setup import set_up
 
-    training = set_up(plan, lambda: bool(stop), base_dtype=torch.float32 if plain else None)
-    ready, at_start = time.time(), _peaks()
-    finished = train(replace(training, saves=False))
+    with contextlib.nullcontext() if plain else memory_explained(plan):  # no option would make plain another
+        training = set_up(plan, lambda: bool(stop), base_dtype=torch.float32 if plain else None)
+        ready, at_start = time.time(), _peaks()
+        finished = train(replace(training, saves=False))
     write_json(
         memory_file(files, rank),
         {
