@@ -207,8 +207,8 @@ def cannot_pin(error: Exception) -> bool:
 
     CUDA says the same of it as of a GPU's memory that is used up.
     """
-    where = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    return isinstance(error, RuntimeError) and "pin_memory" in where
+    where = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    return isinstance(error, RuntimeError) and any(name.startswith(("pin_memory", "pin_empty")) for name in where)
 
 
 def is_out_of_memory(error: Exception) -> bool:
