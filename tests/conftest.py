@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cogtune.data.synthetic import draw_dataset
+from cogtune.data.video import write_video
 from cogtune.modeling.locate import locate
 
 
@@ -43,6 +45,22 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_dataset(tmp_path_factory.mktemp("clips"))
 
 
+@pytest.fixture(scope="session")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of 100 frames at 16 per second: long enough for every model."""
+    root = tmp_path_factory.mktemp("film")
+    (root / "videos").mkdir()
+    y, x = np.mgrid[0:192, 0:288]
+    frames = [
+        np.stack([(x + 3 * t) % 256, (y + t) % 256, (x + y - 2 * t) % 256], axis=-1).astype(np.uint8)
+        for t in range(100)
+    ]
+    write_video(root / "videos" / "0.mp4", np.stack(frames), 16.0)
+    (root / "videos.txt").write_text("videos/0.mp4\n")
+    (root / "prompts.txt").write_text("coloured stripes move to the left\n")
+    return root
+
+
 @dataclass(frozen=True)
 class Ran:
     """What a run of the program gave."""
@@ -59,14 +77,20 @@ Cogtune = Callable[..., Ran]
 def cogtune(tmp_path: Path) -> Cogtune:
     """Run the real program in an empty folder; its status and what it printed."""
 
-    def run(*words: object, status: int = 0, cwd: Path = tmp_path, env: dict[str, str] | None = None) -> Ran:
+    def run(
+        *words: object,
+        status: int = 0,
+        cwd: Path = tmp_path,
+        env: dict[str, str] | None = None,
+        seconds: float = 300,
+    ) -> Ran:
         done = subprocess.run(
             [sys.executable, "-m", "cogtune", *map(str, words)],
             cwd=cwd,
             env={**os.environ, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=seconds,
             check=False,
         )
         assert done.returncode == status, f"{words}: status {done.returncode}\n{done.stdout}\n{done.stderr}"

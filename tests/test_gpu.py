@@ -11,13 +11,12 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import Cogtune
 from plain_training import plain_losses
 
-from cogtune.data.video import probe, write_video
+from cogtune.data.video import probe
 from cogtune.modeling.random_weights import build_transformer, build_vae, write_pipeline
 from cogtune.models import VARIANTS, Variant, read_spec
 from cogtune.plan import Plan
@@ -29,22 +28,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
 def needs_a_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-
-
-@pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clip of 100 frames at 16 per second: long enough for every model."""
-    root = tmp_path_factory.mktemp("film")
-    (root / "videos").mkdir()
-    y, x = np.mgrid[0:192, 0:288]
-    frames = [
-        np.stack([(x + 3 * t) % 256, (y + t) % 256, (x + y - 2 * t) % 256], axis=-1).astype(np.uint8)
-        for t in range(100)
-    ]
-    write_video(root / "videos" / "0.mp4", np.stack(frames), 16.0)
-    (root / "videos.txt").write_text("videos/0.mp4\n")
-    (root / "prompts.txt").write_text("coloured stripes move to the left\n")
-    return root
 
 
 @pytest.fixture(scope="module")

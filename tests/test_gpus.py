@@ -1,22 +1,30 @@
-"""Two GPUs that talk over NCCL: all strategies train, save, go on and merge alike. Tiny models, no download.
+"""GPUs that talk over NCCL: all strategies train, save, go on and merge alike; a checkpoint of the real size merges.
 
-Run with ``pytest -m gpu tests/test_gpus.py`` on a machine of two or more GPUs.
+Run with ``pytest -m gpu -s tests/test_gpus.py`` on a machine of two or more GPUs of 80 GB, with 120 GB of disk. Weights
+are random, nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Cogtune
+from safetensors.torch import load_file
 
+from cogtune.bench.watch import watched
 from cogtune.data.synthetic import draw_dataset
+from cogtune.estimate import GIB
+from cogtune.modeling.random_weights import write_pipeline
+from cogtune.models import VARIANTS
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,3 +85,35 @@ def by_hand(outputs: Mapping[str, Path]) -> None:
     finally:
         for process in started.values():
             process.terminate()
+
+
+def test_a_checkpoint_of_5b_under_zero3_merges(film: Path, cogtune: Cogtune, tmp_path: Path) -> None:
+    """After one step no weight is further from the base's than the learning rate and bf16's rounding."""
+    model, cores = tmp_path / "5b", {"OMP_NUM_THREADS": str(os.cpu_count())}
+    write_pipeline(VARIANTS["5b"], model, scale="full", device="cuda")
+    torch.cuda.empty_cache()
+    run: list[object] = ["--preset", "8xa100-sft-5b-zero3", "--num-processes", torch.cuda.device_count()]
+    run += ["--model", model, "--data", film, "--learning-rate", 1e-3, "--steps", 1, "--eval-every", 0]
+    began = time.perf_counter()
+    cogtune("train", *run, seconds=900, env=cores)
+    trained = time.perf_counter()
+    with watched() as peaks:
+        cogtune("merge-zero", "out/checkpoint-1", "--output", "merged", seconds=900, env=cores)
+    took, processes = time.perf_counter() - trained, torch.cuda.device_count()
+    print(
+        f"\n5b, ZeRO-3 of {processes}: trained and saved in {trained - began:.0f} s, merged in {took:.0f} s with "
+        f"{peaks.processes / GIB:.2f} GiB beside the page cache"
+    )
+    assert peaks.processes < 16 * GIB
+    base, changed = base_of(model / "transformer"), 0
+    for file in sorted((tmp_path / "merged" / "transformer").glob("*.safetensors")):
+        for name, value in load_file(file).items():
+            before, after = (weights.to("cuda") for weights in (base[name], value))
+            torch.testing.assert_close(after.float(), before.float(), rtol=2**-7, atol=1.1e-3)
+            changed += int((after != before).sum())
+    assert changed > 1_000_000_000
+
+
+def base_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights of a folder, which stay in mapped files."""
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
