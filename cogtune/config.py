@@ -278,7 +278,8 @@ class RunConfig(BaseModel):
     strategy: Strategy = _launch("ddp", help_text="How memory and work are shared out over the GPUs.")
     pin_memory: bool = _launch(
         True,
-        help_text="Under offload, pin the host's buffers: a faster step; off where pinned memory is scarce, as in WSL.",
+        help_text="Under offload, pin the host's buffers: a faster step; off (but for zero3-offload's weights) where "
+        "pinned memory is scarce, as in WSL.",
     )
     num_processes: int = _launch(1, ge=1, help_text="GPUs to train on, of all machines together.")
     num_machines: int = _launch(

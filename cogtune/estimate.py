@@ -202,10 +202,10 @@ def _host(config: RunConfig, spec: ModelSpec) -> int:
     if config.strategy.endswith("-offload"):
         share = ranks / config.num_processes
         kept = int(trained * (16 + item) * share)  # weights and gradients in fp32, two moments, and the new weights
-        if config.strategy == "zero3-offload":
-            kept = int(_PINNED * (kept + whole * item * share))
+        if config.strategy == "zero3-offload":  # which pins its weights in any case
+            kept = int((_PINNED if config.pin_memory else 1) * kept + _PINNED * whole * item * share)
         elif config.gradient_accumulation_steps > 1:
-            kept += int(_pinned_gradients(config, spec) * share)
+            kept += int((_pinned_gradients(config, spec) if config.pin_memory else trained * item) * share)
     return _HOST_COMPILERS + ranks * _HOST_PROCESS + max(loaded, kept)
 
 
@@ -282,7 +282,7 @@ _TRAFFIC_EAGER, _TRAFFIC_COMPILED = 2200.0, 500.0
 _OFFLOAD_SECONDS = {"zero2-offload": 0.53e-9, "zero3-offload": 0.72e-9}
 """Of the optimizer on the host, for each trained number, by however many processes: the host's memory bounds it."""
 _UNPINNED = 2.0
-"""Times as long without pinned buffers: of 5b's step under ZeRO-2 5.8 s in place of 3.0, with an H100."""
+"""Times as long without pinned buffers: seen once, of 5b under ZeRO-2 on an H100, not recorded; ZeRO-3 was not seen."""
 
 
 def _seconds(config: RunConfig, spec: ModelSpec, gpu: str) -> float | None:

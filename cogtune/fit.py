@@ -18,6 +18,7 @@ from cogtune.gpus import Gpu, gpus
 from cogtune.models import VARIANTS, ModelSpec, published_spec
 from cogtune.presets import PRESETS, Preset, Strategy
 from cogtune.resolving import Resolved
+from cogtune.training_rules import goes_with
 
 SURE = 0.92
 """An estimate may be off by 8 %: a run whose estimate times this does not fit is refused."""
@@ -135,6 +136,9 @@ def _what_fits(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
     fitting = next(_fitting(config, spec, machine), None)
     if fitting is not None:
         return f"nearest that fits: {_flags(config, fitting)} (or --fit, which chooses it)"
+    fitting = next(_fitting(config.model_copy(update={"optimizer": "adamw"}), spec, machine), None)
+    if fitting is not None:
+        return f"nearest that fits: {_flags(config, fitting)}"
     row = nearest_preset(config, spec, machine)
     if row is not None:
         count = f" --num-processes {len(machine.cards)}" if row.gpus > 1 else ""
@@ -144,7 +148,7 @@ def _what_fits(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
 
 def _flags(before: RunConfig, after: RunConfig) -> str:
     words = []
-    for key in ("strategy", "num_processes"):
+    for key in ("optimizer", "strategy", "num_processes"):
         if getattr(before, key) != getattr(after, key):
             words.append(f"--{key.replace('_', '-')} {getattr(after, key)}")
     return " ".join(words)
@@ -162,6 +166,8 @@ def _tried(config: RunConfig, machine: Machine) -> Iterator[RunConfig]:
             continue  # nothing to share with anyone
         if strategy != "ddp" and config.type == "lora":
             continue  # an adapter has little that could be shared out
+        if not goes_with(config.optimizer, strategy):
+            continue
         yield config.model_copy(update={"strategy": strategy, "num_processes": count * config.num_machines})
 
 
@@ -176,13 +182,16 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Machine) -> Resolved:
         raise UsageError("--fit chooses for NVIDIA GPUs, and there is none here", _what_fits(config, spec, machine))
     chosen = next(_fitting(config, spec, machine), None)
     if chosen is None:
-        reasons = (
-            (tried, problems(tried, estimate(tried, spec), machine, sure=1.0)) for tried in _tried(config, machine)
-        )
+        reasons = [
+            f"{tried.strategy}: {'; '.join(problems(tried, estimate(tried, spec), machine, sure=1.0))}"
+            for tried in _tried(config, machine)
+        ]
+        if config.type == "sft" and not goes_with(config.optimizer, "zero2"):
+            reasons.append(f"the others: optimizer {config.optimizer} does not go with them")
         raise UsageError(
             f"--fit found no way to train {config.type} of {spec.variant.name} on this machine: {machine}",
             _what_fits(config, spec, machine),
-            details=[f"{tried.strategy}: {'; '.join(found)}" for tried, found in reasons],
+            details=reasons,
         )
     changed = [key for key in ("strategy", "num_processes") if getattr(config, key) != getattr(chosen, key)]
     return replace(resolved, config=chosen, provenance={**resolved.provenance, **dict.fromkeys(changed, "--fit")})
@@ -256,8 +265,13 @@ def _leaner(config: RunConfig, spec: ModelSpec) -> Iterator[tuple[str, RunConfig
     if config.type == "sft":
         leaner: tuple[Strategy, ...] = ("zero2-offload",) if config.num_processes == 1 else _BY_SPEED
         for strategy in (other for other in leaner if other != config.strategy):
-            yield changed(f"--strategy {strategy}", strategy=strategy)
-        yield changed("--type lora", type="lora", strategy="ddp")
+            if goes_with(config.optimizer, strategy):
+                yield changed(f"--strategy {strategy}", strategy=strategy)
+            else:
+                words = f"--strategy {strategy} --optimizer adamw"
+                yield changed(words, strategy=strategy, optimizer="adamw")
+        words = "--type lora" if config.strategy == "ddp" else "--type lora --strategy ddp"
+        yield changed(words, type="lora", strategy="ddp")
 
 
 def _volume(size: Size) -> int:

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -203,12 +204,12 @@ _NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def cannot_pin(error: Exception) -> bool:
-    """Whether an error came of pinning the host's memory, of which a system may allow less than there is.
+    """Whether an error says that the host's memory could not be pinned, of which a system may allow less than there is.
 
     CUDA says the same of it as of a GPU's memory that is used up.
     """
     where = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-    return isinstance(error, RuntimeError) and any(name.startswith(("pin_memory", "pin_empty")) for name in where)
+    return is_out_of_memory(error) and any(name.startswith(("pin_memory", "pin_empty")) for name in where)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -223,6 +224,24 @@ def _in_words(error: Exception, log: Path) -> CogtuneError:
     if is_out_of_memory(error):
         hint = "use a smaller --size, or a preset with offload: see `cogtune presets`"
     return CogtuneError(f"{type(error).__name__}: {first_line}", hint)
+
+
+_UNTOLD = 2.0
+"""Seconds of waiting for another process that are not worth a word."""
+
+
+def _held(handle: TextIO, seconds: float) -> bool:
+    """Whether a file's lock was had within so many seconds."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
 
 
 @contextlib.contextmanager
@@ -241,13 +260,11 @@ def alone_in(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterator[
         folder.mkdir(parents=True, exist_ok=True)
         handle = path.open("w")
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _held(handle, _UNTOLD if wait else 0.0):
             if not wait:
                 raise CogtuneError(
                     f"another process is at work in {folder}", "wait for it, stop it, or choose another folder"
-                ) from None
+                )
             console.note(f"waiting for another process that is at work in {folder}")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -176,11 +176,15 @@ def resolve(
     for source, layer in layers:
         before = values.get("optimizer")
         for key, value in layer.items():
+            if key == "preset":
+                problems.append(f"preset: a preset cannot start from another: give this file as --config ({source})")
+                continue
             if key not in fields:
                 problems.append(f"{key}: there is no such key{did_you_mean(key, fields)} ({source})")
                 continue
             values[key] = value
-            provenance[key] = source if source != "flag" else f"--{key.replace('_', '-')}"
+            flag = f"--{'no-' if value is False else ''}{key.replace('_', '-')}"
+            provenance[key] = flag if source == "flag" else source
         if "optimizer" in layer and "learning_rate" not in layer:
             usual = PRODIGY_RATE if layer["optimizer"] == "prodigy" else USUAL_RATE
             if (usual == PRODIGY_RATE) != (before == "prodigy"):

@@ -9,6 +9,7 @@ from cogtune import layers
 from cogtune.config import OptimizerName, RunConfig
 from cogtune.errors import did_you_mean
 from cogtune.models import ModelSpec
+from cogtune.presets import Strategy
 
 EXTRA = "pip install 'cogtune[optimizers]'"
 
@@ -38,6 +39,12 @@ OPTIMIZERS: dict[OptimizerName, Needs] = {
 }
 """Every optimizer. DeepSpeed runs those that give no reason against it."""
 
+
+def goes_with(optimizer: OptimizerName, strategy: Strategy) -> bool:
+    """Whether an optimizer can run under a strategy."""
+    return strategy == "ddp" or not OPTIMIZERS[optimizer].not_in_shards
+
+
 _WITHOUT_WARMUP = ("constant", "piecewise_constant")
 
 
@@ -54,7 +61,7 @@ def problems_of_training(config: RunConfig, spec: ModelSpec) -> list[str]:
 def _optimizer_problems(config: RunConfig) -> list[str]:
     needs = OPTIMIZERS[config.optimizer]
     problems = []
-    if config.strategy != "ddp" and needs.not_in_shards:
+    if not goes_with(config.optimizer, config.strategy):
         problems.append(
             f"optimizer {config.optimizer} does not go with strategy {config.strategy}: {needs.not_in_shards}"
         )

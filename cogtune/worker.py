@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cogtune import console
 from cogtune.checkpoints import after
+from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError
 from cogtune.files import AGAIN, DiskFull, explained, remove_folder, remove_partials, write_atomic, write_text
 from cogtune.fit import this_machine, what_would_fit
@@ -71,21 +72,26 @@ def memory_explained(plan: Plan) -> Iterator[None]:
     except CogtuneError:
         raise
     except Exception as error:
-        config = plan.config
-        pinned = cannot_pin(error) and config.strategy.endswith("-offload")
-        if not pinned and not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
+        config = plan.config
         newest = checkpoints_of(plan)[-1:]
         kept = [f"{path.name} is whole: with that changed, --resume latest goes on from it" for path in newest]
         first = str(error).splitlines()[0]
-        if pinned:
+        if config.strategy.endswith("-offload") and cannot_pin(error):
             message = f"the system does not give the pinned host memory that offload asked for: {first}"
-            hint = "--no-pin-memory does without, and takes longer a step: WSL gives less than there is"
-            if not config.pin_memory:
-                hint = "zero3-offload pins the weights in any case: use another strategy, or give it more"
+            hint = _without_pinning(config)
         else:
             message, hint = f"out of GPU memory: {first}", what_would_fit(config, plan.spec, this_machine())
         raise CogtuneError(message, hint, details=kept) from error
+
+
+def _without_pinning(config: RunConfig) -> str:
+    if config.strategy == "zero2-offload":
+        return "--no-pin-memory does without, and takes longer a step"
+    if config.pin_memory:
+        return "--no-pin-memory pins the weights alone, and takes longer a step"
+    return "zero3-offload pins the weights in any case; zero2-offload with --no-pin-memory pins nothing"
 
 
 @contextlib.contextmanager

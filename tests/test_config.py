@@ -60,6 +60,16 @@ def test_a_written_run_reads_back_the_same(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(resolved.to_yaml())
     assert read_run(tmp_path).config == resolved.config.model_copy(update={"output": tmp_path})
     assert "  # --id-token" in resolved.to_yaml()
+    assert "pin_memory: false  # --no-pin-memory" in resolve(flags={"pin_memory": False}).to_yaml()
+
+
+def test_a_preset_does_not_start_from_another(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: 4090-lora-5b\nrank: 8\n")
+    assert resolve(file=file).config.rank == 8
+    with pytest.raises(UsageError) as caught:
+        resolve(preset_name=str(file))
+    assert "give this file as --config" in caught.value.details[0]
 
 
 def test_a_run_that_goes_on_keeps_where_each_value_came_from(tmp_path: Path) -> None:

@@ -613,6 +613,9 @@ def test_what_is_not_a_zero_checkpoint(tmp_path: Path, base: Path) -> None:
     (plain / "model.safetensors").touch()
     assert "not a ZeRO checkpoint" in refusal(plain).message
     assert refusal(plain).hint == "it holds model.safetensors: such a file needs no merging"
+    (plain / "transformer").mkdir()
+    (plain / "model.safetensors").rename(plain / "transformer" / "model.safetensors")  # full training without ZeRO
+    assert refusal(plain).hint == "it holds transformer/model.safetensors: such a file needs no merging"
 
     run = tmp_path / "run"
     checkpoint = write_zero(run / "checkpoint-500", random_weights())
@@ -620,6 +623,8 @@ def test_what_is_not_a_zero_checkpoint(tmp_path: Path, base: Path) -> None:
 
     (checkpoint / "latest").write_text("global_step7\n")
     assert refusal(checkpoint).message.startswith(f"{checkpoint / 'latest'} names 'global_step7', but")
+    (checkpoint / "latest").write_text("\n")
+    assert refusal(checkpoint).message == f"{checkpoint / 'latest'} is empty"
     (checkpoint / "latest").write_text("../checkpoint-500/pytorch_model")
     assert "has no such folder" in refusal(checkpoint).message
 

@@ -14,7 +14,7 @@ from cogtune.fit import GB, Machine, what_would_fit
 from cogtune.gpus import Gpu
 from cogtune.launch import LaunchFiles
 from cogtune.models import published, published_spec
-from cogtune.process import is_out_of_memory
+from cogtune.process import cannot_pin, is_out_of_memory
 from cogtune.resolving import resolve
 
 
@@ -35,6 +35,11 @@ def advice(preset: str, card_gb: int, cards: int = 1, **flags: Any) -> str:
         ("4090-lora-5b", 1, 24, {"precision": "fp32"}, "--precision bf16 takes"),
         ("a100-sft-5b-zero2-offload", 1, 80, {"strategy": "ddp"}, "--strategy zero2-offload takes"),
         ("8xa100-sft-5b-zero2", 8, 80, {"strategy": "ddp"}, "--strategy zero2 takes"),
+        (
+            *("8xa100-sft-5b-zero2", 8, 80, {"strategy": "ddp", "optimizer": "came"}),
+            "--strategy zero2 --optimizer adamw takes",
+        ),
+        ("4090-sft-2b-zero2-offload", 1, 10, {}, "--type lora --strategy ddp takes"),
         ("8xa100-sft-5b-zero2", 8, 32, {}, "--strategy zero3 takes"),
         ("8x4090-sft-2b-zero3", 8, 15, {}, "--strategy zero2 takes"),
         ("4090-lora-5b", 1, 16, {}, "no one option is enough; --preset 4080-lora-2b takes"),
@@ -62,6 +67,23 @@ def test_the_libraries_words_for_it() -> None:
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
+@pytest.mark.parametrize(
+    ("function", "message", "pinning"),
+    [
+        ("pin_memory", "CUDA error: out of memory", True),
+        ("pin_empty_like", "CUDA error: out of memory", True),
+        ("pin_memory", "CUDA error: an illegal memory access was encountered", False),  # of an earlier kernel
+        ("forward", "CUDA error: out of memory", False),
+    ],
+)
+def test_pinned_memory_that_is_not_given_is_told_from_the_gpus(function: str, message: str, pinning: bool) -> None:
+    scope: dict[str, Any] = {}
+    exec(f"def {function}():\n    raise RuntimeError({message!r})", scope)
+    with pytest.raises(RuntimeError) as caught:
+        scope[function]()
+    assert cannot_pin(caught.value) == pinning
+
+
 def nothing_to_pin() -> None:
     """In a process: a system that gives no pinned memory, as CUDA tells of it under WSL."""
     from deepspeed.accelerator import get_accelerator
@@ -86,7 +108,7 @@ def test_offload_without_pinned_memory_says_what_does_without_it(clips: Path, tm
     message, hint = told(strategy="zero2-offload")
     assert (message, hint.split()[0]) == (what, "--no-pin-memory")
     message, hint = told(strategy="zero3-offload", pin_memory=False)
-    assert (message, hint.split(":")[0]) == (what, "zero3-offload pins the weights in any case")
+    assert (message, hint.split(";")[0]) == (what, "zero3-offload pins the weights in any case")
     plan = plan_for(
         clips, tmp_path / "without", type="sft", num_processes=2, steps=2, strategy="zero2-offload", pin_memory=False
     )

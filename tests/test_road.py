@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
@@ -95,14 +95,19 @@ def test_the_road_by_hand(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_run_can_be_started_by_hand_from_its_launch_files(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
-    cogtune("train", "--preset", "cpu-lora-tiny", "--data", clips, "--steps", 2)
-    before = load_file(tmp_path / "out" / LORA_WEIGHTS_NAME)
-    shutil.rmtree(tmp_path / "out" / "checkpoint-2")
-    script = tmp_path / "out" / "launch" / "command.sh"
-    done = subprocess.run(["sh", script], capture_output=True, text=True, check=False)
+    run = ["train", "--preset", "cpu-lora-tiny", "--data", clips, "--steps", 2, "--cache-dir", tmp_path / "a cache"]
+    dry = cogtune(*run, "--output", "by hand", "--dry-run").out
+    first, by_hand = (
+        line.split(what)[1] for what in ("with: cogtune ", "by hand: ") for line in dry.splitlines() if what in line
+    )
+    cogtune(*shlex.split(first))
+    done = subprocess.run(shlex.split(by_hand), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "loss at fixed noise" in done.stdout
-    after = load_file(tmp_path / "out" / LORA_WEIGHTS_NAME)
+    after = load_file(tmp_path / "by hand" / LORA_WEIGHTS_NAME)
+    cogtune(*run)
+    before = load_file(tmp_path / "out" / LORA_WEIGHTS_NAME)
+    assert before.keys() == after.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 

@@ -38,7 +38,8 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
     from cogtune.training.loop import train
     from cogtune.training.setup import set_up
 
-    with contextlib.nullcontext() if plain else memory_explained(plan):  # no option would make plain another
+    # What would fit is not the guides' recipe, nor one of several processes.
+    with contextlib.nullcontext() if plain or alone else memory_explained(plan):
         training = set_up(plan, lambda: bool(stop), base_dtype=torch.float32 if plain else None)
         ready, at_start = time.time(), _peaks()
         finished = train(replace(training, saves=False))

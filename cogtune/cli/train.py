@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -86,8 +87,9 @@ def train(
         found = outlook(ready.plan.config, spec, machine, counts, ready.files.folder)
         console.table("", ("what", "how much"), found.rows())
         if ready.left:
-            console.say(f"to encode first: {ready.left}")
-        console.say(f"written to {ready.files.folder}; by hand: sh {ready.files.script}")
+            words = ["cogtune", "dataset", "cache", str(ready.plan.config.data), "--config", str(ready.files.run_yaml)]
+            console.say(f"to encode first: {ready.left}, with: {shlex.join(words)}")
+        console.say(f"written to {ready.files.folder}; by hand: {shlex.join(['sh', str(ready.files.script)])}")
         return
     for line in runs.train(resolved, resume=resume, overwrite=overwrite):
         console.say(line)

@@ -89,7 +89,8 @@ class Store:
             return load_file(path)["data"]
         except (OSError, SafetensorError, KeyError) as error:
             raise CogtuneError(
-                f"the cache entry {path} is missing or damaged: {error}", "run `cogtune dataset cache` again"
+                f"the cache entry {path} is missing or damaged: {error}",
+                "`cogtune dataset cache` makes it, with the run.yaml of the run as --config",
             ) from error
 
     def problem(self, kind: Kind, key: str, shape: tuple[int, ...] | None = None) -> str:

@@ -101,7 +101,8 @@ def locate(checkpoint: Path) -> tuple[Path, str]:
         with explained(latest, "read"):
             tag = latest.read_text(encoding="utf-8", errors="replace").strip()
         if not tag or tag != Path(tag).name or not (checkpoint / tag).is_dir():
-            raise CogtuneError(f"{latest} names '{tag}', but {checkpoint} has no such folder", _AGAIN)
+            says = f"names '{tag}', but {checkpoint} has no such folder" if tag else "is empty"
+            raise CogtuneError(f"{latest} {says}", _AGAIN)
         return checkpoint, tag
     if any(_OPTIMIZER_FILE.fullmatch(path.name) for path in checkpoint.iterdir()):
         return checkpoint.resolve().parent, checkpoint.resolve().name
@@ -115,8 +116,8 @@ def _what_instead(folder: Path) -> str:
         return f"give one of its checkpoints, such as {newest}"
     if unfinished := sorted(path.parent for path in folder.glob("*/*_optim_states.pt")):
         return f"'latest' is written last: this save was not finished; what is there is in {unfinished[0]}"
-    if weights := sorted(folder.glob("*.safetensors")):
-        return f"it holds {weights[0].name}: such a file needs no merging"
+    if weights := [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("transformer/*.safetensors"))]:
+        return f"it holds {weights[0].relative_to(folder)}: such a file needs no merging"
     return "give a folder that Accelerator.save_state or DeepSpeed's save_checkpoint wrote"
 
 
