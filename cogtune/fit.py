@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -133,24 +134,32 @@ def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Machine, name: str
 def _what_fits(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
     if not machine.cards:
         return "use a machine with such GPUs, or try the program with --preset cpu-lora-tiny"
-    fitting = next(_fitting(config, spec, machine), None)
-    if fitting is not None:
-        return f"nearest that fits: {_flags(config, fitting)} (or --fit, which chooses it)"
-    fitting = next(_fitting(config.model_copy(update={"optimizer": "adamw"}), spec, machine), None)
-    if fitting is not None:
-        return f"nearest that fits: {_flags(config, fitting)}"
+    by_fit = " (or --fit, which chooses it)"
+    for start, more in ((config, by_fit), (config.model_copy(update={"optimizer": "adamw"}), "")):
+        fitting = next(_fitting(start, spec, machine), None)
+        if fitting is not None:
+            return f"nearest that fits: {_flags(config, fitting)}{more}"
     row = nearest_preset(config, spec, machine)
     if row is not None:
-        count = f" --num-processes {len(machine.cards)}" if row.gpus > 1 else ""
-        return f"nearest preset that fits: --preset {row.name}{count}"
+        return f"nearest preset that fits: {_named(row, config, machine)}"
     return "no preset fits; a smaller --size takes less"
 
 
 def _flags(before: RunConfig, after: RunConfig) -> str:
     words = []
-    for key in ("optimizer", "strategy", "num_processes"):
+    for key in ("type", "optimizer", "strategy", "num_processes"):
         if getattr(before, key) != getattr(after, key):
             words.append(f"--{key.replace('_', '-')} {getattr(after, key)}")
+    return " ".join(words)
+
+
+def _named(row: Preset, config: RunConfig, machine: Machine) -> str:
+    """The flags that make a preset out of a run of ``config``, which may have set an optimizer."""
+    words = [f"--preset {row.name}"]
+    if row.gpus > 1:
+        words.append(f"--num-processes {len(machine.cards)}")
+    if not goes_with(config.optimizer, row.strategy):
+        words.append("--optimizer adamw")
     return " ".join(words)
 
 
@@ -235,7 +244,8 @@ def what_would_fit(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
     row = nearest_preset(config, spec, leaner) if machine.cards else None
     if row is not None:
         needs = estimate(_on(row, len(machine.cards)), published_spec(VARIANTS[row.model]))
-        return f"no one option is enough; --preset {row.name} takes {needs.memory.card / GB:.1f} GB, by the estimate"
+        words = _named(row, config, machine)
+        return f"no one option is enough; {words} takes {needs.memory.card / GB:.1f} GB, by the estimate"
     return "a smaller --size, with fewer frames, takes less"
 
 
@@ -264,14 +274,14 @@ def _leaner(config: RunConfig, spec: ModelSpec) -> Iterator[tuple[str, RunConfig
         yield changed(f"--size {spec.native}, the model's own,", size=None)
     if config.type == "sft":
         leaner: tuple[Strategy, ...] = ("zero2-offload",) if config.num_processes == 1 else _BY_SPEED
-        for strategy in (other for other in leaner if other != config.strategy):
-            if goes_with(config.optimizer, strategy):
-                yield changed(f"--strategy {strategy}", strategy=strategy)
-            else:
-                words = f"--strategy {strategy} --optimizer adamw"
-                yield changed(words, strategy=strategy, optimizer="adamw")
-        words = "--type lora" if config.strategy == "ddp" else "--type lora --strategy ddp"
-        yield changed(words, type="lora", strategy="ddp")
+        changes: list[dict[str, Any]] = [
+            {"strategy": other} if goes_with(config.optimizer, other) else {"strategy": other, "optimizer": "adamw"}
+            for other in leaner
+            if other != config.strategy
+        ]
+        for values in (*changes, {"type": "lora", "strategy": "ddp"}):
+            after = config.model_copy(update=values)
+            yield _flags(config, after), after
 
 
 def _volume(size: Size) -> int:

@@ -7,7 +7,6 @@ watching process joins to its stderr; everything that libraries and launchers sa
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -17,7 +16,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,12 +26,6 @@ from typing import Any, Literal, TextIO
 from cogtune import console
 from cogtune.errors import EXIT_FAILURE, CogtuneError, StoppedError
 from cogtune.files import explained, write_text
-
-LOCK = ".lock"
-"""The lock of the program that is at work in a folder."""
-
-WORKER_LOCK = ".worker.lock"
-"""The lock that the first worker of a run holds in the run's folder."""
 
 _QUIET = "COGTUNE_QUIET"
 
@@ -224,50 +216,6 @@ def _in_words(error: Exception, log: Path) -> CogtuneError:
     if is_out_of_memory(error):
         hint = "use a smaller --size, or a preset with offload: see `cogtune presets`"
     return CogtuneError(f"{type(error).__name__}: {first_line}", hint)
-
-
-_UNTOLD = 2.0
-"""Seconds of waiting for another process that are not worth a word."""
-
-
-def _held(handle: TextIO, seconds: float) -> bool:
-    """Whether a file's lock was had within so many seconds."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                return False
-            time.sleep(0.05)
-        else:
-            return True
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterator[None]:
-    """Hold a folder while the block runs: two runs in one would overwrite each other. A killed holder lets go.
-
-    Args:
-        name: of the lock file: a run's program and its worker hold one each, since either may outlive the other.
-        wait: until another holder lets go, rather than refuse.
-
-    Raises:
-        CogtuneError: another process holds it.
-    """
-    path = folder / name
-    with explained(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = path.open("w")
-    with handle:
-        if not _held(handle, _UNTOLD if wait else 0.0):
-            if not wait:
-                raise CogtuneError(
-                    f"another process is at work in {folder}", "wait for it, stop it, or choose another folder"
-                )
-            console.note(f"waiting for another process that is at work in {folder}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def watch(

@@ -183,8 +183,8 @@ def resolve(
                 problems.append(f"{key}: there is no such key{did_you_mean(key, fields)} ({source})")
                 continue
             values[key] = value
-            flag = f"--{'no-' if value is False else ''}{key.replace('_', '-')}"
-            provenance[key] = flag if source == "flag" else source
+            no = "no-" if value is False else ""
+            provenance[key] = source if source != "flag" else f"--{no}{key.replace('_', '-')}"
         if "optimizer" in layer and "learning_rate" not in layer:
             usual = PRODIGY_RATE if layer["optimizer"] == "prodigy" else USUAL_RATE
             if (usual == PRODIGY_RATE) != (before == "prodigy"):

@@ -22,10 +22,10 @@ from cogtune.errors import UsageError
 from cogtune.geometry import Size
 from cogtune.gpus import gpus
 from cogtune.launch import LaunchFiles
+from cogtune.locks import WORKER_LOCK, alone_in
 from cogtune.modeling.locate import locate
 from cogtune.models import LORA_WEIGHTS_NAME, ModelSpec, fingerprint, read_spec
 from cogtune.plan import Plan, check, identity_of, make_plan
-from cogtune.process import WORKER_LOCK, alone_in
 from cogtune.report.run import PAGE_NAME
 from cogtune.resolving import RUN_NAME, Resolved, read_run, resolve
 

@@ -13,7 +13,7 @@ from cogtune.config import RunConfig
 from cogtune.data.cache import Entry, Kind, Store
 from cogtune.data.index import Todo
 from cogtune.errors import CogtuneError
-from cogtune.process import alone_in
+from cogtune.locks import alone_in
 
 READERS = 4
 """Entries read at a time: enough for a disk to have something to sort."""

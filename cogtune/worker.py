@@ -22,9 +22,10 @@ from cogtune.errors import CogtuneError
 from cogtune.files import AGAIN, DiskFull, explained, remove_folder, remove_partials, write_atomic, write_text
 from cogtune.fit import this_machine, what_would_fit
 from cogtune.launch import LaunchFiles, checkpoints_of, how_to_go_on
+from cogtune.locks import WORKER_LOCK, alone_in
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.plan import Plan
-from cogtune.process import WORKER_LOCK, StopRequest, alone_in, cannot_pin, is_out_of_memory, work
+from cogtune.process import StopRequest, cannot_pin, is_out_of_memory, work
 from cogtune.report.run import State, record_machine, write_run_report
 from cogtune.resolving import RUN_NAME
 

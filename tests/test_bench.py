@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import Cogtune
 from runs_in_process import plan_for
@@ -30,11 +31,11 @@ from cogtune.errors import CogtuneError, StoppedError, UsageError
 from cogtune.files import write_json
 from cogtune.fit import Machine
 from cogtune.launch import LaunchFiles
+from cogtune.locks import alone_in
 from cogtune.measurements import Measurement, Recipe
 from cogtune.models import published_spec, read_spec, variant
 from cogtune.plan import Plan
 from cogtune.presets import PRESETS
-from cogtune.process import alone_in
 from cogtune.resolving import resolve
 
 
@@ -172,6 +173,17 @@ def test_what_a_killed_bench_left_is_removed_by_the_next(tmp_path: Path, monkeyp
         bench(request(tmp_path))
     left = {path.name for path in (tmp_path / "temporary").iterdir()}
     assert left == {"cogtune-bench-busy", "cogtune-bench-new", "other-one"}
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_bench_that_is_out_of_memory_names_what_would_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("cogtune.training.objective.Objective.losses", exhausted)
+    with pytest.raises(CogtuneError, match="out of GPU memory: CUDA out of memory") as caught:
+        bench(request(tmp_path, batch_size=2))
+    assert caught.value.hint.startswith("--batch-size 1 --gradient-accumulation-steps 2 takes")
 
 
 @pytest.mark.usefixtures("_here")

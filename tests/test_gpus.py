@@ -54,10 +54,8 @@ def test_every_strategy_trains_alike(precision: str, cogtune: Cogtune, tmp_path:
         cogtune("train", "--resume", "latest", "--output", output, "--steps", 6, "--dry-run")
     by_hand(outputs)
     same = STRATEGIES if precision == "fp32" else STRATEGIES[1:]
-    for name in (
-        "loss",
-        "grad_norm",
-    ):  # Adam steps alike however long its gradients are, so losses alone do not show it
+    # Adam steps alike however long its gradients are, so losses alone would not show them.
+    for name in ("loss", "grad_norm"):
         measured = {}
         for strategy, output in outputs.items():
             lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
@@ -120,5 +118,5 @@ def test_a_checkpoint_of_5b_under_zero3_merges(film: Path, cogtune: Cogtune, tmp
 
 
 def base_of(folder: Path) -> dict[str, torch.Tensor]:
-    """All weights of a folder, which stay in mapped files."""
+    """All weights of a folder."""
     return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}

@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from cogtune import process
+from cogtune import locks, process
 from cogtune.errors import CogtuneError, StoppedError
-from cogtune.process import PARENT_PID, Report, StopRequest, alone_in, watch
+from cogtune.locks import alone_in
+from cogtune.process import PARENT_PID, Report, StopRequest, watch
 
 WORKER = """
 import pathlib, signal, sys, time
@@ -140,7 +142,7 @@ def test_a_report_of_an_earlier_run_is_not_believed(tmp_path: Path) -> None:
 
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     program = (
-        "import pathlib, sys, time\nfrom cogtune.process import alone_in\n"
+        "import pathlib, sys, time\nfrom cogtune.locks import alone_in\n"
         "with alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -152,6 +154,27 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     holder.communicate()
     with alone_in(tmp_path):  # a killed holder lets go
         pass
+
+
+@pytest.mark.parametrize(("untold", "told"), [(60.0, ""), (0.0, "waiting for another process that is at work in")])
+def test_one_may_wait_for_the_other_and_says_so_when_it_takes_long(
+    untold: float, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(locks, "_UNTOLD", untold)
+    order: list[str] = []
+
+    def second() -> None:
+        with alone_in(tmp_path, wait=True):
+            order.append("second")
+
+    with alone_in(tmp_path):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.5)
+        order.append("first")
+    waiting.join(10)
+    assert order == ["first", "second"]
+    assert (told in capsys.readouterr().err) if told else capsys.readouterr().err == ""
 
 
 def test_a_signal_that_the_system_gave_to_another_thread_is_heard(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from cogtune.data.cache import KINDS, Store
 from cogtune.data.video import probe
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.gpus import Gpu
-from cogtune.process import alone_in
+from cogtune.locks import alone_in
 from cogtune.resolving import resolve
 
 Configured = Callable[..., RunConfig]

@@ -24,12 +24,12 @@ from cogtune.files import read_json
 from cogtune.fit import this_machine, why_not_tried
 from cogtune.gpus import gpus
 from cogtune.launch import LaunchFiles
+from cogtune.locks import LOCK, alone_in
 from cogtune.machine import versions
 from cogtune.measurements import GB, GIB, Measurement, Recipe
 from cogtune.modeling.locate import spec_of
 from cogtune.models import TINY, VARIANTS, ModelSpec, published, read_spec
 from cogtune.plan import Plan, check, identity_of, make_plan, size_of
-from cogtune.process import LOCK, alone_in
 from cogtune.resolving import Resolved
 
 _FOLDER = "cogtune-bench-"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import get_default_build_root
 
-from cogtune.process import alone_in
+from cogtune.locks import alone_in
 
 _FOLDER = "TORCH_EXTENSIONS_DIR"
 
