@@ -282,7 +282,7 @@ _TRAFFIC_EAGER, _TRAFFIC_COMPILED = 2200.0, 500.0
 _OFFLOAD_SECONDS = {"zero2-offload": 0.53e-9, "zero3-offload": 0.72e-9}
 """Of the optimizer on the host, for each trained number, by however many processes: the host's memory bounds it."""
 _UNPINNED = 2.0
-"""Times as long without pinned buffers: seen once, of 5b under ZeRO-2 on an H100, not recorded; ZeRO-3 was not seen."""
+"""Times as long without pinned buffers, of 5b under ZeRO-2 on an H100; ZeRO-3 without them was not measured."""
 
 
 def _seconds(config: RunConfig, spec: ModelSpec, gpu: str) -> float | None:

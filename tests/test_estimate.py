@@ -144,12 +144,12 @@ def test_zero2_keeps_the_gradients_of_the_passes_before() -> None:
 
 
 def test_without_pinned_memory_a_step_takes_longer_and_the_host_less() -> None:
-    """9.0 s of row 11 on an H100, seen once and not recorded; 5.9 beside it with pinned memory."""
-
     def at(preset: str, **flags: Any) -> Estimate:
         return estimate(resolve(preset_name=preset, flags=flags).config, spec_for("5b"), gpu="H100")
 
-    assert at("a100-sft-5b-zero2-offload", pin_memory=False).seconds == pytest.approx(9.0, rel=0.1)
+    for preset in ("a100-sft-5b-zero2-offload", "8x5090-sft-5b-zero3-offload"):
+        pinned, without = (at(preset, pin_memory=pin).seconds or 0 for pin in (True, False))
+        assert without > pinned + 2
     whole = transformer_parameters(spec_for("5b"))
     several = {"gradient_accumulation_steps": 4, "pin_memory": False}
     one, four = (at("a100-sft-5b-zero2-offload", **flags).host for flags in ({"pin_memory": False}, several))
