@@ -31,8 +31,9 @@ from cogtune.files import explained, read_json, write_json, write_text
 from cogtune.geometry import Size, latent_frames
 from cogtune.gpus import gpus
 from cogtune.launch import ENVIRONMENT, LaunchFiles
+from cogtune.launch_configs import accelerate_config
 from cogtune.models import ModelSpec, Precision, fingerprint
-from cogtune.plan import accelerate_config, fps_of, size_of, sizes_of
+from cogtune.plan import fps_of, size_of, sizes_of
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, fields, replace
 
 from cogtune.config import OptimizerName, RunConfig
 from cogtune.geometry import SPATIAL_COMPRESSION, latent_frames, video_tokens
+from cogtune.launch_configs import REDUCE_BUCKET, largest_group
 from cogtune.layers import layers, targeted, transformer_parameters
 from cogtune.models import ModelSpec
-from cogtune.plan import REDUCE_BUCKET, largest_group, size_of
+from cogtune.plan import size_of
 
 GIB = 2**30
 

@@ -18,7 +18,8 @@ from cogtune.checkpoints import STATE_NAME, checkpoints
 from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, write_json, write_text
-from cogtune.plan import Plan, accelerate_config, deepspeed_config, machines_missing, meeting_point, meeting_port
+from cogtune.launch_configs import accelerate_config, deepspeed_config, machines_missing, meeting_point, meeting_port
+from cogtune.plan import Plan
 from cogtune.process import Report
 from cogtune.resolving import RUN_NAME
 

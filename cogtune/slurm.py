@@ -12,7 +12,7 @@ from cogtune.data.sources import is_on_hub
 from cogtune.errors import UsageError
 from cogtune.files import explained, write_text
 from cogtune.launch import exported
-from cogtune.plan import meeting_port
+from cogtune.launch_configs import meeting_port
 from cogtune.resolving import Resolved
 
 STOP_BEFORE = 300

@@ -16,9 +16,10 @@ from torch.utils.cpp_extension import load
 
 from cogtune.config import RunConfig
 from cogtune.errors import UsageError
+from cogtune.launch_configs import largest_group
 from cogtune.modeling.random_weights import build_transformer
 from cogtune.models import VARIANTS, published_spec
-from cogtune.plan import check, largest_group
+from cogtune.plan import check
 from cogtune.resolving import resolve
 from cogtune.training.kernels import building
 from cogtune.training.optimizers import build_optimizer, learning_rate_at

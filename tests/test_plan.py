@@ -16,8 +16,9 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.launch import write_files
+from cogtune.launch_configs import deepspeed_config
 from cogtune.models import VARIANTS, published_spec
-from cogtune.plan import Plan, check, deepspeed_config, fps_of, identity_of, make_plan, size_of
+from cogtune.plan import Plan, check, fps_of, identity_of, make_plan, size_of
 from cogtune.presets import PRESETS
 from cogtune.resolving import resolve
 

@@ -26,11 +26,11 @@ from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.data.sources import read_dataset
 from cogtune.errors import CogtuneError
+from cogtune.launch_configs import deepspeed_config
 from cogtune.modeling.adapters import save_lora
 from cogtune.modeling.conditioning import conditioning_of, place_image, sample_posterior, scale_image_latents
 from cogtune.modeling.encode import pixels_to_unit
 from cogtune.models import VARIANTS, read_spec
-from cogtune.plan import deepspeed_config
 from cogtune.resolving import resolve
 from cogtune.training.evaluate import evaluate
 from cogtune.training.objective import draw

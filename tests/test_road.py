@@ -210,7 +210,7 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     in one bucket); the other processes are forked.
     """
     monkeypatch.setattr(caching, "fill", fill_here)
-    monkeypatch.setattr("cogtune.plan.REDUCE_BUCKET", {2: 3000, 3: 3000})
+    monkeypatch.setattr("cogtune.launch_configs.REDUCE_BUCKET", {2: 3000, 3: 3000})
     shared: dict[str, Any] = {
         "type": kind,
         "learning_rate": 1e-4,

@@ -24,8 +24,9 @@ from conftest import Cogtune, Ran
 
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.launch import LaunchFiles
+from cogtune.launch_configs import accelerate_config, check_machines
 from cogtune.models import VARIANTS, published_spec
-from cogtune.plan import accelerate_config, check, check_machines
+from cogtune.plan import check
 from cogtune.resolving import resolve
 from cogtune.slurm import write_job
 from cogtune.training import machines

@@ -53,8 +53,8 @@ def train(
     """
     from cogtune import runs
     from cogtune.fit import fitted, refuse_unfit, this_machine
+    from cogtune.launch_configs import check_machines
     from cogtune.modeling.locate import spec_of
-    from cogtune.plan import check_machines
     from cogtune.planning import outlook
 
     resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)

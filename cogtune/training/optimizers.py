@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from cogtune import console
 from cogtune.config import OptimizerName, RunConfig
-from cogtune.plan import largest_group
+from cogtune.launch_configs import largest_group
 from cogtune.training.kernels import building
 from cogtune.training.offload import HostAdamW
 

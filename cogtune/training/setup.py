@@ -20,11 +20,12 @@ from cogtune.data.cache import Store
 from cogtune.data.index import Index
 from cogtune.data.prompts import load_prompts
 from cogtune.errors import CogtuneError
+from cogtune.launch_configs import machines_missing, mixed_precision
 from cogtune.modeling.adapters import add_lora, announce_dora_to_deepspeed
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.encode import VideoEncoder
 from cogtune.modeling.locate import loading
-from cogtune.plan import Plan, machines_missing, mixed_precision
+from cogtune.plan import Plan
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
 from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
