@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import read_json
+from cogtune.files import digest, read_json
 
 FORMAT = 1
 STATE_NAME = "state.json"
@@ -68,6 +69,44 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if state.get("format") != FORMAT:
         raise CogtuneError(f"{checkpoint} was written by another version of cogtune", "use that version to go on")
     return state
+
+
+def fingerprints(files: Iterable[Path], checkpoint: Path) -> dict[str, str]:
+    """What tells the files of ``torch.save`` in a checkpoint from any others, by their paths in it.
+
+    Made of the names, sizes and checksums of their parts, which stand at each file's end: no weights are read.
+
+    Raises:
+        ValueError: a file is not whole; names it.
+    """
+    found = {}
+    for path in files:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                parts = [[part.filename, part.file_size, part.CRC] for part in archive.infolist()]
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path.name} is not whole ({error})") from error
+        found[path.relative_to(checkpoint).as_posix()] = digest(parts)
+    return found
+
+
+def exchanged(files: Iterable[Path], checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
+    """Those of ``files`` that are not what was saved with ``state``, as problems.
+
+    Checkpoints of earlier versions, and of other programs, do not say what was.
+    """
+    saved = state.get("files")
+    problems = []
+    for path in files:
+        wanted = saved.get(path.relative_to(checkpoint).as_posix()) if isinstance(saved, dict) else None
+        if wanted is None:
+            continue
+        try:
+            if wanted not in fingerprints([path], checkpoint).values():
+                problems.append(f"{path.name} is not the file that was saved with this checkpoint")
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
 
 
 def check_fits(checkpoint: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

@@ -339,7 +339,8 @@ def _raise_for(
         rank = next((rank for rank, report in enumerate(said) if report and report["pid"] == first.pid), "?")
         raise CogtuneError(
             f"process {rank} of {len(said)} was killed by signal {first.signal}, and the others with it",
-            f"signal 9 is mostly the system's, when memory runs out; {if_stopped()}; the whole log is {log}",
+            ("signal 9 is mostly the system's, when memory runs out; " if first.signal == signal.SIGKILL else "")
+            + f"{if_stopped()}; the whole log is {log}",
         )
     if received or "stopped" in ends:
         number = received[0] if received else signal.SIGTERM

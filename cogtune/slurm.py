@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +21,16 @@ STOP_BEFORE = 300
 """Seconds before the end of its time at which a job is asked to stop, so that it writes a checkpoint."""
 
 
-def write_job(path: Path, resolved: Resolved, *, overwrite: bool) -> Path:
+def write_job(path: Path, resolved: Resolved, *, flags: Sequence[str] = ()) -> Path:
     """Write the script to ``path``, and the run's configuration beside it; gives the configuration's path.
 
     The script encodes the dataset on the first machine, then starts ``cogtune train`` on each.
 
+    Args:
+        flags: more words for ``cogtune train``, such as ``--overwrite``.
+
     Raises:
-        UsageError: there is no such dataset.
+        UsageError: there is no such dataset, or one of the two files is there and is another.
         CogtuneError: they cannot be written.
     """
     before = resolved.config
@@ -34,21 +39,29 @@ def write_job(path: Path, resolved: Resolved, *, overwrite: bool) -> Path:
         config = config.model_copy(update={"data": before.data, "cache_dir": before.cache_dir})
         if not is_on_hub(str(before.data)):
             raise UsageError(f"there is no folder {before.data}", "give the dataset's folder, or user/name on the Hub")
-    settings = path.absolute().with_suffix(".yaml")
+    settings = path.absolute().with_name(f"{path.name}.yaml")
+    texts = {settings: replace(resolved, config=config).to_yaml(), path: _script(config, settings, flags)}
+    for file, text in texts.items():
+        if file.exists() and (file.is_dir() or file.read_bytes() != text.encode()):
+            raise UsageError(
+                f"{file} is there already, and may hold lines of yours",
+                "write to another file with --slurm, or delete this one",
+            )
     with explained(config.output):
         (config.output / "logs").mkdir(parents=True, exist_ok=True)  # Slurm does not make it
-    write_text(settings, replace(resolved, config=config).to_yaml())
-    write_text(path, _script(config, settings, overwrite=overwrite))
+    for file, text in texts.items():
+        write_text(file, text)
     path.chmod(0o755)
     return settings
 
 
-def _script(config: RunConfig, settings: Path, *, overwrite: bool) -> str:
-    log = config.output / "logs" / "slurm-%j.log"
+def _script(config: RunConfig, settings: Path, flags: Sequence[str]) -> str:
+    log = str(config.output / "logs").replace("%", "%%") + "/slurm-%j.log"
+    log = f'"{log}"' if re.search(r"[\s']", log) else log  # Slurm takes quotes off
     here = shlex.quote(str(settings))
     program = shlex.join([sys.executable, "-m", "cogtune"])
     data = shlex.quote(str(config.data))
-    train = f"{program} train --config {here}{' --overwrite' if overwrite else ''}"
+    train = f"{program} train --config {here}{''.join(f' {shlex.quote(word)}' for word in flags)}"
     if config.num_machines > 1:
         train += f' --machine-rank "$SLURM_NODEID" --main-process-ip "$MAIN" --main-process-port {meeting_port(config)}'
     return f"""#!/bin/bash

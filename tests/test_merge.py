@@ -25,6 +25,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from cogtune.checkpoints import fingerprints
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import read_archive
@@ -325,7 +326,7 @@ def test_it_does_not_overwrite_what_it_did_not_make(tmp_path: Path, base: Path) 
     for _ in range(2):
         merge_checkpoint(checkpoint, output, base=base)
     assert (output / "vae").is_symlink()
-    for inside in (checkpoint, tmp_path, base):
+    for inside in (checkpoint, checkpoint / "pytorch_model", tmp_path, base, base / "transformer", base / "vae"):
         with pytest.raises(UsageError, match="which is read"):
             merge_checkpoint(checkpoint, inside, base=base, force=True)
 
@@ -568,10 +569,47 @@ def test_a_ranks_file_in_place_of_anothers(tmp_path: Path, base: Path, stage: in
     with pytest.raises(CogtuneError, match="damaged or incomplete") as caught:
         merge_checkpoint(checkpoint, base=base)
     assert list(caught.value.details) == [
+        f"zero_pp_rank_2_mp_rank_00_{kind}_states.pt was saved as zero_pp_rank_0_mp_rank_00_{kind}_states.pt: it is "
+        "another rank's"
+        for kind in kinds
+    ]
+    for kind in kinds:  # written through a buffer, they do not say under which name
+        with rank_file(checkpoint, 2, kind).open("wb") as file:
+            torch.save(torch.load(rank_file(checkpoint, 0, kind)), file)
+    with pytest.raises(CogtuneError, match="damaged or incomplete") as caught:
+        merge_checkpoint(checkpoint, base=base)
+    assert list(caught.value.details) == [
         f"zero_pp_rank_0_mp_rank_00_{kind}_states.pt and zero_pp_rank_2_mp_rank_00_{kind}_states.pt hold the same "
         "weights: one was copied over the other"
         for kind in kinds
     ]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_files_of_two_ranks_that_were_exchanged(tmp_path: Path, base: Path, stage: int) -> None:
+    checkpoint = write_zero(tmp_path / "c", random_weights(), stage=stage, ranks=2)
+    rank_file(checkpoint, 0).rename(tmp_path / "aside")
+    rank_file(checkpoint, 1).rename(rank_file(checkpoint, 0))
+    (tmp_path / "aside").rename(rank_file(checkpoint, 1))
+    with pytest.raises(CogtuneError, match="damaged or incomplete") as caught:
+        merge_checkpoint(checkpoint, base=base)
+    assert len(caught.value.details) == 2
+    assert not (tmp_path / "c-merged").exists()
+
+
+def test_a_file_of_another_run_with_the_same_layout_and_step(tmp_path: Path, base: Path) -> None:
+    checkpoint = write_zero(tmp_path / "c", random_weights(), ranks=2)
+    files = fingerprints(sorted((checkpoint / "pytorch_model").glob("*.pt")), checkpoint)
+    (checkpoint / "state.json").write_text(json.dumps({"format": 1, "files": files}))
+    merge_checkpoint(checkpoint, base=base)
+    assert "files" not in json.loads((tmp_path / "c-merged" / "merge.json").read_text())["run"]
+    shutil.rmtree(tmp_path / "c-merged")
+    other = write_zero(tmp_path / "other", random_weights(1), ranks=2)
+    shutil.copy(rank_file(other, 1), rank_file(checkpoint, 1))
+    with pytest.raises(CogtuneError, match="damaged or incomplete") as caught:
+        merge_checkpoint(checkpoint, base=base)
+    assert caught.value.details == (f"{rank_file(other, 1).name} is not the file that was saved with this checkpoint",)
+    assert not (tmp_path / "c-merged").exists()
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -673,7 +711,7 @@ def test_a_full_disk(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 
     usage = shutil.disk_usage(tmp_path)._replace(free=50_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CogtuneError, match=r"c-merged needs 0\.0 GB, but 0\.0 GB are free there"):
+    with pytest.raises(CogtuneError, match=r"c-merged needs 0\.09 MB, but 0\.05 MB are free there"):
         merge_checkpoint(checkpoint, base=base)
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
@@ -877,6 +915,16 @@ def test_a_lora_that_does_not_say_its_alpha_is_refused(tmp_path: Path, base: Pat
 def test_an_alpha_that_is_none_is_refused(tmp_path: Path, alpha: float) -> None:
     with pytest.raises(UsageError, match="alpha is a number above 0"):
         merge_checkpoint(tmp_path, lora_alpha=alpha)
+
+
+def test_another_alpha_is_told_everywhere_and_a_full_fine_tune_has_none(tmp_path: Path, base: Path) -> None:
+    checkpoint = write_lora(tmp_path / "c", lora_model())
+    (checkpoint / "state.json").write_text(json.dumps({"format": 1, "rank": 3, "alpha": 12}))
+    result = merge_checkpoint(checkpoint, lora_alpha=5)
+    metadata = CogVideoXPipeline.lora_state_dict(result.output, return_lora_metadata=True)[1]
+    assert (metadata["transformer.lora_alpha"], read_facts(result.weights)["alpha"]) == (5, 5)
+    with pytest.raises(UsageError, match="which has no alpha"):
+        merge_checkpoint(write_zero(tmp_path / "full", random_weights()), base=base, lora_alpha=5)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

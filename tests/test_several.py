@@ -22,6 +22,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import Cogtune, Ran
 
+from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.launch import LaunchFiles
 from cogtune.launch_configs import accelerate_config, check_machines
@@ -30,7 +31,7 @@ from cogtune.plan import check
 from cogtune.resolving import resolve
 from cogtune.slurm import write_job
 from cogtune.training import machines
-from cogtune.training.machines import require_one_output
+from cogtune.training.machines import require_one_output, require_one_run
 
 TWO = {"num_processes": 16, "num_machines": 2, "machine_rank": 1, "main_process_ip": "10.0.0.1"}
 
@@ -61,6 +62,10 @@ class Together:
         self._barrier = threading.Barrier(2, timeout=20)
         self._given: list[Any] = [None, None]
 
+    def is_machine(self, number: int) -> None:
+        """This thread is that machine from now on."""
+        self._rank.number = number
+
     def gather(self, mine: list[Any]) -> list[Any]:
         self._given[self._rank.number] = mine[0]
         self._barrier.wait()
@@ -72,7 +77,7 @@ class Together:
         """How each ended: the message of its refusal, or nothing."""
 
         def one(rank: int) -> str:
-            self._rank.number = rank
+            self.is_machine(rank)
             config = {"output": outputs[rank], "strategy": strategy, "num_machines": 2, "machine_rank": rank}
             plan: Any = SimpleNamespace(config=SimpleNamespace(**config), resume=resume)
             accelerator: Any = SimpleNamespace(is_main_process=rank == 0)
@@ -108,6 +113,30 @@ def test_machines_without_a_common_output(tmp_path: Path, monkeypatch: pytest.Mo
     assert not any(list(folder.iterdir()) for folder in (*own, *shared))  # the mark is gone again
 
 
+def test_machines_with_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = Together()
+    monkeypatch.setattr(machines, "gather_object", together.gather)
+
+    def ends(**other: Any) -> list[tuple[str, ...]]:
+        def one(rank: int) -> tuple[str, ...]:
+            together.is_machine(rank)
+            own = {"machine_rank": rank, "output": tmp_path / str(rank), "data": tmp_path / f"data{rank}"}
+            config = RunConfig(num_machines=2, num_processes=2, **own, **(other if rank else {}))
+            plan: Any = SimpleNamespace(config=config, identity={"data": "abc", "seed": config.seed}, total_steps=9)
+            try:
+                require_one_run(plan)
+            except CogtuneError as error:
+                return error.details
+            return ()
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, range(2)))
+
+    assert ends() == [(), ()]
+    told = ("learning_rate: 0.0001 on machine 0, 0.01 on machine 1", "seed: 42 on machine 0, 5 on machine 1")
+    assert ends(seed=5, learning_rate=0.01, tracker=("tensorboard",)) == [told, told]
+
+
 def test_a_mark_that_a_network_file_system_shows_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = Together()
     shown_from = time.monotonic() + 1
@@ -130,10 +159,10 @@ def test_machines_that_do_not_add_up_are_refused() -> None:
 
 def test_a_job_asks_for_what_the_run_needs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no folder nosuch"):
-        write_job(tmp_path / "bad.sh", resolve(flags={"data": "nosuch", "output": tmp_path / "bad"}), overwrite=False)
+        write_job(tmp_path / "bad.sh", resolve(flags={"data": "nosuch", "output": tmp_path / "bad"}))
     assert list(tmp_path.iterdir()) == []
     flags = {**TWO, "data": "someone/clips", "output": tmp_path / "out", "main_process_port": 1234}
-    settings = write_job(tmp_path / "job.sh", resolve(preset_name="8xa100-sft-5b-zero2", flags=flags), overwrite=False)
+    settings = write_job(tmp_path / "job.sh", resolve(preset_name="8xa100-sft-5b-zero2", flags=flags))
     text = (tmp_path / "job.sh").read_text()
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node=8\n" in text
     assert '--machine-rank "$SLURM_NODEID" --main-process-ip "$MAIN" --main-process-port 1234' in text
@@ -141,6 +170,27 @@ def test_a_job_asks_for_what_the_run_needs(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n", tmp_path / "job.sh"], check=False).returncode == 0
     assert resolve(file=settings).config.strategy == "zero2"
     assert (tmp_path / "out" / "logs").is_dir()
+
+
+def test_a_job_takes_no_files_place_and_carries_its_flags(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
+    mine = tmp_path / "job.yaml"
+    mine.write_text("steps: 7  # mine")
+    run = ("train", "--preset", "cpu-sft-tiny", "--data", clips, "--config", mine, "--slurm")
+    for _ in range(2):  # the same again is no change
+        cogtune(*run, "job.sh", "--resume", "latest", "--force")
+    assert mine.read_text() == "steps: 7  # mine"
+    assert f"--config {tmp_path / 'job.sh.yaml'} --force --resume latest" in (tmp_path / "job.sh").read_text()
+    with (tmp_path / "job.sh").open("a") as script:
+        script.write("# --partition\n")
+    for place in ("job.sh", "job.yaml", "folder"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        assert f"{place} is there already" in cogtune(*run, place, status=2).err
+    assert not (tmp_path / "folder.yaml").exists()
+    assert "goes with neither" in cogtune(*run, "smoke.sh", "--smoke", status=2).err
+    said = cogtune(*run, "a job.sh", "--output", tmp_path / "an output of 5%").out
+    assert "sbatch 'a job.sh'" in said
+    log = f'#SBATCH --output="{tmp_path}/an output of 5%%/logs/slurm-%j.log"\n'
+    assert log in (tmp_path / "a job.sh").read_text()
 
 
 def test_a_job_that_cannot_run_is_not_written(tmp_path: Path, cogtune: Cogtune) -> None:

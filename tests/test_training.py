@@ -330,6 +330,10 @@ def test_a_damaged_checkpoint_is_told(clips: Path, tmp_path: Path) -> None:
         optimizer.write_bytes(damage)
         with pytest.raises(CogtuneError, match="checkpoint-1 is damaged"):
             train_here(plan)
+    train_here(plan_for(clips, tmp_path / "other", steps=1, seed=7))
+    optimizer.write_bytes((tmp_path / "other" / "checkpoint-1" / "optimizer.pt").read_bytes())
+    with pytest.raises(CogtuneError, match=r"optimizer\.pt is not the file that was saved with this checkpoint"):
+        train_here(plan)
     optimizer.write_bytes(whole)
     save_file(broken, lora)
     with pytest.raises(CogtuneError, match=r"checkpoint-1 is damaged: .* is not finite"):
@@ -578,6 +582,8 @@ def test_whatever_a_library_says_of_a_damaged_checkpoint_is_told(error: Exceptio
 
     accelerator = SimpleNamespace(process_index=0)
     trainee = SimpleNamespace(is_zero=True, model=Engine(), is_lora=False, accelerator=accelerator)
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "state.json").write_text('{"format": 1, "step": 4, "identity": {}}')
     with pytest.raises(CogtuneError, match=r"checkpoint-4 is damaged: .+") as caught:
         checkpoint.load(trainee, tmp_path / "checkpoint-4")  # type: ignore[arg-type]
     assert caught.value.hint == "resume from an earlier checkpoint"

@@ -62,12 +62,20 @@ def train(
     if fit:
         resolved = fitted(resolved, spec, machine)
     if slurm is not None:
+        if smoke or dry_run:
+            raise UsageError(
+                "--slurm goes with neither --smoke nor --dry-run", "it writes the script of the run itself"
+            )
         from cogtune.plan import check
         from cogtune.slurm import write_job
 
         check(resolved.config, spec)
-        settings = write_job(slurm, resolved, overwrite=overwrite)
-        console.say(f"written to {slurm}, with its configuration in {settings}; start it with: sbatch {slurm}")
+        more = [word for word, wanted in (("--overwrite", overwrite), ("--force", force)) if wanted]
+        if resume is not None:
+            more += ["--resume", resume if resume == "latest" else str(Path(resume).absolute())]
+        settings = write_job(slurm, resolved, flags=more)
+        command = shlex.join(["sbatch", str(slurm)])
+        console.say(f"written to {slurm}, with its configuration in {settings}; start it with: {command}")
         return
     check_machines(resolved.config)
     if not force and not dry_run:

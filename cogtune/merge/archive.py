@@ -116,6 +116,16 @@ def _read(record: Record, dtype: torch.dtype, start: int, count: int) -> torch.T
     return torch.frombuffer(data, dtype=dtype)
 
 
+def name_when_saved(path: Path) -> str:
+    """The name that torch.save was given for a file, which it keeps as the folder of all that is inside.
+
+    Raises:
+        CogtuneError: it cannot be read.
+    """
+    with explained(path, "read"), zipfile.ZipFile(path) as archive:
+        return f"{archive.namelist()[0].partition('/')[0]}.pt"
+
+
 class _Inert:
     """Stands for every class that is not needed: takes anything, does nothing."""
 

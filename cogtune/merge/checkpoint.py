@@ -14,13 +14,14 @@ from typing import Any, Literal
 import torch
 
 import cogtune
+from cogtune.checkpoints import exchanged
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import explained, read_json, write_json, written_folder
 from cogtune.merge.base import Base, add_component, expected_shapes, find_base, folder_size, other_components
 from cogtune.merge.fit import few, fit_transformer
 from cogtune.merge.lora import adapter_config, fit_lora, lora_header
 from cogtune.merge.write import Output, Written, check_safetensors, one_thread, parse_size, split, write_safetensors
-from cogtune.merge.zero import Source, ZeroCheckpoint, check_bytes, read_zero, records_of
+from cogtune.merge.zero import AGAIN, Source, ZeroCheckpoint, check_bytes, read_zero, records_of
 from cogtune.models import LORA_WEIGHTS_NAME, Precision
 
 RECORD = "merge.json"
@@ -105,10 +106,14 @@ def merge_checkpoint(
         raise UsageError(f"a LoRA's alpha is a number above 0, not {lora_alpha}", "the rank is a usual choice")
     zero = read_zero(checkpoint)
     state = _run_state(zero.folder)
+    _check_files(zero, state)
+    if lora_alpha is not None and not _is_lora(zero):
+        raise UsageError(f"{checkpoint} is of a full fine-tune, which has no alpha", "leave --lora-alpha out")
     output = output or _beside(zero.folder)
     output = output.resolve() if output.is_symlink() else output  # the folder that it leads to is what is replaced
     found = find_base(base, state, needed=not _is_lora(zero))
-    _check_output(output, [checkpoint, *([found.pipeline or found.transformer] if found else [])], force)
+    inputs = [zero.folder, *([found.pipeline or found.transformer] if found else [])]
+    _check_output(output, [path for folder in inputs for path in _folders_of(folder)], force)
     content = _content(zero, found, state, dtype, lora_alpha)
     copied = sum(folder_size(folder) for folder in content.others) if copy_base else 0
     _check_space(output, sum(tensor.size for tensor in content.tensors.values()) + copied)
@@ -119,7 +124,7 @@ def merge_checkpoint(
     if problems := check_bytes(content.sources, bar.advance):
         raise CogtuneError(
             f"{checkpoint} is damaged",
-            "copy the checkpoint again from where it was written, or use an earlier one",
+            AGAIN,
             details=problems,
         )
     is_lora = content.kind == "lora"
@@ -153,7 +158,7 @@ def merge_checkpoint(
             "left_out": content.left_out,
             "files": files,
             **_norms(written),
-            "run": {key: value for key, value in state.items() if key != "config"} or None,
+            "run": {key: value for key, value in state.items() if key not in ("config", "files")} or None,
             "contents": _contents(folder),
         }
         write_json(folder / RECORD, record)
@@ -238,6 +243,18 @@ def _run_state(folder: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) and "format" in state else {}
 
 
+def _check_files(zero: ZeroCheckpoint, state: Mapping[str, Any]) -> None:
+    """See that a checkpoint of cogtune has the files that were saved with it, and not those of another."""
+    wrong = exchanged(sorted((zero.folder / zero.tag).glob("*.pt")), zero.folder, state)
+    if wrong:
+        raise CogtuneError(f"{zero.folder} is damaged or incomplete", AGAIN, details=wrong)
+
+
+def _folders_of(folder: Path) -> list[Path]:
+    """A folder that is read, and those in it."""
+    return [folder, *(path for path in folder.iterdir() if path.is_dir())]
+
+
 def _check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
     for path in inputs:
         if path.resolve().is_relative_to(output.resolve()):
@@ -261,12 +278,16 @@ def _contents(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
 def _check_space(output: Path, needed: int) -> None:
     there = next(folder for folder in output.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(there).free
     if free < needed:
         raise CogtuneError(
-            f"{output} needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there",
+            f"{output} needs {_size(needed)}, but {_size(free)} are free there",
             "free some space, choose another disk with --output, or a smaller type with --dtype bf16",
         )
 

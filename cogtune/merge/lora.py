@@ -46,7 +46,10 @@ def lora_header(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str
     """What a LoRA file's header says: peft's configuration as diffusers stores it, and the run's own facts."""
     named = {f"{_PREFIX}{key}": value for key, value in config.items()}
     header = {LORA_ADAPTER_METADATA_KEY: json.dumps(named, indent=2, sort_keys=True)}
-    return header | ({"cogtune": json.dumps(dict(state))} if state else {})
+    if not state:
+        return header
+    facts = {key: value for key, value in state.items() if key != "files"} | {"alpha": config["lora_alpha"]}
+    return header | {"cogtune": json.dumps(facts)}
 
 
 def fit_lora(

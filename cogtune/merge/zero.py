@@ -25,7 +25,7 @@ import torch
 
 from cogtune.errors import CogtuneError
 from cogtune.files import explained
-from cogtune.merge.archive import Record, StoredTensor, read_archive
+from cogtune.merge.archive import Record, StoredTensor, name_when_saved, read_archive
 from cogtune.models import Precision
 
 _OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
@@ -34,7 +34,7 @@ _FLAT = {1: "single_partition_of_fp32_groups", 2: "single_partition_of_fp32_grou
 """Where a rank's optimizer state has its weights, by stage."""
 _MOST_NAMED = 64
 """Missing files that are named one by one."""
-_AGAIN = "copy the checkpoint again from where it was written, or use an earlier one"
+AGAIN = "copy the checkpoint again from where it was written, or use an earlier one"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def locate(checkpoint: Path) -> tuple[Path, str]:
             tag = latest.read_text(encoding="utf-8", errors="replace").strip()
         if not tag or tag != Path(tag).name or not (checkpoint / tag).is_dir():
             says = f"names '{tag}', but {checkpoint} has no such folder" if tag else "is empty"
-            raise CogtuneError(f"{latest} {says}", _AGAIN)
+            raise CogtuneError(f"{latest} {says}", AGAIN)
         return checkpoint, tag
     if any(_OPTIMIZER_FILE.fullmatch(path.name) for path in checkpoint.iterdir()):
         return checkpoint.resolve().parent, checkpoint.resolve().name
@@ -140,11 +140,11 @@ def read_zero(checkpoint: Path) -> ZeroCheckpoint:
             _check_ranks(model_paths, range(world_size if stage == 3 else 1), problems)
             _check_steps(states, problems)
             own = {rank: state for rank, state in states.items() if rank < world_size}
-            _check_copies(
-                {rank: state.get(_FLAT[stage]) or [] for rank, state in own.items()}, optimizer_paths, problems
-            )
+            vectors = {rank: state.get(_FLAT[stage]) or [] for rank, state in own.items()}
+            _check_copies(_under_their_names(vectors, optimizer_paths, problems), optimizer_paths, problems)
             frozen = {rank: models[rank].get("frozen_param_fragments") or {} for rank in own if rank in models}
-            _check_copies({rank: named.values() for rank, named in frozen.items()}, model_paths, problems)
+            fragments = {rank: named.values() for rank, named in frozen.items()}
+            _check_copies(_under_their_names(fragments, model_paths, problems), model_paths, problems)
         _stop_on(problems, checkpoint)
         shapes = _shapes(models[0])
         for rank, model in models.items():
@@ -186,7 +186,7 @@ def check_bytes(sources: Iterable[Source], on_bytes: Callable[[int], None]) -> l
 
 def _stop_on(problems: list[str], checkpoint: Path) -> None:
     if problems:
-        raise CogtuneError(f"{checkpoint} is damaged or incomplete", _AGAIN, details=problems)
+        raise CogtuneError(f"{checkpoint} is damaged or incomplete", AGAIN, details=problems)
 
 
 def _find_files(folder: Path, problems: list[str]) -> tuple[dict[int, Path], dict[int, Path]]:
@@ -265,6 +265,21 @@ def _check_steps(states: Mapping[int, dict[str, Any]], problems: list[str]) -> N
     if len(set(steps.values())) > 1:
         told = ", ".join(f"rank {rank} at {step}" for rank, step in sorted(steps.items()))
         problems.append(f"the optimizer files are of different steps: {told}")
+
+
+def _under_their_names(
+    weights: Mapping[int, Iterable[Any]], paths: Mapping[int, Path], problems: list[str]
+) -> dict[int, Iterable[Any]]:
+    """Those of the ranks whose file was saved under the name that it has, so far as it says."""
+    known = {}
+    for rank, saved in weights.items():
+        before = name_when_saved(paths[rank])
+        is_one = _OPTIMIZER_FILE.fullmatch(before) or _MODEL_FILE.fullmatch(before)
+        if is_one and before != paths[rank].name:
+            problems.append(f"{paths[rank].name} was saved as {before}: it is another rank's")
+        else:
+            known[rank] = saved
+    return known
 
 
 def _check_copies(weights: Mapping[int, Iterable[Any]], paths: Mapping[int, Path], problems: list[str]) -> None:

@@ -18,7 +18,7 @@ from diffusers import CogVideoXTransformer3DModel
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cogtune.checkpoints import FORMAT, STATE_NAME, checkpoints
+from cogtune.checkpoints import FORMAT, STATE_NAME, checkpoints, exchanged, fingerprints, read_state
 from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, partial_folder, partial_path, publish_folder, remove_folder, write_json, write_text
@@ -77,11 +77,14 @@ def save(trainee: Trainee, config: RunConfig, step: int, facts: Mapping[str, Any
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:
             partial_folder(target)
+    own: dict[str, str] = {}
     if trainee.is_zero:
         failures = _save_shards(trainee, aside)
         with _all_or_none(accelerator, aside), explained(target):
             for failure in failures:
                 raise failure
+            own = fingerprints(_own_files(trainee, aside), aside)
+    files = {name: value for shared in gather_object([own]) for name, value in shared.items()}
     weights = whole_trainables(trainee) if trainee.is_lora else {}
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:
@@ -94,7 +97,9 @@ def save(trainee: Trainee, config: RunConfig, step: int, facts: Mapping[str, Any
                 write_text(aside / "latest", ZERO_TAG)  # as DeepSpeed does, for its own tools
             else:
                 _save_optimizer(trainee, aside / OPTIMIZER_NAME)
-            write_json(aside / STATE_NAME, {"format": FORMAT, "step": step, **facts, "config": config.to_dict()})
+                files = fingerprints([aside / OPTIMIZER_NAME], aside)
+            state = {"format": FORMAT, "step": step, **facts, "files": files, "config": config.to_dict()}
+            write_json(aside / STATE_NAME, state)
             publish_folder(aside, target)
     if accelerator.is_main_process:
         for old in checkpoints(output)[: -config.keep_checkpoints]:
@@ -158,17 +163,26 @@ def _save_optimizer(trainee: Trainee, path: Path) -> None:
         torch.save(state, path)
 
 
+def _own_files(trainee: Trainee, checkpoint: Path) -> list[Path]:
+    """The files of ``torch.save`` that this process writes, and reads again, of a checkpoint."""
+    if not trainee.is_zero:
+        return [checkpoint / OPTIMIZER_NAME]
+    rank, shared = trainee.accelerator.process_index, checkpoint / ZERO_TAG / "mp_rank_00_model_states.pt"
+    files = [*(checkpoint / ZERO_TAG).glob(f"*zero_pp_rank_{rank}_*.pt")]
+    return files + ([shared] if rank == 0 and shared.is_file() else [])
+
+
 def _check_sums(trainee: Trainee, checkpoint: Path) -> None:
-    """Compare this process's files with the checksums inside them, at which torch does not look.
+    """See that this process's files are those that were saved, and have the checksums inside them.
+
+    Torch looks at neither.
 
     Raises:
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or another's.
     """
-    files = [checkpoint / OPTIMIZER_NAME]
-    if trainee.is_zero:
-        rank, shared = trainee.accelerator.process_index, checkpoint / ZERO_TAG / "mp_rank_00_model_states.pt"
-        files = [*(checkpoint / ZERO_TAG).glob(f"*zero_pp_rank_{rank}_*.pt")]
-        files += [shared] if rank == 0 and shared.is_file() else []
+    files = _own_files(trainee, checkpoint)
+    for problem in exchanged(files, checkpoint, read_state(checkpoint)):
+        raise ValueError(problem)
     for path in files:
         with zipfile.ZipFile(path) as parts:
             if (part := parts.testzip()) is not None:

@@ -18,6 +18,58 @@ LOOK_SECONDS = 10.0
 """How long a file that another machine wrote is looked for: a network file system may show it late."""
 
 
+_OWN = {
+    "model",
+    "data",
+    "format",
+    "allow_outside",
+    "quarantine",
+    "cache_dir",
+    "workers",
+    "vae_tiling",
+    "vae_compile",
+    "compile",
+    "output",
+    "keep_checkpoints",
+    "validation_data",
+    "validation_prompts",
+    "validation_images",
+    "tracker",
+    "pin_memory",
+    "machine_rank",
+    "main_process_ip",
+    "main_process_port",
+    "nccl_timeout",
+}
+"""Settings that each machine may have for itself. What model and data are is compared by their content."""
+
+
+def require_one_run(plan: Plan) -> None:
+    """See that all machines were started with the settings of one run. Collective.
+
+    Raises:
+        CogtuneError: with every difference; in every process alike.
+    """
+    if plan.config.num_machines == 1:
+        return
+    settings = {key: value for key, value in plan.config.to_dict().items() if key not in _OWN}
+    settings |= {**plan.identity, "total steps": plan.total_steps}
+    told = gather_object([(plan.config.machine_rank, settings)])
+    (_, first), *others = sorted(told, key=lambda pair: pair[0])
+    problems = {
+        f"{key}: {first.get(key)!r} on machine 0, {value!r} on machine {machine}"
+        for machine, theirs in others
+        for key, value in theirs.items()
+        if first.get(key) != value
+    }
+    if problems:
+        raise CogtuneError(
+            "the machines were not started with the settings of one run",
+            "start the same command on each, with its own --machine-rank",
+            details=sorted(problems),
+        )
+
+
 def require_one_output(accelerator: Accelerator, plan: Plan) -> None:
     """See that every machine's output folder is the main process's, where the run needs that. Collective.
 

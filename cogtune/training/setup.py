@@ -31,7 +31,7 @@ from cogtune.training.checkpoint import Trainee
 from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
 from cogtune.training.kernels import load_collectives
 from cogtune.training.loop import Training
-from cogtune.training.machines import require_one_output
+from cogtune.training.machines import require_one_output, require_one_run
 from cogtune.training.objective import Objective, Sampling
 from cogtune.training.optimizers import build_optimizer
 from cogtune.training.samples import Scenes
@@ -49,6 +49,7 @@ def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | No
         CogtuneError: the processes, the model, the cache or the checkpoint are not as planned.
     """
     accelerator = _accelerator(plan)
+    require_one_run(plan)
     require_one_output(accelerator, plan)
     trainee = _trainee(plan, accelerator, base_dtype)
     store, index = Store(plan.config.cache_dir or plan.config.data / ".cogtune"), Index.read(plan.index)
