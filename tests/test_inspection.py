@@ -148,4 +148,5 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_running(clip: Callable[[str], Pa
     out, err = process.communicate(timeout=20)  # long before the decoders' own time limit of 30 s a clip
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
+    assert b"interrupted" in err
     assert psutil.wait_procs(workers, timeout=10)[1] == []

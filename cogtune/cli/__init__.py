@@ -43,13 +43,15 @@ def _status(words: list[str], debug: bool) -> int:
     console.quiet_libraries()
     try:
         result = app(words, prog_name="cogtune", standalone_mode=False)
+        if result == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
+            console.note("interrupted")
         return result if isinstance(result, int) else 0
     except CogtuneError as error:
         if debug:
             raise
         console.error(error)
         return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort):  # outside of typer
         console.note("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `head` does
