@@ -326,6 +326,8 @@ def test_it_does_not_overwrite_what_it_did_not_make(tmp_path: Path, base: Path) 
     for _ in range(2):
         merge_checkpoint(checkpoint, output, base=base)
     assert (output / "vae").is_symlink()
+    for _ in range(2):
+        merge_checkpoint(checkpoint, checkpoint / "merged", base=base)
     for inside in (checkpoint, checkpoint / "pytorch_model", tmp_path, base, base / "transformer", base / "vae"):
         with pytest.raises(UsageError, match="which is read"):
             merge_checkpoint(checkpoint, inside, base=base, force=True)

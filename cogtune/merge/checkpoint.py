@@ -112,8 +112,10 @@ def merge_checkpoint(
     output = output or _beside(zero.folder)
     output = output.resolve() if output.is_symlink() else output  # the folder that it leads to is what is replaced
     found = find_base(base, state, needed=not _is_lora(zero))
-    inputs = [zero.folder, *([found.pipeline or found.transformer] if found else [])]
-    _check_output(output, [path for folder in inputs for path in _folders_of(folder)], force)
+    inputs = [checkpoint, zero.folder / zero.tag, *([found.transformer] if found else [])]
+    if found and found.pipeline:
+        inputs += [found.pipeline, *other_components(found.pipeline)[0]]
+    _check_output(output, inputs, force)
     content = _content(zero, found, state, dtype, lora_alpha)
     copied = sum(folder_size(folder) for folder in content.others) if copy_base else 0
     _check_space(output, sum(tensor.size for tensor in content.tensors.values()) + copied)
@@ -248,11 +250,6 @@ def _check_files(zero: ZeroCheckpoint, state: Mapping[str, Any]) -> None:
     wrong = exchanged(sorted((zero.folder / zero.tag).glob("*.pt")), zero.folder, state)
     if wrong:
         raise CogtuneError(f"{zero.folder} is damaged or incomplete", AGAIN, details=wrong)
-
-
-def _folders_of(folder: Path) -> list[Path]:
-    """A folder that is read, and those in it."""
-    return [folder, *(path for path in folder.iterdir() if path.is_dir())]
 
 
 def _check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
