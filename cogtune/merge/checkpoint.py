@@ -107,6 +107,7 @@ def merge_checkpoint(
     zero = read_zero(checkpoint)
     state = _run_state(zero.folder)
     _check_files(zero, state)
+    state.pop("files", None)  # those of the checkpoint, which the result does not have
     if lora_alpha is not None and not _is_lora(zero):
         raise UsageError(f"{checkpoint} is of a full fine-tune, which has no alpha", "leave --lora-alpha out")
     output = output or _beside(zero.folder)
@@ -160,7 +161,7 @@ def merge_checkpoint(
             "left_out": content.left_out,
             "files": files,
             **_norms(written),
-            "run": {key: value for key, value in state.items() if key not in ("config", "files")} or None,
+            "run": {key: value for key, value in state.items() if key != "config"} or None,
             "contents": _contents(folder),
         }
         write_json(folder / RECORD, record)

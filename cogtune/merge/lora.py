@@ -48,8 +48,7 @@ def lora_header(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str
     header = {LORA_ADAPTER_METADATA_KEY: json.dumps(named, indent=2, sort_keys=True)}
     if not state:
         return header
-    facts = {key: value for key, value in state.items() if key != "files"} | {"alpha": config["lora_alpha"]}
-    return header | {"cogtune": json.dumps(facts)}
+    return header | {"cogtune": json.dumps({**state, "alpha": config["lora_alpha"]})}
 
 
 def fit_lora(

@@ -77,14 +77,14 @@ def save(trainee: Trainee, config: RunConfig, step: int, facts: Mapping[str, Any
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:
             partial_folder(target)
-    own: dict[str, str] = {}
+    files: dict[str, str] = {}
     if trainee.is_zero:
         failures = _save_shards(trainee, aside)
         with _all_or_none(accelerator, aside), explained(target):
             for failure in failures:
                 raise failure
-            own = fingerprints(_own_files(trainee, aside), aside)
-    files = {name: value for shared in gather_object([own]) for name, value in shared.items()}
+            files = fingerprints(_own_files(trainee, aside), aside)
+        files = {name: value for own in gather_object([files]) for name, value in own.items()}
     weights = whole_trainables(trainee) if trainee.is_lora else {}
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:
