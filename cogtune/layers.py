@@ -42,6 +42,15 @@ def layers(spec: ModelSpec) -> dict[str, tuple[int, int]]:
     }
 
 
+def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """The shape of each of those weights: outputs, inputs, and of a convolution's kernel height and width."""
+    shapes: dict[str, tuple[int, ...]] = {name: (outputs, inputs) for name, (inputs, outputs) in layers(spec).items()}
+    if spec.patch_size_t is None:
+        side = spec.patch_size
+        shapes["patch_embed.proj"] = (shapes["patch_embed.proj"][0], spec.in_channels, side, side)
+    return shapes
+
+
 def targeted(spec: ModelSpec, targets: Iterable[str]) -> dict[str, tuple[int, int]]:
     """The layers whose names end in one of ``targets``, as peft reads them; a number alone would name a block too."""
     ends = [target for target in targets if not target.isdigit()]

@@ -49,6 +49,8 @@ class Variant:
     frame_multiple: int
     """Frame counts are this times N plus one."""
     most_frames_n: int
+    any_aspect: bool
+    """Whether it was trained on frames of many shapes, none beyond its native one's sides."""
     license: str
     license_link: str
 
@@ -75,6 +77,7 @@ def _variant(name: str, hub_id: str, *, image: bool = False, **facts: Any) -> Va
         "native": Size(49, 480, 720),
         "frame_multiple": 8,
         "most_frames_n": 6,
+        "any_aspect": False,
         "license": "other",
         "license_link": f"https://huggingface.co/{hub_id}/blob/main/LICENSE",
     }
@@ -111,7 +114,7 @@ VARIANTS: dict[str, Variant] = {
         _variant("5b", "THUDM/CogVideoX-5b"),
         _variant("5b-i2v", "THUDM/CogVideoX-5b-I2V", image=True, learned_positions=True),
         _variant("1.5-5b", "THUDM/CogVideoX1.5-5B", **_V1_5),
-        _variant("1.5-5b-i2v", "THUDM/CogVideoX1.5-5B-I2V", image=True, ofs_embed_dim=512, **_V1_5),
+        _variant("1.5-5b-i2v", "THUDM/CogVideoX1.5-5B-I2V", image=True, ofs_embed_dim=512, any_aspect=True, **_V1_5),
     )
 }
 """The published models by short name."""
@@ -211,10 +214,10 @@ class ModelSpec:
         for name, value in (("height", size.height), ("width", size.width)):
             if value % step:
                 problems.append(f"{name} {value} is not a multiple of {step}; {max(1, round(value / step)) * step} is")
-        if self.learned_positions and (size.height, size.width) != (self.native.height, self.native.width):
+        if self.learned_positions and size != self.native:
             problems.append(
-                f"{size.height}x{size.width}: this model has learned positions and works only at "
-                f"{self.native.height}x{self.native.width}"
+                f"this model has learned positions, and they are for {self.native} alone "
+                "(diffusers takes others at another number of frames)"
             )
         if self.patch_size_t is not None and (
             size.height > self.sample_height * SPATIAL_COMPRESSION
@@ -237,12 +240,37 @@ class ModelSpec:
         return self.size_problems(size) + outside
 
     def size_advice(self, size: Size) -> list[str]:
-        """What is legal about ``size`` but unlike what the model was trained on."""
-        row = self.variant
+        """What is legal about ``size`` but unlike what the model was trained on. Source: the model cards."""
+        row, native = self.variant, self.native
         legal = legal_frame_counts(row.frame_multiple, row.most_frames_n)
-        if size.num_frames in legal or size.num_frames == self.native.num_frames:
-            return []
-        return [f"{size.num_frames} frames: the model was trained on {row.frame_multiple}N+1, up to {legal[-1]}"]
+        advice = []
+        if size.num_frames not in legal and size.num_frames != native.num_frames:
+            advice.append(f"{size.num_frames} frames: the model was trained on {row.frame_multiple}N+1, up to {legal[-1]}")
+        if (size.height, size.width) == (native.height, native.width):
+            return advice
+        if row.any_aspect and (native.height, native.width) == (row.native.height, row.native.width):
+            short, long = sorted((size.height, size.width))
+            if short != row.native.height or long > row.native.width:
+                advice.append(
+                    f"{size.height}x{size.width}: the model was trained with the shorter side {row.native.height} and "
+                    f"the longer one up to {row.native.width}"
+                )
+        else:
+            advice.append(f"{size.height}x{size.width}: the model was trained at {native.height}x{native.width}")
+        return advice
+
+    def precision_problems(self, precision: Precision) -> list[str]:
+        """Why the model cannot be run in ``precision``, if so."""
+        row = self.variant
+        if precision == "fp16" and row.trained_in != "fp16":
+            return [f"fp16: {row.name} was trained in bf16 and overflows in fp16 (black video); use bf16 or fp32"]
+        return []
+
+    def steps_problems(self, steps: int) -> list[str]:
+        """Why a video cannot be sampled in so many denoising steps, if so."""
+        if steps > self.num_train_timesteps:
+            return [f"{steps}: the model has {self.num_train_timesteps} timesteps, and 50 steps are usual"]
+        return []
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""

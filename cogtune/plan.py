@@ -113,12 +113,7 @@ def check(config: RunConfig, spec: ModelSpec) -> None:
     Raises:
         UsageError: with every reason.
     """
-    row = spec.variant
-    problems = []
-    if config.precision == "fp16" and row.trained_in != "fp16":
-        problems.append(
-            f"precision fp16: {row.name} was trained in bf16 and overflows in fp16 (black video); use bf16 or fp32"
-        )
+    problems = [f"precision {problem}" for problem in spec.precision_problems(config.precision)]
     problems += problems_of_training(config, spec)
     for size in sizes_of(config, spec):
         of_size = spec.bucket_problems(size) if config.buckets else spec.size_problems(size)

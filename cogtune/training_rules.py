@@ -54,6 +54,7 @@ def problems_of_training(config: RunConfig, spec: ModelSpec) -> list[str]:
         *_optimizer_problems(config),
         *_schedule_problems(config),
         *_objective_problems(config, spec),
+        *(f"sample_steps {problem}" for problem in spec.steps_problems(config.sample_steps)),
         *_adapter_problems(config, spec),
     ]
 

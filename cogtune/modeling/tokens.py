@@ -38,6 +38,20 @@ def token_counter(reference: str, id_token: str = "") -> CountTokens | None:
     return count
 
 
+def cut_short(prompts: Sequence[str], limit: int, count: CountTokens | None) -> list[str]:
+    """What is to be said of each prompt that is longer than the ``limit`` of tokens that the model reads.
+
+    Args:
+        count: as :func:`token_counter` gives it; nothing is said without.
+    """
+    counts = count(prompts) if count is not None else []
+    return [
+        f"{prompt[:40].strip()!r}... has {tokens} tokens, and the model reads {limit}: the end of it is ignored"
+        for prompt, tokens in zip(prompts, counts, strict=False)
+        if tokens > limit
+    ]
+
+
 def _tokenizer_file(reference: str) -> Path | None:
     folder = Path(reference).expanduser()
     if reference.startswith(TINY) and not folder.is_dir():

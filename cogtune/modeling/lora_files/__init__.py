@@ -1,0 +1,21 @@
+"""LoRA files of any program, read into one form: for each layer of the diffusers transformer its two matrices and alpha.
+
+:mod:`.opening` gets tensors out of files, :mod:`.names` knows what programs call them, :mod:`.reading` makes a
+:class:`Lora` of both, :mod:`.applying` puts one into a model and looks afterwards whether it is there.
+"""
+
+from cogtune.modeling.lora_files.applying import add_to, check_applied, start_from
+from cogtune.modeling.lora_files.opening import find_file
+from cogtune.modeling.lora_files.reading import Lora, Pair, check_fits, fitting_models, read_lora
+
+__all__ = [
+    "Lora",
+    "Pair",
+    "add_to",
+    "check_applied",
+    "check_fits",
+    "find_file",
+    "fitting_models",
+    "read_lora",
+    "start_from",
+]
