@@ -21,6 +21,10 @@ LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 """The file name under which diffusers looks for a LoRA."""
 
 
+NEW_OWNER = "zai-org"
+"""What THUDM is called on the Hub today; its models are found under both names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One published CogVideoX model. Sources: the diffusers checkpoints' configs and the model cards."""
@@ -53,6 +57,11 @@ class Variant:
     """Whether it was trained on frames of many shapes, none beyond its native one's sides."""
     license: str
     license_link: str
+
+    @property
+    def hub_ids(self) -> tuple[str, ...]:
+        """All Hub ids under which it is published: the first one, and that of the organisation's new name."""
+        return (self.hub_id, f"{NEW_OWNER}/{self.hub_id.partition('/')[2]}")
 
 
 def _variant(name: str, hub_id: str, *, image: bool = False, **facts: Any) -> Variant:
@@ -145,7 +154,7 @@ def published(reference: str) -> Variant | None:
     """The variant that a short name, a Hub id or ``tiny:NAME`` means; None for any other reference."""
     name = reference.removeprefix(TINY).lower()
     for row in VARIANTS.values():
-        if name in (row.name, row.hub_id.lower()):
+        if name in (row.name, *map(str.lower, row.hub_ids)):
             return row
     return None
 

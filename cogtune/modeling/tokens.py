@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cogtune.models import TINY, VARIANTS
+from cogtune.download import cached_file
+from cogtune.models import TINY, published
 
 MODEL = "spiece.model"
 
@@ -61,12 +62,8 @@ def _tokenizer_file(reference: str) -> Path | None:
     if folder.is_dir():
         file = folder / "tokenizer" / MODEL
         return file if file.is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    variant = VARIANTS.get(reference.lower())
-    try:
-        found = try_to_load_from_cache(variant.hub_id if variant else reference, f"tokenizer/{MODEL}")
-    except HFValidationError:
-        return None
-    return Path(found) if isinstance(found, str) else None
+    row = published(reference)
+    for repo_id in row.hub_ids if row is not None else (reference,):
+        if (found := cached_file(repo_id, f"tokenizer/{MODEL}")) is not None:
+            return found
+    return None
