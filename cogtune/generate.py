@@ -194,7 +194,8 @@ def _at_strength(lora: Lora, alpha: float | None) -> Lora:
             )
         return lora
     if not silent and any(said != alpha for said in lora.alphas):
-        console.note(f"--lora-alpha {alpha:g} is used; {lora.path} says {', '.join(f'{said:g}' for said in lora.alphas)}")
+        told = ", ".join(f"{said:g}" for said in lora.alphas)
+        console.note(f"--lora-alpha {alpha:g} is used; {lora.path} says {told}")
     return lora.with_alpha(alpha)
 
 

@@ -254,18 +254,18 @@ class ModelSpec:
         legal = legal_frame_counts(row.frame_multiple, row.most_frames_n)
         advice = []
         if size.num_frames not in legal and size.num_frames != native.num_frames:
-            advice.append(f"{size.num_frames} frames: the model was trained on {row.frame_multiple}N+1, up to {legal[-1]}")
+            advice.append(f"{size.num_frames} frames: it was trained on {row.frame_multiple}N+1, up to {legal[-1]}")
         if (size.height, size.width) == (native.height, native.width):
             return advice
         if row.any_aspect and (native.height, native.width) == (row.native.height, row.native.width):
             short, long = sorted((size.height, size.width))
             if short != row.native.height or long > row.native.width:
                 advice.append(
-                    f"{size.height}x{size.width}: the model was trained with the shorter side {row.native.height} and "
+                    f"{size.height}x{size.width}: it was trained with the shorter side {row.native.height} and "
                     f"the longer one up to {row.native.width}"
                 )
         else:
-            advice.append(f"{size.height}x{size.width}: the model was trained at {native.height}x{native.width}")
+            advice.append(f"{size.height}x{size.width}: it was trained at {native.height}x{native.width}")
         return advice
 
     def precision_problems(self, precision: Precision) -> list[str]:

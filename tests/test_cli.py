@@ -304,8 +304,12 @@ def test_all_options_given_twice_are_told_at_once(capsys: pytest.CaptureFixture[
     assert "given more than once: --lora, --prompt\n" in capsys.readouterr().err
 
 
-def test_options_of_several_values_may_be_given_several_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main_status(["plan", "--model", "tiny:2b", "--target-modules", "to_q", "--target-modules", "no", "--strategy", "ddp"])
+def test_options_of_several_values_may_be_given_several_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main_status(
+        ["plan", "--model", "tiny:2b", "--target-modules", "to_q", "--target-modules", "no", "--strategy", "ddp"]
+    )
     told = capsys.readouterr().err
     assert "target_modules no: no layer's name ends so" in told
     assert "more than once" not in told

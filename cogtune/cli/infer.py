@@ -68,8 +68,8 @@ def infer(
         float | None,
         typer.Option(
             "--lora-alpha",
-            help=r"Alpha that the LoRA was trained with, for a file that does not say. \[default: as the file says, else "
-            "its rank]",
+            help=r"Alpha that the LoRA was trained with, for a file that does not say. \[default: what the file says, "
+            "else its rank]",
             show_default=False,
         ),
     ] = None,

@@ -11,7 +11,6 @@ from cogtune.hub.local import (
     check_tensors,
     find_weights,
     newest_samples,
-    prompt_beside,
     read_stamp,
     run_folder,
     weight_files,
@@ -19,6 +18,7 @@ from cogtune.hub.local import (
 from cogtune.hub.public import public_file, public_run_yaml
 from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address, upload
 from cogtune.resolving import read_mapping
+from cogtune.sample_videos import prompt_of
 
 __all__ = ["PushResult", "push"]
 
@@ -75,7 +75,7 @@ def push(
     folder = run_folder(run)
     config = read_mapping(folder / "run.yaml") if folder else {}
     videos = newest_samples(folder, stamp.get("step")) if folder else {}
-    samples = tuple(SampleVideo(path, prompt_beside(video)) for path, video in videos.items())
+    samples = tuple(SampleVideo(path, prompt_of(video)) for path, video in videos.items())
     facts = gather_facts(repo_id, weights.kind, weights.path, stamp, config, samples)
 
     endpoint = hub_address()

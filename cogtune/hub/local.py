@@ -13,6 +13,7 @@ from cogtune.checkpoints import STATE_NAME, checkpoints
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, read_json
 from cogtune.models import LORA_WEIGHTS_NAME
+from cogtune.sample_videos import FOLDER, step_folders
 
 INDEX_SUFFIX = ".safetensors.index.json"
 """How the name of the list of shards of one model ends."""
@@ -168,8 +169,8 @@ def newest_samples(run: Path, step: int | None) -> dict[str, Path]:
 
     Where there are no such folders, those in ``samples/``.
     """
-    folder = run / "samples"
-    by_step = {int(path.name[5:]): path for path in folder.glob("step-*") if path.name[5:].isdigit()}
+    by_step = dict(step_folders(run))
+    folder = run / FOLDER
     if by_step:
         reached = [number for number in by_step if step is None or number <= step]
         if not reached:
@@ -177,12 +178,6 @@ def newest_samples(run: Path, step: int | None) -> dict[str, Path]:
         folder = by_step[max(reached)]
     videos = sorted(path for path in folder.rglob("*.mp4") if not path.name.startswith("."))
     return {path.relative_to(run).as_posix(): path for path in videos}
-
-
-def prompt_beside(video: Path) -> str | None:
-    """The prompt beside a video: ``boat.txt`` for ``boat.mp4``, as in a dataset."""
-    beside = video.with_suffix(".txt")
-    return beside.read_text(encoding="utf-8", errors="replace").strip() or None if beside.is_file() else None
 
 
 def read_stamp(weights: Weights) -> dict[str, Any]:

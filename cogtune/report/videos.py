@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,11 +11,9 @@ from urllib.parse import quote
 import numpy as np
 
 from cogtune.errors import CogtuneError
-from cogtune.files import read_json
 from cogtune.report.page import Html, section, tag
 from cogtune.report.pictures import bytes_each, data_uri, shrink, to_jpeg
-
-FOLDER, LIST_NAME = "samples", "samples.json"
+from cogtune.sample_videos import FOLDER, read_list, step_folders
 
 MOST_STEPS = 12
 """How many steps' videos of one prompt are shown: the first, the last, and others evenly between."""
@@ -24,7 +21,6 @@ MOST_STEPS = 12
 MOST_PROMPTS = 24
 
 _POSTER_WIDTH = 320
-_STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -39,28 +35,11 @@ class Scene:
 def find_videos(output: Path) -> dict[Scene, dict[int, Path]]:
     """The videos of a run, by scene in the order of the lists, then by step. What is damaged or gone is left out."""
     found: defaultdict[Scene, dict[int, Path]] = defaultdict(dict)
-    folders = [(int(match[1]), path) for path in (output / FOLDER).glob("*") if (match := _STEP.fullmatch(path.name))]
-    for step, folder in sorted(folders):
-        for entry in _entries(folder):
-            name = str(entry.get("file", ""))
-            video = folder / name
-            if Path(name).name == name and video.is_file():
-                image, seed = entry.get("image"), entry.get("seed")
-                scene = Scene(
-                    str(entry.get("prompt", "")),
-                    Path(str(image)).name if image else None,
-                    seed if isinstance(seed, int) else None,
-                )
-                found[scene][step] = video
+    for step, folder in step_folders(output):
+        for entry in read_list(folder):
+            scene = Scene(entry.prompt, Path(entry.image).name if entry.image else None, entry.seed)
+            found[scene][step] = folder / entry.file
     return dict(found)
-
-
-def _entries(folder: Path) -> list[dict[str, object]]:
-    try:
-        value = read_json(folder / LIST_NAME)
-    except CogtuneError:
-        return []
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def spread(steps: list[int], most: int = MOST_STEPS) -> list[int]:

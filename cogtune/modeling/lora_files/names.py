@@ -2,8 +2,8 @@
 
 Sources, for CogVideoX: diffusers' ``save_lora_weights`` (``transformer.LAYER.lora_A.weight``); PEFT
 (``base_model.model.LAYER.lora_A.weight``, in a raw state dict ``lora_A.default.weight``); kohya's sd-scripts and
-musubi-tuner (``lora_unet_LAYER.lora_down.weight`` with the layer's dots as underscores, and ``.alpha``); VideoX-Fun (the
-same with ``lora_unet__``); ComfyUI (``diffusion_model.LAYER``); DiffSynth-Studio (``blocks.N``, ``to_out``, ``ff.0``).
+musubi-tuner (``lora_unet_LAYER.lora_down.weight`` with the layer's dots as underscores, and ``.alpha``); VideoX-Fun
+(the same with ``lora_unet__``); ComfyUI (``diffusion_model.LAYER``); DiffSynth-Studio (``blocks.N``, ``to_out``, ``ff.0``).
 """
 
 from __future__ import annotations
@@ -106,12 +106,12 @@ def understand(key: str) -> Named | None:
         if match["leaf"] == "bias":
             return None
         layer = layer_name(match["layer"])
-        return layer and Named(layer, _PARTS[match["part"]], match["adapter"] or "", match["part"])
+        return Named(layer, _PARTS[match["part"]], match["adapter"] or "", match["part"]) if layer else None
     match = _ALPHA.fullmatch(key)
     if match is None:
         return None
     layer = layer_name(match["layer"])
-    return layer and Named(layer, "alpha", "", "alpha")
+    return Named(layer, "alpha", "", "alpha") if layer else None
 
 
 def layer_name(written: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Getting the tensors and the settings out of a LoRA file, whichever program wrote it. Nothing in a file is executed."""
+"""Getting tensors and settings out of a LoRA file, whichever program wrote it. Nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def _refuse_text(path: Path, start: bytes, size: int) -> None:
     if text.startswith(b"version https://git-lfs"):
         raise CogtuneError(f"{path} is a Git LFS pointer, not the weights", "run `git lfs pull` where it comes from")
     if text.startswith((b"<!doctype", b"<html")):
-        raise CogtuneError(f"{path} is a web page, not weights", "download the file itself, for example with `hf download`")
+        raise CogtuneError(
+            f"{path} is a web page, not weights", "download the file itself, for example with `hf download`"
+        )
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

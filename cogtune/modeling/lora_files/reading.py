@@ -147,7 +147,8 @@ def _sorted(opened: Opened) -> tuple[dict[str, dict[str, tuple[str, Named, Tenso
     )
     problems = [f"{told}{_example(found)}" for found, told in kinds if found]
     if len(adapters) > 1:
-        problems.append(f"it holds several adapters: {', '.join(sorted(name or 'one without a name' for name in adapters))}")
+        names = ", ".join(sorted(name or "one without a name" for name in adapters))
+        problems.append(f"it holds several adapters: {names}")
     return parts, problems
 
 
@@ -255,7 +256,7 @@ def _adapts(pair: Pair) -> tuple[int, ...]:
 
 
 def _fitted(pair: Pair, weight: Sequence[int]) -> Pair | None:
-    """The pair for a weight of that shape, whatever dimensions of one a program adds to it; None if it is of another."""
+    """The pair for a weight of that shape, whatever dimensions of 1 a program adds to it; None if it is of another."""
     outputs, *inputs = weight
     if [size for size in pair.down.shape[1:] if size != 1] != [size for size in inputs if size != 1]:
         return None
