@@ -16,7 +16,7 @@ from cogtune.data.quarantine import without_quarantined, write_quarantine
 from cogtune.data.sources import Dataset, Reading, locate_dataset, read_dataset
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.modeling.locate import locate
-from cogtune.modeling.tokens import token_counter
+from cogtune.modeling.tokens import cut_short, token_counter
 from cogtune.models import TINY, ModelSpec, published, published_spec, read_spec
 
 
@@ -143,14 +143,17 @@ def watched_by(
         CogtuneError: with everything that is wrong with them.
     """
     prompts = choose_prompts(config, dataset.samples, with_image=spec.image_to_video)
+    count = token_counter(config.model) if prompts else None
+    for told in cut_short([prompt.text for prompt in prompts], spec.max_text_seq_length, count):
+        console.warn(f"validation prompt {told}")
     if config.validation_data is None:
         return Watched((), prompts)
     if config.validation_data == config.data:
         raise UsageError("the validation data is the training data", "keep some clips out, in a folder of their own")
     apart = config.model_copy(update={"data": config.validation_data, "quarantine": None})
     held_out = (read(apart) if read else checked_dataset(apart, spec)).samples
-    count = min(config.validation_samples, len(held_out))
-    return Watched(tuple(held_out[number * len(held_out) // count] for number in range(count)), prompts)
+    most = min(config.validation_samples, len(held_out))
+    return Watched(tuple(held_out[number * len(held_out) // most] for number in range(most)), prompts)
 
 
 def _validate_command(config: RunConfig, spec: ModelSpec) -> str:

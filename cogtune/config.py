@@ -185,6 +185,11 @@ class RunConfig(BaseModel):
         help_text="MEAN,STD of the log of the noise on conditioning images (image-to-video), or off.",
     )
 
+    init_lora: Path | None = _lora(
+        None,
+        help_text="A LoRA of any program to begin with, in place of a new adapter; rank, alpha and layers are taken "
+        "from it. [default: none]",
+    )
     rank: int = _lora(128, ge=1, help_text="Rank of the adapter.")
     alpha: float | None = _lora(
         None,
@@ -450,6 +455,8 @@ class RunConfig(BaseModel):
         """The same with every local path absolute, so that it means the same from any folder."""
         paths: dict[str, Any] = {key: _absolute(getattr(self, key)) for key in ("data", "output")}
         paths["cache_dir"] = _absolute(self.cache_dir or self.data / ".cogtune")
+        if self.init_lora is not None:
+            paths["init_lora"] = _absolute(self.init_lora)
         if self.quarantine is not None:
             paths["quarantine"] = _absolute(self.quarantine)
         if self.validation_data is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 
 from cogtune import console
-from cogtune.checkpoints import STATE_NAME, checkpoints, read_state
+from cogtune.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
 from cogtune.data.frames import load_image
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError, UsageError
@@ -21,11 +20,10 @@ from cogtune.files import explained, read_json
 from cogtune.geometry import Size
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.locate import loading, locate
-from cogtune.modeling.lora_files import Lora, add_to, check_fits, find_file, fitting_models, read_lora
+from cogtune.modeling.lora_files import Lora, add_to, check_fits, find_lora, fitting_models, read_lora
 from cogtune.modeling.sampling import Frames, pipeline_class, render, scheduler_for, unit_image
 from cogtune.modeling.tokens import cut_short, token_counter
 from cogtune.models import ModelSpec, Precision, fingerprint, read_spec
-from cogtune.training.checkpoint import ZERO_TAG
 
 MERGE_NAME = "merge.json"
 """In a merged folder: what it was merged from."""
@@ -76,41 +74,6 @@ class Recipe:
     precision: Precision
 
 
-def find_lora(path: Path) -> Path:
-    """The LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if path.is_file():
-        return path
-    for folder in (path, *reversed(checkpoints(path))):
-        if (found := find_file(folder)) is not None:
-            return found
-    _refuse_shards(path)
-    if not path.exists():
-        raise UsageError(
-            f"there is no LoRA in {path}: no such file or folder",
-            "give a run's folder, a checkpoint, or a LoRA file; fetch one from the Hub with `hf download` first",
-        )
-    below = sorted(found for folder in path.glob("*/") if (found := find_file(folder)) is not None)
-    raise UsageError(
-        f"there is no LoRA in {path} itself, and no checkpoint of cogtune",
-        "give one of the files below" if below else "give a run's folder, a checkpoint, or a LoRA file",
-        details=[str(file) for file in below],
-    )
-
-
-def _refuse_shards(path: Path) -> None:
-    """Say what to do with a checkpoint, or a run of them, whose weights are in ZeRO shards alone."""
-    for folder in (path, *checkpoints(path)[-1:]):
-        if (folder / "latest").is_file() and (folder / ZERO_TAG).is_dir():
-            raise UsageError(
-                f"{path} needs `cogtune merge-zero {shlex.quote(str(folder))}` first: its weights are in ZeRO shards",
-                "then give --model the folder that it writes",
-            )
-
-
 def fill_in(request: Request) -> Recipe:
     """Everything the request leaves open, from the run's own facts and the model's configs.
 
@@ -129,7 +92,7 @@ def fill_in(request: Request) -> Recipe:
     elif model is not None and (Path(model) / MERGE_NAME).is_file():
         facts = {**(read_json(Path(model) / MERGE_NAME).get("run") or {}), "model_path": model, "base_model": model}
     elif model is not None:
-        _refuse_shards(Path(model))
+        refuse_shards(Path(model))
     model = model or facts.get("base_model")
     if model is None:
         fitting = fitting_models(lora) if lora is not None else []
@@ -152,7 +115,7 @@ def fill_in(request: Request) -> Recipe:
         lora = _at_strength(check_fits(lora, spec, str(request.model or base)), request.lora_alpha)
     _compare_bases(adapter, transformer or base / "transformer")
     for advice in spec.size_advice(size):
-        console.note(f"--size {size}: {advice}")
+        console.note(f"size {advice}")
     for told in cut_short([prompt], spec.max_text_seq_length, token_counter(str(base))):
         console.warn(f"--prompt: {told}")
     return Recipe(

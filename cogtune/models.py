@@ -252,20 +252,20 @@ class ModelSpec:
         """What is legal about ``size`` but unlike what the model was trained on. Source: the model cards."""
         row, native = self.variant, self.native
         legal = legal_frame_counts(row.frame_multiple, row.most_frames_n)
+        shape, trained = f"{size.height}x{size.width}", "the model was trained"
         advice = []
         if size.num_frames not in legal and size.num_frames != native.num_frames:
-            advice.append(f"{size.num_frames} frames: it was trained on {row.frame_multiple}N+1, up to {legal[-1]}")
+            advice.append(f"{size.num_frames} frames: {trained} on {row.frame_multiple}N+1, up to {legal[-1]}")
         if (size.height, size.width) == (native.height, native.width):
             return advice
         if row.any_aspect and (native.height, native.width) == (row.native.height, row.native.width):
-            short, long = sorted((size.height, size.width))
-            if short != row.native.height or long > row.native.width:
+            shorter, longer = sorted((size.height, size.width))
+            if shorter != row.native.height or longer > row.native.width:
                 advice.append(
-                    f"{size.height}x{size.width}: it was trained with the shorter side {row.native.height} and "
-                    f"the longer one up to {row.native.width}"
+                    f"{shape}: {trained} with sides of {row.native.height} and of {row.native.height} to {row.native.width}"
                 )
         else:
-            advice.append(f"{size.height}x{size.width}: it was trained at {native.height}x{native.width}")
+            advice.append(f"{shape}: {trained} at {native.height}x{native.width}")
         return advice
 
     def precision_problems(self, precision: Precision) -> list[str]:

@@ -48,6 +48,8 @@ class Plan:
     resume: Path | None
     overwrite: bool
     """Whether checkpoints behind the run's first step may be deleted."""
+    began_with: Mapping[str, Any] | None = None
+    """Name and digest of the LoRA that the run began with, if it did."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-able values."""
@@ -70,6 +72,7 @@ class Plan:
             "identity": dict(self.identity),
             "resume": str(self.resume) if self.resume else None,
             "overwrite": self.overwrite,
+            "began_with": dict(self.began_with) if self.began_with else None,
         }
 
     @classmethod
@@ -99,6 +102,7 @@ class Plan:
             identity=value["identity"],
             resume=Path(value["resume"]) if value["resume"] else None,
             overwrite=value["overwrite"],
+            began_with=value.get("began_with"),
         )
 
     @property
@@ -132,6 +136,11 @@ def check(config: RunConfig, spec: ModelSpec) -> None:
         )
     if problems:
         raise UsageError("this run cannot be made as it is configured", details=problems)
+
+
+def advice(config: RunConfig, spec: ModelSpec) -> list[str]:
+    """What is legal about a run's sizes but unlike what the model was trained on."""
+    return [f"size {told}" for size in sizes_of(config, spec) for told in spec.size_advice(size)]
 
 
 def sizes_of(config: RunConfig, spec: ModelSpec) -> tuple[Size, ...]:
@@ -218,6 +227,7 @@ def make_plan(
     validation: Path | None = None,
     prompts: Path | None = None,
     overwrite: bool = False,
+    began_with: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Everything a run needs, resolved.
 
@@ -253,4 +263,5 @@ def make_plan(
         identity=identity,
         resume=resume,
         overwrite=overwrite,
+        began_with=began_with,
     )

@@ -101,7 +101,9 @@ def check_dataset(
             sample = dataset.samples[place]
             if seen.info is not None:
                 infos[place] = seen.info
-            findings += [found for found in _check_files(sample, seen, settings) if (sample.id, found.code) not in told]
+            findings += [
+                found for found in _check_files(sample, seen, settings, spec) if (sample.id, found.code) not in told
+            ]
             tell(1)
     limit = spec.max_text_seq_length if spec else CAPTION_TOKENS
     captioned = [
@@ -164,10 +166,10 @@ def _check_sizes(settings: FrameSettings, spec: ModelSpec | None) -> Iterator[Fi
             yield finding("model-advice", str(size), advice, hint)
 
 
-def _check_files(sample: Sample, seen: Seen, settings: FrameSettings) -> Iterator[Finding]:
+def _check_files(sample: Sample, seen: Seen, settings: FrameSettings, spec: ModelSpec | None) -> Iterator[Finding]:
     for code, message, hint in seen.problems:
         yield finding(code, sample.id, message, hint)
     if seen.info is not None:
-        yield from check_clip(sample.id, seen.info, settings)
+        yield from check_clip(sample.id, seen.info, settings, any_frames=spec is None or not spec.learned_positions)
         if seen.image is not None:
             yield from check_image(sample.id, seen.image, seen.info)

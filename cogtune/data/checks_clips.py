@@ -28,10 +28,14 @@ SAME_SHAPE = 0.05
 """By how much the aspect of an image may differ from its clip's."""
 
 
-def check_clip(where: str, info: VideoInfo, settings: FrameSettings) -> Iterator[Finding]:
-    """What stands against training on a clip at these settings, and what is worth knowing about it."""
+def check_clip(where: str, info: VideoInfo, settings: FrameSettings, *, any_frames: bool = True) -> Iterator[Finding]:
+    """What stands against training on a clip at these settings, and what is worth knowing about it.
+
+    Args:
+        any_frames: whether the model can be trained on another number of frames.
+    """
     settings = settings_for(info, settings)
-    yield from _check_length(where, info, settings)
+    yield from _check_length(where, info, settings, any_frames=any_frames)
     if info.uneven > MOST_UNEVEN:
         yield finding(
             "variable-rate",
@@ -53,7 +57,7 @@ def check_clip(where: str, info: VideoInfo, settings: FrameSettings) -> Iterator
     yield from _check_pixels(where, info)
 
 
-def _check_length(where: str, info: VideoInfo, settings: FrameSettings) -> Iterator[Finding]:
+def _check_length(where: str, info: VideoInfo, settings: FrameSettings, *, any_frames: bool) -> Iterator[Finding]:
     count, given = settings.size.num_frames, frames_given(info, settings)
     if given < count:
         rate = "" if settings.sampling == "uniform" else f" at {settings.fps:g} fps"
@@ -68,7 +72,7 @@ def _check_length(where: str, info: VideoInfo, settings: FrameSettings) -> Itera
             where,
             f"gives {given} frames{rate}{skipped}, and training takes {count} "
             f"(it has {info.num_frames} at {info.fps:.4g} fps)",
-            f"use a longer clip, or ask for {fits} frames" if fits else otherwise,
+            f"use a longer clip, or ask for {fits} frames" if fits and any_frames else otherwise,
         )
     usable = info.num_frames - settings.skip_start - settings.skip_end
     if settings.sampling == "uniform":

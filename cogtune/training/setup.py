@@ -25,6 +25,7 @@ from cogtune.modeling.adapters import add_lora, announce_dora_to_deepspeed
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.encode import VideoEncoder
 from cogtune.modeling.locate import loading
+from cogtune.modeling.lora_files import initial_lora, start_from
 from cogtune.plan import Plan
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
@@ -116,6 +117,8 @@ def _trainee(plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | Non
             dora=config.dora,
             rslora=config.rslora,
         )
+        if plan.resume is None and (lora := initial_lora(config, plan.spec)) is not None:
+            start_from(transformer, lora)
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if _compiles(config, accelerator.device):
@@ -258,4 +261,4 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "prompt": plan.prompt,
         "dataset": {"samples": plan.samples, "digest": plan.identity["data"]},
         "identity": dict(plan.identity),
-    }
+    } | ({"init_lora": dict(plan.began_with)} if plan.began_with else {})

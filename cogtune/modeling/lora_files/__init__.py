@@ -5,7 +5,8 @@
 """
 
 from cogtune.modeling.lora_files.applying import add_to, check_applied, start_from
-from cogtune.modeling.lora_files.opening import find_file
+from cogtune.modeling.lora_files.beginning import describe_init, initial_lora, with_init_lora
+from cogtune.modeling.lora_files.opening import find_lora
 from cogtune.modeling.lora_files.reading import Lora, Pair, check_fits, fitting_models, read_lora
 
 __all__ = [
@@ -14,8 +15,11 @@ __all__ = [
     "add_to",
     "check_applied",
     "check_fits",
-    "find_file",
+    "describe_init",
+    "find_lora",
     "fitting_models",
+    "initial_lora",
     "read_lora",
     "start_from",
+    "with_init_lora",
 ]

@@ -3,7 +3,8 @@
 Sources, for CogVideoX: diffusers' ``save_lora_weights`` (``transformer.LAYER.lora_A.weight``); PEFT
 (``base_model.model.LAYER.lora_A.weight``, in a raw state dict ``lora_A.default.weight``); kohya's sd-scripts and
 musubi-tuner (``lora_unet_LAYER.lora_down.weight`` with the layer's dots as underscores, and ``.alpha``); VideoX-Fun
-(the same with ``lora_unet__``); ComfyUI (``diffusion_model.LAYER``); DiffSynth-Studio (``blocks.N``, ``to_out``, ``ff.0``).
+(the same with ``lora_unet__``); ComfyUI (``diffusion_model.LAYER``); DiffSynth-Studio (``blocks.N``, ``to_out``,
+``ff.0``).
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cogtune.errors import CogtuneError
+from cogtune.checkpoints import checkpoints, refuse_shards
+from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import explained, read_json
 from cogtune.models import LORA_WEIGHTS_NAME
 
@@ -59,13 +60,38 @@ class Opened:
         return alpha if math.isfinite(alpha) and alpha > 0 else None
 
 
-def find_file(folder: Path) -> Path | None:
+def _file_in(folder: Path) -> Path | None:
     """The LoRA file directly in ``folder``: by diffusers' or PEFT's name, or the only one that may be it."""
     for name in FILE_NAMES:
         if (folder / name).is_file():
             return folder / name
     others = [path for path in folder.glob("*") if path.suffix in SUFFIXES and path.is_file()]
     return others[0] if len(others) == 1 and others[0].suffix == ".safetensors" else None
+
+
+def find_lora(path: Path) -> Path:
+    """The LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if path.is_file():
+        return path
+    for folder in (path, *reversed(checkpoints(path))):
+        if (found := _file_in(folder)) is not None:
+            return found
+    refuse_shards(path)
+    if not path.exists():
+        raise UsageError(
+            f"there is no LoRA in {path}: no such file or folder",
+            "give a run's folder, a checkpoint, or a LoRA file; fetch one from the Hub with `hf download` first",
+        )
+    below = sorted(found for folder in path.glob("*/") if (found := _file_in(folder)) is not None)
+    raise UsageError(
+        f"there is no LoRA in {path} itself, and no checkpoint of cogtune",
+        "give one of the files below" if below else "give a run's folder, a checkpoint, or a LoRA file",
+        details=[str(file) for file in below],
+    )
 
 
 def open_file(path: Path) -> Opened:
