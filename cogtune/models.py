@@ -159,6 +159,10 @@ def published(reference: str) -> Variant | None:
     return None
 
 
+TIME_EMBED_DIM = 512
+"""Numbers in an embedded timestep of the published models, and where a transformer's config does not say."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """What a checkpoint's config files say, as far as training and sampling depend on it."""
@@ -182,6 +186,7 @@ class ModelSpec:
     invert_scale_latents: bool
     num_train_timesteps: int
     snr_shift_scale: float
+    time_embed_dim: int = TIME_EMBED_DIM
 
     @property
     def image_to_video(self) -> bool:
@@ -261,9 +266,8 @@ class ModelSpec:
         if row.any_aspect and (native.height, native.width) == (row.native.height, row.native.width):
             shorter, longer = sorted((size.height, size.width))
             if shorter != row.native.height or longer > row.native.width:
-                advice.append(
-                    f"{shape}: {trained} with sides of {row.native.height} and of {row.native.height} to {row.native.width}"
-                )
+                sides = f"{row.native.height} and {row.native.height} to {row.native.width}"
+                advice.append(f"{shape}: {trained} with sides of {sides}")
         else:
             advice.append(f"{shape}: {trained} at {native.height}x{native.width}")
         return advice
@@ -361,6 +365,7 @@ def read_spec(folder: Path) -> ModelSpec:
             invert_scale_latents=vae.get("invert_scale_latents", False),
             num_train_timesteps=scheduler["num_train_timesteps"],
             snr_shift_scale=scheduler["snr_shift_scale"],
+            time_embed_dim=transformer.get("time_embed_dim", TIME_EMBED_DIM),
         )
     except KeyError as error:
         raise CogtuneError(

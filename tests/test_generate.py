@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
+from diffusers import CogVideoXTransformer3DModel
 
 from cogtune import generate as module
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.generate import Request, fill_in, generate
+from cogtune.modeling.adapters import add_lora, save_lora
 from cogtune.models import LORA_WEIGHTS_NAME, fingerprint
 from cogtune.training.metrics import read_metrics
 
@@ -34,7 +33,9 @@ def lora(tmp_path: Path, tiny: Callable[[str], Path]) -> Callable[..., Path]:
             "identity": {"model": fingerprint(base, "transformer")},
         }
         path = tmp_path / "lora.safetensors"
-        save_file({"a": torch.zeros(1)}, path, {"cogtune": json.dumps(told | facts)})
+        transformer = CogVideoXTransformer3DModel.from_pretrained(base / "transformer")
+        add_lora(transformer, rank=2, alpha=2, target_modules=["to_q"], seed=1)
+        save_lora(path, transformer, told | facts)
         return path
 
     return made
@@ -108,7 +109,7 @@ def test_weights_in_shards_have_to_be_merged_first(tmp_path: Path, what: str, op
 def test_a_zero_checkpoint_with_its_lora_needs_no_merging(tmp_path: Path, lora: Callable[..., Path]) -> None:
     checkpoint = zero_run(tmp_path / "run")
     lora().rename(checkpoint / LORA_WEIGHTS_NAME)
-    assert fill_in(Request(lora=tmp_path / "run")).lora == checkpoint / LORA_WEIGHTS_NAME
+    assert fill_in(Request(lora=tmp_path / "run")).lora.path == checkpoint / LORA_WEIGHTS_NAME
 
 
 def test_an_output_that_cannot_be_written_is_told_before_sampling(

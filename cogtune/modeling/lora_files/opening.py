@@ -104,7 +104,8 @@ def open_file(path: Path) -> Opened:
         start, size = file.read(512), path.stat().st_size
     _refuse_text(path, start, size)
     header: dict[str, str] = {}
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    pickled = start[:2] == b"PK" or start[:1] == b"\x80"
+    if pickled and start[8:9] != b"{":  # a safetensors file begins with eight bytes of its header's length
         tensors = _unpickled(path)
     else:
         tensors, header = _safetensors(path)
