@@ -622,12 +622,23 @@ def test_the_bytes_of_copies_are_read_once_if_that_is_remembered(
     assert read == [root / "a.mp4", root / "b.mp4"]
 
 
+LEARNED = (
+    "this model has learned positions, and they are for 49x480x720 alone "
+    "(diffusers takes others at another number of frames)"
+)
+
+
 @pytest.mark.parametrize(
     ("variant", "size", "told"),
     [
         ("2b", "50x480x720", "50 frames: the VAE takes 8N+1, such as 49"),
         ("2b", "49x480x724", "width 724 is not a multiple of 16; 720 is"),
-        ("5b-i2v", "49x480x736", "480x736: this model has learned positions and works only at 480x720"),
+        ("5b-i2v", "49x480x736", LEARNED),
+        ("5b-i2v", "41x480x720", LEARNED),
+        ("2b", "49x256x256", "256x256: the model was trained at 480x720"),
+        ("5b", "49x768x1360", "768x1360: the model was trained at 480x720"),
+        ("1.5-5b", "81x576x1024", "576x1024: the model was trained at 768x1360"),
+        ("1.5-5b-i2v", "81x576x1024", "576x1024: the model was trained with sides of 768 and 768 to 1360"),
         ("1.5-5b", "80x768x1360", "80 frames: the VAE takes 8N+1, such as 81"),
         ("1.5-5b", "73x768x1360", "73 frames: the model was trained on 16N+1, up to 161"),
     ],
@@ -637,6 +648,20 @@ def test_sizes_that_a_model_does_not_take_are_told(tmp_path: Path, variant: str,
     clip(tmp_path / "a.mp4")
     report = check(tmp_path, FrameSettings(size=Size.parse(size), fps=8), published_spec(VARIANTS[variant]))
     assert [found.message for found in report.findings if found.code in ("model-size", "model-advice")] == [told]
+
+
+def test_a_short_clip_of_a_model_with_one_size_gets_no_advice_on_frames(tmp_path: Path) -> None:
+    lists(tmp_path, ["A black frame."], ["a.mp4"])
+    clip(tmp_path / "a.mp4", count=41)
+    settings = FrameSettings(size=Size(49, 480, 720), fps=8)
+    hints = {}
+    for variant in ("5b", "5b-i2v"):
+        report = check(tmp_path, settings, published_spec(VARIANTS[variant]))
+        (hints[variant],) = [found.hint for found in report.findings if found.code == "too-short"]
+    assert hints == {
+        "5b": "use a longer clip, or ask for 41 frames",
+        "5b-i2v": "use a longer clip, or leave it out",
+    }
 
 
 def test_the_specs_own_text_length_counts(tmp_path: Path) -> None:

@@ -583,3 +583,14 @@ def test_a_folder_without_a_lora_names_those_below_it(ours: CogVideoXTransformer
     assert find_lora(tmp_path / "checkpoint-500").is_file()
     with pytest.raises(UsageError, match="hf download"):
         find_lora(tmp_path / "gone")
+
+
+def test_a_header_of_any_length_is_read(ours: CogVideoXTransformer3DModel, tmp_path: Path) -> None:
+    """A safetensors file begins with its header's length, and a pickle with the byte 0x80."""
+    for padding in range(0, 600, 8):
+        path = written(tmp_path, bare(ours), {"ss_network_alpha": "3", "padding": "x" * padding})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    else:
+        pytest.fail("no header was of such a length")
+    assert read_lora(path).alphas == [ALPHA]
