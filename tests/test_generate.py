@@ -183,7 +183,7 @@ def _written_by(program: str, tensors: dict[str, torch.Tensor]) -> Iterator[tupl
             yield f"{flat}.alpha", torch.tensor(4.0)
         else:
             yield name, value
-            yield name.replace("blocks.1.", "blocks.41."), value
+            yield name.replace("blocks.1.", "blocks.41."), value.clone()
 
 
 def test_a_lora_of_any_program_changes_the_video_alike(

@@ -105,8 +105,8 @@ def test_positions_are_the_trained_ones_at_every_size_that_is_allowed(name: str,
         ("1.5-5b-i2v", "81x576x1024", ["576x1024: the model was trained with sides of 768 and 768 to 1360"]),
         (
             "5b",
-            "57x240x360",
-            ["57 frames: the model was trained on 8N+1, up to 49", "240x360: the model was trained at 480x720"],
+            "57x240x368",
+            ["57 frames: the model was trained on 8N+1, up to 49", "240x368: the model was trained at 480x720"],
         ),
     ],
 )
