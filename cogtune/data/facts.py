@@ -88,7 +88,7 @@ class Facts:
     def known_probe(self, path: Path, stamp: Stamp) -> VideoInfo | None:
         """What the clip is that stands at ``stamp``, if that is known in all that this version tells."""
         known = self.known(path, "probe", stamp)
-        return VideoInfo(**known) if isinstance(known, dict) and known.keys() == _TOLD else None
+        return VideoInfo.from_dict(known) if isinstance(known, dict) and known.keys() == _TOLD else None
 
     def learn_probe(self, path: Path, info: VideoInfo, stamp: Stamp) -> None:
         """Remember what a clip is that stood at ``stamp``."""

@@ -97,7 +97,7 @@ class _Worker:
         if "failed" in value:
             message, hint = value["failed"]
             raise CogtuneError(message, hint)
-        info = None if value["info"] is None else VideoInfo(**value["info"])
+        info = None if value["info"] is None else VideoInfo.from_dict(value["info"])
         image = None if value["image"] is None else (int(value["image"][0]), int(value["image"][1]))
         return Seen(info, image, tuple((code, message, hint) for code, message, hint in value["problems"]))
 

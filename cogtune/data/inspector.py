@@ -16,8 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cogtune.data.container import DamagedVideo, VideoError, check_decoded, decode_all, import_av, probe
+from cogtune.data.container import DamagedVideo, VideoError, check_decoded, decode_all, import_av
 from cogtune.data.images import measure_image
+from cogtune.data.probing import probe
 from cogtune.errors import CogtuneError
 
 STALL_VARIABLE = "COGTUNE_STALL_SECONDS"
@@ -55,7 +56,7 @@ def look(job: dict[str, Any], limit: float) -> dict[str, Any]:
 
     try:
         _allow_for_size(video, limit)
-        info = probe(video)
+        info = probe(video, tick)
         answer["info"] = asdict(info)
         if job["full"]:
             check_decoded(video, info.num_frames, decode_all(video, tick))
