@@ -15,6 +15,7 @@ from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 from cogtune import console
 from cogtune.checkpoints import STATE_NAME, checkpoints, read_state
 from cogtune.data.frames import load_image
+from cogtune.data.images import transparency_warning
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import explained, read_json
@@ -245,10 +246,13 @@ def generate(request: Request, output: Path, on_step: Callable[[int], None] | No
     """Sample what is asked for and write it to ``output`` (mp4).
 
     Raises:
-        CogtuneError: as :func:`fill_in`, or the video cannot be written; what can be seen of that is told first.
+        CogtuneError: as :func:`fill_in`, or the image cannot be read, or the video not be written; what can be seen of
+            that is told first.
     """
     _check_output(output)
     recipe = fill_in(request)
+    if recipe.image is not None and (warning := transparency_warning(recipe.image)):
+        console.warn(warning)
     frames = sample(load_pipeline(recipe), recipe, request, on_step)
     write_video(output, frames, recipe.fps)
     return recipe

@@ -254,7 +254,7 @@ def moving_pictures(container: av.container.InputContainer) -> list[av.video.Vid
     streams = [stream for stream in container.streams.video if not stream.disposition & kinds.attached_pic]
 
     def rank(stream: av.video.VideoStream) -> tuple[bool, bool, int]:
-        context = stream.codec_context
+        context: Any = stream.codec_context
         still = stream.frames == 1 or bool(stream.disposition & kinds.timed_thumbnails)
         return context is not None, not still, context.width * context.height if context is not None else 0
 
@@ -303,7 +303,7 @@ def reason_of(error: Exception) -> str:
 
 def demuxed(
     path: Path, container: av.container.InputContainer, stream: av.video.VideoStream
-) -> Iterator[av.packet.Packet]:
+) -> Iterator[av.packet.Packet[av.video.VideoStream]]:
     """The packets of an opened clip, from the first key frame on if it has one, and the empty one that ends them.
 
     What comes before a key frame builds on frames that were cut away, and gives no picture.

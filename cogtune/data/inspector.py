@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.data.container import DamagedVideo, VideoError, check_decoded, decode_all, import_av
-from cogtune.data.images import measure_image
+from cogtune.data.images import HINT, measure_image
 from cogtune.data.probing import probe
 from cogtune.errors import CogtuneError
 
@@ -42,7 +42,7 @@ def stall_seconds() -> float:
 
 
 def look(job: dict[str, Any], limit: float) -> dict[str, Any]:
-    """What there is to say of one clip and its image: ``info``, ``image`` (height, width) and ``problems``.
+    """What there is to say of one clip and its image: ``info`` and ``image`` as dicts, and ``problems``.
 
     Args:
         job: ``video``, ``image`` or None, and ``full``: whether every frame is decoded.
@@ -75,10 +75,10 @@ def _look_at_image(image: Path, answer: dict[str, Any], limit: float, *, full: b
         return
     try:
         _allow_for_size(image, limit)
-        answer["image"] = measure_image(image, full=full)
+        answer["image"] = asdict(measure_image(image, full=full))
     except Exception as error:
         if not isinstance(error, CogtuneError):
-            error = CogtuneError(f"cannot read the image {image}: {error}", "make it a PNG or JPEG, or leave it out")
+            error = CogtuneError(f"cannot read the image {image}: {error}", HINT)
         answer["problems"].append(["unreadable-image", error.message, error.hint])
 
 

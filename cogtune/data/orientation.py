@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import av.video
@@ -41,7 +41,7 @@ _DISPLAY_MATRIX = "DISPLAYMATRIX"
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
     """The orientation that a decoded frame's display matrix asks for; arbitrary angles become the nearest quarter."""
-    data = frame.side_data.get(_DISPLAY_MATRIX)
+    data: Any = frame.side_data.get(_DISPLAY_MATRIX)
     return Orientation() if data is None else from_matrix(bytes(data))
 
 

@@ -96,13 +96,12 @@ def _start(path: Path, container: av.container.InputContainer, stream: av.video.
     with contextlib.suppress(av.FFmpegError):
         packets = container.demux(stream)
         first = next(packets)
-        clean = first.is_keyframe and first.pts is not None
         for frame in [*first.decode(), *stream.codec_context.decode(None)]:
             if not frame.is_corrupt:
                 # frames that build on what was cut away come right after the first key frame, and are shown before it
                 second = next(packets)
-                later = not second.size or (second.pts is not None and second.pts > first.pts)
-                return _Start(frame, clean and later)
+                later = first.pts is not None and second.pts is not None and second.pts > first.pts
+                return _Start(frame, first.is_keyframe and (later or not second.size))
     with opened(path) as (again, stream_again):
         for frame in decoded_frames(path, again, stream_again):
             return _Start(frame, False)
@@ -157,12 +156,12 @@ into one, or leave one empty. What decodes without other frames does neither."""
 
 def _shown_packets(path: Path, codec: str, tick: Callable[[], None]) -> list[int | None]:
     """The timestamp of each packet that holds a frame which is shown."""
-    is_shown = _SHOWN.get(codec, lambda _: True)
+    is_shown: Callable[[Any], bool] = _SHOWN.get(codec, lambda _: True)
     with opened(path) as (container, stream):
         found = []
         for packet in demuxed(path, container, stream):
             tick()
-            if packet.size and not packet.is_discard and is_shown(memoryview(packet)):
+            if packet.size and not packet.is_discard and is_shown(packet):
                 found.append(packet.pts)
         return found
 
@@ -177,16 +176,17 @@ def _decoded_times(path: Path, tick: Callable[[], None]) -> list[int | None]:
         return times
 
 
-def _vp8_is_shown(data: memoryview) -> bool:
+def _vp8_is_shown(packet: Any) -> bool:
     """The bit ``show_frame`` of RFC 6386, 9.1."""
-    return bool(data[0] & 0x10)
+    return bool(memoryview(packet)[0] & 0x10)
 
 
-def _vp9_is_shown(data: memoryview) -> bool:
-    """Whether a packet shows a frame: by its uncompressed header, or as a superframe, which ends with one that is shown.
+def _vp9_is_shown(packet: Any) -> bool:
+    """Whether a packet shows a frame: by its uncompressed header, or as a superframe, which ends in one that is shown.
 
     VP9 bitstream specification, 6.2 and annex B.
     """
+    data = memoryview(packet)
     marker = data[-1]
     length = 2 + ((marker >> 3 & 3) + 1) * ((marker & 7) + 1)
     if marker & 0xE0 == 0xC0 and len(data) >= length and data[-length] == marker:
@@ -196,7 +196,7 @@ def _vp9_is_shown(data: memoryview) -> bool:
     return bool(existing or shown)
 
 
-_SHOWN: dict[str, Callable[[memoryview], bool]] = {"vp8": _vp8_is_shown, "vp9": _vp9_is_shown}
+_SHOWN: dict[str, Callable[[Any], bool]] = {"vp8": _vp8_is_shown, "vp9": _vp9_is_shown}
 """Of codecs with packets whose frames are never shown: how to tell."""
 
 

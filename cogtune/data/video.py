@@ -3,18 +3,19 @@
 Frames are ``uint8 [H, W, 3]``, red, green, blue, upright as players show them. PyAV decodes, from the first
 frame on: what it gives is what the container holds, edit lists and all. decord gives the same pixels on 8-bit
 H.264 and can stand in by ``decoder="decord"`` or ``COGTUNE_DECODER=decord``. It seeks, so it is the faster
-where the first frame wanted lies several hundred frames into a clip, and the slower elsewhere; clips that it
-cannot be held to (:func:`_decord_reads`) are left to PyAV.
+where the first frame wanted lies several hundred frames into a clip, and the slower elsewhere; clips of which it
+gives other pixels (:func:`_decord_reads`) are left to PyAV.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,7 @@ from cogtune.errors import CogtuneError, did_you_mean
 from cogtune.files import write_atomic
 
 if TYPE_CHECKING:
+    import av.container
     import av.video
 
 __all__ = [
@@ -156,7 +158,7 @@ def _iter_pyav(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator[P
             if count - 1 < wanted[position]:
                 continue
             # swscale's own threads cost more than they bring at these sizes
-            stored = frame.to_ndarray(format="rgb24", threads=1, src_colorspace=_colour_matrix(frame))
+            stored: Any = frame.to_ndarray(format="rgb24", threads=1, src_colorspace=_colour_matrix(frame))
             pixels = orientation_of(frame).apply(stored)
             shape = shape or pixels.shape
             if pixels.shape != shape:
@@ -204,13 +206,13 @@ def _iter_decord(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator
         raise CutShort(path, f"is cut short: it ends after {available} frames, and frame {wanted[-1]} was asked for")
     with opened(path, stamp) as (container, stream):
         first = next(decoded_frames(path, container, stream))
-        fits = _decord_reads(first, len(moving_pictures(container)))
+        fits = _decord_reads(container, first)
+    reader = _open_decord(path) if fits else None
+    check_unchanged(path, stamp)
+    if reader is None or len(reader) != available:
+        yield from _iter_pyav(path, wanted, stamp)
+        return
     try:
-        reader = decord.VideoReader(str(path.absolute()), num_threads=1)
-        check_unchanged(path, stamp)
-        if not fits or len(reader) != available:
-            yield from _iter_pyav(path, wanted, stamp)
-            return
         for start in range(0, len(wanted), _DECORD_BATCH):
             for pixels in reader.get_batch(wanted[start : start + _DECORD_BATCH]).asnumpy():
                 stored = np.rot90(pixels, -turned_by_rotation(first).turns)
@@ -220,9 +222,32 @@ def _iter_decord(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator
         raise DamagedVideo(path, f"cannot be decoded by decord: {reason}") from error
 
 
-def _decord_reads(first: av.VideoFrame, streams: int) -> bool:
-    """Whether decord reads a clip as PyAV does: it chooses a stream of its own, and knows one matrix for colours."""
-    return streams == 1 and _colour_matrix(first) == first.colorspace
+def _open_decord(path: Path) -> Any:
+    """A ``decord.VideoReader``; None for a file that it cannot open, such as one in a codec newer than it."""
+    import decord
+
+    with contextlib.suppress(decord.DECORDError, RuntimeError):
+        return decord.VideoReader(str(path.absolute()), num_threads=1)
+    return None
+
+
+_DECORD_CONTAINERS = ("mp4", "matroska")
+"""In others, such as MPEG-TS, it was seen to give other frames than those that were asked for."""
+
+
+def _decord_reads(container: av.container.InputContainer, first: av.VideoFrame) -> bool:
+    """Whether decord gives a clip's frames as PyAV does.
+
+    It chooses a stream of its own, knows one matrix for colours without a tag, and mixes the fields of interlaced
+    frames otherwise.
+    """
+    return (
+        any(name in container.format.name for name in _DECORD_CONTAINERS)
+        and len(moving_pictures(container)) == 1
+        and _colour_matrix(first) == first.colorspace
+        and not first.interlaced_frame
+        and all(component.bits == 8 for component in first.format.components)
+    )
 
 
 _DECODERS: dict[str, Callable[[Path, list[int], Stamp | None], Iterator[Pixels]]] = {
