@@ -68,7 +68,7 @@ def _is_even(times: Sequence[int], gap: float) -> bool:
 
 def _rounding(gap: float) -> float:
     """By how many ticks a frame may be off: what rounding explains, but never a frame that is missing."""
-    return max(min(1.0, gap / 2), SAME_TIME * gap)
+    return max(min(1.0, gap / 4), SAME_TIME * gap)
 
 
 # ------------------------------------------------------------------------------------------- choosing frames
@@ -116,10 +116,10 @@ def spread(times: Sequence[float], first: int, end: int, num_frames: int) -> lis
     step = rest / parts
     clock = _clock(gaps, step)
     chosen = [first]
-    for number in range(1, num_frames):
+    for number in range(1, num_frames - 1):
         index = first + _nearest(clock, number * step)
         chosen.append(min(max(index, chosen[-1] + 1), end - num_frames + number))
-    return chosen
+    return [*chosen, end - 1]
 
 
 def last_start(times: Sequence[float], fps: float, num_frames: int, first: int, end: int) -> int:
