@@ -222,7 +222,7 @@ def test_a_clip_that_begins_between_key_frames_begins_at_the_next_one(tmp_path: 
 
 @pytest.mark.parametrize("suffix", ["webm", "mkv"])
 def test_frames_of_vp8_that_are_never_shown_are_not_counted(tmp_path: Path, suffix: str) -> None:
-    """Every tenth packet comes once more before itself with its bit ``show_frame`` cleared, as an alternate reference."""
+    """Every tenth packet comes twice, the first time with its bit ``show_frame`` cleared, as an alternate reference."""
     whole, path = encode(tmp_path / "whole.webm", numbered(), codec="libvpx"), tmp_path / f"a.{suffix}"
     with av.open(str(whole)) as reading, av.open(str(path), "w") as writing:
         stream, packets = writing.add_stream_from_template(reading.streams.video[0]), 0
@@ -294,7 +294,9 @@ def test_every_usual_container_gives_what_it_promises(tmp_path: Path, codec: str
 
 def seconds_taken(path: Path, size: str = "9x48x64", **settings: Any) -> list[float]:
     info = probe(path)
-    return [info.time_of(index) for index in view(info, FrameSettings(size=Size.parse(size), fps=8, **settings)).indices]
+    return [
+        info.time_of(index) for index in view(info, FrameSettings(size=Size.parse(size), fps=8, **settings)).indices
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "webm", "flv", "mp4"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from fractions import Fraction
 
@@ -102,7 +103,7 @@ def test_each_frame_taken_is_the_one_nearest_in_time() -> None:
 def test_a_pause_is_passed_over_and_the_clock_goes_on_behind_it() -> None:
     times = [*steady(60, 30), *steady(60, 30, 4.0)]
     chosen = at_rate(times, 8.0)
-    steps = [times[later] - times[earlier] for earlier, later in zip(chosen, chosen[1:], strict=False)]
+    steps = [times[later] - times[earlier] for earlier, later in itertools.pairwise(chosen)]
     assert len(chosen) == 33  # two seconds, the eighth that a pause is worth, and two seconds
     assert sum(step > 0.2 for step in steps) == 1
     assert sorted(steps)[:-1] == pytest.approx([0.125] * 31, abs=1 / 30)
