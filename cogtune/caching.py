@@ -25,6 +25,7 @@ from cogtune.data.frames import FrameSettings, View, settings_for
 from cogtune.data.index import ClipJob, ImageJob, Index, Recipe, TextJob, Todo, jobs, make_index, missing
 from cogtune.data.prompts import NOTHING, PromptRow, Watched, prompt_jobs
 from cogtune.data.sources import Dataset
+from cogtune.data.stamp import as_stamp
 from cogtune.data.video import probe
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, read_json, write_json, write_text
@@ -148,10 +149,11 @@ class Job:
                 "precision": self.precision,
                 "max_tokens": self.max_tokens,
                 "engine": asdict(self.engine),
-                "clips": [[job.key, str(job.video), job.frames.to_dict()] for job in self.todo.clips],
+                "clips": [[job.key, str(job.video), job.frames.to_dict(), job.stamp] for job in self.todo.clips],
                 "texts": [[job.key, job.caption] for job in self.todo.texts],
                 "images": [
-                    [job.key, str(job.source), job.from_video, job.frames.to_dict()] for job in self.todo.images
+                    [job.key, str(job.source), job.from_video, job.frames.to_dict(), job.stamp]
+                    for job in self.todo.images
                 ],
             },
         )
@@ -166,11 +168,14 @@ class Job:
             value["precision"],
             value["max_tokens"],
             Todo(
-                tuple(ClipJob(key, Path(video), View.from_dict(frames)) for key, video, frames in value["clips"]),
+                tuple(
+                    ClipJob(key, Path(video), View.from_dict(frames), as_stamp(stamp))
+                    for key, video, frames, stamp in value["clips"]
+                ),
                 tuple(TextJob(key, caption) for key, caption in value["texts"]),
                 tuple(
-                    ImageJob(key, Path(source), from_video, View.from_dict(frames))
-                    for key, source, from_video, frames in value["images"]
+                    ImageJob(key, Path(source), from_video, View.from_dict(frames), as_stamp(stamp))
+                    for key, source, from_video, frames, stamp in value["images"]
                 ),
             ),
             Engine(**value["engine"]),

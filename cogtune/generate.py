@@ -14,6 +14,7 @@ from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 from cogtune import console
 from cogtune.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
 from cogtune.data.frames import load_image
+from cogtune.data.images import transparency_warning
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import explained, read_json
@@ -305,10 +306,13 @@ def generate(
         output: by default ``video.mp4``, or ``video-2.mp4`` and so on where that is taken.
 
     Raises:
-        CogtuneError: as :func:`fill_in`, or the video cannot be written; what can be seen of that is told first.
+        CogtuneError: as :func:`fill_in`, or the image cannot be read, or the video not be written; what can be seen of
+            that is told first.
     """
     _check_output(output or free_name(Path(VIDEO_NAME)), force=force)
     recipe = fill_in(request)
+    if recipe.image is not None and (warning := transparency_warning(recipe.image)):
+        console.warn(warning)
     frames = sample(load_pipeline(recipe), recipe, request, on_step)
     video = output or Path(VIDEO_NAME)
     if not force:

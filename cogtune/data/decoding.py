@@ -64,15 +64,15 @@ def load(job: PixelJob) -> torch.Tensor:
     """The pixels of a job, decoded and fitted.
 
     Raises:
-        CogtuneError: the file cannot be read, or is too short.
+        CogtuneError: the file cannot be read, is too short, or is not the one that the job's key was made of.
     """
     from cogtune.data.frames import load_clip, load_image
 
     if isinstance(job, ClipJob):
-        return load_clip(job.video, job.frames)
+        return load_clip(job.video, job.frames, job.stamp)
     if job.from_video:
-        return load_clip(job.source, job.frames)[0]
-    return load_image(job.source, job.frames.size, job.frames)
+        return load_clip(job.source, job.frames, job.stamp)[0]
+    return load_image(job.source, job.frames.size, job.frames, job.stamp)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from cogtune.data.container import VideoInfo
+from cogtune.data.images import ImageInfo
 from cogtune.data.inspector import stall_seconds
 from cogtune.errors import CogtuneError
 
@@ -50,12 +51,12 @@ class Seen:
 
     Args:
         info: what the clip is, when it could be opened.
-        image: height and width of the image, when there is one that could be opened.
+        image: what the image is, when there is one that could be opened.
         problems: code, message and hint of each thing that is wrong.
     """
 
     info: VideoInfo | None
-    image: tuple[int, int] | None
+    image: ImageInfo | None
     problems: tuple[tuple[str, str, str], ...]
 
 
@@ -97,8 +98,8 @@ class _Worker:
         if "failed" in value:
             message, hint = value["failed"]
             raise CogtuneError(message, hint)
-        info = None if value["info"] is None else VideoInfo(**value["info"])
-        image = None if value["image"] is None else (int(value["image"][0]), int(value["image"][1]))
+        info = None if value["info"] is None else VideoInfo.from_dict(value["info"])
+        image = None if value["image"] is None else ImageInfo(**value["image"])
         return Seen(info, image, tuple((code, message, hint) for code, message, hint in value["problems"]))
 
     def epitaph(self) -> Seen:
