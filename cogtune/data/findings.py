@@ -28,6 +28,9 @@ FINDINGS: dict[str, Kind] = {
     "bad-row": Kind("error", "A row of a table cannot be read: its quotes, its number of values, its JSON or a type."),
     "missing-value": Kind("error", "A row of a table has no caption or no path."),
     "other-layout": Kind("note", "The folder could be read in another way too; --format chooses."),
+    "read-as": Kind("note", "Something is not as documented, and was read because it is plain what is meant."),
+    "left-out": Kind("note", "Clips or images in the folder that no line, row or caption names: they are not read."),
+    "own-files": Kind("note", "Files that cogtune itself wrote into the folder; they are not read as data."),
     "no-samples": Kind("error", "The dataset holds no sample at all."),
     "bad-path": Kind("error", "A line is not a path that this system can open."),
     "outside-folder": Kind("error", "A path leaves the dataset's folder: absolute, by .. or by a link."),
@@ -99,6 +102,16 @@ def finding(code: str, where: str, message: str, hint: str = "") -> Finding:
         KeyError: the code has no row: a fault of the program, not of the data.
     """
     return Finding(code, FINDINGS[code].severity, where, message, hint)
+
+
+def not_utf8(name: str, number: int, error: UnicodeDecodeError) -> Finding:
+    """The finding about a line of ``name``, from the error of decoding that line."""
+    return finding(
+        "not-utf8",
+        f"{name}:{number}",
+        f"byte {error.start + 1} of line {number}, 0x{error.object[error.start]:02x}, is not UTF-8",
+        f"save {name} again as UTF-8",
+    )
 
 
 def listed(items: Sequence[object], most: int = 8) -> str:
