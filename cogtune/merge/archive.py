@@ -28,7 +28,7 @@ from cogtune.merge.unpickling import CarefulUnpickler
 CHUNK_BYTES = 1 << 22
 """How much of a tensor is in memory at a time."""
 
-MOST_DESCRIPTION = 1 << 23
+MOST_DESCRIPTION = 1 << 22
 """Bytes of the largest description of objects that is read; that of a model of a thousand parameters takes 0.3 MB."""
 
 _DTYPES: dict[str, torch.dtype] = {
@@ -196,8 +196,8 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(CarefulUnpickler):
-    def __init__(self, data: bytes, records: dict[str, Record]) -> None:
-        super().__init__(io.BytesIO(data))
+    def __init__(self, file: io.BytesIO, records: dict[str, Record]) -> None:
+        super().__init__(file)
         self._records = records
 
     def is_key(self, value: Any) -> bool:
@@ -245,7 +245,7 @@ def read_archive(path: Path) -> Any:
     if has_checksums and zlib.crc32(data) != description.CRC:
         raise CogtuneError(f"{path} is damaged: its description does not have its checksum", hint)
     try:
-        return _Unpickler(data, records).load()
+        return _Unpickler(io.BytesIO(data), records).load()
     except Exception as error:  # damaged pickles fail in every way that Python can
         raise CogtuneError(f"{path} is damaged: its description cannot be read", hint) from error
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     _MEM_FORMAT_ENCODING,
@@ -217,7 +218,7 @@ def _loading(reader: _Reader, name: str, tensor: TensorStorageMetadata) -> Calla
             warnings.simplefilter("ignore")  # of a process group that it does without
             try:
                 load({name: whole}, storage_reader=reader, no_dist=True)
-            except Exception as error:  # torch wraps what went wrong in an error of its own
+            except (Exception, CheckpointException) as error:  # the latter is no Exception
                 reason = (str(error).splitlines() or [type(error).__name__])[-1]
                 raise CogtuneError(f"{reader.path}: {name} cannot be read ({reason})", AGAIN) from error
         return whole

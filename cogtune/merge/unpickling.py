@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -20,6 +21,16 @@ class CarefulUnpickler(_Pure):  # type: ignore[misc]
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_Pure.dispatch)
     stack: list[Any]
+
+    def load(self) -> Any:
+        """The object; the garbage collector, which would look at all others again and again, waits meanwhile."""
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return super().load()
+        finally:
+            if collects:
+                gc.enable()
 
     def is_key(self, value: Any) -> bool:
         """Whether a value may be a key: its size is known, as that of nested containers is not."""
