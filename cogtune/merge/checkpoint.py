@@ -14,9 +14,17 @@ from typing import Any, Literal
 import torch
 
 import cogtune
-from cogtune.checkpoints import exchanged
+from cogtune.checkpoints import STATE_NAME, exchanged
 from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import explained, read_json, require_replaceable, write_json, written_folder
+from cogtune.files import (
+    CHECKSUM,
+    explained,
+    is_sealed,
+    read_json,
+    require_replaceable,
+    write_json,
+    written_folder,
+)
 from cogtune.merge.base import (
     Base,
     add_component,
@@ -122,7 +130,7 @@ def merge_checkpoint(
     zero = read_checkpoint(checkpoint)
     state = _run_state(zero.folder)
     _check_files(zero, state)
-    state.pop("files", None)  # those of the checkpoint, which the result does not have
+    state = {key: value for key, value in state.items() if key not in ("files", CHECKSUM)}  # of the checkpoint alone
     if lora_alpha is not None and not _is_lora(zero):
         raise UsageError(f"{checkpoint} is of a full fine-tune, which has no alpha", "leave --lora-alpha out")
     output = output or _beside(zero.folder)
@@ -261,15 +269,19 @@ def _beside(checkpoint: Path) -> Path:
 
 def _run_state(folder: Path) -> dict[str, Any]:
     """What a checkpoint of cogtune says about its run; empty for another program's."""
-    path = folder / "state.json"
+    path = folder / STATE_NAME
     state = read_json(path) if path.is_file() else None
-    return state if isinstance(state, dict) and "format" in state else {}
+    if not isinstance(state, dict) or "format" not in state:
+        return {}
+    if CHECKSUM in state and not is_sealed(state):
+        raise CogtuneError(f"{path} is damaged: it is not what was saved", AGAIN)
+    return state
 
 
 def _check_files(zero: SavedWeights, state: Mapping[str, Any]) -> None:
     """See that a checkpoint of cogtune has the files that were saved with it, and not those of another."""
-    wrong = exchanged(sorted((zero.folder / zero.tag).glob("*.pt")), zero.folder, state)
-    if wrong:
+    shards = f"{zero.tag}/"
+    if wrong := exchanged(zero.folder, state, lambda name: name.startswith(shards)):
         raise CogtuneError(f"{zero.folder} is damaged or incomplete", AGAIN, details=wrong)
 
 
