@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cogtune.checkpoints import checkpoints, stamp
 from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import read_json
@@ -48,6 +49,8 @@ class Plan:
     resume: Path | None
     overwrite: bool
     """Whether checkpoints behind the run's first step may be deleted."""
+    replaces: Mapping[str, str]
+    """The checkpoints that stood in the output folder when a new run was planned there, each with its stamp."""
     began_with: Mapping[str, Any] | None = None
     """Name and digest of the LoRA that the run began with, if it did."""
 
@@ -73,6 +76,7 @@ class Plan:
             "resume": str(self.resume) if self.resume else None,
             "overwrite": self.overwrite,
             "began_with": dict(self.began_with) if self.began_with else None,
+            "replaces": dict(self.replaces),
         }
 
     @classmethod
@@ -103,6 +107,7 @@ class Plan:
             resume=Path(value["resume"]) if value["resume"] else None,
             overwrite=value["overwrite"],
             began_with=value.get("began_with"),
+            replaces=value["replaces"],
         )
 
     @property
@@ -264,4 +269,5 @@ def make_plan(
         resume=resume,
         overwrite=overwrite,
         began_with=began_with,
+        replaces={path.name: stamp(path) for path in checkpoints(config.output)} if resume is None else {},
     )

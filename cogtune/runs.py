@@ -53,13 +53,31 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
     if resume is not None and file is None and preset_name is None:
         run = Path(flags.get("output", "out")) if resume == "latest" else Path(resume).absolute().parent
         if (run / RUN_NAME).is_file():
-            return read_run(run, flags)
+            resolved = read_run(run, flags)
+            _tell_of_changes(resolved, choose(resume, run), flags)
+            return resolved
         choose(resume, Path(flags.get("output", "out")))  # one that is not there is told before all else
         raise UsageError(
             f"{run / RUN_NAME} is missing, which says how the run was configured",
             "give the --preset or --config that it was started with",
         )
     return resolve(preset_name=preset_name, file=file, flags=flags)
+
+
+def _tell_of_changes(resolved: Resolved, checkpoint: Path, flags: Mapping[str, Any]) -> None:
+    """Warn of what a run's file says otherwise than the checkpoint was trained with: it may have been changed since."""
+    trained = read_state(checkpoint).get("config")
+    if not isinstance(trained, dict):
+        return
+    apart = ("output", "data", *flags)  # a run's folders may have moved, and flags are said again
+    values = resolved.config.to_dict()
+    changed = [
+        f"{key}: {trained[key]!r} in {checkpoint.name}, {value!r} in {RUN_NAME}"
+        for key, value in values.items()
+        if key in trained and trained[key] != value and key not in apart
+    ]
+    if changed:
+        console.warn(f"{RUN_NAME} was changed since {checkpoint.name} was saved: {'; '.join(changed)}")
 
 
 @dataclass(frozen=True)
@@ -248,7 +266,7 @@ def _check_start(
     if start_from is None:
         return
     state = read_state(start_from)
-    check_fits(start_from, state, identity)
+    check_fits(start_from, state, identity, model=config.model, samples=sum(buckets.values()))
     total, step = config.total_steps(*buckets.values()), int(state["step"])
     if step > total or (step == total and start_from.parent != config.output):  # nothing to do, or only to publish
         raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")
