@@ -31,7 +31,7 @@ from cogtune.errors import CogtuneError
 from cogtune.files import explained, read_json, write_json, write_text
 from cogtune.geometry import Size, latent_frames
 from cogtune.gpus import gpus
-from cogtune.launch import ENVIRONMENT, LaunchFiles
+from cogtune.launch import ENVIRONMENT, LAUNCHER, LaunchFiles
 from cogtune.launch_configs import accelerate_config
 from cogtune.models import ModelSpec, Precision, fingerprint
 from cogtune.plan import fps_of, size_of, sizes_of
@@ -312,17 +312,13 @@ def fill(job: Job) -> list[dict[str, Any]]:
     files = LaunchFiles(job.store.root / "job")
     processes = job.engine.processes
     job.write(files.plan)
-    command = ["-m", "cogtune.encoding", str(files.plan)]
+    command = [sys.executable, "-m", "cogtune.encoding", str(files.plan)]
     if processes > 1:
         launching = RunConfig(num_processes=processes, precision="fp32")
         write_text(files.accelerate, yaml.safe_dump(accelerate_config(launching, files.deepspeed)))
-        command = [
-            "-m",
-            "accelerate.commands.accelerate_cli",
-            *files.command(launching, "cogtune.encoding", "--shared")[1:],
-        ]
+        command = [*LAUNCHER, *files.command(launching, "cogtune.encoding", "--shared")[2:]]
     process.watch(
-        [sys.executable, *command],
+        command,
         [files.report(rank) for rank in range(processes)],
         files.log,
         environment=ENVIRONMENT,

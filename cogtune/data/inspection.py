@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from cogtune.children import environment
 from cogtune.data.container import VideoInfo
 from cogtune.data.images import ImageInfo
 from cogtune.data.inspector import stall_seconds
 from cogtune.errors import CogtuneError
+from cogtune.safe_path import STANDARD_LIBRARY
 
 COMMAND = (sys.executable, "-m", "cogtune.data.inspector")
 """What starts one of the processes."""
@@ -66,13 +68,13 @@ class _Worker:
     def __init__(self) -> None:
         self.place, self.job, self.attempt = -1, Job(Path()), 0
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in end())
-        paths = os.pathsep.join(path for path in sys.path if path)
         self.process = subprocess.Popen(
             COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env={**os.environ, "PYTHONPATH": paths},
+            cwd=STANDARD_LIBRARY,
+            env=environment(),
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -80,7 +82,8 @@ class _Worker:
 
     def ask(self, place: int, job: Job, attempt: int) -> None:
         self.place, self.job, self.attempt = place, job, attempt
-        question = {"video": str(job.video), "image": job.image and str(job.image), "full": job.full}
+        image = job.image and str(job.image.absolute())  # it works in another folder
+        question = {"video": str(job.video.absolute()), "image": image, "full": job.full}
         with contextlib.suppress(BrokenPipeError):  # it is dead: its silence will tell
             self.questions.write(json.dumps(question).encode() + b"\n")
             self.questions.flush()

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cogtune.children import end_with_command
 from cogtune.data.container import DamagedVideo, VideoError, check_decoded, decode_all, import_av
 from cogtune.data.images import HINT, measure_image
 from cogtune.data.probing import probe
@@ -113,6 +114,7 @@ def main() -> int:
     """Answer every line of stdin, until there are no more."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
+    end_with_command()
     _prepare()
     try:
         import_av()
