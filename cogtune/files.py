@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -136,12 +137,45 @@ def read_json(path: Path) -> Any:
     Raises:
         CogtuneError: the file is missing, unreadable, or not JSON.
     """
-    with explained(path, "read"):
-        data = path.read_bytes()
     try:
-        return json.loads(data)
-    except ValueError as error:
-        raise CogtuneError(f"{path} is not valid JSON: {error}", "restore the file or make it again") from error
+        data = read_regular(path)
+        value = json.loads(data.decode("utf-8-sig"))
+        if _is_deep(value):
+            raise ValueError("it is nested too deeply")
+        if b"\\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()  # half a character, written as an escape, is no text
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise CogtuneError(f"{path} is not valid JSON: {reason}", "restore the file or make it again") from error
+    return value
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file, which has to be a regular one: a pipe in its place would never end.
+
+    Raises:
+        CogtuneError: it is missing, unreadable, or no file.
+    """
+    with explained(path, "read"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as handle:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise CogtuneError(f"cannot read {path}: it is not a regular file", "put a file in its place")
+            return handle.read()
+
+
+_MOST_LEVELS = 64
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects are nested beyond what any file of ours or of a model has."""
+    boxes = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MOST_LEVELS):
+        items = (item for box in boxes for item in (box.values() if isinstance(box, dict) else box))
+        boxes = [item for item in items if isinstance(item, dict | list)]
+        if not boxes:
+            return False
+    return True
 
 
 def partial_path(target: Path) -> Path:

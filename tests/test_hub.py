@@ -28,6 +28,7 @@ from cogtune.errors import CogtuneError, UsageError
 from cogtune.geometry import Size
 from cogtune.hub import push
 from cogtune.hub.public import public_file
+from cogtune.model_configs import COMPONENTS
 from cogtune.models import LORA_WEIGHTS_NAME as LORA
 from cogtune.models import VARIANTS
 from cogtune.resolving import resolve
@@ -347,10 +348,10 @@ def test_a_full_fine_tune(hub: Hub, tmp_path: Path) -> None:
     push(out, REPO)
     files = files_of(hub)
     assert [path for path in files if path.startswith("transformer/")] == [
+        "transformer/config.json",
         "transformer/diffusion_pytorch_model-00001-of-00002.safetensors",
         "transformer/diffusion_pytorch_model-00002-of-00002.safetensors",
         "transformer/diffusion_pytorch_model.safetensors.index.json",
-        "transformer/config.json",
     ]
     assert len(files) == 4 + 2 + 2
     config = json.loads(files["transformer/config.json"])
@@ -378,7 +379,7 @@ def write_pipeline(folder: Path) -> Path:
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | spec))
     names = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-    index = {"_class_name": "CogVideoXPipeline", "_name_or_path": "/home/anna/base"} | {n: ["x", "Y"] for n in names}
+    index = {"_class_name": "CogVideoXPipeline", "_name_or_path": "/home/anna/base"} | {name: [COMPONENTS[name][0], "Y"] for name in names}
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "merge.json").write_text('{"step": 300, "cogtune": "0.1.0", "checkpoint": "checkpoint-300"}')
     base = folder.parent / "base"
@@ -399,7 +400,12 @@ def write_pipeline(folder: Path) -> Path:
 
 def test_a_merged_pipeline_with_linked_components(hub: Hub, tmp_path: Path) -> None:
     out = write_run(tmp_path / "out", type="sft", strategy="zero3", num_processes=4)
-    push(write_pipeline(out / "checkpoint-300-merged"), REPO)
+    merged = write_pipeline(out / "checkpoint-300-merged")
+    error = failure(merged)
+    assert error.message == f"4 links lead out of {merged}"
+    assert "--allow-outside" in error.hint
+    assert REPO not in hub.repositories
+    push(merged, REPO, allow_outside=True)
     files = files_of(hub)
     assert sorted(path for path in files if not path.startswith("samples/step-000100/")) == [
         "README.md",
@@ -605,7 +611,7 @@ def test_missing_pieces_are_named_all_at_once(tmp_path: Path) -> None:
     folder = write_pipeline(tmp_path / "merged")
     (folder / "transformer" / "diffusion_pytorch_model-00001-of-00002.safetensors").unlink()
     (folder / "vae").unlink()
-    error = failure(folder)
+    error = failure(folder, allow_outside=True)
     assert error.details == (
         "transformer/diffusion_pytorch_model-00001-of-00002.safetensors is missing, "
         "and diffusion_pytorch_model.safetensors.index.json names it",
