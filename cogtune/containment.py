@@ -77,7 +77,7 @@ def open_in_place(path: Path) -> TextIO:
         if path.is_symlink():
             raise CogtuneError(f"{path} is a link to {os.path.realpath(path)}", "delete the link")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        handle = open(descriptor, "w", encoding="utf-8")  # of a descriptor, this cuts nothing off
+        handle = os.fdopen(descriptor, "w", encoding="utf-8")  # of a descriptor, this cuts nothing off
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             handle.close()
             raise CogtuneError(f"cannot write {path}: it is not a regular file", "delete it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -158,7 +159,7 @@ def read_regular(path: Path) -> bytes:
     """
     with explained(path, "read"):
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as handle:
+        with os.fdopen(descriptor, "rb") as handle:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise CogtuneError(f"cannot read {path}: it is not a regular file", "put a file in its place")
             return handle.read()
@@ -242,6 +243,29 @@ def remove_partials(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete unfinished files that :func:`write_atomic` left in ``folder`` when its process was killed.
+
+    Args:
+        name: of the files that were being written; any by default.
+    """
+    for path in folder.glob(f".{glob.escape(name) if name != '*' else name}.*{PARTIAL_SUFFIX}"):
+        made = re.search(r"\.(\d{1,10})-[0-9a-f]{8}\.partial$", path.name)
+        if made and not _is_alive(int(made[1])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def digest(value: Any) -> str:

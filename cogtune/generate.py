@@ -17,7 +17,7 @@ from cogtune.checkpoints import STATE_NAME, checkpoints, read_state
 from cogtune.data.frames import load_image
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import explained, read_json
+from cogtune.files import explained, read_json, remove_leftovers
 from cogtune.geometry import Size
 from cogtune.modeling.adapters import read_facts
 from cogtune.modeling.devices import DTYPES
@@ -248,6 +248,7 @@ def generate(request: Request, output: Path, on_step: Callable[[int], None] | No
         CogtuneError: as :func:`fill_in`, or the video cannot be written; what can be seen of that is told first.
     """
     _check_output(output)
+    remove_leftovers(output.parent, output.name)
     recipe = fill_in(request)
     frames = sample(load_pipeline(recipe), recipe, request, on_step)
     write_video(output, frames, recipe.fps)

@@ -72,9 +72,11 @@ class VAEConfig(Schema):
 
     scaling_factor: _Positive
     invert_scale_latents: bool = False
-    block_out_channels: Annotated[list[_Width], Field(min_length=1, max_length=16)] = [128]
-    down_block_types: Annotated[list[str], Field(min_length=1, max_length=16)] = [""]
-    up_block_types: Annotated[list[str], Field(min_length=1, max_length=16)] = [""]
+    block_out_channels: Annotated[list[_Width], Field(min_length=1, max_length=16)] = Field(
+        default_factory=lambda: [128]
+    )
+    down_block_types: Annotated[list[str], Field(min_length=1, max_length=16)] = Field(default_factory=lambda: [""])
+    up_block_types: Annotated[list[str], Field(min_length=1, max_length=16)] = Field(default_factory=lambda: [""])
     layers_per_block: _Step = 3
     latent_channels: Annotated[int, Field(ge=1, le=1024)] = 16
     in_channels: _Step = 3
@@ -134,7 +136,7 @@ class TokenizerConfig(Schema):
 
     tokenizer_class: str | None = None
     extra_ids: Annotated[int, Field(ge=0, le=65_536)] = 100
-    added_tokens_decoder: dict[str, dict[str, Any]] = {}
+    added_tokens_decoder: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 COMPONENTS: dict[str, tuple[str, str]] = {

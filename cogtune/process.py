@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any, Literal, TextIO
 
 from cogtune import console
-from cogtune.errors import EXIT_FAILURE, CogtuneError, StoppedError
+from cogtune.errors import EXIT_FAILURE, CogtuneError, StoppedError, said_by
 from cogtune.files import explained, write_text
 
 _QUIET = "COGTUNE_QUIET"
@@ -211,11 +211,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _in_words(error: Exception, log: Path) -> CogtuneError:
-    first_line = (str(error).splitlines() or [""])[0]
     hint = f"the whole traceback is in {log}"
     if is_out_of_memory(error):
         hint = "use a smaller --size, or a preset with offload: see `cogtune presets`"
-    return CogtuneError(f"{type(error).__name__}: {first_line}", hint)
+    return CogtuneError(f"{type(error).__name__}: {said_by(error)}", hint)
 
 
 def watch(

@@ -379,7 +379,9 @@ def write_pipeline(folder: Path) -> Path:
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | spec))
     names = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-    index = {"_class_name": "CogVideoXPipeline", "_name_or_path": "/home/anna/base"} | {name: [COMPONENTS[name][0], "Y"] for name in names}
+    index = {"_class_name": "CogVideoXPipeline", "_name_or_path": "/home/anna/base"} | {
+        name: [COMPONENTS[name][0], "Y"] for name in names
+    }
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "merge.json").write_text('{"step": 300, "cogtune": "0.1.0", "checkpoint": "checkpoint-300"}')
     base = folder.parent / "base"

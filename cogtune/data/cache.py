@@ -53,7 +53,7 @@ class Store:
         """Whether a whole entry is there: its length is the one its header promises. A link is none, nor is a pipe."""
         try:
             descriptor = os.open(self.path(kind, key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(descriptor, "rb") as handle:
+            with os.fdopen(descriptor, "rb") as handle:
                 size = os.fstat(handle.fileno()).st_size
                 (length,) = struct.unpack("<Q", handle.read(8))
                 if length > size - 8:

@@ -121,7 +121,7 @@ def push(
 
 
 def _refuse_files_elsewhere(run: Path, folder: Path | None, weights: Weights) -> None:
-    """Refuse a run of which something is read through a link that leads out; a LoRA file that is named itself is not."""
+    """Refuse a run of which a link that leads out is read; a LoRA file that is named itself may be one."""
     if run.is_dir():
         within = sorted(weights.path.rglob("*")) if weights.path.is_dir() else []
         refuse_files_elsewhere([weights.path, *(path for path in within if path.is_symlink())], run)

@@ -11,8 +11,8 @@ from typing import Any
 
 from cogtune.card import Kind
 from cogtune.checkpoints import STATE_NAME, checkpoints
-from cogtune.errors import CogtuneError
 from cogtune.containment import leads_out, refuse_links
+from cogtune.errors import CogtuneError
 from cogtune.files import explained, read_regular
 from cogtune.model_configs import read_index
 from cogtune.models import LORA_WEIGHTS_NAME

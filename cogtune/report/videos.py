@@ -11,8 +11,11 @@ from urllib.parse import quote
 
 import numpy as np
 
+from cogtune import console
+from cogtune.containment import leads_out
 from cogtune.errors import CogtuneError
 from cogtune.files import read_json
+from cogtune.reading import Schema, problems_in, refuse
 from cogtune.report.page import Html, section, tag
 from cogtune.report.pictures import bytes_each, data_uri, shrink, to_jpeg
 
@@ -41,26 +44,36 @@ def find_videos(output: Path) -> dict[Scene, dict[int, Path]]:
     found: defaultdict[Scene, dict[int, Path]] = defaultdict(dict)
     folders = [(int(match[1]), path) for path in (output / FOLDER).glob("*") if (match := _STEP.fullmatch(path.name))]
     for step, folder in sorted(folders):
-        for entry in _entries(folder):
-            name = str(entry.get("file", ""))
-            video = folder / name
-            if Path(name).name == name and video.is_file():
-                image, seed = entry.get("image"), entry.get("seed")
-                scene = Scene(
-                    str(entry.get("prompt", "")),
-                    Path(str(image)).name if image else None,
-                    seed if isinstance(seed, int) else None,
-                )
+        for entry in _entries(folder / LIST_NAME):
+            video = folder / entry.file
+            if Path(entry.file).name == entry.file and video.is_file() and not leads_out(video, output):
+                scene = Scene(entry.prompt, Path(entry.image).name if entry.image else None, entry.seed)
                 found[scene][step] = video
     return dict(found)
 
 
-def _entries(folder: Path) -> list[dict[str, object]]:
-    try:
-        value = read_json(folder / LIST_NAME)
-    except CogtuneError:
+class _Entry(Schema):
+    """What the list says of one video."""
+
+    file: str
+    prompt: str = ""
+    image: str | None = None
+    seed: int | None = None
+
+
+def _entries(path: Path) -> list[_Entry]:
+    """What the list of a step says; nothing when there is none, or with a warning when it is damaged."""
+    if not path.exists():
         return []
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+    try:
+        value = read_json(path)
+        values = value if isinstance(value, list) else [value]
+        refuse((f"{path}: {problem}" for entry in values for problem in problems_in(entry, _Entry)), "")
+    except CogtuneError as error:
+        for problem in error.details or (error.message,):
+            console.warn(f"left out of the report: {problem}")
+        return []
+    return [_Entry.model_validate(entry) for entry in values]
 
 
 def spread(steps: list[int], most: int = MOST_STEPS) -> list[int]:

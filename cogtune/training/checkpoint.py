@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cogtune.checkpoints import FORMAT, STATE_NAME, checkpoints, exchanged, fingerprints, read_state
 from cogtune.config import RunConfig
-from cogtune.errors import CogtuneError
+from cogtune.errors import CogtuneError, said_by
 from cogtune.files import explained, partial_folder, partial_path, publish_folder, remove_folder, write_json, write_text
 from cogtune.modeling.adapters import load_lora, save_lora
 from cogtune.models import LORA_WEIGHTS_NAME
@@ -236,5 +236,4 @@ def load(trainee: Trainee, checkpoint: Path) -> None:
         zipfile.BadZipFile,
         SafetensorError,
     ) as error:
-        reason = (str(error).splitlines() or ["a file is missing, or holds something else"])[0]
-        raise CogtuneError(f"{checkpoint} is damaged: {reason}", "resume from an earlier checkpoint") from error
+        raise CogtuneError(f"{checkpoint} is damaged: {said_by(error)}", "resume from an earlier checkpoint") from error

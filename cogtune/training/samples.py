@@ -28,6 +28,7 @@ from cogtune.files import (
     write_json,
 )
 from cogtune.geometry import Size
+from cogtune.modeling.locate import loading
 from cogtune.modeling.sampling import NotFinite, pipeline_class, render, scheduler_for, unit_image
 from cogtune.models import ModelSpec
 from cogtune.training.checkpoint import Trainee
@@ -182,7 +183,8 @@ def _render_share(trainee: Trainee, scenes: Scenes, folder: Path, tell: Callable
 
 def _pipeline(trainee: Trainee, scenes: Scenes) -> Any:
     """The diffusers pipeline around the model in training, without a text encoder."""
-    vae = AutoencoderKLCogVideoX.from_pretrained(scenes.checkpoint / "vae", dtype=scenes.dtype)
+    with loading(scenes.checkpoint / "vae"):
+        vae = AutoencoderKLCogVideoX.from_pretrained(scenes.checkpoint / "vae", dtype=scenes.dtype)
     vae.to(trainee.accelerator.device).eval()
     vae.enable_slicing()
     vae.enable_tiling()
