@@ -94,7 +94,8 @@ def gather_facts(
     rank = _first(int, stamp.get("rank"), config.get("rank")) if lora else None
     size = row.native
     with contextlib.suppress(ValueError):
-        size = Size.parse(_first(str, stamp.get("size"), config.get("size")) or "")
+        asked = Size.parse(_first(str, stamp.get("size"), config.get("size")) or "")
+        size = asked if max(asked.num_frames, asked.height, asked.width) <= _MOST_SIDE else size
     precision = _first(str, stamp.get("precision"), config.get("precision"))
     counts: list[Any] = [config.get(key) for key in ("batch_size", "gradient_accumulation_steps", "num_processes")]
     return CardFacts(
@@ -120,7 +121,7 @@ def gather_facts(
     )
 
 
-_MOST = 10**15
+_MOST, _MOST_SIDE = 10**15, 65_536
 
 
 def _first(kind: Any, *values: Any) -> Any:
