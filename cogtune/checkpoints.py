@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import digest, read_json
+from cogtune.files import CHECKSUM, digest, fingerprint_file, is_sealed, open_regular, read_json
 
 FORMAT = 1
 STATE_NAME = "state.json"
@@ -58,62 +58,94 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} is not a checkpoint: it has no {STATE_NAME}",
             "`--resume latest` takes the newest one",
         )
-    state = read_json(checkpoint / STATE_NAME)
-    if (
-        not isinstance(state, dict)
-        or type(state.get("step")) is not int
-        or state["step"] < 0
-        or not isinstance(state.get("identity"), dict)
-    ):
-        raise CogtuneError(f"{checkpoint / STATE_NAME} is damaged", "resume from another checkpoint")
+    path = checkpoint / STATE_NAME
+    state = read_json(path)
+    if not isinstance(state, dict) or (CHECKSUM in state and not is_sealed(state)):
+        raise CogtuneError(f"{path} is damaged: it is not what was saved", "resume from another checkpoint")
+    if type(state.get("step")) is not int or state["step"] < 0 or not isinstance(state.get("identity"), dict):
+        raise CogtuneError(f"{path} is damaged: it has no step or identity", "resume from another checkpoint")
     if state.get("format") != FORMAT:
         raise CogtuneError(f"{checkpoint} was written by another version of cogtune", "use that version to go on")
+    named = _NAME.fullmatch(checkpoint.absolute().name)
+    if named and int(named[1]) != state["step"]:
+        raise CogtuneError(
+            f"{checkpoint} is of step {state['step']}, as its {STATE_NAME} says",
+            f"rename it to checkpoint-{state['step']}, or resume from another one",
+        )
     return state
 
 
-def fingerprints(files: Iterable[Path], checkpoint: Path) -> dict[str, str]:
-    """What tells the files of ``torch.save`` in a checkpoint from any others, by their paths in it.
+def stamp(checkpoint: Path) -> str:
+    """What tells a checkpoint from another that took its name: no clock is compared with another."""
+    stat = (checkpoint / STATE_NAME).stat()
+    return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
 
-    Made of the names, sizes and checksums of their parts, which stand at each file's end: no weights are read.
+
+def fingerprints(files: Iterable[Path], checkpoint: Path) -> dict[str, str]:
+    """What tells the files of a checkpoint from any others, by their paths in it.
+
+    Of a file of ``torch.save`` it is made of the names, sizes and checksums of its parts, which stand at its end: no
+    weights are read. Of any other file all bytes are.
 
     Raises:
-        ValueError: a file is not whole; names it.
+        ValueError: a file of ``torch.save`` is not whole; names it.
+        OSError: a file cannot be read.
     """
-    found = {}
-    for path in files:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                parts = [[part.filename, part.file_size, part.CRC] for part in archive.infolist()]
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path.name} is not whole ({error})") from error
-        found[path.relative_to(checkpoint).as_posix()] = digest(parts)
-    return found
+    return {path.relative_to(checkpoint).as_posix(): _fingerprint(path) for path in files}
 
 
-def exchanged(files: Iterable[Path], checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
-    """Those of ``files`` that are not what was saved with ``state``, as problems.
+def _fingerprint(path: Path) -> str:
+    if path.suffix != ".pt":
+        return fingerprint_file(path)
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            return digest([[part.filename, part.file_size, part.CRC] for part in archive.infolist()])
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path.name} is not whole ({error})") from error
 
-    Checkpoints of earlier versions, and of other programs, do not say what was.
+
+def exchanged(checkpoint: Path, state: Mapping[str, Any], only: Callable[[str], bool] = lambda _: True) -> list[str]:
+    """The files of a checkpoint that are not those that were saved with ``state``, as problems.
+
+    Checkpoints of earlier versions do not say it of every file, and those of other programs of none.
+
+    Args:
+        only: whether to look at a file, by its path in the checkpoint.
     """
     saved = state.get("files")
+    if not isinstance(saved, dict):
+        return []
     problems = []
-    for path in files:
-        wanted = saved.get(path.relative_to(checkpoint).as_posix()) if isinstance(saved, dict) else None
-        if wanted is None:
-            continue
+    for name in sorted(filter(only, saved)):
+        path = checkpoint / name
         try:
-            if wanted not in fingerprints([path], checkpoint).values():
-                problems.append(f"{path.name} is not the file that was saved with this checkpoint")
-        except ValueError as error:
-            problems.append(str(error))
+            if not path.exists():
+                problems.append(f"{name} is missing")
+            elif saved[name] != _fingerprint(path):
+                problems.append(f"{name} is not the file that was saved with this checkpoint")
+        except (ValueError, OSError) as error:
+            problems.append(f"{name}: {getattr(error, 'strerror', None) or error}")
+    if CHECKSUM in state:
+        folders = {name.partition("/")[0] for name in saved if "/" in name}
+        there = (path for folder in sorted(folders) for path in (checkpoint / folder).rglob("*") if not path.is_dir())
+        names = (path.relative_to(checkpoint).as_posix() for path in there)
+        problems += [f"{name} was not saved with this checkpoint" for name in names if name not in saved and only(name)]
     return problems
 
 
-def check_fits(checkpoint: Path, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def check_fits(
+    checkpoint: Path,
+    state: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    *,
+    model: str | None = None,
+    samples: int | None = None,
+) -> None:
     """Refuse a checkpoint that belongs to another run.
 
     Args:
         identity: what must be the same for the resumed run to be the same run, by name.
+        model: how the base model is called now, and ``samples`` how many there are, to say what digests stand for.
 
     Raises:
         CogtuneError: with every difference, or when another version wrote it.
@@ -125,14 +157,32 @@ def check_fits(checkpoint: Path, state: Mapping[str, Any], identity: Mapping[str
             f"{checkpoint} was written by another version of cogtune: it does not say {', '.join(unknown)}",
             "start anew in another --output; `cogtune merge-zero` still makes weights of a ZeRO checkpoint",
         )
-    wrong = [
-        f"{key}: {before[key]!r} in the checkpoint, {value!r} now"
-        for key, value in identity.items()
-        if key in before and before[key] != value
-    ]
+    dataset = state.get("dataset")
+    then = {"model": state.get("base_model"), "data": dataset.get("samples") if isinstance(dataset, dict) else None}
+    now = {"model": model, "data": samples}
+    wrong = []
+    for key, value in identity.items():
+        if key not in before or before[key] == value:
+            continue
+        if key not in _CHANGED:
+            wrong.append(f"{key}: {before[key]!r} in the checkpoint, {value!r} now")
+        elif None in (then.get(key), now.get(key)) or then[key] == now[key]:
+            if key != "data" or before.get("model") == identity.get("model"):  # each model encodes it for itself
+                wrong.append(f"{key}: {_CHANGED[key]}")
+        else:
+            unit = " samples" if key == "data" else ""
+            wrong.append(f"{key}: {then[key]}{unit} in the checkpoint, {now[key]}{unit} now")
     if wrong:
         raise CogtuneError(
             f"{checkpoint} does not fit this run",
             "set these back, or start anew in another --output",
             details=wrong,
         )
+
+
+_CHANGED = {
+    "model": "its weights are not those that the checkpoint was trained from",
+    "data": "the clips, captions or sizes are not those that the checkpoint was trained on",
+    "shards": "the checkpoint's are laid out in another way",
+}
+"""What is compared by a digest or a number that tells a reader nothing, and what it means when it differs."""

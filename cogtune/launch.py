@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from cogtune import console, process
-from cogtune.checkpoints import STATE_NAME, checkpoints
+from cogtune.checkpoints import checkpoints, stamp
 from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, remove_leftovers, write_json, write_text
@@ -195,11 +195,7 @@ def _not_met(config: RunConfig, log: str) -> CogtuneError | None:
 def checkpoints_of(plan: Plan) -> list[Path]:
     """The run's own whole checkpoints, oldest first; not those of another run that it is about to overwrite."""
     found = checkpoints(plan.config.output)
-    if plan.resume is not None:
-        return found
-    written = LaunchFiles(plan.config.output / folder_name(plan.config)).plan
-    planned = written.stat().st_mtime if written.is_file() else 0.0
-    return [path for path in found if (path / STATE_NAME).stat().st_mtime >= planned]
+    return [path for path in found if plan.replaces.get(path.name) != stamp(path)]
 
 
 def how_to_go_on(plan: Plan) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cogtune.checkpoints import checkpoints, stamp
 from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import read_json
@@ -48,6 +49,8 @@ class Plan:
     resume: Path | None
     overwrite: bool
     """Whether checkpoints behind the run's first step may be deleted."""
+    replaces: Mapping[str, str]
+    """The checkpoints that stood in the output folder when a new run was planned there, each with its stamp."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-able values."""
@@ -70,6 +73,7 @@ class Plan:
             "identity": dict(self.identity),
             "resume": str(self.resume) if self.resume else None,
             "overwrite": self.overwrite,
+            "replaces": dict(self.replaces),
         }
 
     @classmethod
@@ -99,6 +103,7 @@ class Plan:
             identity=value["identity"],
             resume=Path(value["resume"]) if value["resume"] else None,
             overwrite=value["overwrite"],
+            replaces=value["replaces"],
         )
 
     @property
@@ -258,4 +263,5 @@ def make_plan(
         identity=identity,
         resume=resume,
         overwrite=overwrite,
+        replaces={path.name: stamp(path) for path in checkpoints(config.output)} if resume is None else {},
     )

@@ -234,7 +234,7 @@ def _check_start(
     if start_from is None:
         return
     state = read_state(start_from)
-    check_fits(start_from, state, identity)
+    check_fits(start_from, state, identity, model=config.model, samples=sum(buckets.values()))
     total, step = config.total_steps(*buckets.values()), int(state["step"])
     if step > total or (step == total and start_from.parent != config.output):  # nothing to do, or only to publish
         raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")

@@ -129,7 +129,8 @@ def _leave_other_branch(plan: Plan, first_step: int) -> None:
             "use --overwrite to delete them, or choose another --output",
         )
     for path in later:
-        remove_folder(path)
+        if left := remove_folder(path):
+            console.warn(left)
     if plan.overwrite:
         (output / LORA_WEIGHTS_NAME).unlink(missing_ok=True)
 

@@ -92,7 +92,7 @@ def test_a_datasets_cache_that_leads_out_is_refused(configured: Configured, vict
     for command in commands:
         with pytest.raises(CogtuneError, match=r"is a link to .*elsewhere.*, outside of") as caught:
             command()
-        assert str(planted) in caught.value.message.replace("/.cogtune/.", "/.cogtune")
+        assert str(planted) in caught.value.message
     assert contents(victim) == before
     if place == ".":
         assert f"--cache-dir {victim}" in caught.value.hint

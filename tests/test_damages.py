@@ -277,7 +277,13 @@ def usual(tree: Tree) -> Callable[[str], Outcome]:
     return outcome
 
 
-def _fault(kind: Kind, path: Path, before: Outcome, after: Outcome, seconds: float) -> str:
+def _is_named(path: Path, root: Path, said: str) -> bool:
+    """Whether words name a file, or a folder of the tree that holds it."""
+    folders = [folder for folder in path.parents if root in folder.parents]
+    return path.name in said or path.parent.name in said or any(str(folder) in said for folder in folders)
+
+
+def _fault(kind: Kind, path: Path, root: Path, before: Outcome, after: Outcome, seconds: float) -> str:
     """What is wrong with how a damaged file was taken; empty when nothing is."""
     said = after.out + after.err
     if "something unforeseen" in said or "Traceback" in said:
@@ -285,9 +291,9 @@ def _fault(kind: Kind, path: Path, before: Outcome, after: Outcome, seconds: flo
     if seconds > SECONDS:
         return f"took {seconds:.0f} s"
     if after.status != 0:
-        names = (path.name, path.parent.name, path.stem)
-        return "" if any(name in said for name in names) else "refused without a name"
-    if kind.is_ours and (after.out, after.made) != (before.out, before.made):
+        return "" if _is_named(path, root, said) else "refused without a name"
+    is_told = _is_named(path, root, after.err)
+    if kind.is_ours and not is_told and (after.out, after.made) != (before.out, before.made):
         return "another result, and nothing said"
     return ""
 
@@ -305,7 +311,7 @@ def _tried(tree: Tree, usual: Callable[[str], Outcome], number: int) -> str:
     try:
         with limits():
             after = getattr(tree, command)()
-        fault = _fault(kind, path, before, after, time.process_time() - began)
+        fault = _fault(kind, path, tree.root, before, after, time.process_time() - began)
         said = (after.err.strip().splitlines() or [after.out.strip()[-300:]])[0][:300]
     except TooSlow:
         fault, said = "never ended", ""

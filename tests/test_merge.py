@@ -29,8 +29,9 @@ from cogtune.checkpoints import fingerprints
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import read_archive
+from cogtune.merge.layouts import read_checkpoint
 from cogtune.merge.write import parse_size, write_safetensors
-from cogtune.merge.zero import Source, read_zero
+from cogtune.merge.zero import Source
 from cogtune.modeling.adapters import read_facts, save_lora
 from cogtune.models import LORA_WEIGHTS_NAME
 
@@ -452,9 +453,28 @@ def test_another_model_is_refused_with_every_difference(tmp_path: Path, base: Pa
 def test_parameters_that_were_not_saved_are_named(tmp_path: Path, base: Path) -> None:
     frozen = ["proj_out.weight", "norm_final.bias"]
     checkpoint = write_zero(tmp_path / "c", random_weights(), frozen=frozen, with_frozen=False)
+    (tmp_path / "base").mkdir()
+    shutil.copy(base / "transformer" / "config.json", tmp_path / "base")  # its weights are on another machine
     with pytest.raises(CogtuneError, match="does not fit") as caught:
-        merge_checkpoint(checkpoint, base=base)
+        merge_checkpoint(checkpoint, base=tmp_path / "base")
     assert sorted(caught.value.details) == ["it lacks norm_final.bias", "it lacks proj_out.weight"]
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_frozen_parameters_that_were_not_saved_are_the_base_models(
+    tmp_path: Path, base: Path, stage: int, shards: int
+) -> None:
+    start, weights = random_model(seed=1), random_weights()
+    if shards > 1:
+        start.save_pretrained(tmp_path / "base", max_shard_size="30KB")
+    own = dict(start.state_dict())
+    frozen = [name for name in weights if "attn1" not in name and name != BUFFER]
+    checkpoint = write_zero(tmp_path / "c", weights, stage=stage, frozen=frozen, with_frozen=False)
+    result = merge_checkpoint(checkpoint, base=base if shards == 1 else tmp_path / "base")
+    assert result.from_base == len(frozen) > 10
+    assert json.loads((result.output / "merge.json").read_text())["from_base"] == [n for n in own if n in frozen]
+    assert_same(loaded(result.weights), {name: own[name] if name in frozen else weights[name] for name in weights})
 
 
 # ---- damage
@@ -601,7 +621,7 @@ def test_files_of_two_ranks_that_were_exchanged(tmp_path: Path, base: Path, stag
 
 def test_a_file_of_another_run_with_the_same_layout_and_step(tmp_path: Path, base: Path) -> None:
     checkpoint = write_zero(tmp_path / "c", random_weights(), ranks=2)
-    files = fingerprints(sorted((checkpoint / "pytorch_model").glob("*.pt")), checkpoint)
+    files = fingerprints((checkpoint / "pytorch_model").glob("*.pt"), checkpoint)
     (checkpoint / "state.json").write_text(json.dumps({"format": 1, "files": files}))
     merge_checkpoint(checkpoint, base=base)
     assert "files" not in json.loads((tmp_path / "c-merged" / "merge.json").read_text())["run"]
@@ -610,7 +630,9 @@ def test_a_file_of_another_run_with_the_same_layout_and_step(tmp_path: Path, bas
     shutil.copy(rank_file(other, 1), rank_file(checkpoint, 1))
     with pytest.raises(CogtuneError, match="damaged or incomplete") as caught:
         merge_checkpoint(checkpoint, base=base)
-    assert caught.value.details == (f"{rank_file(other, 1).name} is not the file that was saved with this checkpoint",)
+    assert caught.value.details == (
+        f"pytorch_model/{rank_file(other, 1).name} is not the file that was saved with this checkpoint",
+    )
     assert not (tmp_path / "c-merged").exists()
 
 
@@ -624,7 +646,7 @@ def test_ranks_that_hold_padding_alone_are_no_copies(tmp_path: Path, stage: int)
         state = content["optimizer_state_dict"]
         state[key] = [flat.clone() for flat in state[key]]
         torch.save(content, path)
-    read = read_zero(checkpoint)
+    read = read_checkpoint(checkpoint)
     assert_same({name: torch.cat([*read.trained[name].chunks()]) for name in "ab"}, {n: weights[n] for n in "ab"})
 
 
@@ -769,8 +791,9 @@ def test_descriptions_without_end_or_measure_are_refused(tmp_path: Path, base: P
     content = torch.load(path)
     content["optimizer_state_dict"]["base_optimizer_state"] = endless
     torch.save(content, path)
-    with pytest.raises(CogtuneError, match="not laid out like any ZeRO checkpoint"):
+    with pytest.raises(CogtuneError, match="damaged or incomplete") as caught:
         merge_checkpoint(tmp_path / "endless", base=base)
+    assert caught.value.details == ("the optimizer files are of different steps: rank 0 at None, rank 1 at 7",)
     for path in write_zero(tmp_path / "huge", random_weights(), stage=3).glob("*/*_optim_states.pt"):
         content = torch.load(path)
         content["optimizer_state_dict"]["partition_count"] = 10**12

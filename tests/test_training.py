@@ -335,10 +335,18 @@ def test_a_damaged_checkpoint_is_told(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(CogtuneError, match=r"optimizer\.pt is not the file that was saved with this checkpoint"):
         train_here(plan)
     optimizer.write_bytes(whole)
+    saved = lora.read_bytes()
     save_file(broken, lora)
+    with pytest.raises(CogtuneError, match=r"pytorch_lora_weights\.safetensors is not the file that was saved"):
+        train_here(plan)
+    state, sealed = optimizer.with_name("state.json"), optimizer.with_name("state.json").read_text()
+    content = json.loads(sealed)
+    earlier = {key: value for key, value in content.items() if key not in ("files", "checksum")}
+    state.write_text(json.dumps(earlier))  # as an earlier version wrote it
     with pytest.raises(CogtuneError, match=r"checkpoint-1 is damaged: .* is not finite"):
         train_here(plan)
-    save_file(weights, lora)
+    lora.write_bytes(saved)
+    state.write_text(sealed)
     assert len(train_here(plan)) > 1
 
 

@@ -11,7 +11,7 @@ from cogtune import console
 
 
 def merge_zero(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint with ZeRO shards, such as out/checkpoint-500.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint with shards, such as out/checkpoint-500.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", help=r"Where to write. \[default: CHECKPOINT-merged]", show_default=False),
@@ -35,7 +35,7 @@ def merge_zero(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output folder, with all in it.")] = False,
 ) -> None:
-    """Turn a ZeRO-2 or ZeRO-3 checkpoint into weights that diffusers loads, and check them."""
+    """Turn a checkpoint of DeepSpeed (any ZeRO stage) or FSDP into weights that diffusers loads, and check them."""
     from cogtune.merge import merge_checkpoint
     from cogtune.modeling.locate import locate
 
@@ -50,7 +50,10 @@ def merge_zero(
             lora_alpha=lora_alpha,
             force=force,
             progress=progress.move_to,
+            warn=console.warn,
         )
+    if result.from_base:
+        console.note(f"the checkpoint has no frozen parameters: {result.from_base} tensors are the base model's own")
     for part in result.missing:
         console.note(f"the base model on this machine lacks {part}, so this is the transformer alone")
     console.say(f"{result.weights}: {result.kind}, {result.tensors} tensors, {result.parameters:,} parameters")

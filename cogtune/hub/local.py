@@ -13,7 +13,7 @@ from cogtune.card import Kind
 from cogtune.checkpoints import STATE_NAME, checkpoints
 from cogtune.containment import leads_out, refuse_links
 from cogtune.errors import CogtuneError
-from cogtune.files import explained, read_regular
+from cogtune.files import explained, read_bytes
 from cogtune.model_configs import read_index
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.reading import Schema, read_as, read_object
@@ -207,7 +207,7 @@ def text_beside(video: Path) -> Path:
 def prompt_beside(video: Path) -> str | None:
     """The prompt beside a video."""
     beside = text_beside(video)
-    return read_regular(beside).decode(errors="replace").strip() or None if beside.is_file() else None
+    return read_bytes(beside, 1 << 20).decode(errors="replace").strip() or None if beside.is_file() else None
 
 
 def stamp_beside(weights: Weights) -> Path | None:

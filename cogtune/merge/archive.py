@@ -14,18 +14,22 @@ import pickle
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from cogtune.errors import CogtuneError
-from cogtune.files import explained
+from cogtune.files import explained, open_regular
+from cogtune.merge.unpickling import CarefulUnpickler
 
 CHUNK_BYTES = 1 << 22
 """How much of a tensor is in memory at a time."""
+
+MOST_DESCRIPTION = 1 << 22
+"""Bytes of the largest description of objects that is read; that of a model of a thousand parameters takes 0.3 MB."""
 
 _DTYPES: dict[str, torch.dtype] = {
     "DoubleStorage": torch.float64,
@@ -96,11 +100,19 @@ class StoredTensor:
         step = CHUNK_BYTES // self.dtype.itemsize
         if not self.is_contiguous:
             whole = _read(self.record, self.dtype, 0, self.record.size // self.dtype.itemsize)
-            flat = whole.as_strided(self.shape, self.stride, self.offset).reshape(-1)
-            yield from flat[start : start + length].split(step)
+            for begin in range(start, start + length, step):
+                yield whole[self._places(begin, min(begin + step, start + length))]
             return
         for begin in range(start, start + length, step):
             yield _read(self.record, self.dtype, self.offset + begin, min(step, start + length - begin))
+
+    def _places(self, begin: int, end: int) -> torch.Tensor:
+        """Where in the record the values ``begin`` to ``end`` are: one place may hold many (a stride of 0)."""
+        left, places = torch.arange(begin, end), torch.full((end - begin,), self.offset)
+        for size, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            places += left % size * stride
+            left //= size
+        return places
 
 
 def _read(record: Record, dtype: torch.dtype, start: int, count: int) -> torch.Tensor:
@@ -122,7 +134,7 @@ def name_when_saved(path: Path) -> str:
     Raises:
         CogtuneError: it cannot be read.
     """
-    with explained(path, "read"), zipfile.ZipFile(path) as archive:
+    with explained(path, "read"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
         return f"{archive.namelist()[0].partition('/')[0]}.pt"
 
 
@@ -151,11 +163,17 @@ class _Inert:
 def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
     record, dtype = storage
     tensor = StoredTensor(record, dtype, offset, tuple(shape), tuple(stride))
+    numbers = (offset, *tensor.shape, *tensor.stride)
+    if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
+        raise pickle.UnpicklingError("a tensor has a place, shape or stride that is none")
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
-    inside = offset + last < record.size // dtype.itemsize
-    if min(offset, *tensor.shape, *tensor.stride, 0) < 0 or (tensor.numel and not inside):
+    if tensor.numel and not offset + last < record.size // dtype.itemsize:
         raise pickle.UnpicklingError("a tensor lies outside its bytes")
     return tensor
+
+
+def _ordered() -> OrderedDict[Any, Any]:
+    return OrderedDict()
 
 
 def _same(value: Any, *_: Any) -> Any:
@@ -167,7 +185,7 @@ def _from_type(function: Any, _type: Any, arguments: Any, _state: Any) -> Any:
 
 
 _KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered,  # its items come afterwards, one by one
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _same,
@@ -177,10 +195,13 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, records: dict[str, Record]) -> None:
-        super().__init__(io.BytesIO(data))
+class _Unpickler(CarefulUnpickler):
+    def __init__(self, file: io.BytesIO, records: dict[str, Record]) -> None:
+        super().__init__(file)
         self._records = records
+
+    def is_key(self, value: Any) -> bool:
+        return isinstance(value, _Inert) or super().is_key(value)
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
@@ -189,7 +210,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, reference: Any) -> tuple[Record, torch.dtype]:
         _, dtype, key, _, _ = reference
-        if not isinstance(dtype, torch.dtype):
+        if not isinstance(dtype, torch.dtype) or not isinstance(key, str):
             raise pickle.UnpicklingError("a tensor has a type that is not known here")
         return self._records[key], dtype
 
@@ -204,34 +225,101 @@ def read_archive(path: Path) -> Any:
     """
     hint = "copy the file again from where it was written, or use an earlier checkpoint"
     try:
-        with explained(path, "read"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            description = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
+        with explained(path, "read"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            description = next(info for info in members if info.filename.endswith("/data.pkl"))
             folder = description.filename.removesuffix("data.pkl") + "data/"
             has_checksums = description.CRC != 0  # torch can be told to leave them out: then all are zero
-            records = {
-                info.filename.removeprefix(folder): Record(
-                    path,
-                    _data_offset(file, info),
-                    info.file_size,
-                    info.CRC if has_checksums else None,
+            records = _records(path, file, members, folder, has_checksums=has_checksums)
+            if description.file_size > MOST_DESCRIPTION:
+                raise CogtuneError(
+                    f"{path} describes its objects in {description.file_size:,} bytes, and {MOST_DESCRIPTION:,} are "
+                    "the most that is read",
+                    "is it a checkpoint of a model?",
                 )
-                for info in archive.infolist()
-                if info.filename.startswith(folder)
-            }
             # zipfile itself would refuse the description of a file that carries no checksums
             file.seek(_data_offset(file, description))
             data = file.read(description.file_size)
-    except (zipfile.BadZipFile, StopIteration, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, StopIteration, ValueError, NotImplementedError, OverflowError) as error:
         raise CogtuneError(f"{path} is cut short, or is not a file of torch.save", hint) from error
     if has_checksums and zlib.crc32(data) != description.CRC:
         raise CogtuneError(f"{path} is damaged: its description does not have its checksum", hint)
     try:
-        return _Unpickler(data, records).load()
+        return _Unpickler(io.BytesIO(data), records).load()
     except Exception as error:  # damaged pickles fail in every way that Python can
         raise CogtuneError(f"{path} is damaged: its description cannot be read", hint) from error
 
 
-def _data_offset(file: io.BufferedReader, info: zipfile.ZipInfo) -> int:
+def _records(
+    path: Path, file: BinaryIO, members: Sequence[zipfile.ZipInfo], folder: str, *, has_checksums: bool, start: int = 0
+) -> dict[str, Record]:
+    """The tensors' bytes in a zip that begins at ``start`` of ``path``, by their names.
+
+    Raises:
+        ValueError: one is compressed, or lies elsewhere than the zip says.
+    """
+    file.seek(0, io.SEEK_END)
+    if sum(info.file_size for info in members) > file.tell():
+        raise ValueError("parts that lie in each other")
+    return {
+        info.filename.removeprefix(folder): Record(
+            path, start + _data_offset(file, info), info.file_size, info.CRC if has_checksums else None
+        )
+        for info in members
+        if info.filename.startswith(folder)
+    }
+
+
+class _Window(io.RawIOBase):
+    """A part of a file, as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        if self._at < 0:
+            raise ValueError("a place before the beginning")
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(buffer), self._length - self._at))
+        self._file.seek(self._start + self._at)
+        data = self._file.read(wanted)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def records_at(path: Path, file: BinaryIO, start: int, length: int) -> list[Record]:
+    """The tensors' bytes in what torch.save wrote to a part of a file.
+
+    Raises:
+        ValueError: there is no such thing there, or it is cut short.
+    """
+    window = io.BufferedReader(_Window(file, start, length))
+    try:
+        with zipfile.ZipFile(window) as archive:
+            members = archive.infolist()
+            description = next(info for info in members if info.filename.endswith("/data.pkl"))
+            folder = description.filename.removesuffix("data.pkl") + "data/"
+            return list(
+                _records(path, window, members, folder, has_checksums=description.CRC != 0, start=start).values()
+            )
+    except (zipfile.BadZipFile, StopIteration, NotImplementedError, OverflowError) as error:
+        raise ValueError(f"bytes {start:,} to {start + length:,} are not what torch.save writes") from error
+
+
+def _data_offset(file: BinaryIO, info: zipfile.ZipInfo) -> int:
     """Where a zip member's bytes begin: its own header says how long its name and extra field are."""
     file.seek(info.header_offset)
     header = file.read(30)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from safetensors import SafetensorError, safe_open
 
 from cogtune.errors import CogtuneError
 from cogtune.files import read_json
+from cogtune.merge.zero import LoadedSource
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,45 @@ def expected_shapes(transformer: Path) -> dict[str, tuple[int, ...]]:
     except (AttributeError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise CogtuneError(f"no transformer can be made from {path}: {error}", "restore the file") from error
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def stored_weights(transformer: Path) -> dict[str, LoadedSource]:
+    """Every tensor of a transformer by its key; none where its weights are not on this machine. Reads no values.
+
+    Raises:
+        CogtuneError: a file is damaged.
+    """
+    index = transformer / f"{_WEIGHTS}.index.json"
+    names = {_WEIGHTS}
+    if index.is_file():
+        named = read_json(index)
+        names = set(named.get("weight_map", {}).values()) if isinstance(named, dict) else set()
+    found = {}
+    for path in (transformer / name for name in sorted(names) if name == Path(name).name):
+        if not path.is_file():
+            continue
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (not a mapping)
+                    part = file.get_slice(key)
+                    shape, dtype = tuple(part.get_shape()), _DTYPES.get(part.get_dtype())
+                    if dtype is not None:
+                        found[key] = LoadedSource(shape, dtype, partial(_tensor_in, path, key), [])
+        except (OSError, SafetensorError) as error:
+            raise CogtuneError(f"{path} is damaged: {error}", "copy or download the base model again") from error
+    return found
+
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def _tensor_in(path: Path, key: str) -> torch.Tensor:
+    with safe_open(path, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(key)
+    return tensor
 
 
 def other_components(pipeline: Path) -> tuple[list[Path], list[str]]:

@@ -14,14 +14,31 @@ from typing import Any, Literal
 import torch
 
 import cogtune
-from cogtune.checkpoints import exchanged
+from cogtune.checkpoints import STATE_NAME, exchanged
 from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import explained, read_json, write_json, written_folder
-from cogtune.merge.base import Base, add_component, expected_shapes, find_base, folder_size, other_components
+from cogtune.files import (
+    CHECKSUM,
+    explained,
+    is_sealed,
+    read_json,
+    require_replaceable,
+    write_json,
+    written_folder,
+)
+from cogtune.merge.base import (
+    Base,
+    add_component,
+    expected_shapes,
+    find_base,
+    folder_size,
+    other_components,
+    stored_weights,
+)
 from cogtune.merge.fit import few, fit_transformer
+from cogtune.merge.layouts import read_checkpoint
 from cogtune.merge.lora import adapter_config, fit_lora, lora_header
 from cogtune.merge.write import Output, Written, check_safetensors, one_thread, parse_size, split, write_safetensors
-from cogtune.merge.zero import AGAIN, Source, ZeroCheckpoint, check_bytes, read_zero, records_of
+from cogtune.merge.zero import AGAIN, SavedWeights, Values, check_bytes, records_of
 from cogtune.models import LORA_WEIGHTS_NAME, Precision
 
 RECORD = "merge.json"
@@ -36,7 +53,9 @@ class MergeResult:
     """What was made of a checkpoint.
 
     ``output`` is the folder; ``weights`` what diffusers loads: the transformer's folder, or the LoRA file;
-    ``missing`` what the base pipeline lacks on this disk, for which the result is the transformer alone.
+    ``stage`` ZeRO's, 0 for DeepSpeed without it and None for FSDP; ``missing`` what the base pipeline lacks on this
+    disk, for which the result is the transformer alone; ``from_base`` how many frozen tensors were not in the
+    checkpoint and are the base model's.
     """
 
     output: Path
@@ -47,8 +66,9 @@ class MergeResult:
     parameters: int
     seconds: float
     world_size: int
-    stage: int
+    stage: int | None
     missing: tuple[str, ...] = ()
+    from_base: int = 0
 
 
 class _Progress:
@@ -76,8 +96,9 @@ def merge_checkpoint(
     force: bool = False,
     lora_alpha: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], object] | None = None,
 ) -> MergeResult:
-    """Merge a DeepSpeed ZeRO checkpoint into weights that diffusers loads.
+    """Merge a checkpoint of DeepSpeed (ZeRO or not) or FSDP into weights that diffusers loads.
 
     A full fine-tune gives a pipeline folder whose other components are links to (or copies of) the base's,
     when the base pipeline is whole and at hand, else the transformer's folder alone. A LoRA run gives a folder with
@@ -85,7 +106,8 @@ def merge_checkpoint(
     before every tensor was compared with the base model's key and shape, found finite, and read back.
 
     Args:
-        checkpoint: what ``Accelerator.save_state`` or ``save_checkpoint`` wrote: the folder with ``latest``.
+        checkpoint: the folder that ``Accelerator.save_state``, DeepSpeed's ``save_checkpoint`` or
+            ``torch.distributed.checkpoint.save`` wrote.
         output: the folder to make; ``<checkpoint>-merged`` when None.
         base: the base model's pipeline or transformer folder; None takes the one that a checkpoint of cogtune
             names. Other checkpoints need it, except for a LoRA.
@@ -95,19 +117,20 @@ def merge_checkpoint(
         force: replace an output folder that holds other things than an earlier merge.
         lora_alpha: the LoRA's alpha, for a checkpoint that does not say it.
         progress: called with (bytes done, bytes in all); the bytes are read twice, to check and to merge.
+        warn: told what is left of an earlier merge that was replaced, if that cannot be deleted.
 
     Raises:
-        CogtuneError: no ZeRO checkpoint, or a damaged or incomplete one; no base; weights that do not fit the
+        CogtuneError: no such checkpoint, or a damaged or incomplete one; no base; weights that do not fit the
             base, or are not finite; the output is in the way, or does not fit on the disk.
     """
     started = time.monotonic()
     limit = parse_size(max_shard_size)
     if lora_alpha is not None and not 0 < lora_alpha < math.inf:
         raise UsageError(f"a LoRA's alpha is a number above 0, not {lora_alpha}", "the rank is a usual choice")
-    zero = read_zero(checkpoint)
+    zero = read_checkpoint(checkpoint)
     state = _run_state(zero.folder)
     _check_files(zero, state)
-    state.pop("files", None)  # those of the checkpoint, which the result does not have
+    state = {key: value for key, value in state.items() if key not in ("files", CHECKSUM)}  # of the checkpoint alone
     if lora_alpha is not None and not _is_lora(zero):
         raise UsageError(f"{checkpoint} is of a full fine-tune, which has no alpha", "leave --lora-alpha out")
     output = output or _beside(zero.folder)
@@ -131,7 +154,7 @@ def merge_checkpoint(
             details=problems,
         )
     is_lora = content.kind == "lora"
-    with written_folder(output) as folder:
+    with written_folder(output, warn) as folder:
         place = folder / "transformer" if content.kind == "pipeline" else folder
         with explained(output):
             place.mkdir(exist_ok=True)
@@ -159,6 +182,7 @@ def merge_checkpoint(
             "parameters": content.parameters,
             "compared_with_base": found is not None,
             "left_out": content.left_out,
+            "from_base": content.from_base,
             "files": files,
             **_norms(written),
             "run": {key: value for key, value in state.items() if key != "config"} or None,
@@ -176,6 +200,7 @@ def merge_checkpoint(
         world_size=zero.world_size,
         stage=zero.stage,
         missing=tuple(content.missing),
+        from_base=len(content.from_base),
     )
 
 
@@ -185,10 +210,11 @@ class _Content:
 
     kind: Literal["transformer", "pipeline", "lora"]
     dtype: Precision
-    sources: list[Source]
+    sources: list[Values]
     tensors: dict[str, Output]
     metadata: dict[str, str]
     left_out: list[str]
+    from_base: list[str]
     others: list[Path]
     missing: list[str]
 
@@ -197,12 +223,12 @@ class _Content:
         return sum(source.numel for source in self.sources)
 
 
-def _is_lora(zero: ZeroCheckpoint) -> bool:
+def _is_lora(zero: SavedWeights) -> bool:
     return any(".lora_" in name for name in zero.trained)
 
 
 def _content(
-    zero: ZeroCheckpoint,
+    zero: SavedWeights,
     base: Base | None,
     state: Mapping[str, Any],
     dtype: Precision | None,
@@ -211,6 +237,7 @@ def _content(
     """What a checkpoint becomes, compared with the base model's keys and shapes."""
     expected = expected_shapes(base.transformer) if base else None
     left_out: list[str] = []
+    from_base: list[str] = []
     metadata: dict[str, str] = {}
     others: list[Path] = []
     missing: list[str] = []
@@ -220,7 +247,8 @@ def _content(
         sources, config = fit_lora(zero, expected, adapter_config(zero.folder, state, lora_alpha))
         metadata = lora_header(config, state)
     else:
-        sources, left_out = fit_transformer(zero, expected or {})
+        fitted = fit_transformer(zero, expected or {}, lambda: stored_weights(base.transformer) if base else {})
+        sources, left_out, from_base = fitted.sources, fitted.left_out, fitted.from_base
         if base and base.pipeline:
             others, missing = other_components(base.pipeline)
         kind = "pipeline" if base and base.pipeline and not missing else "transformer"
@@ -230,7 +258,7 @@ def _content(
         for name, source in sources.items()
     }
     beside = others if kind == "pipeline" else []
-    return _Content(kind, precision, list(sources.values()), tensors, metadata, left_out, beside, missing)
+    return _Content(kind, precision, list(sources.values()), tensors, metadata, left_out, from_base, beside, missing)
 
 
 def _beside(checkpoint: Path) -> Path:
@@ -241,15 +269,19 @@ def _beside(checkpoint: Path) -> Path:
 
 def _run_state(folder: Path) -> dict[str, Any]:
     """What a checkpoint of cogtune says about its run; empty for another program's."""
-    path = folder / "state.json"
+    path = folder / STATE_NAME
     state = read_json(path) if path.is_file() else None
-    return state if isinstance(state, dict) and "format" in state else {}
+    if not isinstance(state, dict) or "format" not in state:
+        return {}
+    if CHECKSUM in state and not is_sealed(state):
+        raise CogtuneError(f"{path} is damaged: it is not what was saved", AGAIN)
+    return state
 
 
-def _check_files(zero: ZeroCheckpoint, state: Mapping[str, Any]) -> None:
+def _check_files(zero: SavedWeights, state: Mapping[str, Any]) -> None:
     """See that a checkpoint of cogtune has the files that were saved with it, and not those of another."""
-    wrong = exchanged(sorted((zero.folder / zero.tag).glob("*.pt")), zero.folder, state)
-    if wrong:
+    shards = f"{zero.tag}/"
+    if wrong := exchanged(zero.folder, state, lambda name: name.startswith(shards)):
         raise CogtuneError(f"{zero.folder} is damaged or incomplete", AGAIN, details=wrong)
 
 
@@ -259,6 +291,7 @@ def _check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
             raise UsageError(f"{output} holds {path}, which is read", "choose another folder with --output")
     if output.is_file():
         raise UsageError(f"{output} is a file", "choose another folder with --output")
+    require_replaceable(output)
     if force or not output.is_dir() or not any(output.iterdir()):
         return
     hint = "choose another folder with --output, or replace this one with --force"

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from cogtune.errors import CogtuneError
-from cogtune.merge.zero import Source, ZeroCheckpoint
+from cogtune.merge.zero import SavedWeights, Values
 
-_WRAPPERS = ("module.", "base_model.model.", "model.", "transformer.")
+_WRAPPERS = ("module.", "base_model.model.", "model.", "transformer.", "app.")
 """What programs put in front of the transformer's own names: DDP, peft, or a module that holds the model."""
+_WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What they put in the middle of them: compilation, FSDP, checkpointing."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The base model's every key, each with its values.
+
+    ``left_out`` are the names of saved tensors that are none of its own; ``from_base`` are frozen parameters that were
+    not saved, whose values are the base model's.
+    """
+
+    sources: dict[str, Values]
+    left_out: list[str]
+    from_base: list[str]
 
 
 def fit_transformer(
-    zero: ZeroCheckpoint, expected: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, Source], list[str]]:
-    """The base model's every key, and the names of saved tensors that are none of its own."""
+    zero: SavedWeights, expected: Mapping[str, tuple[int, ...]], stored: Callable[[], Mapping[str, Values]]
+) -> Fitted:
+    """What makes up the base model's every key.
+
+    Args:
+        stored: gives the base model's own weights, so far as they are on this machine.
+
+    Raises:
+        CogtuneError: with everything that does not fit.
+    """
     trained = {own_name(name): source for name, source in zero.trained.items()}
     kept = {own_name(name): source for name, source in zero.kept.items()}
     found = trained | {name: source for name, source in kept.items() if name not in trained}
     problems = [f"it trained {name}, which is not in the base model" for name in trained if name not in expected]
-    problems += [f"it lacks {name}" for name in expected if name not in found]
+    lacking = [name for name in expected if name not in found]
+    base = stored() if lacking and zero.lacks_frozen and not problems else {}
+    from_base = [name for name in lacking if name in base]
+    found |= {name: base[name] for name in from_base}
+    problems += [f"it lacks {name}" for name in lacking if name not in base]
     problems += [
         f"{name} is {by(found[name].shape)}, in the base model {by(shape)}"
         for name, shape in expected.items()
@@ -28,15 +55,17 @@ def fit_transformer(
     if problems:
         raise CogtuneError(
             "the checkpoint does not fit the base model",
-            "is --model the one that was trained, and were frozen parameters saved with it?",
+            "is --model the one that was trained, with its weights, where frozen parameters were not saved?",
             details=few(problems),
         )
-    return {name: found[name] for name in found if name in expected}, sorted(set(kept) - set(expected))
+    sources = {name: found[name] for name in found if name in expected}
+    return Fitted(sources, sorted(set(kept) - set(expected)), from_base)
 
 
 def own_name(name: str) -> str:
-    """A parameter's name without what wrappers (compilation, DDP, peft) add to it."""
-    name = name.replace("_orig_mod.", "")
+    """A parameter's name without what wrappers (compilation, DDP, FSDP, peft) add to it."""
+    for inner in _WITHIN:
+        name = name.replace(inner, "")
     while wrapper := next((wrapper for wrapper in _WRAPPERS if name.startswith(wrapper)), None):
         name = name.removeprefix(wrapper)
     return name

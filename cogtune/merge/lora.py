@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from cogtune.errors import CogtuneError
 from cogtune.merge.fit import by, few, own_name
-from cogtune.merge.zero import Source, ZeroCheckpoint
+from cogtune.merge.zero import SavedWeights, Values
 from cogtune.models import LORA_WEIGHTS_NAME
 
 _PREFIX = "transformer."
@@ -52,10 +52,10 @@ def lora_header(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str
 
 
 def fit_lora(
-    zero: ZeroCheckpoint, expected: Mapping[str, tuple[int, ...]] | None, config: Mapping[str, Any]
-) -> tuple[dict[str, Source], dict[str, Any]]:
+    zero: SavedWeights, expected: Mapping[str, tuple[int, ...]] | None, config: Mapping[str, Any]
+) -> tuple[dict[str, Values], dict[str, Any]]:
     """The adapter under diffusers' names, and its configuration: ``config`` filled up with what is left open."""
-    sources: dict[str, Source] = {}
+    sources: dict[str, Values] = {}
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
     problems = []
     adapters = set()

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import explained
 from cogtune.merge.archive import CHUNK_BYTES
-from cogtune.merge.zero import Source
+from cogtune.merge.zero import Values
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -43,7 +43,7 @@ _DTYPE_NAMES: dict[torch.dtype, str] = {
 class Output:
     """A tensor to be written: where its values are, and the type they get."""
 
-    source: Source
+    source: Values
     dtype: torch.dtype
 
     @property

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 
 from cogtune.errors import CogtuneError
-from cogtune.files import explained
-from cogtune.merge.archive import Record, StoredTensor, name_when_saved, read_archive
+from cogtune.merge.archive import CHUNK_BYTES, Record, StoredTensor, name_when_saved, read_archive
 from cogtune.models import Precision
 
 _OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _MODEL_FILE = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
+_LAYER_FILE = re.compile(r"layer_\d+.*_states\.pt")
 _FLAT = {1: "single_partition_of_fp32_groups", 2: "single_partition_of_fp32_groups", 3: "fp32_flat_groups"}
 """Where a rank's optimizer state has its weights, by stage."""
 _MOST_NAMED = 64
@@ -63,6 +63,11 @@ class Source:
         """The type its values are stored in."""
         return self.parts[0].tensor.dtype
 
+    @property
+    def records(self) -> list[Record]:
+        """The bytes that hold its values."""
+        return [part.tensor.record for part in self.parts]
+
     def chunks(self) -> Iterator[torch.Tensor]:
         """Its values in order, flat, a few MB at a time."""
         for part in self.parts:
@@ -70,71 +75,69 @@ class Source:
 
 
 @dataclass(frozen=True)
-class ZeroCheckpoint:
-    """What a ZeRO checkpoint holds.
+class LoadedSource:
+    """One whole tensor that a library loads, alone in memory while its values are taken."""
 
-    ``trained`` are the parameters that the optimizer had, in fp32; ``kept`` the frozen parameters and the
-    buffers, so far as they were saved. Both are in the order of the files, so that reading is sequential.
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    load: Callable[[], torch.Tensor]
+    records: list[Record]
+
+    @property
+    def numel(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    def chunks(self) -> Iterator[torch.Tensor]:
+        """Its values in order, flat, a few MB at a time."""
+        yield from self.load().reshape(-1).split(CHUNK_BYTES // self.dtype.itemsize)
+
+
+Values = Source | LoadedSource
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """What a checkpoint holds.
+
+    ``trained`` are the parameters that the optimizer had; ``kept`` the frozen parameters and the buffers, so far as
+    they were saved. Both are in the order of the files, so that reading is sequential. Where the files do not say which
+    were trained, those of a LoRA were. ``stage`` is ZeRO's, 0 for DeepSpeed without it, and None where another library
+    saved; then ``tag`` is the folder's or file's own name. ``lacks_frozen`` says that what it lacks was frozen.
     """
 
     folder: Path
     tag: str
-    stage: int
+    stage: int | None
     world_size: int
     precision: Precision
-    trained: dict[str, Source]
-    kept: dict[str, Source]
+    trained: Mapping[str, Values]
+    kept: Mapping[str, Values]
+    lacks_frozen: bool = True
 
 
-def locate(checkpoint: Path) -> tuple[Path, str]:
-    """The folder that holds ``latest``, and the tag (the subfolder's name) of the files to read.
-
-    The folder of the tag itself is taken too.
-
-    Raises:
-        CogtuneError: there is no ZeRO checkpoint in ``checkpoint``.
-    """
-    if not checkpoint.is_dir():
-        raise CogtuneError(f"there is no folder {checkpoint}", "give the folder of a checkpoint")
-    latest = checkpoint / "latest"
-    if latest.is_file():
-        with explained(latest, "read"):
-            tag = latest.read_text(encoding="utf-8", errors="replace").strip()
-        if not tag or tag != Path(tag).name or not (checkpoint / tag).is_dir():
-            says = f"names '{tag}', but {checkpoint} has no such folder" if tag else "is empty"
-            raise CogtuneError(f"{latest} {says}", AGAIN)
-        return checkpoint, tag
-    if any(_OPTIMIZER_FILE.fullmatch(path.name) for path in checkpoint.iterdir()):
-        return checkpoint.resolve().parent, checkpoint.resolve().name
-    problem = f"{checkpoint} is not a ZeRO checkpoint: it has no file 'latest'"
-    raise CogtuneError(problem, _what_instead(checkpoint))
+def is_of_deepspeed(name: str) -> bool:
+    """Whether a file of that name is one that DeepSpeed saves a model or its optimizer in."""
+    return bool(_OPTIMIZER_FILE.fullmatch(name) or _MODEL_FILE.fullmatch(name))
 
 
-def _what_instead(folder: Path) -> str:
-    if checkpoints := [path for path in folder.glob("checkpoint-*") if (path / "latest").is_file()]:
-        newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
-        return f"give one of its checkpoints, such as {newest}"
-    if unfinished := sorted(path.parent for path in folder.glob("*/*_optim_states.pt")):
-        return f"'latest' is written last: this save was not finished; what is there is in {unfinished[0]}"
-    if weights := [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("transformer/*.safetensors"))]:
-        return f"it holds {weights[0].relative_to(folder)}: such a file needs no merging"
-    return "give a folder that Accelerator.save_state or DeepSpeed's save_checkpoint wrote"
-
-
-def read_zero(checkpoint: Path) -> ZeroCheckpoint:
-    """Where every parameter of the ZeRO checkpoint in ``checkpoint`` is. Reads no weights.
+def read_zero(folder: Path, tag: str) -> SavedWeights:
+    """Where every parameter of DeepSpeed's checkpoint in ``folder / tag`` is. Reads no weights.
 
     Raises:
-        CogtuneError: there is no ZeRO checkpoint, or it is damaged or incomplete; all problems are listed.
+        CogtuneError: it is damaged or incomplete, or of a layout that is not known here; all problems are listed.
     """
-    folder, tag = locate(checkpoint)
-    problems: list[str] = []
-    optimizer_paths, model_paths = _find_files(folder / tag, problems)
+    checkpoint, problems, unknown = folder, list[str](), list[str]()
+    optimizer_paths, model_paths = _find_files(folder / tag, unknown)
+    _stop_on_unknown(unknown, checkpoint)
+    models = _read_all(model_paths, "param_shapes" if optimizer_paths else "module", problems)
+    if not optimizer_paths and (alone := models.get(0)) is not None and alone.get("param_shapes") is None:
+        return _without_zero(folder, tag, alone)
+    _name_missing(folder / tag, optimizer_paths, model_paths, problems)
     optimizers = _read_all(optimizer_paths, "optimizer_state_dict", problems)
-    models = _read_all(model_paths, "param_shapes", problems)
     states = {rank: content["optimizer_state_dict"] for rank, content in optimizers.items()}
     try:
-        stage, world_size = _stage_and_world_size(states, problems)
+        stage, world_size = _stage_and_world_size(states, problems, unknown)
         if stage:
             _check_ranks(optimizer_paths, range(world_size), problems)
             _check_ranks(model_paths, range(world_size if stage == 3 else 1), problems)
@@ -146,6 +149,7 @@ def read_zero(checkpoint: Path) -> ZeroCheckpoint:
             fragments = {rank: named.values() for rank, named in frozen.items()}
             _check_copies(_under_their_names(fragments, model_paths, problems), model_paths, problems)
         _stop_on(problems, checkpoint)
+        _stop_on_unknown(unknown, checkpoint)
         shapes = _shapes(models[0])
         for rank, model in models.items():
             if _shapes(model) != shapes:
@@ -155,24 +159,51 @@ def read_zero(checkpoint: Path) -> ZeroCheckpoint:
         kept = _kept([models[rank] for rank in sorted(models)], trained, problems)
         problems += [f"{name} has no values" for name, source in (trained | kept).items() if not source.parts]
         for alias, name in (models[0].get("shared_params") or {}).items():
-            if name in trained:
+            if isinstance(alias, str) and isinstance(name, str) and name in trained:
                 trained[alias] = trained[name]
         precision = _precision(models[0].get("ds_config"))
-    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise CogtuneError(
-            f"{checkpoint} is not laid out like any ZeRO checkpoint known here ({error})",
-            "was it written by a DeepSpeed much newer or older than 0.19?",
-        ) from error
+    except _NOT_AS_KNOWN as error:
+        raise _not_as_known(checkpoint, error) from error
     _stop_on(problems, checkpoint)
-    return ZeroCheckpoint(folder, tag, stage, world_size, precision, trained, kept)
+    return SavedWeights(folder, tag, stage, world_size, precision, trained, kept)
 
 
-def records_of(sources: Iterable[Source]) -> list[Record]:
+_NOT_AS_KNOWN = (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
+"""What is raised on the way through a checkpoint that is not built like those known here."""
+
+
+def _not_as_known(checkpoint: Path, error: Exception) -> CogtuneError:
+    return CogtuneError(
+        f"{checkpoint} is not laid out like any ZeRO checkpoint known here ({error})",
+        "was it written by a DeepSpeed much newer or older than 0.19?",
+    )
+
+
+def _without_zero(folder: Path, tag: str, model: Mapping[str, Any]) -> SavedWeights:
+    """What DeepSpeed saves at stage 0: every weight whole, as the model holds it, and the optimizer with it."""
+    try:
+        buffers = {name for name in model.get("buffer_names") or () if isinstance(name, str)}
+        weights = {
+            name: Source(value.shape, (Part(value, 0, value.numel),))
+            for name, value in model["module"].items()
+            if isinstance(name, str) and isinstance(value, StoredTensor) and value.numel
+        }
+        lora = [name for name in weights if ".lora_" in name]
+        trained = {name: weights[name] for name in lora or weights if name not in buffers}
+        kept = {name: source for name, source in weights.items() if name not in trained}
+        ranks = model.get("dp_world_size")
+        precision = _precision(model.get("ds_config"))
+    except _NOT_AS_KNOWN as error:
+        raise _not_as_known(folder, error) from error
+    return SavedWeights(folder, tag, 0, ranks if isinstance(ranks, int) else 1, precision, trained, kept)
+
+
+def records_of(sources: Iterable[Values]) -> list[Record]:
     """The records that hold ``sources``, each once."""
-    return list(dict.fromkeys(part.tensor.record for source in sources for part in source.parts))
+    return list(dict.fromkeys(record for source in sources for record in source.records))
 
 
-def check_bytes(sources: Iterable[Source], on_bytes: Callable[[int], None]) -> list[str]:
+def check_bytes(sources: Iterable[Values], on_bytes: Callable[[int], None]) -> list[str]:
     """Compare every byte that ``sources`` need with its checksum; the damaged files, as problems.
 
     Bytes that are not needed, such as the optimizer's moments, are not read.
@@ -189,26 +220,44 @@ def _stop_on(problems: list[str], checkpoint: Path) -> None:
         raise CogtuneError(f"{checkpoint} is damaged or incomplete", AGAIN, details=problems)
 
 
-def _find_files(folder: Path, problems: list[str]) -> tuple[dict[int, Path], dict[int, Path]]:
+def _stop_on_unknown(unknown: list[str], checkpoint: Path) -> None:
+    if unknown:
+        raise CogtuneError(
+            f"{checkpoint} is of a layout that is not merged here",
+            "read are ZeRO's stages 1 to 3, DeepSpeed without ZeRO, and FSDP: let the program that wrote it save whole "
+            "weights",
+            details=unknown,
+        )
+
+
+def _find_files(folder: Path, unknown: list[str]) -> tuple[dict[int, Path], dict[int, Path]]:
+    """The files of the optimizer and of the model, by rank."""
     optimizers: dict[int, Path] = {}
     models: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
         optimizer = _OPTIMIZER_FILE.fullmatch(path.name)
         match = optimizer or _MODEL_FILE.fullmatch(path.name)
         if match is None:
+            if _LAYER_FILE.fullmatch(path.name):
+                unknown.append(f"{path.name} is of a run with pipeline parallelism or experts: not supported")
             continue
         if int(match[2]):
-            problems.append(f"{path.name} is of a run with model parallelism: not supported")
+            unknown.append(f"{path.name} is of a run with model parallelism: not supported")
             continue
         found, rank = (optimizers if optimizer else models), int(match[1] or 0)
         if rank in found:
-            problems.append(f"{found[rank].name} and {path.name} are of one rank: which is of this save?")
+            unknown.append(f"{found[rank].name} and {path.name} are of one rank: which is of this save?")
         found[rank] = path
+    return optimizers, models
+
+
+def _name_missing(
+    folder: Path, optimizers: Mapping[int, Path], models: Mapping[int, Path], problems: list[str]
+) -> None:
     if not optimizers:
         problems.append(f"{folder.name} has no file *_optim_states.pt, where the weights are in fp32")
     if not models:
         problems.append(f"{folder.name} has no file *_model_states.pt, where the shapes are")
-    return optimizers, models
 
 
 def _read_all(paths: Mapping[int, Path], needed: str, problems: list[str]) -> dict[int, dict[str, Any]]:
@@ -226,15 +275,18 @@ def _read_all(paths: Mapping[int, Path], needed: str, problems: list[str]) -> di
     return contents
 
 
-def _stage_and_world_size(states: Mapping[int, dict[str, Any]], problems: list[str]) -> tuple[int, int]:
+def _stage_and_world_size(
+    states: Mapping[int, dict[str, Any]], problems: list[str], unknown: list[str]
+) -> tuple[int, int]:
     """The stage and the number of ranks that the run had; 0, 0 when no file says it."""
     found = set()
     for rank, state in states.items():
         count = state.get("partition_count")
-        count = max(count, default=0) if isinstance(count, list) else count  # one for each parameter group
+        if isinstance(count, list):  # one for each parameter group
+            count = max((each for each in count if isinstance(each, int)), default=0)
         stage = 3 if _FLAT[3] in state else 2 if _FLAT[2] in state else 0
         if not stage or not isinstance(count, int) or count < 1:
-            problems.append(f"rank {rank}'s optimizer state is not of ZeRO stage 1, 2 or 3")
+            unknown.append(f"rank {rank}'s optimizer state is not of ZeRO stage 1, 2 or 3")
             continue
         # stages 1 and 2 keep weights alike; the optimizer that DeepSpeed uses for bf16 alone names no stage
         stage = 1 if stage == 2 and state.get("zero_stage") in (1, None) else stage
@@ -308,14 +360,20 @@ def _is_constant(tensor: StoredTensor) -> bool:
 
 def _steps(value: Any) -> Iterator[int]:
     """Every optimizer step that is named anywhere inside a saved optimizer state."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        if key == "step" and isinstance(inner, StoredTensor) and inner.numel == 1:
-            yield int(next(inner.chunks(0, 1)))
-        elif key == "step" and isinstance(inner, (int, float)):
-            yield int(inner)
-        else:
-            yield from _steps(inner)
+    left, seen = [value], set[int]()
+    while left:
+        value = left.pop()
+        if id(value) in seen:  # containers may hold each other, and the same ones any number of times
+            continue
+        seen.add(id(value))
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, inner in items:
+            if key == "step" and isinstance(inner, StoredTensor) and inner.numel == 1:
+                yield int(next(inner.chunks(0, 1)))
+            elif key == "step" and isinstance(inner, (int, float)):
+                yield int(inner)
+            else:
+                left.append(inner)
 
 
 def _cut(vector: Sequence[StoredTensor], start: int, length: int) -> list[Part]:
@@ -419,7 +477,8 @@ def _precision(config: Any) -> Precision:
     """The precision that DeepSpeed ran the model in, from its own configuration."""
     config = config if isinstance(config, dict) else {}
     autocast = config.get("torch_autocast") or {}
-    named = str(autocast.get("dtype", "")) if autocast.get("enabled") else ""
+    dtype = autocast.get("dtype", "")
+    named = str(dtype) if autocast.get("enabled") and isinstance(dtype, (str, torch.dtype)) else ""
     if (config.get("bf16") or config.get("bfloat16") or {}).get("enabled") or "bfloat16" in named:
         return "bf16"
     if (config.get("fp16") or {}).get("enabled") or "float16" in named:

@@ -13,7 +13,7 @@ from pydantic import Field
 from cogtune import __version__, console
 from cogtune.containment import refuse_links_out
 from cogtune.errors import CogtuneError
-from cogtune.files import explained, read_regular, write_json
+from cogtune.files import MOST_JSON, explained, read_bytes, write_json
 from cogtune.machine import machine
 from cogtune.reading import S, Schema, abridged, read_as
 from cogtune.report.curves import Curves, change, curves, loss_charts, smooth, step_charts, window_of
@@ -109,7 +109,7 @@ class _Machine(Schema):
 def _read(path: Path, schema: type[S]) -> S:
     """What a file of the run says; nothing when there is none, or with a warning when it is damaged."""
     try:
-        if path.is_file() and read_regular(path).strip():  # blank as long as the process has said nothing
+        if path.is_file() and read_bytes(path, MOST_JSON).strip():  # blank as long as the process has said nothing
             return read_as(path, schema)
     except CogtuneError as error:
         for problem in error.details or (error.message,):

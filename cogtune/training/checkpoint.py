@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +19,20 @@ from diffusers import CogVideoXTransformer3DModel
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cogtune import console
 from cogtune.checkpoints import FORMAT, STATE_NAME, checkpoints, exchanged, fingerprints, read_state
 from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError, said_by
-from cogtune.files import explained, partial_folder, partial_path, publish_folder, remove_folder, write_json, write_text
+from cogtune.files import (
+    explained,
+    open_regular,
+    partial_folder,
+    partial_path,
+    publish_folder,
+    remove_folder,
+    write_sealed,
+    write_text,
+)
 from cogtune.modeling.adapters import load_lora, save_lora
 from cogtune.models import LORA_WEIGHTS_NAME
 
@@ -83,7 +94,7 @@ def save(trainee: Trainee, config: RunConfig, step: int, facts: Mapping[str, Any
         with _all_or_none(accelerator, aside), explained(target):
             for failure in failures:
                 raise failure
-            files = fingerprints(_own_files(trainee, aside), aside)
+            files = _own_fingerprints(trainee, aside)
         files = {name: value for own in gather_object([files]) for name, value in own.items()}
     weights = whole_trainables(trainee) if trainee.is_lora else {}
     with _all_or_none(accelerator, aside):
@@ -97,14 +108,29 @@ def save(trainee: Trainee, config: RunConfig, step: int, facts: Mapping[str, Any
                 write_text(aside / "latest", ZERO_TAG)  # as DeepSpeed does, for its own tools
             else:
                 _save_optimizer(trainee, aside / OPTIMIZER_NAME)
-                files = fingerprints([aside / OPTIMIZER_NAME], aside)
+            with explained(target):
+                others = [path for path in _files(aside) if path.relative_to(aside).as_posix() not in files]
+                files |= fingerprints(others, aside)
             state = {"format": FORMAT, "step": step, **facts, "files": files, "config": config.to_dict()}
-            write_json(aside / STATE_NAME, state)
-            publish_folder(aside, target)
+            write_sealed(aside / STATE_NAME, state)
+            _warn_of(publish_folder(aside, target))
     if accelerator.is_main_process:
-        for old in checkpoints(output)[: -config.keep_checkpoints]:
-            remove_folder(old)
+        _delete_old(output, config.keep_checkpoints)
     accelerator.wait_for_everyone()
+
+
+def _warn_of(left: str) -> None:
+    if left:
+        console.warn(left)
+
+
+def _delete_old(output: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints. One that stays takes room, and is no reason to end a run."""
+    for old in checkpoints(output)[:-keep]:
+        try:
+            _warn_of(remove_folder(old))
+        except CogtuneError as error:
+            console.warn(f"{error.message}: it is kept")
 
 
 @contextlib.contextmanager
@@ -163,30 +189,51 @@ def _save_optimizer(trainee: Trainee, path: Path) -> None:
         torch.save(state, path)
 
 
-def _own_files(trainee: Trainee, checkpoint: Path) -> list[Path]:
-    """The files of ``torch.save`` that this process writes, and reads again, of a checkpoint."""
-    if not trainee.is_zero:
-        return [checkpoint / OPTIMIZER_NAME]
-    rank, shared = trainee.accelerator.process_index, checkpoint / ZERO_TAG / "mp_rank_00_model_states.pt"
-    files = [*(checkpoint / ZERO_TAG).glob(f"*zero_pp_rank_{rank}_*.pt")]
-    return files + ([shared] if rank == 0 and shared.is_file() else [])
+def _files(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
 
 
-def _check_sums(trainee: Trainee, checkpoint: Path) -> None:
-    """See that this process's files are those that were saved, and have the checksums inside them.
+_SHARD = re.compile(r".*zero_pp_rank_(\d+)_.*\.pt")
 
-    Torch looks at neither.
+
+def _is_own(trainee: Trainee, name: str) -> bool:
+    """Whether a file of a checkpoint is this process's to look at: a shard its rank's, all others the first one's."""
+    shard = _SHARD.fullmatch(name)
+    return bool((int(shard[1]) if shard else 0) == trainee.accelerator.process_index)
+
+
+def _own_fingerprints(trainee: Trainee, checkpoint: Path) -> dict[str, str]:
+    """Those of the shards that this process wrote."""
+    shards = (checkpoint / ZERO_TAG).glob("*.pt")
+    return fingerprints([path for path in shards if _is_own(trainee, path.name)], checkpoint)
+
+
+def _check_files(trainee: Trainee, checkpoint: Path) -> None:
+    """See that all files are those that were saved, and have the checksums inside them. Collective.
+
+    Torch and DeepSpeed look at neither. Each process looks at its share.
 
     Raises:
-        ValueError: a file is damaged, or another's.
+        CogtuneError: with every file that is damaged, missing or another's; in every process alike.
     """
-    files = _own_files(trainee, checkpoint)
-    for problem in exchanged(files, checkpoint, read_state(checkpoint)):
-        raise ValueError(problem)
-    for path in files:
-        with zipfile.ZipFile(path) as parts:
-            if (part := parts.testzip()) is not None:
-                raise ValueError(f"{path.name} does not hold what was written ({part})")
+    problems = exchanged(checkpoint, read_state(checkpoint), lambda name: _is_own(trainee, name))
+    for path in _files(checkpoint) if not problems else ():
+        if path.suffix != ".pt" or not _is_own(trainee, path.name):
+            continue
+        try:
+            with open_regular(path) as file, zipfile.ZipFile(file) as parts:
+                if (part := parts.testzip()) is not None:
+                    problems.append(f"{path.name} does not hold what was written ({part})")
+        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            problems.append(f"{path.name} is not whole ({error})")
+    problems = [problem for own in gather_object([problems]) for problem in own]
+    if problems:
+        alone = f": {problems[0]}" if len(problems) == 1 else ""
+        raise CogtuneError(
+            f"{checkpoint} is damaged{alone}",
+            "resume from an earlier checkpoint",
+            details=() if alone else problems,
+        )
 
 
 def _check_finite(trainee: Trainee) -> None:
@@ -202,7 +249,7 @@ def load(trainee: Trainee, checkpoint: Path) -> None:
         CogtuneError: a file is missing or damaged.
     """
     try:
-        _check_sums(trainee, checkpoint)
+        _check_files(trainee, checkpoint)
         if trainee.is_zero:
             loaded, _ = trainee.model.load_checkpoint(
                 str(checkpoint), tag=ZERO_TAG, load_module_strict=not trainee.is_lora

@@ -158,7 +158,7 @@ def _resume(plan: Plan, trainee: Trainee) -> int:
     if plan.resume is None:
         return 0
     state = read_state(plan.resume)
-    check_fits(plan.resume, state, plan.identity)
+    check_fits(plan.resume, state, plan.identity, model=plan.config.model, samples=plan.samples)
     checkpoint.load(trainee, plan.resume)
     console.note(f"resumed at step {state['step']} from {plan.resume}")
     return int(state["step"])

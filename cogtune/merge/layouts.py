@@ -1,0 +1,91 @@
+"""Which library saved a checkpoint, and what to do with one that is not read here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cogtune.errors import CogtuneError
+from cogtune.files import explained, open_regular
+from cogtune.merge.fsdp import METADATA, read_full, read_sharded
+from cogtune.merge.zero import AGAIN, SavedWeights, is_of_deepspeed, read_zero
+
+_FSDP = "pytorch_model_fsdp"
+"""What accelerate calls a model's files and folders under FSDP."""
+
+
+def read_checkpoint(checkpoint: Path) -> SavedWeights:
+    """Where every weight of ``checkpoint`` is: a folder of ZeRO shards, of DeepSpeed without ZeRO, or of FSDP.
+
+    The folder of the shards itself is taken too. Reads no weights.
+
+    Raises:
+        CogtuneError: it is none of these, or damaged or incomplete; all problems are listed.
+    """
+    if not checkpoint.is_dir():
+        raise CogtuneError(f"there is no folder {checkpoint}", "give the folder of a checkpoint")
+    _refuse_universal(checkpoint)
+    if (checkpoint / "latest").exists():
+        tag = _named_by(checkpoint / "latest")
+        _refuse_universal(checkpoint / tag)
+        return read_zero(checkpoint, tag)
+    whole = checkpoint.resolve()
+    if any(is_of_deepspeed(path.name) for path in checkpoint.iterdir()):
+        return read_zero(whole.parent, whole.name)
+    if (checkpoint / METADATA).exists():
+        inside = whole.name.startswith(_FSDP)
+        return read_sharded(whole.parent, whole.name) if inside else read_sharded(checkpoint, "")
+    if len(sharded := _sharded(checkpoint)) == 1:
+        return read_sharded(checkpoint, sharded[0].name)
+    if (checkpoint / f"{_FSDP}.bin").exists():
+        return read_full(checkpoint, f"{_FSDP}.bin")
+    raise CogtuneError(f"{checkpoint} is not a ZeRO checkpoint, nor one of FSDP", _what_instead(checkpoint, sharded))
+
+
+def _named_by(latest: Path) -> str:
+    with explained(latest, "read"), open_regular(latest) as file:
+        tag = file.read(4096).decode(errors="replace").strip()
+    if not tag or tag != Path(tag).name or not (latest.parent / tag).is_dir():
+        says = f"names '{tag}', but {latest.parent} has no such folder" if tag else "is empty"
+        raise CogtuneError(f"{latest} {says}", AGAIN)
+    return tag
+
+
+def _refuse_universal(folder: Path) -> None:
+    if next(folder.glob("zero/*/fp32.pt"), None) is not None:
+        raise CogtuneError(
+            f"{folder} is a universal checkpoint of DeepSpeed, which is not merged",
+            "give the checkpoint that ds_to_universal was run on",
+        )
+
+
+def _sharded(checkpoint: Path) -> list[Path]:
+    """The folders of shards in a checkpoint that may be a model's."""
+    found = sorted(path.parent for path in checkpoint.glob(f"*/{METADATA}"))
+    models = [path for path in found if not path.name.startswith("optim")]
+    return [path for path in models if path.name == f"{_FSDP}_0"] or models
+
+
+def _what_instead(folder: Path, sharded: list[Path]) -> str:
+    if sharded:
+        return f"it holds several: give one of {', '.join(str(path) for path in sharded)}"
+    if checkpoints := [path for path in folder.glob("checkpoint-*") if (path / "latest").is_file()]:
+        newest = max(checkpoints, key=_number)
+        return f"give one of its checkpoints, such as {newest}"
+    if unfinished := sorted(path.parent for path in folder.glob("*/*_states.pt")):
+        return f"'latest' is written last: this save was not finished; what is there is in {unfinished[0]}"
+    if shards := [*sorted(folder.glob("*.distcp")), *sorted(folder.glob("*/*.distcp"))]:
+        return f"{METADATA} is written last: this save was not finished; what is there is in {shards[0].parent}"
+    if own := sorted(folder.glob(f"{_FSDP}*_rank*.bin")):
+        return (
+            f"it holds {own[0].name}: each process saved its own part, which that run alone can load; "
+            "let it save with SHARDED_STATE_DICT or FULL_STATE_DICT"
+        )
+    kinds = ("*.safetensors", "transformer/*.safetensors", "*.bin", "*.pth")
+    if weights := [path for kind in kinds for path in sorted(folder.glob(kind))]:
+        return f"it holds {weights[0].relative_to(folder)}: such a file needs no merging"
+    return "give a folder that Accelerator.save_state or DeepSpeed's save_checkpoint wrote"
+
+
+def _number(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
