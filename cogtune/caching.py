@@ -20,6 +20,7 @@ import yaml
 
 from cogtune import process
 from cogtune.config import RunConfig, Switch
+from cogtune.containment import leads_out, refuse_links, refuse_links_out
 from cogtune.data.cache import Kind, Store
 from cogtune.data.frames import FrameSettings, View, settings_for
 from cogtune.data.index import ClipJob, ImageJob, Index, Recipe, TextJob, Todo, jobs, make_index, missing
@@ -74,8 +75,18 @@ def clips_by_size(dataset: Dataset, settings: FrameSettings) -> dict[Size, int]:
 
 
 def store_of(config: RunConfig) -> Store:
-    """Where the entries of a run's dataset are kept."""
-    return Store(config.cache_dir or config.data / ".cogtune")
+    """Where the entries of a run's dataset are kept.
+
+    Raises:
+        CogtuneError: writing there would reach files elsewhere, by a link that leads out.
+    """
+    usual = config.data / ".cogtune"
+    root = config.cache_dir or usual
+    if root == usual and leads_out(root, config.data):
+        hint = f"delete the link, or, if that is where the cache is to be, give --cache-dir {root.resolve()}"
+        refuse_links([root], config.data, hint)
+    refuse_links_out(root)
+    return Store(root)
 
 
 def prepare(

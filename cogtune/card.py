@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import math
 import re
@@ -14,10 +15,11 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from cogtune import __version__
+from cogtune.console import harmless
 from cogtune.errors import CogtuneError
-from cogtune.files import read_json
 from cogtune.geometry import Size
 from cogtune.models import LORA_WEIGHTS_NAME, TINY, VARIANTS, Precision, Variant, published, read_spec
+from cogtune.reading import Schema, read_as
 
 Kind = Literal["lora", "transformer", "pipeline"]
 """What is published: an adapter, the transformer alone, or all components of a pipeline."""
@@ -92,7 +94,8 @@ def gather_facts(
     rank = _first(int, stamp.get("rank"), config.get("rank")) if lora else None
     size = row.native
     with contextlib.suppress(ValueError):
-        size = Size.parse(_first(str, stamp.get("size"), config.get("size")) or "")
+        asked = Size.parse(_first(str, stamp.get("size"), config.get("size")) or "")
+        size = asked if max(asked.num_frames, asked.height, asked.width) <= _MOST_SIDE else size
     precision = _first(str, stamp.get("precision"), config.get("precision"))
     counts: list[Any] = [config.get(key) for key in ("batch_size", "gradient_accumulation_steps", "num_processes")]
     return CardFacts(
@@ -108,7 +111,7 @@ def gather_facts(
         rank=rank,
         alpha=_first((int, float), stamp.get("alpha"), config.get("alpha"), rank) if lora else None,
         steps=_first(int, stamp.get("step"), None if config.get("epochs") else config.get("steps")),
-        global_batch=math.prod(counts) if all(isinstance(count, int) for count in counts) else None,
+        global_batch=math.prod(counts) if all(_first(int, count) for count in counts) else None,
         learning_rate=_first((int, float), config.get("learning_rate")),
         seed=_first(int, config.get("seed")),
         dataset_samples=_first(int, dataset.get("samples")),
@@ -118,20 +121,36 @@ def gather_facts(
     )
 
 
+_MOST, _MOST_SIDE = 10**15, 65_536
+
+
 def _first(kind: Any, *values: Any) -> Any:
-    """The first of ``values`` that is of ``kind``, or None."""
-    return next((value for value in values if isinstance(value, kind)), None)
+    """The first of ``values`` that is of ``kind``, or None; a number has to be one that could be meant."""
+    return next((value for value in values if isinstance(value, kind) and _is_meant(value)), None)
+
+
+def _is_meant(value: Any) -> bool:
+    return isinstance(value, str) or (not isinstance(value, bool) and abs(value) <= _MOST)
+
+
+class _Shape(Schema):
+    """What in a transformer's config tells the five models apart."""
+
+    in_channels: int
+    out_channels: int
+    patch_size_t: int | None = None
+    use_rotary_positional_embeddings: bool = False
 
 
 def _variant(kind: Kind, weights: Path, stamp: Mapping[str, Any], config: Mapping[str, Any]) -> Variant:
     if kind == "pipeline":
         return read_spec(weights).variant
     if kind == "transformer":
-        shape = read_json(weights / "config.json")
+        shape = read_as(weights / "config.json", _Shape)
         traits = (
-            shape.get("in_channels") == 2 * shape.get("out_channels", 0),
-            shape.get("patch_size_t") is not None,
-            bool(shape.get("use_rotary_positional_embeddings")),
+            shape.in_channels == 2 * shape.out_channels,
+            shape.patch_size_t is not None,
+            shape.use_rotary_positional_embeddings,
         )
         for row in VARIANTS.values():
             if (row.image_to_video, row.patch_size_t is not None, row.rotary) == traits:
@@ -147,6 +166,9 @@ def _variant(kind: Kind, weights: Path, stamp: Mapping[str, Any], config: Mappin
     )
 
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
 def _hub_id(model: str) -> str | None:
     """The Hub id of what a run calls its base model; None for one that is only on this machine."""
     row = published(model)
@@ -155,12 +177,12 @@ def _hub_id(model: str) -> str | None:
     parts = re.split(r"[/\\]", model.rstrip("/\\"))
     for part in parts:
         if part.startswith("models--"):  # a folder of the Hub's own cache
-            return part.removeprefix("models--").replace("--", "/")
-    is_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model) is not None
-    if is_id and not Path(model).exists():
+            named = part.removeprefix("models--").replace("--", "/")
+            return named if _HUB_ID.fullmatch(named) else None
+    if _HUB_ID.fullmatch(model) and not Path(model).exists():
         return model
-    named = (row.hub_id for row in VARIANTS.values() if row.hub_id.lower().endswith(f"/{parts[-1].lower()}"))
-    return next(named, None)
+    same = (row.hub_id for row in VARIANTS.values() if row.hub_id.lower().endswith(f"/{parts[-1].lower()}"))
+    return next(same, None)
 
 
 def model_card(facts: CardFacts) -> str:
@@ -177,9 +199,11 @@ def _metadata(facts: CardFacts) -> str:
     if facts.base_model is not None:
         extra["base_model_relation"] = "adapter" if lora else "finetune"
     if facts.trigger:
-        extra["instance_prompt"] = facts.trigger
+        extra["instance_prompt"] = _one_line(facts.trigger)
     if facts.samples:
-        extra["widget"] = [{"text": sample.prompt or "-", "output": {"url": sample.path}} for sample in facts.samples]
+        extra["widget"] = [
+            {"text": _seen(sample.prompt or "-"), "output": {"url": sample.path}} for sample in facts.samples
+        ]
     named = facts.variant.license == "other"
     data = ModelCardData(
         license=facts.variant.license,
@@ -200,7 +224,7 @@ def _sections(facts: CardFacts) -> list[str]:
     if facts.samples:
         sections.append("<Gallery />")
     if facts.trigger:
-        sections.append(f"## Trigger word\n\nPut `{facts.trigger}` into the prompt: each caption began with it.")
+        sections.append(f"## Trigger word\n\nPut {_code(facts.trigger)} into the prompt: each caption began with it.")
     sections.append(f"## Training\n\n{_table(facts)}")
     sections.append(f"## Use with cogtune\n\n{_cogtune_use(facts)}")
     sections.append(f"## Use with diffusers\n\n{_diffusers_use(facts)}")
@@ -211,8 +235,8 @@ def _sections(facts: CardFacts) -> list[str]:
 
 
 def _sample(sample: SampleVideo) -> str:
-    link = f"[{sample.path.rsplit('/', 1)[-1]}]({quote(sample.path)})"
-    return f"- {link}: {_one_line(sample.prompt)}" if sample.prompt else f"- {link}"
+    link = f"[{_plain(sample.path.rsplit('/', 1)[-1])}]({quote(sample.path)})"
+    return f"- {link}: {_plain(sample.prompt)}" if sample.prompt else f"- {link}"
 
 
 def _summary(facts: CardFacts) -> str:
@@ -233,7 +257,7 @@ def _table(facts: CardFacts) -> str:
         ("Base model", _base(facts)),
         ("Weights", kinds[facts.kind]),
         ("Training samples", facts.dataset_samples),
-        ("Dataset digest", facts.dataset_digest and f"`{facts.dataset_digest}`"),
+        ("Dataset digest", facts.dataset_digest and _code(facts.dataset_digest)),
         ("Steps", facts.steps),
         ("Samples per step", facts.global_batch),
         ("Frames x height x width", facts.size),
@@ -243,19 +267,45 @@ def _table(facts: CardFacts) -> str:
         ("Learning rate", None if facts.learning_rate is None else f"{facts.learning_rate:g}"),
         ("Precision", facts.precision),
         ("Seed", facts.seed),
-        ("cogtune", facts.cogtune_version),
+        ("cogtune", facts.cogtune_version and _plain(facts.cogtune_version)),
     ]
     known = [f"| {name} | {value} |" for name, value in rows if value is not None]
     return "\n".join(["| | |", "|---|---|", *known])
 
 
+_MOST_CHARACTERS = 2000
+
+
+def _seen(text: str) -> str:
+    """What anyone may have written, without characters that cannot be seen; a long text is cut."""
+    shown = harmless(text.strip())
+    return shown if len(shown) <= _MOST_CHARACTERS else f"{shown[:_MOST_CHARACTERS]}..."
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(_seen(text).split())
+
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~$:@-])")
+"""Characters that mean something to Markdown, or to what the Hub finds in it: formulas, links, names of users."""
+
+
+def _plain(text: str) -> str:
+    """``text`` as Markdown that shows it and nothing else."""
+    return _MARKUP.sub(r"\\\1", html.escape(_one_line(text), quote=False))
+
+
+def _code(text: str) -> str:
+    """``text`` as a code span, whatever it holds."""
+    line = _one_line(text).replace("|", "\u00a6")  # a bar would end the cell of a table even in code
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    pad = " " if "`" in line or not line else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
 
 
 def _prompt(facts: CardFacts) -> str:
     known = next((sample.prompt for sample in facts.samples if sample.prompt), None)
-    return known or facts.prompt or " ".join(filter(None, (facts.trigger, "a boat on a calm river at sunset")))
+    return _seen(known or facts.prompt or f"{facts.trigger or ''} a boat on a calm river at sunset")
 
 
 def _cogtune_use(facts: CardFacts) -> str:

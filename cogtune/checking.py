@@ -88,7 +88,7 @@ def _read(config: RunConfig) -> Dataset:
             video_column=config.video_column,
             image_column=config.image_column,
             allow_outside=config.allow_outside,
-            media=(config.cache_dir or config.data / ".cogtune") / "media",
+            media=caching.store_of(config).root / "media",
         ),
     )
 

@@ -166,7 +166,7 @@ def say(message: str) -> None:
 def emit(value: Any) -> None:
     """A JSON result on stdout, for programs."""
     plain = not (sys.stdout.encoding or "").lower().startswith("utf")
-    text = json.dumps(value, indent=2, ensure_ascii=plain)
+    text = json.dumps(value, indent=2, ensure_ascii=plain).translate(_IN_JSON)
     print(_in_characters_of(sys.stdout, text), flush=True)
 
 
@@ -206,7 +206,12 @@ def escape(text: str) -> str:
     return rich_escape(harmless(text))
 
 
-_COMMANDS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+_BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""Characters that change the direction of the text around them: with them, a name looks like another."""
+
+_CODES = (*(code for code in range(32) if chr(code) not in "\t\n"), *range(127, 160), 0x2028, 0x2029, *_BIDI)
+_COMMANDS = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _CODES}
+_IN_JSON = {code: f"\\u{code:04x}" for code in _CODES if code >= 32}  # JSON itself spells out the others
 
 
 def harmless(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from signal import SIGINT
 
@@ -59,6 +60,22 @@ class StoppedError(CogtuneError):
     def __init__(self, hint: str, *, signal: int) -> None:
         code = EXIT_INTERRUPTED if signal == SIGINT else 128 + signal
         super().__init__("stopped before the end", hint, exit_code=code)
+
+
+_ADVICE = re.compile(
+    r"weights_only|trust_remote_code|allow_pickle|safe_globals|still be loaded|arbitrary code|trust", re.I
+)
+"""What a library says to have a safeguard switched off, which would run code that a file holds."""
+
+_MOST_CHARACTERS = 400
+
+
+def said_by(error: BaseException) -> str:
+    """The first line of what a library says of its failure, without advice to switch a safeguard off."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    sentences = re.split(r"(?<=[.!?:;])\s+", lines[0]) if lines else []
+    said = " ".join(sentence for sentence in sentences if not _ADVICE.search(sentence)).rstrip(" :;")
+    return (said or type(error).__name__)[:_MOST_CHARACTERS]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -176,7 +177,9 @@ def read_json(path: Path) -> Any:
     """
     data = read_bytes(path, MOST_JSON)
     try:
-        value = json.loads(data)
+        value = json.loads(data.decode("utf-8-sig"))
+        if _is_deep(value):
+            raise RecursionError
         if b"\\ud" in data.lower():  # half a character can be read, and never be written again
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
@@ -225,6 +228,20 @@ def read_sealed(path: Path, hint: str = _RESTORE) -> dict[str, Any]:
     if not is_sealed(value):
         raise CogtuneError(f"{path} is damaged: it is not what cogtune wrote there", hint)
     return {key: item for key, item in value.items() if key != CHECKSUM}
+
+
+_MOST_LEVELS = 64
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects are nested beyond what any file of ours or of a model has."""
+    boxes = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MOST_LEVELS):
+        items = (item for box in boxes for item in (box.values() if isinstance(box, dict) else box))
+        boxes = [item for item in items if isinstance(item, dict | list)]
+        if not boxes:
+            return False
+    return True
 
 
 def partial_path(target: Path) -> Path:
@@ -408,6 +425,29 @@ def remove_partials(folder: Path) -> None:
                 path.unlink()
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete unfinished files that :func:`write_atomic` left in ``folder`` when its process was killed.
+
+    Args:
+        name: of the files that were being written; any by default.
+    """
+    for path in folder.glob(f".{glob.escape(name) if name != '*' else name}.*{PARTIAL_SUFFIX}"):
+        made = re.search(r"\.(\d{1,10})-[0-9a-f]{8}\.partial$", path.name)
+        if made and not _is_alive(int(made[1])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def digest(value: Any) -> str:

@@ -17,7 +17,7 @@ from cogtune.data.frames import load_image
 from cogtune.data.images import transparency_warning
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import explained, read_json
+from cogtune.files import explained, read_json, remove_leftovers
 from cogtune.geometry import Size
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.locate import loading, locate
@@ -309,9 +309,11 @@ def generate(
         CogtuneError: as :func:`fill_in`, or the image cannot be read, or the video not be written; what can be seen of
             that is told first.
     """
-    _check_output(output or free_name(Path(VIDEO_NAME)), force=force)
+    target = output or free_name(Path(VIDEO_NAME))
+    _check_output(target, force=force)
+    remove_leftovers(target.parent, target.name)
     recipe = fill_in(request)
-    if recipe.image is not None and (warning := transparency_warning(recipe.image)):
+    if request.image is not None and (warning := transparency_warning(request.image)):
         console.warn(warning)
     frames = sample(load_pipeline(recipe), recipe, request, on_step)
     video = output or Path(VIDEO_NAME)

@@ -17,7 +17,7 @@ from cogtune import console, process
 from cogtune.checkpoints import checkpoints, stamp
 from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError
-from cogtune.files import explained, write_json, write_text
+from cogtune.files import explained, remove_leftovers, write_json, write_text
 from cogtune.launch_configs import accelerate_config, deepspeed_config, machines_missing, meeting_point, meeting_port
 from cogtune.plan import Plan
 from cogtune.process import Report
@@ -123,6 +123,7 @@ def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFile
     files = LaunchFiles(config.output / folder)
     with explained(files.folder):
         files.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(files.folder)
     deepspeed = deepspeed_config(config)
     if deepspeed is None:
         files.deepspeed.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cogtune import console
+from cogtune.containment import open_in_place, refuse_links_out
 from cogtune.errors import CogtuneError
 from cogtune.files import explained
 
@@ -66,12 +67,13 @@ def alone_in(folder: Path, name: str = LOCK, *, wait: bool = False, waiting: str
         waiting: what is said of that, when it takes longer than a moment.
 
     Raises:
-        CogtuneError: another process holds it.
+        CogtuneError: another process holds it, or a link in it leads out of it.
     """
     path = folder / name
     with explained(path):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = path.open("w")
+    refuse_links_out(folder)
+    handle = open_in_place(path)
     with handle:
         if not _held(handle, _UNTOLD if wait else 0.0):
             if not wait:

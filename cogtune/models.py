@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cogtune.errors import CogtuneError, UsageError, did_you_mean
-from cogtune.files import digest, explained, read_json
+from cogtune.files import digest, explained
 from cogtune.geometry import FRAME_STEP, SPATIAL_COMPRESSION, Size, legal_frame_counts
+from cogtune.model_configs import Configs, read_index
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -327,7 +328,7 @@ def read_spec(folder: Path) -> ModelSpec:
     """What the configs of the diffusers checkpoint in ``folder`` say.
 
     Raises:
-        CogtuneError: the folder is not a CogVideoX checkpoint, or a config lacks a field.
+        CogtuneError: the folder is not a CogVideoX checkpoint, or with every wrong value in its configs.
     """
     index = folder / "model_index.json"
     if not index.is_file():
@@ -335,43 +336,36 @@ def read_spec(folder: Path) -> ModelSpec:
             f"{folder} is not a diffusers checkpoint: it has no model_index.json",
             _whole_or_part(folder),
         )
-    pipeline = str(read_json(index).get("_class_name", ""))
+    pipeline, _ = read_index(index)
     if not pipeline.startswith("CogVideoX"):
         raise CogtuneError(
             f"{folder} is a {pipeline or 'nameless'} checkpoint, not a CogVideoX one",
             f"cogtune fine-tunes {', '.join(VARIANTS)}",
         )
-    transformer = read_json(folder / "transformer" / "config.json")
-    vae = read_json(folder / "vae" / "config.json")
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    try:
-        return ModelSpec(
-            num_layers=transformer["num_layers"],
-            num_attention_heads=transformer["num_attention_heads"],
-            attention_head_dim=transformer["attention_head_dim"],
-            in_channels=transformer["in_channels"],
-            out_channels=transformer["out_channels"],
-            patch_size=transformer["patch_size"],
-            patch_size_t=transformer.get("patch_size_t"),
-            text_embed_dim=transformer["text_embed_dim"],
-            max_text_seq_length=transformer["max_text_seq_length"],
-            sample_height=transformer["sample_height"],
-            sample_width=transformer["sample_width"],
-            sample_frames=transformer["sample_frames"],
-            rotary=transformer["use_rotary_positional_embeddings"],
-            learned_positions=transformer.get("use_learned_positional_embeddings", False),
-            ofs_embed_dim=transformer.get("ofs_embed_dim"),
-            scaling_factor=vae["scaling_factor"],
-            invert_scale_latents=vae.get("invert_scale_latents", False),
-            num_train_timesteps=scheduler["num_train_timesteps"],
-            snr_shift_scale=scheduler["snr_shift_scale"],
-            time_embed_dim=transformer.get("time_embed_dim", TIME_EMBED_DIM),
-        )
-    except KeyError as error:
-        raise CogtuneError(
-            f"a config of {folder} has no field {error}",
-            "download the checkpoint again: its configs are incomplete",
-        ) from error
+    configs = Configs(folder)
+    transformer = configs.transformer
+    return ModelSpec(
+        num_layers=transformer.num_layers,
+        num_attention_heads=transformer.num_attention_heads,
+        attention_head_dim=transformer.attention_head_dim,
+        in_channels=transformer.in_channels,
+        out_channels=transformer.out_channels,
+        patch_size=transformer.patch_size,
+        patch_size_t=transformer.patch_size_t,
+        text_embed_dim=transformer.text_embed_dim,
+        max_text_seq_length=transformer.max_text_seq_length,
+        sample_height=transformer.sample_height,
+        sample_width=transformer.sample_width,
+        sample_frames=transformer.sample_frames,
+        rotary=transformer.use_rotary_positional_embeddings,
+        learned_positions=transformer.use_learned_positional_embeddings,
+        ofs_embed_dim=transformer.ofs_embed_dim,
+        scaling_factor=configs.vae.scaling_factor,
+        invert_scale_latents=configs.vae.invert_scale_latents,
+        num_train_timesteps=configs.scheduler.num_train_timesteps,
+        snr_shift_scale=configs.scheduler.snr_shift_scale,
+        time_embed_dim=transformer.time_embed_dim,
+    )
 
 
 _WHOLE_BELOW = 64 << 20

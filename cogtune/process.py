@@ -26,7 +26,7 @@ from typing import Any, Literal, TextIO
 
 from cogtune import children, console
 from cogtune.children import GRACE, PARENT_PID
-from cogtune.errors import EXIT_FAILURE, CogtuneError, StoppedError
+from cogtune.errors import EXIT_FAILURE, CogtuneError, StoppedError, said_by
 from cogtune.files import explained, write_text
 from cogtune.safe_path import STANDARD_LIBRARY
 
@@ -222,11 +222,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _in_words(error: Exception, log: Path) -> CogtuneError:
-    first_line = (str(error).splitlines() or [""])[0]
     hint = f"the whole traceback is in {log}"
     if is_out_of_memory(error):
         hint = "use a smaller --size, or a preset with offload: see `cogtune presets`"
-    return CogtuneError(f"{type(error).__name__}: {first_line}", hint)
+    return CogtuneError(f"{type(error).__name__}: {said_by(error)}", hint)
 
 
 def watch(

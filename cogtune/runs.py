@@ -13,6 +13,7 @@ from cogtune import caching, console, launch
 from cogtune.checking import checked_dataset, read_for_training, watched_by, with_data_here
 from cogtune.checkpoints import after, check_fits, checkpoints, choose, read_state
 from cogtune.config import RunConfig
+from cogtune.containment import refuse_links_out
 from cogtune.data.cache import Store
 from cogtune.data.frames import FrameSettings
 from cogtune.data.index import Index, Todo, caption_of
@@ -193,6 +194,7 @@ def get_ready(
     start_from = None if resume is None else choose(resume, config.output)
     if not overwrite:
         _refuse_to_overwrite(config.output, start_from)
+    refuse_links_out(config.output)
     checkpoint = locate(config.model, weights=not dry_run)
     spec = read_spec(checkpoint)
     began_with = None

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cogtune import console
 from cogtune.errors import CogtuneError
-from cogtune.files import read_json, write_json
+from cogtune.files import read_bytes, read_json, write_json
+from cogtune.reading import Schema, problems_in, refuse
 
 FOLDER = "samples"
 """In a run's folder."""
@@ -54,22 +56,38 @@ def write_list(folder: Path, entries: Sequence[SampleEntry]) -> None:
 
 
 def read_list(folder: Path) -> Iterator[SampleEntry]:
-    """What the videos in the folder of a step show; what is damaged, gone or elsewhere is left out."""
-    try:
-        value = read_json(folder / LIST_NAME)
-    except CogtuneError:
+    """What the videos in the folder of a step show; those that are gone or elsewhere are left out.
+
+    A damaged list is warned of, and none of it is taken.
+    """
+    path = folder / LIST_NAME
+    if not path.exists():
         return
-    for entry in value if isinstance(value, list) else ():
-        if not isinstance(entry, dict):
-            continue
-        name, image, seed = str(entry.get("file", "")), entry.get("image"), entry.get("seed")
-        if Path(name).name == name and (folder / name).is_file():
-            yield SampleEntry(
-                str(entry.get("prompt", "")),
-                str(image) if image else None,
-                seed if isinstance(seed, int) else None,
-                name,
-            )
+    try:
+        value = read_json(path)
+        values = value if isinstance(value, list) else [value]
+        refuse((f"{path}: {problem}" for entry in values for problem in problems_in(entry, _Entry)), "")
+    except CogtuneError as error:
+        for problem in error.details or (error.message,):
+            console.warn(f"sample videos are left out: {problem}")
+        return
+    for entry in map(_Entry.model_validate, values):
+        if Path(entry.file).name == entry.file and (folder / entry.file).is_file():
+            yield SampleEntry(entry.prompt, entry.image, entry.seed, entry.file)
+
+
+class _Entry(Schema):
+    """What the list says of one video."""
+
+    file: str
+    prompt: str = ""
+    image: str | None = None
+    seed: int | None = None
+
+
+def said_of(video: Path) -> list[Path]:
+    """The files that :func:`prompt_of` reads for a video, as far as they are there."""
+    return [path for path in (video.parent / LIST_NAME, video.with_suffix(".txt")) if path.is_file()]
 
 
 def prompt_of(video: Path) -> str | None:
@@ -78,4 +96,4 @@ def prompt_of(video: Path) -> str | None:
         if entry.file == video.name:
             return entry.prompt.strip() or None
     text = video.with_suffix(".txt")
-    return text.read_text(encoding="utf-8", errors="replace").strip() or None if text.is_file() else None
+    return read_bytes(text, 1 << 20).decode(errors="replace").strip() or None if text.is_file() else None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +33,8 @@ from cogtune.errors import CogtuneError, UsageError
 from cogtune.geometry import Size
 from cogtune.hub import push
 from cogtune.hub.public import public_file
+from cogtune.hub.redaction import redacted
+from cogtune.model_configs import COMPONENTS
 from cogtune.models import LORA_WEIGHTS_NAME as LORA
 from cogtune.models import VARIANTS
 from cogtune.resolving import resolve
@@ -350,10 +354,10 @@ def test_a_full_fine_tune(hub: Hub, tmp_path: Path) -> None:
     push(out, REPO)
     files = files_of(hub)
     assert [path for path in files if path.startswith("transformer/")] == [
+        "transformer/config.json",
         "transformer/diffusion_pytorch_model-00001-of-00002.safetensors",
         "transformer/diffusion_pytorch_model-00002-of-00002.safetensors",
         "transformer/diffusion_pytorch_model.safetensors.index.json",
-        "transformer/config.json",
     ]
     assert len(files) == 4 + 2 + 2
     config = json.loads(files["transformer/config.json"])
@@ -381,7 +385,9 @@ def write_pipeline(folder: Path) -> Path:
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | spec))
     names = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-    index = {"_class_name": "CogVideoXPipeline", "_name_or_path": "/home/anna/base"} | {n: ["x", "Y"] for n in names}
+    index = {"_class_name": "CogVideoXPipeline", "_name_or_path": "/home/anna/base"} | {
+        name: [COMPONENTS[name][0], "Y"] for name in names
+    }
     (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "merge.json").write_text('{"step": 300, "cogtune": "0.1.0", "checkpoint": "checkpoint-300"}')
     base = folder.parent / "base"
@@ -402,7 +408,12 @@ def write_pipeline(folder: Path) -> Path:
 
 def test_a_merged_pipeline_with_linked_components(hub: Hub, tmp_path: Path) -> None:
     out = write_run(tmp_path / "out", type="sft", strategy="zero3", num_processes=4)
-    push(write_pipeline(out / "checkpoint-300-merged"), REPO)
+    merged = write_pipeline(out / "checkpoint-300-merged")
+    error = failure(merged)
+    assert error.message == f"4 links lead out of {merged}"
+    assert "--allow-outside" in error.hint
+    assert REPO not in hub.repositories
+    push(merged, REPO, allow_outside=True)
     files = files_of(hub)
     assert sorted(path for path in files if not path.startswith("samples/step-000100/")) == [
         "README.md",
@@ -608,12 +619,215 @@ def test_missing_pieces_are_named_all_at_once(tmp_path: Path) -> None:
     folder = write_pipeline(tmp_path / "merged")
     (folder / "transformer" / "diffusion_pytorch_model-00001-of-00002.safetensors").unlink()
     (folder / "vae").unlink()
-    error = failure(folder)
+    error = failure(folder, allow_outside=True)
     assert error.details == (
         "transformer/diffusion_pytorch_model-00001-of-00002.safetensors is missing, "
         "and diffusion_pytorch_model.safetensors.index.json names it",
         "vae/ is missing or empty, and model_index.json names it",
     )
+
+
+# --------------------------------------------------------------------------------- folders of other people
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """A merged folder with copies of its base model's components."""
+    folder = write_pipeline(tmp_path / "merged")
+    for name in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        linked = (folder / name).resolve()
+        (folder / name).unlink()
+        shutil.copytree(linked, folder / name)
+    return folder
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    """A folder that is nobody else's business, with files of every name that a push takes."""
+    folder = tmp_path / "private"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer_config.json", "id_rsa", "notes.txt", "run.yaml", "state.json"):
+        (folder / name).write_text('{"secret": "of anna"}')
+    save_file({"secret": np.ones(2, np.float32)}, folder / "model.safetensors")
+    save_file({"secret": np.ones(2, np.float32)}, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name", [".", "..", "ABSOLUTE", "vae/../../private", "private", "", "scheduler/"])
+def test_a_component_is_one_that_a_pipeline_has(hub: Hub, pipeline: Path, private: Path, name: str) -> None:
+    index = json.loads((pipeline / "model_index.json").read_text())
+    index[str(private) if name == "ABSOLUTE" else name] = ["diffusers", "AutoencoderKLCogVideoX"]
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    error = failure(pipeline)
+    assert str(pipeline / "model_index.json") in error.message
+    assert "is no component of a CogVideoX pipeline" in error.message
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("value", [["os", "system"], ["diffusers"], ["diffusers", 5], [None, "X"], [["a"], "b"]])
+def test_a_component_is_a_class_of_its_library(hub: Hub, pipeline: Path, value: list[Any]) -> None:
+    index = json.loads((pipeline / "model_index.json").read_text())
+    (pipeline / "model_index.json").write_text(json.dumps(index | {"vae": value}))
+    assert "model_index.json: vae:" in failure(pipeline).message
+    assert hub.requests == []
+
+
+def test_only_what_a_component_is_made_of_goes_along(hub: Hub, pipeline: Path) -> None:
+    stray = ("notes.txt", "secrets.json", "passwords.model", "other.safetensors", "model.bin", "config.json.bak")
+    for component in ("transformer", "vae", "text_encoder", "tokenizer", "scheduler"):
+        for name in stray:
+            (pipeline / component / name).write_bytes(b"private")
+    result = push(pipeline, REPO)
+    assert not any(path.endswith(stray) for path in files_of(hub))
+    left_out = next(note for note in result.notes if note.startswith("not published"))
+    assert left_out.count("/") == 5 * len(stray) + 1  # and text_encoder/pytorch_model.bin
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "vae",
+        "vae/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer_config.json",
+        "transformer/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "merge.json",
+    ],
+)
+def test_nothing_is_published_through_a_link_out(hub: Hub, pipeline: Path, private: Path, place: str) -> None:
+    path = pipeline / place
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    targets = {"vae": private, "merge.json": private / "state.json"}
+    path.symlink_to(targets.get(place, private / ("model.safetensors" if "safetensors" in place else "config.json")))
+    error = failure(pipeline)
+    assert f"{path} is a link to {private}" in error.message
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("place", "target"),
+    [
+        ("samples/step-000500/boat.mp4", "id_rsa"),
+        ("samples/step-000500/boat.txt", "notes.txt"),
+        ("samples/step-000500", ""),
+        ("samples", ""),
+        ("run.yaml", "run.yaml"),
+        (LORA, "model.safetensors"),
+    ],
+)
+def test_a_run_is_published_without_what_links_bring_in(
+    hub: Hub, run: Path, private: Path, place: str, target: str
+) -> None:
+    path = run / place
+    if target == "":
+        (private / "step-000500").mkdir()
+        (private / "step-000500" / "boat.mp4").write_bytes(b"private")
+        (private / "boat.mp4").write_bytes(b"private")
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(private / target)
+    error = failure(run)
+    assert str(private) in str(error)
+    assert "--allow-outside" in error.hint
+    assert hub.requests == []
+
+
+def test_a_link_that_stays_inside_is_published(hub: Hub, run: Path) -> None:
+    video = run / "samples" / "step-000500" / "boat.mp4"
+    shutil.move(video, run / "boat.mp4")
+    video.symlink_to(run / "boat.mp4")
+    push(run, REPO)
+    assert files_of(hub)["samples/step-000500/boat.mp4"] == (run / "boat.mp4").read_bytes()
+
+
+def test_everything_is_listed_before_anything_is_sent(hub: Hub, run: Path) -> None:
+    told: list[tuple[int, list[str]]] = []
+    result = push(run, REPO, tell=lambda files: told.append((len(hub.requests), [path for path, _ in files])))
+    assert told == [(0, [path for path, _ in result.files])]
+    assert hub.requests
+
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "upper": str.upper,
+    "reversed": lambda token: token[::-1],
+    "base64": lambda token: base64.b64encode(token.encode()).decode(),
+    "base64 of a header": lambda token: base64.b64encode(f"Bearer {token}".encode()).decode(),
+    "base64 of a login": lambda token: base64.b64encode(f"anna:{token}:x".encode()).decode(),
+    "base64 for URLs": lambda token: base64.urlsafe_b64encode(f"??>{token}".encode()).decode(),
+    "base64 twice": lambda token: base64.b64encode(base64.b64encode(token.encode())).decode(),
+    "base32": lambda token: base64.b32encode(f"ab{token}".encode()).decode(),
+    "hex": lambda token: token.encode().hex(),
+    "HEX": lambda token: token.encode().hex().upper(),
+    "percent": lambda token: "".join(f"%{byte:02x}" for byte in token.encode()),
+    "JSON": lambda token: json.dumps({"authorization": f"Bearer {token}"}),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_the_token_is_taken_out_of_a_hubs_words_however_it_is_spelled(spelling: str) -> None:
+    echoed = SPELLINGS[spelling](TOKEN)
+    said = redacted(f"bad request by {echoed} for {REPO}", TOKEN, (REPO,))
+    assert REPO in said
+    assert "***" in said
+    inner = echoed[echoed.find(TOKEN) if TOKEN in echoed else 10 : -4]  # what else is around it may stay
+    for piece in (inner[at : at + 8] for at in range(len(inner) - 8)):
+        assert piece not in said
+
+
+def test_words_without_a_token_stay(run: Path) -> None:
+    said = (
+        f"Repository {REPO} is over its quota of 100000000000 bytes: see https://huggingface.co/docs/hub/storage-limits"
+    )
+    assert redacted(said, TOKEN, (REPO,)) == said
+
+
+HOSTILE_TEXT = (
+    "<img src=x onerror=alert(1)> <script>alert(2)</script> [click](javascript:alert(3)) ![p](https://evil.example/x) "
+    "| a | b |\n\n# Heading\n```\n<b>bold</b>\n---\n<https://evil.example> `code` **strong** @anna $x$ "
+    "\u202egnp.exe\x1b[31m\x9b\x7f"
+)
+
+
+@pytest.mark.parametrize("field", ["prompt", "trigger", "dataset_digest", "cogtune_version", "sample", "name"])
+def test_what_others_wrote_is_text_in_the_card(field: str) -> None:
+    from markdown_it import MarkdownIt
+
+    usual = SampleVideo("samples/a.mp4", "a mill")
+    changes: dict[str, dict[str, Any]] = {
+        "sample": {"samples": (SampleVideo("samples/a.mp4", HOSTILE_TEXT),)},
+        "name": {"samples": (SampleVideo("samples/<b>](x) [y](z.mp4", "a mill"),)},
+    }
+    plain = model_card(card_facts("5b", samples=(usual,), trigger="x", prompt="p"))
+    card = model_card(card_facts("5b", **({"samples": (usual,)} | changes.get(field, {field: HOSTILE_TEXT}))))
+    assert not set(card) & set("\u202e\x1b\x9b\x7f")
+    assert ModelCard(card).data.to_dict()["base_model"] == "THUDM/CogVideoX-5b"
+    render = MarkdownIt("commonmark", {"html": True}).enable("table").render
+
+    def markup(text: str) -> list[str]:
+        body = text.split("\n---\n", 1)[1]
+        return sorted(set(re.findall(r"<[a-z][^>]*>", render(body))))
+
+    added = [tag for tag in markup(card) if tag not in markup(plain)]
+    assert added == ([] if field != "name" else [tag for tag in added if tag.startswith('<a href="samples/')])
+
+
+@pytest.mark.parametrize(
+    ("stamp", "config"),
+    [
+        ({"step": "x", "rank": [], "alpha": "8", "size": {}, "fps": None, "dataset": []}, {}),
+        ({"step": True, "rank": 10**400, "alpha": float("nan"), "size": "9" * 4000 + "x1x1"}, {"seed": 10**400}),
+        ({"dataset": {"samples": {}, "digest": 5}, "prompt": 5, "version": None, "precision": []}, {"batch_size": "x"}),
+        ({"base_model": "models--<script>--x", "id_token": 5}, {"learning_rate": float("inf"), "model": 5}),
+    ],
+)
+def test_a_stamp_of_other_types_is_left_out_of_the_card(
+    tmp_path: Path, stamp: dict[str, Any], config: dict[str, Any]
+) -> None:
+    card = model_card(gather_facts(REPO, "lora", tmp_path, {"variant": "5b"} | stamp, config))
+    assert "nan" not in card
+    assert "inf |" not in card
+    assert "<script>" not in card
+    assert len(card) < 5000
 
 
 def test_pushing_needs_no_torch(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,9 @@ def push(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Upload also what links bring in from outside of the folder.")
+    ] = False,
 ) -> None:
     """Upload weights, a model card and sample videos to the Hugging Face Hub.
 
@@ -32,9 +36,21 @@ def push(
     """
     from cogtune import hub
 
-    result = hub.push(run, repo_id, private=private, token=token, revision=revision, message=message, dry_run=dry_run)
-    for path, size in result.files:
-        console.note(f"{path}  {size:,} bytes")
+    def listed(files: Sequence[tuple[str, int]]) -> None:
+        for path, size in files:
+            console.note(f"{path}  {size:,} bytes")
+
+    result = hub.push(
+        run,
+        repo_id,
+        private=private,
+        token=token,
+        revision=revision,
+        message=message,
+        dry_run=dry_run,
+        allow_outside=allow_outside,
+        tell=listed,
+    )
     for remark in result.notes:
         console.note(remark)
     console.say(f"would be uploaded to {result.url}" if dry_run else result.url)

@@ -50,9 +50,10 @@ class Store:
         return self.root / kind / key[:2] / f"{key}{_SUFFIX}"
 
     def holds(self, kind: Kind, key: str) -> bool:
-        """Whether a whole entry is there: its length is the one its header promises."""
+        """Whether a whole entry is there: its length is the one its header promises. A link is none, nor is a pipe."""
         try:
-            with self.path(kind, key).open("rb") as handle:
+            descriptor = os.open(self.path(kind, key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as handle:
                 size = os.fstat(handle.fileno()).st_size
                 (length,) = struct.unpack("<Q", handle.read(8))
                 if length > size - 8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -16,6 +17,12 @@ from cogtune.files import digest_file, explained, read_json, write_text
 
 Stamp = tuple[int, int]
 """Size in bytes and modification time in nanoseconds: a fact holds as long as its file has the same."""
+
+
+def _checksum(text: str) -> str:
+    """32 hexadecimal digits: a flipped byte in the file must not give a clip another length, or another digest."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
 
 _TOLD = {field.name for field in fields(VideoInfo)}
 
@@ -118,7 +125,8 @@ class Facts:
             CogtuneError: the file cannot be written.
         """
         if self._learned and self.path:
-            write_text(self.path, json.dumps(self._all(), ensure_ascii=False) + "\n")
+            known = json.dumps(self._all())
+            write_text(self.path, f'{{"checksum": "{_checksum(known)}", "files": {known}}}\n')
             self._learned = False
 
     def _all(self) -> dict[str, dict[str, Any]]:
@@ -126,7 +134,8 @@ class Facts:
             assert self.path is not None  # else there would be no need to read
             try:
                 read = read_json(self.path)
-                self._known = {path: facts for path, facts in read.items() if isinstance(facts, dict)}
-            except (CogtuneError, AttributeError):  # absent or damaged
+                whole = read["checksum"] == _checksum(json.dumps(read["files"]))
+                self._known = read["files"] if whole else {}
+            except (CogtuneError, LookupError, TypeError):  # absent or damaged
                 self._known = {}
         return self._known

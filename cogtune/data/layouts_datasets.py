@@ -19,7 +19,7 @@ from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.folder import Folder
 from cogtune.data.layouts import Content, Entry, Layout, shortened, to_samples
 from cogtune.data.layouts_rows import USUAL_NAMES, choose_columns, entry_of
-from cogtune.errors import CogtuneError
+from cogtune.errors import CogtuneError, said_by
 from cogtune.files import explained, read_json, write_atomic
 
 SAVED = ("state.json", "dataset_dict.json")
@@ -232,9 +232,9 @@ def _load(folder: Folder, media: Path) -> tuple[str, Any]:
     except CogtuneError:
         raise
     except Exception as error:  # its builders raise whatever they like
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CogtuneError(
-            f"the datasets library cannot read {root}: {reason}", "see that datasets.load_dataset reads that folder"
+            f"the datasets library cannot read {root}: {said_by(error)}",
+            "see that datasets.load_dataset reads that folder",
         ) from error
     finally:
         if bars:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cogtune.card import SampleVideo, gather_facts, model_card
 from cogtune.hub.local import (
+    Weights,
     check_tensors,
     find_weights,
     newest_samples,
     read_stamp,
+    refuse_files_elsewhere,
     run_folder,
+    stamp_beside,
     weight_files,
 )
 from cogtune.hub.public import public_file, public_run_yaml
 from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address, upload
 from cogtune.resolving import read_mapping
-from cogtune.sample_videos import prompt_of
+from cogtune.sample_videos import prompt_of, said_of
 
 __all__ = ["PushResult", "push"]
 
@@ -50,6 +54,8 @@ def push(
     revision: str | None = None,
     message: str = MESSAGE,
     dry_run: bool = False,
+    allow_outside: bool = False,
+    tell: Callable[[Sequence[tuple[str, int]]], None] = lambda _files: None,
 ) -> PushResult:
     """Publish weights, model card, cleaned ``run.yaml`` and sample videos in one commit.
 
@@ -61,6 +67,8 @@ def push(
         revision: branch to commit to, made when it is not there; by default main.
         message: title of the commit.
         dry_run: check and list everything, and touch no network.
+        allow_outside: publish also what links bring in from outside of the run's folder.
+        tell: called before anything is sent, with path and size of each file.
 
     Raises:
         UsageError: ``repo_id`` is not one.
@@ -69,12 +77,22 @@ def push(
     """
     check_repo_id(repo_id)
     weights, notes = find_weights(run)
-    sources = weight_files(weights)
+    folder = run_folder(run)
+    if not allow_outside:
+        _refuse_files_elsewhere(run, folder, weights)
+    sources, left_out = weight_files(weights)
+    if run.is_dir() and not allow_outside:
+        refuse_files_elsewhere(sources.values(), run)
+    if left_out:
+        notes.append(f"not published, since no pipeline reads them: {', '.join(left_out)}")
     check_tensors(sources)
     stamp = read_stamp(weights)
-    folder = run_folder(run)
     config = read_mapping(folder / "run.yaml") if folder else {}
     videos = newest_samples(folder, stamp.get("step")) if folder else {}
+    if folder and not allow_outside:
+        refuse_files_elsewhere(
+            [*videos.values(), *(file for video in videos.values() for file in said_of(video))], folder
+        )
     samples = tuple(SampleVideo(path, prompt_of(video)) for path, video in videos.items())
     facts = gather_facts(repo_id, weights.kind, weights.path, stamp, config, samples)
 
@@ -90,6 +108,7 @@ def push(
         files = tuple(
             (path, len(item) if isinstance(item, bytes) else item.stat().st_size) for path, item in contents.items()
         )
+        tell(files)
         if dry_run:
             return PushResult(url, files, None, notes=tuple(notes))
         value, origin = access_token(token)
@@ -100,3 +119,13 @@ def push(
             origin,
         )
     return PushResult(url, files, commit, removed, (*notes, *remarks))
+
+
+def _refuse_files_elsewhere(run: Path, folder: Path | None, weights: Weights) -> None:
+    """Refuse a run of which a link that leads out is read; a LoRA file that is named itself may be one."""
+    if run.is_dir():
+        within = sorted(weights.path.rglob("*")) if weights.path.is_dir() else []
+        refuse_files_elsewhere([weights.path, *(path for path in within if path.is_symlink())], run)
+    for file in (stamp_beside(weights), folder and folder / "run.yaml"):
+        if file is not None:
+            refuse_files_elsewhere([file], file.parent)

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cogtune.card import Kind
 from cogtune.checkpoints import STATE_NAME, checkpoints
+from cogtune.containment import leads_out, refuse_links
 from cogtune.errors import CogtuneError
-from cogtune.files import explained, read_json
+from cogtune.files import explained
+from cogtune.model_configs import read_index
 from cogtune.models import LORA_WEIGHTS_NAME
+from cogtune.reading import Schema, read_as, read_object
 from cogtune.sample_videos import FOLDER, step_folders
 
 INDEX_SUFFIX = ".safetensors.index.json"
 """How the name of the list of shards of one model ends."""
 
-_COMPONENT_SUFFIXES = (".json", ".safetensors", ".model", ".txt")
+_SHARD = r"(?:-\d{5}-of-\d{5})?\.safetensors|\.safetensors\.index\.json"
+_DIFFUSERS_MODEL = re.compile(rf"config\.json|diffusion_pytorch_model(?:{_SHARD})")
+_FILES = {
+    "transformer": _DIFFUSERS_MODEL,
+    "vae": _DIFFUSERS_MODEL,
+    "scheduler": re.compile(r"scheduler_config\.json"),
+    "text_encoder": re.compile(rf"config\.json|generation_config\.json|model(?:{_SHARD})"),
+    "tokenizer": re.compile(r"(?:tokenizer_config|special_tokens_map|added_tokens|tokenizer)\.json|spiece\.model"),
+}
+"""What diffusers and transformers save of each component; nothing else is published."""
 
 
 @dataclass(frozen=True)
@@ -80,41 +93,48 @@ def _weights_in(folder: Path) -> Weights | None:
     return None
 
 
-def weight_files(weights: Weights) -> dict[str, Path]:
-    """Path in the repository and on disk of every file that belongs to the weights.
+class ShardIndex(Schema):
+    """The list of the shards of one model."""
+
+    weight_map: dict[str, str]
+
+
+def weight_files(weights: Weights) -> tuple[dict[str, Path], list[str]]:
+    """Path in the repository and on disk of every file that belongs to the weights; and what lies beside and does not.
 
     Raises:
         CogtuneError: a component or a shard is missing; all that are missing are named.
     """
     if weights.kind == "lora":
-        return {LORA_WEIGHTS_NAME: weights.path}
+        return {LORA_WEIGHTS_NAME: weights.path}, []
     problems: list[str] = []
+    left_out: list[str] = []
     if weights.kind == "transformer":
-        files = _component("transformer", weights.path, problems, (".safetensors", INDEX_SUFFIX))
-        files["transformer/config.json"] = weights.path / "config.json"
+        files = _component("transformer", weights.path, problems, left_out)
     else:
         files = {"model_index.json": weights.path / "model_index.json"}
-        for name, value in read_json(files["model_index.json"]).items():
-            if not isinstance(value, list) or value[0] is None:
-                continue
+        for name in read_index(files["model_index.json"])[1]:
             folder = weights.path / name
-            found = _component(name, folder, problems, _COMPONENT_SUFFIXES) if folder.is_dir() else {}
+            found = _component(name, folder, problems, left_out) if folder.is_dir() else {}
             if not found:
                 problems.append(f"{name}/ is missing or empty, and model_index.json names it")
             files |= found
     if problems:
         raise CogtuneError(f"the weights in {weights.path} are not complete", "make the folder again", details=problems)
-    return files
+    return files, left_out
 
 
-def _component(name: str, folder: Path, problems: list[str], suffixes: tuple[str, ...]) -> dict[str, Path]:
-    files = {
-        f"{name}/{path.name}": path
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name.endswith(suffixes) and not path.name.startswith(".")
-    }
+def _component(name: str, folder: Path, problems: list[str], left_out: list[str]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_file():
+            continue
+        if _FILES[name].fullmatch(path.name):
+            files[f"{name}/{path.name}"] = path
+        elif not path.name.startswith("."):
+            left_out.append(f"{name}/{path.name}")
     for index in [path for path in files.values() if path.name.endswith(INDEX_SUFFIX)]:
-        shards = set(read_json(index).get("weight_map", {}).values())
+        shards = set(read_as(index, ShardIndex).weight_map.values())
         problems += [
             f"{name}/{shard} is missing, and {index.name} names it"
             for shard in sorted(shards)
@@ -164,7 +184,7 @@ def run_folder(run: Path) -> Path | None:
     return None
 
 
-def newest_samples(run: Path, step: int | None) -> dict[str, Path]:
+def newest_samples(run: Path, step: object) -> dict[str, Path]:
     """The videos of the newest ``samples/step-N`` up to ``step``, by their path in the repository.
 
     Where there are no such folders, those in ``samples/``.
@@ -172,7 +192,7 @@ def newest_samples(run: Path, step: int | None) -> dict[str, Path]:
     by_step = dict(step_folders(run))
     folder = run / FOLDER
     if by_step:
-        reached = [number for number in by_step if step is None or number <= step]
+        reached = [number for number in by_step if not isinstance(step, int) or number <= step]
         if not reached:
             return {}
         folder = by_step[max(reached)]
@@ -180,17 +200,35 @@ def newest_samples(run: Path, step: int | None) -> dict[str, Path]:
     return {path.relative_to(run).as_posix(): path for path in videos}
 
 
+def stamp_beside(weights: Weights) -> Path | None:
+    """The file in which cogtune wrote about the run that the weights come from; None when there is none."""
+    if weights.kind == "lora":
+        return None
+    state, merged = weights.path.parent / STATE_NAME, weights.path / "merge.json"
+    if weights.kind == "transformer" and state.is_file():
+        return state
+    return merged if merged.is_file() else None
+
+
 def read_stamp(weights: Weights) -> dict[str, Any]:
     """What cogtune wrote about the run beside or inside the weights; empty when another program made them."""
     if weights.kind == "lora":
         return json_object(header_metadata(weights.path).get("cogtune", "")) or {}
-    state, merged = weights.path.parent / STATE_NAME, weights.path / "merge.json"
-    if weights.kind == "transformer" and state.is_file():
-        return dict(read_json(state))
-    if merged.is_file():
-        record = read_json(merged)
-        return {"step": record.get("step"), "version": record.get("cogtune")}
-    return {}
+    path = stamp_beside(weights)
+    if path is None:
+        return {}
+    record = read_object(path)
+    return record if path.name == STATE_NAME else {"step": record.get("step"), "version": record.get("cogtune")}
+
+
+def refuse_files_elsewhere(files: Iterable[Path], root: Path) -> None:
+    """Refuse to publish what a link brings in from outside of ``root``.
+
+    Raises:
+        CogtuneError: with every such file.
+    """
+    hint = "put a copy in its place (`merge-zero --copy-base` makes copies); --allow-outside publishes what it leads to"
+    refuse_links([path for path in files if path.exists() and leads_out(path, root)], root, hint)
 
 
 def header_metadata(path: Path) -> dict[str, str]:
@@ -205,6 +243,6 @@ def json_object(text: str) -> dict[str, Any] | None:
     """The mapping that ``text`` spells as JSON, or None where it spells none."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

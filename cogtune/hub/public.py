@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.card import CardFacts
-from cogtune.files import explained, read_json
+from cogtune.files import explained
 from cogtune.hub.local import header_metadata, json_object
+from cogtune.reading import read_object
 
 _SECRET_KEY = re.compile(
     r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key|private_?key)s?(_|$)",
@@ -41,7 +42,7 @@ def public_run_yaml(config: Mapping[str, Any], facts: CardFacts) -> bytes:
 def public_file(source: Path, base_model: str | None, aside: Path) -> Path | bytes:
     """``source``, or a version without the secrets and local paths in its settings or its header."""
     if source.name == "model_index.json" or source.name.endswith("config.json"):
-        config = read_json(source)
+        config = read_object(source)
         public = _without_private(config, by_key=False)  # a tokenizer's pad_token is no secret
         return source if public == config else json.dumps(public, indent=2).encode() + b"\n"
     if source.suffix == ".safetensors":

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from cogtune.card import Kind
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.hub.local import INDEX_SUFFIX
+from cogtune.hub.redaction import redacted
+from cogtune.model_configs import COMPONENTS
 from cogtune.models import LORA_WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-
-_COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
 _AGAIN = (
     "run the same command again: what is already on the Hub is not sent twice, and the repository changes "
@@ -121,7 +121,8 @@ def upload(
             )
     except (OSError, ValueError, RuntimeError, _http_error()) as error:
         raise _failure(error, api, target, token, origin) from error
-    remarks = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
+    said = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
+    remarks = [redacted(remark, token, (target.repo_id,)) for remark in said]
     if commit.oid == info.sha:
         remarks.append(f"nothing has changed since the last push to {target.repo_id}")
     return commit.oid, stale, remarks
@@ -194,7 +195,7 @@ def _replaced_by_a_push(path: str) -> bool:
     folder, _, name = path.partition("/")
     if folder == "samples":
         return name.endswith(".mp4")
-    return folder in _COMPONENTS and name.endswith((".safetensors", INDEX_SUFFIX))
+    return folder in COMPONENTS and name.endswith((".safetensors", INDEX_SUFFIX))
 
 
 def _http_error() -> type[Exception]:
@@ -216,14 +217,15 @@ def _failure(error: BaseException, api: HfApi, target: Target, token: str, origi
             "cannot push: offline mode is on",
             "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run it again",
         )
+    known = (target.repo_id, target.endpoint)
     refusal = next((item for item in chain if isinstance(item, HfHubHTTPError)), None)
     if refusal is not None:
-        told = (refusal.server_message or "").replace(token, "***").strip()
+        told = redacted(refusal.server_message or "", token, known).strip()
         return _refusal(refusal.response.status_code, told, api, target, origin)
     if type(error).__name__ == "ConnectError":
         return CogtuneError(f"cannot reach {target.endpoint}", f"check the network, then {_AGAIN}")
     reason = next((line for item in reversed(chain) for line in str(item).splitlines() if line), "")
-    details = [reason.replace(token, "***")] if reason else []
+    details = [redacted(reason, token, known)] if reason else []
     return CogtuneError(f"the upload to {target.repo_id} broke off", _AGAIN, details=details)
 
 
@@ -259,8 +261,9 @@ def _whose_token(api: HfApi) -> list[str]:
         me = api.whoami()
     except (OSError, _http_error()):
         return []
-    organisations = ", ".join(item["name"] for item in me.get("orgs", ())) or "none"
-    return [f"the token is that of {me['name']} (organisations: {organisations})"]
+    organisations = ", ".join(str(item.get("name")) for item in me.get("orgs", ())) or "none"
+    said = f"the token is that of {me.get('name')} (organisations: {organisations})"
+    return [redacted(said, api.token if isinstance(api.token, str) else "")]
 
 
 def _other_type(api: HfApi, repo_id: str) -> str | None:

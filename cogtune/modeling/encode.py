@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 from cogtune.config import Switch
 from cogtune.geometry import Size
 from cogtune.modeling.devices import free_bytes
+from cogtune.modeling.locate import loading
 
 TEXT_BATCH = 8
 """Captions encoded together: T5-XXL takes 7 ms a caption so on an H200, and 17 ms one at a time."""
@@ -81,11 +82,14 @@ class TextEncoder:
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         folder = checkpoint / "text_encoder"
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
-        weights = _weight_bytes(folder, dtype)
+        with loading(checkpoint / "tokenizer"):
+            self.tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
+        with loading(folder):
+            weights = _weight_bytes(folder, dtype)
         fits = device.type == "cpu" or weights + TEXT_ROOM <= free_bytes(device)
         home = device if fits else torch.device("cpu")
-        self.model = T5EncoderModel.from_pretrained(folder, dtype=dtype, device_map={"": str(home)}).eval()
+        with loading(folder):
+            self.model = T5EncoderModel.from_pretrained(folder, dtype=dtype, device_map={"": str(home)}).eval()
         self.device = device
         self.batch = TEXT_BATCH if fits else OFFLOADED_TEXT_BATCH
         self.max_tokens = max_tokens
@@ -166,7 +170,8 @@ class VideoEncoder:
         compiled_sizes: frozenset[Size] = frozenset(),
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        vae = AutoencoderKLCogVideoX.from_pretrained(checkpoint / "vae", dtype=dtype)
+        with loading(checkpoint / "vae"):
+            vae = AutoencoderKLCogVideoX.from_pretrained(checkpoint / "vae", dtype=dtype)
         vae.decoder = torch.nn.Identity()  # never needed here
         self.vae = vae.to(device).eval()
         self.device, self.tiling, self.tell = device, tiling, tell

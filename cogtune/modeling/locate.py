@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cogtune.download import cached_file, snapshot
-from cogtune.errors import CogtuneError, UsageError, did_you_mean
+from cogtune.errors import CogtuneError, UsageError, did_you_mean, said_by
 from cogtune.models import TINY, VARIANTS, ModelSpec, Variant, published, published_spec, read_spec
 
 _CONFIGS = ("model_index.json", "*/*.json")
@@ -85,12 +85,14 @@ def loading(folder: Path) -> Iterator[None]:
     Raises:
         CogtuneError: in place of the library's own error.
     """
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (CogtuneError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged file, a library says whatever it stumbles over
+        if "out of memory" in str(error):
+            raise
         raise CogtuneError(
-            f"{folder} cannot be loaded: {reason}", "a file in it is damaged or missing: fetch, copy or merge it again"
+            f"{folder} cannot be loaded: {said_by(error)}",
+            "a file in it is damaged or missing: fetch, copy or merge it again",
         ) from error

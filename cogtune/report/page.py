@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias
 
-from cogtune.files import write_atomic
+from cogtune.files import remove_leftovers, write_atomic
 
 
 class Html(str):
@@ -152,4 +152,5 @@ def write_page(path: Path, title: str, parts: Iterable[Html]) -> None:
             for piece in page(title, parts):
                 handle.write(piece)
 
+    remove_leftovers(path.parent, path.name)
     write_atomic(path, write)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from cogtune import __version__
+from pydantic import Field
+
+from cogtune import __version__, console
+from cogtune.containment import refuse_links_out
 from cogtune.errors import CogtuneError
-from cogtune.files import explained, read_json, write_json
+from cogtune.files import MOST_JSON, explained, read_bytes, write_json
 from cogtune.machine import machine
+from cogtune.reading import S, Schema, abridged, read_as
 from cogtune.report.curves import Curves, change, curves, loss_charts, smooth, step_charts, window_of
 from cogtune.report.page import Html, facts, section, table, tag, write_page
 from cogtune.report.videos import video_section
@@ -29,6 +33,9 @@ def record_machine(launch: Path) -> None:
     write_json(launch / MACHINE_NAME, machine())
 
 
+_Count = Annotated[int, Field(ge=0, le=10**12)]
+_Figure = Annotated[float, Field(ge=0, le=1e12)]
+
 State = Literal["under way", "stopping", "ended"]
 
 
@@ -45,6 +52,7 @@ def write_run_report(output: Path, state: State = "ended") -> Path:
 
     if not (output / RUN_NAME).is_file() and not (output / "launch" / "plan.json").is_file():
         raise CogtuneError(f"{output} holds no run: it has no {RUN_NAME}", "give the --output folder of a training run")
+    refuse_links_out(output)
     path = output / PAGE_NAME
     with explained(output / "metrics.jsonl", "read"):
         found = curves(read_metrics(output / "metrics.jsonl"))
@@ -53,7 +61,7 @@ def write_run_report(output: Path, state: State = "ended") -> Path:
 
 
 def _parts(output: Path, found: Curves, state: State) -> Iterator[Html]:
-    plan = _json(output / "launch" / "plan.json")
+    plan = _read(output / "launch" / "plan.json", _Plan)
     yield _header(output, plan, found, state)
     yield from loss_charts(found)
     yield from video_section(output)
@@ -63,21 +71,58 @@ def _parts(output: Path, found: Curves, state: State) -> Iterator[Html]:
     yield tag("footer", f"Made by cogtune {__version__}; `cogtune report` makes it anew.")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when there is none that can be read."""
+class _Plan(Schema):
+    """What the page tells of ``plan.json``."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    identity: dict[str, Any] = Field(default_factory=dict)
+    size: str | None = None
+    fps: _Figure | None = None
+    tokens: _Count | None = None
+    samples: _Count | None = None
+    total_steps: _Count | None = None
+    resume: str | None = None
+
+
+class _Said(Schema):
+    """What a process of the run said last."""
+
+    status: str = ""
+    message: str = ""
+
+
+class _Card(Schema):
+    name: str
+    memory_gib: _Figure
+
+
+class _Machine(Schema):
+    """What :func:`cogtune.machine.machine` told."""
+
+    gpus: list[_Card] | None = None
+    cpus: _Count | None = None
+    memory_gib: _Figure | None = None
+    system: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+def _read(path: Path, schema: type[S]) -> S:
+    """What a file of the run says; nothing when there is none, or with a warning when it is damaged."""
     try:
-        value = read_json(path)
-    except CogtuneError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        if path.is_file() and read_bytes(path, MOST_JSON).strip():  # blank as long as the process has said nothing
+            return read_as(path, schema)
+    except CogtuneError as error:
+        for problem in error.details or (error.message,):
+            console.warn(f"left out of the report: {problem}")
+    return schema()
 
 
 # ---------------------------------------------------------------------------------------------- how it goes
 
 
-def _header(output: Path, plan: Mapping[str, Any], found: Curves, state: State) -> Html:
-    config = plan.get("config", {})
-    lead = [config.get("model"), config.get("type"), plan.get("size"), config.get("strategy")]
+def _header(output: Path, plan: _Plan, found: Curves, state: State) -> Html:
+    config = plan.config
+    lead = [config.get("model"), config.get("type"), plan.size, config.get("strategy")]
     return tag(
         "header",
         tag("p", "Run report", class_="kind"),
@@ -88,21 +133,21 @@ def _header(output: Path, plan: Mapping[str, Any], found: Curves, state: State) 
     )
 
 
-def _verdict(output: Path, plan: Mapping[str, Any], found: Curves, state: State) -> Html:
-    done, total = found.last_step, plan.get("total_steps")
-    said = _json(output / "launch" / "rank-0.json")
+def _verdict(output: Path, plan: _Plan, found: Curves, state: State) -> Html:
+    done, total = found.last_step, plan.total_steps
+    said = _read(output / "launch" / "rank-0.json", _Said)
     more = f"{done:,} of {total:,} steps are done." if total else f"{done:,} steps are done."
-    if said.get("status") == "failed":
-        kind, word, more = "error", "Failed.", f"{said.get('message', '')}. {more}"
-    elif total is not None and done >= total and state == "ended" and said.get("status") != "stopped":
+    if said.status == "failed":
+        kind, word, more = "error", "Failed.", f"{said.message}. {more}"
+    elif total is not None and done >= total and state == "ended" and said.status != "stopped":
         kind, word, more = "ok", "Finished.", f"All {total:,} steps are done."
     else:  # after the last step, too, where its losses and videos are still due
         kind, word = "note", "Under way." if state == "under way" else "Not finished."
     return tag("p", tag("b", word), " ", tag("span", more), class_=f"verdict {kind}")
 
 
-def _figures(plan: Mapping[str, Any], found: Curves) -> Iterator[tuple[str, Html | str]]:
-    total = plan.get("total_steps")
+def _figures(plan: _Plan, found: Curves) -> Iterator[tuple[str, Html | str]]:
+    total = plan.total_steps
     yield "Steps", tag("span", f"{found.last_step:,}", tag("small", f"of {total:,}") if total else None)
     for name, title in (("eval_loss", "Loss at fixed noise"), ("validation_loss", "Validation loss")):
         measured = change(found[name])
@@ -163,30 +208,34 @@ def _setting(key: str, value: str, source: str) -> tuple[Html, Html, str]:
     return tag("code", key), tag("code", value), source
 
 
-def _made_from(output: Path, plan: Mapping[str, Any]) -> Iterator[Html]:
-    config, identity = plan.get("config", {}), plan.get("identity", {})
-    there = _json(output / "launch" / MACHINE_NAME)
-    cards = [f"{card.get('name')} ({card.get('memory_gib')} GiB)" for card in there.get("gpus", [])]
-    cpu = f"{there['cpus']} CPUs, {there['memory_gib']} GiB, {there['system']}" if "system" in there else None
-    rows = [
-        ("base model", config.get("model")),
+def _made_from(output: Path, plan: _Plan) -> Iterator[Html]:
+    config, identity = plan.config, plan.identity
+    there = _read(output / "launch" / MACHINE_NAME, _Machine)
+    cards = [f"{card.name} ({card.memory_gib} GiB)" for card in there.gpus or ()]
+    cpu = f"{there.cpus} CPUs, {there.memory_gib} GiB, {there.system}" if there.system is not None else None
+    rows: list[tuple[str, Html | str | float | None]] = [
+        ("base model", _text(config.get("model"))),
         ("its transformer's fingerprint", _code(identity.get("model"))),
         ("dataset", _code(config.get("data"))),
-        ("samples", plan.get("samples")),
+        ("samples", plan.samples),
         ("dataset's digest", _code(identity.get("data"))),
-        ("frames x height x width", plan.get("size")),
-        ("frames a second", plan.get("fps")),
-        ("tokens a sample", plan.get("tokens")),
-        ("samples a step", identity.get("samples per step")),
-        ("resumed from", _code(plan.get("resume"))),
-        ("GPUs", ", ".join(cards) or ("none" if there else None)),
+        ("frames x height x width", plan.size),
+        ("frames a second", plan.fps),
+        ("tokens a sample", plan.tokens),
+        ("samples a step", _text(identity.get("samples per step"))),
+        ("resumed from", _code(plan.resume)),
+        ("GPUs", ", ".join(cards) or (None if there.gpus is None else "none")),
         ("machine", cpu),
-        *((name, version) for name, version in there.get("versions", {}).items()),
+        *there.versions.items(),
     ]
     known = [(name, value if isinstance(value, str) else f"{value:,}") for name, value in rows if value is not None]
     if known:
         yield section("What it was made from", table((), known, label="What the run was made from"))
 
 
+def _text(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else abridged(value)
+
+
 def _code(value: object) -> Html | None:
-    return None if value is None else tag("code", str(value))
+    return None if value is None else tag("code", _text(value))

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from cogtune.containment import leads_out
 from cogtune.errors import CogtuneError
 from cogtune.report.page import Html, section, tag
 from cogtune.report.pictures import bytes_each, data_uri, shrink, to_jpeg
@@ -38,7 +39,8 @@ def find_videos(output: Path) -> dict[Scene, dict[int, Path]]:
     for step, folder in step_folders(output):
         for entry in read_list(folder):
             scene = Scene(entry.prompt, Path(entry.image).name if entry.image else None, entry.seed)
-            found[scene][step] = folder / entry.file
+            if not leads_out(folder / entry.file, output):
+                found[scene][step] = folder / entry.file
     return dict(found)
 
 

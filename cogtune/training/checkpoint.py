@@ -22,7 +22,7 @@ from torch import Tensor
 from cogtune import console
 from cogtune.checkpoints import FORMAT, STATE_NAME, checkpoints, exchanged, fingerprints, read_state
 from cogtune.config import RunConfig
-from cogtune.errors import CogtuneError
+from cogtune.errors import CogtuneError, said_by
 from cogtune.files import (
     explained,
     open_regular,
@@ -283,5 +283,4 @@ def load(trainee: Trainee, checkpoint: Path) -> None:
         zipfile.BadZipFile,
         SafetensorError,
     ) as error:
-        reason = (str(error).splitlines() or ["a file is missing, or holds something else"])[0]
-        raise CogtuneError(f"{checkpoint} is damaged: {reason}", "resume from an earlier checkpoint") from error
+        raise CogtuneError(f"{checkpoint} is damaged: {said_by(error)}", "resume from an earlier checkpoint") from error

@@ -15,6 +15,7 @@ from cogtune.files import explained, write_text
 
 METRICS_NAME = "metrics.jsonl"
 SMOOTHING = 0.9
+_MOST_STEPS = 10**12
 
 
 def gib_in_use(device: torch.device) -> float:
@@ -68,9 +69,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and type(line.get("step")) is int:
+        if isinstance(line, dict) and type(line.get("step")) is int and 0 <= line["step"] <= _MOST_STEPS:
             lines.append(line)
     return lines
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,9 @@ from cogtune.modeling.conditioning import (
     scale_video_latents,
 )
 from cogtune.modeling.encode import VideoEncoder, pixels_to_unit
+from cogtune.modeling.locate import loading
 from cogtune.models import ModelSpec
+from cogtune.reading import read_object
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _LAYERS = 0x5851F42D4C957F2D
@@ -229,7 +230,8 @@ class Objective:
 
 def _alphas_cumprod(checkpoint: Path) -> Tensor:
     """Cumulative alphas ``[1000]`` in fp32 of the checkpoint's scheduler, SNR shift and rescaling included."""
-    config = json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_text())
-    scheduler = CogVideoXDDIMScheduler.from_config(config)
+    path = checkpoint / "scheduler" / "scheduler_config.json"
+    with loading(path.parent):
+        scheduler = CogVideoXDDIMScheduler.from_config(read_object(path))
     alphas: Tensor = scheduler.alphas_cumprod.to(torch.float32)
     return alphas

@@ -26,6 +26,7 @@ from cogtune.files import (
     remove_partials,
 )
 from cogtune.geometry import Size
+from cogtune.modeling.locate import loading
 from cogtune.modeling.sampling import NotFinite, pipeline_class, render, scheduler_for, unit_image
 from cogtune.models import ModelSpec
 from cogtune.sample_videos import FOLDER, SampleEntry, file_name, read_list, step_folder, step_folders, write_list
@@ -168,7 +169,8 @@ def _render_share(trainee: Trainee, scenes: Scenes, folder: Path, tell: Callable
 
 def _pipeline(trainee: Trainee, scenes: Scenes) -> Any:
     """The diffusers pipeline around the model in training, without a text encoder."""
-    vae = AutoencoderKLCogVideoX.from_pretrained(scenes.checkpoint / "vae", dtype=scenes.dtype)
+    with loading(scenes.checkpoint / "vae"):
+        vae = AutoencoderKLCogVideoX.from_pretrained(scenes.checkpoint / "vae", dtype=scenes.dtype)
     vae.to(trainee.accelerator.device).eval()
     vae.enable_slicing()
     vae.enable_tiling()
