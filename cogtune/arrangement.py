@@ -35,6 +35,8 @@ class Arrangement:
     """The last blocks, which keep everything on the card in place of that."""
     offloaded_blocks: int = 0
     """The first blocks, which keep it in host memory."""
+    attention: AttentionKernel | None = None
+    """The attention kernel; None for PyTorch's own choice."""
 
     def keep_of(self, block: int, blocks: int) -> Keep:
         """What block number ``block`` of ``blocks`` keeps."""

@@ -55,6 +55,7 @@ def problems_of_training(config: RunConfig, spec: ModelSpec) -> list[str]:
         *_schedule_problems(config),
         *_objective_problems(config, spec),
         *_adapter_problems(config, spec),
+        *_engine_problems(config, spec),
     ]
 
 
@@ -94,6 +95,29 @@ def _objective_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
     if bounds is not None and not 0 <= bounds[0] <= bounds[1] <= last:
         return [f"timestep_range {config.timestep_range}: LOW and HIGH have to rise and lie in 0 to {last}"]
     return []
+
+
+def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
+    if not config.uses_engine:
+        return []
+    problems = []
+    options = "vram, stream_blocks, keep_activations, keep_everything, offload_activations and attention"
+    if config.type != "lora":
+        problems.append(f"{options} are for type lora, and this is {config.type}")
+    if config.strategy != "ddp":
+        problems.append(f"{options} are for strategy ddp, and this is {config.strategy}")
+    for key in ("stream_blocks", "keep_everything", "offload_activations"):
+        value = getattr(config, key)
+        if value is not None and value > spec.num_layers:
+            problems.append(f"{key} {value}: {spec.variant.name} has {spec.num_layers} blocks")
+    if config.keep_everything and config.offload_activations:
+        both = config.keep_everything + config.offload_activations
+        if both > spec.num_layers:
+            problems.append(
+                f"keep_everything {config.keep_everything} and offload_activations {config.offload_activations} are for "
+                f"{both} blocks, and {spec.variant.name} has {spec.num_layers}"
+            )
+    return problems
 
 
 def _adapter_problems(config: RunConfig, spec: ModelSpec) -> list[str]:

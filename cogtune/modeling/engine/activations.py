@@ -98,11 +98,12 @@ class OffloadedActivations:
         address = tensor.untyped_storage().data_ptr()
         if size < max(1, self._smallest) or tensor.device.type != self._device.type or address in run.resident:
             return tensor
-        order = tuple(sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), dim)))
+        strides = tensor.stride()
+        order = tuple(sorted(range(tensor.dim()), key=lambda dim: (-strides[dim], dim)))
         dense = tensor.detach().permute(order)
         if not dense.is_contiguous():
             return tensor
-        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, strides)
         if key not in known:
             host = self._arena.take(size)[:size].view(tensor.dtype).view(dense.shape)
             moved = _Moved(host, order, self._down.copy(host, dense))

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from cogtune.arrangement import KERNELS, AttentionKernel
+from cogtune.arrangement import AttentionKernel
+from cogtune.errors import CogtuneError
+from cogtune.files import read_json, write_json
 
 FLASH_4 = "flash-attn-4"
 
@@ -83,8 +86,7 @@ class FlashAttention4Processor:
         text = encoder_hidden_states.shape[1]
         joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         query, key, value = (
-            layer(joint).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for layer in (attn.to_q, attn.to_k, attn.to_v)
+            layer(joint).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in (attn.to_q, attn.to_k, attn.to_v)
         )
         if attn.norm_q is not None:
             query = attn.norm_q(query)
@@ -149,6 +151,22 @@ def _seconds(
     return min(times[1:])
 
 
-def known(kernel: str) -> bool:
-    """Whether a kernel of that name exists."""
-    return kernel in KERNELS
+def fastest(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, memory: Path
+) -> AttentionKernel | None:
+    """The fastest kernel for such attention on this GPU, measured once and read from the file ``memory`` after that.
+
+    None without a GPU, or where no fused kernel can do it.
+    """
+    if device.type != "cuda":
+        return None
+    key = f"{torch.cuda.get_device_name(device)} | {versions()} | {dtype} | {'x'.join(map(str, shape))}"
+    found: dict[str, dict[AttentionKernel, float]] = {}
+    with contextlib.suppress(CogtuneError):  # damaged, or another program's
+        found = read_json(memory) if memory.is_file() else {}
+    if key not in found:
+        found[key] = {kernel: round(taken, 6) for kernel, taken in measure(shape, dtype, device).items()}
+        torch.cuda.empty_cache()
+        with contextlib.suppress(CogtuneError):  # measured again the next time
+            write_json(memory, found)
+    return next(iter(found[key]), None)

@@ -30,7 +30,8 @@ class CopyLane:
             self._stream.wait_event(after)
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
-        return self._stream.record_event()
+        done: torch.cuda.Event = self._stream.record_event()
+        return done
 
 
 def wait_for(event: torch.cuda.Event | None) -> None:

@@ -26,7 +26,7 @@ class _BackwardBegins(torch.autograd.Function):
     """The identity; calls a function at the beginning of the backward pass through it."""
 
     @staticmethod
-    def forward(ctx: Any, begins: Callable[[], None], *outputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, begins: Callable[[], None], *outputs: Tensor) -> tuple[Tensor, ...]:
         ctx.begins = begins
         return tuple(output.view_as(output) for output in outputs)
 
@@ -34,6 +34,13 @@ class _BackwardBegins(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         ctx.begins()
         return (None, *gradients)
+
+
+def blocks_of(transformer: torch.nn.Module) -> torch.nn.ModuleList:
+    """The transformer's blocks."""
+    blocks = transformer.transformer_blocks
+    assert isinstance(blocks, torch.nn.ModuleList)  # as diffusers makes it
+    return blocks
 
 
 class Engine:
@@ -51,7 +58,7 @@ class Engine:
         tell: Callable[[str], None],
     ) -> None:
         self._transformer = transformer
-        self._blocks = list(transformer.transformer_blocks)  # type: ignore[arg-type]
+        self._blocks = list(blocks_of(transformer))
         count = len(self._blocks)
         self.arrangement = arrangement
         self._kernel = kernel
@@ -81,6 +88,15 @@ class Engine:
         """Host memory of weights and activations."""
         return sum(arena.size for arena in self._arenas)
 
+    def streamed_names(self) -> list[str]:
+        """The streamed parameters, by their names in the transformer."""
+        return [
+            f"transformer_blocks.{block}.{name}"
+            for block in self._place
+            for name, parameter in self._blocks[block].named_parameters()
+            if not parameter.requires_grad
+        ]
+
     def run(
         self,
         number: int,
@@ -101,9 +117,7 @@ class Engine:
             hidden, encoder = self._with_gradients(number, hidden, encoder, temb, rotary, attention_kwargs)
         else:
             with using(self._kernel):
-                hidden, encoder = self._inference(
-                    self._blocks[number], hidden, encoder, temb, rotary, attention_kwargs
-                )
+                hidden, encoder = self._inference(self._blocks[number], hidden, encoder, temb, rotary, attention_kwargs)
         if self._weights is not None and place is not None:
             self._weights.after_forward(place, with_backward=with_gradients)
         return hidden, encoder
@@ -131,7 +145,8 @@ class Engine:
             hidden, encoder = run(self._blocks[number], hidden, encoder, temb, rotary, attention_kwargs)
         if number == count - 1 and self._activations is not None:
             self._activations.end_forward()
-        hidden, encoder = _BackwardBegins.apply(lambda: self._begin_backward(number), hidden, encoder)
+        mark: Any = _BackwardBegins.apply
+        hidden, encoder = mark(lambda: self._begin_backward(number), hidden, encoder)
         return hidden, encoder
 
     def _begin_backward(self, number: int) -> None:
@@ -196,6 +211,6 @@ def attach(
         return forward
 
     transformer.gradient_checkpointing = False  # type: ignore[assignment]
-    for number, block in enumerate(transformer.transformer_blocks):  # type: ignore[arg-type]
+    for number, block in enumerate(blocks_of(transformer)):
         block.forward = forward_of(number)
     return engine

@@ -19,7 +19,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]
 
 
 @_forward.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, _key: Tensor, _value: Tensor) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, _ = query.shape
     return query.new_empty(query.shape), query.new_empty((batch, heads, tokens), dtype=torch.float32)
 
@@ -36,7 +36,7 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, output: Tensor, gradient: Tensor, sums: Tensor
+    query: Tensor, key: Tensor, value: Tensor, _output: Tensor, _gradient: Tensor, _sums: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
@@ -60,5 +60,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of ``[B, H, N, D]`` queries, keys and values; the result is a view of ``[B, N, H, D]`` memory."""
     types = (torch.bfloat16, torch.float16)
     rows = (x if x.dtype in types else x.to(torch.bfloat16) for x in (query, key, value))
-    output, _ = _forward(*(x.transpose(1, 2) for x in rows))
-    return output.transpose(1, 2)
+    # Made contiguous here, where the compiler can have it written so at once.
+    output, _ = _forward(*(x.transpose(1, 2).contiguous() for x in rows))
+    result: Tensor = output.transpose(1, 2)
+    return result
