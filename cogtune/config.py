@@ -61,6 +61,16 @@ _launch = functools.partial(_option, panel="Launch")
 _NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
+ENGINE_KEYS = (
+    "vram",
+    "stream_blocks",
+    "keep_activations",
+    "keep_everything",
+    "offload_activations",
+    "attention",
+)
+"""The options of the memory engine; a run that sets none of them does without."""
+
 _UNITS = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20}
 
 
@@ -466,15 +476,7 @@ class RunConfig(BaseModel):
     @property
     def uses_engine(self) -> bool:
         """Whether the memory engine runs the transformer's blocks: it does where any of its options is set."""
-        given = (
-            self.vram,
-            self.stream_blocks,
-            self.keep_activations,
-            self.keep_everything,
-            self.offload_activations,
-            self.attention,
-        )
-        return any(value is not None for value in given)
+        return any(getattr(self, key) is not None for key in ENGINE_KEYS)
 
     @property
     def vram_bytes(self) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from cogtune import console, launch
 from cogtune.bench import stage, watch, worker
-from cogtune.config import RunConfig
+from cogtune.config import ENGINE_KEYS, RunConfig
 from cogtune.data.index import Index
 from cogtune.errors import CogtuneError, StoppedError, UsageError
 from cogtune.estimate import check_arrangement, estimate
@@ -39,9 +39,7 @@ _SETTLED = 60.0
 _PLAIN: dict[str, Any] = {
     "compile": False,
     "gradient_checkpointing": True,
-    **dict.fromkeys(
-        ("vram", "stream_blocks", "keep_activations", "keep_everything", "offload_activations", "attention")
-    ),
+    **dict.fromkeys(ENGINE_KEYS),
 }
 """The guides' recipe, beside which the base is loaded in fp32."""
 
