@@ -16,13 +16,14 @@ GIB = 2**30
 _HEAD_BYTES = 128.0
 """Of a token in one attention head of 64 dimensions in 16 bits, beside which the kernel keeps 4 bytes of sums."""
 
-_KEPT: dict[Keep, float] = {"inputs": 1.0, "attention": 2.0 + 4 / _HEAD_BYTES, "matmuls": 15.0, "everything": 14.2}
+_KEPT: dict[Keep, float] = {"inputs": 1.0, "attention": 2.0 + 4 / _HEAD_BYTES, "matmuls": 15.0, "everything": 14.34}
 """Tensors of tokens x width that a compiled block keeps."""
 _KEPT_EAGER = 35.0
 """Those that an eager block keeps of everything."""
-_WORK = 27.0
-"""Those that are alive while a block is recomputed and differentiated, beside what it kept."""
-_WORK_EAGER = 35.0
+_WORK, _WORK_EAGER = 23.3, 35.0
+"""Those that are alive while a block is recomputed and differentiated, besides what it kept."""
+_WORK_WHOLE = 14.6
+"""Those of a compiled block that kept everything."""
 _FETCHED = 2
 """Blocks whose offloaded activations are on the card at once."""
 
@@ -30,15 +31,15 @@ _LINEAR_PASSES: dict[Keep, float] = {"inputs": 3.0, "attention": 3.0, "matmuls":
 """Passes through linear layers with frozen weights: forward, recomputed, backward."""
 _ATTENTION_PASSES: dict[Keep, float] = {"inputs": 4.5, "attention": 3.5, "matmuls": 3.5, "everything": 3.5}
 """Forward passes that attention's arithmetic amounts to; its backward pass is two and a half."""
-_TRAFFIC: dict[Keep, float] = {"inputs": 500.0, "attention": 500.0, "matmuls": 400.0, "everything": 400.0}
+_TRAFFIC: dict[Keep, float] = {"inputs": 500.0, "attention": 385.0, "matmuls": 390.0, "everything": 400.0}
 """Bytes that a compiled block moves for each number of its input, besides products and attention."""
 _TRAFFIC_EAGER = 2200.0
 
 _FORWARD = 0.3
 """The forward pass's share of a step."""
-_OFFLOAD_TAX = 0.07 / (9 * GIB)
+_OFFLOAD_TAX = 0.012 / (9 * GIB)
 """Seconds that each byte of activations moved to the host and back costs where copies run beside the computation."""
-_STREAM_TAX = 0.01 / (20.8 * GIB)
+_STREAM_TAX = 0.004 / (20.8 * GIB)
 """The same of each byte of weights, copied twice a step."""
 
 KERNEL_SPEED: dict[AttentionKernel | None, float] = {
@@ -46,7 +47,7 @@ KERNEL_SPEED: dict[AttentionKernel | None, float] = {
     "cudnn": 1.0,
     "flash": 0.8,
     "efficient": 0.5,
-    "flash-attn-4": 1.27,
+    "flash-attn-4": 1.285,
 }
 """Each kernel's speed in that of cuDNN."""
 
@@ -119,10 +120,19 @@ def card_memory(work: Workload, arrangement: Arrangement) -> CardMemory:
     weights = work.other_weights + work.block_weights * (work.blocks - streamed + slots)
     kept, whole = kept_bytes(work, arrangement.keep), arrangement.kept_whole
     offloaded = min(arrangement.offloaded_blocks, work.blocks - whole)
-    here = (work.blocks - offloaded - whole) * kept + whole * kept_bytes(work, "everything")
-    here = max(here, kept * min(_FETCHED, offloaded))
-    workspace = work.tensor * (_WORK if work.compiled else _WORK_EAGER) + work.extra
-    return CardMemory(int(weights), int(max(here - work.gradients, 0)), int(workspace))
+    here = (work.blocks - offloaded - whole) * kept
+    working = work.tensor * (_WORK if work.compiled else _WORK_EAGER)
+    # The peak is at one of these moments of the backward pass; the gradients come as it goes on.
+    peaks = [kept + working + work.gradients]
+    if offloaded:
+        peaks.append(min(_FETCHED, offloaded) * kept + working + work.gradients)
+    if here:
+        peaks.append(here + working + work.gradients * whole / work.blocks)
+    if whole:
+        first = work.tensor * (_WORK_WHOLE if work.compiled else _WORK_EAGER)
+        peaks.append(here + whole * kept_bytes(work, "everything") + first)
+    activations = max(peaks) - working - work.gradients
+    return CardMemory(int(weights), int(max(activations, 0)), int(working + work.extra))
 
 
 def card_bytes(work: Workload, arrangement: Arrangement) -> int:
@@ -190,7 +200,8 @@ def arrange(work: Workload, budget: int, speed: Speed, wanted: Wanted) -> tuple[
     if not fitting:
         return min(tried, key=lambda row: row[0])[2], False
     enough = min(row[1] for row in fitting) * (1 + WORTH)
-    return min((row for row in fitting if row[1] <= enough), key=lambda row: row[:2])[2], True
+    leanest = min((row for row in fitting if row[1] <= enough), key=lambda row: (row[0], row[2].kept_whole, row[1]))
+    return leanest[2], True
 
 
 def _candidates(work: Workload, room: float, wanted: Wanted) -> Iterator[Arrangement]:
@@ -207,7 +218,7 @@ def _candidates(work: Workload, room: float, wanted: Wanted) -> Iterator[Arrange
                     continue
                 over = card_bytes(work, base) - room
                 most = work.blocks - whole
-                needed = min(most, max(0, -int(-over // kept)))
+                needed = min(most, max(0, -int(-over // kept)) + (_FETCHED if over > 0 else 0))
                 yield replace(base, offloaded_blocks=needed)
                 if needed < most:
                     yield replace(base, offloaded_blocks=most)

@@ -45,6 +45,8 @@ _KEPT_A_BLOCK = 15.0
 """Tensors that a block keeps for the backward pass without gradient checkpointing."""
 _CONTEXT = int(0.75 * GIB)
 """CUDA's context and the libraries' own memory on a card."""
+_PINNING = int(0.11 * GIB)
+"""What CUDA takes more where much of the host's memory is pinned."""
 _NCCL_ALONE = int(0.93 * GIB)
 """What NCCL adds to that under DeepSpeed, which starts it for a single process too."""
 _NCCL = int(1.32 * GIB)
@@ -202,7 +204,7 @@ def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None
     if not fits:
         least = arranging.card_bytes(workload(config, spec), arrangement) / (1 - arranging.MARGIN)
         raise UsageError(
-            f"--vram {config.vram} is not enough: by the estimate this run takes {least / 1e9:.1f} GB of a card or more",
+            f"--vram {config.vram} is not enough: by the estimate this run takes {least / 1e9:.1f} GB or more",
             f"--vram {least / 1e9 + 0.05:.1f}GB, or a smaller --size, --rank or --batch-size",
         )
 
@@ -231,7 +233,7 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
         attention_flops=4.0 * tokens * (tokens / config.batch_size) * width * spec.num_layers,
         passes=config.gradient_accumulation_steps,
         extra=extra,
-        context=_context(config),
+        context=_context(config) + _PINNING,
         compiled=_compiles(config),
     )
 

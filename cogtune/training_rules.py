@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 
 from cogtune import layers
-from cogtune.config import OptimizerName, RunConfig
+from cogtune.config import ENGINE_KEYS, OptimizerName, RunConfig
 from cogtune.errors import did_you_mean
 from cogtune.models import ModelSpec
 from cogtune.presets import Strategy
@@ -101,11 +101,11 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
     if not config.uses_engine:
         return []
     problems = []
-    options = "vram, stream_blocks, keep_activations, keep_everything, offload_activations and attention"
+    given = ", ".join(key for key in ENGINE_KEYS if getattr(config, key) is not None)
     if config.type != "lora":
-        problems.append(f"{options} are for type lora, and this is {config.type}")
+        problems.append(f"{given}: for type lora, and this is {config.type}")
     if config.strategy != "ddp":
-        problems.append(f"{options} are for strategy ddp, and this is {config.strategy}")
+        problems.append(f"{given}: for strategy ddp, and this is {config.strategy}")
     for key in ("stream_blocks", "keep_everything", "offload_activations"):
         value = getattr(config, key)
         if value is not None and value > spec.num_layers:
@@ -114,8 +114,8 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
         both = config.keep_everything + config.offload_activations
         if both > spec.num_layers:
             problems.append(
-                f"keep_everything {config.keep_everything} and offload_activations {config.offload_activations} are for "
-                f"{both} blocks, and {spec.variant.name} has {spec.num_layers}"
+                f"keep_everything {config.keep_everything} and offload_activations {config.offload_activations} "
+                f"are {both} blocks together, and {spec.variant.name} has {spec.num_layers}"
             )
     return problems
 

@@ -26,6 +26,8 @@ def attach_engine(
         UsageError: an attention kernel was asked for that cannot be used here.
     """
     config, spec = plan.config, plan.spec
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())  # with its number, which a limit on memory needs
     kernel = _kernel(plan, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     arrangement, _ = plan_arrangement(config, spec, gpu=name, kernel=kernel)

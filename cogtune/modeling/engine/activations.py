@@ -105,7 +105,7 @@ class OffloadedActivations:
             return tensor
         key = (tensor.data_ptr(), tensor.dtype, tensor.shape, strides)
         if key not in known:
-            host = self._arena.take(size)[:size].view(tensor.dtype).view(dense.shape)
+            host = self._arena.take(size).view(tensor.dtype).view(dense.shape)
             moved = _Moved(host, order, self._down.copy(host, dense))
             run.leaving.append((block, moved.down, tensor))
             run.moved[block].append(moved)

@@ -105,7 +105,7 @@ class FlashAttention4Processor:
 def flash_attention_4() -> Attention:
     """The kernel of flash-attn-4 as an operator that ``torch.compile`` and selective recomputation know.
 
-    It computes in bf16 or fp16, as autocast would: inputs of another type are converted to bf16.
+    It computes in the values' type where that is bf16 or fp16, else in bf16.
     """
     from cogtune.modeling.engine.flash4 import attention, operator
 

@@ -160,7 +160,7 @@ class Engine:
         if self._weights is not None and place is not None:
             self._weights.need(place)
         if number == 0:
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._end_backward(0))  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._end_backward(0))
 
     def _end_backward(self, number: int) -> None:
         if self._activations is not None:

@@ -41,8 +41,8 @@ def _(
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
-def _save(context: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
-    context.save_for_backward(*inputs, *output)
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
 
 
 def _gradients(context: Any, gradient: Tensor, _of_sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,8 +58,9 @@ operator = torch.ops.cogtune.flash_attention_4.default
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of ``[B, H, N, D]`` queries, keys and values; the result is a view of ``[B, N, H, D]`` memory."""
-    types = (torch.bfloat16, torch.float16)
-    rows = (x if x.dtype in types else x.to(torch.bfloat16) for x in (query, key, value))
+    # Norms leave queries and keys in fp32 under autocast; the values are still of the run's type.
+    dtype = value.dtype if value.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+    rows = (x.to(dtype) for x in (query, key, value))
     # Made contiguous here, where the compiler can have it written so at once.
     output, _ = _forward(*(x.transpose(1, 2).contiguous() for x in rows))
     result: Tensor = output.transpose(1, 2)

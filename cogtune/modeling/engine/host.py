@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,12 +13,20 @@ _ALIGNMENT = 256
 _PORTABLE = 1
 """``cudaHostRegisterPortable``: pinned for every context of the process."""
 
-GIB = 2**30
+SMALLEST_REGION = 2**28
+_OF_LARGE = 8.4
+"""A new region has room for so many tensors like the one that asked for it: eight, and the small ones between them."""
 
 
 def aligned(size: int) -> int:
     """``size`` in bytes, rounded up to where a tensor may start."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+@dataclass
+class _Region:
+    memory: Tensor
+    used: int = 0
 
 
 class HostArena:
@@ -26,47 +35,42 @@ class HostArena:
     PyTorch rounds each pinned allocation up to a power of two; here pages are registered with CUDA as they are.
     """
 
-    def __init__(self, *, pin: bool, region: int = GIB, tell: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, *, pin: bool, tell: Callable[[str], None] = lambda _: None) -> None:
         """An empty arena.
 
         Args:
             pin: whether to register the memory with CUDA, so that copies run beside the computation.
-            region: bytes that are asked of the system at a time, or more where more is taken at once.
             tell: told once when the system does not give pinned memory.
         """
         self._pin = pin
-        self._region = region
         self._tell = tell
-        self._regions: list[Tensor] = []
-        self._current = 0
-        self._used = 0
+        self._regions: list[_Region] = []
 
     @property
     def size(self) -> int:
         """Bytes asked of the system."""
-        return sum(region.numel() for region in self._regions)
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether all of it is, or would be, pinned."""
-        return self._pin
+        return sum(region.memory.numel() for region in self._regions)
 
     def take(self, size: int) -> Tensor:
         """``size`` bytes as uint8; what they hold is not defined."""
-        size = aligned(size)
-        while self._current < len(self._regions):
-            region = self._regions[self._current]
-            if self._used + size <= region.numel():
-                self._used += size
-                return region[self._used - size : self._used]
-            self._current, self._used = self._current + 1, 0
-        self._regions.append(self._allocate(max(size, self._region)))
-        self._used = size
-        return self._regions[-1][:size]
+        room = aligned(size)
+        for region in self._regions:
+            if region.used + room <= region.memory.numel():
+                break
+        else:
+            region = self.reserve(max(SMALLEST_REGION, int(room * _OF_LARGE)))
+        region.used += room
+        return region.memory[region.used - room : region.used - room + size]
+
+    def reserve(self, size: int) -> _Region:
+        """Ask the system for a region of ``size`` bytes at once."""
+        self._regions.append(_Region(self._allocate(size)))
+        return self._regions[-1]
 
     def reset(self) -> None:
         """Hand out from the front again: what was taken is free."""
-        self._current, self._used = 0, 0
+        for region in self._regions:
+            region.used = 0
 
     def _allocate(self, size: int) -> Tensor:
         region = torch.empty(size, dtype=torch.uint8)
@@ -87,5 +91,10 @@ def _register(region: Tensor) -> str | None:
     status = runtime.cudaHostRegister(region.data_ptr(), region.numel(), _PORTABLE)
     if int(status) != 0:
         return str(runtime.cudaGetErrorString(status))
-    weakref.finalize(region.untyped_storage(), runtime.cudaHostUnregister, region.data_ptr()).atexit = False
+    weakref.finalize(region, _unregister, region.data_ptr()).atexit = False
     return None
+
+
+def _unregister(address: int) -> None:
+    torch.cuda.synchronize()  # a copy may be under way
+    torch.cuda.cudart().cudaHostUnregister(address)

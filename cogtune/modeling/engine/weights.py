@@ -10,6 +10,9 @@ from torch import Tensor
 from cogtune.modeling.engine.copies import CopyLane, wait_for
 from cogtune.modeling.engine.host import HostArena, aligned
 
+_TOGETHER = 8
+"""Blocks whose host memory is asked for at once."""
+
 
 class StreamedWeights:
     """The frozen weights of some blocks: one host buffer for each, copied as a whole into slot number i mod n.
@@ -32,6 +35,8 @@ class StreamedWeights:
         self._loaded: list[torch.cuda.Event | None] = [None] * slots
         self._host = []
         for number, (parameters, size) in enumerate(zip(frozen, sizes, strict=True)):
+            if number % _TOGETHER == 0:
+                arena.reserve(sum(sizes[number : number + _TOGETHER]))
             host, start = arena.take(size), 0
             slot = self._slots[number % slots]
             for parameter in parameters:
