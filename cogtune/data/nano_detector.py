@@ -83,7 +83,7 @@ def _paint(pixels: Array, distance: Array) -> Array | None:
     inside = far & (distance > 0.75 * np.quantile(distance[far], 0.9))
     colours = pixels[inside]
     paint: Array = np.median(colours, axis=0)
-    spread = np.median(np.sqrt(((colours - paint) ** 2).sum(-1)))
+    spread = float(np.median(np.sqrt(((colours - paint) ** 2).sum(-1))))
     return paint if spread < 30.0 else None
 
 
@@ -99,7 +99,8 @@ def _box(values: Array, reach: int) -> Array:
     padded = np.pad(values, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
     size = 2 * reach + 1
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
-    return windows.mean(axis=(-1, -2))
+    means: Array = windows.mean(axis=(-1, -2))
+    return means
 
 
 def _sharpened(cover: Array) -> Array:

@@ -2,7 +2,8 @@
 
 Clips are 17 frames of 64x96 at 8 a second. A scene is a function of its seed alone; numpy and torch draw it by the same
 code, so a GPU can draw its own batches. Combinations of colour, shape and motion that :data:`HELD_OUT` lists are never
-drawn for training; :data:`NEW_COLOURS`, :data:`NEW_SHAPES` and :data:`NEW_MOTIONS` are things that the models never see.
+drawn for training; :data:`NEW_COLOURS`, :data:`NEW_SHAPES` and :data:`NEW_MOTIONS` are things that the
+models never see.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cogtune.data.video import Pixels
-from cogtune.geometry import Size
+from cogtune.geometry import NANO_SIZE
 
-SIZE = Size(17, 64, 96)
+SIZE = NANO_SIZE
 FPS = 8.0
 
 WORLD_VERSION = 1

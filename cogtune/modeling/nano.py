@@ -19,10 +19,9 @@ import diffusers
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 
-from cogtune.data.nano_world import SIZE
 from cogtune.errors import CogtuneError, UsageError, did_you_mean
 from cogtune.files import explained, write_json, written_folder
-from cogtune.geometry import SPATIAL_COMPRESSION
+from cogtune.geometry import NANO_SIZE, SPATIAL_COMPRESSION
 from cogtune.modeling import random_weights
 from cogtune.models import Variant
 from cogtune.models import variant as find_variant
@@ -70,9 +69,9 @@ def nano_transformer_config(row: Variant) -> dict[str, Any]:
         "time_embed_dim": _TIMESTEP_WIDTH,
         "ofs_embed_dim": _TIMESTEP_WIDTH if row.ofs_embed_dim else None,
         "text_embed_dim": TEXT_WIDTH,
-        "sample_height": SIZE.height // SPATIAL_COMPRESSION,
-        "sample_width": SIZE.width // SPATIAL_COMPRESSION,
-        "sample_frames": SIZE.num_frames,
+        "sample_height": NANO_SIZE.height // SPATIAL_COMPRESSION,
+        "sample_width": NANO_SIZE.width // SPATIAL_COMPRESSION,
+        "sample_frames": NANO_SIZE.num_frames,
         "max_text_seq_length": TEXT_TOKENS,
     }
 
@@ -136,7 +135,10 @@ def normalise_latents(vae: AutoencoderKLCogVideoX, deviations: torch.Tensor) -> 
     out.bias[:channels] *= gain
     out.bias[channels:] += 2 * gain.log()  # of the variance
     readers = [vae.decoder.conv_in] + [
-        getattr(module, part) for module in vae.decoder.modules() for part in ("conv_y", "conv_b") if hasattr(module, part)
+        getattr(module, part)
+        for module in vae.decoder.modules()
+        for part in ("conv_y", "conv_b")
+        if hasattr(module, part)
     ]
     for reader in readers:
         reader.conv.weight /= gain.view(1, -1, 1, 1, 1)

@@ -172,7 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen.write_text(json.dumps(steps))
     steps = json.loads(chosen.read_text())
     goes_on = bool(checkpoints(output))
-    how = ["--resume", "latest", "--output", output] if goes_on else [*settings(given, model, output, steps), "--overwrite"]
+    how = (
+        ["--resume", "latest", "--output", output]
+        if goes_on
+        else [*settings(given, model, output, steps), "--overwrite"]
+    )
     code = cogtune("train", *how, log=log, deadline=deadline)
     done = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()][-1]
     say(f"step {done} of {steps}, loss {losses(output)[-1][1]}, {1000 * pace(output):.0f} ms a step")

@@ -1,9 +1,9 @@
 """Train nano's VAE: python tools/nano/train_vae.py --parts build/nano --seconds 420
 
 Every batch is drawn on the device, so that there is no data to prepare. Half of it is what the world shows, half is
-made stranger (channels exchanged, mirrored, one clip's shape put into another), so that the VAE keeps things that it was
-not trained on. It stops in time, saves its state, and goes on from it when it is started again. At the end latents get
-the deviation that the models' scaling factor asks for, and weights are written in fp16.
+made stranger (channels exchanged, mirrored, one clip's shape put into another), so that the VAE keeps things that it
+was not trained on. It stops in time, saves its state, and goes on from it when it is started again. At the end latents
+get the deviation that the models' scaling factor asks for, and weights are written in fp16.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from common import Deadline, best_device, load_state, machine, note, save_state, say
 from diffusers import AutoencoderKLCogVideoX
-from torch.nn import functional
 
 from cogtune.data import nano_world as world
 from cogtune.geometry import Size
@@ -55,7 +54,10 @@ def cropped(clips: torch.Tensor, crop: Size | None, step: int) -> torch.Tensor:
     if crop is None:
         return clips
     random = np.random.default_rng(step)
-    height, width = (random.integers(0, have - want + 1) for have, want in zip(clips.shape[3:], (crop.height, crop.width), strict=True))
+    height, width = (
+        random.integers(0, have - want + 1)
+        for have, want in zip(clips.shape[3:], (crop.height, crop.width), strict=True)
+    )
     return clips[:, :, : crop.num_frames, height : height + crop.height, width : width + crop.width]
 
 
@@ -108,7 +110,8 @@ def deviations(vae: AutoencoderKLCogVideoX, device: torch.device, clips: int) ->
     """The deviation of each latent channel ``[C]``, over clips of the world."""
     latents = []
     for start in range(0, clips, 8):
-        drawn = world.draw_batch(world.training_scenes(_HELD_OUT_SEED, range(start, start + 8)), device)
+        numbers = range(start, min(start + 8, clips))
+        drawn = world.draw_batch(world.training_scenes(_HELD_OUT_SEED, numbers), device)
         latents.append(vae.encode(drawn).latent_dist.sample())
     return torch.cat(latents).transpose(0, 1).flatten(1).std(dim=1)
 
@@ -124,7 +127,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--judge", type=int, default=64, help="clips a group for the figures at the end")
     parser.add_argument("--reserve", type=float, default=40.0, help="seconds kept for them")
-    parser.add_argument("--crop", type=Size.parse, help="train on parts of clips, such as 9x32x32; for a trial on a CPU")
+    parser.add_argument(
+        "--crop", type=Size.parse, help="train on parts of clips, such as 9x32x32; for a trial on a CPU"
+    )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device")
     given = parser.parse_args()
@@ -193,7 +198,7 @@ def main() -> None:
     finished = new_vae()
     finished.load_state_dict(vae.state_dict())
     finished.to(device).eval()
-    normalise_latents(finished, deviations(finished, device, 8 * max(1, given.judge // 8)))
+    normalise_latents(finished, deviations(finished, device, given.judge))
     finished.half().cpu().save_pretrained(given.parts / "vae")
     figures = judged(finished.float().to(device), device, given.judge)
     say(f"PSNR in dB: {figures}")
