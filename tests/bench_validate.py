@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from cogtune.bench.watch import watched
-from cogtune.data.checks import Report, check_dataset
 from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import read_dataset
-from cogtune.geometry import Size
+from cogtune.data.validation.checks import Report, check_dataset
+from cogtune.models.geometry import Size
 
 SETTINGS = FrameSettings(size=Size(49, 352, 640), fps=8)
 FRAMES, HEIGHT, WIDTH = 195, 360, 640

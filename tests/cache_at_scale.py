@@ -21,14 +21,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from cogtune.caching import prepare
-from cogtune.data.facts import Facts
+from cogtune.config.resolving import resolve
+from cogtune.data.cache.facts import Facts
 from cogtune.data.sources import read_dataset
 from cogtune.data.synthetic import draw_dataset
-from cogtune.data.video import probe
-from cogtune.modeling.locate import locate
-from cogtune.models import read_spec
-from cogtune.resolving import resolve
+from cogtune.data.video.clips import probe
+from cogtune.encoding.jobs import prepare
+from cogtune.models.locate import locate
+from cogtune.models.variants import read_spec
 
 
 def make(folder: Path, samples: int, model: Path) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from cogtune.data.synthetic import draw_dataset
-from cogtune.data.video import write_video
-from cogtune.modeling.locate import locate
+from cogtune.data.video.clips import write_video
+from cogtune.models.locate import locate
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from cogtune import caching, console
 from cogtune.bench.watch import watched
-from cogtune.children import end_with_creator, forking
-from cogtune.config import RunConfig
-from cogtune.data.decoding import default_workers
+from cogtune.config.run_config import RunConfig
 from cogtune.data.sources import CAPTIONS, VIDEOS, read_dataset
-from cogtune.data.video import Pixels, write_video
-from cogtune.files import explained, write_text
-from cogtune.geometry import Size
-from cogtune.gpus import gpus
-from cogtune.models import TINY, Variant, read_spec, variant
-from cogtune.plan import check, fps_of, size_of
+from cogtune.data.video.clips import Pixels, write_video
+from cogtune.encoding import jobs
+from cogtune.encoding.decoders import default_workers
+from cogtune.models.geometry import Size
+from cogtune.models.variants import TINY, Variant, read_spec, variant
+from cogtune.run.plan import check, fps_of, size_of
+from cogtune.system import console
+from cogtune.system.children import end_with_creator, forking
+from cogtune.system.files import explained, write_text
+from cogtune.system.gpus import gpus
 
 DRAWN = 4
 """Clips that are drawn; the others are the same pictures in files of other bytes."""
@@ -55,19 +56,19 @@ def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: P
         check(config, spec)
         size, fps = size_of(config, spec), fps_of(config, spec)
         data = _draw(home / f"data-{size}-{clips}", size, fps, clips)
-        prepared = caching.prepare(config, spec, model, read_dataset(data))
-        job = caching.job_for(prepared, config, spec, model, processes=processes or max(1, len(gpus())))
-        caching.check_space(job, spec)
+        prepared = jobs.prepare(config, spec, model, read_dataset(data))
+        job = jobs.job_for(prepared, config, spec, model, processes=processes or max(1, len(gpus())))
+        jobs.check_space(job, spec)
         console.note(f"encoding {prepared.todo}")
         with watched() as peaks:
-            results = caching.fill(job)
+            results = jobs.fill(job)
     workers = config.workers if config.workers is not None else default_workers(job.engine.processes)
     return {
         "gpu": gpus()[0].name if gpus() else "none",
         "model": config.model,
         "size": str(size),
         "workers": workers,
-        **caching.totals(results),
+        **jobs.totals(results),
         "card_gb": [round(used / 1e9, 2) for used in peaks.cards],
         "host_gib": round(peaks.processes / 2**30, 2),
     }

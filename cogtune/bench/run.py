@@ -14,23 +14,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cogtune import console, launch
 from cogtune.bench import stage, watch, worker
-from cogtune.config import ENGINE_KEYS, RunConfig
-from cogtune.data.index import Index
-from cogtune.errors import CogtuneError, StoppedError, UsageError
-from cogtune.estimate import check_arrangement, estimate
-from cogtune.files import read_json
-from cogtune.fit import this_machine, why_not_tried
-from cogtune.gpus import gpus
-from cogtune.launch import LaunchFiles
-from cogtune.locks import LOCK, alone_in
-from cogtune.machine import versions
-from cogtune.measurements import GB, GIB, Measurement, Recipe
-from cogtune.modeling.locate import spec_of
-from cogtune.models import TINY, VARIANTS, ModelSpec, published, read_spec
-from cogtune.plan import Plan, check, identity_of, make_plan, size_of
-from cogtune.resolving import Resolved
+from cogtune.config.resolving import Resolved
+from cogtune.config.run_config import ENGINE_KEYS, RunConfig
+from cogtune.data.cache.index import Index
+from cogtune.models.locate import spec_of
+from cogtune.models.variants import TINY, VARIANTS, ModelSpec, published, read_spec
+from cogtune.planning.estimate import check_arrangement, estimate
+from cogtune.planning.fit import this_machine, why_not_tried
+from cogtune.planning.measurements import GB, GIB, Measurement, Recipe
+from cogtune.run import launch
+from cogtune.run.launch import LaunchFiles
+from cogtune.run.plan import Plan, check, identity_of, make_plan, size_of
+from cogtune.system import console
+from cogtune.system.errors import CogtuneError, StoppedError, UsageError
+from cogtune.system.files import read_json
+from cogtune.system.gpus import gpus
+from cogtune.system.locks import LOCK, alone_in
+from cogtune.system.versions import versions
 
 _FOLDER = "cogtune-bench-"
 _SETTLED = 60.0

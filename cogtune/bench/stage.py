@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cogtune import process
-from cogtune.data.cache import Store
-from cogtune.data.index import Index, Row
-from cogtune.files import digest, read_json, write_json
-from cogtune.geometry import SPATIAL_COMPRESSION, Size, latent_frames
-from cogtune.launch import ENVIRONMENT, LaunchFiles
-from cogtune.models import ModelSpec, Precision, read_spec, variant
-from cogtune.process import work
+from cogtune.data.cache.index import Index, Row
+from cogtune.data.cache.store import Store
+from cogtune.models.geometry import SPATIAL_COMPRESSION, Size, latent_frames
+from cogtune.models.variants import ModelSpec, Precision, read_spec, variant
+from cogtune.run.launch import ENVIRONMENT, LaunchFiles
+from cogtune.system import processes
+from cogtune.system.files import digest, read_json, write_json
+from cogtune.system.processes import work
 
 SAMPLES = 4
 NOTHING = "nothing was measured"
@@ -54,7 +54,7 @@ def prepare(job: Job, folder: Path) -> None:
     """
     files = LaunchFiles(folder)
     write_json(files.plan, asdict(job))
-    process.watch(
+    processes.watch(
         [sys.executable, "-m", "cogtune.bench.stage", str(files.plan)],
         [files.report(0)],
         files.log,

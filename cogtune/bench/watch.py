@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from cogtune.gpus import gpus
+from cogtune.system.gpus import gpus
 
 INTERVAL = 0.05
 _FAMILY_INTERVAL = 1.0

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cogtune.files import write_json
-from cogtune.launch import LaunchFiles
-from cogtune.plan import Plan
-from cogtune.process import StopRequest, work
-from cogtune.worker import memory_explained
+from cogtune.run.launch import LaunchFiles
+from cogtune.run.plan import Plan
+from cogtune.system.files import write_json
+from cogtune.system.processes import StopRequest, work
+from cogtune.training.worker import memory_explained
 
 
 def memory_file(files: LaunchFiles, rank: int) -> Path:
@@ -28,7 +28,7 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
     """Train as planned and write down the time of each step and this process's peak memory; False when stopped.
 
     Raises:
-        CogtuneError: as for :func:`cogtune.worker.memory_explained`.
+        CogtuneError: as for :func:`cogtune.training.worker.memory_explained`.
     """
     import torch
 

@@ -6,7 +6,7 @@ where Ctrl-C is caught, and the working folder taken off the path.
 
 import sys
 
-from cogtune.safe_path import leave_working_folder_out
+from cogtune.system.safe_path import leave_working_folder_out
 
 _ANYWHERE = ("--debug", "--quiet")
 """Flags of the whole program, which may stand before or behind the command."""
@@ -54,9 +54,9 @@ def _status(words: list[str], debug: bool) -> int:
 
     import typer
 
-    from cogtune import console
     from cogtune.cli.app import app
-    from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CogtuneError
+    from cogtune.system import console
+    from cogtune.system.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CogtuneError
 
     console.open_streams()
     console.quiet_libraries()

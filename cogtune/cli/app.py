@@ -21,7 +21,8 @@ app = Commands(
 
 def _version(asked: bool) -> None:
     if asked:
-        from cogtune import __version__, console
+        from cogtune import __version__
+        from cogtune.system import console
 
         console.say(f"cogtune {__version__}")
         raise typer.Exit
@@ -38,7 +39,7 @@ def root(
     ] = False,
 ) -> None:
     """Fine-tune the CogVideoX video models: from a folder of clips to a LoRA or new weights, and to the Hub."""
-    from cogtune import console
+    from cogtune.system import console
 
     console.configure(quiet=quiet)
 

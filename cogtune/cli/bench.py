@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cogtune import console
 from cogtune.cli.options import ConfigFile, Flags, PresetName, with_config_flags
-from cogtune.config import RunConfig
+from cogtune.config.run_config import RunConfig
+from cogtune.system import console
 
 if TYPE_CHECKING:
-    from cogtune.measurements import Measurement
+    from cogtune.planning.measurements import Measurement
 
 _NOT_HERE = {
     "steps", "epochs", "warmup_steps", "lr_scheduler", "lr_cycles", "lr_power", "lr_pieces",
@@ -34,7 +34,7 @@ def _measured_fields() -> list[str]:
 
 def set_in(file: Path) -> tuple[str | None, dict[str, Any]]:
     """The preset that a file of keys starts from, and what it sets that a step depends on."""
-    from cogtune.resolving import read_mapping
+    from cogtune.config.resolving import read_mapping
 
     values = read_mapping(file)
     kept = {key: values[key] for key in _measured_fields() if values.get(key) not in (None, [])}
@@ -78,7 +78,7 @@ def bench(
     """Measure a preset's real training step on random weights of the real size: memory and time, with no download."""
     from cogtune.bench.run import Request, command_of
     from cogtune.bench.run import bench as measure
-    from cogtune.resolving import resolve
+    from cogtune.config.resolving import resolve
 
     more = ["--steps", str(steps), "--warmup", str(warmup), *(["--compare", compare] if compare else [])]
     more += ["--alone"] if alone else []
@@ -106,7 +106,7 @@ def bench(
 
 
 def _show(done: list[Measurement], json_file: Path | None, run: int | None) -> None:
-    from cogtune.files import write_json
+    from cogtune.system.files import write_json
 
     if json_file == Path("-"):
         console.emit([row.to_dict() for row in done])
@@ -123,8 +123,8 @@ def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], l
     Args:
         run: steps of the run that is measured for, whose time is told.
     """
-    from cogtune.measurements import GB, GIB
-    from cogtune.presets import PRESETS
+    from cogtune.config.presets import PRESETS
+    from cogtune.planning.measurements import GB, GIB
 
     on_cpu = done[0].gpu == "cpu"
     whole = "whole card without NCCL" if done[0].alone else "whole card"

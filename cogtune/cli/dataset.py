@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cogtune import console
 from cogtune.cli.once import Commands
 from cogtune.cli.options import ConfigFile, Flags, Json, PresetName, with_config_flags
+from cogtune.system import console
 
 if TYPE_CHECKING:
-    from cogtune.config import RunConfig
+    from cogtune.config.run_config import RunConfig
 
 app = Commands(help="Check a folder of clips and captions, and encode it.", no_args_is_help=True)
 
@@ -60,8 +60,8 @@ def validate(
     ] = None,
 ) -> None:
     """Open every clip and list all problems; exit 1 if any of them stops training."""
-    from cogtune import checking
-    from cogtune.resolving import resolve
+    from cogtune.commands import validate as checking
+    from cogtune.config.resolving import resolve
 
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
     report = checking.validate(
@@ -107,9 +107,9 @@ def cache(
     as_json: Json = False,
 ) -> None:
     """Encode clips and captions once, for training to read; what is there already is left alone."""
-    from cogtune import runs
-    from cogtune.errors import UsageError
-    from cogtune.resolving import resolve
+    from cogtune.commands import train
+    from cogtune.config.resolving import resolve
+    from cogtune.system.errors import UsageError
 
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
     if status + verify + prune > 1:
@@ -125,7 +125,7 @@ def cache(
     if prune:
         _prune(resolved.config, as_json, yes=yes)
         return
-    done = runs.cache(resolved.config, processes=num_processes)
+    done = train.cache(resolved.config, processes=num_processes)
     if as_json:
         console.emit(done.to_json())
     else:
@@ -133,8 +133,8 @@ def cache(
 
 
 def _status(config: RunConfig, as_json: bool) -> None:
-    from cogtune.caching import in_gb
-    from cogtune.upkeep import look
+    from cogtune.commands.cache import look
+    from cogtune.encoding.jobs import in_gb
 
     status = look(config)
     if as_json:
@@ -148,7 +148,7 @@ def _status(config: RunConfig, as_json: bool) -> None:
 
 
 def _verify(config: RunConfig, as_json: bool) -> None:
-    from cogtune.upkeep import verify
+    from cogtune.commands.cache import verify
 
     checked, damaged = verify(config)
     if as_json:
@@ -162,8 +162,8 @@ def _verify(config: RunConfig, as_json: bool) -> None:
 
 
 def _prune(config: RunConfig, as_json: bool, *, yes: bool) -> None:
-    from cogtune.caching import in_gb
-    from cogtune.upkeep import delete, unused
+    from cogtune.commands.cache import delete, unused
+    from cogtune.encoding.jobs import in_gb
 
     store, entries = unused(config)
     count, size = len(entries), sum(entry.size for entry in entries)
@@ -196,7 +196,7 @@ def bench(
 ) -> None:
     """Measure how fast `dataset cache` is here: random weights of the real size, drawn clips, no download."""
     from cogtune.bench.caching import bench_cache
-    from cogtune.resolving import resolve
+    from cogtune.config.resolving import resolve
 
     figures = bench_cache(resolve(flags=flags).config, clips=clips, processes=num_processes, keep=keep)
     if as_json:

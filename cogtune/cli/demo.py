@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cogtune import console
+from cogtune.system import console
 
 
 def demo(
@@ -16,7 +16,7 @@ def demo(
     ),
 ) -> None:
     """The whole road in a minute, on any machine: draw clips, check, encode, train a LoRA, sample a video."""
-    from cogtune.demo import run
+    from cogtune.commands.demo import run
 
     for line in run(folder):
         console.say(line)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cogtune import console
+from cogtune.system import console
 
 
 def infer(
@@ -79,8 +79,8 @@ def infer(
     ] = None,
 ) -> None:
     """Sample a video; model, prompt, size and LoRA strength come from the run."""
-    from cogtune.errors import UsageError
-    from cogtune.geometry import Size
+    from cogtune.models.geometry import Size
+    from cogtune.system.errors import UsageError
 
     endless = [
         f"--{name}: {value} is not a number to work with"
@@ -102,7 +102,7 @@ def infer(
         raise UsageError(f"--size: {error}") from error
     if output is not None and output.suffix.lower() != ".mp4":
         raise UsageError(f"--output {output}: videos are written as .mp4", "give a name that ends in .mp4")
-    from cogtune.generate import Request, generate
+    from cogtune.commands.infer import Request, generate
 
     request = Request(
         lora=lora,

@@ -15,17 +15,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cogtune import console
 from cogtune.bench.run import Request, bench, command_of
 from cogtune.cli.vram import errors
-from cogtune.errors import CogtuneError, StoppedError
-from cogtune.estimate import estimate
-from cogtune.files import write_text
-from cogtune.fit import Machine, problems, this_machine
-from cogtune.measurements import FILE, add, read
-from cogtune.modeling.locate import spec_of
-from cogtune.presets import PRESETS, preset
-from cogtune.resolving import Resolved, resolve
+from cogtune.config.presets import PRESETS, preset
+from cogtune.config.resolving import Resolved, resolve
+from cogtune.models.locate import spec_of
+from cogtune.planning.estimate import estimate
+from cogtune.planning.fit import Machine, problems, this_machine
+from cogtune.planning.measurements import FILE, add, read
+from cogtune.system import console
+from cogtune.system.errors import CogtuneError, StoppedError
+from cogtune.system.files import write_text
 
 STEPS, WARMUP = 3, 2
 _SLOW = 10.0

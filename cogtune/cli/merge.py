@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cogtune import console
+from cogtune.system import console
 
 
 def merge_zero(
@@ -37,7 +37,7 @@ def merge_zero(
 ) -> None:
     """Turn a checkpoint of DeepSpeed (any ZeRO stage) or FSDP into weights that diffusers loads, and check them."""
     from cogtune.merge import merge_checkpoint
-    from cogtune.modeling.locate import locate
+    from cogtune.models.locate import locate
 
     with console.progress("merging", 0) as progress:
         result = merge_checkpoint(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cogtune import console
+from cogtune.system import console
 
 
 def random_model(
@@ -20,8 +20,8 @@ def random_model(
     seed: Annotated[int, typer.Option("--seed", help="Another seed gives other weights.")] = 0,
 ) -> None:
     """Write a complete model with random weights: to try, to test, to measure, with nothing to download."""
-    from cogtune.errors import UsageError
-    from cogtune.models import variant as find
+    from cogtune.models.variants import variant as find
+    from cogtune.system.errors import UsageError
 
     row = find(variant)
     if folder.exists():

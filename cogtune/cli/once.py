@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cogtune.errors import UsageError
+from cogtune.system.errors import UsageError
 
 
 def _refuse_twice(command: Any, context: Any, words: list[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from cogtune.config import RunConfig
+from cogtune.config.run_config import RunConfig
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 PresetName = Annotated[

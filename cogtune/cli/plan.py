@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from cogtune import console
 from cogtune.cli.options import ConfigFile, Fit, Flags, Json, PresetName, with_config_flags
-from cogtune.config import RunConfig
+from cogtune.config.run_config import RunConfig
+from cogtune.system import console
 
 
 @with_config_flags(*RunConfig.model_fields)
@@ -26,11 +26,11 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what a run will take, before anything is downloaded: memory of GPU and host, disk, time, the command."""
-    from cogtune.fit import fitted, this_machine
-    from cogtune.modeling.locate import spec_of
-    from cogtune.plan import advice, check
-    from cogtune.planning import outlook
-    from cogtune.resolving import resolve
+    from cogtune.config.resolving import resolve
+    from cogtune.models.locate import spec_of
+    from cogtune.planning.fit import fitted, this_machine
+    from cogtune.planning.summary import outlook
+    from cogtune.run.plan import advice, check
 
     resolved = resolve(preset_name=preset, file=config, flags=flags)
     spec, machine = spec_of(resolved.config.model), this_machine()

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from cogtune import console
 from cogtune.cli.options import Json
-from cogtune.errors import CogtuneError
+from cogtune.system import console
+from cogtune.system.errors import CogtuneError
 
 
 def presets(
@@ -18,7 +18,7 @@ def presets(
     as_json: Json = False,
 ) -> None:
     """List the presets, or show every value of one."""
-    from cogtune.resolving import preset_values, resolve
+    from cogtune.config.resolving import preset_values, resolve
 
     if name is not None:
         preset_values(name)  # says where the names are listed, if there is none of this name
@@ -46,9 +46,9 @@ _SHORT = (0, 5, 7, 8)
 
 def listing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The columns and the rows of the list, the user's own presets last."""
-    from cogtune.measurements import of_preset, recorded
-    from cogtune.presets import PRESETS
-    from cogtune.resolving import own_presets, resolve
+    from cogtune.config.presets import PRESETS
+    from cogtune.config.resolving import own_presets, resolve
+    from cogtune.planning.measurements import of_preset, recorded
 
     columns = ("preset", "hardware", "model", "type", "strategy", "precision", "size", "guides' VRAM", "measured VRAM")
     rows: list[tuple[str, ...]] = []

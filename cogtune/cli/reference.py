@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import typer
 
-from cogtune import console
 from cogtune.cli.app import app
+from cogtune.system import console
 
 
 def reference() -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cogtune import console
+from cogtune.system import console
 
 
 def report(

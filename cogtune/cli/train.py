@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from cogtune import console
 from cogtune.cli.options import ConfigFile, Fit, Flags, PresetName, with_config_flags
-from cogtune.config import RunConfig
-from cogtune.errors import UsageError
+from cogtune.config.run_config import RunConfig
+from cogtune.system import console
+from cogtune.system.errors import UsageError
 
 
 @with_config_flags(*RunConfig.model_fields)
@@ -51,11 +51,11 @@ def train(
 
     Values come from the preset, then the file, then flags; OUTPUT/run.yaml keeps each with where it came from.
     """
-    from cogtune import runs
-    from cogtune.fit import fitted, refuse_unfit, this_machine
-    from cogtune.launch_configs import check_machines
-    from cogtune.modeling.locate import spec_of
-    from cogtune.planning import outlook
+    from cogtune.commands import train as runs
+    from cogtune.config.launchers import check_machines
+    from cogtune.models.locate import spec_of
+    from cogtune.planning.fit import fitted, refuse_unfit, this_machine
+    from cogtune.planning.summary import outlook
 
     resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
     spec, machine = spec_of(resolved.config.model), this_machine()
@@ -70,8 +70,8 @@ def train(
             raise UsageError(
                 "--slurm goes with neither --smoke nor --dry-run", "it writes the script of the run itself"
             )
-        from cogtune.plan import check
-        from cogtune.slurm import write_job
+        from cogtune.commands.slurm import write_job
+        from cogtune.run.plan import check
 
         check(resolved.config, spec)
         more = [word for word, wanted in (("--overwrite", overwrite), ("--force", force)) if wanted]
@@ -87,7 +87,7 @@ def train(
     if smoke:
         if resume is not None or dry_run:
             raise UsageError("--smoke goes with neither --resume nor --dry-run", "it leaves the run itself alone")
-        from cogtune.smoke import smoke as smoke_test
+        from cogtune.commands.smoke import smoke as smoke_test
 
         for line in smoke_test(resolved).lines():
             console.say(line)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cogtune import console
-from cogtune.estimate import GIB, estimate
-from cogtune.fit import GB
-from cogtune.measurements import Measurement, of_preset, recorded
-from cogtune.modeling.locate import spec_of
-from cogtune.models import VARIANTS, published_spec
-from cogtune.presets import PRESETS, Preset
-from cogtune.resolving import resolve
+from cogtune.config.presets import PRESETS, Preset
+from cogtune.config.resolving import resolve
+from cogtune.models.locate import spec_of
+from cogtune.models.variants import VARIANTS, published_spec
+from cogtune.planning.estimate import GIB, estimate
+from cogtune.planning.fit import GB
+from cogtune.planning.measurements import Measurement, of_preset, recorded
+from cogtune.system import console
 
 _HEAD = """# Memory and time of every preset
 

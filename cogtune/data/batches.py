@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cogtune.data.cache import Store
-from cogtune.data.index import Index, Row
+from cogtune.data.cache.index import Index, Row
+from cogtune.data.cache.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cogtune.data import timing
-from cogtune.data.container import VideoInfo
-from cogtune.data.images import read_image
-from cogtune.data.stamp import Stamp
-from cogtune.data.video import Pixels, iter_frames
-from cogtune.files import digest
-from cogtune.geometry import (
+from cogtune.data.video import timing
+from cogtune.data.video.clips import Pixels, iter_frames
+from cogtune.data.video.container import VideoInfo
+from cogtune.data.video.images import read_image
+from cogtune.data.video.stamp import Stamp
+from cogtune.models.geometry import (
     Crop,
     Reshape,
     Sampling,
@@ -28,6 +27,7 @@ from cogtune.geometry import (
     shape_loss,
     spread_indices,
 )
+from cogtune.system.files import digest
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ class FrameSettings:
 
     Args:
         size: frames, height and width that training takes; the largest of ``buckets`` if there are any.
-        fps: frames a second that training takes; see :func:`cogtune.geometry.frame_indices`.
+        fps: frames a second that training takes; see :func:`cogtune.models.geometry.frame_indices`.
         buckets: the sizes that clips are shared out to, see :func:`settings_for`; none for ``size`` alone.
         sampling: which frames are taken.
         skip_start, skip_end: frames at a clip's two ends that are left out of all this.
@@ -79,7 +79,7 @@ class View:
         indices: the frames' numbers in the clip, rising.
         size: frames, height and width that come out.
         source: height and width of the clip's own frames.
-        reshape, place: as :func:`cogtune.geometry.fit` takes them.
+        reshape, place: as :func:`cogtune.models.geometry.fit` takes them.
     """
 
     indices: tuple[int, ...]
@@ -166,7 +166,7 @@ def shared_out(infos: Iterable[VideoInfo], settings: FrameSettings) -> dict[Size
 def loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
     """What a clip loses when it is trained at ``size``: the sum of three shares, each from 0 to 1.
 
-    What its change of shape costs (:func:`cogtune.geometry.shape_loss`), the frames at the training rate that are not
+    What its change of shape costs (:func:`cogtune.models.geometry.shape_loss`), the frames at the training rate that are not
     taken, and the pixels that are not the clip's own because it is enlarged.
     """
     source, target = (info.height, info.width), (size.height, size.width)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cogtune.config import SEPARATOR, RunConfig, is_list_file
-from cogtune.data.cache import Store
+from cogtune.config.run_config import SEPARATOR, RunConfig, is_list_file
+from cogtune.data.cache.index import ImageJob, Recipe, TextJob, Todo, caption_of, image_key, text_key
+from cogtune.data.cache.store import Store
 from cogtune.data.frames import FrameSettings, View, view
-from cogtune.data.index import ImageJob, Recipe, TextJob, Todo, caption_of, image_key, text_key
 from cogtune.data.sources import Sample
-from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import explained, read_sealed, write_sealed
+from cogtune.system.errors import CogtuneError, UsageError
+from cogtune.system.files import explained, read_sealed, write_sealed
 
 FORMAT = 1
 

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cogtune.config import DataFormat
+from cogtune.config.run_config import DataFormat
 from cogtune.data.findings import Finding, finding, listed
-from cogtune.data.folder import Folder, Reading
-from cogtune.data.layouts import Content, Layout, Sample, Unpaired
-from cogtune.data.layouts_beside import BESIDE
-from cogtune.data.layouts_datasets import DATASETS
-from cogtune.data.layouts_lists import CAPTIONS, IMAGES, LISTS, VIDEOS
-from cogtune.data.layouts_tables import TABLE
-from cogtune.data.media import is_clip
-from cogtune.data.nearest import what_is_there
-from cogtune.download import home, snapshot
-from cogtune.errors import CogtuneError, counted
+from cogtune.data.layouts.base import Content, Layout, Sample, Unpaired
+from cogtune.data.layouts.datasets_library import DATASETS
+from cogtune.data.layouts.folder import Folder, Reading
+from cogtune.data.layouts.lists import CAPTIONS, IMAGES, LISTS, VIDEOS
+from cogtune.data.layouts.media import is_clip
+from cogtune.data.layouts.nearest import what_is_there
+from cogtune.data.layouts.sidecar import BESIDE
+from cogtune.data.layouts.tables import TABLE
+from cogtune.models.download import home, snapshot
+from cogtune.system.errors import CogtuneError, counted
 
 __all__ = [
     "CAPTIONS",

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cogtune.data.sources import CAPTIONS, VIDEOS
-from cogtune.data.video import Pixels, write_video
-from cogtune.files import write_text
+from cogtune.data.video.clips import Pixels, write_video
+from cogtune.system.files import write_text
 
 SECONDS = 2.5
 

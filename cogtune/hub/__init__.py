@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogtune.card import SampleVideo, gather_facts, model_card
+from cogtune.config.resolving import read_mapping
+from cogtune.hub.card import SampleVideo, gather_facts, model_card
 from cogtune.hub.local import (
     Weights,
     check_tensors,
@@ -21,8 +22,7 @@ from cogtune.hub.local import (
 )
 from cogtune.hub.public import public_file, public_run_yaml
 from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address, upload
-from cogtune.resolving import read_mapping
-from cogtune.sample_videos import prompt_of, said_of
+from cogtune.run.sample_videos import prompt_of, said_of
 
 __all__ = ["PushResult", "push"]
 

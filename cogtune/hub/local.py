@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogtune.card import Kind
-from cogtune.checkpoints import STATE_NAME, checkpoints
-from cogtune.containment import leads_out, refuse_links
-from cogtune.errors import CogtuneError
-from cogtune.files import explained
-from cogtune.model_configs import read_index
-from cogtune.models import LORA_WEIGHTS_NAME
-from cogtune.reading import Schema, read_as, read_object
-from cogtune.sample_videos import FOLDER, step_folders
+from cogtune.hub.card import Kind
+from cogtune.models.configs import read_index
+from cogtune.models.variants import LORA_WEIGHTS_NAME
+from cogtune.run.checkpoints import STATE_NAME, checkpoints
+from cogtune.run.sample_videos import FOLDER, step_folders
+from cogtune.system.containment import leads_out, refuse_links
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import explained
+from cogtune.system.reading import Schema, read_as, read_object
 
 INDEX_SUFFIX = ".safetensors.index.json"
 """How the name of the list of shards of one model ends."""

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cogtune.card import CardFacts
-from cogtune.files import explained
+from cogtune.hub.card import CardFacts
 from cogtune.hub.local import header_metadata, json_object
-from cogtune.reading import read_object
+from cogtune.system.files import explained
+from cogtune.system.reading import read_object
 
 _SECRET_KEY = re.compile(
     r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key|private_?key)s?(_|$)",

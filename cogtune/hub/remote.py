@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogtune.card import Kind
-from cogtune.errors import CogtuneError, UsageError
+from cogtune.hub.card import Kind
 from cogtune.hub.local import INDEX_SUFFIX
 from cogtune.hub.redaction import redacted
-from cogtune.model_configs import COMPONENTS
-from cogtune.models import LORA_WEIGHTS_NAME
+from cogtune.models.configs import COMPONENTS
+from cogtune.models.variants import LORA_WEIGHTS_NAME
+from cogtune.system.errors import CogtuneError, UsageError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from cogtune.errors import CogtuneError
-from cogtune.files import explained, open_regular
 from cogtune.merge.unpickling import CarefulUnpickler
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import explained, open_regular
 
 CHUNK_BYTES = 1 << 22
 """How much of a tensor is in memory at a time."""

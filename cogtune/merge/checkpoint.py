@@ -14,17 +14,6 @@ from typing import Any, Literal
 import torch
 
 import cogtune
-from cogtune.checkpoints import STATE_NAME, exchanged
-from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import (
-    CHECKSUM,
-    explained,
-    is_sealed,
-    read_json,
-    require_replaceable,
-    write_json,
-    written_folder,
-)
 from cogtune.merge.base import (
     Base,
     add_component,
@@ -39,7 +28,18 @@ from cogtune.merge.layouts import read_checkpoint
 from cogtune.merge.lora import adapter_config, fit_lora, lora_header
 from cogtune.merge.write import Output, Written, check_safetensors, one_thread, parse_size, split, write_safetensors
 from cogtune.merge.zero import AGAIN, SavedWeights, Values, check_bytes, records_of
-from cogtune.models import LORA_WEIGHTS_NAME, Precision
+from cogtune.models.variants import LORA_WEIGHTS_NAME, Precision
+from cogtune.run.checkpoints import STATE_NAME, exchanged
+from cogtune.system.errors import CogtuneError, UsageError
+from cogtune.system.files import (
+    CHECKSUM,
+    explained,
+    is_sealed,
+    read_json,
+    require_replaceable,
+    write_json,
+    written_folder,
+)
 
 RECORD = "merge.json"
 """What a merge says about itself; a folder that holds nothing else than it names may be merged into again."""

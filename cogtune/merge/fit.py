@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from cogtune.errors import CogtuneError
 from cogtune.merge.zero import SavedWeights, Values
+from cogtune.system.errors import CogtuneError
 
 _WRAPPERS = ("module.", "base_model.model.", "model.", "transformer.", "app.")
 """What programs put in front of the transformer's own names: DDP, peft, or a module that holds the model."""

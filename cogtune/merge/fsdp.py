@@ -33,12 +33,12 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from cogtune.errors import CogtuneError
-from cogtune.files import explained, open_regular, read_bytes
 from cogtune.merge.archive import MOST_DESCRIPTION, Record, StoredTensor, read_archive, records_at
 from cogtune.merge.unpickling import CarefulUnpickler
 from cogtune.merge.zero import AGAIN, LoadedSource, Part, SavedWeights, Source, Values
-from cogtune.models import Precision
+from cogtune.models.variants import Precision
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import explained, open_regular, read_bytes
 
 METADATA = ".metadata"
 

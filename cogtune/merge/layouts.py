@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cogtune.errors import CogtuneError
-from cogtune.files import explained, open_regular
 from cogtune.merge.fsdp import METADATA, read_full, read_sharded
 from cogtune.merge.zero import AGAIN, SavedWeights, is_of_deepspeed, read_zero
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import explained, open_regular
 
 _FSDP = "pytorch_model_fsdp"
 """What accelerate calls a model's files and folders under FSDP."""

@@ -11,10 +11,10 @@ from typing import Any
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 
-from cogtune.errors import CogtuneError
 from cogtune.merge.fit import by, few, own_name
 from cogtune.merge.zero import SavedWeights, Values
-from cogtune.models import LORA_WEIGHTS_NAME
+from cogtune.models.variants import LORA_WEIGHTS_NAME
+from cogtune.system.errors import CogtuneError
 
 _PREFIX = "transformer."
 _NAME = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)\.([^.]+)\.(weight|bias)")

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import explained
 from cogtune.merge.archive import CHUNK_BYTES
 from cogtune.merge.zero import Values
+from cogtune.system.errors import CogtuneError, UsageError
+from cogtune.system.files import explained
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from cogtune.errors import CogtuneError
 from cogtune.merge.archive import CHUNK_BYTES, Record, StoredTensor, name_when_saved, read_archive
-from cogtune.models import Precision
+from cogtune.models.variants import Precision
+from cogtune.system.errors import CogtuneError
 
 _OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _MODEL_FILE = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cogtune.errors import CogtuneError
-from cogtune.files import write_atomic
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import write_atomic
 
 _PREFIX = "transformer."
 

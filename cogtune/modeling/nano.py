@@ -1,4 +1,4 @@
-"""The nano models: small CogVideoX pipelines that can draw the world of :mod:`cogtune.data.nano_world`.
+"""The nano models: small CogVideoX pipelines that can draw the world of :mod:`cogtune.data.nano.world`.
 
 Four transformers share a VAE, a text encoder and a tokenizer. On disk they are parts in one folder::
 
@@ -19,12 +19,12 @@ import diffusers
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 
-from cogtune.errors import CogtuneError, UsageError, did_you_mean
-from cogtune.files import explained, write_json, written_folder
-from cogtune.geometry import NANO_SIZE, SPATIAL_COMPRESSION
 from cogtune.modeling import random_weights
-from cogtune.models import Variant
-from cogtune.models import variant as find_variant
+from cogtune.models.geometry import NANO_SIZE, SPATIAL_COMPRESSION
+from cogtune.models.variants import Variant
+from cogtune.models.variants import variant as find_variant
+from cogtune.system.errors import CogtuneError, UsageError, did_you_mean
+from cogtune.system.files import explained, write_json, written_folder
 
 NANO_VARIANTS = ("2b", "5b", "5b-i2v", "1.5-5b-i2v")
 

@@ -1,7 +1,7 @@
 """Complete CogVideoX pipelines with random weights: for a laptop (``tiny``) or of the real dimensions (``full``).
 
 No download: the same files as a published checkpoint, made here, so that every path of the program can be tried,
-tested and measured. What differs between the five models comes from their rows in :mod:`cogtune.models`. The rest
+tested and measured. What differs between the five models comes from their rows in :mod:`cogtune.models.variants`. The rest
 follows the published configs and, for schedulers, diffusers' ``scripts/convert_cogvideox_to_diffusers.py``.
 """
 
@@ -22,11 +22,11 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from transformers import T5Config, T5EncoderModel
 
-from cogtune.download import home
-from cogtune.files import PARTIAL_SUFFIX, digest, explained, write_json, written_folder
 from cogtune.modeling.devices import DTYPES
-from cogtune.models import Variant
-from cogtune.models import variant as find_variant
+from cogtune.models.download import home
+from cogtune.models.variants import Variant
+from cogtune.models.variants import variant as find_variant
+from cogtune.system.files import PARTIAL_SUFFIX, digest, explained, write_json, written_folder
 
 Scale = Literal["tiny", "full"]
 

@@ -15,9 +15,9 @@ from diffusers import (
     DiffusionPipeline,
 )
 
-from cogtune.errors import CogtuneError
-from cogtune.geometry import Size
-from cogtune.models import ModelSpec
+from cogtune.models.geometry import Size
+from cogtune.models.variants import ModelSpec
+from cogtune.system.errors import CogtuneError
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 

@@ -10,20 +10,20 @@ from pathlib import Path
 from statistics import median
 
 from cogtune import __version__
-from cogtune.data.checks import Report
-from cogtune.data.checks_captions import CountTokens
 from cogtune.data.findings import SEVERITIES, Finding
 from cogtune.data.frames import FrameSettings, View, settings_for, shared_out, view
 from cogtune.data.sources import Dataset, Sample
-from cogtune.data.video import VideoInfo
-from cogtune.errors import CogtuneError
-from cogtune.files import digest_file
-from cogtune.geometry import Reshape, enlargement_loss, fit, shape_loss
+from cogtune.data.validation.captions import CountTokens
+from cogtune.data.validation.checks import Report
+from cogtune.data.video.clips import VideoInfo
+from cogtune.models.geometry import Reshape, enlargement_loss, fit, shape_loss
 from cogtune.report.charts import bars, distribution
 from cogtune.report.drawing import Task, drawn
 from cogtune.report.findings import MOST_FINDINGS, cut, filter_form, finding_list, findings_table, kinds
 from cogtune.report.page import Html, facts, join, section, table, tag, write_page
 from cogtune.report.pictures import Shown, bytes_each
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import digest_file
 
 MOST_CLIPS = 200
 """How many clips are shown with pictures unless the user says otherwise."""

@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from cogtune.children import Context, end_with_creator, forking
 from cogtune.data.frames import View
 from cogtune.report.pictures import Shown, show_clip
+from cogtune.system.children import Context, end_with_creator, forking
 
 PATIENCE = 120.0
 """Seconds after which a process that draws one clip is taken to hang; it takes about one."""

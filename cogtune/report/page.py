@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias
 
-from cogtune.files import remove_leftovers, write_atomic
+from cogtune.system.files import remove_leftovers, write_atomic
 
 
 class Html(str):

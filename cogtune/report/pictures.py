@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from cogtune.data.frames import View, reshape
-from cogtune.data.images import read_image
-from cogtune.data.video import Pixels, iter_frames
-from cogtune.geometry import Crop, Size, cover
+from cogtune.data.video.clips import Pixels, iter_frames
+from cogtune.data.video.images import read_image
+from cogtune.models.geometry import Crop, Size, cover
 from cogtune.report.page import Html, tag
 
 BOX = (400, 300)

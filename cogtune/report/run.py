@@ -10,16 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cogtune import __version__, console
-from cogtune.containment import refuse_links_out
-from cogtune.errors import CogtuneError
-from cogtune.files import MOST_JSON, explained, read_bytes, write_json
-from cogtune.machine import machine
-from cogtune.reading import S, Schema, abridged, read_as
+from cogtune import __version__
+from cogtune.config.resolving import RUN_NAME
 from cogtune.report.curves import Curves, change, curves, loss_charts, smooth, step_charts, window_of
 from cogtune.report.page import Html, facts, section, table, tag, write_page
 from cogtune.report.videos import video_section
-from cogtune.resolving import RUN_NAME
+from cogtune.system import console
+from cogtune.system.containment import refuse_links_out
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import MOST_JSON, explained, read_bytes, write_json
+from cogtune.system.reading import S, Schema, abridged, read_as
+from cogtune.system.versions import machine
 
 PAGE_NAME = "report.html"
 """The page in a run's folder."""
@@ -48,7 +49,7 @@ def write_run_report(output: Path, state: State = "ended") -> Path:
     Raises:
         CogtuneError: the folder holds no run, or the page cannot be written.
     """
-    from cogtune.training.metrics import read_metrics
+    from cogtune.run.metrics import read_metrics
 
     if not (output / RUN_NAME).is_file() and not (output / "launch" / "plan.json").is_file():
         raise CogtuneError(f"{output} holds no run: it has no {RUN_NAME}", "give the --output folder of a training run")
@@ -97,7 +98,7 @@ class _Card(Schema):
 
 
 class _Machine(Schema):
-    """What :func:`cogtune.machine.machine` told."""
+    """What :func:`cogtune.system.versions.machine` told."""
 
     gpus: list[_Card] | None = None
     cpus: _Count | None = None

@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from cogtune.containment import leads_out
-from cogtune.errors import CogtuneError
 from cogtune.report.page import Html, section, tag
 from cogtune.report.pictures import bytes_each, data_uri, shrink, to_jpeg
-from cogtune.sample_videos import FOLDER, read_list, step_folders
+from cogtune.run.sample_videos import FOLDER, read_list, step_folders
+from cogtune.system.containment import leads_out
+from cogtune.system.errors import CogtuneError
 
 MOST_STEPS = 12
 """How many steps' videos of one prompt are shown: the first, the last, and others evenly between."""
@@ -96,7 +96,7 @@ def _strip(output: Path, scene: Scene, steps: list[int], by_step: dict[int, Path
 
 def _poster(video: Path, most_bytes: int) -> str | None:
     """The first frame as a data address; None when it cannot be read."""
-    from cogtune.data.video import iter_frames
+    from cogtune.data.video.clips import iter_frames
 
     try:
         frame = next(iter_frames(video, [0]))

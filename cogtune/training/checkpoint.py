@@ -19,11 +19,13 @@ from diffusers import CogVideoXTransformer3DModel
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cogtune import console
-from cogtune.checkpoints import FORMAT, STATE_NAME, checkpoints, exchanged, fingerprints, read_state
-from cogtune.config import RunConfig
-from cogtune.errors import CogtuneError, said_by
-from cogtune.files import (
+from cogtune.config.run_config import RunConfig
+from cogtune.modeling.adapters import load_lora, save_lora
+from cogtune.models.variants import LORA_WEIGHTS_NAME
+from cogtune.run.checkpoints import FORMAT, STATE_NAME, checkpoints, exchanged, fingerprints, read_state
+from cogtune.system import console
+from cogtune.system.errors import CogtuneError, said_by
+from cogtune.system.files import (
     explained,
     open_regular,
     partial_folder,
@@ -33,8 +35,6 @@ from cogtune.files import (
     write_sealed,
     write_text,
 )
-from cogtune.modeling.adapters import load_lora, save_lora
-from cogtune.models import LORA_WEIGHTS_NAME
 
 OPTIMIZER_NAME = "optimizer.pt"
 ZERO_TAG = "pytorch_model"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from cogtune.data.batches import load_batch
-from cogtune.data.cache import Store
-from cogtune.data.index import Row
+from cogtune.data.cache.index import Row
+from cogtune.data.cache.store import Store
 from cogtune.training.objective import Objective
 
 QUANTILES = (0.125, 0.375, 0.625, 0.875)

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import get_default_build_root
 
-from cogtune import console
-from cogtune.locks import alone_in
+from cogtune.system import console
+from cogtune.system.locks import alone_in
 
 _FOLDER = "TORCH_EXTENSIONS_DIR"
 

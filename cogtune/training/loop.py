@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from cogtune.arrangement import Arrangement
-from cogtune.checkpoints import checkpoints
-from cogtune.config import RunConfig
+from cogtune.config.arrangement import Arrangement
+from cogtune.config.run_config import RunConfig
 from cogtune.data.batches import Batch, Share, batches
-from cogtune.data.cache import Store
-from cogtune.data.index import Index
-from cogtune.errors import CogtuneError
+from cogtune.data.cache.index import Index
+from cogtune.data.cache.store import Store
+from cogtune.run.checkpoints import checkpoints
+from cogtune.system.errors import CogtuneError
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
 from cogtune.training.objective import Objective

@@ -10,9 +10,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from cogtune.errors import CogtuneError
-from cogtune.files import PARTIAL_SUFFIX, write_text
-from cogtune.plan import Plan
+from cogtune.run.plan import Plan
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import PARTIAL_SUFFIX, write_text
 
 LOOK_SECONDS = 10.0
 """How long a file that another machine wrote is looked for: a network file system may show it late."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from cogtune import console
-from cogtune.arrangement import Arrangement, AttentionKernel
-from cogtune.download import home
-from cogtune.errors import UsageError
-from cogtune.estimate import estimate, plan_arrangement
-from cogtune.geometry import video_tokens
+from cogtune.config.arrangement import Arrangement, AttentionKernel
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.engine import attach
 from cogtune.modeling.engine.attention import FLASH_4, fastest, has_flash_4
-from cogtune.plan import Plan, size_of
+from cogtune.models.download import home
+from cogtune.models.geometry import video_tokens
+from cogtune.planning.estimate import estimate, plan_arrangement
+from cogtune.run.plan import Plan, size_of
+from cogtune.system import console
+from cogtune.system.errors import UsageError
 
 
 def attach_engine(

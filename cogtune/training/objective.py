@@ -10,9 +10,8 @@ import torch
 from diffusers import CogVideoXDDIMScheduler
 from torch import Tensor
 
-from cogtune.config import TimestepSampling
+from cogtune.config.run_config import TimestepSampling
 from cogtune.data.batches import Batch
-from cogtune.geometry import temporal_padding
 from cogtune.modeling.conditioning import (
     conditioning_of,
     pad_front,
@@ -22,10 +21,11 @@ from cogtune.modeling.conditioning import (
     scale_image_latents,
     scale_video_latents,
 )
-from cogtune.modeling.encode import VideoEncoder, pixels_to_unit
-from cogtune.modeling.locate import loading
-from cogtune.models import ModelSpec
-from cogtune.reading import read_object
+from cogtune.modeling.encoders import VideoEncoder, pixels_to_unit
+from cogtune.models.geometry import temporal_padding
+from cogtune.models.locate import loading
+from cogtune.models.variants import ModelSpec
+from cogtune.system.reading import read_object
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _LAYERS = 0x5851F42D4C957F2D

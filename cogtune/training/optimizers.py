@@ -11,9 +11,9 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch.optim import Optimizer
 
-from cogtune import console
-from cogtune.config import OptimizerName, RunConfig
-from cogtune.launch_configs import largest_group
+from cogtune.config.launchers import largest_group
+from cogtune.config.run_config import OptimizerName, RunConfig
+from cogtune.system import console
 from cogtune.training.kernels import building
 from cogtune.training.offload import HostAdamW
 

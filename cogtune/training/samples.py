@@ -13,23 +13,16 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
-from cogtune import console
-from cogtune.data.cache import Store
+from cogtune.data.cache.store import Store
 from cogtune.data.prompts import PromptRow
-from cogtune.data.video import write_video
-from cogtune.files import (
-    partial_folder,
-    partial_path,
-    publish_folder,
-    read_json,
-    remove_folder,
-    remove_partials,
-)
-from cogtune.geometry import Size
-from cogtune.modeling.locate import loading
+from cogtune.data.video.clips import write_video
 from cogtune.modeling.sampling import NotFinite, pipeline_class, render, scheduler_for, unit_image
-from cogtune.models import ModelSpec
-from cogtune.sample_videos import FOLDER, SampleEntry, file_name, read_list, step_folder, step_folders, write_list
+from cogtune.models.geometry import Size
+from cogtune.models.locate import loading
+from cogtune.models.variants import ModelSpec
+from cogtune.run.sample_videos import FOLDER, SampleEntry, file_name, read_list, step_folder, step_folders, write_list
+from cogtune.system import console
+from cogtune.system.files import partial_folder, partial_path, publish_folder, read_json, remove_folder, remove_partials
 from cogtune.training.checkpoint import Trainee
 
 

@@ -13,21 +13,22 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from diffusers import CogVideoXTransformer3DModel
 from safetensors import safe_open
 
-from cogtune import __version__, console
-from cogtune.arrangement import Arrangement
-from cogtune.checkpoints import check_fits, read_state
-from cogtune.config import RunConfig
-from cogtune.data.cache import Store
-from cogtune.data.index import Index
+from cogtune import __version__
+from cogtune.config.arrangement import Arrangement
+from cogtune.config.launchers import machines_missing, mixed_precision
+from cogtune.config.run_config import RunConfig
+from cogtune.data.cache.index import Index
+from cogtune.data.cache.store import Store
 from cogtune.data.prompts import load_prompts
-from cogtune.errors import CogtuneError
-from cogtune.launch_configs import machines_missing, mixed_precision
 from cogtune.modeling.adapters import add_lora, announce_dora_to_deepspeed
 from cogtune.modeling.devices import DTYPES
-from cogtune.modeling.encode import VideoEncoder
-from cogtune.modeling.locate import loading
+from cogtune.modeling.encoders import VideoEncoder
 from cogtune.modeling.lora_files import initial_lora, start_from
-from cogtune.plan import Plan
+from cogtune.models.locate import loading
+from cogtune.run.checkpoints import check_fits, read_state
+from cogtune.run.plan import Plan
+from cogtune.system import console
+from cogtune.system.errors import CogtuneError
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
 from cogtune.training.evaluate import MOST_TRAINING_SAMPLES

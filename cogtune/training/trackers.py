@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from cogtune import console
-from cogtune.config import SEPARATOR, RunConfig, Tracker
-from cogtune.data.video import iter_frames, probe
-from cogtune.errors import CogtuneError
-from cogtune.files import read_json, write_json
+from cogtune.config.run_config import SEPARATOR, RunConfig, Tracker
+from cogtune.data.video.clips import iter_frames, probe
+from cogtune.system import console
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import read_json, write_json
 
 PROJECT = "cogtune"
 FOLDER = "logs"

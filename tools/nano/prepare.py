@@ -14,10 +14,10 @@ from pathlib import Path
 
 from common import say
 
-from cogtune.data import nano_world as world
+from cogtune.data.nano import world
 from cogtune.data.sources import CAPTIONS, VIDEOS
-from cogtune.data.video import write_video
-from cogtune.files import digest, write_text
+from cogtune.data.video.clips import write_video
+from cogtune.system.files import digest, write_text
 
 
 def write_clips(root: Path, seed: int, numbers: range) -> list[str]:

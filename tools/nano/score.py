@@ -21,11 +21,10 @@ from common import best_device, machine, say
 from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 from PIL import Image
 
-from cogtune.data import nano_detector as detector
-from cogtune.data import nano_world as world
+from cogtune.data.nano import detector, world
 from cogtune.modeling.nano import NANO_VARIANTS, transformer_part, write_nano
 from cogtune.modeling.sampling import pipeline_class, scheduler_for, uses_dynamic_guidance
-from cogtune.models import read_spec
+from cogtune.models.variants import read_spec
 
 _BATCH = 16
 

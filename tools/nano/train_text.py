@@ -22,10 +22,10 @@ from sentencepiece import sentencepiece_model_pb2
 from torch import nn
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-from cogtune.data import nano_world as world
-from cogtune.files import remove_folder
+from cogtune.data.nano import world
 from cogtune.modeling.nano import TEXT_TOKENS, nano_text_config
 from cogtune.modeling.random_weights import write_tokenizer
+from cogtune.system.files import remove_folder
 
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz 0123456789 .,;:!?'\"()-/&%+#"
 _EXTRA_IDS = 100

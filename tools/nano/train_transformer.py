@@ -27,9 +27,9 @@ import torch
 from common import Deadline, best_device, machine, note, say
 from diffusers import CogVideoXTransformer3DModel
 
-from cogtune.checkpoints import checkpoints
-from cogtune.data import nano_world as world
+from cogtune.data.nano import world
 from cogtune.modeling.nano import NANO_VARIANTS, SHARED_PARTS, new_transformer, transformer_part, write_nano
+from cogtune.run.checkpoints import checkpoints
 
 _PROBE_STEPS = 120
 _STOP_SECONDS = 25.0

@@ -17,9 +17,9 @@ import torch
 from common import Deadline, best_device, load_state, machine, note, save_state, say
 from diffusers import AutoencoderKLCogVideoX
 
-from cogtune.data import nano_world as world
-from cogtune.geometry import Size
+from cogtune.data.nano import world
 from cogtune.modeling.nano import new_vae, normalise_latents
+from cogtune.models.geometry import Size
 
 _MEASURED = 20
 """Steps after which the number of steps that fit is decided."""

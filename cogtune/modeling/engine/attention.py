@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from cogtune.arrangement import AttentionKernel
-from cogtune.errors import CogtuneError
-from cogtune.files import read_json, write_json
+from cogtune.config.arrangement import AttentionKernel
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import read_json, write_json
 
 FLASH_4 = "flash-attn-4"
 

@@ -14,7 +14,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from cogtune.arrangement import Keep
+from cogtune.config.arrangement import Keep
 from cogtune.modeling.engine.attention import ATTENTION_OPS
 
 Rotary = tuple[Tensor, Tensor]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cogtune.arrangement import Arrangement, AttentionKernel, Keep
+from cogtune.config.arrangement import Arrangement, AttentionKernel, Keep
 from cogtune.modeling.engine.activations import SMALLEST, OffloadedActivations
 from cogtune.modeling.engine.attention import FLASH_4, FlashAttention4Processor, flash_attention_4, using
 from cogtune.modeling.engine.compute import BlockFunction, Rotary, block_function

@@ -11,8 +11,8 @@ from diffusers import CogVideoXTransformer3DModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from cogtune.errors import CogtuneError
 from cogtune.modeling.lora_files.reading import Lora, Pair
+from cogtune.system.errors import CogtuneError
 
 _PREFIX = "transformer."
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from cogtune import layers
-from cogtune.config import RunConfig
-from cogtune.errors import UsageError
-from cogtune.files import digest_file
+from cogtune.config.resolving import Resolved
+from cogtune.config.run_config import RunConfig
 from cogtune.modeling.lora_files.opening import find_lora
 from cogtune.modeling.lora_files.reading import Lora, check_fits, read_lora
-from cogtune.models import ModelSpec
-from cogtune.resolving import Resolved
+from cogtune.models import layers
+from cogtune.models.variants import ModelSpec
+from cogtune.system.errors import UsageError
+from cogtune.system.files import digest_file
 
 _WEAK = ("default", "preset ")
 """How the sources of values begin that give way to the file's."""

@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from cogtune import layers
-from cogtune.models import VARIANTS, published_spec
+from cogtune.models import layers
+from cogtune.models.variants import VARIANTS, published_spec
 
 Part = Literal["down", "up", "alpha", "magnitude"]
 """Of a layer's adapter: A, which lowers to the rank, B, which raises from it, alpha, and DoRA's magnitudes."""

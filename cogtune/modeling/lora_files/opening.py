@@ -16,10 +16,10 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cogtune.checkpoints import checkpoints, refuse_shards
-from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import explained, read_json
-from cogtune.models import LORA_WEIGHTS_NAME
+from cogtune.models.variants import LORA_WEIGHTS_NAME
+from cogtune.run.checkpoints import checkpoints, refuse_shards
+from cogtune.system.errors import CogtuneError, UsageError
+from cogtune.system.files import explained, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's settings, in the folder of an adapter."""

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from cogtune import layers
-from cogtune.errors import CogtuneError
 from cogtune.modeling.lora_files.names import OTHER_METHODS, Named, layout_of, understand
 from cogtune.modeling.lora_files.opening import Opened, open_file
-from cogtune.models import VARIANTS, ModelSpec, published_spec
+from cogtune.models import layers
+from cogtune.models.variants import VARIANTS, ModelSpec, published_spec
+from cogtune.system.errors import CogtuneError
 
 _SHOWN = 3
 """Examples that are told of each kind of problem."""

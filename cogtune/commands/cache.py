@@ -1,0 +1,142 @@
+"""Looking after a cache: what is in it, whether it is sound, and what nobody needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cogtune.commands import train
+from cogtune.config.run_config import RunConfig
+from cogtune.data.cache.index import Todo
+from cogtune.data.cache.store import Entry, Kind, Store
+from cogtune.encoding import jobs
+from cogtune.system import console
+from cogtune.system.errors import CogtuneError
+from cogtune.system.locks import alone_in
+
+READERS = 4
+"""Entries read at a time: enough for a disk to have something to sort."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of one kind of entry: how many of those needed are there, how many are not, and the bytes of the former."""
+
+    cached: int
+    missing: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a cache holds of a dataset, and besides."""
+
+    root: Path
+    samples: int
+    parts: dict[str, Part]
+    """By what they are made of: clips, captions, images."""
+    others: int
+    """Entries that this dataset under this configuration does not use, and their bytes."""
+    others_size: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return not any(part.missing for part in self.parts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON-able values."""
+        return {
+            "cache": str(self.root),
+            "samples": self.samples,
+            "complete": self.complete,
+            **{name: asdict(part) for name, part in self.parts.items()},
+            "others": {"entries": self.others, "size": self.others_size},
+        }
+
+
+def look(config: RunConfig) -> Status:
+    """What the cache holds of a dataset and what is missing; nothing is written.
+
+    Raises:
+        CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
+    """
+    prepared, _ = train.survey(config)
+    sizes = {(entry.kind, entry.key): entry.size for entry in prepared.store.entries()}
+    wanted, missing = _keys(prepared.jobs), _keys(prepared.todo)
+    parts = {}
+    for name, kind in (("clips", "latents"), ("captions", "text"), ("images", "image")):
+        here = [key for key in wanted - missing if key[0] == kind]
+        lost = sum(key[0] == kind for key in missing)
+        parts[name] = Part(len(here), lost, sum(sizes.get(key, 0) for key in here))
+    others = [size for key, size in sizes.items() if key not in wanted]
+    return Status(prepared.store.root, len(prepared.index.rows), parts, len(others), sum(others))
+
+
+def _keys(work: Todo) -> set[tuple[Kind, str]]:
+    return {
+        *(("latents", job.key) for job in work.clips),
+        *(("text", job.key) for job in work.texts),
+        *(("image", job.key) for job in work.images),
+    }
+
+
+def verify(config: RunConfig) -> tuple[int, list[tuple[Path, str]]]:
+    """Read every entry of the cache to its end, whoever made it, and delete those that are damaged.
+
+    Returns:
+        How many were read, and each damaged one with what was wrong with it.
+
+    Raises:
+        CogtuneError: the dataset or the model is not on this machine, or another process is filling the cache.
+    """
+    prepared, spec = train.survey(config)
+    store = prepared.store
+    _see_that_it_exists(store)
+    shapes = jobs.shapes(prepared.jobs, spec)
+    with alone_in(store.root):
+        entries = list(store.entries())
+
+        def read(entry: Entry) -> str:
+            return store.problem(entry.kind, entry.key, shapes.get((entry.kind, entry.key)))
+
+        damaged = []
+        with ThreadPoolExecutor(READERS) as pool, console.progress("entries", len(entries)) as progress:
+            for entry, why in zip(entries, pool.map(read, entries), strict=True):
+                if why:
+                    store.delete(entry.kind, entry.key)
+                    damaged.append((store.path(entry.kind, entry.key), why))
+                progress.advance(1)
+    return len(entries), damaged
+
+
+def unused(config: RunConfig) -> tuple[Store, list[Entry]]:
+    """The cache, and its entries that this dataset under this configuration does not use.
+
+    Raises:
+        CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
+    """
+    prepared, _ = train.survey(config)
+    _see_that_it_exists(prepared.store)
+    wanted = _keys(prepared.jobs)
+    return prepared.store, [entry for entry in prepared.store.entries() if (entry.kind, entry.key) not in wanted]
+
+
+def delete(store: Store, entries: Sequence[Entry]) -> None:
+    """Delete entries, and what killed processes left unfinished.
+
+    Raises:
+        CogtuneError: one cannot be deleted, or another process is filling the cache.
+    """
+    with alone_in(store.root):
+        store.sweep()
+        for entry in entries:
+            store.delete(entry.kind, entry.key)
+
+
+def _see_that_it_exists(store: Store) -> None:
+    if not store.root.is_dir():
+        raise CogtuneError(f"there is no cache in {store.root}", "`cogtune dataset cache` makes it")

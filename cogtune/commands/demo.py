@@ -1,0 +1,59 @@
+"""``cogtune demo``: the whole road on a tiny model, through the same functions as the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cogtune.commands import train, validate
+from cogtune.config.resolving import resolve
+from cogtune.data.synthetic import draw_dataset
+from cogtune.system import console
+from cogtune.system.errors import UsageError
+from cogtune.system.files import remove_folder, write_text
+
+MARK = ".cogtune-demo"
+"""A file that says that a folder was made by the demo, and may be made anew."""
+
+PRESET = "cpu-lora-tiny"
+
+
+def run(folder: Path) -> Iterator[str]:
+    """Draw clips, check them, encode them, train a LoRA for 20 steps, sample a video; yields what was made.
+
+    Raises:
+        UsageError: the folder is there and was not made by a demo.
+        CogtuneError: a step of the road failed.
+    """
+    if folder.exists():
+        if not (folder / MARK).is_file():
+            raise UsageError(f"{folder} is already there", "name another folder: cogtune demo FOLDER")
+        remove_folder(folder)
+    write_text(folder / MARK, "This folder was made by `cogtune demo` and may be deleted.\n")
+    data, output, video = folder / "data", folder / "out", folder / "video.mp4"
+
+    console.note("1/5 drawing six clips with captions")
+    draw_dataset(data)
+    flags = {"data": data, "output": output}
+    resolved = resolve(preset_name=PRESET, flags=flags)
+    console.note(f"2/5 checking them: cogtune dataset validate {data} --preset {PRESET}")
+    report = validate.validate(resolved.config)
+    console.note(f"    {report.counts['clips']} clips open, {report.counts['error']} errors")
+    console.note(f"3/5 encoding them: cogtune dataset cache {data} --preset {PRESET}")
+    console.note(f"    {train.cache(resolved.config)}")
+    console.note(f"4/5 training a LoRA: cogtune train --preset {PRESET} --data {data} --output {output}")
+    made = train.train(resolved, resume=None, overwrite=False)
+    console.note(f"5/5 sampling a video: cogtune infer --lora {output} --output {video}")
+    from cogtune.commands.infer import Request, generate
+
+    request = Request(lora=output, steps=10)
+    with console.progress("sampling", request.steps) as progress:
+        recipe = generate(request, video, lambda _step: progress.advance()).recipe
+
+    yield f"clips and captions   {data}"
+    yield f"the run              {output}"
+    yield f"LoRA weights         {made[0]}"
+    yield f"launch files         {output / 'launch'}"
+    yield f"sampled video        {video} ({recipe.size} at {recipe.fps:g} fps)"
+    yield "The model here is a random one of a few megabytes: the road is real, the picture is noise."
+    yield "next, with a GPU of 24 GB and your own clips in ./data: cogtune train --preset 4090-lora-5b"

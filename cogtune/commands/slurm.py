@@ -1,0 +1,84 @@
+"""A batch script for Slurm that makes a run, on one machine or several."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cogtune.config.launchers import meeting_port
+from cogtune.config.resolving import Resolved
+from cogtune.config.run_config import RunConfig
+from cogtune.data.sources import is_on_hub
+from cogtune.run.launch import exported
+from cogtune.system.errors import UsageError
+from cogtune.system.files import explained, write_text
+
+STOP_BEFORE = 300
+"""Seconds before the end of its time at which a job is asked to stop, so that it writes a checkpoint."""
+
+
+def write_job(path: Path, resolved: Resolved, *, flags: Sequence[str] = ()) -> Path:
+    """Write the script to ``path``, and the run's configuration beside it; gives the configuration's path.
+
+    The script encodes the dataset on the first machine, then starts ``cogtune train`` on each.
+
+    Args:
+        flags: more words for ``cogtune train``, such as ``--overwrite``.
+
+    Raises:
+        UsageError: there is no such dataset, or one of the two files is there and is another.
+        CogtuneError: they cannot be written.
+    """
+    before = resolved.config
+    config = before.anchored()
+    if not before.data.is_dir():  # one on the Hub: its name is no path
+        config = config.model_copy(update={"data": before.data, "cache_dir": before.cache_dir})
+        if not is_on_hub(str(before.data)):
+            raise UsageError(f"there is no folder {before.data}", "give the dataset's folder, or user/name on the Hub")
+    settings = path.absolute().with_name(f"{path.name}.yaml")
+    texts = {settings: replace(resolved, config=config).to_yaml(), path: _script(config, settings, flags)}
+    for file, text in texts.items():
+        if file.exists() and (file.is_dir() or file.read_bytes() != text.encode()):
+            raise UsageError(
+                f"{file} is there already, and may hold lines of yours",
+                "write to another file with --slurm, or delete this one",
+            )
+    with explained(config.output):
+        (config.output / "logs").mkdir(parents=True, exist_ok=True)  # Slurm does not make it
+    for file, text in texts.items():
+        write_text(file, text)
+    path.chmod(0o755)
+    return settings
+
+
+def _script(config: RunConfig, settings: Path, flags: Sequence[str]) -> str:
+    log = str(config.output / "logs").replace("%", "%%") + "/slurm-%j.log"
+    log = f'"{log}"' if re.search(r"[\s']", log) else log  # Slurm takes quotes off
+    here = shlex.quote(str(settings))
+    script = Path(sys.executable).with_name("cogtune")  # `python -m` would import from the folder the job starts in
+    program = shlex.join([str(script)] if script.is_file() else [sys.executable, "-m", "cogtune"])
+    data = shlex.quote(str(config.data))
+    train = f"{program} train --config {here}{''.join(f' {shlex.quote(word)}' for word in flags)}"
+    if config.num_machines > 1:
+        train += f' --machine-rank "$SLURM_NODEID" --main-process-ip "$MAIN" --main-process-port {meeting_port(config)}'
+    return f"""#!/bin/bash
+#SBATCH --job-name=cogtune
+#SBATCH --nodes={config.num_machines}
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node={config.local_processes}
+#SBATCH --cpus-per-task={4 * config.local_processes}
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@{STOP_BEFORE}
+#SBATCH --output={log}
+# Add what your cluster asks for: --partition, --account, --mem.
+set -euo pipefail
+{exported()}
+export PYTHONSAFEPATH=1
+export MAIN="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+srun --nodes=1 --ntasks=1 --nodelist="$MAIN" {program} dataset cache {data} --config {here}
+srun --kill-on-bad-exit=1 bash -c {shlex.quote(train)}
+"""

@@ -1,0 +1,140 @@
+"""``train --smoke``: a run in small, at its real size, to see in a minute that it will not fall over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cogtune.commands.train import get_ready, sole_run
+from cogtune.config.resolving import Resolved
+from cogtune.config.run_config import RunConfig
+from cogtune.data.frames import FrameSettings, settings_for
+from cogtune.data.sources import Dataset
+from cogtune.data.video.clips import probe
+from cogtune.encoding import jobs
+from cogtune.models.geometry import Size
+from cogtune.planning.fit import this_machine
+from cogtune.run import launch
+from cogtune.system.console import span
+from cogtune.system.errors import UsageError
+from cogtune.system.files import remove_folder
+
+FOLDER = "smoke"
+"""In the run's output."""
+
+STEPS = 3
+
+_SMALL: dict[str, Any] = {
+    "steps": STEPS,
+    "epochs": None,
+    "warmup_steps": 0,
+    "checkpoint_every": STEPS,
+    "keep_checkpoints": 1,
+    "eval_every": STEPS,
+    "validation_data": None,
+    "sample_every": STEPS,
+    "sample_epochs": None,
+    "sample_steps": 4,
+    "tracker": (),
+}
+"""What is other than in the run itself; all that decides memory and the time of a step is the same."""
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a smoke test found. Times in seconds."""
+
+    size: Size
+    first_step: float
+    step: float
+    """The median of the steps after the first."""
+    peak_gib: float
+    total: float
+    """All of it, encoding and loading included."""
+    real_steps: int
+    """Of the run itself."""
+    checkpoint_bytes: int
+    folder: Path
+
+    def lines(self) -> list[str]:
+        """The same for people."""
+        cards = this_machine().cards
+        of = f" of {min(card.total for card in cards) / GIB:.1f}" if cards else ""
+        return [
+            f"smoke: {STEPS} steps of {self.size}, a checkpoint and a sample video went well, in {span(self.total)}",
+            f"{self.step:.2f} s a step (the first {self.first_step:.2f}), {self.peak_gib:.1f} GiB{of} at the peak",
+            f"the run itself: {self.real_steps:,} steps, about {span(self.real_steps * self.step)} beside evaluations "
+            f"and sample videos; {self.checkpoint_bytes / 10**9:.2f} GB a checkpoint",
+            f"all of this is in {self.folder}; next: the same command without --smoke",
+        ]
+
+
+def smoke(resolved: Resolved) -> Seen:
+    """Train one clip for a few steps at its real size, evaluate, save and sample, in a folder of its own.
+
+    Raises:
+        CogtuneError: what would have stopped the run, or the folder holds something else.
+    """
+    began = time.monotonic()
+    whole = resolved.config.anchored()
+    config = whole.model_copy(update={**_SMALL, "output": whole.output / FOLDER})
+    counts: dict[Size, int] = {}
+
+    def one_clip(dataset: Dataset, settings: FrameSettings) -> Dataset:
+        counts.update(jobs.clips_by_size(dataset, settings))
+        return _largest(dataset, settings, max(counts, key=_volume))
+
+    with sole_run(config.output):
+        _clear(config.output)
+        ready = get_ready(replace(resolved, config=config), resume=None, overwrite=False, dry_run=False, only=one_clip)
+        launch.start(ready.plan, ready.files)
+        return _seen(config.output, whole, counts, total=time.monotonic() - began)
+
+
+def _largest(dataset: Dataset, settings: FrameSettings, size: Size) -> Dataset:
+    """The first sample that is trained at ``size``, alone."""
+    chosen = next(sample for sample in dataset.samples if settings_for(probe(sample.video), settings).size == size)
+    return replace(dataset, samples=(chosen,))
+
+
+def _volume(size: Size) -> int:
+    return size.num_frames * size.height * size.width
+
+
+def _clear(output: Path) -> None:
+    """Delete what an earlier smoke test left.
+
+    Raises:
+        UsageError: the folder is not one of a smoke test.
+    """
+    there = [path for path in output.iterdir() if not path.name.startswith(".")]
+    if there and not (output / "launch").is_dir():
+        raise UsageError(f"{output} holds something that is no smoke test", "move it away, or choose another --output")
+    for path in there:
+        if path.is_dir():
+            remove_folder(path)
+        else:
+            path.unlink()
+
+
+def _seen(output: Path, whole: RunConfig, counts: dict[Size, int], *, total: float) -> Seen:
+    from cogtune.run.metrics import METRICS_NAME, read_metrics
+
+    steps: Sequence[dict[str, Any]] = [line for line in read_metrics(output / METRICS_NAME) if "loss" in line]
+    checkpoint = output / f"checkpoint-{STEPS}"
+    return Seen(
+        size=max(counts, key=_volume),
+        first_step=steps[0]["seconds"],
+        step=median(line["seconds"] for line in steps[1:]),
+        peak_gib=max(line["memory_gib"] for line in steps),
+        total=total,
+        real_steps=whole.total_steps(*counts.values()),
+        checkpoint_bytes=sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()),
+        folder=output,
+    )

@@ -1,0 +1,132 @@
+"""Which options of training go together, looked at before anything is downloaded, encoded or launched."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from cogtune.config.presets import Strategy
+from cogtune.config.run_config import ENGINE_KEYS, OptimizerName, RunConfig
+from cogtune.models import layers
+from cogtune.models.variants import ModelSpec
+from cogtune.system.errors import did_you_mean
+
+EXTRA = "pip install 'cogtune[optimizers]'"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an optimizer needs: the package and module it comes from, and why DeepSpeed cannot run it, if so."""
+
+    package: str = ""
+    module: str = ""
+    not_in_shards: str = ""
+
+
+OPTIMIZERS: dict[OptimizerName, Needs] = {
+    "adamw": Needs(),
+    "adam": Needs(),
+    "prodigy": Needs(
+        "prodigyopt", "prodigyopt", "it estimates its step from all gradients, and a ZeRO process has a part of them"
+    ),
+    "came": Needs(
+        "came-pytorch", "came_pytorch", "it works on rows and columns, and ZeRO cuts matrices into flat pieces"
+    ),
+    "adamw-8bit": Needs(
+        "bitsandbytes", "bitsandbytes", "its 8-bit state cannot be saved in ZeRO's shards, which already share it out"
+    ),
+    "adamw-offload": Needs(not_in_shards="DeepSpeed offloads by itself: use zero2-offload or zero3-offload"),
+}
+"""Every optimizer. DeepSpeed runs those that give no reason against it."""
+
+
+def goes_with(optimizer: OptimizerName, strategy: Strategy) -> bool:
+    """Whether an optimizer can run under a strategy."""
+    return strategy == "ddp" or not OPTIMIZERS[optimizer].not_in_shards
+
+
+_WITHOUT_WARMUP = ("constant", "piecewise_constant")
+
+
+def problems_of_training(config: RunConfig, spec: ModelSpec) -> list[str]:
+    """Everything about optimizer, schedule, timesteps and adapter that cannot be done, in words."""
+    return [
+        *_optimizer_problems(config),
+        *_schedule_problems(config),
+        *_objective_problems(config, spec),
+        *(f"sample_steps {problem}" for problem in spec.steps_problems(config.sample_steps)),
+        *_adapter_problems(config, spec),
+        *_engine_problems(config, spec),
+    ]
+
+
+def _optimizer_problems(config: RunConfig) -> list[str]:
+    needs = OPTIMIZERS[config.optimizer]
+    problems = []
+    if not goes_with(config.optimizer, config.strategy):
+        problems.append(
+            f"optimizer {config.optimizer} does not go with strategy {config.strategy}: {needs.not_in_shards}"
+        )
+    if needs.module and importlib.util.find_spec(needs.module) is None:
+        problems.append(f"optimizer {config.optimizer} needs {needs.package}, which is not installed: {EXTRA}")
+    return problems
+
+
+def _schedule_problems(config: RunConfig) -> list[str]:
+    name, problems = config.lr_scheduler, []
+    if config.warmup_steps and name in _WITHOUT_WARMUP:
+        problems.append(f"lr_scheduler {name} has no warm-up: leave warmup_steps out, or use constant_with_warmup")
+    if name == "piecewise_constant" and config.lr_pieces is None:
+        problems.append("lr_scheduler piecewise_constant needs lr_pieces, such as 1:100,0.1:200,0.01")
+    if name != "piecewise_constant" and config.lr_pieces is not None:
+        problems.append(f"lr_pieces is for lr_scheduler piecewise_constant, and this is {name}")
+    if name == "polynomial" and config.learning_rate <= POLYNOMIAL_END:
+        problems.append(
+            f"learning_rate {config.learning_rate:g} is not above {POLYNOMIAL_END:g}, where polynomial ends"
+        )
+    return problems
+
+
+POLYNOMIAL_END = 1e-7
+"""The learning rate at which diffusers' polynomial schedule ends."""
+
+
+def _objective_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
+    bounds, last = config.timestep_bounds, spec.num_train_timesteps - 1
+    if bounds is not None and not 0 <= bounds[0] <= bounds[1] <= last:
+        return [f"timestep_range {config.timestep_range}: LOW and HIGH have to rise and lie in 0 to {last}"]
+    return []
+
+
+def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
+    if not config.uses_engine:
+        return []
+    problems = []
+    given = ", ".join(key for key in ENGINE_KEYS if getattr(config, key) is not None)
+    if config.type != "lora":
+        problems.append(f"{given}: for type lora, and this is {config.type}")
+    if config.strategy != "ddp":
+        problems.append(f"{given}: for strategy ddp, and this is {config.strategy}")
+    for key in ("stream_blocks", "keep_everything", "offload_activations"):
+        value = getattr(config, key)
+        if value is not None and value > spec.num_layers:
+            problems.append(f"{key} {value}: {spec.variant.name} has {spec.num_layers} blocks")
+    if config.keep_everything and config.offload_activations:
+        both = config.keep_everything + config.offload_activations
+        if both > spec.num_layers:
+            problems.append(
+                f"keep_everything {config.keep_everything} and offload_activations {config.offload_activations} "
+                f"are {both} blocks together, and {spec.variant.name} has {spec.num_layers}"
+            )
+    return problems
+
+
+def _adapter_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
+    if config.type != "lora":
+        return []
+    known = layers.names(spec)
+    return [
+        f"target_modules {target}: no layer's name ends so{did_you_mean(target, known)}; there are {', '.join(known)}"
+        for target in config.target_modules
+        if not layers.targeted(spec, [target])
+    ]

@@ -1,0 +1,279 @@
+"""From a preset, a file and flags to one configuration: the stronger place wins, and each value keeps its source."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from cogtune.config.presets import PRESETS, preset
+from cogtune.config.run_config import USUAL_RATE, RunConfig
+from cogtune.run.checkpoints import STATE_NAME
+from cogtune.system.errors import CogtuneError, UsageError, did_you_mean
+from cogtune.system.files import read_bytes
+
+RUN_NAME = "run.yaml"
+"""The file in a run's folder that says how it was configured."""
+
+PRODIGY_RATE = 1.0
+"""Prodigy finds the size of its steps itself; the learning rate only scales them (Mishchenko and Defazio 2023)."""
+
+_YAML_END = "...\n"
+"""What PyYAML puts behind a document that is a bare scalar."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration, and for each key where its value came from."""
+
+    config: RunConfig
+    provenance: Mapping[str, str]
+
+    def to_yaml(self) -> str:
+        """The configuration as ``run.yaml``: every key, each with its source as a comment."""
+        lines = ["# The resolved configuration of this run. `cogtune train --config run.yaml` repeats it."]
+        for key, value in self.config.to_dict().items():
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+            lines.append(f"{key}: {text.removesuffix(_YAML_END).strip()}  # {self.provenance[key]}")
+        return "\n".join(lines) + "\n"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader without two things that it takes in silence: a key that is there twice, and aliases.
+
+    An alias of an alias doubles what it stands for, and a configuration needs none.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not read here: write it out", mark)
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in lines:
+                said = f"{key.value} stands there twice, first in line {lines[key.value] + 1}"
+                raise yaml.composer.ComposerError(None, None, said, key.start_mark)
+            lines[key.value] = key.start_mark.line
+        return node
+
+
+MOST_YAML = 1 << 20
+"""Bytes of the largest YAML file that is read; a run's own has 3 KB."""
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values in a YAML file.
+
+    Raises:
+        UsageError: it is a folder, not UTF-8, not YAML, or not a mapping; a key is there twice, or aliases are.
+        CogtuneError: it cannot be read, or is no ordinary file.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a YAML file", f"a run's own file is {path / 'run.yaml'}")
+    data = read_bytes(path, MOST_YAML)
+    try:
+        value = yaml.load(data.decode("utf-8-sig"), _Loader)
+        json.dumps(value, default=str, ensure_ascii=False).encode()  # half a character can be read, never written
+    except RecursionError as error:
+        raise UsageError(f"{path} is not valid YAML: it is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{path} is not valid YAML: it holds half a character ({error.reason})") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path} line {line} is not UTF-8 text", "save the file as UTF-8") from error
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        raise UsageError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} holds a {type(value).__name__}, not keys with values", "write lines like `rank: 64`")
+    return {str(key): item for key, item in value.items()}
+
+
+def _layers(
+    preset_name: str | None, file: Path | None, flags: Mapping[str, Any]
+) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """``(source, values)`` from the weakest to the strongest, and the problems met on the way."""
+    problems: list[str] = []
+    layers: list[tuple[str, dict[str, Any]]] = []
+    from_file = read_mapping(file) if file is not None else {}
+    named = from_file.pop("preset", None)
+    chosen = preset_name or (str(named) if named is not None else None)
+    if chosen is not None:
+        try:
+            layers.append((f"preset {chosen}", preset_values(chosen)))
+        except UsageError as error:
+            problems.append(f"preset: {error.message}")
+    if file is not None:
+        layers.append((str(file), from_file))
+    layers.append(("flag", dict(flags)))
+    return layers, problems
+
+
+_YAML_NAMES = (".yaml", ".yml")
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """The keys that a preset sets: one of the built-in ones, one of the user's own, or a YAML file.
+
+    Raises:
+        UsageError: there is no such preset, or the file is not a mapping.
+        CogtuneError: the file cannot be read.
+    """
+    path = Path(name)
+    if path.suffix in _YAML_NAMES:
+        return read_mapping(path)
+    mine = own_presets()
+    if name in mine and name not in PRESETS:
+        return read_mapping(mine[name])
+    return preset(name, mine).values()
+
+
+def own_presets() -> dict[str, Path]:
+    """The user's own presets, by name: the YAML files in ``~/.config/cogtune/presets`` (or ``$XDG_CONFIG_HOME``'s)."""
+    configs = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    found = (path for path in (configs / "cogtune" / "presets").glob("*") if path.suffix in _YAML_NAMES)
+    return {path.stem: path for path in sorted(found)}
+
+
+_WORDS = {
+    "path_type": "input should be a path",
+    "tuple_type": "input should be a list of names",
+    "too_short": "input should be a list of names",
+    "int_type": "input should be a whole number",
+    "int_parsing": "input should be a whole number",
+    "int_from_float": "input should be a whole number",
+    "float_type": "input should be a number",
+    "float_parsing": "input should be a number",
+    "bool_type": "input should be true or false",
+    "bool_parsing": "input should be true or false",
+    "string_type": "input should be text",
+}
+"""Pydantic's kinds of mistakes that it tells in a programmer's words, in the user's."""
+
+
+def _in_words(item: ErrorDetails) -> str:
+    if item["type"] == "value_error":  # one of ours, which names the value itself
+        return str(item["ctx"]["error"])
+    message = _WORDS.get(item["type"], item["msg"])
+    return f"{message[0].lower()}{message[1:]}, not {item['input']!r}"
+
+
+_EITHER = (("steps", "epochs"), ("size", "buckets"), ("frames", "buckets"))
+"""Keys that say the same in two ways."""
+
+_IN_PLACE_OF = (
+    ("steps", "epochs"),
+    ("size", "frames"),
+    ("size", "buckets"),
+    ("buckets", "size"),
+    ("buckets", "frames"),
+)
+"""Keys that, given in a stronger place, undo what another said in a weaker one."""
+
+
+def resolve(
+    *, preset_name: str | None = None, file: Path | None = None, flags: Mapping[str, Any] | None = None
+) -> Resolved:
+    """Merge defaults, preset, file and flags into one configuration.
+
+    Args:
+        preset_name: a preset's name, or a YAML file of the same keys; the file's ``preset`` key when None.
+        file: a YAML file of :class:`RunConfig` keys.
+        flags: values given on the command line, by field name; only those that were given.
+
+    Raises:
+        UsageError: unknown keys, wrong values, an unknown preset: all of them at once.
+        CogtuneError: a file cannot be read.
+    """
+    layers, problems = _layers(preset_name, file, flags or {})
+    fields = RunConfig.model_fields
+    values: dict[str, Any] = {}
+    provenance = dict.fromkeys(fields, "default")
+    for one, other in _EITHER:
+        if flags and {one, other} <= flags.keys():
+            problems.append(f"{one}, {other}: give {one} or {other}, not both (--{one}, --{other})")
+    for source, layer in layers:
+        before = values.get("optimizer")
+        for key, value in layer.items():
+            if key == "preset":
+                problems.append(f"preset: a preset cannot start from another: give this file as --config ({source})")
+                continue
+            if key not in fields:
+                problems.append(f"{key}: there is no such key{did_you_mean(key, fields)} ({source})")
+                continue
+            values[key] = value
+            no = "no-" if value is False else ""
+            provenance[key] = source if source != "flag" else f"--{no}{key.replace('_', '-')}"
+        if "optimizer" in layer and "learning_rate" not in layer:
+            usual = PRODIGY_RATE if layer["optimizer"] == "prodigy" else USUAL_RATE
+            if (usual == PRODIGY_RATE) != (before == "prodigy"):
+                values["learning_rate"], provenance["learning_rate"] = usual, provenance["optimizer"]
+        for key, weaker in _IN_PLACE_OF:
+            if key in layer and weaker not in layer and values.get(weaker):
+                values[weaker] = fields[weaker].default
+                provenance[weaker] = provenance[key]
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            key = str(item["loc"][0])
+            problems.append(f"{key}: {_in_words(item)} ({provenance[key]})")
+        config = None
+    if config is None or problems:
+        count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        raise UsageError(f"{count} in the configuration", "`cogtune train --help` explains every key", details=problems)
+    return Resolved(config, provenance)
+
+
+def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:
+    """The configuration that the run in ``folder`` was started with, which is its ``output`` wherever it is now.
+
+    Args:
+        flags: values to change, as for :func:`resolve`; all others keep the source that ``run.yaml`` says.
+
+    Raises:
+        UsageError: as for :func:`resolve`.
+        CogtuneError: the folder holds no run, or its file was cut short: defaults would take the place of the rest.
+    """
+    file, flags = folder / RUN_NAME, flags or {}
+    if not file.is_file():
+        raise CogtuneError(f"{folder} holds no run: it has no run.yaml", "give the --output folder of a training run")
+    text = read_bytes(file, MOST_YAML).decode("utf-8-sig", errors="replace")
+    lacking = [key for key in RunConfig.model_fields if key not in read_mapping(file)]
+    if lacking or not text.endswith("\n"):
+        what = f"it lacks {', '.join(lacking)}" if lacking else "its last line has no end"
+        raise CogtuneError(
+            f"{file} is cut short, or another version wrote it: {what}",
+            f"restore it; what each checkpoint was trained with is under 'config' in its {STATE_NAME}",
+        )
+    resolved = resolve(file=file, flags={"output": folder, **flags})
+    provenance = dict(resolved.provenance)
+    for key, source in _sources(text).items():
+        if provenance[key] == str(file) or (key == "output" and key not in flags):
+            provenance[key] = source
+    return replace(resolved, provenance=provenance)
+
+
+def _sources(text: str) -> dict[str, str]:
+    """Where each value of a ``run.yaml`` came from, as the comments behind them say."""
+    node = yaml.compose(text, _Loader)
+    sources = {}
+    for key, value in node.value if node is not None else ():
+        behind = text[value.end_mark.index :].partition("\n")[0].strip()
+        if behind.startswith("# "):
+            sources[str(key.value)] = behind[2:]
+    return sources

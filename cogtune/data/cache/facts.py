@@ -1,0 +1,141 @@
+"""What was once found out about a file, remembered by its path, size and modification time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from cogtune.data.video.clips import VideoInfo, probe
+from cogtune.data.video.stamp import FileChanged, stamp_of
+from cogtune.data.video.stamp import Stamp as FullStamp
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import digest_file, explained, read_json, write_text
+
+Stamp = tuple[int, int]
+"""Size in bytes and modification time in nanoseconds: a fact holds as long as its file has the same."""
+
+
+def _checksum(text: str) -> str:
+    """32 hexadecimal digits: a flipped byte in the file must not give a clip another length, or another digest."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+_TOLD = {field.name for field in fields(VideoInfo)}
+
+
+class Facts:
+    """Facts about files, kept in one JSON file so that an unchanged file is not opened twice.
+
+    Threads may share one. Losing the file costs time and nothing else. Without a ``path`` they are kept in memory.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._known: dict[str, dict[str, Any]] | None = None if path else {}
+        self._learned = False
+
+    def stamp(self, path: Path) -> Stamp:
+        """How a file stands now; to be taken before a fact about it is found out.
+
+        Raises:
+            CogtuneError: there is no such file.
+        """
+        with explained(path, "read"):
+            stat = path.stat()
+        return stat.st_size, stat.st_mtime_ns
+
+    def known(self, path: Path, name: str, stamp: Stamp) -> Any:
+        """The fact ``name`` about a file that stands at ``stamp``; None when it is not known."""
+        known = self._all().get(str(path), {})
+        return known.get(name) if known.get("stamp") == [*stamp] else None
+
+    def learn(self, path: Path, name: str, value: Any, stamp: Stamp) -> None:
+        """Remember the JSON-able ``value`` as the fact ``name`` about a file that stood at ``stamp``."""
+        known = self._all().setdefault(str(path), {})
+        if known.get("stamp") != [*stamp]:
+            known.clear()
+            known["stamp"] = [*stamp]
+        known[name] = value
+        self._learned = True
+
+    def remembered(self, path: Path, name: str, find: Callable[[Path], Any]) -> Any:
+        """The fact ``name`` about a file, found out by ``find`` unless it is known; what ``find`` raises is not kept.
+
+        Raises:
+            FileChanged: the file was changed meanwhile.
+            CogtuneError: there is no such file.
+        """
+        stamp = self.stamp(path)
+        value = self.known(path, name, stamp)
+        if value is None:
+            value = find(path)
+            if self.stamp(path) != stamp:
+                raise FileChanged(path)
+            self.learn(path, name, value, stamp)
+        return value
+
+    def current(self, path: Path) -> FullStamp:
+        """How a file stands whose digest was asked for, for those who read it later.
+
+        Raises:
+            FileChanged: it does not stand as it stood then.
+            CogtuneError: there is no such file.
+        """
+        stamp = stamp_of(path)
+        if self.known(path, "digest", stamp[:2]) is None:
+            raise FileChanged(path)
+        return stamp
+
+    def digest(self, path: Path) -> str:
+        """A digest of the file's bytes.
+
+        Raises:
+            CogtuneError: the file cannot be read.
+        """
+        return str(self.remembered(path, "digest", digest_file))
+
+    def probe(self, path: Path) -> VideoInfo:
+        """What the clip is: as :func:`cogtune.data.video.clips.probe`, and it raises the same."""
+        if not path.is_file():
+            return probe(path)
+        stamp = self.stamp(path)
+        info = self.known_probe(path, stamp)
+        if info is None:
+            info = probe(path)
+            self.learn_probe(path, info, stamp)
+        return info
+
+    def known_probe(self, path: Path, stamp: Stamp) -> VideoInfo | None:
+        """What the clip is that stands at ``stamp``, if that is known in all that this version tells."""
+        known = self.known(path, "probe", stamp)
+        return VideoInfo.from_dict(known) if isinstance(known, dict) and known.keys() == _TOLD else None
+
+    def learn_probe(self, path: Path, info: VideoInfo, stamp: Stamp) -> None:
+        """Remember what a clip is that stood at ``stamp``."""
+        self.learn(path, "probe", asdict(info), stamp)
+
+    def save(self) -> None:
+        """Write down what was learned, if anything was.
+
+        Raises:
+            CogtuneError: the file cannot be written.
+        """
+        if self._learned and self.path:
+            known = json.dumps(self._all())
+            write_text(self.path, f'{{"checksum": "{_checksum(known)}", "files": {known}}}\n')
+            self._learned = False
+
+    def _all(self) -> dict[str, dict[str, Any]]:
+        if self._known is None:
+            assert self.path is not None  # else there would be no need to read
+            try:
+                read = read_json(self.path)
+                whole = read["checksum"] == _checksum(json.dumps(read["files"]))
+                self._known = read["files"] if whole else {}
+            except (CogtuneError, LookupError, TypeError):  # absent or damaged
+                self._known = {}
+        return self._known

@@ -1,0 +1,242 @@
+"""Which entries of the cache a dataset is made of: the key of each, and which are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogtune.data.cache.store import Store
+from cogtune.data.frames import FrameSettings, View, view
+from cogtune.data.sources import Sample
+from cogtune.data.video.stamp import Stamp
+from cogtune.models.geometry import Size
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import digest, read_json, write_json
+
+FORMAT = 2
+"""Part of every key: raise it when what an entry holds changes."""
+
+READING = 2
+"""Part of the keys of clips and images: raise it when other pixels are read of the same file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every entry depends on besides its own clip or caption."""
+
+    frames: FrameSettings
+    """Which frames are taken of each clip, at which size, and how they are fitted."""
+    vae: str
+    """Fingerprint of the VAE."""
+    text: str
+    """Fingerprint of the text encoder and its tokenizer."""
+    max_tokens: int
+    dtype: str
+    """Precision the encoders ran in."""
+    id_token: str
+    with_image: bool
+    """Whether the model is conditioned on an image."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training sample: the keys of its entries, and the size it is trained at."""
+
+    id: str
+    latents: str
+    text: str
+    image: str | None
+    size: Size
+
+
+@dataclass(frozen=True)
+class Index:
+    """All samples of a dataset under one recipe, and where the empty caption's embedding is."""
+
+    rows: tuple[Row, ...]
+    null_text: str
+
+    @property
+    def digest(self) -> str:
+        """What stands for the data of a run: any other clip, caption or setting gives another one."""
+        return digest([[row.latents, row.text, row.image] for row in self.rows])
+
+    def write(self, path: Path) -> None:
+        """Save as JSON."""
+        rows = [[row.id, row.latents, row.text, row.image, str(row.size)] for row in self.rows]
+        write_json(path, {"format": FORMAT, "null_text": self.null_text, "rows": rows})
+
+    @classmethod
+    def read(cls, path: Path) -> Index:
+        """The index saved at ``path``."""
+        value = read_json(path)
+        rows = (Row(id_, latents, text, image, Size.parse(size)) for id_, latents, text, image, size in value["rows"])
+        return cls(tuple(rows), value["null_text"])
+
+    @property
+    def buckets(self) -> dict[Size, tuple[int, ...]]:
+        """The positions of the rows of each size, sizes and positions rising."""
+        found: dict[Size, list[int]] = {}
+        for position, row in enumerate(self.rows):
+            found.setdefault(row.size, []).append(position)
+        return {size: tuple(found[size]) for size in sorted(found)}
+
+
+def caption_of(sample: Sample, id_token: str) -> str:
+    """The caption the model is trained with: the id token, if any, put in front."""
+    return f"{id_token} {sample.caption}".strip()
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """A clip that has no entry yet; ``stamp`` is how it stood when its key was made."""
+
+    key: str
+    video: Path
+    frames: View
+    stamp: Stamp | None = None
+
+
+@dataclass(frozen=True)
+class TextJob:
+    """A caption that has no entry yet."""
+
+    key: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """A conditioning frame that has no entry yet: an image file, or the first chosen frame of a clip.
+
+    ``stamp`` is how the file stood when its key was made.
+    """
+
+    key: str
+    source: Path
+    from_video: bool
+    frames: View
+    stamp: Stamp | None = None
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What an index names and the store lacks, each key once."""
+
+    clips: tuple[ClipJob, ...]
+    texts: tuple[TextJob, ...]
+    images: tuple[ImageJob, ...]
+
+    def __add__(self, other: Todo) -> Todo:
+        return Todo(
+            tuple({job.key: job for job in (*self.clips, *other.clips)}.values()),
+            tuple({job.key: job for job in (*self.texts, *other.texts)}.values()),
+            tuple({job.key: job for job in (*self.images, *other.images)}.values()),
+        )
+
+    def __len__(self) -> int:
+        return len(self.clips) + len(self.texts) + len(self.images)
+
+    def __str__(self) -> str:
+        counts = ((len(self.clips), "clip"), (len(self.texts), "caption"), (len(self.images), "image"))
+        return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts if count) or "nothing"
+
+
+def make_index(store: Store, samples: Sequence[Sample], recipe: Recipe) -> Index:
+    """The keys of every sample's entries; reads only those clips of which ``store`` does not remember what it needs.
+
+    Raises:
+        CogtuneError: a clip cannot be read, or is too short.
+    """
+    rows = []
+    for sample in samples:
+        bytes_of_clip, seen = store.facts.digest(sample.video), _view_of(store, sample, recipe)
+        picture = None
+        if recipe.with_image:
+            made_from = store.facts.digest(sample.image) if sample.image else bytes_of_clip
+            picture = image_key(made_from, seen, from_video=sample.image is None)
+        latents = digest(
+            {
+                "format": FORMAT,
+                "reading": READING,
+                "clip": bytes_of_clip,
+                "indices": seen.indices,
+                "fitted": _fitted(seen),
+                "vae": recipe.vae,
+                "dtype": recipe.dtype,
+            }
+        )
+        rows.append(Row(sample.id, latents, text_key(caption_of(sample, recipe.id_token), recipe), picture, seen.size))
+    return Index(tuple(rows), text_key("", recipe))
+
+
+def _view_of(store: Store, sample: Sample, recipe: Recipe) -> View:
+    """What training sees of a sample's clip.
+
+    Raises:
+        CogtuneError: the clip cannot be read, or is too short.
+    """
+    try:
+        return view(store.facts.probe(sample.video), recipe.frames, store.facts.digest(sample.video))
+    except ValueError as error:
+        raise CogtuneError(f"{sample.video} {error}", "use a longer clip, or ask for fewer frames") from error
+
+
+def _fitted(seen: View) -> list[Any]:
+    """What the pixels of a clip's frames depend on beside the frames themselves."""
+    crop = seen.crop
+    return [seen.size.height, seen.size.width, *crop.resized, crop.top, crop.left]
+
+
+def jobs(store: Store, samples: Sequence[Sample], index: Index, recipe: Recipe) -> Todo:
+    """What makes every entry of ``index``, each key once, whether it is there or not."""
+    clips: dict[str, ClipJob] = {}
+    texts: dict[str, TextJob] = {index.null_text: TextJob(index.null_text, "")}
+    images: dict[str, ImageJob] = {}
+    for sample, row in zip(samples, index.rows, strict=True):
+        seen = _view_of(store, sample, recipe)
+        stamp = store.facts.current(sample.video)
+        clips.setdefault(row.latents, ClipJob(row.latents, sample.video, seen, stamp))
+        texts.setdefault(row.text, TextJob(row.text, caption_of(sample, recipe.id_token)))
+        if row.image is not None:
+            source = sample.image or sample.video
+            stamp = stamp if sample.image is None else store.facts.current(sample.image)
+            images.setdefault(row.image, ImageJob(row.image, source, sample.image is None, seen.first_frame(), stamp))
+    return Todo(tuple(clips.values()), tuple(texts.values()), tuple(images.values()))
+
+
+def missing(store: Store, work: Todo) -> Todo:
+    """What of ``work`` has no whole entry in ``store``."""
+    return Todo(
+        tuple(job for job in work.clips if not store.holds("latents", job.key)),
+        tuple(job for job in work.texts if not store.holds("text", job.key)),
+        tuple(job for job in work.images if not store.holds("image", job.key)),
+    )
+
+
+def image_key(source: str, seen: View, *, from_video: bool) -> str:
+    """The key of a conditioning frame, from the digest of the file that it is in.
+
+    It depends on the first of the frames alone, and of an image that is no frame, on no frame at all.
+    """
+    fitted = (
+        [seen.indices[0], *_fitted(seen)]
+        if from_video
+        else [seen.size.height, seen.size.width, seen.reshape, seen.place]
+    )
+    return digest({"format": FORMAT, "reading": READING, "source": source, "video": from_video, "fitted": fitted})
+
+
+def text_key(caption: str, recipe: Recipe) -> str:
+    """The key of a caption's embedding."""
+    return digest(
+        {
+            "format": FORMAT,
+            "caption": caption,
+            "encoder": recipe.text,
+            "max_tokens": recipe.max_tokens,
+            "dtype": recipe.dtype,
+        }
+    )

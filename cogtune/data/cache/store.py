@@ -1,0 +1,151 @@
+"""Encoded samples on disk: each under a key of everything it was made from, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from cogtune.data.cache.facts import Facts
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import explained, remove_partials, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["latents", "text", "image"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_SUFFIX = ".safetensors"
+_CHECKSUM = "blake2b"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry that is there, and how many bytes it takes."""
+
+    kind: Kind
+    key: str
+    size: int
+
+
+class Store:
+    """The folder of entries: ``latents/``, ``text/`` and ``image/``, one safetensors file a key.
+
+    ``facts`` is what is remembered of the files that entries are made from.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.facts = Facts(root / "files.json")
+
+    def path(self, kind: Kind, key: str) -> Path:
+        """Where the entry of ``key`` is, or will be."""
+        return self.root / kind / key[:2] / f"{key}{_SUFFIX}"
+
+    def holds(self, kind: Kind, key: str) -> bool:
+        """Whether a whole entry is there: its length is the one its header promises. A link is none, nor is a pipe."""
+        try:
+            descriptor = os.open(self.path(kind, key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as handle:
+                size = os.fstat(handle.fileno()).st_size
+                (length,) = struct.unpack("<Q", handle.read(8))
+                if length > size - 8:
+                    return False
+                header = json.loads(handle.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return bool(ends) and bool(size == 8 + length + max(ends))
+        except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return False
+
+    def write(self, kind: Kind, key: str, tensor: Tensor) -> None:
+        """Store one tensor under ``key``, with a checksum.
+
+        Raises:
+            CogtuneError: it cannot be written; nothing is left behind.
+        """
+        from safetensors.torch import save_file
+
+        target, whole = self.path(kind, key), tensor.contiguous()
+        metadata = {_CHECKSUM: _checksum(whole)}
+        write_atomic(target, lambda aside: save_file({"data": whole}, aside, metadata))
+
+    def read(self, kind: Kind, key: str) -> Tensor:
+        """The tensor stored under ``key``: latent moments ``[2C, F, h, w]``, text ``[L, D]``, image ``[3, H, W]``.
+
+        Raises:
+            CogtuneError: the entry is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.path(kind, key)
+        try:
+            return load_file(path)["data"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise CogtuneError(
+                f"the cache entry {path} is missing or damaged: {error}",
+                "`cogtune dataset cache` makes it, with the run.yaml of the run as --config",
+            ) from error
+
+    def problem(self, kind: Kind, key: str, shape: tuple[int, ...] | None = None) -> str:
+        """What is wrong with an entry, which is read to its end for that; empty when it is sound.
+
+        Args:
+            shape: what it should have; None when that is not known.
+        """
+        import torch
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path(kind, key), "pt") as file:
+                said, tensor = (file.metadata() or {}).get(_CHECKSUM), file.get_tensor("data")
+        except (OSError, SafetensorError) as error:
+            return f"it cannot be read: {error}"
+        if said != _checksum(tensor):
+            return "its bytes are not those that were written"
+        if shape is not None and tuple(tensor.shape) != shape:
+            return f"its shape is {list(tensor.shape)}, not {list(shape)}"
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return "it holds numbers that are not finite"
+        return ""
+
+    def entries(self) -> Iterator[Entry]:
+        """Every entry under its final name, whichever dataset or configuration made it."""
+        for kind in KINDS:
+            for folder in sorted((self.root / kind).glob("??")):
+                with os.scandir(folder) as files:
+                    found = [file for file in files if file.name.endswith(_SUFFIX) and not file.name.startswith(".")]
+                for file in sorted(found, key=lambda file: file.name):
+                    yield Entry(kind, file.name.removesuffix(_SUFFIX), file.stat().st_size)
+
+    def delete(self, kind: Kind, key: str) -> None:
+        """Remove an entry; one that is gone already will do.
+
+        Raises:
+            CogtuneError: it cannot be removed.
+        """
+        path = self.path(kind, key)
+        with explained(path, "delete"):
+            path.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Delete what a killed process left unfinished; to be called by the one process that fills the store."""
+        for kind in KINDS:
+            for folder in (self.root / kind).glob("??"):
+                remove_partials(folder)
+
+
+def _checksum(tensor: Tensor) -> str:
+    """Stands for a tensor's bytes, type and shape."""
+    import torch
+
+    hasher = hashlib.blake2b(f"{tensor.dtype} {list(tensor.shape)}".encode(), digest_size=16)
+    hasher.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()

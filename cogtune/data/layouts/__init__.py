@@ -1,0 +1,1 @@
+"""The forms in which a dataset can be laid out on disk."""

@@ -1,0 +1,122 @@
+"""Rows with named columns become entries, whatever file they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cogtune.data.findings import Finding, finding, listed
+from cogtune.data.layouts.base import Entry, Place, shortened
+from cogtune.data.layouts.folder import Reading
+from cogtune.data.layouts.lines import is_unicode
+from cogtune.data.layouts.media import is_clip
+from cogtune.system.errors import CogtuneError, did_you_mean
+
+USUAL_NAMES: dict[str, tuple[str, ...]] = {
+    "video": ("file_name", "video", "video_path", "path", "file_path", "filename", "filepath", "file", "clip"),
+    "caption": ("prompt", "caption", "text", "description"),
+    "image": ("image", "image_path", "image_file", "first_frame"),
+}
+"""What people call the columns, in the order of preference; compared in lower case, blanks and dashes as ``_``."""
+
+
+_ROWS = {".csv": "line", ".tsv": "line", ".jsonl": "line", ".json": "item"}
+"""What is counted in a table: of one that a text editor opens, its lines."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns that a sample is made of."""
+
+    video: str
+    caption: str
+    image: str | None
+
+
+def choose_columns(
+    name: str, columns: Sequence[str], reading: Reading, usual_names: Mapping[str, Sequence[str]] = USUAL_NAMES
+) -> Columns:
+    """The columns to read, as the user names them, else by their usual names.
+
+    Raises:
+        CogtuneError: one is missing, or there twice; with all that is wrong and the columns there are.
+    """
+    given = {"video": reading.video_column, "caption": reading.caption_column, "image": reading.image_column}
+    chosen: dict[str, str] = {}
+    problems: list[str] = []
+    for role, wanted in given.items():
+        column = _usual(usual_names[role], columns) if wanted is None else wanted
+        if wanted is not None and wanted not in columns:
+            problems.append(f"there is no column '{shortened(wanted, 60)}'{did_you_mean(wanted, columns)}")
+        elif column is None:
+            if role != "image":
+                near = (did_you_mean(usual, columns) for usual in usual_names[role])
+                usual = ", ".join(usual_names[role])
+                problems.append(f"no column has a usual name for the {role} ({usual}){next(filter(None, near), '')}")
+        elif columns.count(column) > 1:
+            problems.append(f"there are {columns.count(column)} columns '{column}'")
+        else:
+            chosen[role] = column
+    if problems:
+        shown = [repr(shortened(column, 60)) for column in columns]
+        if any(is_clip(PurePosixPath(column)) for column in columns):
+            problems.append("its first row holds a clip: the names of the columns are missing above it")
+        raise CogtuneError(
+            f"{name} cannot be read by its columns: {listed(shown, 20)}",
+            "name them with --video-column, --caption-column and --image-column; --format chooses another layout",
+            details=problems,
+        )
+    return Columns(chosen["video"], chosen["caption"], chosen.get("image"))
+
+
+def fits(columns: Sequence[str], reading: Reading) -> bool:
+    """Whether :func:`choose_columns` finds among ``columns`` those that a sample needs."""
+    try:
+        choose_columns("", columns, reading)
+    except CogtuneError:
+        return False
+    return True
+
+
+def _usual(names: Sequence[str], columns: Sequence[str]) -> str | None:
+    plain = {column.strip().lower().replace(" ", "_").replace("-", "_"): column for column in reversed(columns)}
+    return next((plain[usual] for usual in names if usual in plain), None)
+
+
+def entry_of(name: str, row: tuple[int, Mapping[str, Any]], columns: Columns, findings: list[Finding]) -> Entry | None:
+    """The entry that a numbered row of ``name`` makes, or None and findings of all that is wrong with it."""
+    number, values = row
+    where = f"{name}:{number}"
+    line = f"{_ROWS.get(Path(name).suffix.lower(), 'row')} {number}"
+    problems = []
+    for role, column in (("caption", columns.caption), ("video", columns.video), ("image", columns.image)):
+        value = None if column is None else values.get(column)
+        if value is None or (role == "video" and isinstance(value, str) and not value.strip()):
+            if role != "image":
+                message = f"{line} has no {role}: its '{column}' is {'missing' if value is None else 'empty'}"
+                problems.append(finding("missing-value", where, message, "fill it in, or delete the sample"))
+        elif not isinstance(value, str):
+            message = f"the '{column}' of {line} is {_kind(value)}, not a text"
+            problems.append(finding("bad-row", where, message, "put it in quotes"))
+        elif not is_unicode(value):
+            message = f"the '{column}' of {line} holds half a character (a lone surrogate)"
+            problems.append(finding("not-utf8", where, message, f"save {name} again as UTF-8"))
+    findings += problems
+    if problems:
+        return None
+    image = (values.get(columns.image) or "").strip() if columns.image is not None else ""
+    return Entry(
+        values[columns.caption].replace("\r\n", "\n").strip(),
+        Place(values[columns.video].strip(), where),
+        Place(image, where) if image else None,
+    )
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    return "a list" if isinstance(value, list) else "an object"

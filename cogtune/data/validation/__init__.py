@@ -1,0 +1,1 @@
+"""Checking a dataset: its clips, images and captions."""

@@ -1,0 +1,180 @@
+"""What can be wrong with captions: each by itself, and one compared with another."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from cogtune.data.findings import Finding, finding, listed
+from cogtune.data.layouts.base import Sample, shortened
+
+TOKENS_PER_WORD = 1.35
+"""About what T5's tokenizer makes of an English word, for when it is not at hand."""
+
+_BATCH = 1000
+_LATIN = ("LATIN", "FULLWIDTH LATIN", "MODIFIER LETTER")
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+CountTokens = Callable[[Sequence[str]], list[int]]
+"""The number of tokens in each of some captions."""
+
+CAPTION_TOKENS = 226
+"""The prompt limit of all five models' configs, when no spec is at hand."""
+
+MOST_OTHER_LETTERS = 0.3
+"""The share of letters of other scripts than Latin above which a caption is not taken for English."""
+
+FEWEST_WORDS = 8
+"""Words from which on a caption in Latin script is judged by its small words: tags and names have none."""
+
+_ENGLISH = (
+    "a an and are as at be by for from has he her his in is it its of on or she that the their they this to "
+    "was were which while who with"
+)
+_OTHERS = {
+    "German": "der das den dem ein eine einen einem einer und ist mit auf im vor nicht sich wird",
+    "French": "le la les un une des du et est dans avec sur qui aux elle sa ses",
+    "Spanish": "el los las una en con por su sus del que se",
+    "Italian": "il lo gli uno nel nella di che della sono",
+    "Portuguese": "os uma um da em com não ao na",
+    "Dutch": "het een op met zijn naar wordt",
+    "Polish": "jest na się nie oraz przez",
+}
+"""Small words: what most sentences of a language have several of. Left out are those that mean something in English."""
+
+ENGLISH = frozenset(_ENGLISH.split())
+OTHERS = frozenset(word for words in _OTHERS.values() for word in words.split())
+
+
+def check_captions(samples: Sequence[Sample], limit: int, count_tokens: CountTokens | None) -> Iterator[Finding]:
+    """What is wrong with each caption by itself; ``limit`` is the number of tokens that the model reads."""
+    for start in range(0, len(samples), _BATCH):
+        batch = samples[start : start + _BATCH]
+        captions = [sample.caption for sample in batch]
+        words = [len(caption.split()) for caption in captions]
+        tokens = count_tokens(captions) if count_tokens else [round(count * TOKENS_PER_WORD) for count in words]
+        for sample, word_count, token_count in zip(batch, words, tokens, strict=True):
+            yield from _check_words(sample, word_count)
+            if token_count > limit:
+                about = "" if count_tokens else "about "
+                yield finding(
+                    "long-caption",
+                    sample.id,
+                    f"has a caption of {word_count} words, {about}{token_count} tokens: the model reads {limit}",
+                    "shorten it: the rest is ignored",
+                )
+
+
+def _check_words(sample: Sample, words: int) -> Iterator[Finding]:
+    if words == 0:
+        yield finding("empty-caption", sample.id, "has an empty caption", "describe what the clip shows")
+    elif words == 1:
+        yield finding(
+            "one-word-caption",
+            sample.id,
+            f"has a caption of one word: '{sample.caption[:60]}'",
+            "describe what the clip shows in a sentence or more",
+        )
+    if reason := not_english(sample.caption):
+        yield finding(
+            "not-english",
+            sample.id,
+            f"has a caption that does not seem to be English ({reason}): '{shortened(sample.caption, 60)}'",
+            "translate it: the models were trained on English captions",
+        )
+
+
+def not_english(caption: str) -> str:
+    """Why a caption does not seem to be English; empty when it may well be.
+
+    It goes by the script and, in long captions in Latin script, by the small words: it knows those of seven other
+    languages, and is silent when in doubt.
+    """
+    letters = [character for character in caption if character.isalpha()]
+    if len(letters) < 2:
+        return ""
+    others = sum(not unicodedata.name(letter, "").startswith(_LATIN) for letter in letters if letter > "\u024f")
+    if others > MOST_OTHER_LETTERS * len(letters):
+        return f"{others / len(letters):.0%} of its letters are not Latin"
+    words = re.findall(r"\w+", caption.lower())
+    if len(words) < FEWEST_WORDS:
+        return ""
+    english, foreign = sum(word in ENGLISH for word in words), sum(word in OTHERS for word in words)
+    return f"its small words are not: {foreign} of {len(words)}" if foreign > max(1, 2 * english) else ""
+
+
+# --------------------------------------------------------------------------------------------------- repeats
+
+
+def check_repeats(samples: Sequence[Sample], digest: Callable[[Path], str]) -> Iterator[Finding]:
+    """Clips and captions that come more than once, under whatever name or spelling.
+
+    Args:
+        digest: what stands for the bytes of a file; asked for files of equal length only.
+    """
+    by_video = _grouped((sample.video, sample.id) for sample in samples)
+    for ids in by_video.values():
+        for repeat in ids[1:]:
+            yield finding(
+                "listed-twice",
+                repeat,
+                f"is the same clip as {ids[0]}",
+                "keep one line of the two, unless it is meant to count twice",
+            )
+    yield from _check_copies({video: ids[0] for video, ids in by_video.items()}, digest)
+    by_caption = _grouped((sample.caption, sample.id) for sample in samples if sample.caption)
+    for ids in by_caption.values():
+        if len(ids) > 1:
+            yield finding("same-caption", ids[0], f"has the same caption as {listed(ids[1:])}")
+    alike = _grouped((normal_form(caption), ids[0]) for caption, ids in by_caption.items())
+    for form, ids in alike.items():
+        if form and len(ids) > 1:
+            yield finding(
+                "similar-caption",
+                ids[0],
+                f"has the same caption as {listed(ids[1:])}, but for capitals, punctuation or blanks",
+                "say what is different between the clips",
+            )
+
+
+def _check_copies(videos: dict[Path, str], digest: Callable[[Path], str]) -> Iterator[Finding]:
+    """Files of the same bytes under different names; only those of equal size are read."""
+    by_size = _grouped((size, video) for video in videos if (size := _size(video)))
+    for same_size in by_size.values():
+        if len(same_size) > 1:
+            for copies in _grouped((digest(video), video) for video in same_size).values():
+                for copy in copies[1:]:
+                    yield finding(
+                        "copied-video",
+                        videos[copy],
+                        f"has the very bytes of {videos[copies[0]]}",
+                        "leave one of them out, unless it is meant to count twice",
+                    )
+
+
+def _size(video: Path) -> int:
+    try:
+        return video.stat().st_size if os.access(video, os.R_OK) and video.is_file() else 0
+    except OSError:
+        return 0
+
+
+def normal_form(caption: str) -> str:
+    """A caption without what does not change its meaning: capitals, accents' spelling, punctuation, blanks."""
+    plain = unicodedata.normalize("NFKC", caption).casefold()
+    return " ".join(re.findall(r"\w+", plain))
+
+
+def _grouped(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
+    groups: defaultdict[K, list[T]] = defaultdict(list)
+    for key, value in pairs:
+        groups[key].append(value)
+    return groups

@@ -1,0 +1,185 @@
+"""Everything that is wrong with a dataset, found in one pass: each clip opened, each caption looked at.
+
+No model is needed: with a checkpoint's spec its own rules are checked too. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cogtune.data.cache.facts import Facts, Stamp
+from cogtune.data.findings import SEVERITIES, Finding, finding
+from cogtune.data.frames import FrameSettings
+from cogtune.data.sources import Dataset, Sample
+from cogtune.data.validation.captions import CAPTION_TOKENS, CountTokens, check_captions, check_repeats
+from cogtune.data.validation.clips import check_clip, check_image
+from cogtune.data.validation.inspection import Job, Seen, inspect
+from cogtune.data.video.container import VideoInfo
+from cogtune.data.video.images import ImageInfo
+from cogtune.models.variants import ModelSpec
+from cogtune.system.errors import CogtuneError
+
+REPORT_VERSION = 1
+"""The version of :meth:`Report.to_json`'s schema."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check of a dataset found.
+
+    Args:
+        root, layout: the dataset's.
+        findings: the errors, then the warnings, then the notes, each in the order of the samples.
+        infos: what each clip is that could be opened, by sample id.
+        counts: ``samples``, ``clips`` (that could be opened), ``error``, ``warning``, ``note``.
+    """
+
+    root: Path
+    layout: str
+    findings: tuple[Finding, ...]
+    infos: dict[str, VideoInfo]
+    counts: dict[str, int]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error: the dataset can be trained on."""
+        return self.counts["error"] == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON-able values; programs may rely on its keys."""
+        return {
+            "version": REPORT_VERSION,
+            "dataset": str(self.root),
+            "layout": self.layout,
+            "ok": self.ok,
+            "counts": dict(self.counts),
+            "findings": [asdict(found) for found in self.findings],
+            "clips": [{"id": identity, **_facts_of(info)} for identity, info in self.infos.items()],
+        }
+
+
+def _facts_of(info: VideoInfo) -> dict[str, Any]:
+    """What a clip is; of the times of its frames, which may be thousands, the rate says enough."""
+    return {name: value for name, value in asdict(info).items() if name != "times"}
+
+
+def check_dataset(
+    dataset: Dataset,
+    settings: FrameSettings,
+    spec: ModelSpec | None = None,
+    *,
+    full: bool = False,
+    workers: int | None = None,
+    count_tokens: CountTokens | None = None,
+    facts: Facts | None = None,
+    tell: Callable[[int], None] = lambda _: None,
+) -> Report:
+    """Open every clip and image and look at every caption.
+
+    The report holds all that is wrong, what reading the dataset found included. Clips are opened in processes of
+    their own: one that kills or hangs its decoder is a finding like any other.
+
+    Args:
+        dataset: as read from its folder.
+        settings: the frames that training takes.
+        spec: the model to be trained; its rules of size and caption length are checked when it is given.
+        full: decode every frame and image, rather than one frame of each clip and the header of each image.
+        workers: processes that open clips; one a core by default, eight at most.
+        count_tokens: the number of tokens in captions; without it they are estimated from their words.
+        facts: what is remembered of files: those that were in order, and have not changed, are not opened again unless
+            ``full``; and what is learned now.
+        tell: called with 1 as each sample is done.
+
+    Raises:
+        CogtuneError: clips cannot be opened here at all.
+    """
+    told = {(found.where, found.code) for found in dataset.findings}
+    findings = [*dataset.findings, *_check_sizes(settings, spec)]
+    infos: dict[int, VideoInfo] = {}
+    facts = facts or Facts(None)
+    with contextlib.closing(_look(dataset.samples, full, workers, facts)) as looks:
+        for place, seen in looks:
+            sample = dataset.samples[place]
+            if seen.info is not None:
+                infos[place] = seen.info
+            findings += [
+                found for found in _check_files(sample, seen, settings, spec) if (sample.id, found.code) not in told
+            ]
+            tell(1)
+    limit = spec.max_text_seq_length if spec else CAPTION_TOKENS
+    captioned = [
+        sample for sample in dataset.samples if not told & {(sample.id, "missing-caption"), (sample.id, "not-utf8")}
+    ]
+    findings += check_captions(captioned, limit, count_tokens)
+    findings += check_repeats(dataset.samples, facts.digest)
+
+    places = {sample.id: place for place, sample in enumerate(dataset.samples)}
+    findings.sort(key=lambda found: (SEVERITIES.index(found.severity), places.get(found.where, -1)))
+    severities = Counter(found.severity for found in findings)
+    counts = {"samples": len(dataset.samples), "clips": len(infos)}
+    counts |= {severity: severities[severity] for severity in SEVERITIES}
+    by_id = {dataset.samples[place].id: infos[place] for place in sorted(infos)}
+    return Report(dataset.root, dataset.layout, tuple(findings), by_id, counts)
+
+
+def _look(
+    samples: Sequence[Sample], full: bool, workers: int | None, facts: Facts
+) -> Generator[tuple[int, Seen], None, None]:
+    """Each sample's place and what is seen of its files, or was when they stood as they stand now."""
+    asked: list[tuple[int, list[Stamp]]] = []
+    for place, sample in enumerate(samples):
+        stamps = []
+        with contextlib.suppress(CogtuneError):  # a file that is not there is for the inspectors to tell
+            stamps = [facts.stamp(path) for path in (sample.video, sample.image) if path is not None]
+        seen = None if full or not stamps else _remembered(sample, stamps, facts)
+        if seen is None:
+            asked.append((place, stamps))
+        else:
+            yield place, seen
+    jobs = (Job(samples[place].video, samples[place].image, full) for place, _ in asked)
+    with contextlib.closing(inspect(jobs, workers=workers)) as looks:
+        for number, seen in looks:
+            place, stamps = asked[number]
+            if stamps and not seen.problems and seen.info is not None:
+                facts.learn_probe(samples[place].video, seen.info, stamps[0])
+                if (image := samples[place].image) is not None and seen.image is not None:
+                    facts.learn(image, "picture", asdict(seen.image), stamps[1])
+            yield place, seen
+
+
+def _remembered(sample: Sample, stamps: Sequence[Stamp], facts: Facts) -> Seen | None:
+    info = facts.known_probe(sample.video, stamps[0])
+    known = facts.known(sample.image, "picture", stamps[1]) if sample.image is not None else None
+    image = ImageInfo(**known) if isinstance(known, dict) and known.keys() == _TOLD_OF_IMAGES else None
+    if info is None or (sample.image is not None and image is None):
+        return None
+    return Seen(info, image, ())
+
+
+_TOLD_OF_IMAGES = {field.name for field in fields(ImageInfo)}
+
+
+def _check_sizes(settings: FrameSettings, spec: ModelSpec | None) -> Iterator[Finding]:
+    if spec is None:
+        return
+    hint = f"the model was trained at {spec.native}"
+    for size in settings.sizes:
+        problems = spec.bucket_problems(size) if settings.buckets else spec.size_problems(size)
+        for problem in problems:
+            yield finding("model-size", str(size), problem, hint)
+        for advice in spec.size_advice(size) if not problems else ():
+            yield finding("model-advice", str(size), advice, hint)
+
+
+def _check_files(sample: Sample, seen: Seen, settings: FrameSettings, spec: ModelSpec | None) -> Iterator[Finding]:
+    for code, message, hint in seen.problems:
+        yield finding(code, sample.id, message, hint)
+    if seen.info is not None:
+        yield from check_clip(sample.id, seen.info, settings, any_frames=spec is None or not spec.learned_positions)
+        if seen.image is not None:
+            yield from check_image(sample.id, seen.image, seen.info)

@@ -1,0 +1,106 @@
+"""A file of samples to leave out: written by ``dataset validate``, read by ``dataset cache`` and ``train``.
+
+One sample a line, then what is wrong with it as a comment. A row that is no sample, because its path or its values
+cannot be used, stands there by its file and line; a clip whose name or link cannot be used, by its name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cogtune.data.findings import Finding
+from cogtune.data.sources import Dataset
+from cogtune.system.errors import UsageError
+from cogtune.system.files import explained, write_text
+
+_COMMENT = "  # "
+_HEADER = "# samples to leave out: give this file to `cogtune train` or `cogtune dataset cache` with --quarantine\n"
+_ABOUT_ONE_ROW = frozenset({"bad-path", "bad-row", "missing-value", "outside-folder"})
+
+
+def write_quarantine(path: Path, dataset: Dataset, findings: tuple[Finding, ...], *, strict: bool = False) -> int:
+    """List every sample or row that has an error, with ``strict`` also those that have a warning; how many there are.
+
+    Raises:
+        CogtuneError: the file cannot be written.
+    """
+    samples = {sample.id for sample in dataset.samples}
+    codes: defaultdict[str, list[str]] = defaultdict(list)
+    for found in findings:
+        bad = found.severity == "error" or (strict and found.severity == "warning")
+        if bad and (found.where in samples or _is_about_one_row(found)):
+            codes[found.where].append(found.code)
+    lines = [f"{_written(where)}{_COMMENT}{', '.join(dict.fromkeys(these))}\n" for where, these in codes.items()]
+    write_text(path, _HEADER + "".join(lines))
+    return len(lines)
+
+
+def _is_about_one_row(found: Finding) -> bool:
+    # a whole file that is UTF-16 is told without a line
+    return found.code in _ABOUT_ONE_ROW or (found.code == "not-utf8" and ":" in found.where)
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """A dataset without what its quarantine file names.
+
+    Args:
+        left_out: how many samples and rows that is.
+        unknown: what the file names and the dataset does not have.
+    """
+
+    dataset: Dataset
+    left_out: int
+    unknown: tuple[str, ...]
+
+
+def without_quarantined(dataset: Dataset, path: Path) -> Remaining:
+    """The dataset without the samples that the file ``path`` names, nor what was found about them.
+
+    Raises:
+        UsageError: no sample remains.
+        CogtuneError: the file cannot be read.
+    """
+    named = read_quarantine(path)
+    known = {sample.id for sample in dataset.samples} | {found.where for found in dataset.findings}
+    samples = tuple(sample for sample in dataset.samples if sample.id not in named)
+    if dataset.samples and not samples:
+        raise UsageError(f"{path} leaves out all {len(dataset.samples)} samples of {dataset.root}", "mend some of them")
+    findings = tuple(found for found in dataset.findings if found.where not in named)
+    unknown = tuple(where for where in named if where not in known)
+    return Remaining(replace(dataset, samples=samples, findings=findings), len(named) - len(unknown), unknown)
+
+
+def read_quarantine(path: Path) -> dict[str, None]:
+    """The ids that the file names, in its order.
+
+    Raises:
+        UsageError: it is not UTF-8.
+        CogtuneError: it cannot be read.
+    """
+    with explained(path, "read"):
+        data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path} line {line} is not UTF-8 text", "save the file as UTF-8") from error
+    lines = (line.rstrip("\r") for line in text.split("\n"))
+    return dict.fromkeys(_read(line) for line in lines if line.strip() and not line.startswith("#"))
+
+
+def _written(where: str) -> str:
+    """``where`` as it stands in the file: in quotes, as in JSON, if it could be read otherwise than it is meant."""
+    plain = where.isprintable() and where == where.strip() and where[:1] not in ("#", '"') and _COMMENT not in where
+    return where if plain else json.dumps(where)
+
+
+def _read(line: str) -> str:
+    text = line.rpartition(_COMMENT)[0] or line
+    try:
+        return str(json.loads(text)) if text.startswith('"') else text.strip()
+    except ValueError:
+        return text.strip()

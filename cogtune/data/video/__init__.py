@@ -1,0 +1,1 @@
+"""Clips and still images: reading, measuring and writing them."""

@@ -1,0 +1,299 @@
+"""Video files: the frames of a clip that are asked for, and writing one.
+
+Frames are ``uint8 [H, W, 3]``, red, green, blue, upright as players show them. PyAV decodes, from the first
+frame on: what it gives is what the container holds, edit lists and all. decord gives the same pixels on 8-bit
+H.264 and can stand in by ``decoder="decord"`` or ``COGTUNE_DECODER=decord``. It seeks, so it is the faster
+where the first frame wanted lies several hundred frames into a clip, and the slower elsewhere; clips of which it
+gives other pixels (:func:`_decord_reads`) are left to PyAV.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cogtune.data.video.container import (
+    CutShort,
+    DamagedVideo,
+    EmptyVideo,
+    MissingVideo,
+    NotAVideo,
+    NoVideoStream,
+    VideoError,
+    VideoInfo,
+    decoded_frames,
+    import_av,
+    moving_pictures,
+    opened,
+    reason_of,
+)
+from cogtune.data.video.orientation import orientation_of, turned_by_rotation
+from cogtune.data.video.probing import probe
+from cogtune.data.video.stamp import FileChanged, Stamp, check_unchanged
+from cogtune.system.errors import CogtuneError, did_you_mean
+from cogtune.system.files import write_atomic
+
+if TYPE_CHECKING:
+    import av.container
+    import av.video
+
+__all__ = [
+    "CutShort",
+    "DamagedVideo",
+    "Decoder",
+    "EmptyVideo",
+    "FileChanged",
+    "MissingVideo",
+    "NoVideoStream",
+    "NotAVideo",
+    "Pixels",
+    "VideoError",
+    "VideoInfo",
+    "iter_frames",
+    "probe",
+    "read_frames",
+    "write_video",
+]
+
+Pixels = npt.NDArray[np.uint8]
+"""A picture ``uint8 [H, W, 3]`` or pictures ``uint8 [F, H, W, 3]``: red, green, blue."""
+
+Decoder = Literal["pyav", "decord"]
+
+DECODER_VARIABLE = "COGTUNE_DECODER"
+
+
+def iter_frames(
+    path: Path, indices: Iterable[int], decoder: Decoder | None = None, *, stamp: Stamp | None = None
+) -> Iterator[Pixels]:
+    """The frames with these indices, ``uint8 [H, W, 3]``, in rising order and each once, one at a time.
+
+    Args:
+        path: the clip.
+        indices: counted from 0 in the order in which frames are shown.
+        decoder: by default what ``COGTUNE_DECODER`` says, else PyAV.
+        stamp: how the file has to stand while it is read; looked at once it is open, and after the last frame.
+
+    Raises:
+        VideoError: the clip cannot be read, or ends before the last of ``indices``.
+        FileChanged: the file does not stand at ``stamp``.
+        CogtuneError: there is no such decoder, or it is not installed.
+    """
+    wanted = sorted(set(indices))
+    if wanted and wanted[0] < 0:
+        raise ValueError(f"a frame's index is not negative: {wanted[0]}")
+    read = _DECODERS.get(decoder or os.environ.get(DECODER_VARIABLE) or "pyav")
+    if read is None:
+        name = decoder or os.environ[DECODER_VARIABLE]
+        raise CogtuneError(
+            f"there is no decoder '{name}'{did_you_mean(name, _DECODERS)}",
+            f"set {DECODER_VARIABLE} to one of {', '.join(_DECODERS)}, or leave it out",
+        )
+    return _unchanged(path, read(path, wanted, stamp), stamp)
+
+
+def _unchanged(path: Path, frames: Iterator[Pixels], stamp: Stamp | None) -> Iterator[Pixels]:
+    yield from frames
+    check_unchanged(path, stamp)
+
+
+def read_frames(path: Path, indices: Sequence[int], decoder: Decoder | None = None) -> Pixels:
+    """The frames with these indices in the order given, ``uint8 [F, H, W, 3]``; as :func:`iter_frames`."""
+    if not len(indices):
+        raise ValueError("no frame is asked for")
+    wanted = sorted(set(indices))
+    frames = dict(zip(wanted, iter_frames(path, wanted, decoder), strict=True))
+    return np.stack([frames[index] for index in indices])
+
+
+def write_video(path: Path, frames: Iterable[Pixels], fps: float) -> None:
+    """Write an mp4 that plays everywhere: H.264, yuv420p, BT.709, its index in front.
+
+    The file is whole or not there, and the same frames give the same bytes.
+
+    Args:
+        path: the file, replaced if it is there.
+        frames: ``uint8 [H, W, 3]`` each, all of one size; an array ``[F, H, W, 3]`` will do.
+        fps: frames a second.
+
+    Raises:
+        CogtuneError: no frame, a frame of another shape or type, an odd side, or a disk that refuses.
+    """
+    iterator = iter(frames)
+    first = next(iterator, None)
+    if first is None:
+        raise CogtuneError(f"cannot write {path}: it would have no frames")
+    if first.dtype != np.uint8 or first.ndim != 3 or first.shape[2] != 3:
+        raise CogtuneError(
+            f"cannot write {path}: a frame is uint8 [height, width, 3], not {first.dtype} {list(first.shape)}"
+        )
+    height, width, _ = first.shape
+    if height % 2 or width % 2:
+        raise CogtuneError(
+            f"cannot write {path}: H.264 takes even heights and widths, not {height}x{width}",
+            f"cut it to {height - height % 2}x{width - width % 2}",
+        )
+    if not fps > 0:
+        raise CogtuneError(f"cannot write {path}: {fps} frames a second")
+    write_atomic(path, lambda aside: _encode(aside, path, chain([first], iterator), (height, width), fps))
+
+
+# --------------------------------------------------------------------------------------------------- reading
+
+
+def _iter_pyav(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator[Pixels]:
+    if not wanted:
+        return
+    position, shape, count = 0, None, 0
+    with opened(path, stamp) as (container, stream):
+        for count, frame in enumerate(decoded_frames(path, container, stream), start=1):
+            if count - 1 < wanted[position]:
+                continue
+            # swscale's own threads cost more than they bring at these sizes
+            stored: Any = frame.to_ndarray(format="rgb24", threads=1, src_colorspace=_colour_matrix(frame))
+            pixels = orientation_of(frame).apply(stored)
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                raise DamagedVideo(path, f"changes its frame size at frame {count - 1}")
+            yield np.ascontiguousarray(pixels)
+            position += 1
+            if position == len(wanted):
+                return
+    raise CutShort(path, f"is cut short: it ends after {count} frames, and frame {wanted[-1]} was asked for")
+
+
+_UNSPECIFIED = 2
+_HD = (720, 1280)
+
+
+def _colour_matrix(frame: av.VideoFrame) -> int:
+    """The number of ITU-T H.273 of the matrix that made a frame's colours.
+
+    What has no tag is taken as players take it: BT.709 from a height of 720 or a width of 1280 on, else BT.601.
+    """
+    is_yuv = not frame.format.is_rgb
+    if frame.colorspace == _UNSPECIFIED and is_yuv and (frame.height >= _HD[0] or frame.width >= _HD[1]):
+        return _BT709
+    return int(frame.colorspace)
+
+
+_DECORD_BATCH = 8
+"""Frames that decord hands over at a time: whole clips of large frames would not fit in memory."""
+
+
+def _iter_decord(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator[Pixels]:
+    try:
+        import decord
+    except ImportError as error:
+        raise CogtuneError(
+            f"decord cannot be imported: {error}",
+            f"install it: pip install decord; or unset {DECODER_VARIABLE}",
+        ) from error
+    decord.logging.set_level(decord.logging.QUIET)
+    if not wanted:
+        return
+    # decord fills up with copies of the last frame what an edit list hides: the container is asked first
+    available = probe(path).num_frames
+    if wanted[-1] >= available:
+        raise CutShort(path, f"is cut short: it ends after {available} frames, and frame {wanted[-1]} was asked for")
+    with opened(path, stamp) as (container, stream):
+        first = next(decoded_frames(path, container, stream))
+        fits = _decord_reads(container, first)
+    reader = _open_decord(path) if fits else None
+    check_unchanged(path, stamp)
+    if reader is None or len(reader) != available:
+        yield from _iter_pyav(path, wanted, stamp)
+        return
+    try:
+        for start in range(0, len(wanted), _DECORD_BATCH):
+            for pixels in reader.get_batch(wanted[start : start + _DECORD_BATCH]).asnumpy():
+                stored = np.rot90(pixels, -turned_by_rotation(first).turns)
+                yield np.ascontiguousarray(orientation_of(first).apply(stored))
+    except (decord.DECORDError, IndexError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DamagedVideo(path, f"cannot be decoded by decord: {reason}") from error
+
+
+def _open_decord(path: Path) -> Any:
+    """A ``decord.VideoReader``; None for a file that it cannot open, such as one in a codec newer than it."""
+    import decord
+
+    with contextlib.suppress(decord.DECORDError, RuntimeError):
+        return decord.VideoReader(str(path.absolute()), num_threads=1)
+    return None
+
+
+_DECORD_CONTAINERS = ("mp4", "matroska")
+"""In others, such as MPEG-TS, it was seen to give other frames than those that were asked for."""
+
+
+def _decord_reads(container: av.container.InputContainer, first: av.VideoFrame) -> bool:
+    """Whether decord gives a clip's frames as PyAV does.
+
+    It chooses a stream of its own, knows one matrix for colours without a tag, and mixes the fields of interlaced
+    frames otherwise.
+    """
+    return (
+        any(name in container.format.name for name in _DECORD_CONTAINERS)
+        and len(moving_pictures(container)) == 1
+        and _colour_matrix(first) == first.colorspace
+        and not first.interlaced_frame
+        and all(component.bits == 8 for component in first.format.components)
+    )
+
+
+_DECODERS: dict[str, Callable[[Path, list[int], Stamp | None], Iterator[Pixels]]] = {
+    "pyav": _iter_pyav,
+    "decord": _iter_decord,
+}
+
+
+# --------------------------------------------------------------------------------------------------- writing
+
+_BT709, _LIMITED = 1, 1
+"""ITU-T H.273's number for the matrix, primaries and transfer of BT.709, and libav's for limited range."""
+
+
+_X264 = {
+    "crf": "17",
+    "preset": "medium",
+    "x264-params": "cpu-independent=1",  # its fastest way to share out bits gives other bytes from one time to the next
+}
+
+
+def _encode(aside: Path, path: Path, frames: Iterable[Pixels], size: tuple[int, int], fps: float) -> None:
+    av = import_av()
+    height, width = size
+    rate = Fraction(fps).limit_denominator(1001)
+    flags = {"movflags": "+faststart", "fflags": "+bitexact"}
+    try:
+        with av.open(str(aside), "w", format="mp4", options=flags) as container:
+            stream = container.add_stream("libx264", rate=rate, options=_X264)
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            context = stream.codec_context
+            context.thread_count = 1  # the bytes that x264 makes depend on how many threads it has
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.color_range = _LIMITED
+            for index, pixels in enumerate(frames):
+                if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
+                    raise CogtuneError(
+                        f"cannot write {path}: frame {index} is {pixels.dtype} {list(pixels.shape)}, "
+                        f"the first one uint8 {[height, width, 3]}"
+                    )
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                picture = picture.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED, threads=1)
+                picture.pts, picture.time_base = index, 1 / rate
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode(None))
+    except av.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
+        raise CogtuneError(f"cannot write {path}: {reason_of(error)}") from error

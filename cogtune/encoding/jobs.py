@@ -1,0 +1,369 @@
+"""Filling the cache: what is missing goes through the encoders, in processes of their own.
+
+The job is a file, ``CACHE/job/plan.json``: what has to be encoded, and with what. ``python -m cogtune.encoding.worker JOB``
+does it, through ``accelerate launch`` when several GPUs share it. So the process that asks needs no torch, and the
+encoders' memory is free again before training starts.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cogtune.config.launchers import accelerate_config
+from cogtune.config.run_config import RunConfig, Switch
+from cogtune.data.cache.index import ClipJob, ImageJob, Index, Recipe, TextJob, Todo, jobs, make_index, missing
+from cogtune.data.cache.store import Kind, Store
+from cogtune.data.frames import FrameSettings, View, settings_for
+from cogtune.data.prompts import NOTHING, PromptRow, Watched, prompt_jobs
+from cogtune.data.sources import Dataset
+from cogtune.data.video.clips import probe
+from cogtune.data.video.stamp import as_stamp
+from cogtune.models.geometry import Size, latent_frames
+from cogtune.models.variants import ModelSpec, Precision, fingerprint
+from cogtune.run.launch import ENVIRONMENT, LAUNCHER, LaunchFiles
+from cogtune.run.plan import fps_of, size_of, sizes_of
+from cogtune.system import processes as process
+from cogtune.system.containment import leads_out, refuse_links, refuse_links_out
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import explained, read_json, write_json, write_text
+from cogtune.system.gpus import gpus
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset's index under one recipe, those of what the run is watched by, and what is not cached yet."""
+
+    store: Store
+    index: Index
+    validation: Index
+    prompts: tuple[PromptRow, ...]
+    jobs: Todo
+    """What makes each of their entries, there or not."""
+    todo: Todo
+
+
+def frame_settings(config: RunConfig, spec: ModelSpec) -> FrameSettings:
+    """Which frames of a clip are taken, and how they are fitted."""
+    return FrameSettings(
+        size=size_of(config, spec),
+        fps=fps_of(config, spec),
+        buckets=sizes_of(config, spec) if config.buckets else (),
+        sampling=config.sampling,
+        skip_start=config.skip_start,
+        skip_end=config.skip_end,
+        reshape=config.reshape,
+        seed=config.seed,
+    )
+
+
+def clips_by_size(dataset: Dataset, settings: FrameSettings) -> dict[Size, int]:
+    """How many samples are trained at each size; every clip is opened.
+
+    Raises:
+        CogtuneError: a clip cannot be read.
+    """
+    return dict(Counter(settings_for(probe(sample.video), settings).size for sample in dataset.samples))
+
+
+def store_of(config: RunConfig) -> Store:
+    """Where the entries of a run's dataset are kept.
+
+    Raises:
+        CogtuneError: writing there would reach files elsewhere, by a link that leads out.
+    """
+    usual = config.data / ".cogtune"
+    root = config.cache_dir or usual
+    if root == usual and leads_out(root, config.data):
+        hint = f"delete the link, or, if that is where the cache is to be, give --cache-dir {root.resolve()}"
+        refuse_links([root], config.data, hint)
+    refuse_links_out(root)
+    return Store(root)
+
+
+def prepare(
+    config: RunConfig,
+    spec: ModelSpec,
+    checkpoint: Path,
+    dataset: Dataset,
+    watched: Watched = NOTHING,
+    *,
+    remember: bool = True,
+) -> Prepared:
+    """Work out every entry's key and look which are missing; nothing is encoded.
+
+    Args:
+        remember: write down the digests of clips that were read, for the next time.
+
+    Raises:
+        CogtuneError: a clip or the model cannot be read, or the cache folder not be written.
+    """
+    tokens = {part: fingerprint(checkpoint, part) for part in ("text_encoder", "tokenizer")}
+    recipe = Recipe(
+        frames=frame_settings(config, spec),
+        vae=fingerprint(checkpoint, "vae"),
+        text=f"{tokens['text_encoder']}-{tokens['tokenizer']}",
+        max_tokens=spec.max_text_seq_length,
+        dtype=config.precision,
+        id_token=config.id_token,
+        with_image=spec.image_to_video,
+    )
+    store = store_of(config)
+    index = make_index(store, dataset.samples, recipe)
+    validation = make_index(store, watched.samples, recipe)
+    prompts, more = prompt_jobs(store, watched.prompts, recipe)
+    if remember:
+        store.facts.save()
+    work = jobs(store, dataset.samples, index, recipe) + jobs(store, watched.samples, validation, recipe) + more
+    return Prepared(store, index, validation, prompts, work, missing(store, work))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the work is done; none of it is part of an entry's key.
+
+    ``workers`` decode clips for each process, None for as many as the cores allow, 0 for none but the process itself.
+    """
+
+    processes: int = 1
+    workers: int | None = None
+    tiling: Switch = "auto"
+    compile: Switch = "auto"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What has to be encoded, and with what."""
+
+    checkpoint: Path
+    store: Store
+    precision: Precision
+    max_tokens: int
+    todo: Todo
+    engine: Engine
+
+    def write(self, path: Path) -> None:
+        """Save as JSON."""
+        write_json(
+            path,
+            {
+                "checkpoint": str(self.checkpoint),
+                "cache": str(self.store.root),
+                "precision": self.precision,
+                "max_tokens": self.max_tokens,
+                "engine": asdict(self.engine),
+                "clips": [[job.key, str(job.video), job.frames.to_dict(), job.stamp] for job in self.todo.clips],
+                "texts": [[job.key, job.caption] for job in self.todo.texts],
+                "images": [
+                    [job.key, str(job.source), job.from_video, job.frames.to_dict(), job.stamp]
+                    for job in self.todo.images
+                ],
+            },
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        """The job saved at ``path``."""
+        value = read_json(path)
+        return cls(
+            Path(value["checkpoint"]),
+            Store(Path(value["cache"])),
+            value["precision"],
+            value["max_tokens"],
+            Todo(
+                tuple(
+                    ClipJob(key, Path(video), View.from_dict(frames), as_stamp(stamp))
+                    for key, video, frames, stamp in value["clips"]
+                ),
+                tuple(TextJob(key, caption) for key, caption in value["texts"]),
+                tuple(
+                    ImageJob(key, Path(source), from_video, View.from_dict(frames), as_stamp(stamp))
+                    for key, source, from_video, frames, stamp in value["images"]
+                ),
+            ),
+            Engine(**value["engine"]),
+        )
+
+
+def job_for(
+    prepared: Prepared, config: RunConfig, spec: ModelSpec, checkpoint: Path, *, processes: int | None = None
+) -> Job:
+    """The job of encoding what ``prepared`` lacks, by so many processes; by default as many as the work is worth."""
+    if processes is None:
+        most = min(config.local_processes, len(gpus()) or config.local_processes)
+        processes = max(1, min(most, int(seconds_of(prepared.todo) // _START_SECONDS)))
+    return Job(
+        checkpoint,
+        prepared.store,
+        config.precision,
+        spec.max_text_seq_length,
+        prepared.todo,
+        Engine(processes, config.workers, config.vae_tiling, config.vae_compile),
+    )
+
+
+# ------------------------------------------------------------------------------------------ how much it is
+
+_CLIP_SECONDS = 0.95 / (49 * 480 * 720)
+_TEXT_SECONDS = 0.007
+_TEXT_START = 10.0
+_START_SECONDS = 30.0
+"""Seconds on an H200: of a pixel of a clip, of a caption, of loading the text encoder, and of starting a process."""
+
+
+def _clip_seconds(job: ClipJob) -> float:
+    size = job.frames.size
+    return _CLIP_SECONDS * size.num_frames * size.height * size.width
+
+
+def seconds_of(work: Todo) -> float:
+    """About how long one H200 takes."""
+    return sum(map(_clip_seconds, work.clips)) + _TEXT_SECONDS * len(work.texts)
+
+
+def share(work: Todo, rank: int, processes: int) -> Todo:
+    """The part of the work that process ``rank`` does; the parts take about equally long.
+
+    Captions go to as few processes as makes sense, since the text encoder takes long to load; clips are dealt out, the
+    largest first, to whoever has least to do.
+    """
+    readers = max(1, min(processes, int(_TEXT_SECONDS * len(work.texts) // _TEXT_START)))
+    loads = [0.0] * processes
+    for reader in range(readers if work.texts else 0):
+        loads[reader] = _TEXT_START + _TEXT_SECONDS * len(work.texts) / readers
+    clips: list[ClipJob] = []
+    for job in sorted(work.clips, key=_clip_seconds, reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += _clip_seconds(job)
+        if least == rank:
+            clips.append(job)
+    texts = work.texts[rank::readers] if rank < readers else ()
+    return Todo(tuple(clips), texts, work.images[rank::processes])
+
+
+_LATENT_CHANNELS = 16
+_ENTRY_OVERHEAD = 4096
+"""What a file takes beside its tensor: its header, and the rest of its last block."""
+
+
+def shapes(work: Todo, spec: ModelSpec) -> dict[tuple[Kind, str], tuple[int, ...]]:
+    """The shape of each entry that ``work`` makes, by kind and key."""
+    found: dict[tuple[Kind, str], tuple[int, ...]] = {}
+    for clip in work.clips:
+        size = clip.frames.size
+        found["latents", clip.key] = (
+            2 * _LATENT_CHANNELS,
+            latent_frames(size.num_frames),
+            size.height // 8,
+            size.width // 8,
+        )
+    for text in work.texts:
+        found["text", text.key] = (spec.max_text_seq_length, spec.text_embed_dim)
+    for image in work.images:
+        found["image", image.key] = (3, image.frames.size.height, image.frames.size.width)
+    return found
+
+
+def bytes_needed(work: Todo, spec: ModelSpec, precision: Precision) -> int:
+    """What the entries that ``work`` makes will take on the disk."""
+    itemsize = 4 if precision == "fp32" else 2
+    return sum(
+        math.prod(shape) * (1 if kind == "image" else itemsize) + _ENTRY_OVERHEAD
+        for (kind, _), shape in shapes(work, spec).items()
+    )
+
+
+def check_space(job: Job, spec: ModelSpec) -> None:
+    """See that the disk has room for what a job makes.
+
+    Raises:
+        CogtuneError: it has not, with both figures.
+    """
+    needed = bytes_needed(job.todo, spec, job.precision)
+    with explained(job.store.root):
+        job.store.root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(job.store.root).free
+    if needed > free:
+        raise CogtuneError(
+            f"the cache needs {in_gb(needed)} more, and {in_gb(free)} are free on the disk of {job.store.root}",
+            "free some space, use a smaller --size, or put the cache elsewhere with --cache-dir",
+        )
+
+
+def in_gb(count: int) -> str:
+    """Bytes as people say them, in units of 1000."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+# ------------------------------------------------------------------------------------------------- doing it
+
+
+def result_path(folder: Path, rank: int) -> Path:
+    """Where process ``rank`` writes what it did."""
+    return folder / f"result-{rank}.json"
+
+
+def fill(job: Job) -> list[dict[str, Any]]:
+    """Do a job in processes of its own; what each did.
+
+    Raises:
+        CogtuneError: it failed, or was stopped, or some clips could not be decoded; what is done stays done.
+    """
+    files = LaunchFiles(job.store.root / "job")
+    processes = job.engine.processes
+    job.write(files.plan)
+    command = [sys.executable, "-m", "cogtune.encoding.worker", str(files.plan)]
+    if processes > 1:
+        launching = RunConfig(num_processes=processes, precision="fp32")
+        write_text(files.accelerate, yaml.safe_dump(accelerate_config(launching, files.deepspeed)))
+        command = [*LAUNCHER, *files.command(launching, "cogtune.encoding.worker", "--shared")[2:]]
+    process.watch(
+        command,
+        [files.report(rank) for rank in range(processes)],
+        files.log,
+        environment=ENVIRONMENT,
+        if_stopped=lambda: "the same command goes on where it was",
+    )
+    results = [read_json(result_path(files.folder, rank)) for rank in range(processes)]
+    failures = [failure for result in results for failure in result["failures"]]
+    if failures:
+        noun = "a file" if len(failures) == 1 else f"{len(failures)} files"
+        raise CogtuneError(
+            f"{noun} could not be decoded; everything else is cached",
+            "`cogtune dataset validate` looks closer; mend them or take them out, then run the same command again",
+            details=failures,
+        )
+    return results
+
+
+def totals(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the processes of a job did together, JSON-able.
+
+    Rates and shares leave out each process's first clip, before which it loads and compiles; ``seconds`` do not.
+    """
+    value: dict[str, Any] = {kind: sum(result[kind] for result in results) for kind in ("clips", "texts", "images")}
+    if not results:
+        return value
+    steady = [result for result in results if result["steady_clips"]]
+    waited = {what: sum(result["waited"][what] for result in results) for what in results[0]["waited"]}
+    return value | {
+        "processes": len(results),
+        "seconds": max(result["total"] for result in results),
+        "seconds_until_first_clip": max(result["first_clip"] for result in results),
+        "clips_per_second": sum(result["steady_clips"] / result["steady"] for result in steady),
+        "device_busy": sum(result["busy"] / result["steady"] for result in steady) / max(1, len(steady)),
+        "seconds_waited_for": waited,
+        "bottleneck": max(waited, key=lambda what: waited[what]),
+        "peak_gib": {kind: max(result[f"{kind}_peak"] for result in results) for kind in ("text", "video")},
+    }

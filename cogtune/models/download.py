@@ -1,0 +1,76 @@
+"""What comes from the Hugging Face Hub, and where cogtune keeps what it fetched or made for later."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from cogtune.system.errors import CogtuneError
+
+
+def home() -> Path:
+    """cogtune's own folder for what can be fetched or made again: ``$COGTUNE_HOME``, else ``~/.cache/cogtune``."""
+    return Path(os.environ.get("COGTUNE_HOME") or Path.home() / ".cache" / "cogtune")
+
+
+def cached_file(repo_id: str, name: str) -> Path | None:
+    """A file of a model in the Hub's cache on this machine; None where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo_id, name)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def snapshot(
+    repo_id: str,
+    kind: Literal["model", "dataset"],
+    *,
+    otherwise: str,
+    patterns: Sequence[str] | None = None,
+    folder: Path | None = None,
+) -> Path:
+    """The local folder of a repository on the Hub, downloaded as far as it is not here.
+
+    Args:
+        otherwise: what to do where it cannot be had, told when the download fails.
+        patterns: which files, all when None.
+        folder: where to put plain files; the Hub's own cache, which is of links, when None.
+
+    Raises:
+        CogtuneError: the Hub has no such repository, will not show it, or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(
+            snapshot_download(
+                repo_id, repo_type=kind, allow_patterns=list(patterns) if patterns else None, local_dir=folder
+            )
+        )
+    except GatedRepoError as error:
+        place = repo_id if kind == "model" else f"datasets/{repo_id}"
+        raise CogtuneError(
+            f"the {kind} {repo_id} is gated on the Hub",
+            f"accept its terms at https://huggingface.co/{place}, then `hf auth login`",
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise CogtuneError(
+            f"the Hub has no {kind} {repo_id}, or you may not see it",
+            "check the spelling; for a private one, `hf auth login`",
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise CogtuneError(f"cannot download the {kind} {repo_id}: {str(error).splitlines()[0]}", otherwise) from error

@@ -1,0 +1,98 @@
+"""From what the user calls a model to a folder on disk. Imports nothing heavy until it has to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from cogtune.models.download import cached_file, snapshot
+from cogtune.models.variants import TINY, VARIANTS, ModelSpec, Variant, published, published_spec, read_spec
+from cogtune.system.errors import CogtuneError, UsageError, did_you_mean, said_by
+
+_CONFIGS = ("model_index.json", "*/*.json")
+_WEIGHTS = (*_CONFIGS, "*/*.safetensors", "*/*.model", "*/*.txt", "LICENSE*")
+
+
+def locate(reference: str, *, weights: bool = True) -> Path:
+    """The local folder of a model, downloaded or made first when it is not there.
+
+    Args:
+        reference: a variant's short name, a Hub id, a local folder, or ``tiny:VARIANT``.
+        weights: False to fetch only the config files, which is quick.
+
+    Raises:
+        UsageError: the reference is none of these.
+        CogtuneError: the download failed.
+    """
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if reference.startswith(TINY):
+        name = reference.removeprefix(TINY)
+        if name not in VARIANTS:
+            raise UsageError(
+                f"there is no tiny model '{name}'{did_you_mean(name, VARIANTS)}",
+                f"tiny:{{{','.join(VARIANTS)}}}",
+            )
+        from cogtune.modeling.random_weights import tiny_model
+
+        return tiny_model(name)
+    if (row := published(reference)) is not None:
+        reference = hub_id_here(row)
+    if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
+        raise UsageError(
+            f"there is no model '{reference}'{did_you_mean(reference, VARIANTS)}",
+            f"give a folder that exists, a Hub id such as THUDM/CogVideoX-5b, or one of {', '.join(VARIANTS)}",
+        )
+    return snapshot(
+        reference,
+        "model",
+        patterns=_WEIGHTS if weights else _CONFIGS,
+        otherwise="check the network, or give --model a folder that holds the checkpoint; tiny:2b needs no download",
+    )
+
+
+def hub_id_here(row: Variant) -> str:
+    """The Hub id of a published model under which it is on this machine, its first one where it is under none.
+
+    A copy with weights is preferred to one of the configs alone.
+    """
+    weights = "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors.index.json"
+    for name in (*reversed(weights), "model_index.json"):
+        for repo_id in row.hub_ids:
+            if cached_file(repo_id, name) is not None:
+                return repo_id
+    return row.hub_id
+
+
+def spec_of(model: str) -> ModelSpec:
+    """What the configs of a model say; those of a published one need not be on this machine.
+
+    Raises:
+        CogtuneError: there is no such model.
+    """
+    row = published(model)
+    if row is None or Path(model).is_dir() or model.startswith(TINY):
+        return read_spec(locate(model, weights=False))
+    return published_spec(row)
+
+
+@contextlib.contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Tell what a library cannot load from ``folder`` as damage to it.
+
+    Raises:
+        CogtuneError: in place of the library's own error.
+    """
+    try:
+        yield
+    except (CogtuneError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged file, a library says whatever it stumbles over
+        if "out of memory" in str(error):
+            raise
+        raise CogtuneError(
+            f"{folder} cannot be loaded: {said_by(error)}",
+            "a file in it is damaged or missing: fetch, copy or merge it again",
+        ) from error

@@ -1,0 +1,1 @@
+"""What a run will take, whether it fits, and what was measured."""

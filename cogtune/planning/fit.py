@@ -1,0 +1,295 @@
+"""Whether a run fits the GPUs that are here, and what would."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cogtune.config.compatibility import goes_with
+from cogtune.config.presets import PRESETS, Preset, Strategy
+from cogtune.config.resolving import Resolved
+from cogtune.config.run_config import RunConfig
+from cogtune.models.geometry import Size
+from cogtune.models.variants import VARIANTS, ModelSpec, published_spec
+from cogtune.planning.estimate import GIB, Estimate, estimate
+from cogtune.system import console
+from cogtune.system.errors import UsageError
+from cogtune.system.gpus import Gpu, gpus
+
+SURE = 0.92
+"""An estimate may be off by 8 %: a run whose estimate times this does not fit is refused."""
+
+MOST_FLOPS_ON_CPU = 2e13
+"""Of one step; a CPU takes minutes for it."""
+
+_BY_SPEED: tuple[Strategy, ...] = ("ddp", "zero2", "zero3", "zero2-offload", "zero3-offload")
+"""The strategies, fastest first."""
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to train on."""
+
+    cards: tuple[Gpu, ...]
+    host: int
+    """Memory in bytes."""
+
+    @property
+    def card_bytes(self) -> int:
+        """Memory of the smallest card."""
+        return min(gpu.total for gpu in self.cards)
+
+    def __str__(self) -> str:
+        if not self.cards:
+            return "no NVIDIA GPU"
+        return f"{len(self.cards)} x {self.cards[0].name} of {self.card_bytes / GB:.1f} GB"
+
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def this_machine() -> Machine:
+    """The cards that are visible here, and the host's memory, or what a container may have of it."""
+    host = int(psutil.virtual_memory().total)
+    for path in _CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            host = min(host, int(Path(path).read_text()))
+    return Machine(gpus(), host)
+
+
+def problems(config: RunConfig, needs: Estimate, machine: Machine, *, sure: float = SURE) -> list[str]:
+    """Why a run cannot be made on ``machine``; empty when it can.
+
+    Args:
+        sure: the share of an estimate that is surely needed.
+    """
+    found = why_not_tried(config, needs, machine)
+    if not machine.cards:
+        return found
+    if needs.memory.card * sure > machine.card_bytes:
+        found.append(f"needs {needs.memory.card / GB:.1f} GB on each GPU, and this machine has {machine}")
+    if needs.host * sure > machine.host:
+        there = f"{machine.host / GIB:.0f} GiB"
+        found.append(f"needs about {needs.host / GIB:.0f} GiB of host memory, and this machine has {there}")
+    return found
+
+
+def _fits_whole(config: RunConfig, spec: ModelSpec, machine: Machine) -> bool:
+    """Whether a run may be proposed: the whole of its estimate fits."""
+    return not problems(config, estimate(config, spec), machine, sure=1.0)
+
+
+def why_not_tried(config: RunConfig, needs: Estimate, machine: Machine) -> list[str]:
+    """Why a run cannot even be tried on ``machine``: too few GPUs, or none and too much for a CPU."""
+    here = config.local_processes
+    if not machine.cards:
+        found = []
+        if needs.memory.card * here > machine.host:
+            found.append(f"needs {needs.memory.card / GB:.1f} GB on {_cards(here)}, and there is no NVIDIA GPU here")
+        elif needs.flops > MOST_FLOPS_ON_CPU:
+            found.append(
+                f"needs {needs.flops / 1e12:,.0f} TFLOP a step, minutes on a CPU, and there is no NVIDIA GPU here"
+            )
+        return found
+    return [f"needs {_cards(here)}, and this machine has {machine}"] if here > len(machine.cards) else []
+
+
+def _cards(count: int) -> str:
+    return "a GPU" if count == 1 else f"{count} GPUs"
+
+
+def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Machine, name: str | None = None) -> None:
+    """Stop a run that this machine cannot make.
+
+    Args:
+        name: of the preset, for the message.
+
+    Raises:
+        UsageError: it does not fit; the hint names what does.
+    """
+    needs = estimate(config, spec)
+    found = problems(config, needs, machine)
+    if found:
+        raise UsageError(
+            f"{name or 'this run'} does not fit this machine: {'; '.join(found)}",
+            f"{_what_fits(config, spec, machine)}; --force starts it all the same",
+        )
+    if not machine.cards:
+        return
+    free = min(gpu.total - gpu.used for gpu in machine.cards)
+    if needs.memory.card > free:
+        console.warn(
+            f"about {needs.memory.card / GB:.1f} GB will be needed on each GPU, and {free / GB:.1f} GB are free: "
+            "it may run out of memory"
+        )
+
+
+def _what_fits(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
+    if not machine.cards:
+        return "use a machine with such GPUs, or try the program with --preset cpu-lora-tiny"
+    by_fit = " (or --fit, which chooses it)"
+    for start, more in ((config, by_fit), (config.model_copy(update={"optimizer": "adamw"}), "")):
+        fitting = next(_fitting(start, spec, machine), None)
+        if fitting is not None:
+            return f"nearest that fits: {_flags(config, fitting)}{more}"
+    row = nearest_preset(config, spec, machine)
+    if row is not None:
+        return f"nearest preset that fits: {_named(row, config, machine)}"
+    return f"no preset fits; {_smaller(spec)}"
+
+
+def _smaller(spec: ModelSpec) -> str:
+    """What to say of size where nothing else is left to change."""
+    if spec.learned_positions:
+        return f"this model has one size alone, {spec.native}: use a GPU with more memory, or another model"
+    return "a smaller --size, with fewer frames, takes less"
+
+
+def _flags(before: RunConfig, after: RunConfig) -> str:
+    words = []
+    for key in ("type", "optimizer", "strategy", "num_processes"):
+        if getattr(before, key) != getattr(after, key):
+            words.append(f"--{key.replace('_', '-')} {getattr(after, key)}")
+    return " ".join(words)
+
+
+def _named(row: Preset, config: RunConfig, machine: Machine) -> str:
+    """The flags that make a preset out of a run of ``config``, which may have set an optimizer."""
+    words = [f"--preset {row.name}"]
+    if row.gpus > 1:
+        words.append(f"--num-processes {len(machine.cards)}")
+    if not goes_with(config.optimizer, row.strategy):
+        words.append("--optimizer adamw")
+    return " ".join(words)
+
+
+def _fitting(config: RunConfig, spec: ModelSpec, machine: Machine) -> Iterator[RunConfig]:
+    """The same training with other strategies and as many GPUs as there are, that fit; fastest first."""
+    return (tried for tried in _tried(config, machine) if _fits_whole(tried, spec, machine))
+
+
+def _tried(config: RunConfig, machine: Machine) -> Iterator[RunConfig]:
+    count = len(machine.cards)
+    for strategy in _BY_SPEED:
+        if strategy in ("zero2", "zero3", "zero3-offload") and count == 1:
+            continue  # nothing to share with anyone
+        if strategy != "ddp" and config.type == "lora":
+            continue  # an adapter has little that could be shared out
+        if not goes_with(config.optimizer, strategy):
+            continue
+        yield config.model_copy(update={"strategy": strategy, "num_processes": count * config.num_machines})
+
+
+def fitted(resolved: Resolved, spec: ModelSpec, machine: Machine) -> Resolved:
+    """``--fit``: all GPUs, and the fastest strategy that fits them.
+
+    Raises:
+        UsageError: there is no GPU, or none of the strategies fits.
+    """
+    config = resolved.config
+    if not machine.cards:
+        raise UsageError("--fit chooses for NVIDIA GPUs, and there is none here", _what_fits(config, spec, machine))
+    chosen = next(_fitting(config, spec, machine), None)
+    if chosen is None:
+        reasons = [
+            f"{tried.strategy}: {'; '.join(problems(tried, estimate(tried, spec), machine, sure=1.0))}"
+            for tried in _tried(config, machine)
+        ]
+        if config.type == "sft" and not goes_with(config.optimizer, "zero2"):
+            reasons.append(f"the others: optimizer {config.optimizer} does not go with them")
+        raise UsageError(
+            f"--fit found no way to train {config.type} of {spec.variant.name} on this machine: {machine}",
+            _what_fits(config, spec, machine),
+            details=reasons,
+        )
+    changed = [key for key in ("strategy", "num_processes") if getattr(config, key) != getattr(chosen, key)]
+    return replace(resolved, config=chosen, provenance={**resolved.provenance, **dict.fromkeys(changed, "--fit")})
+
+
+def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Machine) -> Preset | None:
+    """The preset most like ``config`` that fits: of the same model, else of the same kind of model, else any."""
+
+    def distance(row: Preset) -> tuple[bool, ...]:
+        variant = VARIANTS[row.model]
+        return (
+            variant.image_to_video != spec.image_to_video,
+            row.model != spec.variant.name,
+            row.type != config.type,
+            variant.num_layers != spec.num_layers,
+        )
+
+    rows: Sequence[Preset] = sorted((row for row in PRESETS.values() if row.model in VARIANTS), key=distance)
+    for row in rows:
+        count = min(row.gpus, len(machine.cards))
+        if count == 1 and row.gpus > 1:
+            continue
+        if _fits_whole(_on(row, count), published_spec(VARIANTS[row.model]), machine):
+            return row
+    return None
+
+
+def what_would_fit(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
+    """What to change after a run of ``config`` was out of GPU memory: one option if one is enough, else a preset.
+
+    The options cost more time or change the training more from one to the next; the first that fits by the estimate,
+    and takes less than the run did, is named.
+    """
+    now = estimate(config, spec).memory.card
+    limit = min(now, machine.card_bytes + 1) if machine.cards else now
+    options = [(words, estimate(leaner, spec)) for words, leaner in _leaner(config, spec)]
+    for words, needs in options:
+        if needs.memory.card < limit and needs.host <= machine.host:
+            return f"{words} takes {needs.memory.card / GB:.1f} GB in place of {now / GB:.1f}, by the estimate"
+    leaner = replace(machine, cards=tuple(replace(card, total=limit - 1) for card in machine.cards))
+    row = nearest_preset(config, spec, leaner) if machine.cards else None
+    if row is not None:
+        needs = estimate(_on(row, len(machine.cards)), published_spec(VARIANTS[row.model]))
+        words = _named(row, config, machine)
+        return f"no one option is enough; {words} takes {needs.memory.card / GB:.1f} GB, by the estimate"
+    return _smaller(spec)
+
+
+def _on(row: Preset, cards: int) -> RunConfig:
+    """What a preset sets, for no more GPUs than there are."""
+    return RunConfig.model_validate({**row.values(), "num_processes": min(row.gpus, cards)})
+
+
+def _leaner(config: RunConfig, spec: ModelSpec) -> Iterator[tuple[str, RunConfig]]:
+    """The same run with one option changed that saves memory, with the flags in words."""
+
+    def changed(words: str, **values: object) -> tuple[str, RunConfig]:
+        return words, config.model_copy(update=values)
+
+    if not config.gradient_checkpointing:
+        yield changed("--gradient-checkpointing", gradient_checkpointing=True)
+    if config.compile is False and not config.strategy.startswith("zero3"):
+        yield changed("--compile", compile=True)
+    if config.batch_size > 1:
+        passes = config.batch_size * config.gradient_accumulation_steps
+        words = f"--batch-size 1 --gradient-accumulation-steps {passes}"
+        yield changed(words, batch_size=1, gradient_accumulation_steps=passes)
+    if config.precision == "fp32":
+        yield changed("--precision bf16", precision="bf16")
+    if config.size is not None and _volume(Size.parse(config.size)) > _volume(spec.native):
+        yield changed(f"--size {spec.native}, the model's own,", size=None)
+    if config.type == "sft":
+        leaner: tuple[Strategy, ...] = ("zero2-offload",) if config.num_processes == 1 else _BY_SPEED
+        changes: list[dict[str, Any]] = [
+            {"strategy": other} if goes_with(config.optimizer, other) else {"strategy": other, "optimizer": "adamw"}
+            for other in leaner
+            if other != config.strategy
+        ]
+        for values in (*changes, {"type": "lora", "strategy": "ddp"}):
+            after = config.model_copy(update=values)
+            yield _flags(config, after), after
+
+
+def _volume(size: Size) -> int:
+    return size.num_frames * size.height * size.width

@@ -1,0 +1,147 @@
+"""``cogtune plan``: what a run will take, in words and numbers, and the command that starts it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cogtune.config.run_config import RunConfig
+from cogtune.data.sources import Reading, read_dataset
+from cogtune.encoding.jobs import clips_by_size, frame_settings
+from cogtune.models.variants import ModelSpec
+from cogtune.planning.estimate import GIB, Estimate, estimate
+from cogtune.planning.fit import GB, Machine, problems
+from cogtune.run.launch import LaunchFiles, folder_name
+from cogtune.run.plan import size_of
+from cogtune.system.errors import CogtuneError
+
+_USUAL_SAMPLES = 100
+"""Assumed where there is no dataset to count."""
+
+_PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "activations": "activations kept for the backward pass",
+    "workspace": "workspace of a block and of libraries",
+    "context": "CUDA and NCCL beside PyTorch",
+}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run will take, and whether this machine has it."""
+
+    config: RunConfig
+    spec: ModelSpec
+    machine: Machine
+    needs: Estimate
+    counts: tuple[int, ...]
+    """Samples at each training size."""
+    counted: bool
+    """Whether they were counted, not assumed."""
+    launch: Path
+    """The folder of its launch files."""
+
+    @property
+    def samples(self) -> int:
+        """In the dataset."""
+        return sum(self.counts)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.total_steps(*self.counts)
+
+    @property
+    def command(self) -> str:
+        """The command that starts the run from its launch files."""
+        return shlex.join(LaunchFiles(self.launch).command(self.config))
+
+    @property
+    def problems(self) -> list[str]:
+        """Why this machine cannot make the run."""
+        return problems(self.config, self.needs, self.machine)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What and how much, as the table shows it."""
+        needs, config = self.needs, self.config
+        rows = [(f"each GPU: {name}", f"{getattr(needs.memory, key) / GIB:.2f} GiB") for key, name in _PARTS.items()]
+        assumed = "" if self.counted else " (assumed)"
+        rows += [
+            ("each GPU: PyTorch reserves", f"{needs.memory.reserved / GIB:.1f} GiB"),
+            ("each GPU: the whole card", f"{needs.memory.card / GB:.1f} GB of 10^9 bytes"),
+            ("host memory of a machine", f"{needs.host / GIB:.0f} GiB"),
+            ("disk: cache", f"{needs.cache_per_sample * self.samples / GB:.2f} GB for {self.samples} samples{assumed}"),
+            ("disk: checkpoints", f"{self._checkpoints / GB:.2f} GB, {needs.checkpoint / GB:.2f} each"),
+            ("size", str(size_of(config, self.spec))),
+            ("optimizer steps", f"{self.steps:,} of {config.global_batch} samples"),
+            ("time", self._time()),
+            ("this machine", f"{self.machine}; {self.machine.host / GIB:.0f} GiB of host memory"),
+            ("fits", self._fits()),
+            ("command", self.command),
+        ]
+        return rows
+
+    @property
+    def _checkpoints(self) -> int:
+        """Bytes of all that are on the disk at once: the newest is written before the oldest goes."""
+        written = -(-self.steps // self.config.checkpoint_every)
+        return self.needs.checkpoint * min(written, self.config.keep_checkpoints + 1)
+
+    def _fits(self) -> str:
+        return "no: " + "; ".join(self.problems) if self.problems else "yes"
+
+    def _time(self) -> str:
+        if self.needs.seconds is None:
+            return "not known for this machine; `cogtune bench` measures it"
+        hours = self.needs.seconds * self.steps / 3600
+        return f"about {self.needs.seconds:.2f} s a step, {hours:.1f} hours in all"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for programs; sizes in bytes."""
+        memory = {field.name: getattr(self.needs.memory, field.name) for field in fields(self.needs.memory)}
+        return {
+            "gpu_memory": memory | {"reserved": self.needs.memory.reserved, "card": self.needs.memory.card},
+            "host_memory": self.needs.host,
+            "cache": self.needs.cache_per_sample * self.samples,
+            "checkpoint": self.needs.checkpoint,
+            "checkpoints": self._checkpoints,
+            "samples": self.samples,
+            "steps": self.steps,
+            "seconds_per_step": self.needs.seconds,
+            "gpus": [gpu.name for gpu in self.machine.cards],
+            "problems": self.problems,
+            "command": self.command,
+        }
+
+
+def outlook(
+    config: RunConfig, spec: ModelSpec, machine: Machine, counts: Sequence[int] = (), launch: Path | None = None
+) -> Outlook:
+    """What a run will take.
+
+    Args:
+        counts: samples at each training size; counted when not given and the dataset is here.
+        launch: the folder of its launch files; the one that a run makes when not given.
+    """
+    found = tuple(counts) or _count(config, spec)
+    gpu = machine.cards[0].name if machine.cards else ""
+    needs = estimate(config, spec, gpu=gpu)
+    folder = launch or config.output / folder_name(config)
+    return Outlook(config, spec, machine, needs, found or (_USUAL_SAMPLES,), bool(found), folder)
+
+
+def _count(config: RunConfig, spec: ModelSpec) -> tuple[int, ...]:
+    if not config.data.is_dir():
+        return ()
+    try:
+        dataset = read_dataset(config.data, Reading(format=config.format))
+        if config.buckets:
+            return tuple(clips_by_size(dataset, frame_settings(config, spec)).values())
+        return (len(dataset.samples),)
+    except CogtuneError:  # what is wrong with it, `cogtune dataset validate` says
+        return ()

@@ -1,0 +1,204 @@
+"""Which checkpoints a run has, and whether one fits a run. Reads names and ``state.json``; needs no torch."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cogtune.system.errors import CogtuneError, UsageError
+from cogtune.system.files import CHECKSUM, digest, fingerprint_file, is_sealed, open_regular, read_json
+
+FORMAT = 1
+STATE_NAME = "state.json"
+"""Written last: a folder that has it was complete when it got its name."""
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = [(int(match[1]), path) for path in output.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if (path / STATE_NAME).is_file()]
+
+
+def after(output: Path, step: int) -> list[Path]:
+    """The checkpoints of a run that lie behind ``step``: another branch, for a run that goes on from there."""
+    return [path for path in checkpoints(output) if int(path.name.removeprefix("checkpoint-")) > step]
+
+
+def refuse_shards(path: Path) -> None:
+    """Say what to do with a checkpoint, or a run of them, whose weights are in ZeRO shards alone.
+
+    Raises:
+        UsageError: it is one.
+    """
+    for folder in (path, *checkpoints(path)[-1:]):
+        latest = folder / "latest"  # DeepSpeed's, with the name of the folder of shards
+        if latest.is_file() and (folder / latest.read_text(errors="replace").strip()).is_dir():
+            raise UsageError(
+                f"{path} needs `cogtune merge-zero {shlex.quote(str(folder))}` first: its weights are in ZeRO shards",
+                "then give --model the folder that it writes",
+            )
+
+
+def choose(wanted: str, output: Path) -> Path:
+    """The checkpoint that ``--resume`` names: ``latest`` of the run in ``output``, or a path.
+
+    Raises:
+        UsageError: there is none; the message lists those there are.
+    """
+    there = checkpoints(output)
+    if wanted == "latest":
+        if not there:
+            raise UsageError(f"{output} has no checkpoint to resume from", "leave --resume out to start a new run")
+        return there[-1]
+    path = Path(wanted)
+    if not wanted or not path.is_dir():
+        names = ", ".join(str(found) for found in there) or "none"
+        raise UsageError(f"there is no checkpoint '{wanted}'", f"checkpoints in {output}: {names}")
+    return path.absolute()
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What ``state.json`` of a checkpoint says.
+
+    Raises:
+        CogtuneError: the folder is not a checkpoint of cogtune, or of a newer one.
+    """
+    if not (checkpoint / STATE_NAME).is_file():
+        raise CogtuneError(
+            f"{checkpoint} is not a checkpoint: it has no {STATE_NAME}",
+            "`--resume latest` takes the newest one",
+        )
+    path = checkpoint / STATE_NAME
+    state = read_json(path)
+    if not isinstance(state, dict) or (CHECKSUM in state and not is_sealed(state)):
+        raise CogtuneError(f"{path} is damaged: it is not what was saved", "resume from another checkpoint")
+    if type(state.get("step")) is not int or state["step"] < 0 or not isinstance(state.get("identity"), dict):
+        raise CogtuneError(f"{path} is damaged: it has no step or identity", "resume from another checkpoint")
+    if state.get("format") != FORMAT:
+        raise CogtuneError(f"{checkpoint} was written by another version of cogtune", "use that version to go on")
+    named = _NAME.fullmatch(checkpoint.absolute().name)
+    if named and int(named[1]) != state["step"]:
+        raise CogtuneError(
+            f"{checkpoint} is of step {state['step']}, as its {STATE_NAME} says",
+            f"rename it to checkpoint-{state['step']}, or resume from another one",
+        )
+    return state
+
+
+def stamp(checkpoint: Path) -> str:
+    """What tells a checkpoint from another that took its name: no clock is compared with another."""
+    stat = (checkpoint / STATE_NAME).stat()
+    return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
+
+
+def fingerprints(files: Iterable[Path], checkpoint: Path) -> dict[str, str]:
+    """What tells the files of a checkpoint from any others, by their paths in it.
+
+    Of a file of ``torch.save`` it is made of the names, sizes and checksums of its parts, which stand at its end: no
+    weights are read. Of any other file all bytes are.
+
+    Raises:
+        ValueError: a file of ``torch.save`` is not whole; names it.
+        OSError: a file cannot be read.
+    """
+    return {path.relative_to(checkpoint).as_posix(): _fingerprint(path) for path in files}
+
+
+def _fingerprint(path: Path) -> str:
+    if path.suffix != ".pt":
+        return fingerprint_file(path)
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            return digest([[part.filename, part.file_size, part.CRC] for part in archive.infolist()])
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path.name} is not whole ({error})") from error
+
+
+def exchanged(checkpoint: Path, state: Mapping[str, Any], only: Callable[[str], bool] = lambda _: True) -> list[str]:
+    """The files of a checkpoint that are not those that were saved with ``state``, as problems.
+
+    Checkpoints of earlier versions do not say it of every file, and those of other programs of none.
+
+    Args:
+        only: whether to look at a file, by its path in the checkpoint.
+    """
+    saved = state.get("files")
+    if not isinstance(saved, dict):
+        return []
+    problems = []
+    for name in sorted(filter(only, saved)):
+        path = checkpoint / name
+        try:
+            if not path.exists():
+                problems.append(f"{name} is missing")
+            elif saved[name] != _fingerprint(path):
+                problems.append(f"{name} is not the file that was saved with this checkpoint")
+        except (ValueError, OSError) as error:
+            problems.append(f"{name}: {getattr(error, 'strerror', None) or error}")
+    if CHECKSUM in state:
+        folders = {name.partition("/")[0] for name in saved if "/" in name}
+        there = (path for folder in sorted(folders) for path in (checkpoint / folder).rglob("*") if not path.is_dir())
+        names = (path.relative_to(checkpoint).as_posix() for path in there)
+        problems += [f"{name} was not saved with this checkpoint" for name in names if name not in saved and only(name)]
+    return problems
+
+
+def check_fits(
+    checkpoint: Path,
+    state: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    *,
+    model: str | None = None,
+    samples: int | None = None,
+) -> None:
+    """Refuse a checkpoint that belongs to another run.
+
+    Args:
+        identity: what must be the same for the resumed run to be the same run, by name.
+        model: how the base model is called now, and ``samples`` how many there are, to say what digests stand for.
+
+    Raises:
+        CogtuneError: with every difference, or when another version wrote it.
+    """
+    before = state["identity"]
+    unknown = [key for key in identity if key not in before]
+    if unknown and before.get("strategy") == identity.get("strategy"):  # each strategy has keys of its own
+        raise CogtuneError(
+            f"{checkpoint} was written by another version of cogtune: it does not say {', '.join(unknown)}",
+            "start anew in another --output; `cogtune merge-zero` still makes weights of a ZeRO checkpoint",
+        )
+    dataset = state.get("dataset")
+    then = {"model": state.get("base_model"), "data": dataset.get("samples") if isinstance(dataset, dict) else None}
+    now = {"model": model, "data": samples}
+    wrong = []
+    for key, value in identity.items():
+        if key not in before or before[key] == value:
+            continue
+        if key not in _CHANGED:
+            wrong.append(f"{key}: {before[key]!r} in the checkpoint, {value!r} now")
+        elif None in (then.get(key), now.get(key)) or then[key] == now[key]:
+            if key != "data" or before.get("model") == identity.get("model"):  # each model encodes it for itself
+                wrong.append(f"{key}: {_CHANGED[key]}")
+        else:
+            unit = " samples" if key == "data" else ""
+            wrong.append(f"{key}: {then[key]}{unit} in the checkpoint, {now[key]}{unit} now")
+    if wrong:
+        raise CogtuneError(
+            f"{checkpoint} does not fit this run",
+            "set these back, or start anew in another --output",
+            details=wrong,
+        )
+
+
+_CHANGED = {
+    "model": "its weights are not those that the checkpoint was trained from",
+    "data": "the clips, captions or sizes are not those that the checkpoint was trained on",
+    "shards": "the checkpoint's are laid out in another way",
+}
+"""What is compared by a digest or a number that tells a reader nothing, and what it means when it differs."""

@@ -1,0 +1,211 @@
+"""Plan to files to an ``accelerate launch`` subprocess; its exit code and our signals are passed on.
+
+Files of ``OUT/launch``: ``plan.json``, ``accelerate.yaml``, ``deepspeed.json``, ``command.sh``, and for each process
+of a run ``rank-N.json``, in which it says how it is and how it ended.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from cogtune.config.launchers import accelerate_config, deepspeed_config, machines_missing, meeting_point, meeting_port
+from cogtune.config.resolving import RUN_NAME
+from cogtune.config.run_config import RunConfig
+from cogtune.run.checkpoints import checkpoints, stamp
+from cogtune.run.plan import Plan
+from cogtune.system import console, processes
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import explained, remove_leftovers, write_json, write_text
+from cogtune.system.processes import Report
+from cogtune.system.safe_path import STANDARD_LIBRARY
+
+ENVIRONMENT = {
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCHINDUCTOR_COMPILE_THREADS": "4",  # else a process a core, and each of a run's ranks has its own
+}
+"""What the worker processes' environment gets, where the user has not set it."""
+
+
+def exported() -> str:
+    """The lines of a shell script that set :data:`ENVIRONMENT`, each variable where it is not set."""
+    return "\n".join(f'export {name}="${{{name}:-{value}}}"' for name, value in ENVIRONMENT.items())
+
+
+_WORKER = "cogtune.training.worker"
+
+LAUNCHER = (sys.executable, "-m", "cogtune.training.launcher")
+"""What stands for ``accelerate launch`` where we start it."""
+
+
+@dataclass(frozen=True)
+class LaunchFiles:
+    """The folder of a run's launch files."""
+
+    folder: Path
+
+    @property
+    def plan(self) -> Path:
+        """What the processes read."""
+        return self.folder / "plan.json"
+
+    @property
+    def accelerate(self) -> Path:
+        """What ``accelerate launch`` reads."""
+        return self.folder / "accelerate.yaml"
+
+    @property
+    def deepspeed(self) -> Path:
+        """What DeepSpeed reads; absent for DDP."""
+        return self.folder / "deepspeed.json"
+
+    @property
+    def script(self) -> Path:
+        """The same launch, to run by hand."""
+        return self.folder / "command.sh"
+
+    @property
+    def log(self) -> Path:
+        """What the launcher and the libraries say beside the run's own words."""
+        return self.folder.parent / "logs" / f"{self.folder.name}.log"
+
+    @property
+    def run_yaml(self) -> Path:
+        """The configuration; the worker puts it at the top of the run's folder once the run is sure to start."""
+        return self.folder / RUN_NAME
+
+    def report(self, rank: int) -> Report:
+        """Where process ``rank`` says how it is."""
+        return Report(self.folder / f"rank-{rank}.json")
+
+    def command(self, config: RunConfig, *worker: str) -> list[str]:
+        """The ``accelerate launch`` command, for each machine of the run.
+
+        Args:
+            worker: the module that each process runs, and words put behind the plan; the run's own when left out.
+        """
+        module, *words = worker or (_WORKER,)
+        launch = [
+            "accelerate",
+            "launch",
+            "--config_file",
+            str(self.accelerate),
+            "--main_process_port",
+            str(meeting_port(config)),
+            "--quiet",
+        ]
+        if config.num_machines > 1:  # how long the launchers wait for each other; accelerate.yaml has no key for it
+            launch += ["--rdzv_conf", f"timeout={max(1, round(60 * config.nccl_timeout))}"]
+        return [*launch, "--module", module, str(self.plan), *words]
+
+
+def folder_name(config: RunConfig) -> str:
+    """The folder of launch files in a run's output; each machine has one of its own."""
+    return f"launch-{config.machine_rank}" if config.machine_rank else "launch"
+
+
+def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFiles:
+    """Write a run's launch files.
+
+    Args:
+        run_yaml: the resolved configuration, with where each value came from.
+        folder: name of the folder in the run's output.
+
+    Raises:
+        CogtuneError: the output folder cannot be written.
+    """
+    config = plan.config
+    files = LaunchFiles(config.output / folder)
+    with explained(files.folder):
+        files.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(files.folder)
+    deepspeed = deepspeed_config(config)
+    if deepspeed is None:
+        files.deepspeed.unlink(missing_ok=True)
+    else:
+        write_json(files.deepspeed, deepspeed)
+    write_json(files.plan, plan.to_dict())
+    write_accelerate(files, config)
+    write_text(files.script, _script(files, config))
+    files.script.chmod(0o755)
+    write_text(files.run_yaml, run_yaml)
+    return files
+
+
+def write_accelerate(files: LaunchFiles, config: RunConfig) -> None:
+    """Write the file that ``accelerate launch`` reads."""
+    write_text(files.accelerate, yaml.safe_dump(accelerate_config(config, files.deepspeed)))
+
+
+def _script(files: LaunchFiles, config: RunConfig) -> str:
+    exports = f"{exported()}\n"
+    exports += f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"\n'
+    exports += "# The processes start in this folder, so that they import nothing from the one you are in.\n"
+    exports += f"export PYTHONSAFEPATH=1\ncd {shlex.quote(STANDARD_LIBRARY)}\n"
+    return (
+        "#!/bin/sh\n"
+        "# Starts this run by hand, as `cogtune train` does. Change plan.json or the configs beside it at will.\n"
+        f"{exports}exec {shlex.join(files.command(config))}\n"
+    )
+
+
+def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None = None, is_last: bool = True) -> None:
+    """Run the plan through ``accelerate launch`` and wait for its end.
+
+    Args:
+        worker: as for :meth:`LaunchFiles.command`.
+        if_stopped: what to tell when it was stopped, in place of how a run goes on.
+        is_last: as for :func:`cogtune.system.processes.watch`.
+
+    Raises:
+        CogtuneError: the run failed or was stopped.
+    """
+    config = plan.config
+    first = config.machine_rank * config.local_processes
+    if config.num_machines > 1:
+        others = config.num_machines - 1
+        console.note(
+            f"waiting for {others} other {'machine' if others == 1 else 'machines'} at {meeting_point(config)}, "
+            f"at most {config.nccl_timeout:g} minutes"
+        )
+    processes.watch(
+        [*LAUNCHER, *files.command(config, *worker)[2:]],
+        [files.report(first + rank) for rank in range(config.local_processes)],
+        files.log,
+        environment=ENVIRONMENT,
+        if_stopped=lambda: if_stopped or how_to_go_on(plan),
+        if_unheard=lambda log: _not_met(config, log),
+        is_last=is_last,
+    )
+
+
+def _not_met(config: RunConfig, log: str) -> CogtuneError | None:
+    """Why the launchers of several machines did not meet, in words, from what torch and accelerate say of it."""
+    if config.num_machines == 1:
+        return None
+    if "another process is utilizing it" in log:
+        return CogtuneError(
+            f"port {meeting_port(config)} of this machine is in use",
+            "name another as --main-process-port, the same on each machine",
+        )
+    if "DistStoreError" in log or "DistNetworkError" in log:
+        return machines_missing(config)
+    return None
+
+
+def checkpoints_of(plan: Plan) -> list[Path]:
+    """The run's own whole checkpoints, oldest first; not those of another run that it is about to overwrite."""
+    found = checkpoints(plan.config.output)
+    return [path for path in found if plan.replaces.get(path.name) != stamp(path)]
+
+
+def how_to_go_on(plan: Plan) -> str:
+    """What to do when a run ended before its last step, in words."""
+    if not checkpoints_of(plan):
+        return "no checkpoint was written yet: the same command starts anew"
+    return f"go on with: cogtune train --resume latest --output {shlex.quote(str(plan.config.output))}"

@@ -1,0 +1,90 @@
+"""What a run tells while it goes: one JSON line a step, and a line for the person who watches."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+import torch
+
+from cogtune.system.files import explained, write_text
+
+METRICS_NAME = "metrics.jsonl"
+SMOOTHING = 0.9
+_MOST_STEPS = 10**12
+
+
+def gib_in_use(device: torch.device) -> float:
+    """Peak memory in GiB: reserved by PyTorch on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_reserved(device)) / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30
+
+
+class MetricsFile:
+    """``metrics.jsonl``: a line for every optimizer step and every evaluation."""
+
+    def __init__(self, path: Path, *, first_step: int, enabled: bool = True) -> None:
+        """Open for appending; lines after ``first_step``, which a resumed run makes again, are dropped first.
+
+        Args:
+            enabled: False on all processes but the main one, where nothing is written.
+        """
+        self._path = path
+        self._handle: TextIO | None = None
+        if enabled:
+            kept = [line for line in read_metrics(path) if line["step"] <= first_step] if first_step else []
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._handle = path.open("a", encoding="utf-8")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one line and hand it to the system, so that a killed run loses none.
+
+        Raises:
+            CogtuneError: it cannot be written.
+        """
+        if self._handle is not None:
+            with explained(self._path):
+                self._handle.write(json.dumps(dict(values)) + "\n")
+                self._handle.flush()
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._handle is not None:
+            with contextlib.suppress(OSError):  # of what write() has told already
+                self._handle.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file that say their step; cut short or damaged ones are left out. Empty without a file."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and type(line.get("step")) is int and 0 <= line["step"] <= _MOST_STEPS:
+            lines.append(line)
+    return lines
+
+
+class Smoothed:
+    """An exponential moving average without the bias of its start."""
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._weight = 0.0
+
+    def add(self, value: float) -> float:
+        """The average with ``value`` in it."""
+        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * value
+        self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
+        return self._sum / self._weight

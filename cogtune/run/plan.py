@@ -1,0 +1,273 @@
+"""RunConfig to Plan: everything resolved, plain JSON, nothing secret."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cogtune.config.compatibility import problems_of_training
+from cogtune.config.launchers import ZERO2_LAYOUT
+from cogtune.config.resolving import Resolved
+from cogtune.config.run_config import RunConfig
+from cogtune.models.geometry import Size, video_tokens
+from cogtune.models.variants import ModelSpec
+from cogtune.run.checkpoints import checkpoints, stamp
+from cogtune.system.errors import CogtuneError, UsageError
+from cogtune.system.files import read_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the processes of a run work from. Written to ``launch/plan.json``."""
+
+    config: RunConfig
+    provenance: Mapping[str, str]
+    checkpoint: Path
+    """Local folder of the base model."""
+    spec: ModelSpec
+    size: Size
+    fps: float
+    samples: int
+    buckets: Mapping[str, int]
+    """How many of them are trained at each size."""
+    prompt: str
+    """The first sample's caption, with which the finished weights are tried."""
+    total_steps: int
+    index: Path
+    """The cache index that names every sample's entries."""
+    validation: Path | None
+    """The same for the samples of the validation data; None without any."""
+    prompts: Path | None
+    """The prompts of the sample videos with their entries; None for a run that makes none."""
+    identity: Mapping[str, Any]
+    """What has to be the same for a resumed run to be the same run."""
+    resume: Path | None
+    overwrite: bool
+    """Whether checkpoints behind the run's first step may be deleted."""
+    replaces: Mapping[str, str]
+    """The checkpoints that stood in the output folder when a new run was planned there, each with its stamp."""
+    began_with: Mapping[str, Any] | None = None
+    """Name and digest of the LoRA that the run began with, if it did."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-able values."""
+        return {
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "provenance": dict(self.provenance),
+            "checkpoint": str(self.checkpoint),
+            "spec": self.spec.to_dict(),
+            "size": str(self.size),
+            "fps": self.fps,
+            "samples": self.samples,
+            "buckets": dict(self.buckets),
+            "prompt": self.prompt,
+            "total_steps": self.total_steps,
+            "tokens": self.tokens,
+            "index": str(self.index),
+            "validation": str(self.validation) if self.validation else None,
+            "prompts": str(self.prompts) if self.prompts else None,
+            "identity": dict(self.identity),
+            "resume": str(self.resume) if self.resume else None,
+            "overwrite": self.overwrite,
+            "began_with": dict(self.began_with) if self.began_with else None,
+            "replaces": dict(self.replaces),
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """The plan saved at ``path``.
+
+        Raises:
+            CogtuneError: there is none, or another version of cogtune wrote it.
+        """
+        value = read_json(path)
+        if value.get("format") != FORMAT:
+            raise CogtuneError(f"{path} was written by another version of cogtune", "run `cogtune train` again")
+        return cls(
+            config=RunConfig.model_validate(value["config"]),
+            provenance=value["provenance"],
+            checkpoint=Path(value["checkpoint"]),
+            spec=ModelSpec(**value["spec"]),
+            size=Size.parse(value["size"]),
+            fps=value["fps"],
+            samples=value["samples"],
+            buckets=value["buckets"],
+            prompt=value["prompt"],
+            total_steps=value["total_steps"],
+            index=Path(value["index"]),
+            validation=Path(value["validation"]) if value["validation"] else None,
+            prompts=Path(value["prompts"]) if value["prompts"] else None,
+            identity=value["identity"],
+            resume=Path(value["resume"]) if value["resume"] else None,
+            overwrite=value["overwrite"],
+            began_with=value.get("began_with"),
+            replaces=value["replaces"],
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Video tokens of one sample, of the largest size."""
+        return video_tokens(self.size, self.spec.patch_size, self.spec.patch_size_t)
+
+
+def check(config: RunConfig, spec: ModelSpec) -> None:
+    """Refuse what the model cannot do.
+
+    Raises:
+        UsageError: with every reason.
+    """
+    problems = [f"precision {problem}" for problem in spec.precision_problems(config.precision)]
+    problems += problems_of_training(config, spec)
+    for size in sizes_of(config, spec):
+        of_size = spec.bucket_problems(size) if config.buckets else spec.size_problems(size)
+        problems += [f"size {size}: {problem}" for problem in of_size]
+    if config.strategy in ("zero3", "zero3-offload") and config.num_processes == 1:
+        problems.append(f"strategy {config.strategy} shares weights over GPUs and needs num_processes of 2 or more")
+    problems += [
+        f"tracker {name} is not installed: pip install 'cogtune[{name}]'"
+        for name in config.tracker
+        if importlib.util.find_spec(name) is None
+    ]
+    if config.strategy != "ddp" and importlib.util.find_spec("deepspeed") is None:
+        problems.append(
+            f"strategy {config.strategy} needs DeepSpeed, which is not installed (it has builds for Linux on x86-64 "
+            "alone: `pip install deepspeed`); strategy ddp does without"
+        )
+    if problems:
+        raise UsageError("this run cannot be made as it is configured", details=problems)
+
+
+def advice(config: RunConfig, spec: ModelSpec) -> list[str]:
+    """What is legal about a run's sizes but unlike what the model was trained on."""
+    return [f"size {told}" for size in sizes_of(config, spec) for told in spec.size_advice(size)]
+
+
+def sizes_of(config: RunConfig, spec: ModelSpec) -> tuple[Size, ...]:
+    """The sizes to train at: the buckets, else the configured size, else the model's own."""
+    if config.buckets:
+        return tuple(Size.parse(text) for text in config.buckets)
+    size = Size.parse(config.size) if config.size else spec.native
+    return (replace(size, num_frames=config.frames or size.num_frames),)
+
+
+def size_of(config: RunConfig, spec: ModelSpec) -> Size:
+    """The size to train at, or the largest of them: the one with the most tokens, and of equals the first."""
+    return max(sizes_of(config, spec), key=lambda size: video_tokens(size, spec.patch_size, spec.patch_size_t))
+
+
+def fps_of(config: RunConfig, spec: ModelSpec) -> float:
+    """Frames per second to take from clips: the configured rate, else the model's own."""
+    return config.fps if config.fps is not None else float(spec.variant.fps)
+
+
+_IDENTITY_KEYS = (
+    "type",
+    "rank",
+    "target_modules",
+    "lora_dropout",
+    "dora",
+    "rslora",
+    "seed",
+    "batch_size",
+    "precision",
+    "caption_dropout",
+    "timestep_sampling",
+    "timestep_mean",
+    "timestep_std",
+    "timestep_range",
+    "image_noise",
+    "optimizer",
+    "beta1",
+    "beta2",
+    "beta3",
+    "epsilon",
+    "weight_decay",
+    "prodigy_decouple",
+    "prodigy_bias_correction",
+    "prodigy_safeguard_warmup",
+    "strategy",
+)
+"""Configuration keys that a resumed run must share with its checkpoint. The learning rate may be changed."""
+
+
+def identity_of(config: RunConfig, *, base: str, data: str) -> dict[str, Any]:
+    """What has to be the same for a resumed run to be the same run.
+
+    Args:
+        base: fingerprint of the base model's transformer.
+        data: digest of the cache index.
+    """
+    values = config.to_dict()
+    identity = {key: values[key] for key in _IDENTITY_KEYS}
+    identity |= {
+        "alpha": config.lora_alpha,
+        "samples per step": config.global_batch,
+        "model": base,
+        "data": data,
+    }
+    if config.strategy != "ddp":  # ZeRO shards belong to a number of processes
+        identity["num_processes"] = config.num_processes
+    if config.strategy.startswith("zero2"):
+        identity["shards"] = ZERO2_LAYOUT
+    return identity
+
+
+def make_plan(
+    resolved: Resolved,
+    *,
+    checkpoint: Path,
+    spec: ModelSpec,
+    samples: int,
+    buckets: Mapping[Size, int] | None = None,
+    prompt: str,
+    index: Path,
+    identity: Mapping[str, Any],
+    resume: Path | None,
+    validation: Path | None = None,
+    prompts: Path | None = None,
+    overwrite: bool = False,
+    began_with: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Everything a run needs, resolved.
+
+    Args:
+        buckets: how many samples are trained at each size; by default all of them at one.
+
+    Raises:
+        UsageError: the warm-up is longer than the run.
+    """
+    config = resolved.config
+    counts = buckets or {size_of(config, spec): samples}
+    total = config.total_steps(*counts.values())
+    if config.epochs is not None and config.warmup_steps >= total:
+        raise UsageError(
+            f"warmup_steps: {config.warmup_steps} is not below the {total} steps of {config.epochs:g} epochs: "
+            "the learning rate never gets there",
+            "ask for fewer --warmup-steps, or more --epochs",
+        )
+    return Plan(
+        config=config,
+        provenance=resolved.provenance,
+        checkpoint=checkpoint,
+        spec=spec,
+        size=size_of(config, spec),
+        fps=fps_of(config, spec),
+        samples=samples,
+        buckets={str(size): counts[size] for size in sorted(counts)},
+        prompt=prompt,
+        total_steps=total,
+        index=index,
+        validation=validation,
+        prompts=prompts,
+        identity=identity,
+        resume=resume,
+        overwrite=overwrite,
+        began_with=began_with,
+        replaces={path.name: stamp(path) for path in checkpoints(config.output)} if resume is None else {},
+    )

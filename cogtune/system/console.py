@@ -1,0 +1,381 @@
+"""The one place that prints: results on stdout, remarks and progress on stderr, quiet off a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from cogtune.system.errors import CogtuneError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+PLAIN_PROGRESS_SECONDS = 10.0
+"""How often progress is told, as a plain line, when stderr is not a terminal."""
+
+
+@dataclass
+class _Settings:
+    quiet: bool = False
+    remarks: TextIO | None = None
+    """Where remarks and progress go; stderr when None."""
+    live: Console | None = None
+    """The console of the progress bar that is on the screen: what is said meanwhile goes above it."""
+
+
+_settings = _Settings()
+
+
+def configure(*, quiet: bool, remarks: TextIO | None = None) -> None:
+    """Set how much is said, and where remarks go, for the rest of this process."""
+    _settings.quiet = quiet
+    _settings.remarks = remarks
+
+
+_QUIET_LIBRARIES = {
+    "DEEPSPEED_LOG_LEVEL": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own chatter off the screen, unless the user's environment asks for it.
+
+    To be called before they are imported. Downloads from the Hub still show their progress.
+    """
+    for name, value in _QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+
+
+class _Stream:
+    """Stands in for a stream of text."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Lenient(_Stream):
+    """Drops what cannot be written: to a pipe without a reader, a lost terminal, a full disk."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+class _Results(_Stream):
+    """stdout, where what was asked for goes. One that cannot be written is an error of its own."""
+
+    def write(self, text: str) -> int:
+        with _results_explained():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with _results_explained():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _results_explained() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # its reader has enough, as `head` does
+        raise
+    except OSError as error:
+        sys.stdout = None  # else Python tries again at its end, and says so
+        raise CogtuneError(
+            f"cannot write the results to stdout: {error.strerror}",
+            "the work itself is done and its files are whole; to see the results, send stdout somewhere else",
+        ) from error
+
+
+def lenient(stream: TextIO) -> TextIO:
+    """``stream`` for remarks: no work is lost because one of them cannot be written."""
+    return stream if isinstance(stream, _Lenient) else cast(TextIO, _Lenient(stream))
+
+
+def open_streams() -> None:
+    """See that stdin, stdout and stderr are there, and that a remark which cannot be written stops nothing.
+
+    One that was closed would be the next file that is opened, into which all that is printed would go. It is opened so
+    that it cannot be written, which who prints results is told.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDONLY if number else os.O_WRONLY), True)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    sys.stderr = lenient(sys.stderr)
+    if not isinstance(sys.stdout, _Results):
+        sys.stdout = cast(TextIO, _Results(sys.stdout))
+
+
+def _remarks() -> TextIO:
+    return _settings.remarks or sys.stderr
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console, ConsoleDimensions
+
+    class Terminal(Console):
+        """A console as wide as the terminal of its own stream, whatever stdin, stdout and stderr are."""
+
+        @property
+        def size(self) -> ConsoleDimensions:
+            try:
+                wide, high = os.get_terminal_size(self.file.fileno())
+            except (OSError, ValueError):
+                return super().size
+            return ConsoleDimensions(int(os.environ.get("COLUMNS") or wide or 80), high or 25)
+
+        @size.setter
+        def size(self, new_size: tuple[int, int]) -> None:
+            self._width, self._height = new_size
+
+    if stream.isatty():
+        return Terminal(file=stream, highlight=False, soft_wrap=True)
+    return Console(file=stream, highlight=False, soft_wrap=True, width=200)  # a file has no width: lines stay whole
+
+
+def is_quiet() -> bool:
+    """Whether remarks are left out."""
+    return _settings.quiet
+
+
+def say(message: str) -> None:
+    """A result line on stdout."""
+    print(_in_characters_of(sys.stdout, harmless(message)), flush=True)
+
+
+def emit(value: Any) -> None:
+    """A JSON result on stdout, for programs."""
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(value, indent=2, ensure_ascii=plain).translate(_IN_JSON)
+    print(_in_characters_of(sys.stdout, text), flush=True)
+
+
+def _in_characters_of(stream: TextIO, text: str) -> str:
+    """``text`` with what ``stream`` cannot write spelled out: half a character in a file's name, or `é` in ASCII."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, errors="backslashreplace").decode(encoding)
+
+
+def note(message: str) -> None:
+    """A remark on stderr: what is being done, what was found already done."""
+    if _settings.live is not None:
+        _settings.live.print(escape(message))
+    elif not _settings.quiet:
+        print(harmless(message), file=_remarks(), flush=True)
+
+
+def warn(message: str) -> None:
+    """Something the user should look at, on stderr; said even when quiet."""
+    _console(_remarks()).print(f"[yellow]warning:[/] {escape(message)}")
+
+
+def error(problem: CogtuneError) -> None:
+    """A failure on stderr: what is wrong, all its details, what to do."""
+    console = _console(_remarks())
+    console.print(f"[bold red]error:[/] {escape(problem.message)}")
+    for detail in problem.details:
+        console.print(f"  - {escape(detail)}")
+    if problem.hint:
+        console.print(f"[dim]hint:[/] {escape(problem.hint)}")
+
+
+def escape(text: str) -> str:
+    """``text`` as it is to be seen: its square brackets are no markup of rich's, nor its characters commands."""
+    from rich.markup import escape as rich_escape
+
+    return rich_escape(harmless(text))
+
+
+_BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""Characters that change the direction of the text around them: with them, a name looks like another."""
+
+_CODES = (*(code for code in range(32) if chr(code) not in "\t\n"), *range(127, 160), 0x2028, 0x2029, *_BIDI)
+_COMMANDS = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _CODES}
+_IN_JSON = {code: f"\\u{code:04x}" for code in _CODES if code >= 32}  # JSON itself spells out the others
+
+
+def harmless(text: str) -> str:
+    """``text`` with what a terminal would obey, or could not show, written out: a file's name may hold anything."""
+    return text.translate(_COMMANDS).encode(errors="backslashreplace").decode()
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; off a terminal, tab-separated lines with a header."""
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            say("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
+        return
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for name in columns:
+        grid.add_column(name, overflow="fold")
+    for row in rows:
+        grid.add_row(*(escape(cell) for cell in row))
+    show(grid)
+
+
+def show(renderable: RenderableType) -> None:
+    """Anything rich can draw, on stdout."""
+    from rich.console import Console
+
+    Console(file=sys.stdout, highlight=False).print(renderable)
+
+
+class Progress:
+    """How far a piece of work is; made by :func:`progress`."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.began = self.told = time.monotonic()
+
+    def advance(self, count: int = 1, status: str = "") -> None:
+        """``count`` more are done; ``status`` is shown behind the bar."""
+        self.done += count
+        self._tell(status)
+
+    def move_to(self, done: int, total: int) -> None:
+        """``done`` of ``total`` are done, for work that learns its total on the way."""
+        self.done, self.total = done, total
+        self._tell("")
+
+    def _tell(self, status: str) -> None:
+        now = time.monotonic()
+        if now - self.told >= PLAIN_PROGRESS_SECONDS:
+            self.told = now
+            left = (now - self.began) / max(1, self.done) * (self.total - self.done)
+            minutes, seconds = divmod(round(left), 60)
+            about = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+            said = (f"{self.done}/{self.total}", f"about {about} left" if self.done else "", status)
+            note(f"{self.what}: {', '.join(part for part in said if part)}")
+
+
+class _Bar(Progress):
+    def __init__(self, what: str, total: int, draw: Any) -> None:
+        super().__init__(what, total)
+        self.draw = draw
+        self.task = draw.add_task(what, total=total, status="")
+
+    def _tell(self, status: str) -> None:
+        self.draw.update(self.task, completed=self.done, total=self.total, status=escape(status))
+
+
+class Dashboard:
+    """How a run is going: made by :func:`dashboard`. Off a terminal, a line now and then."""
+
+    def __init__(self, what: str, total: int, done: int) -> None:
+        self.what, self.total, self.done = what, total, done
+        self._told: float | None = None
+
+    def advance(self, figures: Mapping[str, str], *, seconds_left: float) -> None:
+        """One more is done; ``figures`` are shown by name, with the time that the rest takes at this pace."""
+        self.done += 1
+        now = time.monotonic()
+        if self._told is None or now - self._told >= PLAIN_PROGRESS_SECONDS or self.done == self.total:
+            self._told = now
+            told = "  ".join(f"{name} {value}" for name, value in figures.items())
+            note(f"{self.what}: {self.done}/{self.total}  {told}  {span(seconds_left)} left")
+
+    def doing(self, text: str) -> None:
+        """What goes on beside, until the next step; shown on a terminal alone."""
+
+
+class _LiveDashboard(Dashboard):
+    """A bar and, below it, the figures in columns as wide as the screen allows."""
+
+    def __init__(self, what: str, total: int, done: int) -> None:
+        super().__init__(what, total, done)
+        self._figures: Mapping[str, str] = {}
+        self._status = ""
+
+    def advance(self, figures: Mapping[str, str], *, seconds_left: float) -> None:
+        self.done += 1
+        self._figures, self._status = figures, f"{span(seconds_left)} left"
+
+    def doing(self, text: str) -> None:
+        self._status = text
+
+    def __rich__(self) -> RenderableType:
+        from rich.columns import Columns
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        head = Table.grid(padding=(0, 1), expand=True)
+        for ratio in (None, 1, None, None):
+            head.add_column(ratio=ratio, no_wrap=True)
+        bar = ProgressBar(total=self.total, completed=self.done)
+        head.add_row(self.what, bar, f"{self.done}/{self.total}", Text(self._status, "cyan"))
+        cells = [Text.assemble((name, "dim"), " ", value) for name, value in self._figures.items()]
+        return Group(head, Columns(cells, padding=(0, 3))) if cells else head
+
+
+def span(seconds: float) -> str:
+    """A length of time for people: ``45 s``, ``12 min``, ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@contextlib.contextmanager
+def dashboard(what: str, total: int, *, done: int = 0) -> Iterator[Dashboard]:
+    """Show how a run of ``total`` steps is going: a live display on a terminal, a plain line now and then elsewhere."""
+    if _settings.quiet or not _remarks().isatty():
+        yield Dashboard(what, total, done)
+        return
+    from rich.live import Live
+
+    shown = _LiveDashboard(what, total, done)
+    with Live(shown, console=_console(_remarks()), transient=True, refresh_per_second=4) as live:
+        _settings.live = live.console
+        try:
+            yield shown
+        finally:
+            _settings.live = None
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Progress]:
+    """Show progress through ``total`` pieces: a live bar on a terminal, a plain line now and then elsewhere."""
+    if _settings.quiet or not _remarks().isatty():
+        yield Progress(what, total)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
+    with RichProgress(*columns, console=_console(_remarks()), transient=True) as draw:
+        _settings.live = draw.console
+        try:
+            yield _Bar(what, total, draw)
+        finally:
+            _settings.live = None

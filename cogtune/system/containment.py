@@ -1,0 +1,84 @@
+"""Folders that come from elsewhere may hold links: what is written, deleted or published is never reached through one
+that leads out of its folder.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TextIO
+
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import explained
+
+_FOLDERS = ("latents", "text", "image", "media", "datasets", "job", "launch*", "dry-run*", "logs", "samples")
+"""Folders of a cache and of a run whose entries are written in place or deleted."""
+
+_ENTRIES = (*_FOLDERS, ".*", "checkpoint-*", "metrics.jsonl", "files.json", "wandb", "trackio", "tensorboard")
+"""What else a cache or a run has at its top; links of other names are the user's own."""
+
+
+def leads_out(path: Path, root: Path) -> bool:
+    """Whether ``path``, its links followed, lies outside of the folder ``root``, its own links followed."""
+    real, inside = os.path.realpath(path), os.path.realpath(root)
+    return real != inside and not real.startswith(inside.rstrip(os.sep) + os.sep)
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    with explained(folder, "read"), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield Path(entry.path)
+
+
+def links_out(folder: Path) -> list[Path]:
+    """The links by which writing in ``folder``, a cache or a run's output, would reach files elsewhere."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in _links(folder) if any(fnmatch(path.name, name) for name in _ENTRIES)]
+    for place in sorted(folder.iterdir()):
+        if any(fnmatch(place.name, name) for name in _FOLDERS) and place.is_dir() and not place.is_symlink():
+            found += _links(place)
+    return [path for path in sorted(found) if leads_out(path, folder)]
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Refuse a cache or a run's folder in which writing would reach files elsewhere.
+
+    Raises:
+        CogtuneError: with every link that leads out.
+    """
+    refuse_links(links_out(folder), folder, "delete the link; nothing is written, deleted or read through it")
+
+
+def refuse_links(links: Iterable[Path], folder: Path, hint: str) -> None:
+    """Refuse ``links`` of ``folder``, if there are any.
+
+    Raises:
+        CogtuneError: with every one of them and where it leads.
+    """
+    found = [f"{link} is a link to {os.path.realpath(link)}" for link in links]
+    if len(found) == 1:
+        raise CogtuneError(f"{found[0]}, outside of {folder}", hint)
+    if found:
+        raise CogtuneError(f"{len(found)} links lead out of {folder}", hint, details=found)
+
+
+def open_in_place(path: Path) -> TextIO:
+    """A file to be written in place, as a lock or a log is; made when it is not there, and its content left alone.
+
+    Raises:
+        CogtuneError: it is a link or no regular file, or cannot be opened.
+    """
+    with explained(path):
+        if path.is_symlink():
+            raise CogtuneError(f"{path} is a link to {os.path.realpath(path)}", "delete the link")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        handle = os.fdopen(descriptor, "w", encoding="utf-8")  # of a descriptor, this cuts nothing off
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            handle.close()
+            raise CogtuneError(f"cannot write {path}: it is not a regular file", "delete it")
+    return handle

@@ -1,0 +1,86 @@
+"""A folder belongs to one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from cogtune.system import console
+from cogtune.system.containment import open_in_place, refuse_links_out
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import explained
+
+try:
+    import fcntl
+except ImportError:  # Windows
+
+    def _lock(handle: TextIO) -> None:
+        import msvcrt
+
+        msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+
+else:
+
+    def _lock(handle: TextIO) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+_HELD = (errno.EAGAIN, errno.EACCES)  # what the two say of a lock that another process holds
+
+LOCK = ".lock"
+"""The lock of the program that is at work in a folder."""
+
+WORKER_LOCK = ".worker.lock"
+"""The lock that the first worker of a run holds in the run's folder."""
+
+_UNTOLD = 2.0
+"""Seconds of waiting for another process that are not worth a word."""
+
+
+def _held(handle: TextIO, seconds: float) -> bool:
+    """Whether a file's lock was had within so many seconds."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            _lock(handle)
+        except OSError as error:
+            if error.errno not in _HELD:
+                raise
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, name: str = LOCK, *, wait: bool = False, waiting: str = "") -> Iterator[None]:
+    """Hold a folder while the block runs: two runs in one would overwrite each other. A killed holder lets go.
+
+    Args:
+        name: of the lock file: a run's program and its worker hold one each, since either may outlive the other.
+        wait: until another holder lets go, rather than refuse.
+        waiting: what is said of that, when it takes longer than a moment.
+
+    Raises:
+        CogtuneError: another process holds it, or a link in it leads out of it.
+    """
+    path = folder / name
+    with explained(path):
+        folder.mkdir(parents=True, exist_ok=True)
+    refuse_links_out(folder)
+    handle = open_in_place(path)
+    with handle:
+        if not _held(handle, _UNTOLD if wait else 0.0):
+            if not wait:
+                raise CogtuneError(
+                    f"another process is at work in {folder}", "wait for it, stop it, or choose another folder"
+                )
+            console.note(waiting or f"waiting for another process that is at work in {folder}")
+            while not _held(handle, 60.0):
+                pass
+        yield

@@ -1,0 +1,388 @@
+"""The processes that do the heavy work, from both sides: how one is watched, and how it says what became of it.
+
+A worker process writes a small report file: that it runs, and how it ended. Its own words go to stdout, which the
+watching process joins to its stderr; everything that libraries and launchers say goes to a log file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from cogtune.system import children, console
+from cogtune.system.children import GRACE, PARENT_PID
+from cogtune.system.errors import EXIT_FAILURE, CogtuneError, StoppedError, said_by
+from cogtune.system.files import explained, write_text
+from cogtune.system.safe_path import STANDARD_LIBRARY
+
+_QUIET = "COGTUNE_QUIET"
+
+Status = Literal["starting", "running", "done", "stopped", "failed"]
+"""How a process is. While it starts there is nothing to lose: it is killed, rather than asked to stop."""
+
+_REPORT_BYTES = 4096
+_TAIL_LINES = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """The file in which one worker process says how it is."""
+
+    path: Path
+
+    def reserve(self) -> None:
+        """Take the room on the disk that saying something takes, and say nothing yet.
+
+        Raises:
+            CogtuneError: there is none, or the file cannot be written.
+        """
+        write_text(self.path, " " * _REPORT_BYTES)
+
+    def write(self, status: Status, error: CogtuneError | None = None, *, foreseen: bool = True) -> bool:
+        """Say how it is; with ``failed``, what the failure was. False when it could not be said.
+
+        Args:
+            foreseen: whether the error is in our own words. The others that fail when one process fails are not.
+        """
+        value: dict[str, Any] = {"pid": os.getpid(), "status": status}
+        if error is not None:
+            value |= {
+                "message": error.message,
+                "hint": error.hint,
+                "details": list(error.details),
+                "exit_code": error.exit_code,
+                "foreseen": foreseen,
+            }
+        text = json.dumps(value).ljust(_REPORT_BYTES)
+        try:
+            write_text(self.path, text)
+        except CogtuneError:
+            try:
+                with self.path.open("r+b") as file:  # over what is there, which takes no more of a full disk
+                    file.write(text.encode())
+                    file.truncate()
+            except OSError:
+                return False
+        return True
+
+    def read(self) -> dict[str, Any] | None:
+        """What was said last; None when nothing was."""
+        try:
+            return dict(json.loads(self.path.read_bytes()))
+        except (OSError, ValueError):
+            return None
+
+
+class StopRequest:
+    """Whether this process was asked to stop: by SIGTERM or SIGINT, or by the death of the one that it works for.
+
+    Until :meth:`begins` was called, a signal ends the process at once, whatever it is at.
+    """
+
+    def __init__(self, report: Report | None = None) -> None:
+        self._asked = False
+        self._patience = 0.0
+        self._report = report
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+    def begins(self) -> None:
+        """From here on there is something to lose."""
+        self._patience = GRACE
+        for number in _SIGNALS:
+            signal.signal(number, lambda _number, _frame: self.ask())
+        if self._report is not None:
+            self._report.write("running")
+
+    def ask(self) -> float:
+        """Ask this process to stop; the seconds that it is worth waiting for, when nobody waits for it any more."""
+        self._asked = True
+        return self._patience
+
+    def __bool__(self) -> bool:
+        return self._asked
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def work(report: Report, log: Path, job: Callable[[StopRequest], bool]) -> int:
+    """Run ``job`` in a worker process and report how it ended; the exit status.
+
+    Args:
+        job: does the work; False when it was asked to stop before the end.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    logging.captureWarnings(True)
+    stop = StopRequest(report)
+    children.end_with_command(stop.ask)
+    sys.stdout, sys.stderr = console.lenient(sys.stdout), console.lenient(sys.stderr)
+    with _own_stdout() as stdout:
+        console.configure(quiet=rank != 0 or _QUIET in os.environ, remarks=stdout)
+        with _stop_told():
+            return _work(report, log, job, stop)
+
+
+@contextlib.contextmanager
+def _stop_told() -> Iterator[None]:
+    """Say at once that a signal was heard: Python itself looks at it when the main thread comes back from a GPU's step.
+
+    It is said here and not by the watching process, on whose words this one would draw.
+    """
+    heard, wake = socket.socketpair()
+    wake.setblocking(False)
+    once_more = " (once more to stop at once)" if PARENT_PID in os.environ else ""
+
+    def tell() -> None:
+        if heard.recv(1):
+            console.note(f"stopping in good order{once_more}")
+
+    listener = threading.Thread(target=tell, daemon=True)
+    listener.start()
+    before = signal.set_wakeup_fd(wake.fileno())
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        wake.close()
+        listener.join()
+        heard.close()
+
+
+@contextlib.contextmanager
+def _own_stdout() -> Iterator[TextIO]:
+    """This process's stdout for its own words alone; what libraries print there goes where stderr goes, to the log."""
+    sys.stdout.flush()
+    number = os.dup(1)
+    os.dup2(2, 1)
+    stdout = os.fdopen(os.dup(number), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    try:
+        yield console.lenient(stdout)
+    finally:
+        with contextlib.suppress(OSError):  # what nobody reads any more
+            stdout.close()
+        sys.stdout.flush()
+        os.dup2(number, 1)
+        os.close(number)
+
+
+def _work(report: Report, log: Path, job: Callable[[StopRequest], bool], stop: StopRequest) -> int:
+    try:
+        report.write("starting")
+        report.write("done" if job(stop) else "stopped")
+        return 0
+    except CogtuneError as error:
+        _tell_end(report, error, f"{error}\n", foreseen=True)
+        return error.exit_code
+    except Exception as error:
+        _tell_end(report, _in_words(error, log), traceback.format_exc(), foreseen=False)
+        return EXIT_FAILURE
+
+
+def _tell_end(report: Report, error: CogtuneError, logged: str, *, foreseen: bool) -> None:
+    """Report a failure and log it; each as far as the disk allows."""
+    if not report.write("failed", error, foreseen=foreseen):
+        console.error(error)
+    with contextlib.suppress(OSError):
+        sys.stderr.write(logged)
+
+
+_NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What CUDA and its libraries say, in errors of other kinds than PyTorch's own, when a GPU's memory is used up."""
+
+
+def cannot_pin(error: Exception) -> bool:
+    """Whether an error says that the host's memory could not be pinned, of which a system may allow less than there is.
+
+    CUDA says the same of it as of a GPU's memory that is used up.
+    """
+    where = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    return is_out_of_memory(error) and any(name.startswith(("pin_memory", "pin_empty")) for name in where)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a GPU's memory is used up."""
+    is_torchs = type(error).__name__ == "OutOfMemoryError"
+    return is_torchs or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
+
+
+def _in_words(error: Exception, log: Path) -> CogtuneError:
+    hint = f"the whole traceback is in {log}"
+    if is_out_of_memory(error):
+        hint = "use a smaller --size, or a preset with offload: see `cogtune presets`"
+    return CogtuneError(f"{type(error).__name__}: {said_by(error)}", hint)
+
+
+def watch(
+    command: Sequence[str],
+    reports: Sequence[Report],
+    log: Path,
+    *,
+    environment: dict[str, str],
+    if_stopped: Callable[[], str],
+    if_unheard: Callable[[str], CogtuneError | None] = lambda _log: None,
+    is_last: bool = False,
+) -> None:
+    """Run ``command``, whose worker processes write ``reports``, and wait for it.
+
+    The processes get a session of their own: Ctrl-C, SIGTERM and SIGHUP reach the workers through this process, which
+    asks them to end in good order, or kills them where they have only begun to start. A second signal kills them. When
+    this returns or raises, none of them is left.
+
+    Args:
+        if_stopped: gives what to do next, told when the work was stopped.
+        if_unheard: finds, in the log of a launcher that ended before any worker said a word, what was wrong.
+        is_last: nothing follows that a signal could still stop, so one that came too late for the work changes nothing.
+
+    Raises:
+        StoppedError: it was stopped, or asked to.
+        CogtuneError: it failed, with the failing worker's own words and exit code.
+    """
+    for report in reports:
+        report.reserve()
+    family = secrets.token_hex(8)
+    variables = {**children.environment(environment), children.FAMILY: family}
+    if console.is_quiet():
+        variables[_QUIET] = "1"
+    here = str(Path(sys.executable).parent)  # where ninja is, which DeepSpeed builds its kernels with
+    variables["PATH"] = os.pathsep.join((here, variables.get("PATH", os.defpath)))
+    with explained(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("wb")
+    with output, _signals_heard() as received:
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,  # a library that asks something there would wait for ever
+                stdout=sys.stderr.fileno(),
+                stderr=output,
+                cwd=STANDARD_LIBRARY,
+                env=variables,
+                start_new_session=True,
+            )
+            status = _end_of(child, reports, received, family)
+        finally:
+            children.kill_family(family, grace=0.0 if len(received) > 1 else GRACE)
+    _raise_for([report.read() for report in reports], log, status, received, if_stopped, if_unheard, is_last=is_last)
+
+
+@contextlib.contextmanager
+def _signals_heard() -> Iterator[list[int]]:
+    """While the block runs, signals that ask this process to end are put down, and do nothing else."""
+    received: list[int] = []
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _frame: received.append(number)) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_of(child: subprocess.Popen[bytes], reports: Sequence[Report], received: Sequence[int], family: str) -> int:
+    """The child's exit status, once it ended or was made to.
+
+    It is looked for time and again, since a signal that another thread got ends no wait.
+    """
+    asked, doomed = False, None  # the time at which what is left is killed
+    while (status := child.poll()) is None:
+        said = [report.read() for report in reports]
+        at_work = [one["pid"] for one in said if one is not None and one["status"] == "running"]
+        if received and not asked:
+            asked = True
+            if any(one is None or one["status"] == "starting" for one in said):
+                children.kill_family(family)
+            for pid in at_work:
+                with contextlib.suppress(ProcessLookupError):  # one that is dead already
+                    os.kill(pid, signal.SIGTERM)
+        if len(received) > 1:
+            children.kill_family(family)
+        if not (asked and not at_work) and all(children.find(pid) is not None for pid in at_work):
+            doomed = None
+        else:  # the others wait for what is gone; the launcher, which knows who went first, is left to say so
+            doomed = doomed or time.monotonic() + GRACE
+            if time.monotonic() > doomed:
+                _kill([pid for pid in at_work if pid != child.pid] or [child.pid])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=0.2)
+    return status
+
+
+def _kill(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class _Death:
+    """The process that torch's launcher saw die first; the others' failures follow from it."""
+
+    pid: int
+    signal: int
+    """What killed it; 0 when it ended by itself."""
+
+
+_ROOT_CAUSE = re.compile(r"^Root Cause .*?^\s*exitcode\s*:\s*(-?\d+)\s*\(pid: (\d+)\)", re.DOTALL | re.MULTILINE)
+
+
+def _first_death(log: Path) -> _Death | None:
+    found = _ROOT_CAUSE.search(log.read_text(errors="replace"))
+    return None if found is None else _Death(int(found[2]), max(0, -int(found[1])))
+
+
+def _raise_for(
+    said: Sequence[dict[str, Any] | None],
+    log: Path,
+    status: int,
+    received: Sequence[int],
+    if_stopped: Callable[[], str],
+    if_unheard: Callable[[str], CogtuneError | None],
+    *,
+    is_last: bool,
+) -> None:
+    ends = {report["status"] if report is not None else None for report in said}
+    if ends == {"done"} and (is_last if received else status == 0):
+        return
+    failed = [report for report in said if report is not None and report["status"] == "failed"]
+    first = _first_death(log)
+    if failed and (first is None or any(report["pid"] == first.pid for report in failed)):
+        # What follows from a failure in the other processes is never foreseen: their peer is gone.
+        likely = [report for report in failed if report["foreseen"]] or failed
+        report = next((report for report in likely if first is not None and report["pid"] == first.pid), likely[0])
+        raise CogtuneError(report["message"], report["hint"], details=report["details"], exit_code=report["exit_code"])
+    if first is not None and first.signal and not received:
+        rank = next((rank for rank, report in enumerate(said) if report and report["pid"] == first.pid), "?")
+        raise CogtuneError(
+            f"process {rank} of {len(said)} was killed by signal {first.signal}, and the others with it",
+            ("signal 9 is mostly the system's, when memory runs out; " if first.signal == signal.SIGKILL else "")
+            + f"{if_stopped()}; the whole log is {log}",
+        )
+    if received or "stopped" in ends:
+        number = received[0] if received else signal.SIGTERM
+        raise StoppedError(if_stopped(), signal=number)
+    logged = log.read_text(errors="replace")
+    if ends == {None} and (known := if_unheard(logged)) is not None:
+        raise known
+    raise CogtuneError(
+        f"a worker process died without a word (status {status})",
+        f"the system kills a process when memory runs out; {if_stopped()}; the whole log is {log}",
+        details=logged.splitlines()[-_TAIL_LINES:],
+    )

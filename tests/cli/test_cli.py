@@ -1,0 +1,322 @@
+"""The command line: quick help without torch, errors in words, all of them at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from cogtune.cli import main
+from cogtune.cli.app import app
+from tests.conftest import Cogtune
+
+COMMANDS = [
+    [],
+    ["dataset"],
+    ["dataset", "validate"],
+    ["dataset", "cache"],
+    ["dataset", "bench"],
+    ["train"],
+    ["merge-zero"],
+    ["infer"],
+    ["push"],
+    ["presets"],
+    ["plan"],
+    ["bench"],
+    ["demo"],
+    ["random-model"],
+]
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "deepspeed", "decord", "av", "numpy")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_needs_no_heavy_library(words: list[str]) -> None:
+    """What keeps it quick; how quick is measured by hand, since a test's clock depends on what else runs."""
+    program = (
+        "import sys\nfrom cogtune.cli import main\n"
+        "try:\n    main([*sys.argv[1:], '--help'])\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    assert "Usage: cogtune" in done.stdout
+
+
+def test_ctrl_c_is_quiet_from_the_first_import_on() -> None:
+    program = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name not in ('cogtune', 'cogtune.cli'):\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from cogtune.cli import main\n"
+        "main(['--help'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_version_and_bare_call_tell_what_there_is(cogtune: Cogtune) -> None:
+    assert "dataset" in cogtune("--help").out
+    assert cogtune("--version").out == "cogtune 0.1.0\n"
+
+
+def test_typos_get_the_nearest_word(cogtune: Cogtune, tmp_path: Path) -> None:
+    assert "--preset" in cogtune("train", "--presett", "x", status=2).err
+    assert "did you mean '4090-lora-5b'" in cogtune("train", "--preset", "4090-lora-5", status=2).err
+    assert "did you mean" in cogtune("merge-zeros", status=2).err.lower()
+
+
+def test_a_file_with_three_mistakes_gets_three_answers(cogtune: Cogtune, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("rnak: 64\nsteps: none\nstrategy: zero4\n")
+    told = cogtune("train", "--config", "run.yaml", status=2).err
+    assert "3 mistakes" in told
+    assert "did you mean 'rank'?" in told
+    assert "steps: " in told
+    assert "strategy: " in told
+
+
+def test_a_missing_dataset_is_told(cogtune: Cogtune, tmp_path: Path) -> None:
+    for words in (["dataset", "validate"], ["dataset", "cache", "--preset", "cpu-lora-tiny"]):
+        told = cogtune(*words, "nowhere", status=1).err
+        assert "nowhere" in told
+        assert "hint: " in told
+
+
+def test_a_name_too_long_for_a_file_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main(["dataset", "validate", "caption " * 40])
+    signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 2
+    assert "caption caption" in capsys.readouterr().err
+
+
+def test_an_unreadable_clip_is_told_and_stops_training(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "videos").mkdir(parents=True)
+    (data / "videos" / "bad.mp4").write_bytes(b"no film at all" * 100)
+    good = (clips / "videos.txt").read_text().splitlines()[0]
+    (data / good).write_bytes((clips / good).read_bytes())
+    (data / "videos.txt").write_text(f"videos/bad.mp4\n{good}\nvideos/lost.mp4\n")
+    (data / "prompts.txt").write_text("one caption here\ntwo captions here\nthree captions here\n")
+    ran = cogtune("dataset", "validate", "data", "--preset", "cpu-lora-tiny", "--json", status=1)
+    found = {
+        finding["where"]: finding["code"]
+        for finding in json.loads(ran.out)["findings"]
+        if finding["severity"] == "error"
+    }
+    assert found == {"videos/bad": "not-a-video", "videos/lost": "missing-video"}
+    told = cogtune("train", "--preset", "cpu-lora-tiny", status=1).err
+    assert "videos/bad" in told
+    assert "videos/lost" in told
+    assert not (tmp_path / "out" / "launch").exists()
+
+
+def test_wrong_models_and_sizes_are_told_together(cogtune: Cogtune, clips: Path) -> None:
+    told = cogtune(
+        "train", "--preset", "cpu-lora-tiny", "--data", clips, "--size", "10x60x90", "--precision", "fp16",
+        "--model", "tiny:5b", status=2,
+    ).err  # fmt: skip
+    assert "overflows in fp16" in told
+    assert told.count("10x60x90") == 3
+    told = cogtune("train", "--model", "7b", "--data", clips, status=2).err
+    assert "there is no model '7b'" in told
+
+
+def test_a_model_that_cannot_be_downloaded_is_told(cogtune: Cogtune, clips: Path) -> None:
+    told = cogtune("train", "--preset", "4090-lora-5b", "--data", clips, "--force", status=1).err
+    assert "cannot download the model THUDM/CogVideoX-5b" in told
+    assert "--model" in told
+
+
+def test_presets_are_listed_and_shown(cogtune: Cogtune) -> None:
+    rows = json.loads(cogtune("presets", "--json").out)
+    assert len(rows) == 28
+    assert rows[1] == {
+        "preset": "4090-lora-5b",
+        "hardware": "4090",
+        "model": "5b",
+        "type": "lora",
+        "strategy": "ddp",
+        "precision": "bf16",
+        "size": "49x480x720",
+        "guides' VRAM": "24 GB",
+        "measured VRAM": rows[1]["measured VRAM"],
+    }
+    shown = cogtune("presets", "8x4090-sft-2b-zero3").out
+    assert "strategy\tzero3\tpreset 8x4090-sft-2b-zero3" in shown
+    assert "seed\t42\tdefault" in shown
+
+
+def test_a_preset_of_ones_own_has_a_name_too(cogtune: Cogtune, tmp_path: Path) -> None:
+    folder = tmp_path / "config" / "cogtune" / "presets"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("model: 5b\nrank: 7\nsize: 49x480x720\n")
+    (folder / "4090-lora-5b.yaml").write_text("rank: 9\n")  # a built-in name stays what it is
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    rows = json.loads(cogtune("presets", "--json", env=env).out)
+    assert len(rows) == 29
+    (folder / "broken.yaml").write_text("rank: [1\n")
+    (folder / "typo.yml").write_text("rnak: 1\n")
+    told = cogtune("presets", env=env)
+    assert "there is no such key; did you mean 'rank'?" in told.err
+    assert "broken.yaml line 2 is not valid YAML" in told.err
+    assert "4090-lora-5b.yaml is not used" in told.err
+    assert "mine\tyour own" in told.out
+    assert (rows[-1]["preset"], rows[-1]["hardware"], rows[-1]["size"]) == ("mine", "your own", "49x480x720")
+    assert "rank\t7\tpreset mine" in cogtune("presets", "mine", env=env).out
+    assert "rank\t128\tpreset 4090-lora-5b" in cogtune("presets", "4090-lora-5b", env=env).out
+    assert "did you mean 'mine'" in cogtune("plan", "--preset", "mime", env=env, status=2).err
+
+
+HALF_WRITTEN = """
+import sys, time
+from pathlib import Path
+import cogtune.cli
+from cogtune.system.files import written_folder
+
+def work(*_):
+    with written_folder(Path(sys.argv[1])):
+        print("at work", flush=True)
+        time.sleep(60)
+
+cogtune.cli._status = work
+cogtune.cli.main([])
+"""
+
+
+def test_what_is_terminated_leaves_nothing_half_written(tmp_path: Path) -> None:
+    running = subprocess.Popen([sys.executable, "-c", HALF_WRITTEN, tmp_path / "merged"], stdout=subprocess.PIPE)
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"at work\n"
+    running.terminate()
+    assert running.wait(30) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    running.stdout.close()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "cogtune", "train", "--preset", "nix", "--debug"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Traceback" in done.stderr
+    assert done.returncode == 1
+
+
+def test_infer_says_what_it_needs(cogtune: Cogtune, tmp_path: Path) -> None:
+    assert "which model" in cogtune("infer", "--prompt", "x", status=2).err
+    assert "there is no LoRA in nowhere" in cogtune("infer", "--lora", "nowhere", status=2).err
+    told = cogtune("infer", "--model", "tiny:5b-i2v", "--size", "8x64x96", status=2).err
+    assert "--prompt" in told
+    assert "--image" in told
+    assert "--size" in told
+    assert ".mp4" in cogtune("infer", "--output", "x.gif", status=2).err
+
+
+def test_infer_refuses_numbers_without_end(cogtune: Cogtune) -> None:
+    told = cogtune("infer", "--lora-scale", "nan", "--guidance", "inf", "--fps", "inf", status=2).err
+    assert [name for name in ("--lora-scale: nan", "--guidance: inf", "--fps: inf") if name not in told] == []
+    assert "--seed" in cogtune("infer", "--seed", "-1", status=2).err
+    assert "--seed" in cogtune("infer", "--seed", 2**63, status=2).err
+
+
+def test_an_unknown_preset_is_sent_to_the_list(cogtune: Cogtune) -> None:
+    told = cogtune("presets", "4090-lora-5", status=2).err
+    assert "did you mean '4090-lora-5b'" in told
+    assert "`cogtune presets` lists them all" in told
+
+
+def test_the_help_of_merge_zero_shows_its_defaults(cogtune: Cogtune) -> None:
+    shown = cogtune("merge-zero", "--help", env={"COLUMNS": "200"}).out
+    assert "[default: CHECKPOINT-merged]" in shown
+    assert "[default: the run's]" in shown
+
+
+def test_a_file_name_cannot_command_the_terminal(tmp_path: Path, cogtune: Cogtune) -> None:
+    for name in (b"\x1b[31mred", b"latin-\xe9"):
+        (tmp_path / os.fsdecode(name + b".mp4")).touch()
+        (tmp_path / os.fsdecode(name + b".txt")).write_text("A caption.")
+    (tmp_path / os.fsdecode(b"stray-\xe9.txt")).touch()
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    shown = cogtune("dataset", "validate", tmp_path, status=1, env=strict).out
+    assert "\\x1b[31mred" in shown
+    assert "stray-\\udce9.txt" in shown
+    assert "\x1b" not in shown
+    found = json.loads(cogtune("dataset", "validate", tmp_path, "--json", status=1, env=strict).out)["findings"]
+    assert {os.fsencode(one["where"]) for one in found} >= {b"\x1b[31mred", b"stray-\xe9.txt"}
+    ascii_only = {"PYTHONIOENCODING": "ascii:strict"}
+    (tmp_path / "\U0001f600.mp4").touch()
+    assert "\\U0001f600" in cogtune("dataset", "validate", tmp_path, status=1, env=ascii_only).out
+    found = json.loads(cogtune("dataset", "validate", tmp_path, "--json", status=1, env=ascii_only).out)["findings"]
+    assert "\U0001f600" in {one["where"] for one in found}
+    refused = cogtune("dataset", "cache", tmp_path, "--model", "tiny:2b", status=1, env=strict).err
+    assert "\\x1b[31mred.mp4 is empty" in refused
+    assert "\x1b" not in refused
+
+
+def commands(at: Any = None, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command and group of the program, by the words that call it."""
+    at = at or get_command(app)
+    yield words, at
+    for name, below in getattr(at, "commands", {}).items():
+        yield from commands(below, (*words, name))
+
+
+def once() -> list[tuple[str, ...]]:
+    """The words that call each command with each of its options that take no several values given twice."""
+    found = []
+    for words, command in commands():
+        for option in command.params:
+            if option.param_type_name == "option" and not option.multiple and option.name != "help":
+                value = () if option.is_flag else ("1",)
+                found.append((*words, option.opts[0], *value, option.opts[-1], *value))
+    return found
+
+
+def test_an_option_given_twice_is_refused_by_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = once()
+    assert len(cases) > 300
+    assert ("infer", "--prompt", "1", "--prompt", "1") in cases
+    for words in cases:
+        name = next(word for word in words if word.startswith("--"))
+        if name in ("--debug", "--quiet"):  # taken out wherever they stand
+            continue
+        with pytest.raises(SystemExit) as caught:
+            main(list(words))
+        told = capsys.readouterr().err
+        assert caught.value.code == 2, (words, told)
+        assert told.startswith(f"error: given more than once: {name}\n"), (words, told)
+
+
+def test_all_options_given_twice_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["infer", "--lora", "a", "--prompt", "p", "--lora", "b", "--prompt", "q", "--seed", "1"])
+    assert "given more than once: --lora, --prompt\n" in capsys.readouterr().err
+
+
+def test_options_of_several_values_may_be_given_several_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main_status(
+        ["plan", "--model", "tiny:2b", "--target-modules", "to_q", "--target-modules", "no", "--strategy", "ddp"]
+    )
+    told = capsys.readouterr().err
+    assert "target_modules no: no layer's name ends so" in told
+    assert "more than once" not in told
+
+
+def main_status(words: list[str]) -> object:
+    """The exit status of the program."""
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    return caught.value.code

@@ -1,0 +1,50 @@
+"""The docs say what the program does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cogtune.cli import vram
+from cogtune.cli.reference import reference
+from cogtune.config.presets import PRESETS
+from cogtune.data.findings import FINDINGS
+from cogtune.planning.measurements import recorded
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_command_reference_is_not_stale() -> None:
+    assert (ROOT / "docs" / "commands.md").read_text() == reference(), "run `make docs`"
+
+
+def test_the_table_of_measurements_is_not_stale() -> None:
+    assert (ROOT / "docs" / "vram.md").read_text() == vram.page(recorded()), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert lost == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_that_a_page_names_exists(page: Path) -> None:
+    known = set(re.findall(r"--[a-z][a-z0-9-]*", reference())) | {"--help", "--quiet", "--version"}
+    named = {
+        flag
+        for line in re.findall(r"cogtune [^\n`]*", page.read_text())
+        for flag in re.findall(r"--[a-z][a-z0-9-]*", line)
+    }
+    assert named - known == set()
+
+
+def test_every_preset_and_finding_has_its_place() -> None:
+    presets = (ROOT / "docs" / "presets.md").read_text()
+    assert [name for name in PRESETS if f"`{name}`" not in presets] == []
+    findings = (ROOT / "docs" / "dataset-format.md").read_text()
+    assert [code for code in FINDINGS if f"| `{code}` |" not in findings] == []

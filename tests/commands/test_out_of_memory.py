@@ -1,0 +1,126 @@
+"""What a run that was out of memory is told: the next leaner thing that fits the card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cogtune.config.resolving import resolve
+from cogtune.models.variants import published, published_spec
+from cogtune.planning.fit import GB, Machine, what_would_fit
+from cogtune.run.launch import LaunchFiles
+from cogtune.system.gpus import Gpu
+from cogtune.system.processes import cannot_pin, is_out_of_memory
+from tests.support.forked_workers import run_workers, start_workers
+from tests.support.runs_in_process import plan_for
+
+
+def advice(preset: str, card_gb: int, cards: int = 1, *, host_gib: int = 512, **flags: Any) -> str:
+    config = resolve(preset_name=preset, flags=flags).config
+    row = published(config.model)
+    assert row is not None
+    machine = Machine((Gpu("card", card_gb * GB, 0),) * cards, host_gib * 2**30)
+    return what_would_fit(config, published_spec(row), machine)
+
+
+@pytest.mark.parametrize(
+    ("preset", "cards", "card_gb", "flags", "told"),
+    [
+        ("4090-lora-5b", 1, 24, {"gradient_checkpointing": False}, "--gradient-checkpointing takes"),
+        ("4090-lora-5b", 1, 24, {"batch_size": 4}, "--batch-size 1 --gradient-accumulation-steps 4 takes"),
+        ("4090-lora-5b", 1, 24, {"size": "49x768x1360"}, "--size 49x480x720, the model's own, takes"),
+        ("4090-lora-5b", 1, 24, {"precision": "fp32"}, "--precision bf16 takes"),
+        ("a100-sft-5b-zero2-offload", 1, 80, {"strategy": "ddp"}, "--strategy zero2-offload takes"),
+        ("8xa100-sft-5b-zero2", 8, 80, {"strategy": "ddp"}, "--strategy zero2 takes"),
+        (
+            *("8xa100-sft-5b-zero2", 8, 80, {"strategy": "ddp", "optimizer": "came"}),
+            "--optimizer adamw --strategy zero2 takes",
+        ),
+        ("4090-sft-2b-zero2-offload", 1, 10, {}, "--type lora --strategy ddp takes"),
+        ("8xa100-sft-5b-zero2", 8, 32, {}, "--strategy zero3 takes"),
+        ("8x4090-sft-2b-zero3", 8, 15, {}, "--strategy zero2 takes"),
+        ("4090-lora-5b", 1, 16, {}, "no one option is enough; --preset 4080-lora-2b takes"),
+        ("4090-lora-5b", 1, 2, {}, "a smaller --size"),
+        ("4090-lora-5b", 0, 0, {"batch_size": 2}, "--batch-size 1 --gradient-accumulation-steps 2 takes"),
+    ],
+)
+def test_the_next_leaner_thing_that_fits(
+    preset: str, cards: int, card_gb: int, flags: dict[str, Any], told: str
+) -> None:
+    assert advice(preset, card_gb, cards, **flags).startswith(told)
+
+
+def test_a_preset_is_named_with_what_it_takes_here() -> None:
+    """It is for eight GPUs, and there are four; and a flag of the run, which stays, would not go with it."""
+    told = advice("8xa100-sft-5b-zero2", 18, 4, host_gib=30)
+    assert told.startswith("no one option is enough; --preset 8x4090-sft-2b-zero2 --num-processes 4 takes")
+    told = advice("8xa100-sft-5b-zero2", 18, 4, host_gib=30, strategy="ddp", optimizer="came")
+    assert "--preset 8x4090-sft-2b-zero2 --num-processes 4 --optimizer adamw takes" in told
+
+
+@pytest.mark.parametrize("card_gb", [24, 80])
+def test_a_run_is_never_told_to_do_what_it_did(card_gb: int) -> None:
+    """It was out of memory, whatever the estimate says."""
+    assert "8xa100-sft-1.5-5b-zero3-offload" not in advice("8xa100-sft-1.5-5b-zero3-offload", card_gb, 8)
+    assert "4090-lora-5b " not in advice("4090-lora-5b", card_gb)
+
+
+def test_the_libraries_words_for_it() -> None:
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize(
+    ("function", "message", "pinning"),
+    [
+        ("pin_memory", "CUDA error: out of memory", True),
+        ("pin_empty_like", "CUDA error: out of memory", True),
+        ("pin_memory", "CUDA error: an illegal memory access was encountered", False),  # of an earlier kernel
+        ("forward", "CUDA error: out of memory", False),
+    ],
+)
+def test_pinned_memory_that_is_not_given_is_told_from_the_gpus(function: str, message: str, pinning: bool) -> None:
+    scope: dict[str, Any] = {}
+    exec(f"def {function}():\n    raise RuntimeError({message!r})", scope)
+    with pytest.raises(RuntimeError) as caught:
+        scope[function]()
+    assert cannot_pin(caught.value) == pinning
+
+
+def nothing_to_pin() -> None:
+    """In a process: a system that gives no pinned memory, as CUDA tells of it under WSL."""
+    from deepspeed.accelerator import get_accelerator
+
+    def pin_memory(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError(f"CUDA error: out of memory\nat {tensor.shape}")
+
+    get_accelerator().pin_memory = pin_memory
+
+
+@pytest.mark.slow
+def test_offload_without_pinned_memory_says_what_does_without_it(clips: Path, tmp_path: Path) -> None:
+    def told(**flags: Any) -> tuple[str, str]:
+        plan = plan_for(clips, tmp_path / "out", type="sft", num_processes=2, steps=2, overwrite=True, **flags)
+        for process in start_workers(plan, nothing_to_pin):
+            process.join(240)
+        said = LaunchFiles(tmp_path / "out" / "launch").report(0).read()
+        assert said is not None
+        return said["message"], said["hint"]
+
+    what = "the system does not give the pinned host memory that offload asked for: CUDA error: out of memory"
+    message, hint = told(strategy="zero2-offload")
+    assert (message, hint.split()[0]) == (what, "--no-pin-memory")
+    message, hint = told(strategy="zero3-offload")
+    assert (message, hint.split(",")[0]) == (what, "--no-pin-memory pins the weights alone")
+    message, hint = told(strategy="zero3-offload", pin_memory=False)
+    assert (message, hint.split(";")[0]) == (what, "zero3-offload pins the weights in any case")
+    plan = plan_for(
+        clips, tmp_path / "without", type="sft", num_processes=2, steps=2, strategy="zero2-offload", pin_memory=False
+    )
+    run_workers(plan, nothing_to_pin)
+    assert (tmp_path / "without" / "checkpoint-2").is_dir()

@@ -1,0 +1,154 @@
+"""Clips are opened in processes of their own: one that breaks its decoder costs nothing but its own place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from cogtune.data.validation import inspection
+from cogtune.data.validation.inspection import Job, Seen, inspect
+from cogtune.data.video.clips import write_video
+from cogtune.data.video.images import ImageInfo
+from cogtune.system.errors import CogtuneError
+from tests.support import SUPPORT
+
+BROKEN = SUPPORT / "broken_decoder.py"
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Callable[[str], Path]:
+    """A clip of that name; all are the same."""
+    write_video(tmp_path / "first.mp4", np.zeros((12, 64, 96, 3), np.uint8), 8)
+
+    def make(name: str) -> Path:
+        return Path(shutil.copy(tmp_path / "first.mp4", tmp_path / f"{name}.mp4"))
+
+    return make
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that clips of certain names break."""
+    monkeypatch.setattr(inspection, "COMMAND", (sys.executable, str(BROKEN)))
+    monkeypatch.setenv("COGTUNE_STALL_SECONDS", "1.5")
+
+
+def look(jobs: list[Job], workers: int = 2) -> list[Seen]:
+    seen = dict(inspect(jobs, workers=workers))
+    return [seen[place] for place in range(len(jobs))]
+
+
+def problems(seen: Seen) -> list[str]:
+    return [f"{code}: {message}" for code, message, _ in seen.problems]
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_decoder_that_breaks_takes_only_its_own_clip_with_it(clip: Callable[[str], Path], workers: int) -> None:
+    others = psutil.Process().children()  # other tests may have left those that start their decoders
+    names = ["crash", "good-1", "abort", "hang", "good-2", "killed", "greedy", "once", "good-3"]
+    told = dict(zip(names, look([Job(clip(name)) for name in names], workers), strict=True))
+    assert {name: problems(seen) for name, seen in told.items()} == {
+        "crash": ["decoder-died: crash.mp4 kills the decoder (SIGSEGV)"],
+        "abort": ["decoder-died: abort.mp4 kills the decoder (SIGABRT)"],
+        "killed": [
+            "decoder-died: killed.mp4 kills the decoder (SIGKILL, as the system does when memory runs out)",
+        ],
+        "hang": ["decoder-hung: hang.mp4 hangs the decoder: it gave nothing for 1.5 seconds"],
+        "greedy": ["damaged-video: greedy.mp4 asks for more memory than 4 GiB"],
+        "once": [],
+        "good-1": [],
+        "good-2": [],
+        "good-3": [],
+    }
+    assert [name for name, seen in told.items() if seen.info is not None] == ["good-1", "good-2", "once", "good-3"]
+    assert psutil.Process().children() == others
+
+
+def test_a_process_that_cannot_work_at_all_is_an_error_and_no_finding(
+    clip: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "av.py").write_text("raise ImportError('no such library')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(CogtuneError, match="PyAV cannot be imported: no such library"):
+        look([Job(clip("a"))])
+    monkeypatch.setattr(inspection, "COMMAND", (sys.executable, "-c", "raise ValueError('a fault of ours')"))
+    with pytest.raises(CogtuneError, match="a fault of ours"):
+        look([Job(clip("a"))])
+
+
+def test_without_jobs_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "COMMAND", ("no-such-program",))
+    assert look([]) == []
+
+
+def test_full_finds_what_lies_behind_the_first_frame(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 64, 96, 3), np.uint8)
+    write_video(tmp_path / "a.mp4", noise, 8)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 400] = b"\xff" * 400
+    (tmp_path / "a.mp4").write_bytes(data)
+    Image.fromarray(noise[0]).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-900])
+    quick, full = look([Job(tmp_path / "a.mp4", tmp_path / "a.png", full=full) for full in (False, True)])
+    assert problems(quick) == []
+    assert quick.image == full.image or full.image is None
+    assert [code for code, _, _ in full.problems] == ["damaged-video", "unreadable-image"]
+    assert "of 40 frames, the first being frame" in full.problems[0][1]
+
+
+def test_images_are_measured_as_they_are_shown(clip: Callable[[str], Path], tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # on its side
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGB", (30, 20)).save(tmp_path / "b.jpg")
+    seen = look([Job(clip("a"), tmp_path / name) for name in ("a.jpg", "b.jpg", "gone.jpg")])
+    assert [one.image for one in seen] == [ImageInfo(30, 20), ImageInfo(20, 30), None]
+    assert problems(seen[2]) == ["missing-image: gone.jpg is not there"]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("to", ["the group", "a thread"])
+def test_ctrl_c_ends_at_once_and_leaves_nothing_running(clip: Callable[[str], Path], tmp_path: Path, to: str) -> None:
+    """The system gives a signal to any thread of a program, and the main one may be about to wait for the clips."""
+    for number in range(40):
+        clip(f"hang-{number}").with_suffix(".txt").write_text("A black frame.")
+    code = (
+        "import sys, threading, time; threading.Thread(target=time.sleep, args=(300,), daemon=True).start(); "
+        "from cogtune.data.validation import inspection; "
+        f"inspection.COMMAND = (sys.executable, {str(BROKEN)!r}); "
+        "from cogtune.cli import main; main(['dataset', 'validate', '.'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    watched = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while len(workers := watched.children()) < 2 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    if to == "a thread":
+        time.sleep(1)  # until it waits for the clips
+        os.kill(max(thread.id for thread in watched.threads()), signal.SIGINT)
+    else:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=20)  # long before the decoders' own time limit of 30 s a clip
+    assert (process.returncode, out) == (130, b"")
+    assert b"Traceback" not in err
+    assert b"interrupted" in err
+    assert psutil.wait_procs(workers, timeout=10)[1] == []

@@ -1,0 +1,253 @@
+"""Filling the cache: decoders that die, disks that fill up, processes that share, and always the same bytes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cogtune.config.resolving import resolve
+from cogtune.data.cache.index import ClipJob, TextJob, Todo, missing
+from cogtune.data.frames import View
+from cogtune.data.sources import read_dataset
+from cogtune.data.video.stamp import stamp_of
+from cogtune.encoding import jobs as caching
+from cogtune.encoding import worker
+from cogtune.encoding.decoders import Decoded, Failure, PixelJob, decoding, default_workers, load
+from cogtune.encoding.jobs import Engine, Job, job_for, prepare, share
+from cogtune.models.geometry import Size
+from cogtune.models.variants import read_spec
+from cogtune.system.errors import CogtuneError
+from tests.conftest import Cogtune
+from tests.support.runs_in_process import Stop
+
+Jobs = Callable[..., Job]
+
+
+@pytest.fixture
+def job(clips: Path, tiny: Callable[[str], Path], tmp_path: Path) -> Jobs:
+    """The job of filling a cache with the drawn clips."""
+
+    def made(model: str = "2b", *, cache: str = "cache", workers: int = 0, **flags: object) -> Job:
+        flags = {"data": clips, "cache_dir": tmp_path / cache, "workers": workers, **flags}
+        config = resolve(preset_name="cpu-lora-tiny", flags=flags).config.anchored()
+        spec = read_spec(tiny(model))
+        prepared = prepare(config, spec, tiny(model), read_dataset(clips))
+        return job_for(prepared, config, spec, tiny(model))
+
+    return made
+
+
+def encode(job: Job, after: int | None = None) -> worker.Outcome:
+    return worker.encode(job, Stop(after))  # type: ignore[arg-type]
+
+
+def entries(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.safetensors")}
+
+
+def die_or_hang(job: PixelJob) -> torch.Tensor:
+    """A decoder that the first clip kills and the second hangs; others are decoded."""
+    assert isinstance(job, ClipJob)
+    if job.video.name.startswith("01"):
+        os.kill(os.getpid(), 11)
+    if job.video.name.startswith("02"):
+        time.sleep(1000)
+    if job.video.name.startswith("03"):
+        raise ZeroDivisionError("of its own")
+    return load(job)
+
+
+def test_decoders_give_what_this_process_would_and_one_that_dies_takes_one_clip(job: Jobs) -> None:
+    clips = job().todo.clips
+    alone = {item.job.key: item.pixels for item in drain(clips, workers=0) if isinstance(item, Decoded)}
+    assert len(alone) == 6
+    found = drain(clips, workers=1, patience=2.0, load=die_or_hang)
+    reasons = {item.job.video.name[:2]: item.reason for item in found if isinstance(item, Failure)}  # type: ignore[union-attr]
+    assert reasons == {
+        "01": "the decoder died of it (SIGSEGV)",
+        "02": "the decoder was still at work after 2 s",
+        "03": "ZeroDivisionError: of its own",
+    }
+    others = [item for item in found if isinstance(item, Decoded)]
+    assert len(others) == 3
+    for item in others:
+        assert item.pixels.dtype == torch.uint8
+        assert torch.equal(item.pixels, alone[item.job.key])
+
+
+def drain(jobs: tuple[ClipJob, ...], **options: object) -> list[Decoded | Failure]:
+    with decoding(jobs, **options) as results:  # type: ignore[arg-type]
+        return [item for item in results if item is not None]
+
+
+def test_the_bytes_are_those_of_the_plain_path(job: Jobs) -> None:
+    """Decoders in processes, two processes sharing, the writer behind: none of it shows in an entry."""
+    plain, pooled, shared = (job("5b-i2v", cache=name) for name in ("plain", "pooled", "shared"))
+    assert encode(plain).complete
+    assert encode(replace(pooled, engine=Engine(workers=1))).complete
+    shared = replace(shared, engine=Engine(processes=2, workers=0))
+    outcomes = [worker.encode(shared, Stop(), rank=rank) for rank in range(2)]  # type: ignore[arg-type]
+    assert sum(outcome.clips for outcome in outcomes) == 6
+    expected = entries(plain.store.root)
+    assert len(expected) == 6 + 7 + 6
+    assert entries(pooled.store.root) == expected
+    assert entries(shared.store.root) == expected
+
+
+def test_a_clip_that_cannot_be_decoded_is_named_after_the_others_are_stored(job: Jobs, tmp_path: Path) -> None:
+    work = job()
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no film at all" * 100)
+    first = replace(work.todo.clips[0], video=broken)
+    work = replace(work, todo=replace(work.todo, clips=(first, *work.todo.clips[1:])))
+    outcome = encode(work)
+    assert outcome.complete
+    assert outcome.failures == [f"{broken}: {broken} is not a video"]
+    assert outcome.clips == 5
+    assert len(list((work.store.root / "latents").rglob("*.safetensors"))) == 5
+
+
+def test_a_file_that_is_not_the_one_its_key_was_made_of_gets_no_entry(job: Jobs, tmp_path: Path) -> None:
+    work = job("5b-i2v")
+    path = tmp_path / "plan.json"
+    work.write(path)
+    again = Job.read(path)
+    assert again.todo == work.todo
+    assert [clip.stamp for clip in again.todo.clips] == [stamp_of(clip.video) for clip in work.todo.clips]
+    size, modified, inode = stamp_of(work.todo.clips[0].video)
+    others = [(size + 1, modified, inode), (size, modified + 1, inode), (size, modified, inode + 1)]
+    clips = [replace(clip, stamp=stamp) for clip, stamp in zip(work.todo.clips[:1] * 3, others, strict=True)]
+    image = replace(work.todo.images[0], stamp=others[2])
+    outcome = encode(replace(work, todo=Todo(tuple(clips), (), (image,))))
+    assert len(outcome.failures) == 4
+    assert all("changed while it was being read" in failure for failure in outcome.failures)
+    assert entries(work.store.root) == {}
+
+
+def test_a_full_disk_is_told_and_leaves_whole_entries(job: Jobs) -> None:
+    work = job()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # a caption's embedding is larger than that
+    try:
+        with pytest.raises(CogtuneError, match=r"cannot write .*safetensors: File too large"):
+            encode(work)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path for path in work.store.root.rglob("*") if path.is_file()] == [work.store.root / "files.json"]
+    assert encode(work).complete
+
+
+def test_a_disk_without_room_is_refused_with_figures(job: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = job("5b-i2v")
+    spec = read_spec(work.checkpoint)
+    caching.check_space(work, spec)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10_000, 9_000, 1_000))
+    with pytest.raises(CogtuneError, match=r"needs 6\d\d kB more, and 1 kB are free"):
+        caching.check_space(work, spec)
+
+
+def test_the_estimate_is_what_the_entries_take(job: Jobs) -> None:
+    for precision in ("fp32", "bf16"):
+        work = job("5b-i2v", cache=precision, precision=precision)
+        estimate = caching.bytes_needed(work.todo, read_spec(work.checkpoint), work.precision)
+        encode(work)
+        taken = sum(len(data) for data in entries(work.store.root).values())
+        headers = 19 * caching._ENTRY_OVERHEAD
+        assert estimate - headers < taken < estimate
+
+
+def test_shares_cover_the_work_once_and_weigh_the_same() -> None:
+    sizes = ("49x480x720", "25x512x512", "81x768x1360")
+    views = [View(tuple(range(size.num_frames)), size, (480, 720)) for size in map(Size.parse, sizes)]
+    clips = tuple(ClipJob(f"{number:032x}", Path("a.mp4"), views[number % 3]) for number in range(300))
+    texts = tuple(TextJob(f"{number:032x}", "a") for number in range(4000))
+    work = Todo(clips, texts, ())
+    parts = [share(work, rank, 4) for rank in range(4)]
+    assert sorted(job.key for part in parts for job in part.clips) == [job.key for job in clips]
+    assert sorted(job.key for part in parts for job in part.texts) == [job.key for job in texts]
+    assert [len(part.texts) for part in parts] == [2000, 2000, 0, 0]  # not worth loading the encoder four times
+    seconds = [caching.seconds_of(part) + (10 if part.texts else 0) for part in parts]
+    assert max(seconds) - min(seconds) < 2.0
+    assert [len(part.texts) for part in (share(Todo((), texts[:7], ()), rank, 4) for rank in range(4))] == [7, 0, 0, 0]
+
+
+def test_lookahead_is_bounded_by_bytes(job: Jobs) -> None:
+    clips = job().todo.clips
+    one = 3 * 9 * 64 * 96
+    with decoding(clips, 1, limit=2 * one) as results:
+        found = iter(results)
+        time.sleep(0.1)
+        pool = found.gi_frame.f_locals["self"]  # type: ignore[attr-defined]
+        while pool.ready.qsize() < 2:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert pool.ready.qsize() == 2
+        assert len(pool.waiting) == 4
+        assert len(list(found)) == 6
+
+
+def test_workers_are_chosen_from_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, processes, expected in ((1, 1, 1), (2, 1, 1), (16, 1, 15), (128, 1, 16), (128, 8, 15), (16, 8, 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert default_workers(processes) == expected
+
+
+def test_progress_tells_rate_rest_and_bottleneck(
+    job: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = itertools.count(0.0, 6.0)
+    looks = SimpleNamespace(monotonic=lambda: next(clock))  # six seconds between any two
+    monkeypatch.setattr("cogtune.system.console.time", looks)
+    encode(job())
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("clips: ")]
+    for line, place in zip(said, ("2/6, about 24 s", "4/6, about 12 s", "6/6, about 0 s"), strict=True):
+        assert re.fullmatch(rf"clips: {place} left, [\d.]+ clips/s, mostly waiting for (de|en)coding", line)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
+    words = ["dataset", "cache", clips, "--preset", "cpu-lora-tiny", "--cache-dir", tmp_path / "cache"]
+    told = cogtune(*words, "--num-processes", 2, "--workers", 0)
+    assert "encoded 6 clips, 7 captions" in told.out
+    ranks = [json.loads((tmp_path / "cache" / "job" / f"result-{rank}.json").read_text()) for rank in range(2)]
+    assert [rank["texts"] for rank in ranks] == [7, 0]
+    assert [rank["clips"] for rank in ranks] == [0, 6]
+    assert "nothing to do" in cogtune(*words).out
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_where_it_was(job: Jobs) -> None:
+    work = job("5b-i2v")
+    path = work.store.root / "job" / "plan.json"
+    work.write(path)
+    moments = iter((1, 9, 14))  # entries that are there when the process is killed: captions, images, clips
+    for count in moments:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "cogtune.encoding.worker", str(path)], stderr=subprocess.DEVNULL
+        )
+        while sum(1 for _ in work.store.entries()) < count and running.poll() is None:
+            time.sleep(0.001)
+        running.kill()
+        running.wait()
+        assert [found for entry in work.store.entries() if (found := work.store.problem(entry.kind, entry.key))] == []
+        left = missing(work.store, work.todo)
+        assert len(left) == 19 - sum(1 for _ in work.store.entries())
+        replace(work, todo=left).write(path)
+    assert encode(replace(work, todo=missing(work.store, work.todo))).complete
+    plain = job("5b-i2v", cache="plain")
+    encode(plain)
+    assert entries(work.store.root) == entries(plain.store.root)
