@@ -21,3 +21,12 @@ def free_bytes(device: torch.device) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def gib_in_use(device: torch.device) -> float:
+    """Peak memory in GiB: reserved by PyTorch on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_reserved(device)) / 2**30
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 2**30

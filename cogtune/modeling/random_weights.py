@@ -1,8 +1,8 @@
 """Complete CogVideoX pipelines with random weights: for a laptop (``tiny``) or of the real dimensions (``full``).
 
 No download: the same files as a published checkpoint, made here, so that every path of the program can be tried,
-tested and measured. What differs between the five models comes from their rows in :mod:`cogtune.models.variants`. The rest
-follows the published configs and, for schedulers, diffusers' ``scripts/convert_cogvideox_to_diffusers.py``.
+tested and measured. What differs between the five models comes from their rows in :mod:`cogtune.models.variants`. The
+rest follows the published configs and, for schedulers, diffusers' ``scripts/convert_cogvideox_to_diffusers.py``.
 """
 
 from __future__ import annotations

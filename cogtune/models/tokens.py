@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cogtune.models.download import cached_file
+from cogtune.models.locate import locate
 from cogtune.models.variants import TINY, published
 
 MODEL = "spiece.model"
@@ -56,8 +57,6 @@ def cut_short(prompts: Sequence[str], limit: int, count: CountTokens | None) -> 
 def _tokenizer_file(reference: str) -> Path | None:
     folder = Path(reference).expanduser()
     if reference.startswith(TINY) and not folder.is_dir():
-        from cogtune.models.locate import locate
-
         folder = locate(reference)
     if folder.is_dir():
         file = folder / "tokenizer" / MODEL

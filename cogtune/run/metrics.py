@@ -8,21 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import psutil
-import torch
-
 from cogtune.system.files import explained, write_text
 
 METRICS_NAME = "metrics.jsonl"
 SMOOTHING = 0.9
 _MOST_STEPS = 10**12
-
-
-def gib_in_use(device: torch.device) -> float:
-    """Peak memory in GiB: reserved by PyTorch on a GPU, of the process on a CPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_reserved(device)) / 2**30
-    return float(psutil.Process().memory_info().rss) / 2**30
 
 
 class MetricsFile:

@@ -15,7 +15,8 @@ import torch
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.index import Row
 from cogtune.data.cache.store import Store
-from cogtune.run.metrics import METRICS_NAME, MetricsFile, Smoothed, gib_in_use, read_metrics
+from cogtune.modeling.devices import gib_in_use
+from cogtune.run.metrics import METRICS_NAME, MetricsFile, Smoothed, read_metrics
 from cogtune.run.sample_videos import step_folder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError

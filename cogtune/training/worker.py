@@ -1,7 +1,7 @@
 """What each process of a run does: read the plan, join data, model and training, say how it ended.
 
-Started by ``accelerate launch --module cogtune.training.worker PLAN``. A library's noise goes to stderr, which the launcher
-keeps in a log; the run's own words go to stdout.
+Started by ``accelerate launch --module cogtune.training.worker PLAN``. A library's noise goes to stderr, which the
+launcher keeps in a log; the run's own words go to stdout.
 """
 
 from __future__ import annotations

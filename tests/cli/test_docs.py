@@ -13,7 +13,7 @@ from cogtune.config.presets import PRESETS
 from cogtune.data.findings import FINDINGS
 from cogtune.planning.measurements import recorded
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -132,7 +132,7 @@ def test_a_text_in_parquet_may_be_a_dictionary(tmp_path: Path) -> None:
     assert dataset.findings[0].message == "row 2 has no caption: its 'prompt' is missing"
 
 
-STEAMBOAT = Path(__file__).parents[2] / "shared" / "data" / "steamboat"
+STEAMBOAT = Path(__file__).parents[3] / "shared" / "data" / "steamboat"
 """Five real clips that may lie beside the project; it contains none itself."""
 
 

@@ -34,8 +34,9 @@ from cogtune.modeling.adapters import read_facts, save_lora
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import fingerprints
 from cogtune.system.errors import CogtuneError, UsageError
+from tests.support import zero_script
 
-HERE = Path(__file__).parent
+REPOSITORY = Path(__file__).parents[2]
 Weights = dict[str, torch.Tensor]
 
 CONFIG: dict[str, Any] = {
@@ -1016,7 +1017,7 @@ def launch(folder: Path, stage: int) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
     done = subprocess.run(
-        [*command, str(HERE / "zero_script.py"), str(folder)],
+        [*command, zero_script.__file__, str(folder)],
         env=environment,
         capture_output=True,
         text=True,
@@ -1090,7 +1091,7 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path, base: Path) ->
     small = write_zero(tmp_path / "small", random_weights())
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *map(str, (small, base, tmp_path / "base", *large))],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         check=False,

@@ -1,4 +1,4 @@
-"""A process that looks at clips: ``python -m cogtune.data.validation.inspector``, started by :mod:`cogtune.data.validation.inspection`.
+"""A process that looks at clips, started by :mod:`cogtune.data.validation.inspection`.
 
 A damaged file can make a decoder hang, crash or ask for all the memory there is. Here it takes this process with it
 and nothing else. Jobs come on stdin and answers go to stdout, each a line of JSON.
