@@ -166,8 +166,8 @@ def shared_out(infos: Iterable[VideoInfo], settings: FrameSettings) -> dict[Size
 def loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
     """What a clip loses when it is trained at ``size``: the sum of three shares, each from 0 to 1.
 
-    What its change of shape costs (:func:`cogtune.models.geometry.shape_loss`), the frames at the training rate that are
-    not taken, and the pixels that are not the clip's own because it is enlarged.
+    What its change of shape costs (:func:`cogtune.models.geometry.shape_loss`), the frames at the training rate that
+    are not taken, and the pixels that are not the clip's own because it is enlarged.
     """
     source, target = (info.height, info.width), (size.height, size.width)
     unused = max(0.0, 1.0 - size.num_frames / max(1, _longest_at_rate(info, settings)))

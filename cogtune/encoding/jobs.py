@@ -1,7 +1,7 @@
 """Filling the cache: what is missing goes through the encoders, in processes of their own.
 
-The job is a file, ``CACHE/job/plan.json``: what has to be encoded, and with what. ``python -m
-cogtune.encoding.worker JOB`` does it, through ``accelerate launch`` when several GPUs share it. So the process that asks needs no torch, and the
+The job is a file, ``CACHE/job/plan.json``: what has to be encoded, and with what. ``python -m cogtune.encoding.worker``
+does it, through ``accelerate launch`` when several GPUs share it. So the process that asks needs no torch, and the
 encoders' memory is free again before training starts.
 """
 

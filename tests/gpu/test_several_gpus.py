@@ -1,7 +1,7 @@
 """GPUs that talk over NCCL: all strategies train, save, go on and merge alike; a checkpoint of the real size merges.
 
-Run with ``pytest -m gpu -s tests/gpu/test_several_gpus.py`` on a machine of two or more GPUs of 80 GB, with 120 GB of disk.
-Weights are random, nothing is downloaded.
+Run with ``pytest -m gpu -s tests/gpu/test_several_gpus.py`` on a machine of two or more GPUs of 80 GB, with 120 GB of
+disk. Weights are random, nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from cogtune.modeling.adapters import read_facts, save_lora
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import fingerprints
 from cogtune.system.errors import CogtuneError, UsageError
-from tests.support import zero_script
+from tests.support import SUPPORT
 
 REPOSITORY = Path(__file__).parents[2]
 Weights = dict[str, torch.Tensor]
@@ -1017,7 +1017,7 @@ def launch(folder: Path, stage: int) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
     done = subprocess.run(
-        [*command, zero_script.__file__, str(folder)],
+        [*command, str(SUPPORT / "zero_script.py"), str(folder)],
         env=environment,
         capture_output=True,
         text=True,

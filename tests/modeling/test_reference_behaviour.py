@@ -68,7 +68,7 @@ HELD_BY = {
     ],
     "alpha is stored and applied": [
         "test_adapters::test_plain_diffusers_loads_every_kind_at_its_strength",
-        "test_road::test_the_lora_in_plain_diffusers_gives_the_same_frames",
+        "test_train::test_the_lora_in_plain_diffusers_gives_the_same_frames",
     ],
     "cache keys are of the content": [
         "test_cache::test_two_clips_of_one_name_do_not_collide",
@@ -82,8 +82,8 @@ HELD_BY = {
     ],
     "a switch set to false is off": ["test_reference_behaviour::test_a_switch_that_is_set_to_false_is_off"],
     "resuming is exact, and from where it was told": [
-        "test_training::test_a_checkpoint_that_is_not_there_is_an_error",
-        "test_training::test_a_resumed_run_is_the_same_run_to_the_bit",
+        "test_loop::test_a_checkpoint_that_is_not_there_is_an_error",
+        "test_loop::test_a_resumed_run_is_the_same_run_to_the_bit",
         "test_resume::test_two_processes_go_on_to_the_bit",
         "test_reference_behaviour::test_deepspeed_has_no_schedule_of_its_own",
     ],
@@ -91,12 +91,12 @@ HELD_BY = {
         "test_reference_behaviour::test_evaluating_changes_nothing",
         "test_adapters::test_nothing_is_dropped_in_evaluation",
         "test_reference_behaviour::test_evaluation_is_shared_out_over_the_ranks",
-        "test_watching::test_sample_videos_are_shared_out_over_the_processes",
-        "test_watching::test_sampling_leaves_the_training_as_it_was_to_the_bit",
+        "test_monitor::test_sample_videos_are_shared_out_over_the_processes",
+        "test_monitor::test_sampling_leaves_the_training_as_it_was_to_the_bit",
     ],
     "weights are gathered, and saved whole or not at all": [
         "test_reference_behaviour::test_weights_that_were_not_gathered_are_refused",
-        "test_training::test_a_full_disk_during_a_save_leaves_the_earlier_checkpoint",
+        "test_loop::test_a_full_disk_during_a_save_leaves_the_earlier_checkpoint",
         "test_full_disk::test_wherever_the_disk_fills_up_nothing_is_lost",
         "test_resume::test_a_run_killed_at_many_moments_is_the_run_that_was_not",
     ],
@@ -108,7 +108,7 @@ HELD_BY = {
         "test_reference_behaviour::test_epochs_become_steps_by_the_samples_of_all_processes",
     ],
     "a failure has a status": [
-        "test_process::test_a_workers_error_arrives_whole",
+        "test_processes::test_a_workers_error_arrives_whole",
         "test_cli::test_an_unreadable_clip_is_told_and_stops_training",
     ],
     "no secret is written": ["test_reference_behaviour::test_no_file_of_a_run_holds_the_token"],
