@@ -19,7 +19,7 @@ from PIL import Image
 from cogtune.bench.watch import watched
 from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import read_dataset
-from cogtune.data.validation.checks import Report, check_dataset
+from cogtune.data.validation.checks import ValidationReport, check_dataset
 from cogtune.models.geometry import Size
 
 SETTINGS = FrameSettings(size=Size(49, 352, 640), fps=8)
@@ -48,7 +48,7 @@ def lay_out(root: Path, sources: list[Path], count: int) -> None:
         (root / f"{number}.txt").write_text(f"A picture that drifts to the left, number {number}.")
 
 
-def measure(root: Path, *, full: bool) -> tuple[Report, float, float, float]:
+def measure(root: Path, *, full: bool) -> tuple[ValidationReport, float, float, float]:
     """The report, seconds, seconds of processor time, and GiB of this process and those it started."""
     dataset = read_dataset(root)
     with watched() as peaks:

@@ -19,10 +19,10 @@ from cogtune.encoding import jobs
 from cogtune.encoding.decoders import default_workers
 from cogtune.models.geometry import Size
 from cogtune.models.variants import TINY, Variant, read_spec, variant
-from cogtune.run.plan import check, fps_of, size_of
+from cogtune.run.plan import check_config, fps_of, size_of
 from cogtune.system import console
 from cogtune.system.children import end_with_creator, forking
-from cogtune.system.files import explained, write_text
+from cogtune.system.files import os_errors_explained, write_text
 from cogtune.system.gpus import gpus
 
 DRAWN = 4
@@ -53,7 +53,7 @@ def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: P
         model = _model(row, home / f"{row.name}-{'tiny' if tiny else 'full'}", tiny=tiny)
         spec = read_spec(model)
         config = config.model_copy(update={"cache_dir": Path(scratch) / "cache", "data": home / "data"})
-        check(config, spec)
+        check_config(config, spec)
         size, fps = size_of(config, spec), fps_of(config, spec)
         data = _draw(home / f"data-{size}-{clips}", size, fps, clips)
         prepared = jobs.prepare(config, spec, model, read_dataset(data))
@@ -61,7 +61,7 @@ def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: P
         jobs.check_space(job, spec)
         console.note(f"encoding {prepared.todo}")
         with watched() as peaks:
-            results = jobs.fill(job)
+            results = jobs.fill_cache(job)
     workers = config.workers if config.workers is not None else default_workers(job.engine.processes)
     return {
         "gpu": gpus()[0].name if gpus() else "none",
@@ -99,7 +99,7 @@ def _draw(folder: Path, size: Size, fps: float, clips: int) -> Path:
         drawn = list(pool.map(_drawn, [(folder / f"drawn-{number}.mp4", number, size, fps) for number in range(DRAWN)]))
     for number in range(clips):
         skipped = struct.pack(">I4sI", 12, b"free", number)  # a box that players pass over
-        with explained(folder):
+        with os_errors_explained(folder):
             (folder / f"{number:04d}.mp4").write_bytes(drawn[number % DRAWN] + skipped)
     write_text(folder / VIDEOS, "".join(f"{number:04d}.mp4\n" for number in range(clips)))
     write_text(folder / CAPTIONS, "".join(f"clip number {number} of moving stripes\n" for number in range(clips)))

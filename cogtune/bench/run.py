@@ -21,16 +21,16 @@ from cogtune.data.cache.index import Index
 from cogtune.models.locate import spec_of
 from cogtune.models.variants import TINY, VARIANTS, ModelSpec, published, read_spec
 from cogtune.planning.estimate import check_arrangement, estimate
-from cogtune.planning.fit import this_machine, why_not_tried
+from cogtune.planning.fit import local_hardware, why_not_tried
 from cogtune.planning.measurements import GB, GIB, Measurement, Recipe
 from cogtune.run import launch
 from cogtune.run.launch import LaunchFiles
-from cogtune.run.plan import Plan, check, identity_of, make_plan, size_of
+from cogtune.run.plan import Plan, check_config, make_plan, resume_fingerprint, size_of
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, StoppedError, UsageError
 from cogtune.system.files import read_json
 from cogtune.system.gpus import gpus
-from cogtune.system.locks import LOCK, alone_in
+from cogtune.system.locks import LOCK, exclusive_folder
 from cogtune.system.versions import versions
 
 _FOLDER = "cogtune-bench-"
@@ -46,7 +46,7 @@ _PLAIN: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class BenchRequest:
     """What to measure."""
 
     resolved: Resolved
@@ -74,11 +74,11 @@ class _Stage:
 
 
 @contextlib.contextmanager
-def _staged(request: Request) -> Iterator[_Stage]:
+def _staged(request: BenchRequest) -> Iterator[_Stage]:
     _remove_left()
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_FOLDER)))
-        stack.enter_context(alone_in(work))
+        stack.enter_context(exclusive_folder(work))
         models = request.keep.absolute() if request.keep is not None else work
         job = _job(request.resolved.config, models)
         if not Path(job.model).is_dir():
@@ -94,18 +94,18 @@ def _remove_left() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/"):
         with contextlib.suppress(CogtuneError, OSError):
             if time.time() - (folder / LOCK).stat().st_mtime > _SETTLED:  # its own is at work on it or was killed
-                with alone_in(folder):
+                with exclusive_folder(folder):
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _job(config: RunConfig, models: Path) -> stage.Job:
+def _job(config: RunConfig, models: Path) -> stage.StagingJob:
     row = published(config.model)
     given = Path(config.model)
     scale = "tiny" if config.model.startswith(TINY) else "full"
     name = row.name if row is not None else ""
     model = given.absolute() if given.is_dir() else models / f"random-{scale}-{name}"
     samples = models / f"samples-{model.name}-{config.size}-{config.precision}"
-    return stage.Job(
+    return stage.StagingJob(
         model=str(model),
         variant=name,
         scale=scale,
@@ -116,7 +116,7 @@ def _job(config: RunConfig, models: Path) -> stage.Job:
     )
 
 
-def bench(request: Request, recipes: Sequence[Recipe] = ("preset",)) -> Iterator[Measurement]:
+def bench(request: BenchRequest, recipes: Sequence[Recipe] = ("preset",)) -> Iterator[Measurement]:
     """Measure the real training step, once for each recipe; the first has to succeed.
 
     Raises:
@@ -142,7 +142,7 @@ def bench(request: Request, recipes: Sequence[Recipe] = ("preset",)) -> Iterator
                 console.warn(f"{recipe}: {error.message}")
 
 
-def _narrowed(request: Request) -> Request:
+def _narrowed(request: BenchRequest) -> BenchRequest:
     """The request for one machine, at one size, with no tracker."""
     config = request.resolved.config
     _known(config)
@@ -158,11 +158,11 @@ def _narrowed(request: Request) -> Request:
             "tracker": (),
         }
     )
-    check(config, spec)
+    check_config(config, spec)
     check_arrangement(config, spec)
     if request.alone:
         _check_alone(config)
-    if found := why_not_tried(_present(request, config), estimate(config, spec), this_machine()):
+    if found := why_not_tried(_present(request, config), estimate(config, spec), local_hardware()):
         several = config.num_processes > 1 and not request.alone
         raise UsageError(
             f"{request.preset or 'this run'} cannot be measured here: {'; '.join(found)}",
@@ -183,7 +183,7 @@ def _check_alone(config: RunConfig) -> None:
     raise UsageError(f"--alone is for strategy zero2: {why}", "`cogtune plan` estimates what each GPU takes")
 
 
-def _present(request: Request, config: RunConfig) -> RunConfig:
+def _present(request: BenchRequest, config: RunConfig) -> RunConfig:
     """The configuration of the processes that are started."""
     return config.model_copy(update={"num_processes": 1}) if request.alone else config
 
@@ -196,7 +196,7 @@ def _known(config: RunConfig) -> None:
         )
 
 
-def _measure(request: Request, made: _Stage, recipe: Recipe, *, is_last: bool) -> Measurement:
+def _measure(request: BenchRequest, made: _Stage, recipe: Recipe, *, is_last: bool) -> Measurement:
     plan = _plan(request, made, recipe)
     files = launch.write_files(plan, request.resolved.to_yaml())
     present = replace(plan, config=_present(request, plan.config))
@@ -226,7 +226,7 @@ def _log_outlived(log: Path) -> Iterator[None]:
         raise CogtuneError(error.message, hint, details=error.details, exit_code=error.exit_code) from error
 
 
-def _plan(request: Request, made: _Stage, recipe: Recipe) -> Plan:
+def _plan(request: BenchRequest, made: _Stage, recipe: Recipe) -> Plan:
     steps = request.warmup + request.steps
     never = steps + 1
     changes: dict[str, Any] = {
@@ -250,13 +250,13 @@ def _plan(request: Request, made: _Stage, recipe: Recipe) -> Plan:
         samples=len(index.rows),
         prompt="",
         index=made.index,
-        identity=identity_of(config, base="bench", data=index.digest),
+        identity=resume_fingerprint(config, base="bench", data=index.digest),
         resume=None,
     )
 
 
 def _measurement(
-    request: Request, plan: Plan, files: LaunchFiles, recipe: Recipe, peaks: watch.Peaks, began: float
+    request: BenchRequest, plan: Plan, files: LaunchFiles, recipe: Recipe, peaks: watch.Peaks, began: float
 ) -> Measurement:
     config = plan.config
     ranks = [read_json(worker.memory_file(files, rank)) for rank in range(_present(request, config).num_processes)]

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cogtune.data.cache.index import Index, Row
+from cogtune.data.cache.index import Index, SampleKeys
 from cogtune.data.cache.store import Store
 from cogtune.models.geometry import SPATIAL_COMPRESSION, Size, latent_frames
 from cogtune.models.variants import ModelSpec, Precision, read_spec, variant
 from cogtune.run.launch import ENVIRONMENT, LaunchFiles
 from cogtune.system import processes
 from cogtune.system.files import digest, read_json, write_json
-from cogtune.system.processes import work
+from cogtune.system.processes import run_worker
 
 SAMPLES = 4
 NOTHING = "nothing was measured"
@@ -28,7 +28,7 @@ _LOG_VARIANCE = -6.0
 
 
 @dataclass(frozen=True)
-class Job:
+class StagingJob:
     """What has to be made, and where."""
 
     model: str
@@ -46,7 +46,7 @@ class Job:
         return Path(self.model).is_dir() and Path(self.index).is_file()
 
 
-def prepare(job: Job, folder: Path) -> None:
+def prepare(job: StagingJob, folder: Path) -> None:
     """Make it, in a process of its own that leaves its log in ``folder``.
 
     Raises:
@@ -54,7 +54,7 @@ def prepare(job: Job, folder: Path) -> None:
     """
     files = LaunchFiles(folder)
     write_json(files.plan, asdict(job))
-    processes.watch(
+    processes.supervise(
         [sys.executable, "-m", "cogtune.bench.stage", str(files.plan)],
         [files.report(0)],
         files.log,
@@ -63,7 +63,7 @@ def prepare(job: Job, folder: Path) -> None:
     )
 
 
-def make(job: Job, stop: Callable[[], bool] = lambda: False) -> bool:
+def make(job: StagingJob, stop: Callable[[], bool] = lambda: False) -> bool:
     """Write the model, unless it is there, and the samples; False when asked to stop in between, or at the end."""
     from cogtune.modeling.devices import best_device
     from cogtune.modeling.random_weights import write_for_training
@@ -108,7 +108,7 @@ def _write_samples(store: Store, spec: ModelSpec, size: Size, precision: Precisi
         if spec.image_to_video:
             pixels = torch.randint(256, (3, size.height, size.width), generator=random)
             store.write("image", key, pixels.to(torch.uint8))
-        rows.append(Row(f"random {number}", key, write_text(key), key if spec.image_to_video else None, size))
+        rows.append(SampleKeys(f"random {number}", key, write_text(key), key if spec.image_to_video else None, size))
     return Index(tuple(rows), write_text(digest("bench")))
 
 
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     path: Path = parser.parse_args(arguments).job
     files = LaunchFiles(path.parent)
 
-    return work(files.report(0), files.log, lambda stop: make(Job(**read_json(path)), lambda: bool(stop)))
+    return run_worker(files.report(0), files.log, lambda stop: make(StagingJob(**read_json(path)), lambda: bool(stop)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import Plan
 from cogtune.system.files import write_json
-from cogtune.system.processes import StopRequest, work
+from cogtune.system.processes import StopRequest, run_worker
 from cogtune.training.worker import memory_explained
 
 
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--alone", action="store_true", help="be one of the plan's processes, without the others")
     given: Any = parser.parse_args(arguments)
     files, rank = LaunchFiles(given.plan.parent), int(os.environ.get("RANK", "0"))
-    return work(
+    return run_worker(
         files.report(rank),
         files.log,
         lambda stop: run(Plan.read(given.plan), files, rank, stop, plain=given.plain, alone=given.alone),

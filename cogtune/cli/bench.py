@@ -76,7 +76,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure a preset's real training step on random weights of the real size: memory and time, with no download."""
-    from cogtune.bench.run import Request, command_of
+    from cogtune.bench.run import BenchRequest, command_of
     from cogtune.bench.run import bench as measure
     from cogtune.config.resolving import resolve
 
@@ -86,7 +86,7 @@ def bench(
         more = ["--config", str(config), *more]
     resolved = resolve(preset_name=preset, file=config, flags=flags)
     started_from, set_there = set_in(config) if config is not None else (None, {})
-    request = Request(
+    request = BenchRequest(
         resolved=resolved,
         preset=preset or started_from,
         changes={**set_there, **flags},

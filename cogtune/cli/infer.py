@@ -102,9 +102,9 @@ def infer(
         raise UsageError(f"--size: {error}") from error
     if output is not None and output.suffix.lower() != ".mp4":
         raise UsageError(f"--output {output}: videos are written as .mp4", "give a name that ends in .mp4")
-    from cogtune.commands.infer import Request, generate
+    from cogtune.commands.infer import InferRequest, generate
 
-    request = Request(
+    request = InferRequest(
         lora=lora,
         model=model,
         prompt=prompt,

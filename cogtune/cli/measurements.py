@@ -15,13 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cogtune.bench.run import Request, bench, command_of
+from cogtune.bench.run import BenchRequest, bench, command_of
 from cogtune.cli.vram import errors
 from cogtune.config.presets import PRESETS, preset
 from cogtune.config.resolving import Resolved, resolve
 from cogtune.models.locate import spec_of
 from cogtune.planning.estimate import estimate
-from cogtune.planning.fit import Machine, problems, this_machine
+from cogtune.planning.fit import Hardware, local_hardware, problems
 from cogtune.planning.measurements import FILE, add, read
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, StoppedError
@@ -34,7 +34,7 @@ _AROUND = 100.0
 """Seconds that a bench takes beside its steps: to start, to compile, to end."""
 
 
-def presets_for(machine: Machine, names: Sequence[str] = (), *, alone: bool = False) -> Iterator[tuple[str, Resolved]]:
+def presets_for(machine: Hardware, names: Sequence[str] = (), *, alone: bool = False) -> Iterator[tuple[str, Resolved]]:
     """The presets of the table that can be measured on a machine, each on as many GPUs as it has use for.
 
     Args:
@@ -75,7 +75,7 @@ def measure(
         StoppedError: it was stopped.
         CogtuneError: ``file`` cannot be read or written.
     """
-    ends, left, machine = time.monotonic() + seconds, [], this_machine()
+    ends, left, machine = time.monotonic() + seconds, [], local_hardware()
     if not file.exists():
         write_text(file, "")
     for name, resolved in presets_for(machine, names, alone=alone):
@@ -89,7 +89,7 @@ def measure(
             continue
         flags: dict[str, Any] = {"num_processes": config.num_processes} if config.num_processes > 1 else {}
         words = ["--steps", str(steps), "--warmup", str(warmup), *(["--alone"] if alone else [])]
-        request = Request(
+        request = BenchRequest(
             resolved=resolved,
             preset=name,
             changes=flags,

@@ -28,22 +28,22 @@ def plan(
     """Show what a run will take, before anything is downloaded: memory of GPU and host, disk, time, the command."""
     from cogtune.config.resolving import resolve
     from cogtune.models.locate import spec_of
-    from cogtune.planning.fit import fitted, this_machine
-    from cogtune.planning.summary import outlook
-    from cogtune.run.plan import advice, check
+    from cogtune.planning.fit import fitted, local_hardware
+    from cogtune.planning.summary import estimate_run
+    from cogtune.run.plan import advice, check_config
 
     resolved = resolve(preset_name=preset, file=config, flags=flags)
-    spec, machine = spec_of(resolved.config.model), this_machine()
+    spec, machine = spec_of(resolved.config.model), local_hardware()
     if resolved.config.init_lora is not None:
         from cogtune.modeling.lora_files import with_init_lora
 
         resolved = with_init_lora(resolved, spec, console.warn)
     if fit:
         resolved = fitted(resolved, spec, machine)
-    check(resolved.config, spec)
+    check_config(resolved.config, spec)
     for told in advice(resolved.config, spec):
         console.note(told)
-    found = outlook(resolved.config.anchored(), spec, machine, () if samples is None else (samples,))
+    found = estimate_run(resolved.config.anchored(), spec, machine, () if samples is None else (samples,))
     if as_json:
         console.emit(found.to_dict())
     else:

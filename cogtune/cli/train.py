@@ -54,11 +54,11 @@ def train(
     from cogtune.commands import train as runs
     from cogtune.config.launchers import check_machines
     from cogtune.models.locate import spec_of
-    from cogtune.planning.fit import fitted, refuse_unfit, this_machine
-    from cogtune.planning.summary import outlook
+    from cogtune.planning.fit import fitted, local_hardware, refuse_unfit
+    from cogtune.planning.summary import estimate_run
 
     resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
-    spec, machine = spec_of(resolved.config.model), this_machine()
+    spec, machine = spec_of(resolved.config.model), local_hardware()
     if resume is None and resolved.config.init_lora is not None:
         from cogtune.modeling.lora_files import with_init_lora
 
@@ -71,9 +71,9 @@ def train(
                 "--slurm goes with neither --smoke nor --dry-run", "it writes the script of the run itself"
             )
         from cogtune.commands.slurm import write_job
-        from cogtune.run.plan import check
+        from cogtune.run.plan import check_config
 
-        check(resolved.config, spec)
+        check_config(resolved.config, spec)
         more = [word for word, wanted in (("--overwrite", overwrite), ("--force", force)) if wanted]
         if resume is not None:
             more += ["--resume", resume if resume == "latest" else str(Path(resume).absolute())]
@@ -93,10 +93,10 @@ def train(
             console.say(line)
         return
     if dry_run:
-        ready = runs.get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=True)
+        ready = runs.prepare_run(resolved, resume=resume, overwrite=overwrite, dry_run=True)
         console.table("", ("key", "value", "from"), runs.describe(ready.plan))
         counts = tuple(ready.plan.buckets.values())
-        found = outlook(ready.plan.config, spec, machine, counts, ready.files.folder)
+        found = estimate_run(ready.plan.config, spec, machine, counts, ready.files.folder)
         console.table("", ("what", "how much"), found.rows())
         if ready.left:
             words = ["cogtune", "dataset", "cache", str(ready.plan.config.data), "--config", str(ready.files.run_yaml)]

@@ -10,19 +10,19 @@ from typing import Any
 
 from cogtune.commands import train
 from cogtune.config.run_config import RunConfig
-from cogtune.data.cache.index import Todo
-from cogtune.data.cache.store import Entry, Kind, Store
+from cogtune.data.cache.index import EncodeJobs
+from cogtune.data.cache.store import CacheEntry, EntryKind, Store
 from cogtune.encoding import jobs
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
-from cogtune.system.locks import alone_in
+from cogtune.system.locks import exclusive_folder
 
 READERS = 4
 """Entries read at a time: enough for a disk to have something to sort."""
 
 
 @dataclass(frozen=True)
-class Part:
+class CachePart:
     """Of one kind of entry: how many of those needed are there, how many are not, and the bytes of the former."""
 
     cached: int
@@ -31,12 +31,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Status:
+class CacheStatus:
     """What a cache holds of a dataset, and besides."""
 
     root: Path
     samples: int
-    parts: dict[str, Part]
+    parts: dict[str, CachePart]
     """By what they are made of: clips, captions, images."""
     others: int
     """Entries that this dataset under this configuration does not use, and their bytes."""
@@ -58,7 +58,7 @@ class Status:
         }
 
 
-def look(config: RunConfig) -> Status:
+def look(config: RunConfig) -> CacheStatus:
     """What the cache holds of a dataset and what is missing; nothing is written.
 
     Raises:
@@ -71,12 +71,12 @@ def look(config: RunConfig) -> Status:
     for name, kind in (("clips", "latents"), ("captions", "text"), ("images", "image")):
         here = [key for key in wanted - missing if key[0] == kind]
         lost = sum(key[0] == kind for key in missing)
-        parts[name] = Part(len(here), lost, sum(sizes.get(key, 0) for key in here))
+        parts[name] = CachePart(len(here), lost, sum(sizes.get(key, 0) for key in here))
     others = [size for key, size in sizes.items() if key not in wanted]
-    return Status(prepared.store.root, len(prepared.index.rows), parts, len(others), sum(others))
+    return CacheStatus(prepared.store.root, len(prepared.index.rows), parts, len(others), sum(others))
 
 
-def _keys(work: Todo) -> set[tuple[Kind, str]]:
+def _keys(work: EncodeJobs) -> set[tuple[EntryKind, str]]:
     return {
         *(("latents", job.key) for job in work.clips),
         *(("text", job.key) for job in work.texts),
@@ -97,10 +97,10 @@ def verify(config: RunConfig) -> tuple[int, list[tuple[Path, str]]]:
     store = prepared.store
     _see_that_it_exists(store)
     shapes = jobs.shapes(prepared.jobs, spec)
-    with alone_in(store.root):
+    with exclusive_folder(store.root):
         entries = list(store.entries())
 
-        def read(entry: Entry) -> str:
+        def read(entry: CacheEntry) -> str:
             return store.problem(entry.kind, entry.key, shapes.get((entry.kind, entry.key)))
 
         damaged = []
@@ -113,7 +113,7 @@ def verify(config: RunConfig) -> tuple[int, list[tuple[Path, str]]]:
     return len(entries), damaged
 
 
-def unused(config: RunConfig) -> tuple[Store, list[Entry]]:
+def unused(config: RunConfig) -> tuple[Store, list[CacheEntry]]:
     """The cache, and its entries that this dataset under this configuration does not use.
 
     Raises:
@@ -125,13 +125,13 @@ def unused(config: RunConfig) -> tuple[Store, list[Entry]]:
     return prepared.store, [entry for entry in prepared.store.entries() if (entry.kind, entry.key) not in wanted]
 
 
-def delete(store: Store, entries: Sequence[Entry]) -> None:
+def delete(store: Store, entries: Sequence[CacheEntry]) -> None:
     """Delete entries, and what killed processes left unfinished.
 
     Raises:
         CogtuneError: one cannot be deleted, or another process is filling the cache.
     """
-    with alone_in(store.root):
+    with exclusive_folder(store.root):
         store.sweep()
         for entry in entries:
             store.delete(entry.kind, entry.key)

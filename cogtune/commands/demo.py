@@ -44,9 +44,9 @@ def run(folder: Path) -> Iterator[str]:
     console.note(f"4/5 training a LoRA: cogtune train --preset {PRESET} --data {data} --output {output}")
     made = train.train(resolved, resume=None, overwrite=False)
     console.note(f"5/5 sampling a video: cogtune infer --lora {output} --output {video}")
-    from cogtune.commands.infer import Request, generate
+    from cogtune.commands.infer import InferRequest, generate
 
-    request = Request(lora=output, steps=10)
+    request = InferRequest(lora=output, steps=10)
     with console.progress("sampling", request.steps) as progress:
         recipe = generate(request, video, lambda _step: progress.advance()).recipe
 

@@ -24,7 +24,7 @@ from cogtune.models.variants import ModelSpec, Precision, fingerprint, read_spec
 from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import explained, read_json, remove_leftovers
+from cogtune.system.files import os_errors_explained, read_json, remove_leftovers
 
 MERGE_NAME = "merge.json"
 """In a merged folder: what it was merged from."""
@@ -37,7 +37,7 @@ OFFLOAD_BELOW_GIB = 48
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class InferRequest:
     """What to sample. None means: as the run or the model has it."""
 
     lora: Path | None = None
@@ -59,7 +59,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class SamplingConfig:
     """A request with everything filled in."""
 
     base: Path
@@ -75,7 +75,7 @@ class Recipe:
     precision: Precision
 
 
-def fill_in(request: Request) -> Recipe:
+def fill_in(request: InferRequest) -> SamplingConfig:
     """Everything the request leaves open, from the run's own facts and the model's configs.
 
     Raises:
@@ -119,7 +119,7 @@ def fill_in(request: Request) -> Recipe:
         console.note(f"size {advice}")
     for told in cut_short([prompt], spec.max_text_seq_length, token_counter(str(base))):
         console.warn(f"--prompt: {told}")
-    return Recipe(
+    return SamplingConfig(
         base=base,
         transformer=transformer,
         lora=lora,
@@ -132,7 +132,7 @@ def fill_in(request: Request) -> Recipe:
     )
 
 
-def _asked_lora(request: Request) -> Lora | None:
+def _asked_lora(request: InferRequest) -> Lora | None:
     """The LoRA that is asked for, at the strength that is asked for."""
     if request.lora is None:
         alone = [
@@ -163,7 +163,7 @@ def _at_strength(lora: Lora, alpha: float | None) -> Lora:
     return lora.with_alpha(alpha)
 
 
-def _problems(request: Request, spec: ModelSpec, size: Size, precision: Precision) -> list[str]:
+def _problems(request: InferRequest, spec: ModelSpec, size: Size, precision: Precision) -> list[str]:
     """Why the model cannot do what is asked of it."""
     problems = [f"--size {size}: {problem}" for problem in spec.size_problems(size)]
     problems += [f"--precision {problem}" for problem in spec.precision_problems(precision)]
@@ -201,7 +201,7 @@ def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
     return None
 
 
-def load_pipeline(recipe: Recipe) -> DiffusionPipeline:
+def load_pipeline(recipe: SamplingConfig) -> DiffusionPipeline:
     """The diffusers pipeline with the fine-tuned weights and the guides' scheduler, on the GPU if there is one.
 
     Raises:
@@ -228,8 +228,8 @@ def load_pipeline(recipe: Recipe) -> DiffusionPipeline:
 
 def sample(
     pipeline: DiffusionPipeline,
-    recipe: Recipe,
-    request: Request,
+    recipe: SamplingConfig,
+    request: InferRequest,
     on_step: Callable[[int], None] | None = None,
 ) -> Frames:
     """Sample one video: frames ``[F, H, W, 3]`` uint8.
@@ -259,7 +259,7 @@ def sample(
 class Made:
     """A video that was made, and of what."""
 
-    recipe: Recipe
+    recipe: SamplingConfig
     video: Path
 
 
@@ -279,7 +279,7 @@ def _check_output(output: Path, *, force: bool) -> None:
         UsageError: a file has that name, and may not be replaced.
         CogtuneError: a folder has that name, or its own folder is a file or not writable.
     """
-    with explained(output):
+    with os_errors_explained(output):
         if output.is_dir():
             raise CogtuneError(f"cannot write {output}: a folder has that name", "give --output another name")
         if os.path.lexists(output) and not force:
@@ -294,7 +294,7 @@ def _check_output(output: Path, *, force: bool) -> None:
 
 
 def generate(
-    request: Request,
+    request: InferRequest,
     output: Path | None = None,
     on_step: Callable[[int], None] | None = None,
     *,

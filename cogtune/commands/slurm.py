@@ -15,7 +15,7 @@ from cogtune.config.run_config import RunConfig
 from cogtune.data.sources import is_on_hub
 from cogtune.run.launch import exported
 from cogtune.system.errors import UsageError
-from cogtune.system.files import explained, write_text
+from cogtune.system.files import os_errors_explained, write_text
 
 STOP_BEFORE = 300
 """Seconds before the end of its time at which a job is asked to stop, so that it writes a checkpoint."""
@@ -47,7 +47,7 @@ def write_job(path: Path, resolved: Resolved, *, flags: Sequence[str] = ()) -> P
                 f"{file} is there already, and may hold lines of yours",
                 "write to another file with --slurm, or delete this one",
             )
-    with explained(config.output):
+    with os_errors_explained(config.output):
         (config.output / "logs").mkdir(parents=True, exist_ok=True)  # Slurm does not make it
     for file, text in texts.items():
         write_text(file, text)

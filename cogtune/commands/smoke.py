@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cogtune.commands.train import get_ready, sole_run
+from cogtune.commands.train import prepare_run, run_lock
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
 from cogtune.data.frames import FrameSettings, settings_for
@@ -17,7 +17,7 @@ from cogtune.data.sources import Dataset
 from cogtune.data.video.clips import probe
 from cogtune.encoding import jobs
 from cogtune.models.geometry import Size
-from cogtune.planning.fit import this_machine
+from cogtune.planning.fit import local_hardware
 from cogtune.run import launch
 from cogtune.system.console import span
 from cogtune.system.errors import UsageError
@@ -47,7 +47,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Seen:
+class SmokeResult:
     """What a smoke test found. Times in seconds."""
 
     size: Size
@@ -64,7 +64,7 @@ class Seen:
 
     def lines(self) -> list[str]:
         """The same for people."""
-        cards = this_machine().cards
+        cards = local_hardware().cards
         of = f" of {min(card.total for card in cards) / GIB:.1f}" if cards else ""
         return [
             f"smoke: {STEPS} steps of {self.size}, a checkpoint and a sample video went well, in {span(self.total)}",
@@ -75,7 +75,7 @@ class Seen:
         ]
 
 
-def smoke(resolved: Resolved) -> Seen:
+def smoke(resolved: Resolved) -> SmokeResult:
     """Train one clip for a few steps at its real size, evaluate, save and sample, in a folder of its own.
 
     Raises:
@@ -90,9 +90,11 @@ def smoke(resolved: Resolved) -> Seen:
         counts.update(jobs.clips_by_size(dataset, settings))
         return _largest(dataset, settings, max(counts, key=_volume))
 
-    with sole_run(config.output):
+    with run_lock(config.output):
         _clear(config.output)
-        ready = get_ready(replace(resolved, config=config), resume=None, overwrite=False, dry_run=False, only=one_clip)
+        ready = prepare_run(
+            replace(resolved, config=config), resume=None, overwrite=False, dry_run=False, only=one_clip
+        )
         launch.start(ready.plan, ready.files)
         return _seen(config.output, whole, counts, total=time.monotonic() - began)
 
@@ -123,12 +125,12 @@ def _clear(output: Path) -> None:
             path.unlink()
 
 
-def _seen(output: Path, whole: RunConfig, counts: dict[Size, int], *, total: float) -> Seen:
+def _seen(output: Path, whole: RunConfig, counts: dict[Size, int], *, total: float) -> SmokeResult:
     from cogtune.run.metrics import METRICS_NAME, read_metrics
 
     steps: Sequence[dict[str, Any]] = [line for line in read_metrics(output / METRICS_NAME) if "loss" in line]
     checkpoint = output / f"checkpoint-{STEPS}"
-    return Seen(
+    return SmokeResult(
         size=max(counts, key=_volume),
         first_step=steps[0]["seconds"],
         step=median(line["seconds"] for line in steps[1:]),

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cogtune.commands.validate import checked_dataset, read_for_training, watched_by, with_data_here
+from cogtune.commands.validate import checked_dataset, read_for_training, validation_set, with_data_here
 from cogtune.config.resolving import RUN_NAME, Resolved, read_run, resolve
 from cogtune.config.run_config import RunConfig
-from cogtune.data.cache.index import Index, Todo, caption_of
+from cogtune.data.cache.index import EncodeJobs, Index, caption_of
 from cogtune.data.cache.store import Store
 from cogtune.data.frames import FrameSettings
-from cogtune.data.prompts import Watched, write_prompts
+from cogtune.data.prompts import ValidationSet, write_prompts
 from cogtune.data.sources import Dataset
 from cogtune.encoding import jobs
 from cogtune.models.geometry import Size
@@ -23,18 +23,18 @@ from cogtune.models.locate import locate
 from cogtune.models.variants import LORA_WEIGHTS_NAME, ModelSpec, fingerprint, read_spec
 from cogtune.report.run import PAGE_NAME
 from cogtune.run import launch
-from cogtune.run.checkpoints import after, check_fits, checkpoints, choose, read_state
+from cogtune.run.checkpoints import check_fits, checkpoints, checkpoints_after, choose_checkpoint, read_state
 from cogtune.run.launch import LaunchFiles
-from cogtune.run.plan import Plan, advice, check, identity_of, make_plan
+from cogtune.run.plan import Plan, advice, check_config, make_plan, resume_fingerprint
 from cogtune.system import console
 from cogtune.system.containment import refuse_links_out
 from cogtune.system.errors import UsageError
 from cogtune.system.gpus import gpus
-from cogtune.system.locks import WORKER_LOCK, alone_in
+from cogtune.system.locks import WORKER_LOCK, exclusive_folder
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedRun:
     """A run that only has to be launched."""
 
     plan: Plan
@@ -57,9 +57,9 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
         run = Path(flags.get("output", "out")) if resume == "latest" else Path(resume).absolute().parent
         if (run / RUN_NAME).is_file():
             resolved = read_run(run, flags)
-            _tell_of_changes(resolved, choose(resume, run), flags)
+            _tell_of_changes(resolved, choose_checkpoint(resume, run), flags)
             return resolved
-        choose(resume, Path(flags.get("output", "out")))  # one that is not there is told before all else
+        choose_checkpoint(resume, Path(flags.get("output", "out")))  # one that is not there is told before all else
         raise UsageError(
             f"{run / RUN_NAME} is missing, which says how the run was configured",
             "give the --preset or --config that it was started with",
@@ -84,15 +84,15 @@ def _tell_of_changes(resolved: Resolved, checkpoint: Path, flags: Mapping[str, A
 
 
 @dataclass(frozen=True)
-class Cached:
+class CacheResult:
     """What ``dataset cache`` did."""
 
     root: Path
     samples: int
-    done: Todo | None
+    done: EncodeJobs | None
     """What was encoded just now; None when all was there."""
     results: tuple[dict[str, Any], ...]
-    """What each process did: the fields of :class:`cogtune.encoding.worker.Outcome`."""
+    """What each process did: the fields of :class:`cogtune.encoding.worker.EncodeOutcome`."""
 
     def __str__(self) -> str:
         everything = f"{self.samples} samples in {self.root}"
@@ -103,7 +103,7 @@ class Cached:
         return {"cache": str(self.root), "samples": self.samples, **jobs.totals(self.results)}
 
 
-def survey(config: RunConfig) -> tuple[jobs.Prepared, ModelSpec]:
+def survey(config: RunConfig) -> tuple[jobs.PreparedCache, ModelSpec]:
     """What a dataset needs of its cache, and what is there; nothing is downloaded or written.
 
     Raises:
@@ -112,13 +112,13 @@ def survey(config: RunConfig) -> tuple[jobs.Prepared, ModelSpec]:
     config = with_data_here(config, download=False).anchored()
     checkpoint = locate(config.model, weights=False)
     spec = read_spec(checkpoint)
-    check(config, spec)
+    check_config(config, spec)
     dataset = read_for_training(config)
-    watched = watched_by(config, spec, dataset, read_for_training)
+    watched = validation_set(config, spec, dataset, read_for_training)
     return jobs.prepare(config, spec, checkpoint, dataset, watched, remember=False), spec
 
 
-def cache(config: RunConfig, *, processes: int | None = None) -> Cached:
+def cache(config: RunConfig, *, processes: int | None = None) -> CacheResult:
     """Encode what is missing of a dataset.
 
     Args:
@@ -131,15 +131,15 @@ def cache(config: RunConfig, *, processes: int | None = None) -> Cached:
     config = with_data_here(config).anchored()
     checkpoint = locate(config.model)
     spec = read_spec(checkpoint)
-    check(config, spec)
+    check_config(config, spec)
     dataset = checked_dataset(config, spec)
     here = len(gpus())
     if processes and here and processes > here:
         raise UsageError(f"--num-processes {processes}, and there are {here} GPUs", "each process needs one of its own")
     config = config.model_copy(update={"num_processes": max(1, here), "num_machines": 1})
-    watched = watched_by(config, spec, dataset)
+    watched = validation_set(config, spec, dataset)
     prepared, done, results = _encoded(config, spec, checkpoint, dataset, watched, processes=processes)
-    return Cached(prepared.store.root, len(dataset.samples), done, tuple(results))
+    return CacheResult(prepared.store.root, len(dataset.samples), done, tuple(results))
 
 
 def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[str]:
@@ -150,31 +150,31 @@ def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[st
     """
     output = resolved.config.anchored().output
     is_main = resolved.config.machine_rank == 0  # other machines may share its output folder
-    with sole_run(output) if is_main else contextlib.nullcontext():
-        ready = get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=False)
+    with run_lock(output) if is_main else contextlib.nullcontext():
+        ready = prepare_run(resolved, resume=resume, overwrite=overwrite, dry_run=False)
         launch.start(ready.plan, ready.files)
     return results(ready.plan) if is_main else []
 
 
 @contextlib.contextmanager
-def sole_run(output: Path) -> Iterator[None]:
+def run_lock(output: Path) -> Iterator[None]:
     """Hold a run's folder; refused while another run, or a worker that outlived its program, is at work there."""
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file, and a run needs a folder", "choose another --output")
-    with alone_in(output):
-        with alone_in(output, WORKER_LOCK):
+    with exclusive_folder(output):
+        with exclusive_folder(output, WORKER_LOCK):
             pass
         yield
 
 
-def get_ready(
+def prepare_run(
     resolved: Resolved,
     *,
     resume: str | None,
     overwrite: bool,
     dry_run: bool,
     only: Callable[[Dataset, FrameSettings], Dataset] | None = None,
-) -> Ready:
+) -> PreparedRun:
     """Check everything, encode what is missing, and write the run's files.
 
     Args:
@@ -193,7 +193,7 @@ def get_ready(
             f"{config.output} has no checkpoint to resume from",
             "a run of several machines goes on only where all of them see the output folder of machine 0",
         )
-    start_from = None if resume is None else choose(resume, config.output)
+    start_from = None if resume is None else choose_checkpoint(resume, config.output)
     if not overwrite:
         _refuse_to_overwrite(config.output, start_from)
     refuse_links_out(config.output)
@@ -208,11 +208,11 @@ def get_ready(
         resolved = with_init_lora(resolved, spec, console.warn)
         config = resolved.config
         began_with = describe_init(config)
-    check(config, spec)
+    check_config(config, spec)
     for told in advice(config, spec):
         console.note(told)
     dataset = checked_dataset(config, spec)
-    watched = watched_by(config, spec, dataset)
+    watched = validation_set(config, spec, dataset)
     if only is not None:
         dataset = only(dataset, jobs.frame_settings(config, spec))
         watched = replace(watched, prompts=watched.prompts[:1])
@@ -225,8 +225,8 @@ def get_ready(
         identity, buckets = _made_of(config, checkpoint, prepared)  # of the clips as they were encoded
     else:  # a dry run with a model that is not on this machine
         nothing = Index((), "")
-        none = Todo((), (), ())
-        prepared = jobs.Prepared(Store(config.output), nothing, nothing, (), none, none)
+        none = EncodeJobs((), (), ())
+        prepared = jobs.PreparedCache(Store(config.output), nothing, nothing, (), none, none)
         left, identity = f"everything, after downloading {config.model}", {}
         buckets = jobs.clips_by_size(dataset, jobs.frame_settings(config, spec))
         _check_start(start_from, config, identity, buckets)
@@ -254,12 +254,14 @@ def get_ready(
         prepared.validation.write(plan.validation)
     if plan.prompts is not None:
         write_prompts(plan.prompts, prepared.prompts, prepared.index.null_text)
-    return Ready(plan, files, left)
+    return PreparedRun(plan, files, left)
 
 
-def _made_of(config: RunConfig, checkpoint: Path, prepared: jobs.Prepared) -> tuple[dict[str, Any], dict[Size, int]]:
+def _made_of(
+    config: RunConfig, checkpoint: Path, prepared: jobs.PreparedCache
+) -> tuple[dict[str, Any], dict[Size, int]]:
     """What must be the same for a resumed run to be the same run, and the clips of each size."""
-    identity = identity_of(config, base=fingerprint(checkpoint, "transformer"), data=prepared.index.digest)
+    identity = resume_fingerprint(config, base=fingerprint(checkpoint, "transformer"), data=prepared.index.digest)
     return identity, {size: len(positions) for size, positions in prepared.index.buckets.items()}
 
 
@@ -276,7 +278,7 @@ def _check_start(
         raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")
 
 
-def _warn_of_overlap(prepared: jobs.Prepared) -> None:
+def _warn_of_overlap(prepared: jobs.PreparedCache) -> None:
     trained_on = {row.latents for row in prepared.index.rows}
     both = [row.id for row in prepared.validation.rows if row.latents in trained_on]
     if both:
@@ -288,15 +290,15 @@ def _encoded(
     spec: ModelSpec,
     checkpoint: Path,
     dataset: Dataset,
-    watched: Watched,
+    watched: ValidationSet,
     *,
     processes: int | None = None,
-) -> tuple[jobs.Prepared, Todo | None, list[dict[str, Any]]]:
+) -> tuple[jobs.PreparedCache, EncodeJobs | None, list[dict[str, Any]]]:
     """What a run reads with every entry made, what was made just now, and how. One program at a time fills a cache."""
     prepared = jobs.prepare(config, spec, checkpoint, dataset, watched)
     if not prepared.todo:
         return prepared, None, []
-    with alone_in(prepared.store.root, wait=True):
+    with exclusive_folder(prepared.store.root, wait=True):
         prepared.store.sweep()
         # another process may have been here meanwhile
         prepared = jobs.prepare(config, spec, checkpoint, dataset, watched)
@@ -305,7 +307,7 @@ def _encoded(
         job = jobs.job_for(prepared, config, spec, checkpoint, processes=processes)
         jobs.check_space(job, spec)
         console.note(f"encoding {prepared.todo}")
-        results = jobs.fill(job)
+        results = jobs.fill_cache(job)
     return prepared, prepared.todo, results
 
 
@@ -324,7 +326,7 @@ def _refuse_to_overwrite(output: Path, start_from: Path | None) -> None:
                 "go on with --resume latest, choose another --output, or start anew with --overwrite",
             )
         return
-    later = [path.name for path in after(output, int(read_state(start_from)["step"]))]
+    later = [path.name for path in checkpoints_after(output, int(read_state(start_from)["step"]))]
     if later:
         raise UsageError(
             f"{output} holds {', '.join(later)}, which a run from {start_from.name} would make anew",

@@ -9,9 +9,9 @@ from pathlib import Path
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.facts import Facts
 from cogtune.data.findings import listed
-from cogtune.data.prompts import Watched, choose_prompts
-from cogtune.data.sources import Dataset, Reading, locate_dataset, read_dataset
-from cogtune.data.validation.checks import Report, check_dataset
+from cogtune.data.prompts import ValidationSet, choose_prompts
+from cogtune.data.sources import Dataset, LayoutOptions, locate_dataset, read_dataset
+from cogtune.data.validation.checks import ValidationReport, check_dataset
 from cogtune.data.validation.quarantine import without_quarantined, write_quarantine
 from cogtune.data.video.images import HINT, transparency_warning
 from cogtune.encoding import jobs
@@ -30,7 +30,7 @@ def validate(
     quarantine: Path | None = None,
     page: Path | None = None,
     page_clips: int | None = None,
-) -> Report:
+) -> ValidationReport:
     """Look for everything that is wrong with a dataset; a published model need not be on this machine.
 
     Args:
@@ -54,18 +54,18 @@ def validate(
         count = write_quarantine(quarantine, dataset, report.findings, strict=strict)
         console.note(f"{quarantine} names {count} sample{'' if count == 1 else 's'} to leave out")
     if page is not None:
-        from cogtune.report.dataset import MOST_CLIPS, Checked, write_dataset_report
+        from cogtune.report.dataset import MOST_CLIPS, CheckedDataset, write_dataset_report
 
         most = MOST_CLIPS if page_clips is None else page_clips
         with console.progress("drawing clips", min(most, len(dataset.samples))) as progress:
-            checked = Checked(dataset, settings, report, token_counter(config.model, config.id_token))
+            checked = CheckedDataset(dataset, settings, report, token_counter(config.model, config.id_token))
             write_dataset_report(page, checked, most_clips=most, progress=lambda: progress.advance())
     return report
 
 
 def _checked(
     dataset: Dataset, config: RunConfig, spec: ModelSpec, *, full: bool = False, facts: Facts | None = None
-) -> Report:
+) -> ValidationReport:
     settings = jobs.frame_settings(config, spec)
     count = token_counter(config.model, config.id_token)
     with console.progress("checking", len(dataset.samples)) as progress:
@@ -83,7 +83,7 @@ def with_data_here(config: RunConfig, *, download: bool = True) -> RunConfig:
 def _read(config: RunConfig) -> Dataset:
     return read_dataset(
         config.data,
-        Reading(
+        LayoutOptions(
             format=config.format,
             caption_column=config.caption_column,
             video_column=config.video_column,
@@ -133,9 +133,9 @@ def read_for_training(config: RunConfig) -> Dataset:
     return remaining.dataset
 
 
-def watched_by(
+def validation_set(
     config: RunConfig, spec: ModelSpec, dataset: Dataset, read: Callable[[RunConfig], Dataset] | None = None
-) -> Watched:
+) -> ValidationSet:
     """The validation samples and the prompts of a run, looked at as the training data is.
 
     Args:
@@ -151,13 +151,13 @@ def watched_by(
     if config.validation_images is not None:
         _check_images([prompt.image for prompt in prompts if prompt.image is not None])
     if config.validation_data is None:
-        return Watched((), prompts)
+        return ValidationSet((), prompts)
     if config.validation_data == config.data:
         raise UsageError("the validation data is the training data", "keep some clips out, in a folder of their own")
     apart = config.model_copy(update={"data": config.validation_data, "quarantine": None})
     held_out = (read(apart) if read else checked_dataset(apart, spec)).samples
     most = min(config.validation_samples, len(held_out))
-    return Watched(tuple(held_out[number * len(held_out) // most] for number in range(most)), prompts)
+    return ValidationSet(tuple(held_out[number * len(held_out) // most] for number in range(most)), prompts)
 
 
 def _check_images(images: Sequence[Path]) -> None:

@@ -15,7 +15,7 @@ EXTRA = "pip install 'cogtune[optimizers]'"
 
 
 @dataclass(frozen=True)
-class Needs:
+class OptimizerNeeds:
     """What an optimizer needs: the package and module it comes from, and why DeepSpeed cannot run it, if so."""
 
     package: str = ""
@@ -23,19 +23,19 @@ class Needs:
     not_in_shards: str = ""
 
 
-OPTIMIZERS: dict[OptimizerName, Needs] = {
-    "adamw": Needs(),
-    "adam": Needs(),
-    "prodigy": Needs(
+OPTIMIZERS: dict[OptimizerName, OptimizerNeeds] = {
+    "adamw": OptimizerNeeds(),
+    "adam": OptimizerNeeds(),
+    "prodigy": OptimizerNeeds(
         "prodigyopt", "prodigyopt", "it estimates its step from all gradients, and a ZeRO process has a part of them"
     ),
-    "came": Needs(
+    "came": OptimizerNeeds(
         "came-pytorch", "came_pytorch", "it works on rows and columns, and ZeRO cuts matrices into flat pieces"
     ),
-    "adamw-8bit": Needs(
+    "adamw-8bit": OptimizerNeeds(
         "bitsandbytes", "bitsandbytes", "its 8-bit state cannot be saved in ZeRO's shards, which already share it out"
     ),
-    "adamw-offload": Needs(not_in_shards="DeepSpeed offloads by itself: use zero2-offload or zero3-offload"),
+    "adamw-offload": OptimizerNeeds(not_in_shards="DeepSpeed offloads by itself: use zero2-offload or zero3-offload"),
 }
 """Every optimizer. DeepSpeed runs those that give no reason against it."""
 

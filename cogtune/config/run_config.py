@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from cogtune.config.arrangement import AttentionKernel, Keep
 from cogtune.config.presets import Strategy, TrainingType
-from cogtune.models.geometry import Reshape, Sampling, Size
+from cogtune.models.geometry import FrameSampling, Reshape, Size
 from cogtune.models.variants import Precision
 
 DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "beside", "datasets"]
@@ -33,7 +33,7 @@ LrScheduler = Literal[
     "piecewise_constant",
 ]
 
-TimestepSampling = Literal["uniform", "logit-normal"]
+TimestepDistribution = Literal["uniform", "logit-normal"]
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
@@ -158,7 +158,7 @@ class RunConfig(BaseModel):
         help_text="Several sizes in place of one, such as 49x480x720,49x480x848: each clip is trained at the one that "
         "loses least of it. [default: none]",
     )
-    sampling: Sampling = _data(
+    sampling: FrameSampling = _data(
         "head",
         help_text="Which frames: at the rate from the first on (head) or from a drawn one (random-start), or spread "
         "evenly over the whole clip at whatever rate follows (uniform).",
@@ -224,7 +224,7 @@ class RunConfig(BaseModel):
         "--vram]",
     )
 
-    timestep_sampling: TimestepSampling = _training(
+    timestep_sampling: TimestepDistribution = _training(
         "uniform", help_text="How timesteps are drawn: all alike, or more often where a logistic normal has its mass."
     )
     timestep_mean: float = _training(

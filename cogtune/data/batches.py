@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cogtune.data.cache.index import Index, Row
+from cogtune.data.cache.index import Index, SampleKeys
 from cogtune.data.cache.store import Store
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Pass:
+class MicroBatch:
     """One forward pass: samples of one bucket.
 
     ``positions`` are theirs in the bucket, ``ordinals`` their numbers in the run.
@@ -60,7 +60,7 @@ class Pass:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class RankSampler:
     """Which part of every optimizer step one process works on."""
 
     seed: int
@@ -69,21 +69,21 @@ class Share:
     world_size: int
     rank: int
 
-    def passes(self, step: int, counts: tuple[int, ...]) -> list[Pass]:
+    def passes(self, step: int, counts: tuple[int, ...]) -> list[MicroBatch]:
         """This process's forward passes of optimizer step ``step``, over buckets of so many samples.
 
         The passes of a step are dealt out by bucket, so that the processes work on one size at a time as far as may be.
         """
         together = self.accumulation * self.world_size
         passes = [
-            pass_at(self.seed, number, counts, self.batch_size)
+            micro_batch_at(self.seed, number, counts, self.batch_size)
             for number in range(step * together, (step + 1) * together)
         ]
         passes.sort(key=lambda one: one.bucket)
         return passes[self.rank :: self.world_size]
 
 
-def pass_at(seed: int, number: int, counts: tuple[int, ...], batch_size: int) -> Pass:
+def micro_batch_at(seed: int, number: int, counts: tuple[int, ...], batch_size: int) -> MicroBatch:
     """Forward pass ``number`` of a run, over buckets of so many samples."""
     epoch = number * batch_size // sum(counts)
     while sum(_passes_before(epoch, counts, batch_size)) > number:
@@ -93,7 +93,7 @@ def pass_at(seed: int, number: int, counts: tuple[int, ...], batch_size: int) ->
     place = number - sum(before)
     bucket = int(order[place])
     turn = before[bucket] + int(np.count_nonzero(order[:place] == bucket))
-    return Pass(
+    return MicroBatch(
         bucket,
         tuple(
             sample_at(seed, ordinal, counts[bucket], bucket)
@@ -126,7 +126,7 @@ def _order_of_buckets(seed: int, epoch: int, counts: tuple[int, ...], batch_size
     return np.random.default_rng([seed, epoch]).permutation(np.repeat(np.arange(len(counts)), after - before))
 
 
-def load_batch(store: Store, rows: Sequence[Row], ordinals: tuple[int, ...]) -> Batch:
+def load_batch(store: Store, rows: Sequence[SampleKeys], ordinals: tuple[int, ...]) -> Batch:
     """Read the entries of ``rows`` from the cache and stack them."""
     import torch
 
@@ -136,7 +136,7 @@ def load_batch(store: Store, rows: Sequence[Row], ordinals: tuple[int, ...]) -> 
     return Batch(moments, text, torch.stack(images) if images else None, tuple(row.id for row in rows), ordinals)
 
 
-def batches(store: Store, index: Index, share: Share, first_step: int, last_step: int) -> Iterator[list[Batch]]:
+def batches(store: Store, index: Index, share: RankSampler, first_step: int, last_step: int) -> Iterator[list[Batch]]:
     """For each optimizer step from ``first_step`` up to ``last_step``, its forward passes' batches, read ahead."""
 
     buckets = list(index.buckets.values())

@@ -13,65 +13,79 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
-class Kind:
+class FindingKind:
     """One row of :data:`FINDINGS`: how bad it is and, in a sentence for the docs, what it means."""
 
     severity: Severity
     meaning: str
 
 
-FINDINGS: dict[str, Kind] = {
-    "missing-list": Kind("error", "One of the files that list captions and clips is not there."),
-    "not-utf8": Kind("error", "A text file holds bytes that are not UTF-8."),
-    "line-counts": Kind("error", "The lists have unequal numbers of lines, so nothing is paired."),
-    "blank-line": Kind("error", "A list has a blank line inside: lines may have shifted, so nothing is paired."),
-    "bad-row": Kind("error", "A row of a table cannot be read: its quotes, its number of values, its JSON or a type."),
-    "missing-value": Kind("error", "A row of a table has no caption or no path."),
-    "other-layout": Kind("note", "The folder could be read in another way too; --format chooses."),
-    "read-as": Kind("note", "Something is not as documented, and was read because it is plain what is meant."),
-    "left-out": Kind("note", "Clips or images in the folder that no line, row or caption names: they are not read."),
-    "own-files": Kind("note", "Files that cogtune itself wrote into the folder; they are not read as data."),
-    "no-samples": Kind("error", "The dataset holds no sample at all."),
-    "bad-path": Kind("error", "A line is not a path that this system can open."),
-    "outside-folder": Kind("error", "A path leaves the dataset's folder: absolute, by .. or by a link."),
-    "missing-video": Kind("error", "A listed clip is not there."),
-    "missing-image": Kind("error", "A listed image is not there."),
-    "missing-caption": Kind("error", "A clip has no caption file beside it."),
-    "stray-caption": Kind("warning", "A caption file has no clip beside it."),
-    "empty-video": Kind("error", "A clip's file has no bytes."),
-    "not-a-video": Kind("error", "A clip's file is no video."),
-    "no-video-stream": Kind("error", "A clip's file holds sound or data, but no pictures."),
-    "cut-short": Kind("error", "A clip's file ends before it should: an unfinished copy or download."),
-    "damaged-video": Kind("error", "A clip cannot be opened or decoded."),
-    "decoder-died": Kind("error", "A clip makes the decoder crash; only the process that opened it was lost."),
-    "decoder-hung": Kind("error", "A clip makes the decoder stand still; only the process that opened it was lost."),
-    "unreadable-image": Kind("error", "An image cannot be opened or decoded."),
-    "too-short": Kind("error", "A clip gives fewer frames than training takes."),
-    "slow": Kind("warning", "A clip has fewer frames a second than training: its motion is learned sped up."),
-    "variable-rate": Kind("warning", "A clip's picture stands still now and then, which training passes over."),
-    "rotated": Kind("note", "A clip is stored turned or mirrored; it is trained as players show it."),
-    "interlaced": Kind("warning", "A clip is interlaced: it is trained with combed edges."),
-    "pixel-aspect": Kind("warning", "A clip's pixels are not square: it is trained squeezed."),
-    "upscaled": Kind("warning", "A clip is smaller than the training size and gets enlarged."),
-    "cropped": Kind("warning", "More than a quarter of each frame is cut away to fit the training shape."),
-    "deep-colour": Kind("note", "A clip has more than 8 bits a colour; it is trained with 8."),
-    "hdr": Kind("warning", "A clip's colours are meant for an HDR or wide-gamut screen: it is trained pale."),
-    "alpha": Kind("warning", "A clip or an image has transparency, which is dropped."),
-    "image-shape": Kind("warning", "An image is of another shape than its clip, so the two are cut differently."),
-    "barred": Kind("warning", "More than a quarter of what is trained would be black bars (--reshape letterbox)."),
-    "stretched": Kind("warning", "Frames are distorted to the training shape (--reshape stretch)."),
-    "only-part": Kind("note", "A clip is much longer than what training takes of it; which seconds is said."),
-    "other-speed": Kind("note", "Frames spread over a whole clip (--sampling uniform) give its motion another speed."),
-    "empty-caption": Kind("warning", "A caption holds no words."),
-    "one-word-caption": Kind("warning", "A caption is a single word."),
-    "long-caption": Kind("warning", "A caption is longer than the text encoder reads: its end is ignored."),
-    "not-english": Kind("warning", "A caption does not seem to be in English, which the models were trained on."),
-    "listed-twice": Kind("warning", "A clip is listed more than once."),
-    "copied-video": Kind("warning", "Two clips of different names have the same bytes."),
-    "same-caption": Kind("note", "Several samples have the same caption."),
-    "similar-caption": Kind("note", "Captions differ in capitals, punctuation or blanks only."),
-    "model-size": Kind("error", "The model cannot be trained at the size asked for."),
-    "model-advice": Kind("note", "The size asked for is legal, but unlike what the model was trained on."),
+FINDINGS: dict[str, FindingKind] = {
+    "missing-list": FindingKind("error", "One of the files that list captions and clips is not there."),
+    "not-utf8": FindingKind("error", "A text file holds bytes that are not UTF-8."),
+    "line-counts": FindingKind("error", "The lists have unequal numbers of lines, so nothing is paired."),
+    "blank-line": FindingKind("error", "A list has a blank line inside: lines may have shifted, so nothing is paired."),
+    "bad-row": FindingKind(
+        "error", "A row of a table cannot be read: its quotes, its number of values, its JSON or a type."
+    ),
+    "missing-value": FindingKind("error", "A row of a table has no caption or no path."),
+    "other-layout": FindingKind("note", "The folder could be read in another way too; --format chooses."),
+    "read-as": FindingKind("note", "Something is not as documented, and was read because it is plain what is meant."),
+    "left-out": FindingKind(
+        "note", "Clips or images in the folder that no line, row or caption names: they are not read."
+    ),
+    "own-files": FindingKind("note", "Files that cogtune itself wrote into the folder; they are not read as data."),
+    "no-samples": FindingKind("error", "The dataset holds no sample at all."),
+    "bad-path": FindingKind("error", "A line is not a path that this system can open."),
+    "outside-folder": FindingKind("error", "A path leaves the dataset's folder: absolute, by .. or by a link."),
+    "missing-video": FindingKind("error", "A listed clip is not there."),
+    "missing-image": FindingKind("error", "A listed image is not there."),
+    "missing-caption": FindingKind("error", "A clip has no caption file beside it."),
+    "stray-caption": FindingKind("warning", "A caption file has no clip beside it."),
+    "empty-video": FindingKind("error", "A clip's file has no bytes."),
+    "not-a-video": FindingKind("error", "A clip's file is no video."),
+    "no-video-stream": FindingKind("error", "A clip's file holds sound or data, but no pictures."),
+    "cut-short": FindingKind("error", "A clip's file ends before it should: an unfinished copy or download."),
+    "damaged-video": FindingKind("error", "A clip cannot be opened or decoded."),
+    "decoder-died": FindingKind("error", "A clip makes the decoder crash; only the process that opened it was lost."),
+    "decoder-hung": FindingKind(
+        "error", "A clip makes the decoder stand still; only the process that opened it was lost."
+    ),
+    "unreadable-image": FindingKind("error", "An image cannot be opened or decoded."),
+    "too-short": FindingKind("error", "A clip gives fewer frames than training takes."),
+    "slow": FindingKind("warning", "A clip has fewer frames a second than training: its motion is learned sped up."),
+    "variable-rate": FindingKind("warning", "A clip's picture stands still now and then, which training passes over."),
+    "rotated": FindingKind("note", "A clip is stored turned or mirrored; it is trained as players show it."),
+    "interlaced": FindingKind("warning", "A clip is interlaced: it is trained with combed edges."),
+    "pixel-aspect": FindingKind("warning", "A clip's pixels are not square: it is trained squeezed."),
+    "upscaled": FindingKind("warning", "A clip is smaller than the training size and gets enlarged."),
+    "cropped": FindingKind("warning", "More than a quarter of each frame is cut away to fit the training shape."),
+    "deep-colour": FindingKind("note", "A clip has more than 8 bits a colour; it is trained with 8."),
+    "hdr": FindingKind("warning", "A clip's colours are meant for an HDR or wide-gamut screen: it is trained pale."),
+    "alpha": FindingKind("warning", "A clip or an image has transparency, which is dropped."),
+    "image-shape": FindingKind(
+        "warning", "An image is of another shape than its clip, so the two are cut differently."
+    ),
+    "barred": FindingKind(
+        "warning", "More than a quarter of what is trained would be black bars (--reshape letterbox)."
+    ),
+    "stretched": FindingKind("warning", "Frames are distorted to the training shape (--reshape stretch)."),
+    "only-part": FindingKind("note", "A clip is much longer than what training takes of it; which seconds is said."),
+    "other-speed": FindingKind(
+        "note", "Frames spread over a whole clip (--sampling uniform) give its motion another speed."
+    ),
+    "empty-caption": FindingKind("warning", "A caption holds no words."),
+    "one-word-caption": FindingKind("warning", "A caption is a single word."),
+    "long-caption": FindingKind("warning", "A caption is longer than the text encoder reads: its end is ignored."),
+    "not-english": FindingKind(
+        "warning", "A caption does not seem to be in English, which the models were trained on."
+    ),
+    "listed-twice": FindingKind("warning", "A clip is listed more than once."),
+    "copied-video": FindingKind("warning", "Two clips of different names have the same bytes."),
+    "same-caption": FindingKind("note", "Several samples have the same caption."),
+    "similar-caption": FindingKind("note", "Captions differ in capitals, punctuation or blanks only."),
+    "model-size": FindingKind("error", "The model cannot be trained at the size asked for."),
+    "model-advice": FindingKind("note", "The size asked for is legal, but unlike what the model was trained on."),
 }
 """Every finding by code."""
 

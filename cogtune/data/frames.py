@@ -16,8 +16,8 @@ from cogtune.data.video.images import read_image
 from cogtune.data.video.stamp import Stamp
 from cogtune.models.geometry import (
     Crop,
+    FrameSampling,
     Reshape,
-    Sampling,
     Size,
     cover,
     enlargement_loss,
@@ -50,7 +50,7 @@ class FrameSettings:
     size: Size
     fps: float
     buckets: tuple[Size, ...] = ()
-    sampling: Sampling = "head"
+    sampling: FrameSampling = "head"
     skip_start: int = 0
     skip_end: int = 0
     reshape: Reshape = "center"
@@ -72,7 +72,7 @@ class FrameSettings:
 
 
 @dataclass(frozen=True)
-class View:
+class ClipView:
     """What training sees of one clip: the frames it takes, and how each is fitted.
 
     Args:
@@ -109,7 +109,7 @@ class View:
         (top, bottom), (left, right) = spans
         return top, left, bottom - top, right - left
 
-    def first_frame(self) -> View:
+    def first_frame(self) -> ClipView:
         """The same for the first of the frames alone."""
         return replace(self, indices=self.indices[:1], size=replace(self.size, num_frames=1))
 
@@ -118,7 +118,7 @@ class View:
         return asdict(self) | {"size": str(self.size)}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> View:
+    def from_dict(cls, fields: Mapping[str, Any]) -> ClipView:
         """The view that :meth:`to_dict` gave."""
         size, (height, width) = Size.parse(fields["size"]), fields["source"]
         return cls(**{**fields, "indices": tuple(fields["indices"]), "size": size, "source": (height, width)})
@@ -141,7 +141,7 @@ def _longest_at_rate(info: VideoInfo, settings: FrameSettings) -> int:
 def settings_for(info: VideoInfo, settings: FrameSettings) -> FrameSettings:
     """The settings with the one size that a clip is trained at.
 
-    Of the buckets that the clip is long enough for, that is the one of the least :func:`loss`, and of equals the one
+    Of the buckets that the clip is long enough for, that is the one of the least :func:`bucket_loss`, and of equals the one
     named first; when the clip is too short for all, the shortest of them.
     """
     if not settings.buckets:
@@ -149,13 +149,13 @@ def settings_for(info: VideoInfo, settings: FrameSettings) -> FrameSettings:
     given = frames_given(info, settings)
     long_enough = [size for size in settings.buckets if size.num_frames <= given]
     if long_enough:
-        chosen = min(long_enough, key=lambda size: round(loss(info, settings, size), 9))
+        chosen = min(long_enough, key=lambda size: round(bucket_loss(info, settings, size), 9))
     else:
         chosen = min(settings.buckets, key=lambda size: size.num_frames)
     return replace(settings, size=chosen, buckets=())
 
 
-def shared_out(infos: Iterable[VideoInfo], settings: FrameSettings) -> dict[Size, list[VideoInfo]]:
+def clips_per_bucket(infos: Iterable[VideoInfo], settings: FrameSettings) -> dict[Size, list[VideoInfo]]:
     """The bucket plan: the clips of each size that training takes, every size among them."""
     plan: dict[Size, list[VideoInfo]] = {size: [] for size in settings.sizes}
     for info in infos:
@@ -163,7 +163,7 @@ def shared_out(infos: Iterable[VideoInfo], settings: FrameSettings) -> dict[Size
     return plan
 
 
-def loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
+def bucket_loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
     """What a clip loses when it is trained at ``size``: the sum of three shares, each from 0 to 1.
 
     What its change of shape costs (:func:`cogtune.models.geometry.shape_loss`), the frames at the training rate that
@@ -174,7 +174,7 @@ def loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
     return shape_loss(source, target) + unused + enlargement_loss(source, fit(source, target, settings.reshape))
 
 
-def view(info: VideoInfo, settings: FrameSettings, identity: str = "") -> View:
+def view(info: VideoInfo, settings: FrameSettings, identity: str = "") -> ClipView:
     """What training sees of a clip.
 
     Args:
@@ -184,7 +184,7 @@ def view(info: VideoInfo, settings: FrameSettings, identity: str = "") -> View:
         ValueError: the clip has too few frames; the message says how many it needs.
     """
     mine = settings_for(info, settings)
-    return View(
+    return ClipView(
         tuple(_indices(info, mine, identity)),
         mine.size,
         (info.height, info.width),
@@ -248,7 +248,7 @@ def reshape(frames: Pixels, size: Size, crop: Crop | None = None) -> torch.Tenso
     )
 
 
-def load_clip(path: Path, seen: View, stamp: Stamp | None = None) -> torch.Tensor:
+def load_clip(path: Path, seen: ClipView, stamp: Stamp | None = None) -> torch.Tensor:
     """The frames of a clip as training sees them: ``uint8 [F, 3, height, width]``.
 
     Apart from the result, one frame of the clip's own size is in memory at a time.
@@ -268,7 +268,7 @@ def load_clip(path: Path, seen: View, stamp: Stamp | None = None) -> torch.Tenso
     return clip
 
 
-def load_image(path: Path, size: Size, seen: View | None = None, stamp: Stamp | None = None) -> torch.Tensor:
+def load_image(path: Path, size: Size, seen: ClipView | None = None, stamp: Stamp | None = None) -> torch.Tensor:
     """A conditioning image: ``uint8 [3, height, width]``, fitted as the frames of its clip's view are.
 
     Without a view, as for sampling, its aspect is kept and the middle cut out.

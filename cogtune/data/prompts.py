@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cogtune.config.run_config import SEPARATOR, RunConfig, is_list_file
-from cogtune.data.cache.index import ImageJob, Recipe, TextJob, Todo, caption_of, image_key, text_key
+from cogtune.data.cache.index import CacheKeySettings, EncodeJobs, ImageJob, TextJob, caption_of, image_key, text_key
 from cogtune.data.cache.store import Store
-from cogtune.data.frames import FrameSettings, View, view
+from cogtune.data.frames import ClipView, FrameSettings, view
 from cogtune.data.sources import Sample
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import explained, read_sealed, write_sealed
+from cogtune.system.files import os_errors_explained, read_sealed, write_sealed
 
 FORMAT = 1
 
@@ -33,14 +33,14 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Watched:
+class ValidationSet:
     """What a run is watched by beside its loss: samples kept out of training, and prompts to make videos of."""
 
     samples: tuple[Sample, ...] = ()
     prompts: tuple[Prompt, ...] = ()
 
 
-NOTHING = Watched()
+NOTHING = ValidationSet()
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def load_prompts(path: Path) -> tuple[tuple[PromptRow, ...], str]:
     return tuple(PromptRow(**row) for row in value["prompts"]), value["null_text"]
 
 
-def prompt_jobs(store: Store, prompts: Sequence[Prompt], recipe: Recipe) -> tuple[tuple[PromptRow, ...], Todo]:
+def prompt_jobs(
+    store: Store, prompts: Sequence[Prompt], recipe: CacheKeySettings
+) -> tuple[tuple[PromptRow, ...], EncodeJobs]:
     """The rows of prompts, and what makes their entries."""
     rows, texts, images = [], [], []
     for prompt in prompts:
@@ -80,10 +82,10 @@ def prompt_jobs(store: Store, prompts: Sequence[Prompt], recipe: Recipe) -> tupl
             stamp = store.facts.current(prompt.image)
             images.append(ImageJob(image, prompt.image, prompt.from_video, seen, stamp))
         rows.append(PromptRow(prompt.text, text, image, str(prompt.image) if prompt.image else None))
-    return tuple(rows), Todo((), tuple(texts), tuple(images))
+    return tuple(rows), EncodeJobs((), tuple(texts), tuple(images))
 
 
-def _view_of(store: Store, file: Path, frames: FrameSettings, *, from_video: bool) -> View:
+def _view_of(store: Store, file: Path, frames: FrameSettings, *, from_video: bool) -> ClipView:
     """The first frame of a sample video: as sampling takes an image; of a clip, the one that training takes.
 
     Raises:
@@ -91,9 +93,9 @@ def _view_of(store: Store, file: Path, frames: FrameSettings, *, from_video: boo
     """
     size = replace(frames.size, num_frames=1)
     if not from_video:
-        return View((0,), size, (size.height, size.width))
+        return ClipView((0,), size, (size.height, size.width))
     seen = view(store.facts.probe(file), frames, store.facts.digest(file))
-    return View(seen.indices[:1], size, seen.source)
+    return ClipView(seen.indices[:1], size, seen.source)
 
 
 def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: bool) -> tuple[Prompt, ...]:
@@ -147,7 +149,7 @@ def _listed(value: str | None, key: str, problems: list[str]) -> list[str]:
         return parts
     path = Path(value)
     try:
-        with explained(path, "read"):
+        with os_errors_explained(path, "read"):
             lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         problems.append(f"{key}: {path} is not UTF-8 text")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cogtune.config.run_config import DataFormat
 from cogtune.data.findings import Finding, finding, listed
-from cogtune.data.layouts.base import Content, Layout, Sample, Unpaired
+from cogtune.data.layouts.base import Layout, LayoutContent, Sample, Unpaired
 from cogtune.data.layouts.datasets_library import DATASETS
-from cogtune.data.layouts.folder import Folder, Reading
+from cogtune.data.layouts.folder import Folder, LayoutOptions
 from cogtune.data.layouts.lists import CAPTIONS, IMAGES, LISTS, VIDEOS
 from cogtune.data.layouts.media import is_clip
 from cogtune.data.layouts.nearest import what_is_there
@@ -25,7 +25,7 @@ __all__ = [
     "LAYOUTS",
     "VIDEOS",
     "Dataset",
-    "Reading",
+    "LayoutOptions",
     "Sample",
     "locate_dataset",
     "read_dataset",
@@ -50,11 +50,11 @@ class Dataset:
     unpaired: Unpaired = field(default_factory=Unpaired)
 
 
-_AS_FOUND = Reading()
+_AS_FOUND = LayoutOptions()
 
 
 def read_dataset(
-    root: Path, reading: Reading = _AS_FOUND, tell: Callable[[int, int], None] = lambda _done, _total: None
+    root: Path, reading: LayoutOptions = _AS_FOUND, tell: Callable[[int, int], None] = lambda _done, _total: None
 ) -> Dataset:
     """The dataset in the folder ``root``, in whichever of :data:`LAYOUTS` it is.
 
@@ -86,7 +86,7 @@ def read_dataset(
     return Dataset(root, content.announced, tuple(samples), tuple(findings), content.unpaired)
 
 
-def _not_named(folder: Folder, layout: Layout, content: Content) -> list[Finding]:
+def _not_named(folder: Folder, layout: Layout, content: LayoutContent) -> list[Finding]:
     """A note of the clips in the folder that lists or a table do not name, when all that they name could be read."""
     if layout not in (LISTS, TABLE) or any(found.severity == "error" for found in content.findings):
         return []
@@ -120,7 +120,7 @@ def _layout_of(folder: Folder) -> tuple[Layout, list[tuple[Layout, DataFormat]]]
     raise CogtuneError(f"{problem}; {nearest}" if nearest else problem, f"a dataset is {_expected()}")
 
 
-def _refuse_columns(root: Path, layout: Layout, reading: Reading) -> None:
+def _refuse_columns(root: Path, layout: Layout, reading: LayoutOptions) -> None:
     given = [name for name in ("caption_column", "video_column", "image_column") if getattr(reading, name) is not None]
     if given:
         flags = listed([f"--{name.replace('_', '-')}" for name in given])

@@ -42,7 +42,7 @@ PixelJob = ClipJob | ImageJob
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedJob:
     """A job and its pixels: ``uint8 [F, 3, H, W]`` of a clip, ``uint8 [3, H, W]`` of an image."""
 
     job: PixelJob
@@ -50,7 +50,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Failure:
+class DecodeFailure:
     """A job whose file could not be decoded, and why."""
 
     job: PixelJob
@@ -86,7 +86,7 @@ def decoding(
     limit: int = LOOKAHEAD_BYTES,
     patience: float = DECODE_SECONDS,
     load: Callable[[PixelJob], torch.Tensor] = load,
-) -> Iterator[Iterator[Decoded | Failure | None]]:
+) -> Iterator[Iterator[DecodedJob | DecodeFailure | None]]:
     """Decode ``jobs``, which starts at once; inside the block each comes out as soon as it is ready, in any order.
 
     A None comes out when nothing was ready for a second, so that the one who waits can look around.
@@ -107,13 +107,13 @@ def decoding(
         pool.close()
 
 
-def _in_words(job: PixelJob, load: Callable[[PixelJob], torch.Tensor]) -> Decoded | Failure:
+def _in_words(job: PixelJob, load: Callable[[PixelJob], torch.Tensor]) -> DecodedJob | DecodeFailure:
     try:
-        return Decoded(job, load(job))
+        return DecodedJob(job, load(job))
     except CogtuneError as error:
-        return Failure(job, error.message)
+        return DecodeFailure(job, error.message)
     except Exception as error:  # one clip's misfortune, whatever it is, is not the others'
-        return Failure(job, f"{type(error).__name__}: {error}")
+        return DecodeFailure(job, f"{type(error).__name__}: {error}")
 
 
 def _bytes_of(job: PixelJob) -> int:
@@ -136,7 +136,7 @@ def _serve(connection: Connection, load: Callable[[PixelJob], torch.Tensor]) -> 
         connection.send("ready")
         while True:
             done = _in_words(connection.recv(), load)
-            if isinstance(done, Failure):
+            if isinstance(done, DecodeFailure):
                 connection.send(done.reason)
                 continue
             descriptor = _shared_memory()
@@ -168,7 +168,7 @@ class _Decoder:
         self.ready = False
         theirs.close()
 
-    def do(self, job: PixelJob, patience: float) -> Decoded | Failure:
+    def do(self, job: PixelJob, patience: float) -> DecodedJob | DecodeFailure:
         """The job done; when the decoder dies or hangs, it is gone afterwards."""
         import torch
 
@@ -179,17 +179,17 @@ class _Decoder:
             self.connection.send(job)
             if not self.connection.poll(patience):
                 self.kill()
-                return Failure(job, f"the decoder was still at work after {patience:g} s")
+                return DecodeFailure(job, f"the decoder was still at work after {patience:g} s")
             said = self.connection.recv()
             if isinstance(said, str):
-                return Failure(job, said)
+                return DecodeFailure(job, said)
             descriptor = recv_handle(self.connection)
         except (EOFError, OSError):
             self.kill()
-            return Failure(job, f"the decoder died of it ({_end_of(self.process)})")
+            return DecodeFailure(job, f"the decoder died of it ({_end_of(self.process)})")
         memory = mmap.mmap(descriptor, 0)  # let go with the tensor
         os.close(descriptor)
-        return Decoded(job, torch.frombuffer(memory, dtype=torch.uint8).reshape(said))
+        return DecodedJob(job, torch.frombuffer(memory, dtype=torch.uint8).reshape(said))
 
     def kill(self) -> None:
         self.process.kill()
@@ -220,13 +220,13 @@ class _Pool:
         self.held = self.count_held = 0
         self.closed = False
         self.room = threading.Condition()
-        self.ready: queue.SimpleQueue[Decoded | Failure | BaseException] = queue.SimpleQueue()
+        self.ready: queue.SimpleQueue[DecodedJob | DecodeFailure | BaseException] = queue.SimpleQueue()
         self.decoders: dict[int, _Decoder] = {}
         self.threads = [threading.Thread(target=self._work, args=(number,), daemon=True) for number in range(workers)]
         for thread in self.threads:
             thread.start()
 
-    def results(self) -> Iterator[Decoded | Failure | None]:
+    def results(self) -> Iterator[DecodedJob | DecodeFailure | None]:
         """Each job's result; the memory of one is given back when the next is asked for."""
         given = 0
         while given < self.count:

@@ -20,10 +20,20 @@ import yaml
 
 from cogtune.config.launchers import accelerate_config
 from cogtune.config.run_config import RunConfig, Switch
-from cogtune.data.cache.index import ClipJob, ImageJob, Index, Recipe, TextJob, Todo, jobs, make_index, missing
-from cogtune.data.cache.store import Kind, Store
-from cogtune.data.frames import FrameSettings, View, settings_for
-from cogtune.data.prompts import NOTHING, PromptRow, Watched, prompt_jobs
+from cogtune.data.cache.index import (
+    CacheKeySettings,
+    ClipJob,
+    EncodeJobs,
+    ImageJob,
+    Index,
+    TextJob,
+    jobs,
+    make_index,
+    missing,
+)
+from cogtune.data.cache.store import EntryKind, Store
+from cogtune.data.frames import ClipView, FrameSettings, settings_for
+from cogtune.data.prompts import NOTHING, PromptRow, ValidationSet, prompt_jobs
 from cogtune.data.sources import Dataset
 from cogtune.data.video.clips import probe
 from cogtune.data.video.stamp import as_stamp
@@ -34,21 +44,21 @@ from cogtune.run.plan import fps_of, size_of, sizes_of
 from cogtune.system import processes as process
 from cogtune.system.containment import leads_out, refuse_links, refuse_links_out
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import explained, read_json, write_json, write_text
+from cogtune.system.files import os_errors_explained, read_json, write_json, write_text
 from cogtune.system.gpus import gpus
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCache:
     """A dataset's index under one recipe, those of what the run is watched by, and what is not cached yet."""
 
     store: Store
     index: Index
     validation: Index
     prompts: tuple[PromptRow, ...]
-    jobs: Todo
+    jobs: EncodeJobs
     """What makes each of their entries, there or not."""
-    todo: Todo
+    todo: EncodeJobs
 
 
 def frame_settings(config: RunConfig, spec: ModelSpec) -> FrameSettings:
@@ -94,10 +104,10 @@ def prepare(
     spec: ModelSpec,
     checkpoint: Path,
     dataset: Dataset,
-    watched: Watched = NOTHING,
+    watched: ValidationSet = NOTHING,
     *,
     remember: bool = True,
-) -> Prepared:
+) -> PreparedCache:
     """Work out every entry's key and look which are missing; nothing is encoded.
 
     Args:
@@ -107,7 +117,7 @@ def prepare(
         CogtuneError: a clip or the model cannot be read, or the cache folder not be written.
     """
     tokens = {part: fingerprint(checkpoint, part) for part in ("text_encoder", "tokenizer")}
-    recipe = Recipe(
+    recipe = CacheKeySettings(
         frames=frame_settings(config, spec),
         vae=fingerprint(checkpoint, "vae"),
         text=f"{tokens['text_encoder']}-{tokens['tokenizer']}",
@@ -123,11 +133,11 @@ def prepare(
     if remember:
         store.facts.save()
     work = jobs(store, dataset.samples, index, recipe) + jobs(store, watched.samples, validation, recipe) + more
-    return Prepared(store, index, validation, prompts, work, missing(store, work))
+    return PreparedCache(store, index, validation, prompts, work, missing(store, work))
 
 
 @dataclass(frozen=True)
-class Engine:
+class EncodeOptions:
     """How the work is done; none of it is part of an entry's key.
 
     ``workers`` decode clips for each process, None for as many as the cores allow, 0 for none but the process itself.
@@ -140,15 +150,15 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Job:
+class EncodePlan:
     """What has to be encoded, and with what."""
 
     checkpoint: Path
     store: Store
     precision: Precision
     max_tokens: int
-    todo: Todo
-    engine: Engine
+    todo: EncodeJobs
+    engine: EncodeOptions
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
@@ -170,7 +180,7 @@ class Job:
         )
 
     @classmethod
-    def read(cls, path: Path) -> Job:
+    def read(cls, path: Path) -> EncodePlan:
         """The job saved at ``path``."""
         value = read_json(path)
         return cls(
@@ -178,35 +188,35 @@ class Job:
             Store(Path(value["cache"])),
             value["precision"],
             value["max_tokens"],
-            Todo(
+            EncodeJobs(
                 tuple(
-                    ClipJob(key, Path(video), View.from_dict(frames), as_stamp(stamp))
+                    ClipJob(key, Path(video), ClipView.from_dict(frames), as_stamp(stamp))
                     for key, video, frames, stamp in value["clips"]
                 ),
                 tuple(TextJob(key, caption) for key, caption in value["texts"]),
                 tuple(
-                    ImageJob(key, Path(source), from_video, View.from_dict(frames), as_stamp(stamp))
+                    ImageJob(key, Path(source), from_video, ClipView.from_dict(frames), as_stamp(stamp))
                     for key, source, from_video, frames, stamp in value["images"]
                 ),
             ),
-            Engine(**value["engine"]),
+            EncodeOptions(**value["engine"]),
         )
 
 
 def job_for(
-    prepared: Prepared, config: RunConfig, spec: ModelSpec, checkpoint: Path, *, processes: int | None = None
-) -> Job:
+    prepared: PreparedCache, config: RunConfig, spec: ModelSpec, checkpoint: Path, *, processes: int | None = None
+) -> EncodePlan:
     """The job of encoding what ``prepared`` lacks, by so many processes; by default as many as the work is worth."""
     if processes is None:
         most = min(config.local_processes, len(gpus()) or config.local_processes)
         processes = max(1, min(most, int(seconds_of(prepared.todo) // _START_SECONDS)))
-    return Job(
+    return EncodePlan(
         checkpoint,
         prepared.store,
         config.precision,
         spec.max_text_seq_length,
         prepared.todo,
-        Engine(processes, config.workers, config.vae_tiling, config.vae_compile),
+        EncodeOptions(processes, config.workers, config.vae_tiling, config.vae_compile),
     )
 
 
@@ -224,12 +234,12 @@ def _clip_seconds(job: ClipJob) -> float:
     return _CLIP_SECONDS * size.num_frames * size.height * size.width
 
 
-def seconds_of(work: Todo) -> float:
+def seconds_of(work: EncodeJobs) -> float:
     """About how long one H200 takes."""
     return sum(map(_clip_seconds, work.clips)) + _TEXT_SECONDS * len(work.texts)
 
 
-def share(work: Todo, rank: int, processes: int) -> Todo:
+def share(work: EncodeJobs, rank: int, processes: int) -> EncodeJobs:
     """The part of the work that process ``rank`` does; the parts take about equally long.
 
     Captions go to as few processes as makes sense, since the text encoder takes long to load; clips are dealt out, the
@@ -246,7 +256,7 @@ def share(work: Todo, rank: int, processes: int) -> Todo:
         if least == rank:
             clips.append(job)
     texts = work.texts[rank::readers] if rank < readers else ()
-    return Todo(tuple(clips), texts, work.images[rank::processes])
+    return EncodeJobs(tuple(clips), texts, work.images[rank::processes])
 
 
 _LATENT_CHANNELS = 16
@@ -254,9 +264,9 @@ _ENTRY_OVERHEAD = 4096
 """What a file takes beside its tensor: its header, and the rest of its last block."""
 
 
-def shapes(work: Todo, spec: ModelSpec) -> dict[tuple[Kind, str], tuple[int, ...]]:
+def shapes(work: EncodeJobs, spec: ModelSpec) -> dict[tuple[EntryKind, str], tuple[int, ...]]:
     """The shape of each entry that ``work`` makes, by kind and key."""
-    found: dict[tuple[Kind, str], tuple[int, ...]] = {}
+    found: dict[tuple[EntryKind, str], tuple[int, ...]] = {}
     for clip in work.clips:
         size = clip.frames.size
         found["latents", clip.key] = (
@@ -272,7 +282,7 @@ def shapes(work: Todo, spec: ModelSpec) -> dict[tuple[Kind, str], tuple[int, ...
     return found
 
 
-def bytes_needed(work: Todo, spec: ModelSpec, precision: Precision) -> int:
+def bytes_needed(work: EncodeJobs, spec: ModelSpec, precision: Precision) -> int:
     """What the entries that ``work`` makes will take on the disk."""
     itemsize = 4 if precision == "fp32" else 2
     return sum(
@@ -281,14 +291,14 @@ def bytes_needed(work: Todo, spec: ModelSpec, precision: Precision) -> int:
     )
 
 
-def check_space(job: Job, spec: ModelSpec) -> None:
+def check_space(job: EncodePlan, spec: ModelSpec) -> None:
     """See that the disk has room for what a job makes.
 
     Raises:
         CogtuneError: it has not, with both figures.
     """
     needed = bytes_needed(job.todo, spec, job.precision)
-    with explained(job.store.root):
+    with os_errors_explained(job.store.root):
         job.store.root.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(job.store.root).free
     if needed > free:
@@ -314,7 +324,7 @@ def result_path(folder: Path, rank: int) -> Path:
     return folder / f"result-{rank}.json"
 
 
-def fill(job: Job) -> list[dict[str, Any]]:
+def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
     """Do a job in processes of its own; what each did.
 
     Raises:
@@ -328,7 +338,7 @@ def fill(job: Job) -> list[dict[str, Any]]:
         launching = RunConfig(num_processes=processes, precision="fp32")
         write_text(files.accelerate, yaml.safe_dump(accelerate_config(launching, files.deepspeed)))
         command = [*LAUNCHER, *files.command(launching, "cogtune.encoding.worker", "--shared")[2:]]
-    process.watch(
+    process.supervise(
         command,
         [files.report(rank) for rank in range(processes)],
         files.log,

@@ -1,6 +1,6 @@
 """What each process that fills a cache does: decoders before it, a writer behind it, the encoder never waiting.
 
-Started by :func:`cogtune.encoding.jobs.fill` as ``python -m cogtune.encoding.worker JOB``.
+Started by :func:`cogtune.encoding.jobs.fill_cache` as ``python -m cogtune.encoding.worker JOB``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogtune.data.cache.index import ClipJob, ImageJob, TextJob, Todo
-from cogtune.data.cache.store import Kind, Store
-from cogtune.encoding.decoders import LOOKAHEAD_BYTES, Decoded, Failure, decoding, default_workers
-from cogtune.encoding.jobs import Job, result_path, share
+from cogtune.data.cache.index import ClipJob, EncodeJobs, ImageJob, TextJob
+from cogtune.data.cache.store import EntryKind, Store
+from cogtune.encoding.decoders import LOOKAHEAD_BYTES, DecodedJob, DecodeFailure, decoding, default_workers
+from cogtune.encoding.jobs import EncodePlan, result_path, share
 from cogtune.models.geometry import Size
 from cogtune.run.launch import LaunchFiles
 from cogtune.system import console
 from cogtune.system.files import write_json
-from cogtune.system.processes import StopRequest, work
+from cogtune.system.processes import StopRequest, run_worker
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ UNWRITTEN = 8
 
 
 @dataclass
-class Outcome:
+class EncodeOutcome:
     """What a process did, and how long what took; seconds and GiB.
 
     Args:
@@ -84,7 +84,7 @@ class Writer:
         self.store, self.pool = store, pool
         self.unwritten: deque[Future[None]] = deque()
 
-    def write(self, kind: Kind, key: str, tensor: torch.Tensor) -> None:
+    def write(self, kind: EntryKind, key: str, tensor: torch.Tensor) -> None:
         """Have ``tensor`` stored; waits while too many are.
 
         Raises:
@@ -100,7 +100,7 @@ class Writer:
             self.unwritten.popleft().result()
 
 
-def encode(job: Job, stop: StopRequest, *, rank: int = 0, device: torch.device | None = None) -> Outcome:
+def encode(job: EncodePlan, stop: StopRequest, *, rank: int = 0, device: torch.device | None = None) -> EncodeOutcome:
     """Encode this process's part of a job, text first, so that the two encoders are never in memory together.
 
     Raises:
@@ -112,7 +112,7 @@ def encode(job: Job, stop: StopRequest, *, rank: int = 0, device: torch.device |
     processes = job.engine.processes
     part = share(job.todo, rank, processes)
     workers = default_workers(processes) if job.engine.workers is None else job.engine.workers
-    outcome = Outcome()
+    outcome = EncodeOutcome()
     began = time.perf_counter()
     with (
         decoding([*part.images, *part.clips], workers, limit=_lookahead(processes)) as decoded,
@@ -134,7 +134,12 @@ def _lookahead(processes: int) -> int:
 
 
 def _encode_texts(
-    job: Job, texts: tuple[TextJob, ...], stop: StopRequest, device: torch.device, writer: Writer, outcome: Outcome
+    job: EncodePlan,
+    texts: tuple[TextJob, ...],
+    stop: StopRequest,
+    device: torch.device,
+    writer: Writer,
+    outcome: EncodeOutcome,
 ) -> bool:
     from cogtune.modeling.devices import DTYPES
     from cogtune.modeling.encoders import TextEncoder
@@ -159,17 +164,17 @@ def _encode_texts(
 
 
 def _encode_clips(
-    job: Job,
-    part: Todo,
-    decoded: Iterator[Decoded | Failure | None],
+    job: EncodePlan,
+    part: EncodeJobs,
+    decoded: Iterator[DecodedJob | DecodeFailure | None],
     stop: StopRequest,
     device: torch.device,
     writer: Writer,
-    outcome: Outcome,
+    outcome: EncodeOutcome,
 ) -> bool:
     if not part.clips and not part.images:
         return True
-    lane = _Lane(_video_encoder(job, part.clips, device), writer, outcome) if part.clips else None
+    lane = _EncodePipeline(_video_encoder(job, part.clips, device), writer, outcome) if part.clips else None
     noun = "clips" if part.clips else "images"
     noun = noun if job.engine.processes == 1 else f"{noun} of the first of {job.engine.processes} processes"
     stopped = False
@@ -180,13 +185,13 @@ def _encode_clips(
             stopped = item is not _END and bool(stop)
             if stopped or item is _END:
                 break
-            if isinstance(item, Failure):
+            if isinstance(item, DecodeFailure):
                 source = item.job.source if isinstance(item.job, ImageJob) else item.job.video
                 outcome.failures.append(f"{source}: {item.reason}")
-            elif isinstance(item, Decoded) and isinstance(item.job, ClipJob):
+            elif isinstance(item, DecodedJob) and isinstance(item.job, ClipJob):
                 assert lane is not None  # there are clips
                 lane.encode(item.job, item.pixels)
-            elif isinstance(item, Decoded):
+            elif isinstance(item, DecodedJob):
                 writer.write("image", item.job.key, item.pixels)
                 outcome.images += 1
             if item is not None:
@@ -200,13 +205,13 @@ def _encode_clips(
 _END = object()
 
 
-def _status(outcome: Outcome) -> str:
+def _status(outcome: EncodeOutcome) -> str:
     if not outcome.steady_clips:
         return ""
     return f"{outcome.steady_clips / outcome.steady:.2f} clips/s, mostly waiting for {outcome.bottleneck}"
 
 
-def _video_encoder(job: Job, clips: tuple[ClipJob, ...], device: torch.device) -> VideoEncoder:
+def _video_encoder(job: EncodePlan, clips: tuple[ClipJob, ...], device: torch.device) -> VideoEncoder:
     from cogtune.modeling.devices import DTYPES
     from cogtune.modeling.encoders import VideoEncoder, worth_compiling
 
@@ -225,10 +230,10 @@ def _video_encoder(job: Job, clips: tuple[ClipJob, ...], device: torch.device) -
     )
 
 
-class _Lane:
+class _EncodePipeline:
     """The encoder with one clip at work in it while the next is made ready."""
 
-    def __init__(self, encoder: VideoEncoder, writer: Writer, outcome: Outcome) -> None:
+    def __init__(self, encoder: VideoEncoder, writer: Writer, outcome: EncodeOutcome) -> None:
         self.encoder, self.writer, self.outcome = encoder, writer, outcome
         self.at_work: tuple[ClipJob, Encoding] | None = None
         self.began = time.perf_counter()
@@ -291,7 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     rank = int(os.environ["RANK"]) if given.shared else 0
 
     def do(stop: StopRequest) -> bool:
-        job = Job.read(given.job)
+        job = EncodePlan.read(given.job)
         stop.begins()
         if not given.shared:
             outcome = encode(job, stop)
@@ -305,7 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_json(result_path(files.folder, rank), asdict(outcome))
         return outcome.complete
 
-    return work(files.report(rank), files.log, do)
+    return run_worker(files.report(rank), files.log, do)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from cogtune import __version__
 from cogtune.models.geometry import Size
 from cogtune.models.variants import LORA_WEIGHTS_NAME, TINY, VARIANTS, Precision, Variant, published, read_spec
-from cogtune.system.console import harmless
+from cogtune.system.console import printable
 from cogtune.system.errors import CogtuneError
 from cogtune.system.reading import Schema, read_as
 
@@ -278,7 +278,7 @@ _MOST_CHARACTERS = 2000
 
 def _seen(text: str) -> str:
     """What anyone may have written, without characters that cannot be seen; a long text is cut."""
-    shown = harmless(text.strip())
+    shown = printable(text.strip())
     return shown if len(shown) <= _MOST_CHARACTERS else f"{shown[:_MOST_CHARACTERS]}..."
 
 

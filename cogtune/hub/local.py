@@ -16,7 +16,7 @@ from cogtune.run.checkpoints import STATE_NAME, checkpoints
 from cogtune.run.sample_videos import FOLDER, step_folders
 from cogtune.system.containment import leads_out, refuse_links
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import explained
+from cogtune.system.files import os_errors_explained
 from cogtune.system.reading import Schema, read_as, read_object
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -156,7 +156,7 @@ def check_tensors(files: Mapping[str, Path]) -> None:
         if path.suffix != ".safetensors":
             continue
         try:
-            with explained(path, "read"), safe_open(path, framework="numpy") as handle:
+            with os_errors_explained(path, "read"), safe_open(path, framework="numpy") as handle:
                 shapes = {key: handle.get_slice(key).get_shape() for key in handle.keys()}  # noqa: SIM118 (not a mapping)
         except SafetensorError as error:
             problems.append(f"{name} is damaged or cut short: {error}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from cogtune.hub.card import CardFacts
 from cogtune.hub.local import header_metadata, json_object
-from cogtune.system.files import explained
+from cogtune.system.files import os_errors_explained
 from cogtune.system.reading import read_object
 
 _SECRET_KEY = re.compile(
@@ -76,7 +76,7 @@ def _copy_with_metadata(source: Path, target: Path, metadata: Mapping[str, str])
     The format: eight bytes of header length, the header as JSON, the data
     (https://github.com/huggingface/safetensors#format).
     """
-    with explained(source, "copy"), source.open("rb") as old, target.open("wb") as new:
+    with os_errors_explained(source, "copy"), source.open("rb") as old, target.open("wb") as new:
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
         order = header["__metadata__"]  # safetensors itself gives them in a new order each time
         header["__metadata__"] = {key: metadata[key] for key in order if key in metadata}

@@ -23,7 +23,7 @@ import torch
 
 from cogtune.merge.unpickling import CarefulUnpickler
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import explained, open_regular
+from cogtune.system.files import open_regular, os_errors_explained
 
 CHUNK_BYTES = 1 << 22
 """How much of a tensor is in memory at a time."""
@@ -57,7 +57,7 @@ class Record:
     def is_sound(self, on_bytes: Callable[[int], None]) -> bool:
         """Whether the bytes are all there and have their checksum; tells ``on_bytes`` how many were read."""
         crc = 0
-        with explained(self.path, "read"), self.path.open("rb", buffering=0) as file:
+        with os_errors_explained(self.path, "read"), self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
             left = self.size
             while left:
@@ -117,7 +117,7 @@ class StoredTensor:
 
 def _read(record: Record, dtype: torch.dtype, start: int, count: int) -> torch.Tensor:
     data = bytearray(count * dtype.itemsize)
-    with explained(record.path, "read"), record.path.open("rb", buffering=0) as file:
+    with os_errors_explained(record.path, "read"), record.path.open("rb", buffering=0) as file:
         file.seek(record.offset + start * dtype.itemsize)
         filled = 0
         while filled < len(data):
@@ -134,7 +134,7 @@ def name_when_saved(path: Path) -> str:
     Raises:
         CogtuneError: it cannot be read.
     """
-    with explained(path, "read"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+    with os_errors_explained(path, "read"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
         return f"{archive.namelist()[0].partition('/')[0]}.pt"
 
 
@@ -225,7 +225,7 @@ def read_archive(path: Path) -> Any:
     """
     hint = "copy the file again from where it was written, or use an earlier checkpoint"
     try:
-        with explained(path, "read"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        with os_errors_explained(path, "read"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             description = next(info for info in members if info.filename.endswith("/data.pkl"))
             folder = description.filename.removesuffix("data.pkl") + "data/"

@@ -23,18 +23,18 @@ from cogtune.merge.base import (
     other_components,
     stored_weights,
 )
-from cogtune.merge.fit import few, fit_transformer
+from cogtune.merge.fit import fit_transformer, truncated
 from cogtune.merge.layouts import read_checkpoint
 from cogtune.merge.lora import adapter_config, fit_lora, lora_header
 from cogtune.merge.write import Output, Written, check_safetensors, one_thread, parse_size, split, write_safetensors
 from cogtune.merge.zero import AGAIN, SavedWeights, Values, check_bytes, records_of
 from cogtune.models.variants import LORA_WEIGHTS_NAME, Precision
-from cogtune.run.checkpoints import STATE_NAME, exchanged
+from cogtune.run.checkpoints import STATE_NAME, changed_files
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import (
     CHECKSUM,
-    explained,
     is_sealed,
+    os_errors_explained,
     read_json,
     require_replaceable,
     write_json,
@@ -156,13 +156,13 @@ def merge_checkpoint(
     is_lora = content.kind == "lora"
     with written_folder(output, warn) as folder:
         place = folder / "transformer" if content.kind == "pipeline" else folder
-        with explained(output):
+        with os_errors_explained(output):
             place.mkdir(exist_ok=True)
         shards = [content.tensors] if is_lora else split(content.tensors, limit)
         with one_thread():
             written, files = _write(place, shards, content.metadata, bar, LORA_WEIGHTS_NAME if is_lora else None)
         if found and not is_lora:
-            with explained(output):
+            with os_errors_explained(output):
                 shutil.copyfile(found.transformer / "config.json", place / "config.json")
                 if found.pipeline and content.kind == "pipeline":
                     shutil.copyfile(found.pipeline / "model_index.json", folder / "model_index.json")
@@ -281,7 +281,7 @@ def _run_state(folder: Path) -> dict[str, Any]:
 def _check_files(zero: SavedWeights, state: Mapping[str, Any]) -> None:
     """See that a checkpoint of cogtune has the files that were saved with it, and not those of another."""
     shards = f"{zero.tag}/"
-    if wrong := exchanged(zero.folder, state, lambda name: name.startswith(shards)):
+    if wrong := changed_files(zero.folder, state, lambda name: name.startswith(shards)):
         raise CogtuneError(f"{zero.folder} is damaged or incomplete", AGAIN, details=wrong)
 
 
@@ -300,7 +300,7 @@ def _check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
     made = read_json(output / RECORD)
     of_the_merge = made.get("contents", ()) if isinstance(made, dict) else ()
     if foreign := sorted(set(_contents(output)) - {RECORD, *of_the_merge}):
-        raise UsageError(f"{output} holds more than the earlier merge made", hint, details=few(foreign))
+        raise UsageError(f"{output} holds more than the earlier merge made", hint, details=truncated(foreign))
 
 
 def _contents(folder: Path) -> list[str]:
@@ -347,7 +347,7 @@ def _write(
         raise CogtuneError(
             "the merged weights are not sound",
             "use an earlier checkpoint, or --dtype bf16 or fp32 where values are too large",
-            details=few(problems),
+            details=truncated(problems),
         )
     if len(shards) > 1:
         total = sum(tensor.size for shard in shards for tensor in shard.values())

@@ -48,7 +48,7 @@ def fit_transformer(
     found |= {name: base[name] for name in from_base}
     problems += [f"it lacks {name}" for name in lacking if name not in base]
     problems += [
-        f"{name} is {by(found[name].shape)}, in the base model {by(shape)}"
+        f"{name} is {shape_text(found[name].shape)}, in the base model {shape_text(shape)}"
         for name, shape in expected.items()
         if name in found and found[name].shape != shape
     ]
@@ -56,7 +56,7 @@ def fit_transformer(
         raise CogtuneError(
             "the checkpoint does not fit the base model",
             "is --model the one that was trained, with its weights, where frozen parameters were not saved?",
-            details=few(problems),
+            details=truncated(problems),
         )
     sources = {name: found[name] for name in found if name in expected}
     return Fitted(sources, sorted(set(kept) - set(expected)), from_base)
@@ -71,12 +71,12 @@ def own_name(name: str) -> str:
     return name
 
 
-def few(problems: list[str], most: int = 20) -> list[str]:
+def truncated(problems: list[str], most: int = 20) -> list[str]:
     """A whole model's worth of like problems, cut to what can be read."""
     rest = len(problems) - most
     return problems if rest <= 0 else [*problems[:most], f"and {rest} more"]
 
 
-def by(shape: Iterable[int]) -> str:
+def shape_text(shape: Iterable[int]) -> str:
     """A shape in words: 64x32."""
     return "x".join(map(str, shape))

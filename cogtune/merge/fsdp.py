@@ -38,7 +38,7 @@ from cogtune.merge.unpickling import CarefulUnpickler
 from cogtune.merge.zero import AGAIN, LoadedSource, Part, SavedWeights, Source, Values
 from cogtune.models.variants import Precision
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import explained, open_regular, read_bytes
+from cogtune.system.files import open_regular, os_errors_explained, read_bytes
 
 METADATA = ".metadata"
 
@@ -200,7 +200,7 @@ def _parts(
     for file_name, parts in sorted(wanted.items()):
         path = place / file_name
         try:
-            with explained(path, "read"), open_regular(path) as file:
+            with os_errors_explained(path, "read"), open_regular(path) as file:
                 for name, start, length in parts:
                     found[name] += records_at(path, file, start, length)
         except CogtuneError as error:

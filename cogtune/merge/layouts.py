@@ -7,7 +7,7 @@ from pathlib import Path
 from cogtune.merge.fsdp import METADATA, read_full, read_sharded
 from cogtune.merge.zero import AGAIN, SavedWeights, is_of_deepspeed, read_zero
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import explained, open_regular
+from cogtune.system.files import open_regular, os_errors_explained
 
 _FSDP = "pytorch_model_fsdp"
 """What accelerate calls a model's files and folders under FSDP."""
@@ -42,7 +42,7 @@ def read_checkpoint(checkpoint: Path) -> SavedWeights:
 
 
 def _named_by(latest: Path) -> str:
-    with explained(latest, "read"), open_regular(latest) as file:
+    with os_errors_explained(latest, "read"), open_regular(latest) as file:
         tag = file.read(4096).decode(errors="replace").strip()
     if not tag or tag != Path(tag).name or not (latest.parent / tag).is_dir():
         says = f"names '{tag}', but {latest.parent} has no such folder" if tag else "is empty"

@@ -11,7 +11,7 @@ from typing import Any
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 
-from cogtune.merge.fit import by, few, own_name
+from cogtune.merge.fit import own_name, shape_text, truncated
 from cogtune.merge.zero import SavedWeights, Values
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.system.errors import CogtuneError
@@ -84,13 +84,13 @@ def fit_lora(
             if weight is None:
                 problems.append(f"the base model has no {module}")
             elif (up[0], *down[1:]) != weight:
-                adapted = by((up[0], *down[1:]))
-                problems.append(f"{module} adapts a weight of {adapted}, in the base model {by(weight)}")
+                adapted = shape_text((up[0], *down[1:]))
+                problems.append(f"{module} adapts a weight of {adapted}, in the base model {shape_text(weight)}")
     if problems:
         raise CogtuneError(
             "the checkpoint's LoRA cannot be merged",
             "is --model the one that it was trained on?",
-            details=few(problems),
+            details=truncated(problems),
         )
     dora = any("lora_magnitude_vector" in shapes for shapes in modules.values())
     ranks = {module: shapes["lora_A"][0] for module, shapes in modules.items()}

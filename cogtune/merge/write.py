@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from cogtune.merge.archive import CHUNK_BYTES
 from cogtune.merge.zero import Values
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import explained
+from cogtune.system.files import os_errors_explained
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -124,7 +124,7 @@ def write_safetensors(
     written: dict[str, Written] = {}
     problems = []
     wide = torch.empty(CHUNK_BYTES, dtype=torch.float64)
-    with explained(path), path.open("wb") as file:
+    with os_errors_explained(path), path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, tensor in ordered.items():
             crc, total = 0, 0.0

@@ -24,7 +24,7 @@ from cogtune.models.geometry import NANO_SIZE, SPATIAL_COMPRESSION
 from cogtune.models.variants import Variant
 from cogtune.models.variants import variant as find_variant
 from cogtune.system.errors import CogtuneError, UsageError, did_you_mean
-from cogtune.system.files import explained, write_json, written_folder
+from cogtune.system.files import os_errors_explained, write_json, written_folder
 
 NANO_VARIANTS = ("2b", "5b", "5b-i2v", "1.5-5b-i2v")
 
@@ -160,7 +160,7 @@ def write_nano(name: str, parts: Path, folder: Path) -> Path:
     missing = [part for part in wanted if not (parts / part).is_dir()]
     if missing:
         raise CogtuneError(f"{parts} has no {', '.join(missing)}", "the scripts in tools/nano make them")
-    with written_folder(folder) as aside, explained(folder):
+    with written_folder(folder) as aside, os_errors_explained(folder):
         for part in wanted:
             target = aside / ("transformer" if part == wanted[-1] else part)
             shutil.copytree(parts / part, target, copy_function=shutil.copyfile)

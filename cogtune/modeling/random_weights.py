@@ -26,7 +26,7 @@ from cogtune.modeling.devices import DTYPES
 from cogtune.models.download import home
 from cogtune.models.variants import Variant
 from cogtune.models.variants import variant as find_variant
-from cogtune.system.files import PARTIAL_SUFFIX, digest, explained, write_json, written_folder
+from cogtune.system.files import PARTIAL_SUFFIX, digest, os_errors_explained, write_json, written_folder
 
 Scale = Literal["tiny", "full"]
 
@@ -344,7 +344,7 @@ def write_pipeline(
     if dtype is None:
         dtype = DTYPES["fp32" if scale == "tiny" else variant.trained_in]
     # Saving a text encoder imports DeepSpeed, which logs to stdout; that is for results
-    with contextlib.redirect_stdout(sys.stderr), written_folder(folder) as aside, explained(folder):
+    with contextlib.redirect_stdout(sys.stderr), written_folder(folder) as aside, os_errors_explained(folder):
         write_tokenizer(aside / "tokenizer", _tokenizer_model())
         CogVideoXDDIMScheduler(**scheduler_config(variant, scale)).save_pretrained(aside / "scheduler")
         # The largest files that the published checkpoints have
@@ -380,7 +380,7 @@ def write_for_training(
         CogtuneError: the folder cannot be written.
     """
     dtype = DTYPES["fp32" if scale == "tiny" else variant.trained_in]
-    with written_folder(folder) as aside, explained(folder):
+    with written_folder(folder) as aside, os_errors_explained(folder):
         CogVideoXDDIMScheduler(**scheduler_config(variant, scale)).save_pretrained(aside / "scheduler")
         transformer = build_transformer(variant, scale, device=device, dtype=dtype, seed=seed)
         transformer.save_pretrained(aside / "transformer", max_shard_size="10GB")
@@ -404,7 +404,7 @@ def write_for_encoding(
         CogtuneError: the folder cannot be written.
     """
     dtype = DTYPES["fp32" if scale == "tiny" else variant.trained_in]
-    with written_folder(folder) as aside, explained(folder):
+    with written_folder(folder) as aside, os_errors_explained(folder):
         write_tokenizer(aside / "tokenizer", _tokenizer_model())
         CogVideoXDDIMScheduler(**scheduler_config(variant, scale)).save_pretrained(aside / "scheduler")
         build_text_encoder(variant, scale, device=device, dtype=dtype, seed=seed).save_pretrained(
@@ -435,7 +435,7 @@ def tiny_model(name: str) -> Path:
     target = home().absolute() / "tiny" / f"{row.name}-{version}"
     if target.is_dir():
         return target
-    with explained(target):
+    with os_errors_explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=PARTIAL_SUFFIX, dir=target.parent) as own:
             made = write_pipeline(row, Path(own) / target.name)

@@ -137,7 +137,7 @@ def spread_indices(first: int, end: int, num_frames: int) -> list[int]:
     return [first + int(k * stride + 0.5) for k in range(num_frames)]
 
 
-Sampling = Literal["head", "uniform", "random-start"]
+FrameSampling = Literal["head", "uniform", "random-start"]
 """Which frames of a clip are taken.
 
 ``head`` takes them at a rate from the first on, ``random-start`` at a rate from one that is drawn for each clip;

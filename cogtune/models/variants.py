@@ -14,7 +14,7 @@ from typing import Any, Literal
 from cogtune.models.configs import Configs, read_index
 from cogtune.models.geometry import FRAME_STEP, SPATIAL_COMPRESSION, Size, legal_frame_counts
 from cogtune.system.errors import CogtuneError, UsageError, did_you_mean
-from cogtune.system.files import digest, explained
+from cogtune.system.files import digest, os_errors_explained
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -400,6 +400,6 @@ def fingerprint(checkpoint: Path, component: str) -> str:
     folder = checkpoint / component
     if not folder.is_dir():
         raise CogtuneError(f"{checkpoint} has no {component}/ folder", "download the whole checkpoint")
-    with explained(folder, "read"):
+    with os_errors_explained(folder, "read"):
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
         return digest([[path.relative_to(folder).as_posix(), _file_fingerprint(path)] for path in files])

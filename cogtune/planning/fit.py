@@ -34,7 +34,7 @@ GB = 10**9
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     """What there is to train on."""
 
     cards: tuple[Gpu, ...]
@@ -55,16 +55,16 @@ class Machine:
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def this_machine() -> Machine:
+def local_hardware() -> Hardware:
     """The cards that are visible here, and the host's memory, or what a container may have of it."""
     host = int(psutil.virtual_memory().total)
     for path in _CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # "max" is no limit
             host = min(host, int(Path(path).read_text()))
-    return Machine(gpus(), host)
+    return Hardware(gpus(), host)
 
 
-def problems(config: RunConfig, needs: Estimate, machine: Machine, *, sure: float = SURE) -> list[str]:
+def problems(config: RunConfig, needs: Estimate, machine: Hardware, *, sure: float = SURE) -> list[str]:
     """Why a run cannot be made on ``machine``; empty when it can.
 
     Args:
@@ -81,12 +81,12 @@ def problems(config: RunConfig, needs: Estimate, machine: Machine, *, sure: floa
     return found
 
 
-def _fits_whole(config: RunConfig, spec: ModelSpec, machine: Machine) -> bool:
+def _fits_whole(config: RunConfig, spec: ModelSpec, machine: Hardware) -> bool:
     """Whether a run may be proposed: the whole of its estimate fits."""
     return not problems(config, estimate(config, spec), machine, sure=1.0)
 
 
-def why_not_tried(config: RunConfig, needs: Estimate, machine: Machine) -> list[str]:
+def why_not_tried(config: RunConfig, needs: Estimate, machine: Hardware) -> list[str]:
     """Why a run cannot even be tried on ``machine``: too few GPUs, or none and too much for a CPU."""
     here = config.local_processes
     if not machine.cards:
@@ -105,7 +105,7 @@ def _cards(count: int) -> str:
     return "a GPU" if count == 1 else f"{count} GPUs"
 
 
-def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Machine, name: str | None = None) -> None:
+def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Hardware, name: str | None = None) -> None:
     """Stop a run that this machine cannot make.
 
     Args:
@@ -131,7 +131,7 @@ def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Machine, name: str
         )
 
 
-def _what_fits(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
+def _what_fits(config: RunConfig, spec: ModelSpec, machine: Hardware) -> str:
     if not machine.cards:
         return "use a machine with such GPUs, or try the program with --preset cpu-lora-tiny"
     by_fit = " (or --fit, which chooses it)"
@@ -160,7 +160,7 @@ def _flags(before: RunConfig, after: RunConfig) -> str:
     return " ".join(words)
 
 
-def _named(row: Preset, config: RunConfig, machine: Machine) -> str:
+def _named(row: Preset, config: RunConfig, machine: Hardware) -> str:
     """The flags that make a preset out of a run of ``config``, which may have set an optimizer."""
     words = [f"--preset {row.name}"]
     if row.gpus > 1:
@@ -170,12 +170,12 @@ def _named(row: Preset, config: RunConfig, machine: Machine) -> str:
     return " ".join(words)
 
 
-def _fitting(config: RunConfig, spec: ModelSpec, machine: Machine) -> Iterator[RunConfig]:
+def _fitting(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Iterator[RunConfig]:
     """The same training with other strategies and as many GPUs as there are, that fit; fastest first."""
     return (tried for tried in _tried(config, machine) if _fits_whole(tried, spec, machine))
 
 
-def _tried(config: RunConfig, machine: Machine) -> Iterator[RunConfig]:
+def _tried(config: RunConfig, machine: Hardware) -> Iterator[RunConfig]:
     count = len(machine.cards)
     for strategy in _BY_SPEED:
         if strategy in ("zero2", "zero3", "zero3-offload") and count == 1:
@@ -187,7 +187,7 @@ def _tried(config: RunConfig, machine: Machine) -> Iterator[RunConfig]:
         yield config.model_copy(update={"strategy": strategy, "num_processes": count * config.num_machines})
 
 
-def fitted(resolved: Resolved, spec: ModelSpec, machine: Machine) -> Resolved:
+def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
     """``--fit``: all GPUs, and the fastest strategy that fits them.
 
     Raises:
@@ -213,7 +213,7 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Machine) -> Resolved:
     return replace(resolved, config=chosen, provenance={**resolved.provenance, **dict.fromkeys(changed, "--fit")})
 
 
-def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Machine) -> Preset | None:
+def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Preset | None:
     """The preset most like ``config`` that fits: of the same model, else of the same kind of model, else any."""
 
     def distance(row: Preset) -> tuple[bool, ...]:
@@ -235,7 +235,7 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Machine) -> Pres
     return None
 
 
-def what_would_fit(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
+def what_would_fit(config: RunConfig, spec: ModelSpec, machine: Hardware) -> str:
     """What to change after a run of ``config`` was out of GPU memory: one option if one is enough, else a preset.
 
     The options cost more time or change the training more from one to the next; the first that fits by the estimate,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import explained, write_text
+from cogtune.system.files import os_errors_explained, write_text
 
 FILE = Path(__file__).with_name("measurements.json")
 """The recorded measurements, one JSON object a line."""
@@ -109,7 +109,7 @@ def read(path: Path = FILE) -> tuple[Measurement, ...]:
     Raises:
         CogtuneError: it cannot be read, or holds something else.
     """
-    with explained(path, "read"):
+    with os_errors_explained(path, "read"):
         text = path.read_text(encoding="utf-8")
     try:
         values = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.config.run_config import RunConfig
-from cogtune.data.sources import Reading, read_dataset
+from cogtune.data.sources import LayoutOptions, read_dataset
 from cogtune.encoding.jobs import clips_by_size, frame_settings
 from cogtune.models.variants import ModelSpec
 from cogtune.planning.estimate import GIB, Estimate, estimate
-from cogtune.planning.fit import GB, Machine, problems
+from cogtune.planning.fit import GB, Hardware, problems
 from cogtune.run.launch import LaunchFiles, folder_name
 from cogtune.run.plan import size_of
 from cogtune.system.errors import CogtuneError
@@ -32,12 +32,12 @@ _PARTS = {
 
 
 @dataclass(frozen=True)
-class Outlook:
+class RunEstimate:
     """What a run will take, and whether this machine has it."""
 
     config: RunConfig
     spec: ModelSpec
-    machine: Machine
+    machine: Hardware
     needs: Estimate
     counts: tuple[int, ...]
     """Samples at each training size."""
@@ -119,9 +119,9 @@ class Outlook:
         }
 
 
-def outlook(
-    config: RunConfig, spec: ModelSpec, machine: Machine, counts: Sequence[int] = (), launch: Path | None = None
-) -> Outlook:
+def estimate_run(
+    config: RunConfig, spec: ModelSpec, machine: Hardware, counts: Sequence[int] = (), launch: Path | None = None
+) -> RunEstimate:
     """What a run will take.
 
     Args:
@@ -132,14 +132,14 @@ def outlook(
     gpu = machine.cards[0].name if machine.cards else ""
     needs = estimate(config, spec, gpu=gpu)
     folder = launch or config.output / folder_name(config)
-    return Outlook(config, spec, machine, needs, found or (_USUAL_SAMPLES,), bool(found), folder)
+    return RunEstimate(config, spec, machine, needs, found or (_USUAL_SAMPLES,), bool(found), folder)
 
 
 def _count(config: RunConfig, spec: ModelSpec) -> tuple[int, ...]:
     if not config.data.is_dir():
         return ()
     try:
-        dataset = read_dataset(config.data, Reading(format=config.format))
+        dataset = read_dataset(config.data, LayoutOptions(format=config.format))
         if config.buckets:
             return tuple(clips_by_size(dataset, frame_settings(config, spec)).values())
         return (len(dataset.samples),)

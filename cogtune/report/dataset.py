@@ -11,10 +11,10 @@ from statistics import median
 
 from cogtune import __version__
 from cogtune.data.findings import SEVERITIES, Finding
-from cogtune.data.frames import FrameSettings, View, settings_for, shared_out, view
+from cogtune.data.frames import ClipView, FrameSettings, clips_per_bucket, settings_for, view
 from cogtune.data.sources import Dataset, Sample
 from cogtune.data.validation.captions import CountTokens
-from cogtune.data.validation.checks import Report
+from cogtune.data.validation.checks import ValidationReport
 from cogtune.data.video.clips import VideoInfo
 from cogtune.models.geometry import Reshape, enlargement_loss, fit, shape_loss
 from cogtune.report.charts import bars, distribution
@@ -36,18 +36,18 @@ _CLIP_FINDINGS = 12
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedDataset:
     """A dataset, what training takes of it, and what a check found."""
 
     dataset: Dataset
     settings: FrameSettings
-    report: Report
+    report: ValidationReport
     count_tokens: CountTokens | None = None
 
 
 def write_dataset_report(
     path: Path,
-    checked: Checked,
+    checked: CheckedDataset,
     *,
     most_clips: int = MOST_CLIPS,
     workers: int = WORKERS,
@@ -92,7 +92,7 @@ def choose_samples(
     return [(place, samples[place]) for place in places]
 
 
-def _by_sample(checked: Checked) -> dict[str, list[Finding]]:
+def _by_sample(checked: CheckedDataset) -> dict[str, list[Finding]]:
     """The findings of each sample, worst first; those of the dataset as a whole are not among them."""
     ids = {sample.id for sample in checked.dataset.samples}
     grouped: defaultdict[str, list[Finding]] = defaultdict(list)
@@ -103,7 +103,7 @@ def _by_sample(checked: Checked) -> dict[str, list[Finding]]:
 
 
 def _parts(
-    checked: Checked,
+    checked: CheckedDataset,
     samples: list[tuple[int, Sample]],
     by_sample: dict[str, list[Finding]],
     workers: int,
@@ -123,7 +123,7 @@ def _parts(
     yield tag("footer", f"Made by cogtune {__version__}.")
 
 
-def _header(checked: Checked) -> Html:
+def _header(checked: CheckedDataset) -> Html:
     report, settings = checked.report, checked.settings
     counts = report.counts
     seconds = sum(info.duration for info in report.infos.values())
@@ -172,7 +172,7 @@ def _duration(seconds: float) -> str:
 # -------------------------------------------------------------------------------- the dataset in numbers
 
 
-def _distributions(checked: Checked) -> Iterator[Html]:
+def _distributions(checked: CheckedDataset) -> Iterator[Html]:
     infos = list(checked.report.infos.values())
     sizes = Counter(f"{info.height}x{info.width}" for info in infos).most_common()
     rows = sizes if len(sizes) <= 8 else [*sizes[:7], (f"{len(sizes) - 7} more", sum(count for _, count in sizes[7:]))]
@@ -186,11 +186,11 @@ def _distributions(checked: Checked) -> Iterator[Html]:
         yield distribution("Captions", [len(caption.split()) for caption in captions], unit="words")
 
 
-def _plan(checked: Checked) -> Html:
+def _plan(checked: CheckedDataset) -> Html:
     """Which clips are trained at which size, and what that costs them."""
     settings, rows = checked.settings, []
     lost = _LOST[settings.reshape]
-    for size, infos in shared_out(checked.report.infos.values(), settings).items():
+    for size, infos in clips_per_bucket(checked.report.infos.values(), settings).items():
         target = (size.height, size.width)
         shapes = [(info.height, info.width) for info in infos]
         shares = [shape_loss(shape, target) for shape in shapes]
@@ -219,7 +219,7 @@ def _rate(settings: FrameSettings) -> str:
     return "frames spread evenly" if settings.sampling == "uniform" else f"{settings.fps:g} frames a second"
 
 
-def _view_of(checked: Checked, sample: Sample) -> View | None:
+def _view_of(checked: CheckedDataset, sample: Sample) -> ClipView | None:
     """What training sees of a clip; of one too short for it, all its frames; None of one that does not open."""
     info, settings = checked.report.infos.get(sample.id), checked.settings
     if info is None:
@@ -230,14 +230,14 @@ def _view_of(checked: Checked, sample: Sample) -> View | None:
         return None
     except ValueError:
         size = settings_for(info, settings).size
-        return View(tuple(range(info.num_frames)), size, (info.height, info.width), settings.reshape)
+        return ClipView(tuple(range(info.num_frames)), size, (info.height, info.width), settings.reshape)
 
 
 # ------------------------------------------------------------------------------------------ the contact sheet
 
 
 def _contact_sheet(
-    checked: Checked,
+    checked: CheckedDataset,
     samples: list[tuple[int, Sample]],
     by_sample: dict[str, list[Finding]],
     workers: int,
@@ -273,7 +273,12 @@ def _contact_sheet(
 
 
 def _clip(
-    checked: Checked, place: int, sample: Sample, seen: View | None, findings: list[Finding], shown: Shown | str | None
+    checked: CheckedDataset,
+    place: int,
+    sample: Sample,
+    seen: ClipView | None,
+    findings: list[Finding],
+    shown: Shown | str | None,
 ) -> Html:
     info = checked.report.infos.get(sample.id)
     if sample.caption:
@@ -295,7 +300,7 @@ def _clip(
     return Html(f"{whole}\n")
 
 
-def _what(info: VideoInfo, seen: View | None) -> str:
+def _what(info: VideoInfo, seen: ClipView | None) -> str:
     """A clip's facts in a line."""
     facts_of = [
         f"{info.duration:.3g} s",

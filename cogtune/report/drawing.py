@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from cogtune.data.frames import View
+from cogtune.data.frames import ClipView
 from cogtune.report.pictures import Shown, show_clip
 from cogtune.system.children import Context, end_with_creator, forking
 
@@ -26,7 +26,7 @@ class Task:
     """A clip to draw: what :func:`cogtune.report.pictures.show_clip` takes."""
 
     video: Path
-    seen: View
+    seen: ClipView
     image: Path | None
     most_bytes: int
 

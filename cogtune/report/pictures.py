@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cogtune.data.frames import View, reshape
+from cogtune.data.frames import ClipView, reshape
 from cogtune.data.video.clips import Pixels, iter_frames
 from cogtune.data.video.images import read_image
 from cogtune.models.geometry import Crop, Size, cover
@@ -124,7 +124,7 @@ def first_middle_last(indices: Sequence[int]) -> list[int]:
     return sorted({indices[0], indices[len(indices) // 2], indices[-1]})
 
 
-def show_clip(video: Path, seen: View, image: Path | None, most_bytes: int) -> Shown:
+def show_clip(video: Path, seen: ClipView, image: Path | None, most_bytes: int) -> Shown:
     """The first, the middle and the last frame that training takes.
 
     Args:

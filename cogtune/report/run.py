@@ -18,7 +18,7 @@ from cogtune.report.videos import video_section
 from cogtune.system import console
 from cogtune.system.containment import refuse_links_out
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import MOST_JSON, explained, read_bytes, write_json
+from cogtune.system.files import MOST_JSON, os_errors_explained, read_bytes, write_json
 from cogtune.system.reading import S, Schema, abridged, read_as
 from cogtune.system.versions import machine
 
@@ -55,7 +55,7 @@ def write_run_report(output: Path, state: State = "ended") -> Path:
         raise CogtuneError(f"{output} holds no run: it has no {RUN_NAME}", "give the --output folder of a training run")
     refuse_links_out(output)
     path = output / PAGE_NAME
-    with explained(output / "metrics.jsonl", "read"):
+    with os_errors_explained(output / "metrics.jsonl", "read"):
         found = curves(read_metrics(output / "metrics.jsonl"))
     write_page(path, f"{output.absolute().name} · run report", _parts(output.absolute(), found, state))
     return path

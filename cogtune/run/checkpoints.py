@@ -25,7 +25,7 @@ def checkpoints(output: Path) -> list[Path]:
     return [path for _, path in sorted(found) if (path / STATE_NAME).is_file()]
 
 
-def after(output: Path, step: int) -> list[Path]:
+def checkpoints_after(output: Path, step: int) -> list[Path]:
     """The checkpoints of a run that lie behind ``step``: another branch, for a run that goes on from there."""
     return [path for path in checkpoints(output) if int(path.name.removeprefix("checkpoint-")) > step]
 
@@ -45,7 +45,7 @@ def refuse_shards(path: Path) -> None:
             )
 
 
-def choose(wanted: str, output: Path) -> Path:
+def choose_checkpoint(wanted: str, output: Path) -> Path:
     """The checkpoint that ``--resume`` names: ``latest`` of the run in ``output``, or a path.
 
     Raises:
@@ -120,7 +120,9 @@ def _fingerprint(path: Path) -> str:
         raise ValueError(f"{path.name} is not whole ({error})") from error
 
 
-def exchanged(checkpoint: Path, state: Mapping[str, Any], only: Callable[[str], bool] = lambda _: True) -> list[str]:
+def changed_files(
+    checkpoint: Path, state: Mapping[str, Any], only: Callable[[str], bool] = lambda _: True
+) -> list[str]:
     """The files of a checkpoint that are not those that were saved with ``state``, as problems.
 
     Checkpoints of earlier versions do not say it of every file, and those of other programs of none.

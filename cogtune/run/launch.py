@@ -20,8 +20,8 @@ from cogtune.run.checkpoints import checkpoints, stamp
 from cogtune.run.plan import Plan
 from cogtune.system import console, processes
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import explained, remove_leftovers, write_json, write_text
-from cogtune.system.processes import Report
+from cogtune.system.files import os_errors_explained, remove_leftovers, write_json, write_text
+from cogtune.system.processes import WorkerReport
 from cogtune.system.safe_path import STANDARD_LIBRARY
 
 ENVIRONMENT = {
@@ -79,9 +79,9 @@ class LaunchFiles:
         """The configuration; the worker puts it at the top of the run's folder once the run is sure to start."""
         return self.folder / RUN_NAME
 
-    def report(self, rank: int) -> Report:
+    def report(self, rank: int) -> WorkerReport:
         """Where process ``rank`` says how it is."""
-        return Report(self.folder / f"rank-{rank}.json")
+        return WorkerReport(self.folder / f"rank-{rank}.json")
 
     def command(self, config: RunConfig, *worker: str) -> list[str]:
         """The ``accelerate launch`` command, for each machine of the run.
@@ -121,7 +121,7 @@ def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFile
     """
     config = plan.config
     files = LaunchFiles(config.output / folder)
-    with explained(files.folder):
+    with os_errors_explained(files.folder):
         files.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(files.folder)
     deepspeed = deepspeed_config(config)
@@ -160,7 +160,7 @@ def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None =
     Args:
         worker: as for :meth:`LaunchFiles.command`.
         if_stopped: what to tell when it was stopped, in place of how a run goes on.
-        is_last: as for :func:`cogtune.system.processes.watch`.
+        is_last: as for :func:`cogtune.system.processes.supervise`.
 
     Raises:
         CogtuneError: the run failed or was stopped.
@@ -173,7 +173,7 @@ def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None =
             f"waiting for {others} other {'machine' if others == 1 else 'machines'} at {meeting_point(config)}, "
             f"at most {config.nccl_timeout:g} minutes"
         )
-    processes.watch(
+    processes.supervise(
         [*LAUNCHER, *files.command(config, *worker)[2:]],
         [files.report(first + rank) for rank in range(config.local_processes)],
         files.log,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from cogtune.system.files import explained, write_text
+from cogtune.system.files import os_errors_explained, write_text
 
 METRICS_NAME = "metrics.jsonl"
 SMOOTHING = 0.9
@@ -38,7 +38,7 @@ class MetricsFile:
             CogtuneError: it cannot be written.
         """
         if self._handle is not None:
-            with explained(self._path):
+            with os_errors_explained(self._path):
                 self._handle.write(json.dumps(dict(values)) + "\n")
                 self._handle.flush()
 

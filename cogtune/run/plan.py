@@ -116,7 +116,7 @@ class Plan:
         return video_tokens(self.size, self.spec.patch_size, self.spec.patch_size_t)
 
 
-def check(config: RunConfig, spec: ModelSpec) -> None:
+def check_config(config: RunConfig, spec: ModelSpec) -> None:
     """Refuse what the model cannot do.
 
     Raises:
@@ -196,7 +196,7 @@ _IDENTITY_KEYS = (
 """Configuration keys that a resumed run must share with its checkpoint. The learning rate may be changed."""
 
 
-def identity_of(config: RunConfig, *, base: str, data: str) -> dict[str, Any]:
+def resume_fingerprint(config: RunConfig, *, base: str, data: str) -> dict[str, Any]:
     """What has to be the same for a resumed run to be the same run.
 
     Args:

@@ -160,7 +160,7 @@ def is_quiet() -> bool:
 
 def say(message: str) -> None:
     """A result line on stdout."""
-    print(_in_characters_of(sys.stdout, harmless(message)), flush=True)
+    print(_in_characters_of(sys.stdout, printable(message)), flush=True)
 
 
 def emit(value: Any) -> None:
@@ -181,7 +181,7 @@ def note(message: str) -> None:
     if _settings.live is not None:
         _settings.live.print(escape(message))
     elif not _settings.quiet:
-        print(harmless(message), file=_remarks(), flush=True)
+        print(printable(message), file=_remarks(), flush=True)
 
 
 def warn(message: str) -> None:
@@ -203,7 +203,7 @@ def escape(text: str) -> str:
     """``text`` as it is to be seen: its square brackets are no markup of rich's, nor its characters commands."""
     from rich.markup import escape as rich_escape
 
-    return rich_escape(harmless(text))
+    return rich_escape(printable(text))
 
 
 _BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -214,7 +214,7 @@ _COMMANDS = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code
 _IN_JSON = {code: f"\\u{code:04x}" for code in _CODES if code >= 32}  # JSON itself spells out the others
 
 
-def harmless(text: str) -> str:
+def printable(text: str) -> str:
     """``text`` with what a terminal would obey, or could not show, written out: a file's name may hold anything."""
     return text.translate(_COMMANDS).encode(errors="backslashreplace").decode()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import explained
+from cogtune.system.files import os_errors_explained
 
 _FOLDERS = ("latents", "text", "image", "media", "datasets", "job", "launch*", "dry-run*", "logs", "samples")
 """Folders of a cache and of a run whose entries are written in place or deleted."""
@@ -28,7 +28,7 @@ def leads_out(path: Path, root: Path) -> bool:
 
 
 def _links(folder: Path) -> Iterator[Path]:
-    with explained(folder, "read"), os.scandir(folder) as entries:
+    with os_errors_explained(folder, "read"), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
                 yield Path(entry.path)
@@ -73,7 +73,7 @@ def open_in_place(path: Path) -> TextIO:
     Raises:
         CogtuneError: it is a link or no regular file, or cannot be opened.
     """
-    with explained(path):
+    with os_errors_explained(path):
         if path.is_symlink():
             raise CogtuneError(f"{path} is a link to {os.path.realpath(path)}", "delete the link")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)

@@ -63,7 +63,7 @@ _WRITE_FAILURES = ("I/O error", "PytorchStreamWriter failed", "inline_container.
 
 
 @contextlib.contextmanager
-def explained(path: Path, doing: str = "write") -> Iterator[None]:
+def os_errors_explained(path: Path, doing: str = "write") -> Iterator[None]:
     """Turn an ``OSError`` about ``path``, in whatever form, into a :class:`CogtuneError` that says what to do.
 
     Raises:
@@ -116,7 +116,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         CogtuneError: the file cannot be written (full disk, permissions); nothing is left behind.
     """
     aside = _aside(path)
-    with explained(path):
+    with os_errors_explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(aside)
@@ -162,7 +162,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     Raises:
         CogtuneError: it cannot be read, or has more than ``most`` bytes.
     """
-    with explained(path, "read"), open_regular(path) as file:
+    with os_errors_explained(path, "read"), open_regular(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise CogtuneError(f"{path} is too large: {most:,} bytes are the most that is read", "is it the right file?")
@@ -259,7 +259,7 @@ def partial_folder(target: Path) -> Path:
     """
     require_replaceable(target)
     aside = partial_path(target)
-    with explained(target):
+    with os_errors_explained(target):
         _restore(_replaced(target))
         if aside.exists():
             _discard(aside)
@@ -302,7 +302,7 @@ def publish_folder(aside: Path, target: Path) -> str:
     Raises:
         CogtuneError: it cannot be published; ``target`` is as it was.
     """
-    with explained(target):
+    with os_errors_explained(target):
         for path in sorted(aside.rglob("*")):
             if path.is_file() and not path.is_symlink():
                 _finish(path)
@@ -376,7 +376,7 @@ def remove_folder(folder: Path) -> str:
         CogtuneError: it keeps its name.
     """
     doomed = _aside(folder)
-    with explained(folder, "delete"):
+    with os_errors_explained(folder, "delete"):
         folder.rename(doomed)
     return _discard(doomed)
 
@@ -459,7 +459,7 @@ def digest(value: Any) -> str:
 def digest_file(path: Path) -> str:
     """32 hexadecimal digits that stand for a file's bytes (BLAKE2b)."""
     hasher = hashlib.blake2b(digest_size=16)
-    with explained(path, "read"), path.open("rb") as handle:
+    with os_errors_explained(path, "read"), path.open("rb") as handle:
         while chunk := handle.read(1 << 20):
             hasher.update(chunk)
     return hasher.hexdigest()

@@ -12,7 +12,7 @@ from typing import TextIO
 from cogtune.system import console
 from cogtune.system.containment import open_in_place, refuse_links_out
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import explained
+from cogtune.system.files import os_errors_explained
 
 try:
     import fcntl
@@ -58,7 +58,7 @@ def _held(handle: TextIO, seconds: float) -> bool:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, name: str = LOCK, *, wait: bool = False, waiting: str = "") -> Iterator[None]:
+def exclusive_folder(folder: Path, name: str = LOCK, *, wait: bool = False, waiting: str = "") -> Iterator[None]:
     """Hold a folder while the block runs: two runs in one would overwrite each other. A killed holder lets go.
 
     Args:
@@ -70,7 +70,7 @@ def alone_in(folder: Path, name: str = LOCK, *, wait: bool = False, waiting: str
         CogtuneError: another process holds it, or a link in it leads out of it.
     """
     path = folder / name
-    with explained(path):
+    with os_errors_explained(path):
         folder.mkdir(parents=True, exist_ok=True)
     refuse_links_out(folder)
     handle = open_in_place(path)

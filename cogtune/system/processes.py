@@ -27,7 +27,7 @@ from typing import Any, Literal, TextIO
 from cogtune.system import children, console
 from cogtune.system.children import GRACE, PARENT_PID
 from cogtune.system.errors import EXIT_FAILURE, CogtuneError, StoppedError, said_by
-from cogtune.system.files import explained, write_text
+from cogtune.system.files import os_errors_explained, write_text
 from cogtune.system.safe_path import STANDARD_LIBRARY
 
 _QUIET = "COGTUNE_QUIET"
@@ -40,7 +40,7 @@ _TAIL_LINES = 20
 
 
 @dataclass(frozen=True)
-class Report:
+class WorkerReport:
     """The file in which one worker process says how it is."""
 
     path: Path
@@ -94,7 +94,7 @@ class StopRequest:
     Until :meth:`begins` was called, a signal ends the process at once, whatever it is at.
     """
 
-    def __init__(self, report: Report | None = None) -> None:
+    def __init__(self, report: WorkerReport | None = None) -> None:
         self._asked = False
         self._patience = 0.0
         self._report = report
@@ -121,7 +121,7 @@ class StopRequest:
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def work(report: Report, log: Path, job: Callable[[StopRequest], bool]) -> int:
+def run_worker(report: WorkerReport, log: Path, job: Callable[[StopRequest], bool]) -> int:
     """Run ``job`` in a worker process and report how it ended; the exit status.
 
     Args:
@@ -181,7 +181,7 @@ def _own_stdout() -> Iterator[TextIO]:
         os.close(number)
 
 
-def _work(report: Report, log: Path, job: Callable[[StopRequest], bool], stop: StopRequest) -> int:
+def _work(report: WorkerReport, log: Path, job: Callable[[StopRequest], bool], stop: StopRequest) -> int:
     try:
         report.write("starting")
         report.write("done" if job(stop) else "stopped")
@@ -194,7 +194,7 @@ def _work(report: Report, log: Path, job: Callable[[StopRequest], bool], stop: S
         return EXIT_FAILURE
 
 
-def _tell_end(report: Report, error: CogtuneError, logged: str, *, foreseen: bool) -> None:
+def _tell_end(report: WorkerReport, error: CogtuneError, logged: str, *, foreseen: bool) -> None:
     """Report a failure and log it; each as far as the disk allows."""
     if not report.write("failed", error, foreseen=foreseen):
         console.error(error)
@@ -228,9 +228,9 @@ def _in_words(error: Exception, log: Path) -> CogtuneError:
     return CogtuneError(f"{type(error).__name__}: {said_by(error)}", hint)
 
 
-def watch(
+def supervise(
     command: Sequence[str],
-    reports: Sequence[Report],
+    reports: Sequence[WorkerReport],
     log: Path,
     *,
     environment: dict[str, str],
@@ -261,7 +261,7 @@ def watch(
         variables[_QUIET] = "1"
     here = str(Path(sys.executable).parent)  # where ninja is, which DeepSpeed builds its kernels with
     variables["PATH"] = os.pathsep.join((here, variables.get("PATH", os.defpath)))
-    with explained(log):
+    with os_errors_explained(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         output = log.open("wb")
     with output, _signals_heard() as received:
@@ -296,7 +296,9 @@ def _signals_heard() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _end_of(child: subprocess.Popen[bytes], reports: Sequence[Report], received: Sequence[int], family: str) -> int:
+def _end_of(
+    child: subprocess.Popen[bytes], reports: Sequence[WorkerReport], received: Sequence[int], family: str
+) -> int:
     """The child's exit status, once it ended or was made to.
 
     It is looked for time and again, since a signal that another thread got ends no wait.

@@ -22,12 +22,12 @@ from torch import Tensor
 from cogtune.config.run_config import RunConfig
 from cogtune.modeling.adapters import load_lora, save_lora
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.run.checkpoints import FORMAT, STATE_NAME, checkpoints, exchanged, fingerprints, read_state
+from cogtune.run.checkpoints import FORMAT, STATE_NAME, changed_files, checkpoints, fingerprints, read_state
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, said_by
 from cogtune.system.files import (
-    explained,
     open_regular,
+    os_errors_explained,
     partial_folder,
     partial_path,
     publish_folder,
@@ -42,7 +42,7 @@ ZERO_TAG = "pytorch_model"
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainState:
     """What a checkpoint is a checkpoint of."""
 
     accelerator: Accelerator
@@ -58,7 +58,7 @@ class Trainee:
         return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
 
-def whole_trainables(trainee: Trainee) -> dict[str, Tensor]:
+def whole_trainables(trainee: TrainState) -> dict[str, Tensor]:
     """The trainable weights by name, on the CPU, gathered from all ranks. Collective: every rank calls it."""
     if not trainee.is_zero:
         return {name: p.detach().cpu() for name, p in trainee.transformer.named_parameters() if p.requires_grad}
@@ -73,7 +73,7 @@ def whole_trainables(trainee: Trainee) -> dict[str, Tensor]:
     return weights
 
 
-def save(trainee: Trainee, config: RunConfig, step: int, facts: Mapping[str, Any]) -> None:
+def save(trainee: TrainState, config: RunConfig, step: int, facts: Mapping[str, Any]) -> None:
     """Write ``checkpoint-<step>`` and delete all but the newest of them. Collective: every rank calls it.
 
     It holds the weights (LoRA in the diffusers format), the optimizer and ``state.json`` with ``facts`` and the
@@ -91,7 +91,7 @@ def save(trainee: Trainee, config: RunConfig, step: int, facts: Mapping[str, Any
     files: dict[str, str] = {}
     if trainee.is_zero:
         failures = _save_shards(trainee, aside)
-        with _all_or_none(accelerator, aside), explained(target):
+        with _all_or_none(accelerator, aside), os_errors_explained(target):
             for failure in failures:
                 raise failure
             files = _own_fingerprints(trainee, aside)
@@ -102,13 +102,13 @@ def save(trainee: Trainee, config: RunConfig, step: int, facts: Mapping[str, Any
             if trainee.is_lora:
                 save_lora(aside / LORA_WEIGHTS_NAME, trainee.transformer, facts, weights)
             elif not trainee.is_zero:
-                with explained(target):
+                with os_errors_explained(target):
                     trainee.transformer.save_pretrained(aside / "transformer")
             if trainee.is_zero:
                 write_text(aside / "latest", ZERO_TAG)  # as DeepSpeed does, for its own tools
             else:
                 _save_optimizer(trainee, aside / OPTIMIZER_NAME)
-            with explained(target):
+            with os_errors_explained(target):
                 others = [path for path in _files(aside) if path.relative_to(aside).as_posix() not in files]
                 files |= fingerprints(others, aside)
             state = {"format": FORMAT, "step": step, **facts, "files": files, "config": config.to_dict()}
@@ -158,7 +158,7 @@ def _all_or_none(accelerator: Accelerator, aside: Path) -> Iterator[None]:
         raise failure or failures[0]
 
 
-def _save_shards(trainee: Trainee, aside: Path) -> list[Exception]:
+def _save_shards(trainee: TrainState, aside: Path) -> list[Exception]:
     """Let DeepSpeed save; what went wrong in this process. Collective.
 
     DeepSpeed waits for all processes at its end: one that failed must come there too, or the others wait for ever.
@@ -182,10 +182,10 @@ def _save_shards(trainee: Trainee, aside: Path) -> list[Exception]:
     return failures
 
 
-def _save_optimizer(trainee: Trainee, path: Path) -> None:
+def _save_optimizer(trainee: TrainState, path: Path) -> None:
     scaler = trainee.accelerator.scaler
     state = {"optimizer": trainee.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
-    with explained(path):
+    with os_errors_explained(path):
         torch.save(state, path)
 
 
@@ -196,19 +196,19 @@ def _files(checkpoint: Path) -> list[Path]:
 _SHARD = re.compile(r".*zero_pp_rank_(\d+)_.*\.pt")
 
 
-def _is_own(trainee: Trainee, name: str) -> bool:
+def _is_own(trainee: TrainState, name: str) -> bool:
     """Whether a file of a checkpoint is this process's to look at: a shard its rank's, all others the first one's."""
     shard = _SHARD.fullmatch(name)
     return bool((int(shard[1]) if shard else 0) == trainee.accelerator.process_index)
 
 
-def _own_fingerprints(trainee: Trainee, checkpoint: Path) -> dict[str, str]:
+def _own_fingerprints(trainee: TrainState, checkpoint: Path) -> dict[str, str]:
     """Those of the shards that this process wrote."""
     shards = (checkpoint / ZERO_TAG).glob("*.pt")
     return fingerprints([path for path in shards if _is_own(trainee, path.name)], checkpoint)
 
 
-def _check_files(trainee: Trainee, checkpoint: Path) -> None:
+def _check_files(trainee: TrainState, checkpoint: Path) -> None:
     """See that all files are those that were saved, and have the checksums inside them. Collective.
 
     Torch and DeepSpeed look at neither. Each process looks at its share.
@@ -216,7 +216,7 @@ def _check_files(trainee: Trainee, checkpoint: Path) -> None:
     Raises:
         CogtuneError: with every file that is damaged, missing or another's; in every process alike.
     """
-    problems = exchanged(checkpoint, read_state(checkpoint), lambda name: _is_own(trainee, name))
+    problems = changed_files(checkpoint, read_state(checkpoint), lambda name: _is_own(trainee, name))
     for path in _files(checkpoint) if not problems else ():
         if path.suffix != ".pt" or not _is_own(trainee, path.name):
             continue
@@ -236,13 +236,13 @@ def _check_files(trainee: Trainee, checkpoint: Path) -> None:
         )
 
 
-def _check_finite(trainee: Trainee) -> None:
+def _check_finite(trainee: TrainState) -> None:
     for name, parameter in trainee.transformer.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise ValueError(f"{name} is not finite")
 
 
-def load(trainee: Trainee, checkpoint: Path) -> None:
+def load(trainee: TrainState, checkpoint: Path) -> None:
     """Put a checkpoint's weights and optimizer back. Collective: every rank calls it.
 
     Raises:

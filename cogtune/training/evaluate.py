@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cogtune.data.batches import load_batch
-from cogtune.data.cache.index import Row
+from cogtune.data.cache.index import SampleKeys
 from cogtune.data.cache.store import Store
 from cogtune.training.objective import Objective
 
@@ -32,7 +32,7 @@ def evaluate(
     transformer: torch.nn.Module,
     objective: Objective,
     store: Store,
-    samples: Sequence[Row],
+    samples: Sequence[SampleKeys],
     *,
     rank: int = 0,
     world_size: int = 1,

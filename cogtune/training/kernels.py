@@ -12,7 +12,7 @@ import torch
 from torch.utils.cpp_extension import get_default_build_root
 
 from cogtune.system import console
-from cogtune.system.locks import alone_in
+from cogtune.system.locks import exclusive_folder
 
 _FOLDER = "TORCH_EXTENSIONS_DIR"
 
@@ -30,7 +30,7 @@ def building() -> Iterator[None]:
     before = os.environ.get(_FOLDER)
     version = f"cogtune-{sys.implementation.cache_tag}-torch-{torch.__version__}"
     folder = Path(before or get_default_build_root()) / version
-    with alone_in(folder, wait=True, waiting="waiting for DeepSpeed's kernels, which another process compiles"):
+    with exclusive_folder(folder, wait=True, waiting="waiting for DeepSpeed's kernels, which another process compiles"):
         if not list(folder.glob("*/*.so")):
             console.note("compiling DeepSpeed's kernels for this machine, once: this takes a few minutes")
         for left in folder.glob("*/lock"):

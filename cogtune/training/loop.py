@@ -12,23 +12,23 @@ from accelerate.utils import gather_object
 
 from cogtune.config.arrangement import Arrangement
 from cogtune.config.run_config import RunConfig
-from cogtune.data.batches import Batch, Share, batches
+from cogtune.data.batches import Batch, RankSampler, batches
 from cogtune.data.cache.index import Index
 from cogtune.data.cache.store import Store
 from cogtune.run.checkpoints import checkpoints
 from cogtune.system.errors import CogtuneError
 from cogtune.training import checkpoint
-from cogtune.training.checkpoint import Trainee
+from cogtune.training.checkpoint import TrainState
 from cogtune.training.objective import Objective
 from cogtune.training.optimizers import learning_rate_at
-from cogtune.training.watch import Plans, watching
+from cogtune.training.watch import EvalSchedule, monitored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """All that the loop works with."""
 
-    trainee: Trainee
+    trainee: TrainState
     objective: Objective
     store: Store
     index: Index
@@ -37,7 +37,7 @@ class Training:
     total_steps: int
     facts: Mapping[str, Any]
     """What is saved with every checkpoint."""
-    plans: Plans
+    plans: EvalSchedule
     should_stop: Callable[[], bool]
     """Asked after every step and while the run is looked at, by every process; the same answer for all."""
     saves: bool = True
@@ -54,7 +54,7 @@ def train(run: Training) -> bool:
     """
     config, trainee, total = run.config, run.trainee, run.total_steps
     accelerator = trainee.accelerator
-    share = Share(
+    share = RankSampler(
         seed=config.seed,
         batch_size=config.batch_size,
         accumulation=config.gradient_accumulation_steps,
@@ -64,7 +64,7 @@ def train(run: Training) -> bool:
     rate = learning_rate_at(config, total)
     done = run.first_step
 
-    with watching(
+    with monitored(
         trainee, run.objective, run.store, config, run.plans, first_step=done, should_stop=run.should_stop
     ) as watch:
         if not watch.look_before(done):
@@ -109,7 +109,7 @@ def _forward_backward(run: Training, batch: Batch, step: int) -> float:
     return value
 
 
-def _update(trainee: Trainee, config: RunConfig, passes: Sequence[Batch], step: int) -> float:
+def _update(trainee: TrainState, config: RunConfig, passes: Sequence[Batch], step: int) -> float:
     """Clip, let the optimizer step, clear the gradients; the norm before clipping.
 
     Raises:
@@ -128,7 +128,7 @@ def _update(trainee: Trainee, config: RunConfig, passes: Sequence[Batch], step: 
     return norm
 
 
-def _loss_scale(trainee: Trainee) -> float:
+def _loss_scale(trainee: TrainState) -> float:
     """What the next loss is multiplied by: under fp16, half as much after each step that was not finite; else 1."""
     if trainee.is_zero:
         return float(trainee.model.optimizer.loss_scale)

@@ -10,7 +10,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler
 from torch import Tensor
 
-from cogtune.config.run_config import TimestepSampling
+from cogtune.config.run_config import TimestepDistribution
 from cogtune.data.batches import Batch
 from cogtune.modeling.conditioning import (
     conditioning_of,
@@ -33,10 +33,10 @@ _LAYERS = 0x5851F42D4C957F2D
 
 
 @dataclass(frozen=True)
-class Sampling:
+class TimestepSampling:
     """What the draws of training are drawn from."""
 
-    timesteps: TimestepSampling = "uniform"
+    timesteps: TimestepDistribution = "uniform"
     mean: float = 0.0
     deviation: float = 1.0
     """Of the normal under ``logit-normal`` (Esser et al. 2024, "Scaling Rectified Flow Transformers")."""
@@ -56,7 +56,7 @@ class Sampling:
         return low + min(int(share * width), width - 1)
 
 
-USUAL = Sampling()
+USUAL = TimestepSampling()
 
 
 def _mixed(seed: int, ordinal: int) -> int:
@@ -76,7 +76,7 @@ def seed_layers(seed: int, ordinal: int) -> None:
 
 
 @dataclass(frozen=True)
-class Draws:
+class NoiseDraws:
     """The random part of a forward pass, one row a sample.
 
     ``noise`` and ``posterior`` ``[B, F, C, h, w]`` standard normal (noise has the padded F), ``timesteps [B]``,
@@ -93,15 +93,15 @@ class Draws:
     image_posterior: Tensor | None
 
 
-def draw(
+def draw_noise(
     batch: Batch,
     spec: ModelSpec,
     *,
     seed: int,
     caption_dropout: float,
-    sampling: Sampling = USUAL,
+    sampling: TimestepSampling = USUAL,
     timesteps: Sequence[int] | None = None,
-) -> Draws:
+) -> NoiseDraws:
     """The draws that belong to the samples of ``batch``.
 
     Args:
@@ -123,7 +123,7 @@ def draw(
             unscaled = torch.randn(batch.image.shape[1:], generator=random)
             image_noise.append(_sigma(log_sigma, sampling) * unscaled)
             image_posterior.append(torch.randn(1, channels // 2, height, width, generator=random))
-    return Draws(
+    return NoiseDraws(
         torch.stack(noise),
         torch.stack(posterior),
         torch.tensor(steps),
@@ -133,7 +133,7 @@ def draw(
     )
 
 
-def _sigma(standard: Tensor, sampling: Sampling) -> Tensor:
+def _sigma(standard: Tensor, sampling: TimestepSampling) -> Tensor:
     """The strength of a sample's image noise, from a draw of the standard normal."""
     if sampling.image_noise is None:
         return torch.zeros(())
@@ -158,7 +158,7 @@ class Objective:
         device: torch.device,
         dtype: torch.dtype,
         image_encoder: VideoEncoder | None,
-        sampling: Sampling = USUAL,
+        sampling: TimestepSampling = USUAL,
     ) -> None:
         self.spec = spec
         self.seed = seed
@@ -185,7 +185,7 @@ class Objective:
             training: False leaves out what only training does to the condition: dropped captions, noised images.
                 With True, torch's own random state is set, so that a resumed run drops what the first would have.
         """
-        draws = draw(
+        draws = draw_noise(
             batch,
             self.spec,
             seed=self.seed,
@@ -215,7 +215,7 @@ class Objective:
         )
         return (predicted.float() - target).square().mean(dim=(1, 2, 3, 4))
 
-    def _image_latents(self, batch: Batch, draws: Draws, frames: int, *, noised: bool) -> Tensor | None:
+    def _image_latents(self, batch: Batch, draws: NoiseDraws, frames: int, *, noised: bool) -> Tensor | None:
         if self.image_encoder is None or batch.image is None:
             return None
         assert draws.image_noise is not None  # drawn for every image

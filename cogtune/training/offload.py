@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 
-class HostAdamW(torch.optim.Optimizer):
+class CPUOffloadAdamW(torch.optim.Optimizer):
     """torch's fused AdamW on the CPU for weights that are elsewhere.
 
     Gradients are fetched in :meth:`step`, after they were accumulated, unscaled and clipped. (torchao's

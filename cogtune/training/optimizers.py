@@ -15,7 +15,7 @@ from cogtune.config.launchers import largest_group
 from cogtune.config.run_config import OptimizerName, RunConfig
 from cogtune.system import console
 from cogtune.training.kernels import building
-from cogtune.training.offload import HostAdamW
+from cogtune.training.offload import CPUOffloadAdamW
 
 Groups = list[dict[str, Any]]
 """Parameter groups, as torch's optimizers take them."""
@@ -117,7 +117,7 @@ def _adamw_8bit(trainable: Groups, config: RunConfig) -> Optimizer:
 
 
 def _adamw_offload(trainable: Groups, config: RunConfig) -> Optimizer:
-    return HostAdamW(trainable, **_adam_settings(config))
+    return CPUOffloadAdamW(trainable, **_adam_settings(config))
 
 
 _BUILDERS: dict[OptimizerName, Callable[[Groups, RunConfig], Optimizer]] = {

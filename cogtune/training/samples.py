@@ -23,7 +23,7 @@ from cogtune.models.variants import ModelSpec
 from cogtune.run.sample_videos import FOLDER, SampleEntry, file_name, read_list, step_folder, step_folders, write_list
 from cogtune.system import console
 from cogtune.system.files import partial_folder, partial_path, publish_folder, read_json, remove_folder, remove_partials
-from cogtune.training.checkpoint import Trainee
+from cogtune.training.checkpoint import TrainState
 
 
 def remove_later(output: Path, first_step: int) -> None:
@@ -35,7 +35,7 @@ def remove_later(output: Path, first_step: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scenes:
+class ValidationVideos:
     """What a run makes sample videos of, and how."""
 
     prompts: tuple[PromptRow, ...]
@@ -58,13 +58,13 @@ class Scenes:
         return file_name(number, self.prompts[number].prompt)
 
 
-class OneAtATime:
+class UnbatchedGuidance:
     """The model in training as a pipeline wants its transformer: guidance's two samples go through one by one.
 
     So compiled blocks meet the shape that they were compiled for, and activations take half the memory.
     """
 
-    def __init__(self, trainee: Trainee) -> None:
+    def __init__(self, trainee: TrainState) -> None:
         # DDP's own forward pass may synchronise, and the processes' numbers of videos differ; DeepSpeed's is needed.
         self._model = trainee.model if trainee.is_zero else trainee.transformer
         self.config = trainee.transformer.config
@@ -87,8 +87,8 @@ class OneAtATime:
         return (torch.cat(answers),)
 
 
-def make_samples(
-    trainee: Trainee, scenes: Scenes, step: int, tell: Callable[[str], None] = lambda _: None
+def render_validation_videos(
+    trainee: TrainState, scenes: ValidationVideos, step: int, tell: Callable[[str], None] = lambda _: None
 ) -> list[dict[str, Any]]:
     """Sample every prompt into the folder of ``step``; what it holds then. Collective: every process calls it.
 
@@ -122,7 +122,7 @@ def make_samples(
     return [asdict(entry) for entry in read_list(target)]
 
 
-def _entries(scenes: Scenes, folder: Path) -> list[SampleEntry]:
+def _entries(scenes: ValidationVideos, folder: Path) -> list[SampleEntry]:
     return [
         SampleEntry(row.prompt, row.image_file, scenes.seed, scenes.file_name(number))
         for number, row in enumerate(scenes.prompts)
@@ -130,7 +130,7 @@ def _entries(scenes: Scenes, folder: Path) -> list[SampleEntry]:
     ]
 
 
-def _render_share(trainee: Trainee, scenes: Scenes, folder: Path, tell: Callable[[str], None]) -> None:
+def _render_share(trainee: TrainState, scenes: ValidationVideos, folder: Path, tell: Callable[[str], None]) -> None:
     """This process's videos. The VAE is in memory only meanwhile."""
     accelerator, count = trainee.accelerator, len(scenes.prompts)
     turns = -(-count // accelerator.num_processes)
@@ -160,7 +160,7 @@ def _render_share(trainee: Trainee, scenes: Scenes, folder: Path, tell: Callable
             write_video(folder / scenes.file_name(number), frames, scenes.fps)
 
 
-def _pipeline(trainee: Trainee, scenes: Scenes) -> Any:
+def _pipeline(trainee: TrainState, scenes: ValidationVideos) -> Any:
     """The diffusers pipeline around the model in training, without a text encoder."""
     with loading(scenes.checkpoint / "vae"):
         vae = AutoencoderKLCogVideoX.from_pretrained(scenes.checkpoint / "vae", dtype=scenes.dtype)
@@ -169,13 +169,13 @@ def _pipeline(trainee: Trainee, scenes: Scenes) -> Any:
     vae.enable_tiling()
     scheduler = scheduler_for(scenes.spec, read_json(scenes.checkpoint / "scheduler" / "scheduler_config.json"))
     pipeline = pipeline_class(scenes.spec)(
-        tokenizer=None, text_encoder=None, vae=vae, transformer=OneAtATime(trainee), scheduler=scheduler
+        tokenizer=None, text_encoder=None, vae=vae, transformer=UnbatchedGuidance(trainee), scheduler=scheduler
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _inputs(scenes: Scenes, row: PromptRow, device: torch.device) -> dict[str, Any]:
+def _inputs(scenes: ValidationVideos, row: PromptRow, device: torch.device) -> dict[str, Any]:
     def embedding(key: str) -> Tensor:
         return scenes.store.read("text", key).unsqueeze(0).to(device, scenes.dtype)
 
@@ -186,7 +186,7 @@ def _inputs(scenes: Scenes, row: PromptRow, device: torch.device) -> dict[str, A
 
 
 @contextlib.contextmanager
-def _undisturbed(trainee: Trainee) -> Iterator[None]:
+def _undisturbed(trainee: TrainState) -> Iterator[None]:
     """The model in evaluation mode, and everything that training depends on as before afterwards."""
     device = trainee.accelerator.device
     on_gpu = device.type == "cuda"

@@ -30,16 +30,16 @@ from cogtune.run.plan import Plan
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
 from cogtune.training import checkpoint
-from cogtune.training.checkpoint import Trainee
+from cogtune.training.checkpoint import TrainState
 from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
 from cogtune.training.kernels import load_collectives
 from cogtune.training.loop import Training
 from cogtune.training.machines import require_one_output, require_one_run
 from cogtune.training.memory import attach_engine
-from cogtune.training.objective import Objective, Sampling
+from cogtune.training.objective import Objective, TimestepSampling
 from cogtune.training.optimizers import build_optimizer
-from cogtune.training.samples import Scenes
-from cogtune.training.watch import Plans
+from cogtune.training.samples import ValidationVideos
+from cogtune.training.watch import EvalSchedule
 
 
 def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | None = None) -> Training:
@@ -103,7 +103,7 @@ def _accelerator(plan: Plan) -> Accelerator:
 
 def _trainee(
     plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | None
-) -> tuple[Trainee, Arrangement | None]:
+) -> tuple[TrainState, Arrangement | None]:
     config, folder = plan.config, plan.checkpoint / "transformer"
     is_lora = config.type == "lora"
     with loading(folder):
@@ -141,7 +141,7 @@ def _trainee(
     model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer, config))
     if config.dora and config.strategy.startswith("zero3"):
         announce_dora_to_deepspeed(transformer)
-    return Trainee(accelerator, model, transformer, optimizer, is_lora), arrangement
+    return TrainState(accelerator, model, transformer, optimizer, is_lora), arrangement
 
 
 def _load_as_fp32(folder: Path, device: torch.device) -> CogVideoXTransformer3DModel:
@@ -168,7 +168,7 @@ def _compiles(config: RunConfig, device: torch.device) -> bool:
     return device.type == "cuda" and not config.strategy.startswith("zero3")
 
 
-def _resume(plan: Plan, trainee: Trainee) -> int:
+def _resume(plan: Plan, trainee: TrainState) -> int:
     """Put the checkpoint back that the plan starts from; the number of steps done."""
     if plan.resume is None:
         return 0
@@ -190,13 +190,13 @@ def _objective(plan: Plan, accelerator: Accelerator, null_text: torch.Tensor) ->
         device=device,
         dtype=dtype,
         image_encoder=VideoEncoder(plan.checkpoint, device=device, dtype=dtype) if plan.spec.image_to_video else None,
-        sampling=sampling_of(plan.config),
+        sampling=timestep_sampling_of(plan.config),
     )
 
 
-def sampling_of(config: RunConfig) -> Sampling:
+def timestep_sampling_of(config: RunConfig) -> TimestepSampling:
     """What the run's draws are drawn from."""
-    return Sampling(
+    return TimestepSampling(
         timesteps=config.timestep_sampling,
         mean=config.timestep_mean,
         deviation=config.timestep_std,
@@ -209,12 +209,12 @@ def _about(validation: Index) -> dict[str, Any]:
     return {"samples": len(validation.rows), "digest": validation.digest}
 
 
-def _plans(plan: Plan, store: Store, index: Index, validation: Index | None) -> Plans:
+def _plans(plan: Plan, store: Store, index: Index, validation: Index | None) -> EvalSchedule:
     config = plan.config
     measured = {"eval_loss": index.rows[:MOST_TRAINING_SAMPLES]}
     if validation is not None:
         measured["validation_loss"] = validation.rows
-    return Plans(
+    return EvalSchedule(
         measured=measured,
         eval_every=config.eval_interval,
         scenes=_scenes(plan, store),
@@ -223,12 +223,12 @@ def _plans(plan: Plan, store: Store, index: Index, validation: Index | None) -> 
     )
 
 
-def _scenes(plan: Plan, store: Store) -> Scenes | None:
+def _scenes(plan: Plan, store: Store) -> ValidationVideos | None:
     if plan.prompts is None:
         return None
     config = plan.config
     prompts, null_text = load_prompts(plan.prompts)
-    return Scenes(
+    return ValidationVideos(
         prompts=prompts,
         null_text=null_text,
         store=store,

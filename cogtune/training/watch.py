@@ -13,29 +13,29 @@ from typing import Any
 import torch
 
 from cogtune.config.run_config import RunConfig
-from cogtune.data.cache.index import Row
+from cogtune.data.cache.index import SampleKeys
 from cogtune.data.cache.store import Store
 from cogtune.modeling.devices import gib_in_use
 from cogtune.run.metrics import METRICS_NAME, MetricsFile, Smoothed, read_metrics
 from cogtune.run.sample_videos import step_folder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
-from cogtune.training.checkpoint import Trainee
+from cogtune.training.checkpoint import TrainState
 from cogtune.training.evaluate import evaluate
 from cogtune.training.objective import Objective
-from cogtune.training.samples import Scenes, make_samples
+from cogtune.training.samples import ValidationVideos, render_validation_videos
 from cogtune.training.trackers import Shown, Trackers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plans:
+class EvalSchedule:
     """What is looked at, and how often."""
 
-    measured: Mapping[str, tuple[Row, ...]]
+    measured: Mapping[str, tuple[SampleKeys, ...]]
     """The samples whose loss at fixed noise is measured, by what ``metrics.jsonl`` calls it."""
     eval_every: int
     """Optimizer steps between measurements; 0 for none."""
-    scenes: Scenes | None
+    scenes: ValidationVideos | None
     sample_every: int
     """Optimizer steps between sample videos; 0 for none."""
     total_steps: int
@@ -58,19 +58,19 @@ class _Stopped(Exception):
     """The run was asked to stop while it was looked at."""
 
 
-class Watch:
+class TrainMonitor:
     """Looks at a run and tells of it. Every process has one and calls the same of it; the main one speaks and writes.
 
-    Made by :func:`watching`.
+    Made by :func:`monitored`.
     """
 
     def __init__(
         self,
-        trainee: Trainee,
+        trainee: TrainState,
         objective: Objective,
         store: Store,
         config: RunConfig,
-        plans: Plans,
+        plans: EvalSchedule,
         metrics: MetricsFile,
         line: console.Dashboard,
         trackers: Trackers,
@@ -184,7 +184,7 @@ class Watch:
     def _sample(self, step: int) -> None:
         assert self._plans.scenes is not None
         try:
-            videos = make_samples(self._trainee, self._plans.scenes, step, self._doing)
+            videos = render_validation_videos(self._trainee, self._plans.scenes, step, self._doing)
         except torch.OutOfMemoryError as error:
             raise CogtuneError(
                 f"step {step}: out of GPU memory while making sample videos: {str(error).splitlines()[0]}",
@@ -205,16 +205,16 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watching(
-    trainee: Trainee,
+def monitored(
+    trainee: TrainState,
     objective: Objective,
     store: Store,
     config: RunConfig,
-    plans: Plans,
+    plans: EvalSchedule,
     *,
     first_step: int,
     should_stop: Callable[[], bool],
-) -> Iterator[Watch]:
+) -> Iterator[TrainMonitor]:
     """Watch a run from ``first_step`` on.
 
     Args:
@@ -226,4 +226,4 @@ def watching(
         Trackers(config, first_step=first_step, enabled=is_main) as trackers,
         console.dashboard("training", plans.total_steps, done=first_step) as line,
     ):
-        yield Watch(trainee, objective, store, config, plans, metrics, line, trackers, should_stop)
+        yield TrainMonitor(trainee, objective, store, config, plans, metrics, line, trackers, should_stop)

@@ -18,16 +18,24 @@ from pathlib import Path
 from cogtune.config.resolving import RUN_NAME
 from cogtune.config.run_config import RunConfig
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.planning.fit import this_machine, what_would_fit
+from cogtune.planning.fit import local_hardware, what_would_fit
 from cogtune.report.run import State, record_machine, write_run_report
-from cogtune.run.checkpoints import after
+from cogtune.run.checkpoints import checkpoints_after
 from cogtune.run.launch import LaunchFiles, checkpoints_of, how_to_go_on
 from cogtune.run.plan import Plan
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import AGAIN, DiskFull, explained, remove_folder, remove_partials, write_atomic, write_text
-from cogtune.system.locks import WORKER_LOCK, alone_in
-from cogtune.system.processes import StopRequest, cannot_pin, is_out_of_memory, work
+from cogtune.system.files import (
+    AGAIN,
+    DiskFull,
+    os_errors_explained,
+    remove_folder,
+    remove_partials,
+    write_atomic,
+    write_text,
+)
+from cogtune.system.locks import WORKER_LOCK, exclusive_folder
+from cogtune.system.processes import StopRequest, cannot_pin, is_out_of_memory, run_worker
 
 
 def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
@@ -84,7 +92,7 @@ def memory_explained(plan: Plan) -> Iterator[None]:
             message = f"the system does not give the pinned host memory that offload asked for: {first}"
             hint = _without_pinning(config)
         else:
-            message, hint = f"out of GPU memory: {first}", what_would_fit(config, plan.spec, this_machine())
+            message, hint = f"out of GPU memory: {first}", what_would_fit(config, plan.spec, local_hardware())
         raise CogtuneError(message, hint, details=kept) from error
 
 
@@ -107,7 +115,7 @@ def full_disk_explained(plan: Plan) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            with explained(Path(error.filename or plan.config.output)):
+            with os_errors_explained(Path(error.filename or plan.config.output)):
                 raise
     except DiskFull as error:
         newest = checkpoints_of(plan)[-1:]
@@ -123,7 +131,7 @@ def _leave_other_branch(plan: Plan, first_step: int) -> None:
         CogtuneError: there are some, and the plan does not allow it.
     """
     output = plan.config.output
-    later = after(output, first_step)
+    later = checkpoints_after(output, first_step)
     if later and not plan.overwrite:
         raise CogtuneError(
             f"{output} holds {', '.join(path.name for path in later)}, which this run would make anew",
@@ -164,11 +172,11 @@ def main(arguments: list[str] | None = None) -> int:
         with full_disk_explained(plan):
             if rank != 0:
                 return run(plan, files, stop)
-            with alone_in(plan.config.output, WORKER_LOCK):
+            with exclusive_folder(plan.config.output, WORKER_LOCK):
                 remove_partials(plan.config.output)  # what a killed run left unfinished
                 return run(plan, files, stop)
 
-    return work(files.report(rank), files.log, job)
+    return run_worker(files.report(rank), files.log, job)
 
 
 if __name__ == "__main__":

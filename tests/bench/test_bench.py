@@ -27,7 +27,7 @@ from cogtune.config.presets import PRESETS
 from cogtune.config.resolving import resolve
 from cogtune.models.variants import published_spec, read_spec, variant
 from cogtune.planning import measurements
-from cogtune.planning.fit import Machine
+from cogtune.planning.fit import Hardware
 from cogtune.planning.measurements import Measurement, Recipe
 from cogtune.run import launch
 from cogtune.run.launch import LaunchFiles
@@ -36,7 +36,7 @@ from cogtune.system import console
 from cogtune.system import gpus as cards
 from cogtune.system.errors import CogtuneError, StoppedError, UsageError
 from cogtune.system.files import write_json
-from cogtune.system.locks import alone_in
+from cogtune.system.locks import exclusive_folder
 from tests.conftest import Cogtune
 from tests.support.runs_in_process import plan_for
 
@@ -56,8 +56,8 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cogtune.run.launch.start", start)
 
 
-def request(tmp_path: Path, preset: str = "cpu-lora-tiny", **flags: Any) -> run.Request:
-    return run.Request(
+def request(tmp_path: Path, preset: str = "cpu-lora-tiny", **flags: Any) -> run.BenchRequest:
+    return run.BenchRequest(
         resolved=resolve(preset_name=preset, flags=flags),
         preset=preset,
         changes=flags,
@@ -68,7 +68,7 @@ def request(tmp_path: Path, preset: str = "cpu-lora-tiny", **flags: Any) -> run.
     )
 
 
-def bench(request: run.Request, recipes: tuple[Recipe, ...] = ("preset",)) -> list[Measurement]:
+def bench(request: run.BenchRequest, recipes: tuple[Recipe, ...] = ("preset",)) -> list[Measurement]:
     return list(run.bench(request, recipes))
 
 
@@ -170,7 +170,7 @@ def test_what_a_killed_bench_left_is_removed_by_the_next(tmp_path: Path, monkeyp
         (folder / ".lock").touch()
         os.utime(folder / ".lock", (0, 0))
     (tmp_path / "temporary" / "cogtune-bench-new").mkdir()  # not locked yet
-    with alone_in(folders[1]):
+    with exclusive_folder(folders[1]):
         os.utime(folders[1] / ".lock", (0, 0))
         bench(request(tmp_path))
     left = {path.name for path in (tmp_path / "temporary").iterdir()}
@@ -394,14 +394,14 @@ def test_presets_are_measured_one_after_another_and_it_goes_on_where_it_stopped(
 def test_a_machine_measures_the_presets_that_fit_it() -> None:
     def measured(count: int, gb: float) -> dict[str, int]:
         card = cards.Gpu("NVIDIA Card", int(gb * 10**9), 0)
-        found = cli.presets_for(Machine((card,) * count, 512 << 30))
+        found = cli.presets_for(Hardware((card,) * count, 512 << 30))
         return {name: resolved.config.num_processes for name, resolved in found}
 
     assert set(measured(1, 14)) == {"4080-lora-2b", "4090-sft-2b-zero2-offload"}
     assert measured(2, 14)["8x4080-sft-2b-zero3-offload"] == 2
     assert set(measured(8, 141)) == {row.name for row in PRESETS.values() if row.promised_gb is not None}
     assert measured(0, 0) == {}
-    one = Machine((cards.Gpu("NVIDIA Card", 80 * 10**9, 0),), 512 << 30)
+    one = Hardware((cards.Gpu("NVIDIA Card", 80 * 10**9, 0),), 512 << 30)
     for alone, count in ((False, 1), (True, 8)):
         ((_, resolved),) = cli.presets_for(one, ["8xa100-sft-5b-zero2"], alone=alone)
         assert resolved.config.num_processes == count

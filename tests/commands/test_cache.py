@@ -22,7 +22,7 @@ from cogtune.data.video.clips import probe
 from cogtune.encoding import jobs as caching
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.gpus import Gpu
-from cogtune.system.locks import alone_in
+from cogtune.system.locks import exclusive_folder
 from tests.support.runs_in_process import fill_here
 
 Configured = Callable[..., RunConfig]
@@ -32,7 +32,7 @@ Configured = Callable[..., RunConfig]
 def configured(clips: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Configured:
     """A configuration over a copy of the drawn clips; entries are made in this process."""
     data = shutil.copytree(clips, tmp_path / "data", ignore=shutil.ignore_patterns(".cogtune"))
-    monkeypatch.setattr(caching, "fill", fill_here)
+    monkeypatch.setattr(caching, "fill_cache", fill_here)
 
     def made(**flags: Any) -> RunConfig:
         return resolve(preset_name="cpu-lora-tiny", flags={"data": data, "model": "tiny:5b-i2v", **flags}).config
@@ -103,7 +103,7 @@ def test_prune_keeps_what_this_configuration_uses_and_nothing_else(configured: C
     (store.root / "text" / "ab" / ".abc.safetensors.1-2.partial").write_bytes(b"half")
     unused = cache.unused(configured())[1]
     assert sorted(entry.kind for entry in unused) == ["latents"] * 6 + ["text"] * 6
-    with alone_in(store.root), pytest.raises(CogtuneError, match="another process is at work"):
+    with exclusive_folder(store.root), pytest.raises(CogtuneError, match="another process is at work"):
         cache.delete(store, unused)
     cache.delete(store, unused)
     left = {name for name in files(store.root) if "/" in name and not name.startswith("job/")}
@@ -154,13 +154,13 @@ def test_more_processes_than_gpus_are_refused(configured: Configured, monkeypatc
     monkeypatch.setattr(caching, "gpus", lambda: cards)
     with pytest.raises(UsageError, match="there are 2 GPUs"):
         train.cache(configured(), processes=3)
-    jobs: list[caching.Job] = []
-    monkeypatch.setattr(caching, "fill", lambda job: jobs.append(job) or [])
+    jobs: list[caching.EncodePlan] = []
+    monkeypatch.setattr(caching, "fill_cache", lambda job: jobs.append(job) or [])
     train.cache(configured())
     train.cache(configured(), processes=2)
     monkeypatch.setattr(caching, "seconds_of", lambda work: 1000.0)
     train.cache(configured())
-    train.get_ready(
+    train.prepare_run(
         resolve(preset_name="cpu-lora-tiny", flags={**configured().model_dump(exclude_unset=True), "num_processes": 4}),
         resume=None, overwrite=False, dry_run=False,
     )  # fmt: skip
@@ -169,7 +169,7 @@ def test_more_processes_than_gpus_are_refused(configured: Configured, monkeypatc
 
 @pytest.mark.slow
 def test_the_bench_measures_the_real_thing(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching, "fill", fill_here)
+    monkeypatch.setattr(caching, "fill_cache", fill_here)
     config = resolve(flags={"model": "tiny:5b-i2v", "size": "9x64x96", "precision": "fp32"}).config
     figures = bench_cache(config, clips=5, processes=1, keep=tmp_path)
     assert (figures["clips"], figures["texts"], figures["images"]) == (5, 6, 5)  # all clips are different files

@@ -256,7 +256,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as they are for users
-        patch.setattr(jobs, "fill", fill_here)
+        patch.setattr(jobs, "fill_cache", fill_here)
         patch.setattr(launch, "start", _in_this_process)
         patch.setenv("HF_TOKEN", "")
         yield Tree(tmp_path_factory.mktemp("tree"))

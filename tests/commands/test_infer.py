@@ -15,7 +15,7 @@ from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import save_file
 
 from cogtune.commands import infer as module
-from cogtune.commands.infer import Request, fill_in, generate
+from cogtune.commands.infer import InferRequest, fill_in, generate
 from cogtune.modeling.adapters import add_lora, lora_state, save_lora
 from cogtune.models.geometry import Size
 from cogtune.models.variants import LORA_WEIGHTS_NAME, fingerprint
@@ -55,10 +55,10 @@ def zero_run(output: Path) -> Path:
 
 
 def test_an_empty_prompt_is_a_prompt(lora: Callable[..., Path]) -> None:
-    assert fill_in(Request(lora=lora(), prompt="")).prompt == ""
-    assert fill_in(Request(lora=lora())).prompt == "a red disc"
+    assert fill_in(InferRequest(lora=lora(), prompt="")).prompt == ""
+    assert fill_in(InferRequest(lora=lora())).prompt == "a red disc"
     with pytest.raises(UsageError) as caught:
-        fill_in(Request(lora=lora(prompt=None)))
+        fill_in(InferRequest(lora=lora(prompt=None)))
     assert caught.value.details == ("--prompt: say what to show",)
 
 
@@ -68,7 +68,7 @@ def test_a_model_with_a_damaged_file_is_told(tmp_path: Path, tiny: Callable[[str
     (weights,) = (folder / "transformer").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(CogtuneError, match="cannot be loaded") as caught:
-        generate(Request(model=str(folder), prompt="a boat"), tmp_path / "boat.mp4")
+        generate(InferRequest(model=str(folder), prompt="a boat"), tmp_path / "boat.mp4")
     assert str(folder) in caught.value.message
     assert "damaged" in caught.value.hint
 
@@ -78,7 +78,7 @@ def test_a_part_of_a_model_is_told_for_what_it_is(tmp_path: Path, lora: Callable
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
         with pytest.raises(CogtuneError, match="is not a diffusers checkpoint") as caught:
-            fill_in(Request(model=str(tmp_path / name), prompt="a boat"))
+            fill_in(InferRequest(model=str(tmp_path / name), prompt="a boat"))
         assert told in caught.value.hint
 
 
@@ -87,11 +87,11 @@ def test_a_lora_on_another_base_is_told_and_goes_on(
 ) -> None:
     tiny("5b")  # made now, since the making writes to stderr
     capsys.readouterr()
-    fill_in(Request(lora=lora()))
-    fill_in(Request(lora=lora(), model=str(tiny("2b"))))
-    fill_in(Request(lora=lora(identity=None), model="tiny:5b"))
+    fill_in(InferRequest(lora=lora()))
+    fill_in(InferRequest(lora=lora(), model=str(tiny("2b"))))
+    fill_in(InferRequest(lora=lora(identity=None), model="tiny:5b"))
     assert capsys.readouterr().err == ""
-    recipe = fill_in(Request(lora=lora(), model="tiny:5b"))
+    recipe = fill_in(InferRequest(lora=lora(), model="tiny:5b"))
     told = capsys.readouterr().err
     assert recipe.base == tiny("5b")
     assert "warning: " in told
@@ -104,7 +104,7 @@ def test_a_lora_on_another_base_is_told_and_goes_on(
 def test_weights_in_shards_have_to_be_merged_first(tmp_path: Path, what: str, option: str) -> None:
     checkpoint = zero_run(tmp_path / "a run")
     given = checkpoint if what == "checkpoint" else checkpoint.parent
-    request = Request(model=str(given)) if option == "model" else Request(lora=given)
+    request = InferRequest(model=str(given)) if option == "model" else InferRequest(lora=given)
     with pytest.raises(UsageError) as caught:
         fill_in(request)
     assert f"needs `cogtune merge-zero '{checkpoint}'` first" in caught.value.message
@@ -113,7 +113,7 @@ def test_weights_in_shards_have_to_be_merged_first(tmp_path: Path, what: str, op
 def test_a_zero_checkpoint_with_its_lora_needs_no_merging(tmp_path: Path, lora: Callable[..., Path]) -> None:
     checkpoint = zero_run(tmp_path / "run")
     lora().rename(checkpoint / LORA_WEIGHTS_NAME)
-    assert fill_in(Request(lora=tmp_path / "run")).lora.path == checkpoint / LORA_WEIGHTS_NAME
+    assert fill_in(InferRequest(lora=tmp_path / "run")).lora.path == checkpoint / LORA_WEIGHTS_NAME
 
 
 def test_an_output_that_cannot_be_written_is_told_before_sampling(
@@ -131,10 +131,10 @@ def test_an_output_that_cannot_be_written_is_told_before_sampling(
         (tmp_path / "file" / "deeper" / "x.mp4", f"cannot write {tmp_path}/file/deeper/x.mp4: "),
     ):
         with pytest.raises(CogtuneError, match=why):
-            generate(Request(), output)
+            generate(InferRequest(), output)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(CogtuneError, match=f"{tmp_path} is not writable"):
-        generate(Request(), tmp_path / "new" / "x.mp4")
+        generate(InferRequest(), tmp_path / "new" / "x.mp4")
 
 
 def test_lines_that_say_no_step_are_left_out(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_lines_that_say_no_step_are_left_out(tmp_path: Path) -> None:
 
 def video(output: Path, **asked: Any) -> bytes:
     """The bytes of a video of two steps on tiny:2b."""
-    generate(Request(model="tiny:2b", prompt="a red disc", steps=2, **asked), output)
+    generate(InferRequest(model="tiny:2b", prompt="a red disc", steps=2, **asked), output)
     return output.read_bytes()
 
 
@@ -216,7 +216,7 @@ def test_a_lora_of_any_program_changes_the_video_alike(
 
 def test_a_strength_without_a_lora_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
-        fill_in(Request(model="tiny:2b", prompt="x", lora_scale=0.5, lora_alpha=4))
+        fill_in(InferRequest(model="tiny:2b", prompt="x", lora_scale=0.5, lora_alpha=4))
     assert [line.split()[0] for line in caught.value.details] == ["--lora-scale", "--lora-alpha"]
 
 
@@ -226,13 +226,13 @@ def test_a_foreign_lora_without_a_model_names_what_it_fits(tmp_path: Path) -> No
         {f"{name}A.weight": torch.ones(1, 1920), f"{name}B.weight": torch.ones(1920, 1)}, tmp_path / "a.safetensors"
     )
     with pytest.raises(UsageError, match="which model") as caught:
-        fill_in(Request(lora=tmp_path / "a.safetensors", prompt="x"))
+        fill_in(InferRequest(lora=tmp_path / "a.safetensors", prompt="x"))
     assert caught.value.hint.endswith("of the published ones it fits 2b")
 
 
 def refused(**asked: Any) -> tuple[str, ...]:
     with pytest.raises(UsageError, match="this cannot be sampled") as caught:
-        fill_in(Request(**{"prompt": "x", **asked}))
+        fill_in(InferRequest(**{"prompt": "x", **asked}))
     return caught.value.details
 
 
@@ -246,7 +246,7 @@ def test_what_the_model_cannot_do_is_told_at_once_and_before_it_is_loaded(tmp_pa
     assert line == f"--image: there is no file {missing}: give the picture that the video starts with"
     (line,) = refused(model="tiny:5b-i2v", image=tmp_path / "x.png", size=Size(17, 64, 96))[:1]
     assert "learned positions, and they are for 9x64x96 alone" in line
-    assert fill_in(Request(model="tiny:2b", prompt="x", precision="fp16", steps=1000)).precision == "fp16"
+    assert fill_in(InferRequest(model="tiny:2b", prompt="x", precision="fp16", steps=1000)).precision == "fp16"
 
 
 def test_a_picture_that_is_none_is_told_before_the_model_is_loaded(
@@ -258,20 +258,20 @@ def test_a_picture_that_is_none_is_told_before_the_model_is_loaded(
     monkeypatch.setattr(module, "load_pipeline", refuse)
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(CogtuneError, match="cannot read the image"):
-        generate(Request(model="tiny:5b-i2v", prompt="x", image=tmp_path / "a.png"), tmp_path / "a.mp4")
+        generate(InferRequest(model="tiny:5b-i2v", prompt="x", image=tmp_path / "a.png"), tmp_path / "a.mp4")
 
 
 def test_a_prompt_beyond_the_models_limit_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    fill_in(Request(model="tiny:2b", prompt="a red disc"))
+    fill_in(InferRequest(model="tiny:2b", prompt="a red disc"))
     assert capsys.readouterr().err == ""
-    fill_in(Request(model="tiny:2b", prompt="a red disc moves " * 60))
+    fill_in(InferRequest(model="tiny:2b", prompt="a red disc moves " * 60))
     told = capsys.readouterr().err
     assert "and the model reads 226: the end of it is ignored" in told
     assert "'a red disc moves" in told
 
 
 def test_an_unusual_size_gets_a_note(capsys: pytest.CaptureFixture[str]) -> None:
-    fill_in(Request(model="tiny:2b", prompt="x", size=Size(9, 128, 96)))
+    fill_in(InferRequest(model="tiny:2b", prompt="x", size=Size(9, 128, 96)))
     assert "size 128x96: the model was trained at 64x96\n" in capsys.readouterr().err
 
 
@@ -280,7 +280,7 @@ def test_no_video_is_replaced_unless_it_is_asked_for(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "load_pipeline", lambda _recipe: None)
     monkeypatch.setattr(module, "sample", lambda *_: frames)
-    request = Request(model="tiny:2b", prompt="x")
+    request = InferRequest(model="tiny:2b", prompt="x")
     assert [generate(request).video.name for _ in range(3)] == ["video.mp4", "video-2.mp4", "video-3.mp4"]
     there = tmp_path / "mine.mp4"
     there.write_bytes(b"an hour's work")

@@ -27,7 +27,7 @@ from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.models.variants import VARIANTS, published_spec
 from cogtune.run.launch import LaunchFiles
-from cogtune.run.plan import check
+from cogtune.run.plan import check_config
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.training import machines
 from cogtune.training.machines import require_one_output, require_one_run
@@ -39,7 +39,7 @@ TWO = {"num_processes": 16, "num_machines": 2, "machine_rank": 1, "main_process_
 def test_each_machine_has_its_own_launch(tmp_path: Path) -> None:
     for preset, kind in (("8xa100-sft-5b-zero2", "DEEPSPEED"), ("4090-lora-5b", "MULTI_GPU")):
         config = resolve(preset_name=preset, flags=TWO).config
-        check(config, published_spec(VARIANTS["5b"]))
+        check_config(config, published_spec(VARIANTS["5b"]))
         file = tmp_path / "accelerate.yaml"
         file.write_text(yaml.safe_dump(accelerate_config(config, tmp_path / "deepspeed.json")))
         read = load_config_from_file(str(file))

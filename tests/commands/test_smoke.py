@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cogtune.commands.smoke import Seen, smoke
+from cogtune.commands.smoke import SmokeResult, smoke
 from cogtune.config.resolving import resolve
 from cogtune.encoding import jobs
 from cogtune.run import launch
@@ -20,11 +20,11 @@ from tests.support.runs_in_process import fill_here, plan_for, train_here
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     monkeypatch.setattr(launch, "start", lambda plan, files: train_here(plan))
 
 
-def smoked(data: Path, output: Path, **flags: object) -> Seen:
+def smoked(data: Path, output: Path, **flags: object) -> SmokeResult:
     settings = {"data": data, "output": output, "cache_dir": output.parent / "cache", **flags}
     return smoke(resolve(preset_name="cpu-lora-tiny", flags=settings))
 

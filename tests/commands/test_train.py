@@ -165,7 +165,7 @@ def test_the_lora_in_plain_diffusers_gives_the_same_frames(
     cogtune: Cogtune, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alpha is a quarter of the rank, so a loader that takes it for the rank shows it."""
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     train_here(plan_for(clips, tmp_path / "out", steps=8, eval_every=0, rank=8, alpha=2, learning_rate=0.01))
     cogtune("infer", "--lora", "out", "--steps", 3, "--prompt", "a red disc", "--output", "ours.mp4")
 
@@ -185,9 +185,9 @@ def test_the_lora_in_plain_diffusers_gives_the_same_frames(
     with_lora = sampled()
     assert np.abs(with_lora.astype(int) - without).max() > 8
 
-    from cogtune.commands.infer import Request, fill_in, load_pipeline, sample
+    from cogtune.commands.infer import InferRequest, fill_in, load_pipeline, sample
 
-    request = Request(lora=tmp_path / "out", prompt="a red disc", steps=3)
+    request = InferRequest(lora=tmp_path / "out", prompt="a red disc", steps=3)
     recipe = fill_in(request)
     assert np.array_equal(sample(load_pipeline(recipe), recipe, request), with_lora)
     seen = read_frames(tmp_path / "ours.mp4", range(9)).astype(int)
@@ -209,7 +209,7 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     processes, so that one has a video more to make. Full training under ZeRO-3 goes on through the real launcher (and
     in one bucket); the other processes are forked.
     """
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     monkeypatch.setattr("cogtune.config.launchers.REDUCE_BUCKET", {2: 3000, 3: 3000})
     shared: dict[str, Any] = {
         "type": kind,

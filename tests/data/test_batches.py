@@ -8,22 +8,24 @@ from itertools import pairwise
 import pytest
 
 from cogtune.config.run_config import RunConfig
-from cogtune.data.batches import Pass, Share, pass_at, sample_at
+from cogtune.data.batches import MicroBatch, RankSampler, micro_batch_at, sample_at
 
 COUNTS = (3, 17, 1)
 """Samples in each of three buckets; no batch size but 1 divides all."""
 
 
-def steps(world_size: int, batch_size: int, accumulation: int, count: int, counts: tuple[int, ...]) -> list[list[Pass]]:
+def steps(
+    world_size: int, batch_size: int, accumulation: int, count: int, counts: tuple[int, ...]
+) -> list[list[MicroBatch]]:
     """The forward passes of each step, those of the first process first."""
     shares = [
-        Share(seed=1, batch_size=batch_size, accumulation=accumulation, world_size=world_size, rank=rank)
+        RankSampler(seed=1, batch_size=batch_size, accumulation=accumulation, world_size=world_size, rank=rank)
         for rank in range(world_size)
     ]
     return [[one for share in shares for one in share.passes(step, counts)] for step in range(count)]
 
 
-def samples(passes: list[Pass]) -> list[tuple[int, int, int]]:
+def samples(passes: list[MicroBatch]) -> list[tuple[int, int, int]]:
     """Ordinal, bucket and position of every sample in some passes."""
     return sorted(
         (ordinal, one.bucket, place)
@@ -51,7 +53,7 @@ def test_with_buckets_too_one_process_and_several_see_the_same(world: int, accum
 
 
 def test_every_process_does_as_many_passes_and_as_far_as_may_be_of_one_size() -> None:
-    share = [Share(seed=5, batch_size=2, accumulation=3, world_size=2, rank=rank) for rank in range(2)]
+    share = [RankSampler(seed=5, batch_size=2, accumulation=3, world_size=2, rank=rank) for rank in range(2)]
     for step in range(20):
         one, other = (rank.passes(step, COUNTS) for rank in share)
         assert len(one) == len(other) == 3
@@ -74,7 +76,7 @@ def test_over_some_epochs_every_sample_comes_as_often_and_no_bucket_gets_more_th
         config = RunConfig(epochs=epochs, batch_size=batch_size)
         seen: Counter[tuple[int, int]] = Counter()
         for number in range(config.total_steps(*COUNTS)):
-            one = pass_at(9, number, COUNTS, batch_size)
+            one = micro_batch_at(9, number, COUNTS, batch_size)
             seen.update((one.bucket, place) for place in one.positions)
         for bucket, count in enumerate(COUNTS):
             times = [seen[bucket, place] for place in range(count)]
@@ -91,11 +93,11 @@ def test_epochs_are_counted_in_whole_passes_of_each_size() -> None:
 
 
 def test_the_buckets_take_turns_in_another_order_each_epoch() -> None:
-    turns = [[pass_at(2, 21 * epoch + place, COUNTS, 1).bucket for place in range(21)] for epoch in range(3)]
+    turns = [[micro_batch_at(2, 21 * epoch + place, COUNTS, 1).bucket for place in range(21)] for epoch in range(3)]
     assert all(Counter(epoch) == {0: 3, 1: 17, 2: 1} for epoch in turns)
     assert all(one != other for one, other in pairwise(turns))
 
 
 def test_a_bucket_smaller_than_a_batch_fills_it_with_its_next_rounds() -> None:
-    one = next(one for number in range(20) if (one := pass_at(0, number, (2, 9), 5)).bucket == 0)
+    one = next(one for number in range(20) if (one := micro_batch_at(0, number, (2, 9), 5)).bucket == 0)
     assert Counter(one.positions) in ({0: 3, 1: 2}, {0: 2, 1: 3})

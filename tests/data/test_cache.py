@@ -18,7 +18,7 @@ from cogtune.data.cache.index import Index
 from cogtune.data.cache.store import Store
 from cogtune.data.sources import read_dataset
 from cogtune.data.video.clips import write_video
-from cogtune.encoding.jobs import Engine, Prepared, job_for, prepare
+from cogtune.encoding.jobs import EncodeOptions, PreparedCache, job_for, prepare
 from cogtune.encoding.worker import encode
 from cogtune.modeling.encoders import TextEncoder, VideoEncoder
 from cogtune.models.variants import read_spec
@@ -32,10 +32,10 @@ def data(clips: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def look(data: Path, tiny: Callable[[str], Path]) -> Callable[..., Prepared]:
+def look(data: Path, tiny: Callable[[str], Path]) -> Callable[..., PreparedCache]:
     """Prepare the dataset for a model, with flags."""
 
-    def prepared(model: str = "2b", **flags: Any) -> Prepared:
+    def prepared(model: str = "2b", **flags: Any) -> PreparedCache:
         config = resolve(preset_name="cpu-lora-tiny", flags={"data": data, **flags}).config.anchored()
         folder = tiny(model)
         return prepare(config, read_spec(folder), folder, read_dataset(data))
@@ -44,10 +44,10 @@ def look(data: Path, tiny: Callable[[str], Path]) -> Callable[..., Prepared]:
 
 
 @pytest.fixture
-def fill(data: Path, tiny: Callable[[str], Path], look: Callable[..., Prepared]) -> Callable[..., Prepared]:
+def fill(data: Path, tiny: Callable[[str], Path], look: Callable[..., PreparedCache]) -> Callable[..., PreparedCache]:
     """Prepare, and encode what is missing, in this process."""
 
-    def filled(model: str = "2b", **flags: Any) -> Prepared:
+    def filled(model: str = "2b", **flags: Any) -> PreparedCache:
         prepared = look(model, **flags)
         config = resolve(preset_name="cpu-lora-tiny", flags={"data": data, **flags}).config.anchored()
         job = job_for(prepared, config, read_spec(tiny(model)), tiny(model))
@@ -57,12 +57,12 @@ def fill(data: Path, tiny: Callable[[str], Path], look: Callable[..., Prepared])
     return filled
 
 
-def counts(prepared: Prepared) -> tuple[int, int, int]:
+def counts(prepared: PreparedCache) -> tuple[int, int, int]:
     todo = prepared.todo
     return len(todo.clips), len(todo.texts), len(todo.images)
 
 
-def test_entries_hold_what_training_reads(fill: Callable[..., Prepared]) -> None:
+def test_entries_hold_what_training_reads(fill: Callable[..., PreparedCache]) -> None:
     prepared = fill("5b-i2v")
     row = prepared.index.rows[0]
     assert prepared.store.read("latents", row.latents).shape == (32, 3, 8, 12)
@@ -74,7 +74,9 @@ def test_entries_hold_what_training_reads(fill: Callable[..., Prepared]) -> None
     assert counts(prepared) == (6, 7, 6)  # a caption each, and the empty one
 
 
-def test_a_second_look_finds_nothing_to_do(fill: Callable[..., Prepared], look: Callable[..., Prepared]) -> None:
+def test_a_second_look_finds_nothing_to_do(
+    fill: Callable[..., PreparedCache], look: Callable[..., PreparedCache]
+) -> None:
     fill()
     again = look()
     assert not again.todo
@@ -103,7 +105,10 @@ def test_a_second_look_finds_nothing_to_do(fill: Callable[..., Prepared], look: 
     ],
 )
 def test_a_setting_remakes_what_depends_on_it(
-    fill: Callable[..., Prepared], look: Callable[..., Prepared], flags: dict[str, Any], expected: tuple[int, int, int]
+    fill: Callable[..., PreparedCache],
+    look: Callable[..., PreparedCache],
+    flags: dict[str, Any],
+    expected: tuple[int, int, int],
 ) -> None:
     fill()
     assert counts(look(**flags)) == expected
@@ -121,14 +126,17 @@ def test_a_setting_remakes_what_depends_on_it(
     ],
 )
 def test_the_conditioning_frame_depends_on_the_first_frame_alone(
-    fill: Callable[..., Prepared], look: Callable[..., Prepared], flags: dict[str, Any], expected: tuple[int, int, int]
+    fill: Callable[..., PreparedCache],
+    look: Callable[..., PreparedCache],
+    flags: dict[str, Any],
+    expected: tuple[int, int, int],
 ) -> None:
     fill("5b-i2v")
     assert counts(look("5b-i2v", **flags)) == expected
 
 
 def test_an_image_of_its_own_depends_on_no_frame(
-    data: Path, fill: Callable[..., Prepared], look: Callable[..., Prepared]
+    data: Path, fill: Callable[..., PreparedCache], look: Callable[..., PreparedCache]
 ) -> None:
     for number in range(6):
         Image.new("RGB", (90, 90), (40 * number, 0, 0)).save(data / f"{number}.png")
@@ -142,7 +150,7 @@ def test_an_image_of_its_own_depends_on_no_frame(
 
 
 def test_a_random_start_remakes_the_clips_that_it_moves(
-    fill: Callable[..., Prepared], look: Callable[..., Prepared]
+    fill: Callable[..., PreparedCache], look: Callable[..., PreparedCache]
 ) -> None:
     fill()
     made = [counts(look(sampling="random-start", seed=seed)) for seed in range(12)]
@@ -151,7 +159,7 @@ def test_a_random_start_remakes_the_clips_that_it_moves(
 
 
 def test_draws_follow_the_seed_and_the_bytes_and_nothing_else(
-    data: Path, fill: Callable[..., Prepared], look: Callable[..., Prepared]
+    data: Path, fill: Callable[..., PreparedCache], look: Callable[..., PreparedCache]
 ) -> None:
     flags = {"sampling": "random-start", "reshape": "random"}
     fill(**flags)
@@ -164,7 +172,7 @@ def test_draws_follow_the_seed_and_the_bytes_and_nothing_else(
 
 
 def test_a_clip_of_the_sizes_own_shape_is_the_same_however_it_is_reshaped(
-    data: Path, fill: Callable[..., Prepared], look: Callable[..., Prepared]
+    data: Path, fill: Callable[..., PreparedCache], look: Callable[..., PreparedCache]
 ) -> None:
     first = data / (data / "videos.txt").read_text().splitlines()[0]
     write_video(first, torch.randint(0, 255, (30, 128, 192, 3), dtype=torch.uint8).numpy(), 8.0)
@@ -176,7 +184,7 @@ def test_a_clip_of_the_sizes_own_shape_is_the_same_however_it_is_reshaped(
 
 
 def test_only_what_changed_goes_through_the_encoder(
-    fill: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+    fill: Callable[..., PreparedCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes: list[tuple[int, ...]] = []
     start = VideoEncoder.start
@@ -201,7 +209,7 @@ def test_only_what_changed_goes_through_the_encoder(
 
 
 def test_either_encoder_is_called_for_what_was_edited_and_nothing_else(
-    data: Path, fill: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+    data: Path, fill: Callable[..., PreparedCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
     start, encode = VideoEncoder.start, TextEncoder.encode
@@ -238,7 +246,7 @@ def test_either_encoder_is_called_for_what_was_edited_and_nothing_else(
 
 
 def test_an_edited_clip_is_noticed_and_no_other(
-    data: Path, fill: Callable[..., Prepared], look: Callable[..., Prepared]
+    data: Path, fill: Callable[..., PreparedCache], look: Callable[..., PreparedCache]
 ) -> None:
     fill()
     first = data / (data / "videos.txt").read_text().splitlines()[0]
@@ -248,7 +256,9 @@ def test_an_edited_clip_is_noticed_and_no_other(
     assert counts(changed) == (1, 0, 0)
 
 
-def test_an_edited_caption_is_noticed(data: Path, fill: Callable[..., Prepared], look: Callable[..., Prepared]) -> None:
+def test_an_edited_caption_is_noticed(
+    data: Path, fill: Callable[..., PreparedCache], look: Callable[..., PreparedCache]
+) -> None:
     fill()
     lines = (data / "prompts.txt").read_text().splitlines()
     (data / "prompts.txt").write_text("\n".join(["another caption", *lines[1:]]))
@@ -257,12 +267,14 @@ def test_an_edited_caption_is_noticed(data: Path, fill: Callable[..., Prepared],
     assert counts(changed) == (0, 1, 0)
 
 
-def test_another_models_entries_do_not_serve(fill: Callable[..., Prepared], look: Callable[..., Prepared]) -> None:
+def test_another_models_entries_do_not_serve(
+    fill: Callable[..., PreparedCache], look: Callable[..., PreparedCache]
+) -> None:
     fill("2b")
     assert counts(look("1.5-5b"))[0] == 6
 
 
-def test_two_clips_of_one_name_do_not_collide(data: Path, look: Callable[..., Prepared]) -> None:
+def test_two_clips_of_one_name_do_not_collide(data: Path, look: Callable[..., PreparedCache]) -> None:
     names = (data / "videos.txt").read_text().splitlines()
     (data / "other").mkdir()
     same_name = data / "other" / Path(names[0]).name
@@ -273,7 +285,7 @@ def test_two_clips_of_one_name_do_not_collide(data: Path, look: Callable[..., Pr
     assert rows[6].latents == rows[1].latents != rows[0].latents
 
 
-def test_a_damaged_entry_is_made_again(fill: Callable[..., Prepared], look: Callable[..., Prepared]) -> None:
+def test_a_damaged_entry_is_made_again(fill: Callable[..., PreparedCache], look: Callable[..., PreparedCache]) -> None:
     prepared = fill()
     row = prepared.index.rows[2]
     path = prepared.store.path("latents", row.latents)
@@ -284,7 +296,9 @@ def test_a_damaged_entry_is_made_again(fill: Callable[..., Prepared], look: Call
         prepared.store.read("latents", row.latents)
 
 
-def test_an_unchanged_file_is_not_read_twice(look: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_file_is_not_read_twice(
+    look: Callable[..., PreparedCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
     look()
 
     def refuse(path: Path) -> str:
@@ -294,13 +308,13 @@ def test_an_unchanged_file_is_not_read_twice(look: Callable[..., Prepared], monk
     assert len(look().index.rows) == 6
 
 
-def test_a_damaged_memory_of_digests_only_costs_time(data: Path, look: Callable[..., Prepared]) -> None:
+def test_a_damaged_memory_of_digests_only_costs_time(data: Path, look: Callable[..., PreparedCache]) -> None:
     before = look().index
     (data / ".cogtune" / "files.json").write_text("{")
     assert look().index == before
 
 
-def test_an_index_survives_the_disk(tmp_path: Path, look: Callable[..., Prepared]) -> None:
+def test_an_index_survives_the_disk(tmp_path: Path, look: Callable[..., PreparedCache]) -> None:
     index = look().index
     index.write(tmp_path / "index.json")
     assert Index.read(tmp_path / "index.json") == index
@@ -308,12 +322,12 @@ def test_an_index_survives_the_disk(tmp_path: Path, look: Callable[..., Prepared
 
 
 def test_encoding_stops_when_asked_and_goes_on_later(
-    data: Path, tiny: Callable[[str], Path], look: Callable[..., Prepared]
+    data: Path, tiny: Callable[[str], Path], look: Callable[..., PreparedCache]
 ) -> None:
     prepared = look()
     config = resolve(preset_name="cpu-lora-tiny", flags={"data": data}).config.anchored()
     job = job_for(prepared, config, read_spec(tiny("2b")), tiny("2b"))
-    job = replace(job, engine=Engine(workers=0))
+    job = replace(job, engine=EncodeOptions(workers=0))
     assert not encode(job, Stop(after=4)).complete  # type: ignore[arg-type]  # one for the captions, three for clips
     assert counts(look()) == (4, 0, 0)
 

@@ -24,7 +24,7 @@ from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import read_dataset
 from cogtune.data.validation import inspection
 from cogtune.data.validation.captions import normal_form, not_english
-from cogtune.data.validation.checks import Report, check_dataset
+from cogtune.data.validation.checks import ValidationReport, check_dataset
 from cogtune.data.video.clips import write_video
 from cogtune.models.geometry import Reshape, Size
 from cogtune.models.variants import VARIANTS, ModelSpec, published_spec
@@ -107,15 +107,15 @@ def lists(root: Path, captions: list[str], videos: list[str], images: list[str] 
         (root / "images.txt").write_text("\n".join(images) + "\n")
 
 
-def check(root: Path, settings: FrameSettings = SETTINGS, spec: ModelSpec | None = None) -> Report:
+def check(root: Path, settings: FrameSettings = SETTINGS, spec: ModelSpec | None = None) -> ValidationReport:
     return check_dataset(read_dataset(root), settings, spec)
 
 
 # ------------------------------------------------------------------- a dataset for each kind of fault there is
 
 
-def _with_clip(make: Callable[[Path], object]) -> Callable[[Path], Report]:
-    def build(root: Path) -> Report:
+def _with_clip(make: Callable[[Path], object]) -> Callable[[Path], ValidationReport]:
+    def build(root: Path) -> ValidationReport:
         lists(root, ["A black frame."], ["bad.mp4"])
         make(root / "bad.mp4")
         return check(root)
@@ -123,8 +123,8 @@ def _with_clip(make: Callable[[Path], object]) -> Callable[[Path], Report]:
     return build
 
 
-def _with_caption(caption: str) -> Callable[[Path], Report]:
-    def build(root: Path) -> Report:
+def _with_caption(caption: str) -> Callable[[Path], ValidationReport]:
+    def build(root: Path) -> ValidationReport:
         clip(root / "bad.mp4")
         (root / "bad.txt").write_text(caption)
         return check(root)
@@ -132,8 +132,8 @@ def _with_caption(caption: str) -> Callable[[Path], Report]:
     return build
 
 
-def _with_lists(*arguments: list[str]) -> Callable[[Path], Report]:
-    def build(root: Path) -> Report:
+def _with_lists(*arguments: list[str]) -> Callable[[Path], ValidationReport]:
+    def build(root: Path) -> ValidationReport:
         lists(root, *arguments)
         clip(root / "bad.mp4")
         return check(root)
@@ -141,12 +141,12 @@ def _with_lists(*arguments: list[str]) -> Callable[[Path], Report]:
     return build
 
 
-def _missing_list(root: Path) -> Report:
+def _missing_list(root: Path) -> ValidationReport:
     (root / "prompts.txt").write_text("alone\n")
     return check(root)
 
 
-def _not_utf8(root: Path) -> Report:
+def _not_utf8(root: Path) -> ValidationReport:
     lists(root, ["x"], ["bad.mp4"])
     (root / "prompts.txt").write_bytes(b"caf\xe9\n")
     return check(root)
@@ -162,36 +162,36 @@ def _damaged(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"stco", b"\xff" * 4).replace(b"stsz", b"\xff" * 4))
 
 
-def _missing_caption(root: Path) -> Report:
+def _missing_caption(root: Path) -> ValidationReport:
     clip(root / "good.mp4")
     (root / "good.txt").write_text("A black frame.")
     clip(root / "bad.mp4")
     return check(root)
 
 
-def _stray_caption(root: Path) -> Report:
+def _stray_caption(root: Path) -> ValidationReport:
     clip(root / "good.mp4")
     (root / "good.txt").write_text("A black frame.")
     (root / "bad.txt").write_text("A black frame.")
     return check(root)
 
 
-def _bad_image(root: Path) -> Report:
+def _bad_image(root: Path) -> ValidationReport:
     lists(root, ["A black frame."], ["bad.mp4"], ["bad.png"])
     clip(root / "bad.mp4")
     (root / "bad.png").write_bytes(b"not a picture")
     return check(root)
 
 
-def _odd_image(root: Path) -> Report:
+def _odd_image(root: Path) -> ValidationReport:
     lists(root, ["A black frame."], ["bad.mp4"], ["bad.png"])
     clip(root / "bad.mp4")
     Image.new("RGB", (64, 64)).save(root / "bad.png")
     return check(root)
 
 
-def _two_captions(first: str, second: str, grey: int = 9) -> Callable[[Path], Report]:
-    def build(root: Path) -> Report:
+def _two_captions(first: str, second: str, grey: int = 9) -> Callable[[Path], ValidationReport]:
+    def build(root: Path) -> ValidationReport:
         lists(root, [first, second], ["good.mp4", "bad.mp4"])
         clip(root / "good.mp4")
         clip(root / "bad.mp4", grey=grey)
@@ -200,8 +200,8 @@ def _two_captions(first: str, second: str, grey: int = 9) -> Callable[[Path], Re
     return build
 
 
-def _with_broken_decoder(name: str) -> Callable[[Path], Report]:
-    def build(root: Path) -> Report:
+def _with_broken_decoder(name: str) -> Callable[[Path], ValidationReport]:
+    def build(root: Path) -> ValidationReport:
         lists(root, ["A black frame.", "Another one."], [f"{name}.mp4", "good.mp4"])
         clip(root / f"{name}.mp4")
         clip(root / "good.mp4", grey=9)
@@ -213,8 +213,8 @@ def _with_broken_decoder(name: str) -> Callable[[Path], Report]:
     return build
 
 
-def _with_table(text: str) -> Callable[[Path], Report]:
-    def build(root: Path) -> Report:
+def _with_table(text: str) -> Callable[[Path], ValidationReport]:
+    def build(root: Path) -> ValidationReport:
         clip(root / "good.mp4")
         (root / "metadata.csv").write_text(f"file_name,text\ngood.mp4,A black frame.\n{text}")
         return check(root)
@@ -222,13 +222,13 @@ def _with_table(text: str) -> Callable[[Path], Report]:
     return build
 
 
-def _other_layout(root: Path) -> Report:
+def _other_layout(root: Path) -> ValidationReport:
     lists(root, ["A black frame."], ["good.mp4"])
     return _with_table("")(root)
 
 
-def _at_size(size: str, spec: ModelSpec) -> Callable[[Path], Report]:
-    def build(root: Path) -> Report:
+def _at_size(size: str, spec: ModelSpec) -> Callable[[Path], ValidationReport]:
+    def build(root: Path) -> ValidationReport:
         lists(root, ["A black frame."], ["good.mp4"])
         clip(root / "good.mp4", count=60)
         return check(root, FrameSettings(size=Size.parse(size), fps=8), spec)
@@ -236,8 +236,8 @@ def _at_size(size: str, spec: ModelSpec) -> Callable[[Path], Report]:
     return build
 
 
-def _reshaped(way: Reshape) -> Callable[[Path], Report]:
-    def build(root: Path) -> Report:
+def _reshaped(way: Reshape) -> Callable[[Path], ValidationReport]:
+    def build(root: Path) -> ValidationReport:
         lists(root, ["A black frame."], ["bad.mp4"])
         clip(root / "bad.mp4", height=128, width=96)
         return check(root, replace(SETTINGS, reshape=way))
@@ -245,13 +245,13 @@ def _reshaped(way: Reshape) -> Callable[[Path], Report]:
     return build
 
 
-def _spread(root: Path) -> Report:
+def _spread(root: Path) -> ValidationReport:
     lists(root, ["A black frame."], ["bad.mp4"])
     clip(root / "bad.mp4", count=60)
     return check(root, replace(SETTINGS, sampling="uniform"))
 
 
-CASES: dict[str, tuple[Callable[[Path], Report], str, str]] = {
+CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
     "missing-list": (_missing_list, "videos.txt", "prompts.txt is there, but videos.txt is not"),
     "not-utf8": (_not_utf8, "prompts.txt:1", "byte 4 of line 1, 0xe9, is not UTF-8"),
     "line-counts": (

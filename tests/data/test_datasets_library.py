@@ -15,7 +15,7 @@ from PIL import Image
 
 from cogtune.commands import validate
 from cogtune.config.resolving import resolve
-from cogtune.data.sources import Dataset, Reading, read_dataset
+from cogtune.data.sources import Dataset, LayoutOptions, read_dataset
 from cogtune.data.video.clips import write_video
 from cogtune.models.variants import read_spec
 from cogtune.system.errors import CogtuneError
@@ -90,7 +90,7 @@ def test_video_and_image_features_keep_their_names(tmp_path: Path, videos: list[
     ]
     table = datasets.Dataset.from_list(rows, features=features)
     datasets.DatasetDict({"test": table.select([0]), "train": table}).save_to_disk(tmp_path / "saved")
-    dataset = read_dataset(tmp_path / "saved", Reading(media=tmp_path / "elsewhere"))
+    dataset = read_dataset(tmp_path / "saved", LayoutOptions(media=tmp_path / "elsewhere"))
     same(dataset, videos)
     assert [sample.id for sample in dataset.samples] == ["a", "b", "c"]
     assert all(sample.video.is_relative_to(tmp_path / "elsewhere") for sample in dataset.samples)
@@ -103,7 +103,7 @@ def test_paths_in_a_saved_dataset_follow_the_rules_of_paths(tmp_path: Path, vide
     (root / "a.mp4").write_bytes(videos[0].read_bytes())
     told = [(found.code, found.where) for found in read_dataset(root).findings]
     assert told == [("outside-folder", "train:2"), ("outside-folder", "train:3"), ("missing-video", "gone")]
-    assert len(read_dataset(root, Reading(allow_outside=True)).samples) == 4
+    assert len(read_dataset(root, LayoutOptions(allow_outside=True)).samples) == 4
 
 
 def test_rows_without_a_value_are_told_by_their_number(tmp_path: Path, videos: list[Path]) -> None:
@@ -125,7 +125,7 @@ def test_webdataset_shards_are_read(tmp_path: Path, videos: list[Path]) -> None:
                 member = tarfile.TarInfo(f"{path.stem}.{suffix}")
                 member.size = len(data)
                 shard.addfile(member, io.BytesIO(data))
-    dataset = read_dataset(root, Reading(format="datasets"))
+    dataset = read_dataset(root, LayoutOptions(format="datasets"))
     same(dataset, videos)
     assert dataset.layout.endswith("reads: mp4, txt")
 
@@ -138,7 +138,7 @@ def test_a_video_folder_is_read(tmp_path: Path, videos: list[Path]) -> None:
         (root / "train" / path.name).write_bytes(path.read_bytes())
         lines.append(json.dumps({"file_name": path.name, "text": caption}))
     (root / "train" / "metadata.jsonl").write_text("\n".join(lines))
-    dataset = read_dataset(root, Reading(format="datasets"))
+    dataset = read_dataset(root, LayoutOptions(format="datasets"))
     same(dataset, videos)
     assert [sample.id for sample in dataset.samples] == ["train/a", "train/b", "train/c"]
     assert written(root) == []
@@ -149,7 +149,7 @@ def test_parquet_with_clips_inside_is_read(tmp_path: Path, videos: list[Path]) -
     root.mkdir()
     columns = {"video": [path.read_bytes() for path in videos], "caption": CAPTIONS}
     datasets.Dataset.from_dict(columns).to_parquet(root / "train-00000-of-00001.parquet")
-    same(read_dataset(root, Reading(format="datasets")), videos)
+    same(read_dataset(root, LayoutOptions(format="datasets")), videos)
 
 
 def test_what_cannot_be_read_is_an_error_in_words(
@@ -157,7 +157,7 @@ def test_what_cannot_be_read_is_an_error_in_words(
 ) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CogtuneError, match="the datasets library cannot read"):
-        read_dataset(tmp_path / "empty", Reading(format="datasets"))
+        read_dataset(tmp_path / "empty", LayoutOptions(format="datasets"))
     table = datasets.Dataset.from_dict({"video": ["a.mp4"], "prompt": ["A frame."]})
     datasets.DatasetDict({"a": table, "b": table}).save_to_disk(tmp_path / "splits")
     with pytest.raises(CogtuneError, match="has the splits a and b, and none called train"):

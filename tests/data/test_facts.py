@@ -16,8 +16,8 @@ from cogtune.data.cache import facts as module
 from cogtune.data.cache.facts import Facts
 from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import read_dataset
-from cogtune.data.validation.checks import Report, check_dataset
-from cogtune.data.validation.inspection import Job, Seen, inspect
+from cogtune.data.validation.checks import ValidationReport, check_dataset
+from cogtune.data.validation.inspection import Inspection, InspectionJob, inspect
 from cogtune.data.video.clips import MissingVideo, NotAVideo, probe
 from cogtune.data.video.stamp import FileChanged, stamp_of
 from cogtune.models.geometry import Size
@@ -112,14 +112,14 @@ def test_a_clip_that_was_in_order_and_has_not_changed_is_not_opened_again(
     settings = FrameSettings(size=Size(9, 64, 96), fps=8.0)
     opened: list[str] = []
 
-    def spy(jobs: Iterable[Job], **options: Any) -> Iterator[tuple[int, Seen]]:
+    def spy(jobs: Iterable[InspectionJob], **options: Any) -> Iterator[tuple[int, Inspection]]:
         listed = list(jobs)
         opened.extend(job.video.name for job in listed)
         yield from inspect(listed, **options)
 
     monkeypatch.setattr("cogtune.data.validation.checks.inspect", spy)
 
-    def look(**options: Any) -> tuple[Report, list[str]]:
+    def look(**options: Any) -> tuple[ValidationReport, list[str]]:
         opened.clear()
         facts = Facts(tmp_path / "files.json")
         report = check_dataset(read_dataset(data), settings, facts=facts, workers=1, **options)

@@ -17,13 +17,13 @@ import pytest
 from cogtune.commands import train, validate
 from cogtune.config.resolving import resolve
 from cogtune.config.run_config import DataFormat
-from cogtune.data.cache.index import Recipe, make_index
+from cogtune.data.cache.index import CacheKeySettings, make_index
 from cogtune.data.cache.store import Store
 from cogtune.data.findings import FINDINGS
 from cogtune.data.frames import FrameSettings
 from cogtune.data.layouts.base import Layout
 from cogtune.data.layouts.datasets_library import DATASETS
-from cogtune.data.sources import LAYOUTS, Dataset, Reading, locate_dataset, read_dataset
+from cogtune.data.sources import LAYOUTS, Dataset, LayoutOptions, locate_dataset, read_dataset
 from cogtune.encoding.jobs import prepare
 from cogtune.models.geometry import Size
 from cogtune.models.variants import read_spec
@@ -146,7 +146,7 @@ def test_real_clips_have_the_same_keys_in_three_layouts(tmp_path: Path) -> None:
     table(tmp_path / "jsonl", json_lines(rows), "metadata.jsonl")
     for row in rows:
         (tmp_path / "beside" / row["file_name"]).with_suffix(".txt").write_text(row["prompt"])
-    recipe = Recipe(
+    recipe = CacheKeySettings(
         frames=FrameSettings(size=Size(49, 480, 720), fps=8),
         vae="vae",
         text="text",
@@ -202,7 +202,7 @@ def test_the_same_clips_have_the_same_keys_in_every_layout(
 
 def test_columns_are_named_by_the_user(tmp_path: Path) -> None:
     rows = [{"text": "no", "file": "no.mp4", "alt": "yes", "clip path": "clips/0.mp4", "still": "clips/1.mp4"}]
-    reading = Reading(caption_column="alt", video_column="clip path", image_column="still")
+    reading = LayoutOptions(caption_column="alt", video_column="clip path", image_column="still")
     dataset = read_dataset(table(with_clips(tmp_path), delimited(rows)), reading)
     assert dataset.layout == "metadata.csv: clip path, alt, still"
     (sample,) = dataset.samples
@@ -221,19 +221,19 @@ def test_the_first_of_the_usual_names_wins(tmp_path: Path) -> None:
     [
         (
             "file_name,promt",
-            Reading(),
+            LayoutOptions(),
             ["no column has a usual name for the caption (prompt, caption, text, description); did you mean 'promt'?"],
         ),
         (
             "file_name,prompt",
-            Reading(caption_column="Promt", image_column="picture"),
+            LayoutOptions(caption_column="Promt", image_column="picture"),
             ["there is no column 'Promt'; did you mean 'prompt'?", "there is no column 'picture'"],
         ),
-        ("file_name,text,text", Reading(), ["there are 2 columns 'text'"]),
+        ("file_name,text,text", LayoutOptions(), ["there are 2 columns 'text'"]),
     ],
 )
 def test_a_missing_column_is_told_with_those_there_are(
-    tmp_path: Path, header: str, reading: Reading, problems: list[str]
+    tmp_path: Path, header: str, reading: LayoutOptions, problems: list[str]
 ) -> None:
     with pytest.raises(CogtuneError, match=r"^metadata\.csv cannot be read by its columns: 'file_name'") as caught:
         read_dataset(table(tmp_path, f"{header}\n"), reading)
@@ -250,7 +250,7 @@ def test_semicolons_are_told(tmp_path: Path) -> None:
 def test_a_column_flag_without_a_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a\n")
     with pytest.raises(CogtuneError, match=r"--video-column given, but .* is read as lists, which has no columns"):
-        read_dataset(tmp_path, Reading(video_column="x"))
+        read_dataset(tmp_path, LayoutOptions(video_column="x"))
 
 
 def test_clips_inside_a_parquet_file_are_told(tmp_path: Path) -> None:
@@ -376,13 +376,13 @@ def test_several_tables_have_to_be_chosen_from(tmp_path: Path) -> None:
     assert "choose with --format csv or jsonl" in caught.value.hint
     assert "metadata.csv" in caught.value.hint
     with pytest.raises(CogtuneError, match=r"several tables: a\.csv and b\.csv"):
-        read_dataset(tmp_path, Reading(format="csv"))
-    assert len(read_dataset(tmp_path, Reading(format="jsonl")).samples) == 3
+        read_dataset(tmp_path, LayoutOptions(format="csv"))
+    assert len(read_dataset(tmp_path, LayoutOptions(format="jsonl")).samples) == 3
     table(tmp_path, delimited(ROWS[:4]), "metadata.csv")
     assert len(read_dataset(tmp_path).samples) == 4
-    assert len(read_dataset(tmp_path, Reading(format="jsonl")).samples) == 3
+    assert len(read_dataset(tmp_path, LayoutOptions(format="jsonl")).samples) == 3
     with pytest.raises(CogtuneError, match=r"there is no \.tsv file in"):
-        read_dataset(tmp_path, Reading(format="tsv"))
+        read_dataset(tmp_path, LayoutOptions(format="tsv"))
 
 
 @pytest.fixture
@@ -399,7 +399,7 @@ def every_layout(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", [name for layout in LAYOUTS if layout is not DATASETS for name in layout.formats])
 def test_the_user_chooses_the_layout(every_layout: Path, name: DataFormat) -> None:
-    dataset = read_dataset(every_layout, Reading(format=name))
+    dataset = read_dataset(every_layout, LayoutOptions(format=name))
     assert [sample.caption for sample in dataset.samples] == [name]
     strays = ["prompts.txt", "videos.txt"] if name == "beside" else []
     assert told(dataset) == [("stray-caption", stray) for stray in strays]
@@ -424,7 +424,7 @@ def test_lists_then_tables_then_captions_beside_clips(every_layout: Path) -> Non
 
 
 def test_lists_that_are_asked_for_and_not_there(tmp_path: Path) -> None:
-    dataset = read_dataset(table(tmp_path, delimited(ROWS)), Reading(format="lists"))
+    dataset = read_dataset(table(tmp_path, delimited(ROWS)), LayoutOptions(format="lists"))
     assert told(dataset) == [("missing-list", "prompts.txt"), ("missing-list", "videos.txt")]
     assert dataset.findings[0].message == "there is no prompts.txt"
 
@@ -462,7 +462,7 @@ def test_paths_that_leave_are_refused_unless_allowed(tmp_path: Path, outside: Pa
         *(("bad-path", f"{name}:{first + index}") for index in (4, 5)),
     ]
     assert all("--allow-outside" in found.hint for found in refused.findings[:3])
-    allowed = read_dataset(root, Reading(allow_outside=True))
+    allowed = read_dataset(root, LayoutOptions(allow_outside=True))
     assert told(allowed) == [("bad-path", f"{name}:{first + index}") for index in (4, 5)]
     assert [sample.video.resolve() for sample in allowed.samples] == [
         root / "clips/0.mp4",
@@ -481,7 +481,7 @@ def test_links_beside_captions_are_followed_when_allowed(tmp_path: Path, outside
     (outside / "clips" / "again").symlink_to(outside)
     with pytest.raises(CogtuneError, match="holds no dataset"):
         read_dataset(root)
-    dataset = read_dataset(root, Reading(allow_outside=True))
+    dataset = read_dataset(root, LayoutOptions(allow_outside=True))
     assert [(sample.id, sample.caption) for sample in dataset.samples] == [
         ("linked/clips/0", "number 0"),
         ("linked/clips/1", "number 1"),
@@ -489,7 +489,7 @@ def test_links_beside_captions_are_followed_when_allowed(tmp_path: Path, outside
     (root / "a.mp4").symlink_to(outside / "clips/0.mp4")
     (root / "a.txt").write_text("linked itself")
     assert told(read_dataset(root)) == [("outside-folder", "a.mp4")]
-    assert len(read_dataset(root, Reading(allow_outside=True)).samples) == 3
+    assert len(read_dataset(root, LayoutOptions(allow_outside=True)).samples) == 3
 
 
 # ------------------------------------------------------------------------------------------------- damaged files
@@ -531,7 +531,7 @@ def test_damaged_files_give_findings_and_never_a_crash(tmp_path: Path, name: str
     for seed in range(100):
         table(root, damaged(whole[name], random.Random(f"{name} {seed}")), name)
         try:
-            dataset = read_dataset(root, Reading(allow_outside=seed % 2 == 0))
+            dataset = read_dataset(root, LayoutOptions(allow_outside=seed % 2 == 0))
         except CogtuneError as error:
             noticed += 1
             str(error).encode()
@@ -600,7 +600,7 @@ def test_a_folder_comes_before_the_hub(tmp_path: Path, downloads: list[str]) -> 
 
 def test_a_dry_run_downloads_no_dataset(downloads: list[str]) -> None:
     with pytest.raises(CogtuneError, match="user/name is not on this machine"):
-        train.get_ready(resolve(flags={"data": "user/name"}), resume=None, overwrite=False, dry_run=True)
+        train.prepare_run(resolve(flags={"data": "user/name"}), resume=None, overwrite=False, dry_run=True)
     assert downloads == []
 
 

@@ -16,15 +16,15 @@ from PIL import Image
 
 from cogtune.data import frames
 from cogtune.data.frames import (
+    ClipView,
     FrameSettings,
-    View,
+    bucket_loss,
+    clips_per_bucket,
     frames_given,
     load_clip,
     load_image,
-    loss,
     reshape,
     settings_for,
-    shared_out,
     view,
 )
 from cogtune.data.video.clips import VideoInfo, iter_frames, probe, read_frames
@@ -142,7 +142,7 @@ def test_a_drawn_start_belongs_to_the_clip_and_the_seed() -> None:
 
 def test_a_view_survives_the_disk() -> None:
     seen = view(info(195, 30.0), settings("5x48x64", reshape="random"), "ab")
-    assert View.from_dict(json.loads(json.dumps(seen.to_dict()))) == seen
+    assert ClipView.from_dict(json.loads(json.dumps(seen.to_dict()))) == seen
     first = seen.first_frame()
     assert (first.indices, first.size, first.crop) == ((0,), Size(1, 48, 64), seen.crop)
 
@@ -180,11 +180,11 @@ def test_each_clip_goes_to_the_bucket_that_loses_least(clip: VideoInfo, expected
 def test_the_loss_is_the_sum_of_three_shares() -> None:
     wanted = settings("49x480x720")
     square = info(147, 24.0, 1024, 1024)  # 49 frames at 8 fps
-    assert loss(square, wanted, Size(49, 512, 512)) == 0
-    assert loss(square, wanted, Size(49, 480, 720)) == pytest.approx(1 / 3)
-    assert loss(square, wanted, Size(25, 512, 512)) == pytest.approx(24 / 49)
-    assert loss(square, wanted, Size(49, 2048, 2048)) == pytest.approx(3 / 4)
-    assert loss(square, wanted, Size(25, 2048, 4096)) == pytest.approx(1 / 2 + 24 / 49 + 15 / 16)
+    assert bucket_loss(square, wanted, Size(49, 512, 512)) == 0
+    assert bucket_loss(square, wanted, Size(49, 480, 720)) == pytest.approx(1 / 3)
+    assert bucket_loss(square, wanted, Size(25, 512, 512)) == pytest.approx(24 / 49)
+    assert bucket_loss(square, wanted, Size(49, 2048, 2048)) == pytest.approx(3 / 4)
+    assert bucket_loss(square, wanted, Size(25, 2048, 4096)) == pytest.approx(1 / 2 + 24 / 49 + 15 / 16)
 
 
 def test_of_equal_buckets_the_one_named_first_is_taken() -> None:
@@ -196,10 +196,10 @@ def test_of_equal_buckets_the_one_named_first_is_taken() -> None:
 
 def test_the_bucket_plan_names_every_bucket() -> None:
     wide, tall = info(150, 24.0, 1080, 1920), info(150, 24.0, 720, 480)
-    plan = shared_out([wide, tall, wide], settings("49x480x848", buckets=BUCKETS))
+    plan = clips_per_bucket([wide, tall, wide], settings("49x480x848", buckets=BUCKETS))
     assert [len(clips) for clips in plan.values()] == [0, 2, 0, 1]
     assert tuple(plan) == BUCKETS
-    assert shared_out([wide], settings()) == {Size(9, 48, 64): [wide]}
+    assert clips_per_bucket([wide], settings()) == {Size(9, 48, 64): [wide]}
 
 
 # ------------------------------------------------------------------------------------------------- reshaping

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from cogtune.commands import infer
-from cogtune.commands.infer import Recipe, Request
-from cogtune.commands.validate import watched_by
+from cogtune.commands.infer import InferRequest, SamplingConfig
+from cogtune.commands.validate import validation_set
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.facts import Facts
 from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import Dataset, read_dataset
-from cogtune.data.validation.checks import Report, check_dataset
+from cogtune.data.validation.checks import ValidationReport, check_dataset
 from cogtune.data.video.clips import write_video
 from cogtune.data.video.images import ImageInfo, measure_image, read_image
 from cogtune.data.video.stamp import FileChanged, stamp_of
@@ -165,7 +165,7 @@ def dataset(root: Path) -> Dataset:
     return read_dataset(root)
 
 
-def check(root: Path, facts: Facts | None = None) -> Report:
+def check(root: Path, facts: Facts | None = None) -> ValidationReport:
     return check_dataset(dataset(root), FrameSettings(size=Size(9, 64, 96), fps=8), facts=facts)
 
 
@@ -191,7 +191,7 @@ def test_the_image_of_a_sample_video_is_looked_at_before_a_run(
     wanted = {"validation_prompts": "one:::two", "data": tmp_path / "data"}
     config = RunConfig(**wanted, validation_images=f"{tmp_path / 'see-through.png'}:::{tmp_path / 'float.tiff'}")
     with pytest.raises(UsageError) as caught:
-        watched_by(config, read_spec(tiny("5b-i2v")), data)
+        validation_set(config, read_spec(tiny("5b-i2v")), data)
     (problem,) = caught.value.details
     assert "float.tiff: its pixels are floating-point numbers" in problem
     assert "see-through.png has transparency (RGBA), which is dropped" in capsys.readouterr().err
@@ -199,7 +199,7 @@ def test_the_image_of_a_sample_video_is_looked_at_before_a_run(
 
 def test_infer_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     image = cutout(tmp_path / "a.png")
-    recipe = Recipe(
+    recipe = SamplingConfig(
         base=tmp_path,
         transformer=None,
         lora=None,
@@ -213,7 +213,7 @@ def test_infer_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(infer, "fill_in", lambda request: recipe)
     monkeypatch.setattr(infer, "load_pipeline", lambda recipe: None)
     monkeypatch.setattr(infer, "sample", lambda *_: np.zeros((9, 64, 96, 3), np.uint8))
-    infer.generate(Request(image=image), tmp_path / "out.mp4")
+    infer.generate(InferRequest(image=image), tmp_path / "out.mp4")
     assert "a.png has transparency (RGBA), which is dropped: the video starts from" in capsys.readouterr().err
 
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from cogtune.data.validation import inspection
-from cogtune.data.validation.inspection import Job, Seen, inspect
+from cogtune.data.validation.inspection import Inspection, InspectionJob, inspect
 from cogtune.data.video.clips import write_video
 from cogtune.data.video.images import ImageInfo
 from cogtune.system.errors import CogtuneError
@@ -44,12 +44,12 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COGTUNE_STALL_SECONDS", "1.5")
 
 
-def look(jobs: list[Job], workers: int = 2) -> list[Seen]:
+def look(jobs: list[InspectionJob], workers: int = 2) -> list[Inspection]:
     seen = dict(inspect(jobs, workers=workers))
     return [seen[place] for place in range(len(jobs))]
 
 
-def problems(seen: Seen) -> list[str]:
+def problems(seen: Inspection) -> list[str]:
     return [f"{code}: {message}" for code, message, _ in seen.problems]
 
 
@@ -58,7 +58,7 @@ def problems(seen: Seen) -> list[str]:
 def test_a_decoder_that_breaks_takes_only_its_own_clip_with_it(clip: Callable[[str], Path], workers: int) -> None:
     others = psutil.Process().children()  # other tests may have left those that start their decoders
     names = ["crash", "good-1", "abort", "hang", "good-2", "killed", "greedy", "once", "good-3"]
-    told = dict(zip(names, look([Job(clip(name)) for name in names], workers), strict=True))
+    told = dict(zip(names, look([InspectionJob(clip(name)) for name in names], workers), strict=True))
     assert {name: problems(seen) for name, seen in told.items()} == {
         "crash": ["decoder-died: crash.mp4 kills the decoder (SIGSEGV)"],
         "abort": ["decoder-died: abort.mp4 kills the decoder (SIGABRT)"],
@@ -82,10 +82,10 @@ def test_a_process_that_cannot_work_at_all_is_an_error_and_no_finding(
     (tmp_path / "av.py").write_text("raise ImportError('no such library')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(CogtuneError, match="PyAV cannot be imported: no such library"):
-        look([Job(clip("a"))])
+        look([InspectionJob(clip("a"))])
     monkeypatch.setattr(inspection, "COMMAND", (sys.executable, "-c", "raise ValueError('a fault of ours')"))
     with pytest.raises(CogtuneError, match="a fault of ours"):
-        look([Job(clip("a"))])
+        look([InspectionJob(clip("a"))])
 
 
 def test_without_jobs_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_full_finds_what_lies_behind_the_first_frame(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(data)
     Image.fromarray(noise[0]).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-900])
-    quick, full = look([Job(tmp_path / "a.mp4", tmp_path / "a.png", full=full) for full in (False, True)])
+    quick, full = look([InspectionJob(tmp_path / "a.mp4", tmp_path / "a.png", full=full) for full in (False, True)])
     assert problems(quick) == []
     assert quick.image == full.image or full.image is None
     assert [code for code, _, _ in full.problems] == ["damaged-video", "unreadable-image"]
@@ -113,7 +113,7 @@ def test_images_are_measured_as_they_are_shown(clip: Callable[[str], Path], tmp_
     exif[0x0112] = 6  # on its side
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
     Image.new("RGB", (30, 20)).save(tmp_path / "b.jpg")
-    seen = look([Job(clip("a"), tmp_path / name) for name in ("a.jpg", "b.jpg", "gone.jpg")])
+    seen = look([InspectionJob(clip("a"), tmp_path / name) for name in ("a.jpg", "b.jpg", "gone.jpg")])
     assert [one.image for one in seen] == [ImageInfo(30, 20), ImageInfo(20, 30), None]
     assert problems(seen[2]) == ["missing-image: gone.jpg is not there"]
 

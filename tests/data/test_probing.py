@@ -15,7 +15,7 @@ from av.codec.context import Flags as CodecFlags
 from cogtune.data.findings import Finding
 from cogtune.data.frames import FrameSettings, view
 from cogtune.data.validation.clips import check_clip
-from cogtune.data.validation.inspection import Job, inspect
+from cogtune.data.validation.inspection import InspectionJob, inspect
 from cogtune.data.video import clips, container, probing
 from cogtune.data.video.clips import probe, read_frames
 from cogtune.data.video.container import VideoInfo, check_decoded, decode_all
@@ -99,7 +99,7 @@ def told(path: Path, size: str = "9x48x64", **settings: Any) -> list[Finding]:
 
 def sound(path: Path) -> VideoInfo:
     """What a clip is, of which every check and every decoder gives the same."""
-    (_, seen), *_ = inspect([Job(path, None, full=True)], workers=1)
+    (_, seen), *_ = inspect([InspectionJob(path, None, full=True)], workers=1)
     assert seen.problems == ()
     info = probe(path)
     assert seen.info == info

@@ -194,7 +194,7 @@ def test_the_command_lists_warnings_too_when_it_is_strict(half_broken: Path, tmp
 def test_a_run_is_of_the_samples_that_remain(
     half_broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     file = tmp_path / "q.txt"
     file.write_text("videos.txt:3\nb\n")
     plan = plan_for(half_broken, tmp_path / "out", quarantine=file)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cogtune.data.findings import FINDINGS, Finding
-from cogtune.data.layouts.base import Reading
+from cogtune.data.layouts.base import LayoutOptions
 from cogtune.data.sources import LAYOUTS, Dataset, Sample, read_dataset
 from cogtune.system.errors import CogtuneError
 
@@ -268,7 +268,7 @@ def test_only_a_plain_file_inside_is_read_as_a_caption(tmp_path: Path) -> None:
     dataset = read_dataset(root)
     assert told(dataset) == [("missing-caption", "a"), ("outside-folder", "b")]
     assert [sample.caption for sample in dataset.samples] == ["", "", "fine"]
-    assert read_dataset(root, Reading(allow_outside=True)).samples[1].caption == "not of this dataset"
+    assert read_dataset(root, LayoutOptions(allow_outside=True)).samples[1].caption == "not of this dataset"
 
 
 def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,28 +20,28 @@ import pytest
 import torch
 
 from cogtune.config.resolving import resolve
-from cogtune.data.cache.index import ClipJob, TextJob, Todo, missing
-from cogtune.data.frames import View
+from cogtune.data.cache.index import ClipJob, EncodeJobs, TextJob, missing
+from cogtune.data.frames import ClipView
 from cogtune.data.sources import read_dataset
 from cogtune.data.video.stamp import stamp_of
 from cogtune.encoding import jobs as caching
 from cogtune.encoding import worker
-from cogtune.encoding.decoders import Decoded, Failure, PixelJob, decoding, default_workers, load
-from cogtune.encoding.jobs import Engine, Job, job_for, prepare, share
+from cogtune.encoding.decoders import DecodedJob, DecodeFailure, PixelJob, decoding, default_workers, load
+from cogtune.encoding.jobs import EncodeOptions, EncodePlan, job_for, prepare, share
 from cogtune.models.geometry import Size
 from cogtune.models.variants import read_spec
 from cogtune.system.errors import CogtuneError
 from tests.conftest import Cogtune
 from tests.support.runs_in_process import Stop
 
-Jobs = Callable[..., Job]
+Jobs = Callable[..., EncodePlan]
 
 
 @pytest.fixture
 def job(clips: Path, tiny: Callable[[str], Path], tmp_path: Path) -> Jobs:
     """The job of filling a cache with the drawn clips."""
 
-    def made(model: str = "2b", *, cache: str = "cache", workers: int = 0, **flags: object) -> Job:
+    def made(model: str = "2b", *, cache: str = "cache", workers: int = 0, **flags: object) -> EncodePlan:
         flags = {"data": clips, "cache_dir": tmp_path / cache, "workers": workers, **flags}
         config = resolve(preset_name="cpu-lora-tiny", flags=flags).config.anchored()
         spec = read_spec(tiny(model))
@@ -51,7 +51,7 @@ def job(clips: Path, tiny: Callable[[str], Path], tmp_path: Path) -> Jobs:
     return made
 
 
-def encode(job: Job, after: int | None = None) -> worker.Outcome:
+def encode(job: EncodePlan, after: int | None = None) -> worker.EncodeOutcome:
     return worker.encode(job, Stop(after))  # type: ignore[arg-type]
 
 
@@ -73,23 +73,23 @@ def die_or_hang(job: PixelJob) -> torch.Tensor:
 
 def test_decoders_give_what_this_process_would_and_one_that_dies_takes_one_clip(job: Jobs) -> None:
     clips = job().todo.clips
-    alone = {item.job.key: item.pixels for item in drain(clips, workers=0) if isinstance(item, Decoded)}
+    alone = {item.job.key: item.pixels for item in drain(clips, workers=0) if isinstance(item, DecodedJob)}
     assert len(alone) == 6
     found = drain(clips, workers=1, patience=2.0, load=die_or_hang)
-    reasons = {item.job.video.name[:2]: item.reason for item in found if isinstance(item, Failure)}  # type: ignore[union-attr]
+    reasons = {item.job.video.name[:2]: item.reason for item in found if isinstance(item, DecodeFailure)}  # type: ignore[union-attr]
     assert reasons == {
         "01": "the decoder died of it (SIGSEGV)",
         "02": "the decoder was still at work after 2 s",
         "03": "ZeroDivisionError: of its own",
     }
-    others = [item for item in found if isinstance(item, Decoded)]
+    others = [item for item in found if isinstance(item, DecodedJob)]
     assert len(others) == 3
     for item in others:
         assert item.pixels.dtype == torch.uint8
         assert torch.equal(item.pixels, alone[item.job.key])
 
 
-def drain(jobs: tuple[ClipJob, ...], **options: object) -> list[Decoded | Failure]:
+def drain(jobs: tuple[ClipJob, ...], **options: object) -> list[DecodedJob | DecodeFailure]:
     with decoding(jobs, **options) as results:  # type: ignore[arg-type]
         return [item for item in results if item is not None]
 
@@ -98,8 +98,8 @@ def test_the_bytes_are_those_of_the_plain_path(job: Jobs) -> None:
     """Decoders in processes, two processes sharing, the writer behind: none of it shows in an entry."""
     plain, pooled, shared = (job("5b-i2v", cache=name) for name in ("plain", "pooled", "shared"))
     assert encode(plain).complete
-    assert encode(replace(pooled, engine=Engine(workers=1))).complete
-    shared = replace(shared, engine=Engine(processes=2, workers=0))
+    assert encode(replace(pooled, engine=EncodeOptions(workers=1))).complete
+    shared = replace(shared, engine=EncodeOptions(processes=2, workers=0))
     outcomes = [worker.encode(shared, Stop(), rank=rank) for rank in range(2)]  # type: ignore[arg-type]
     assert sum(outcome.clips for outcome in outcomes) == 6
     expected = entries(plain.store.root)
@@ -125,14 +125,14 @@ def test_a_file_that_is_not_the_one_its_key_was_made_of_gets_no_entry(job: Jobs,
     work = job("5b-i2v")
     path = tmp_path / "plan.json"
     work.write(path)
-    again = Job.read(path)
+    again = EncodePlan.read(path)
     assert again.todo == work.todo
     assert [clip.stamp for clip in again.todo.clips] == [stamp_of(clip.video) for clip in work.todo.clips]
     size, modified, inode = stamp_of(work.todo.clips[0].video)
     others = [(size + 1, modified, inode), (size, modified + 1, inode), (size, modified, inode + 1)]
     clips = [replace(clip, stamp=stamp) for clip, stamp in zip(work.todo.clips[:1] * 3, others, strict=True)]
     image = replace(work.todo.images[0], stamp=others[2])
-    outcome = encode(replace(work, todo=Todo(tuple(clips), (), (image,))))
+    outcome = encode(replace(work, todo=EncodeJobs(tuple(clips), (), (image,))))
     assert len(outcome.failures) == 4
     assert all("changed while it was being read" in failure for failure in outcome.failures)
     assert entries(work.store.root) == {}
@@ -172,17 +172,22 @@ def test_the_estimate_is_what_the_entries_take(job: Jobs) -> None:
 
 def test_shares_cover_the_work_once_and_weigh_the_same() -> None:
     sizes = ("49x480x720", "25x512x512", "81x768x1360")
-    views = [View(tuple(range(size.num_frames)), size, (480, 720)) for size in map(Size.parse, sizes)]
+    views = [ClipView(tuple(range(size.num_frames)), size, (480, 720)) for size in map(Size.parse, sizes)]
     clips = tuple(ClipJob(f"{number:032x}", Path("a.mp4"), views[number % 3]) for number in range(300))
     texts = tuple(TextJob(f"{number:032x}", "a") for number in range(4000))
-    work = Todo(clips, texts, ())
+    work = EncodeJobs(clips, texts, ())
     parts = [share(work, rank, 4) for rank in range(4)]
     assert sorted(job.key for part in parts for job in part.clips) == [job.key for job in clips]
     assert sorted(job.key for part in parts for job in part.texts) == [job.key for job in texts]
     assert [len(part.texts) for part in parts] == [2000, 2000, 0, 0]  # not worth loading the encoder four times
     seconds = [caching.seconds_of(part) + (10 if part.texts else 0) for part in parts]
     assert max(seconds) - min(seconds) < 2.0
-    assert [len(part.texts) for part in (share(Todo((), texts[:7], ()), rank, 4) for rank in range(4))] == [7, 0, 0, 0]
+    assert [len(part.texts) for part in (share(EncodeJobs((), texts[:7], ()), rank, 4) for rank in range(4))] == [
+        7,
+        0,
+        0,
+        0,
+    ]
 
 
 def test_lookahead_is_bounded_by_bytes(job: Jobs) -> None:

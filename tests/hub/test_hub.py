@@ -961,7 +961,7 @@ def test_every_sample_video_of_a_trained_run_is_pushed_with_its_prompt(
     hub: Hub, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run is one that training made."""
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     prompts = ["A red disc, slowly.", "a red disc slowly", "ein Ball: «rot»"]
     out = tmp_path / "out"
     flags = {"validation_prompts": ":::".join(prompts), "sample_steps": 2, "sample_every": 1, "checkpoint_every": 1}

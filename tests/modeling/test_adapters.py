@@ -117,7 +117,7 @@ def test_what_is_dropped_follows_from_the_sample_alone(tiny: Callable[[str], Pat
 
 
 def test_nothing_is_dropped_in_evaluation(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     shared = {"steps": 1, "learning_rate": 1e-12, "checkpoint_every": 1}
     plain = evaluations(train_here(plan_for(clips, tmp_path / "plain", **shared)))
     dropped = train_here(plan_for(clips, tmp_path / "dropped", lora_dropout=0.9, **shared))

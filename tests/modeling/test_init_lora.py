@@ -27,7 +27,7 @@ FAST = {"learning_rate": 1e-3, "checkpoint_every": 2, "steps": 2}
 
 @pytest.fixture(autouse=True)
 def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_where_it_began_is_recorded_and_a_resumed_run_needs_the_file_no_more(
     assert read_run(out).provenance["rank"] == str(file)
     file.unlink()
     resolved = train.configure(preset_name=None, file=None, flags={"output": out}, resume="latest")
-    plan = train.get_ready(resolved, resume="latest", overwrite=False, dry_run=False).plan
+    plan = train.prepare_run(resolved, resume="latest", overwrite=False, dry_run=False).plan
     assert losses(train_here(plan))[-1] == losses(whole)[-1]
     assert read_facts(out / LORA_WEIGHTS_NAME)["init_lora"] == about
     with pytest.raises(UsageError, match="--init-lora is for a new run"):

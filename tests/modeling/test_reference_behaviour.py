@@ -32,7 +32,7 @@ from cogtune.modeling.encoders import pixels_to_unit
 from cogtune.models.variants import VARIANTS, read_spec
 from cogtune.system.errors import CogtuneError
 from cogtune.training.evaluate import evaluate
-from cogtune.training.objective import draw
+from cogtune.training.objective import draw_noise
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, set_up_here, train_here
 from tests.training.test_objective import Fake, batch_of, objective
 
@@ -117,7 +117,7 @@ HELD_BY = {
 
 @pytest.fixture(autouse=True)
 def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
 
 
 def test_each_of_the_twenty_is_held_by_tests_that_exist() -> None:
@@ -148,7 +148,7 @@ def test_the_objective_hands_over_what_sampling_would(name: str, tiny: Callable[
         assert of.image_encoder is not None
         assert batch.image is not None
         moments = of.image_encoder.image_moments(pixels_to_unit(batch.image, torch.float32))
-        posterior = draw(batch, spec, seed=5, caption_dropout=0.0).image_posterior
+        posterior = draw_noise(batch, spec, seed=5, caption_dropout=0.0).image_posterior
         assert posterior is not None
         latents = scale_image_latents(sample_posterior(moments, posterior), spec)
         assert torch.equal(noisy[:, :, 16:], place_image(latents, noisy.shape[1]))

@@ -18,7 +18,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from cogtune.commands.infer import Request, fill_in, load_pipeline, sample
+from cogtune.commands.infer import InferRequest, fill_in, load_pipeline, sample
 from cogtune.data.cache.index import Index
 from cogtune.data.cache.store import Store
 from cogtune.encoding import jobs
@@ -32,7 +32,7 @@ FIRST_FRAME = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.ui
 
 @pytest.fixture(autouse=True)
 def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
 
 
 def plainly(folder: Path, image: Path | None, frames: int, **weights: Any) -> np.ndarray[Any, Any]:
@@ -70,7 +70,7 @@ def test_trained_weights_in_a_plain_pipeline_give_the_same_frames(
         Image.fromarray(FIRST_FRAME).save(image)
 
     of = {"lora": out} if kind == "lora" else {"model": str(out)}
-    request = Request(**of, prompt=PROMPT, image=image, steps=2)
+    request = InferRequest(**of, prompt=PROMPT, image=image, steps=2)
     recipe = fill_in(request)
     ours = sample(load_pipeline(recipe), recipe, request)
     assert ours.shape == (frames, 64, 96, 3)

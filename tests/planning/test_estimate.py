@@ -20,9 +20,9 @@ from cogtune.models.locate import spec_of
 from cogtune.models.variants import VARIANTS, ModelSpec, published_spec
 from cogtune.planning import fit
 from cogtune.planning.estimate import GIB, Estimate, Memory, estimate, lora_parameters
-from cogtune.planning.fit import GB, Machine, fitted, nearest_preset, problems, refuse_unfit
+from cogtune.planning.fit import GB, Hardware, fitted, nearest_preset, problems, refuse_unfit
 from cogtune.planning.measurements import Measurement, recorded
-from cogtune.planning.summary import outlook
+from cogtune.planning.summary import estimate_run
 from cogtune.system.errors import UsageError
 from cogtune.system.gpus import Gpu
 from tests.conftest import Cogtune
@@ -34,8 +34,8 @@ def spec_for(name: str) -> ModelSpec:
     return published_spec(VARIANTS[name])
 
 
-def cards(count: int, gb: float, *, used: float = 0, name: str = "NVIDIA Card") -> Machine:
-    return Machine((Gpu(name, int(gb * GB), int(used * GB)),) * count, 512 * GIB)
+def cards(count: int, gb: float, *, used: float = 0, name: str = "NVIDIA Card") -> Hardware:
+    return Hardware((Gpu(name, int(gb * GB), int(used * GB)),) * count, 512 * GIB)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -187,7 +187,7 @@ def test_time_is_known_where_the_card_is() -> None:
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
-    def told(preset: str, machine: Machine, **flags: Any) -> str:
+    def told(preset: str, machine: Hardware, **flags: Any) -> str:
         config = resolve(preset_name=preset, flags=flags).config
         with pytest.raises(UsageError) as caught:
             refuse_unfit(config, spec_for(PRESETS[preset].model), machine, preset)
@@ -199,8 +199,8 @@ def test_a_run_that_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
     assert "--strategy zero2-offload --num-processes 1" in told("8xa100-sft-5b-zero2", cards(1, 80))
     assert "needs 8 GPUs, and this machine has 4 x" in told("8x4090-sft-2b-zero2", cards(4, 24))
     assert "no preset fits" in told("4090-lora-5b", cards(1, 4))
-    assert "there is no NVIDIA GPU here" in told("4090-lora-5b", Machine((), 64 * GIB))
-    assert "8 GPUs" in told("8xa100-sft-5b-zero3", Machine((), 64 * GIB))
+    assert "there is no NVIDIA GPU here" in told("4090-lora-5b", Hardware((), 64 * GIB))
+    assert "8 GPUs" in told("8xa100-sft-5b-zero3", Hardware((), 64 * GIB))
 
 
 def test_no_strategy_is_proposed_that_the_optimizer_does_not_go_with() -> None:
@@ -241,10 +241,10 @@ def test_the_hosts_memory_counts() -> None:
 def test_a_containers_limit_is_the_machines_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(fit, "_CGROUP_LIMITS", (str(limit),))
-    whole = fit.this_machine().host
+    whole = fit.local_hardware().host
     for text, host in (("max", whole), (str(2**62), whole), (str(2 * GIB), 2 * GIB)):
         limit.write_text(text + "\n")
-        assert fit.this_machine().host == host
+        assert fit.local_hardware().host == host
 
 
 def test_what_is_proposed_fits_by_its_whole_estimate() -> None:
@@ -256,7 +256,7 @@ def test_what_is_proposed_fits_by_its_whole_estimate() -> None:
 
 
 def test_a_cpu_trains_what_takes_it_seconds() -> None:
-    nothing = Machine((), 16 * GIB)
+    nothing = Hardware((), 16 * GIB)
     tiny = resolve(preset_name="cpu-lora-tiny").config
     spec = spec_of("tiny:2b")
     assert problems(tiny, estimate(tiny, spec), nothing) == []
@@ -265,7 +265,7 @@ def test_a_cpu_trains_what_takes_it_seconds() -> None:
 
 
 def test_fit_takes_all_gpus_and_the_fastest_strategy_that_fits() -> None:
-    def chosen(preset: str, machine: Machine) -> tuple[str, int]:
+    def chosen(preset: str, machine: Hardware) -> tuple[str, int]:
         resolved = fitted(resolve(preset_name=preset), spec_for(PRESETS[preset].model), machine)
         assert resolved.provenance["strategy"] in ("--fit", f"preset {preset}")
         return resolved.config.strategy, resolved.config.num_processes
@@ -275,7 +275,7 @@ def test_fit_takes_all_gpus_and_the_fastest_strategy_that_fits() -> None:
     assert chosen("a100-sft-2b", cards(8, 24)) == ("zero2", 8)
     assert chosen("4090-lora-5b", cards(4, 24)) == ("ddp", 4)
     with pytest.raises(UsageError, match="--fit chooses for NVIDIA GPUs, and there is none here"):
-        fitted(resolve(preset_name="cpu-sft-tiny"), spec_of("tiny:2b"), Machine((), 64 * GIB))
+        fitted(resolve(preset_name="cpu-sft-tiny"), spec_of("tiny:2b"), Hardware((), 64 * GIB))
     with pytest.raises(UsageError, match="--fit found no way"):
         fitted(resolve(preset_name="4090-lora-5b"), spec_for("5b"), cards(1, 12))
 
@@ -302,7 +302,7 @@ def test_the_nearest_preset_is_of_the_same_kind() -> None:
 
 def test_an_outlook_counts_disk_and_time() -> None:
     config = resolve(preset_name="4090-lora-5b", flags={"output": "out", "steps": 2000}).config
-    found = outlook(config, spec_for("5b"), cards(1, 141, name="NVIDIA H200"), counts=[70])
+    found = estimate_run(config, spec_for("5b"), cards(1, 141, name="NVIDIA H200"), counts=[70])
     shown = dict(found.rows())
     moments, text = 32 * 13 * 60 * 90 * 2, 226 * 4096 * 2
     assert found.to_dict()["cache"] == 70 * (moments + text)
@@ -317,7 +317,7 @@ def test_steps_of_epochs_are_counted_size_by_size(clips: Path) -> None:
     """Five clips of one size and one of another, in batches of four: two passes and one, where six would be two."""
     flags = {"data": clips, "buckets": "17x64x96,9x96x64", "batch_size": 4, "epochs": 1}
     config = resolve(preset_name="cpu-lora-tiny", flags=flags).config
-    found = outlook(config, spec_of("tiny:2b"), cards(0, 0))
+    found = estimate_run(config, spec_of("tiny:2b"), cards(0, 0))
     assert sorted(found.counts) == [1, 5]
     assert (found.samples, found.counted, found.steps) == (6, True, 3)
 
@@ -331,7 +331,7 @@ def test_a_plan_needs_no_data_and_no_model(cogtune: Cogtune) -> None:
 
 
 def test_train_refuses_before_it_downloads(cogtune: Cogtune, monkeypatch: pytest.MonkeyPatch) -> None:
-    if fit.this_machine().cards:
+    if fit.local_hardware().cards:
         pytest.skip("there is a GPU here")
     told = cogtune("train", "--preset", "8xa100-sft-5b-zero3", status=2).err
     assert "8xa100-sft-5b-zero3 does not fit this machine" in told

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from cogtune.data.findings import Finding, finding
-from cogtune.data.frames import FrameSettings, View, load_clip, load_image, view
+from cogtune.data.frames import ClipView, FrameSettings, load_clip, load_image, view
 from cogtune.data.sources import Dataset, Sample, read_dataset
 from cogtune.data.validation.checks import check_dataset
 from cogtune.data.video.clips import probe, write_video
-from cogtune.models.geometry import Reshape, Sampling, Size
-from cogtune.report.dataset import Checked, choose_samples, write_dataset_report
+from cogtune.models.geometry import FrameSampling, Reshape, Size
+from cogtune.report.dataset import CheckedDataset, choose_samples, write_dataset_report
 from cogtune.report.drawing import Task, drawn
 from cogtune.report.findings import MOST_FINDINGS
 from cogtune.report.pictures import Picture, Shown, bytes_each, first_middle_last, picture, to_jpeg
@@ -46,9 +46,9 @@ def lists(root: Path, rows: list[tuple[str, ...]]) -> Path:
     return root
 
 
-def checked(root: Path, settings: FrameSettings = SETTINGS) -> Checked:
+def checked(root: Path, settings: FrameSettings = SETTINGS) -> CheckedDataset:
     dataset = read_dataset(root)
-    return Checked(dataset, settings, check_dataset(dataset, settings))
+    return CheckedDataset(dataset, settings, check_dataset(dataset, settings))
 
 
 def report(root: Path, settings: FrameSettings = SETTINGS) -> Element:
@@ -91,7 +91,9 @@ def test_the_bright_part_of_a_picture_is_what_training_sees(tmp_path: Path, heig
 
 @pytest.mark.parametrize("reshape", ["center", "random", "letterbox", "stretch"])
 @pytest.mark.parametrize("sampling", ["uniform", "random-start"])
-def test_so_it_is_however_frames_are_chosen_and_fitted(tmp_path: Path, reshape: Reshape, sampling: Sampling) -> None:
+def test_so_it_is_however_frames_are_chosen_and_fitted(
+    tmp_path: Path, reshape: Reshape, sampling: FrameSampling
+) -> None:
     clip = moving(tmp_path / "a.mp4", 30, 160, 96)
     settings = replace(SETTINGS, reshape=reshape, sampling=sampling, seed=7)
     seen = view(probe(clip), settings, digest_file(clip))
@@ -187,7 +189,7 @@ def _draw(task: Task) -> Shown:
 
 
 def test_a_clip_that_kills_or_hangs_its_decoder_costs_nothing_but_its_pictures() -> None:
-    seen = View((0,), Size(1, 64, 96), (64, 96))
+    seen = ClipView((0,), Size(1, 64, 96), (64, 96))
     names = ["a", "kills", "b", "", "hangs", "c"]
     tasks = [Task(Path(f"{name}.mp4"), seen, None, 1) if name else None for name in names]
     first, killed, second, nothing, hung, third = drawn(tasks, 1, patience=3, draw=_draw)
@@ -239,7 +241,7 @@ def test_a_page_of_thousands_of_clips_says_what_it_leaves_out_and_stays_small(tm
     (info,) = one.infos.values()
     infos = {sample.id: info for sample in many}
     counts = {"samples": 10_000, "clips": 10_000, "error": 0, "warning": 10_000, "note": 0}
-    looked = Checked(dataset, SETTINGS, type(one)(tmp_path, "lists", found, infos, counts))
+    looked = CheckedDataset(dataset, SETTINGS, type(one)(tmp_path, "lists", found, infos, counts))
     assert write_dataset_report(tmp_path / "report.html", looked, most_clips=20, workers=0) == 20
     page = parse(tmp_path / "report.html")
     assert "Showing 20 of 10,000: clips with findings first" in page.text

@@ -229,7 +229,7 @@ def test_of_many_steps_the_first_and_the_last_are_kept() -> None:
 def test_a_run_draws_its_report_and_a_resumed_one_draws_it_anew(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     output = tmp_path / "out"
     train_here(plan_for(clips, output, steps=4, checkpoint_every=2), stop_after=2)
     first = parse(output / "report.html")
@@ -245,7 +245,7 @@ def test_a_run_draws_its_report_and_a_resumed_one_draws_it_anew(
 def test_a_page_is_there_from_the_first_measurement_on(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     drawn: list[tuple[str, int]] = []
 
     def look(output: Path, state: State) -> Path:

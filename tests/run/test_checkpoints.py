@@ -27,7 +27,7 @@ from tests.support.runs_in_process import fill_here, plan_for, read_lines, train
 
 @pytest.fixture(autouse=True)
 def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
 
 
 def everything(folder: Path) -> list[Path]:
@@ -201,7 +201,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(
     assert f"cannot delete {out / 'checkpoint-2'}: Operation not permitted: it is kept" in told
     assert (out / LORA_WEIGHTS_NAME).is_file()
     monkeypatch.undo()
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     train_here(plan_for(clips, out, steps=5, resume="latest", keep_checkpoints=1))
     assert [path.name for path in checkpoints(out)] == ["checkpoint-5"]
 

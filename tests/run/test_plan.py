@@ -19,14 +19,14 @@ from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.models.variants import VARIANTS, published_spec
 from cogtune.run.launch import write_files
-from cogtune.run.plan import Plan, check, fps_of, identity_of, make_plan, size_of
+from cogtune.run.plan import Plan, check_config, fps_of, make_plan, resume_fingerprint, size_of
 from cogtune.system.errors import CogtuneError, UsageError
 
 
 def plan_of(preset: str, output: Path, **flags: Any) -> tuple[Plan, str]:
     resolved = resolve(preset_name=preset, flags={"output": output, **flags})
     spec = published_spec(VARIANTS[PRESETS[preset].model.removeprefix("tiny:")])
-    check(resolved.config, spec)
+    check_config(resolved.config, spec)
     plan = make_plan(
         resolved,
         checkpoint=Path("/models/base"),
@@ -34,7 +34,7 @@ def plan_of(preset: str, output: Path, **flags: Any) -> tuple[Plan, str]:
         samples=70,
         prompt="a boat",
         index=output / "launch" / "index.json",
-        identity=identity_of(resolved.config, base="b", data="d"),
+        identity=resume_fingerprint(resolved.config, base="b", data="d"),
         resume=None,
     )
     return plan, resolved.to_yaml()
@@ -112,18 +112,20 @@ def test_a_change_of_strategy_leaves_no_stale_file(tmp_path: Path) -> None:
 def test_what_a_model_cannot_do_is_refused_all_at_once() -> None:
     config = resolve(flags={"precision": "fp16", "size": "48x480x700", "strategy": "zero3"}).config
     with pytest.raises(UsageError) as caught:
-        check(config, published_spec(VARIANTS["5b"]))
+        check_config(config, published_spec(VARIANTS["5b"]))
     assert len(caught.value.details) == 4
-    check(resolve(preset_name="4080-lora-2b").config, published_spec(VARIANTS["2b"]))  # fp16 is what 2b was trained in
+    check_config(
+        resolve(preset_name="4080-lora-2b").config, published_spec(VARIANTS["2b"])
+    )  # fp16 is what 2b was trained in
 
 
 def test_a_missing_deepspeed_is_told_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     config = resolve(preset_name="a100-sft-5b-zero2-offload").config
     with pytest.raises(UsageError) as caught:
-        check(config, published_spec(VARIANTS["5b"]))
+        check_config(config, published_spec(VARIANTS["5b"]))
     assert "needs DeepSpeed" in caught.value.details[0]
-    check(resolve(preset_name="4090-lora-5b").config, published_spec(VARIANTS["5b"]))
+    check_config(resolve(preset_name="4090-lora-5b").config, published_spec(VARIANTS["5b"]))
 
 
 def test_size_and_rate_come_from_the_model_unless_asked() -> None:
@@ -135,7 +137,7 @@ def test_size_and_rate_come_from_the_model_unless_asked() -> None:
 
 
 def test_what_may_change_on_a_resume_and_what_may_not() -> None:
-    before = identity_of(RunConfig(), base="b", data="d")
+    before = resume_fingerprint(RunConfig(), base="b", data="d")
     for harmless in (
         {"steps": 7},
         {"output": Path("x")},
@@ -144,13 +146,13 @@ def test_what_may_change_on_a_resume_and_what_may_not() -> None:
         {"alpha": 128},
         {"learning_rate": 1e-3},
     ):
-        assert identity_of(RunConfig(**harmless), base="b", data="d") == before
+        assert resume_fingerprint(RunConfig(**harmless), base="b", data="d") == before
     for harmful in ({"rank": 4}, {"seed": 1}, {"batch_size": 2}, {"beta2": 0.99}, {"caption_dropout": 0.1}):
-        assert identity_of(RunConfig(**harmful), base="b", data="d") != before
-    one = identity_of(RunConfig(gradient_accumulation_steps=2), base="b", data="d")
-    assert identity_of(RunConfig(num_processes=2), base="b", data="d") == one  # the same samples in each step
-    zero = identity_of(RunConfig(num_processes=2, strategy="zero2"), base="b", data="d")
-    assert zero != identity_of(
+        assert resume_fingerprint(RunConfig(**harmful), base="b", data="d") != before
+    one = resume_fingerprint(RunConfig(gradient_accumulation_steps=2), base="b", data="d")
+    assert resume_fingerprint(RunConfig(num_processes=2), base="b", data="d") == one  # the same samples in each step
+    zero = resume_fingerprint(RunConfig(num_processes=2, strategy="zero2"), base="b", data="d")
+    assert zero != resume_fingerprint(
         RunConfig(num_processes=1, gradient_accumulation_steps=2, strategy="zero2"), base="b", data="d"
     )
 

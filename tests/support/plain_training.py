@@ -17,7 +17,7 @@ from cogtune.data.batches import Batch
 from cogtune.data.cache.index import Index
 from cogtune.modeling.devices import DTYPES
 from cogtune.run.plan import Plan
-from cogtune.training.objective import draw
+from cogtune.training.objective import draw_noise
 
 
 def plain_losses(plan: Plan, device: torch.device) -> list[float]:
@@ -53,7 +53,9 @@ def plain_losses(plan: Plan, device: torch.device) -> list[float]:
 
     losses = []
     for step in range(plan.total_steps):
-        draws = draw(Batch(moments, text, None, (row.id,), (step,)), plan.spec, seed=config.seed, caption_dropout=0.0)
+        draws = draw_noise(
+            Batch(moments, text, None, (row.id,), (step,)), plan.spec, seed=config.seed, caption_dropout=0.0
+        )
         mean, logvar = moments.float().chunk(2, dim=1)
         deviation = torch.exp(0.5 * logvar.clamp(-30, 20))
         latents = (mean.permute(0, 2, 1, 3, 4) + deviation.permute(0, 2, 1, 3, 4) * draws.posterior).to(device) * vae

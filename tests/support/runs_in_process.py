@@ -34,9 +34,9 @@ class Stop:
         return self.after is not None and self.asked >= self.after
 
 
-def fill_here(job: jobs.Job) -> list[dict[str, Any]]:
-    """Stands in for :func:`cogtune.encoding.jobs.fill`: the same job, done in this process."""
-    outcome = encoding.encode(replace(job, engine=jobs.Engine(workers=0)), Stop())  # type: ignore[arg-type]
+def fill_here(job: jobs.EncodePlan) -> list[dict[str, Any]]:
+    """Stands in for :func:`cogtune.encoding.jobs.fill_cache`: the same job, done in this process."""
+    outcome = encoding.encode(replace(job, engine=jobs.EncodeOptions(workers=0)), Stop())  # type: ignore[arg-type]
     assert outcome.complete
     assert not outcome.failures
     return [asdict(outcome)]
@@ -46,7 +46,7 @@ def plan_for(data: Path, output: Path, *, resume: str | None = None, overwrite: 
     """The plan of a run on a tiny model."""
     settings = {"data": data, "output": output, "checkpoint_every": 100, **flags}
     resolved = resolve(preset_name="cpu-lora-tiny", flags=settings)
-    return train.get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=False).plan
+    return train.prepare_run(resolved, resume=resume, overwrite=overwrite, dry_run=False).plan
 
 
 def forget_earlier_runs() -> None:

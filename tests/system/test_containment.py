@@ -20,7 +20,7 @@ from cogtune.encoding import jobs
 from cogtune.report.run import write_run_report
 from cogtune.system.containment import leads_out, links_out
 from cogtune.system.errors import CogtuneError
-from cogtune.system.locks import alone_in
+from cogtune.system.locks import exclusive_folder
 from tests.support.runs_in_process import fill_here
 
 Configured = Callable[..., RunConfig]
@@ -30,7 +30,7 @@ Configured = Callable[..., RunConfig]
 def configured(clips: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Configured:
     """A configuration over a copy of the drawn clips; entries are made in this process."""
     data = shutil.copytree(clips, tmp_path / "data", ignore=shutil.ignore_patterns(".cogtune"))
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
 
     def made(**flags: Any) -> RunConfig:
         return resolve(preset_name="cpu-lora-tiny", flags={"data": data, "model": "tiny:2b", **flags}).config
@@ -89,7 +89,7 @@ def test_a_datasets_cache_that_leads_out_is_refused(configured: Configured, vict
         lambda: upkeep.verify(config),
         lambda: upkeep.unused(config),
         lambda: validate(config),
-        lambda: train.get_ready(Resolved(config, {}), resume=None, overwrite=False, dry_run=True),
+        lambda: train.prepare_run(Resolved(config, {}), resume=None, overwrite=False, dry_run=True),
     )
     for command in commands:
         with pytest.raises(CogtuneError, match=r"is a link to .*elsewhere.*, outside of") as caught:
@@ -150,7 +150,7 @@ def test_a_runs_folder_that_leads_out_is_refused(tmp_path: Path, victim: Path, p
     output, before = tmp_path / "out", contents(victim)
     link(output / place, victim / IN_A_RUN[place])
     (output / "run.yaml").write_text("model: tiny:2b\n")
-    for command in (lambda: train.sole_run(output).__enter__(), lambda: write_run_report(output)):
+    for command in (lambda: train.run_lock(output).__enter__(), lambda: write_run_report(output)):
         with pytest.raises(CogtuneError, match="is a link to"):
             command()
     assert contents(victim) == before
@@ -159,7 +159,7 @@ def test_a_runs_folder_that_leads_out_is_refused(tmp_path: Path, victim: Path, p
 def test_every_link_is_named_at_once(tmp_path: Path, victim: Path) -> None:
     for name in ("latents", "text", ".lock"):
         link(tmp_path / "cache" / name, victim)
-    with pytest.raises(CogtuneError) as caught, alone_in(tmp_path / "cache"):
+    with pytest.raises(CogtuneError) as caught, exclusive_folder(tmp_path / "cache"):
         pass
     assert caught.value.message == f"3 links lead out of {tmp_path / 'cache'}"
     assert [detail.partition(" ")[0].rpartition("/")[2] for detail in caught.value.details] == [
@@ -171,12 +171,12 @@ def test_every_link_is_named_at_once(tmp_path: Path, victim: Path) -> None:
 
 def test_a_lock_keeps_what_a_file_of_its_name_holds_and_is_no_pipe(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("kept")
-    with alone_in(tmp_path):
+    with exclusive_folder(tmp_path):
         pass
     assert (tmp_path / ".lock").read_text() == "kept"
     (tmp_path / ".lock").unlink()
     os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(CogtuneError, match="is not a regular file"), alone_in(tmp_path):
+    with pytest.raises(CogtuneError, match="is not a regular file"), exclusive_folder(tmp_path):
         pass
 
 

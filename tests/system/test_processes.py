@@ -19,26 +19,26 @@ import pytest
 
 from cogtune.system import children, locks
 from cogtune.system.errors import CogtuneError, StoppedError
-from cogtune.system.locks import alone_in
-from cogtune.system.processes import Report, watch
+from cogtune.system.locks import exclusive_folder
+from cogtune.system.processes import WorkerReport, supervise
 
 WORKER = """
 import pathlib, signal, sys, time
 from cogtune.system.errors import CogtuneError
-from cogtune.system.processes import Report, work
+from cogtune.system.processes import WorkerReport, run_worker
 def job(stop):
     {body}
 report, log = (pathlib.Path(word) for word in sys.argv[1:])
-sys.exit(work(Report(report), log, job))
+sys.exit(run_worker(WorkerReport(report), log, job))
 """
 
 
 def watched(folder: Path, body: str, *, is_last: bool = False) -> None:
     report, log = folder / "rank-0.json", folder / "logs" / "log"
     program = WORKER.format(body=body.replace("\n", "\n    "))
-    watch(
+    supervise(
         [sys.executable, "-c", program, str(report), str(log)],
-        [Report(report)],
+        [WorkerReport(report)],
         log,
         environment={},
         if_stopped=lambda: "go on so",
@@ -121,25 +121,25 @@ def test_a_signal_that_comes_too_late_for_the_work_stops_what_would_follow(tmp_p
 def test_a_report_of_an_earlier_run_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / "rank-0.json").write_text('{"pid": 1, "status": "done"}')
     with pytest.raises(CogtuneError, match="died without a word"):
-        watch(
-            [sys.executable, "-c", "pass"], [Report(tmp_path / "rank-0.json")], tmp_path / "log",
+        supervise(
+            [sys.executable, "-c", "pass"], [WorkerReport(tmp_path / "rank-0.json")], tmp_path / "log",
             environment={}, if_stopped=str,
         )  # fmt: skip
 
 
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     program = (
-        "import pathlib, sys, time\nfrom cogtune.system.locks import alone_in\n"
-        "with alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)\n"
+        "import pathlib, sys, time\nfrom cogtune.system.locks import exclusive_folder\n"
+        "with exclusive_folder(pathlib.Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "in\n"
-    with pytest.raises(CogtuneError, match="another process is at work"), alone_in(tmp_path):
+    with pytest.raises(CogtuneError, match="another process is at work"), exclusive_folder(tmp_path):
         pytest.fail("got in")
     holder.kill()
     holder.communicate()
-    with alone_in(tmp_path):  # a killed holder lets go
+    with exclusive_folder(tmp_path):  # a killed holder lets go
         pass
 
 
@@ -151,10 +151,10 @@ def test_one_may_wait_for_the_other_and_says_so_when_it_takes_long(
     order: list[str] = []
 
     def second() -> None:
-        with alone_in(tmp_path, wait=True):
+        with exclusive_folder(tmp_path, wait=True):
             order.append("second")
 
-    with alone_in(tmp_path):
+    with exclusive_folder(tmp_path):
         waiting = threading.Thread(target=second)
         waiting.start()
         waiting.join(0.5)
@@ -166,10 +166,10 @@ def test_one_may_wait_for_the_other_and_says_so_when_it_takes_long(
 
 def test_a_signal_that_the_system_gave_to_another_thread_is_heard(tmp_path: Path) -> None:
     program = (
-        "import pathlib, sys, threading, time\nfrom cogtune.system.processes import Report, watch\n"
+        "import pathlib, sys, threading, time\nfrom cogtune.system.processes import WorkerReport, supervise\n"
         "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
         "folder, sleep = pathlib.Path(sys.argv[1]), [sys.executable, '-c', 'import time; time.sleep(60)']\n"
-        "watch(sleep, [Report(folder / 'rank-0.json')], folder / 'log', environment={}, if_stopped=str)\n"
+        "supervise(sleep, [WorkerReport(folder / 'rank-0.json')], folder / 'log', environment={}, if_stopped=str)\n"
     )
     running = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, text=True)
     watched, deadline = psutil.Process(running.pid), time.monotonic() + 30
@@ -183,10 +183,10 @@ def test_a_signal_that_the_system_gave_to_another_thread_is_heard(tmp_path: Path
 
 COMMAND = """
 import pathlib, sys
-from cogtune.system.processes import Report, watch
+from cogtune.system.processes import WorkerReport, supervise
 folder = pathlib.Path(sys.argv[1])
-watch([sys.executable, "-c", sys.argv[2], str(folder / "rank-0.json"), str(folder / "log")],
-      [Report(folder / "rank-0.json")], folder / "log", environment={}, if_stopped=str)
+supervise([sys.executable, "-c", sys.argv[2], str(folder / "rank-0.json"), str(folder / "log")],
+      [WorkerReport(folder / "rank-0.json")], folder / "log", environment={}, if_stopped=str)
 """
 
 ALONE = """
@@ -225,7 +225,7 @@ def wait_until(true: Callable[[], object], seconds: float = 120) -> None:
 def test_a_worker_whose_command_is_gone_stops_in_good_order(tmp_path: Path) -> None:
     body = "import time\nstop.begins()\nwhile not stop:\n    time.sleep(0.01)\nreturn False"
     with a_command(tmp_path, body) as (running, mark):
-        report = Report(tmp_path / "rank-0.json")
+        report = WorkerReport(tmp_path / "rank-0.json")
         wait_until(lambda: (report.read() or {}).get("status") == "running")
         running.kill()
         wait_until(lambda: (report.read() or {}).get("status") == "stopped")
@@ -286,7 +286,7 @@ def test_of_several_deaths_the_first_is_told(
     tmp_path: Path, exitcode: str, first: int, foreseen: bool, told: str
 ) -> None:
     """The other processes fail because of it, and say so first; often in words that are not ours."""
-    reports = [Report(tmp_path / f"rank-{rank}.json") for rank in range(2)]
+    reports = [WorkerReport(tmp_path / f"rank-{rank}.json") for rank in range(2)]
     ends = {
         "rank-0.json": {"pid": 100, "status": "failed", "message": "what followed", "foreseen": foreseen},
         "rank-1.json": {"pid": 101, "status": "running" if exitcode == "-9" else "failed", "message": "the cause"},
@@ -301,7 +301,7 @@ def test_of_several_deaths_the_first_is_told(
         "sys.exit(1)\n"
     )
     with pytest.raises(CogtuneError, match=told):
-        watch(
+        supervise(
             [sys.executable, "-c", launcher],
             reports,
             tmp_path / "logs" / "log",

@@ -91,7 +91,7 @@ def test_wherever_the_disk_fills_up_nothing_is_lost(
     kind: str, strategy: str, clips: Path, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the processes print goes to that disk, too."""
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     flags = {**FLAGS, "type": kind, "strategy": strategy}
     output = disk.root / "out"
     run_workers(plan_for(clips, output, steps=1, **flags))
@@ -139,7 +139,7 @@ def test_wherever_the_disk_fills_up_nothing_is_lost(
 def test_the_program_tells_of_a_full_disk_and_what_to_do(
     clips: Path, tmp_path: Path, disk: Disk, cogtune: Cogtune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     output, flags = disk.root / "out", {**FLAGS, "strategy": "zero2"}
     run_workers(plan_for(clips, output, steps=1, **flags))
     disk.leave(131072 + taken(output / "checkpoint-1") // 2)

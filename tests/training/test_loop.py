@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from cogtune.commands import train
 from cogtune.config.resolving import read_run, resolve
 from cogtune.config.run_config import RunConfig
-from cogtune.data.batches import Share, batches
+from cogtune.data.batches import RankSampler, batches
 from cogtune.data.cache.index import Index
 from cogtune.data.cache.store import Store
 from cogtune.encoding import jobs
@@ -33,9 +33,9 @@ from cogtune.modeling.random_weights import write_pipeline
 from cogtune.models.geometry import Size, latent_frames
 from cogtune.models.layers import names
 from cogtune.models.variants import LORA_WEIGHTS_NAME, VARIANTS, published_spec
-from cogtune.run.checkpoints import check_fits, checkpoints, choose, read_state
+from cogtune.run.checkpoints import check_fits, checkpoints, choose_checkpoint, read_state
 from cogtune.run.launch import LaunchFiles, how_to_go_on
-from cogtune.run.plan import Plan, identity_of
+from cogtune.run.plan import Plan, resume_fingerprint
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.training import checkpoint, setup
 from cogtune.training.objective import Objective
@@ -46,7 +46,7 @@ from tests.support.runs_in_process import evaluations, fill_here, plan_for, read
 
 @pytest.fixture(autouse=True)
 def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_a_run_with_buckets_resumes_within_an_epoch_to_the_bit(
     assert_same(weights(tmp_path / "broken"), weights(tmp_path / "straight"))
 
     index, seen = Index.read(plan.index), Counter[str]()
-    share = Share(seed=plan.config.seed, batch_size=2, accumulation=1, world_size=1, rank=0)
+    share = RankSampler(seed=plan.config.seed, batch_size=2, accumulation=1, world_size=1, rank=0)
     for passes in batches(Store(plan.config.cache_dir or Path()), index, share, 0, plan.total_steps):
         for batch in passes:
             seen.update(batch.ids)
@@ -261,7 +261,7 @@ def test_a_full_disk_during_a_save_leaves_the_earlier_checkpoint(
     assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-2"]
     assert list((tmp_path / "out").glob(".*.partial")) == []
     monkeypatch.undo()
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     train_here(plan_for(clips, tmp_path / "out", steps=4, checkpoint_every=2, resume="latest"))
     assert (tmp_path / "out" / "checkpoint-4").is_dir()
 
@@ -276,10 +276,10 @@ def test_a_checkpoint_of_another_run_is_refused_with_every_difference(clips: Pat
 
 def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no checkpoint to resume from"):
-        choose("latest", tmp_path)
+        choose_checkpoint("latest", tmp_path)
     for path in (str(tmp_path / "checkpoint-3"), ""):
         with pytest.raises(UsageError, match=f"there is no checkpoint '{path}'"):
-            choose(path, tmp_path)
+            choose_checkpoint(path, tmp_path)
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(CogtuneError, match=r"no state\.json"):
         read_state(tmp_path / "checkpoint-3")
@@ -300,15 +300,15 @@ def test_identities_are_compared_key_by_key(tmp_path: Path) -> None:
 def test_a_checkpoint_that_lacks_what_its_strategy_says_is_another_versions(tmp_path: Path) -> None:
     def told(**before: Any) -> str:
         with pytest.raises(CogtuneError) as caught:
-            check_fits(tmp_path, {"identity": before}, identity_of(now, base="b", data="d"))
+            check_fits(tmp_path, {"identity": before}, resume_fingerprint(now, base="b", data="d"))
         return "; ".join([caught.value.message, *caught.value.details])
 
     now = RunConfig(strategy="zero2", num_processes=2)
-    ours = identity_of(now, base="b", data="d")
+    ours = resume_fingerprint(now, base="b", data="d")
     check_fits(tmp_path, {"identity": ours}, ours)
     older = {key: value for key, value in ours.items() if key != "shards"}
     assert "another version of cogtune: it does not say shards" in told(**older)
-    other = told(**identity_of(RunConfig(num_processes=2), base="b", data="d"))
+    other = told(**resume_fingerprint(RunConfig(num_processes=2), base="b", data="d"))
     assert other.endswith("does not fit this run; strategy: 'ddp' in the checkpoint, 'zero2' now")
 
 
@@ -355,7 +355,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_encoded(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_here(plan_for(clips, tmp_path / "out", steps=2))
-    monkeypatch.setattr(jobs, "fill", None)
+    monkeypatch.setattr(jobs, "fill_cache", None)
     with pytest.raises(CogtuneError, match="checkpoint-2 does not fit this run"):
         plan_for(clips, tmp_path / "out", steps=4, resume="latest", size="9x64x64", rank=4)
     with pytest.raises(UsageError, match="is at step 2, and the run ends at 1"):
@@ -435,10 +435,10 @@ def test_plans_survive_the_disk(clips: Path, tmp_path: Path) -> None:
 
 
 def test_full_fine_tuning_is_sampled_from_its_run_with_the_runs_size_and_prompt(clips: Path, tmp_path: Path) -> None:
-    from cogtune.commands.infer import Request, fill_in, load_pipeline, sample
+    from cogtune.commands.infer import InferRequest, fill_in, load_pipeline, sample
 
     train_here(plan_for(clips, tmp_path / "out", type="sft", steps=2, learning_rate=1e-2))
-    request = Request(model=str(tmp_path / "out"), steps=1)
+    request = InferRequest(model=str(tmp_path / "out"), steps=1)
     recipe = fill_in(request)
     assert recipe.transformer == tmp_path / "out" / "checkpoint-2" / "transformer"
     assert (str(recipe.size), recipe.fps, recipe.precision) == ("9x64x96", 8.0, "fp32")
@@ -498,7 +498,7 @@ def test_resuming_into_another_folder_leaves_the_first_alone(clips: Path, tmp_pa
     resume, flags = str(tmp_path / "out" / "checkpoint-1"), {"output": tmp_path / "other", "steps": 3}
     resolved = train.configure(preset_name=None, file=None, flags=flags, resume=resume)
     assert resolved.config.rank == 8
-    ready = train.get_ready(resolved, resume=resume, overwrite=False, dry_run=False)
+    ready = train.prepare_run(resolved, resume=resume, overwrite=False, dry_run=False)
     train_here(ready.plan)
     assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-1", "checkpoint-2"]
     assert checkpoints(tmp_path / "other")[-1].name == "checkpoint-3"
@@ -509,7 +509,7 @@ def test_a_dry_run_leaves_a_run_as_it_was(clips: Path, tmp_path: Path) -> None:
     train_here(plan_for(clips, out, steps=1))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     resolved = resolve(preset_name="cpu-lora-tiny", flags={"data": clips, "output": out, "rank": 4})
-    ready = train.get_ready(resolved, resume=None, overwrite=True, dry_run=True)
+    ready = train.prepare_run(resolved, resume=None, overwrite=True, dry_run=True)
     assert ready.files.folder == out / "dry-run"
     assert {path: path.read_bytes() for path in before} == before
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cogtune.commands.infer import Request, fill_in, load_pipeline, sample
+from cogtune.commands.infer import InferRequest, fill_in, load_pipeline, sample
 from cogtune.data.cache.index import Index
 from cogtune.data.prompts import load_prompts
 from cogtune.data.synthetic import draw_dataset
@@ -28,7 +28,7 @@ from cogtune.run.checkpoints import checkpoints, read_state
 from cogtune.run.launch import LaunchFiles
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.training import worker
-from cogtune.training.samples import OneAtATime
+from cogtune.training.samples import UnbatchedGuidance
 from tests.support.forked_workers import start_workers
 from tests.support.runs_in_process import (
     StopWhen,
@@ -45,7 +45,7 @@ from tests.support.runs_in_process import (
 
 @pytest.fixture(autouse=True)
 def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_a_sample_video_shows_what_infer_shows(
     flags = {"sample_every": 2, "sample_steps": 2, "validation_prompts": "a red disc", "learning_rate": 1e-2}
     size = "17x64x96" if "1.5" in model else "9x64x96"
     train_here(plan_for(clips, tmp_path / "out", steps=2, model=model, size=size, **flags))
-    request = Request(lora=tmp_path / "out", prompt="a red disc", steps=2)
+    request = InferRequest(lora=tmp_path / "out", prompt="a red disc", steps=2)
     recipe = fill_in(request)
     first, last = (video.astype(int) for video in frames)
     assert np.abs(last - first).max() > 8
@@ -312,14 +312,14 @@ def test_a_stop_while_videos_are_made_waits_for_one_denoising_step(
     """Whether a checkpoint was due before the videos or not, it is there, and the run goes on to the bit."""
     flags = SAMPLED | {"steps": 4, "eval_every": 2, "checkpoint_every": checkpoint_every}
     straight = train_here(plan_for(clips, tmp_path / "straight", **flags))
-    out, denoise, calls = tmp_path / "out", OneAtATime.__call__, Counter[str]()
+    out, denoise, calls = tmp_path / "out", UnbatchedGuidance.__call__, Counter[str]()
 
-    def counted(self: OneAtATime, **given: Any) -> tuple[torch.Tensor]:
+    def counted(self: UnbatchedGuidance, **given: Any) -> tuple[torch.Tensor]:
         calls["denoising"] += 1
         return denoise(self, **given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(OneAtATime, "__call__", counted)
+        patch.setattr(UnbatchedGuidance, "__call__", counted)
         train_here(plan_for(clips, out, **flags), stop_when=(out / "samples" / ".step-000002.partial").is_dir)
     assert calls["denoising"] == 2 * 2 + 1  # both videos of step 0, and of step 2 what was under way
     assert [path.name for path in (out / "samples").iterdir()] == ["step-000000"]
@@ -456,7 +456,7 @@ def test_a_step_that_is_out_of_memory_says_what_would_fit_and_keeps_the_checkpoi
     assert caught.value.hint.startswith("--gradient-checkpointing takes ")
     assert caught.value.details == ("checkpoint-2 is whole: with that changed, --resume latest goes on from it",)
     monkeypatch.undo()
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
     lines = train_here(plan_for(clips, tmp_path / "out", steps=4, batch_size=2, eval_every=0, resume="latest"))
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
 

@@ -14,7 +14,7 @@ from diffusers import CogVideoXDDIMScheduler
 from cogtune.data.batches import Batch
 from cogtune.modeling.encoders import VideoEncoder
 from cogtune.models.variants import ModelSpec, read_spec
-from cogtune.training.objective import Objective, Sampling, draw, generator_for
+from cogtune.training.objective import Objective, TimestepSampling, draw_noise, generator_for
 
 CPU = torch.device("cpu")
 PINNED_UNIFORM = [198, 150, 927, 557, 765, 691]
@@ -64,7 +64,7 @@ def test_noise_target_and_loss_are_the_checkpoints_schedulers(name: str, tiny: C
     batch, model = batch_of(spec), Fake()
     losses = objective(tiny(name)).losses(model, batch)
     scheduler = CogVideoXDDIMScheduler.from_pretrained(tiny(name), subfolder="scheduler")
-    draws = draw(batch, spec, seed=5, caption_dropout=0.0)
+    draws = draw_noise(batch, spec, seed=5, caption_dropout=0.0)
     clean = batch.moments[:, :16].permute(0, 2, 1, 3, 4) * spec.scaling_factor
     noisy = scheduler.add_noise(clean, draws.noise, draws.timesteps)
     torch.testing.assert_close(model.given["hidden_states"], noisy, rtol=0, atol=1e-5)
@@ -77,7 +77,7 @@ def test_it_equals_the_x0_error_weighted_by_one_over_one_minus_alpha(tiny: Calla
     spec = read_spec(tiny("5b"))
     batch, model, of = batch_of(spec), Fake(), objective(tiny("5b"))
     losses = of.losses(model, batch)
-    draws = draw(batch, spec, seed=5, caption_dropout=0.0)
+    draws = draw_noise(batch, spec, seed=5, caption_dropout=0.0)
     alpha = of.alphas[draws.timesteps].view(-1, 1, 1, 1, 1)
     noisy = model.given["hidden_states"]
     x0 = batch.moments[:, :16].permute(0, 2, 1, 3, 4) * spec.scaling_factor
@@ -98,7 +98,7 @@ def test_in_bf16_the_first_timestep_still_has_noise_and_loss(tiny: Callable[[str
             return (torch.zeros_like(given["hidden_states"]),)
 
     losses = of.losses(Zero(), batch_of(spec), timesteps=[0, 1])
-    draws = draw(batch_of(spec), spec, seed=5, caption_dropout=0.0)
+    draws = draw_noise(batch_of(spec), spec, seed=5, caption_dropout=0.0)
     clean = batch_of(spec).moments[:, :16].permute(0, 2, 1, 3, 4) * spec.scaling_factor
     exact = alpha**0.5 * draws.noise[0] - (1 - alpha) ** 0.5 * clean[0]
     assert float(losses[0]) == pytest.approx(float(exact.square().mean()), rel=1e-5)
@@ -106,15 +106,15 @@ def test_in_bf16_the_first_timestep_still_has_noise_and_loss(tiny: Callable[[str
 
 def test_draws_belong_to_samples_and_not_to_their_batch(tiny: Callable[[str], Path]) -> None:
     spec = read_spec(tiny("5b-i2v"))
-    together = draw(batch_of(spec, 3, first=4), spec, seed=1, caption_dropout=0.5)
-    alone = draw(batch_of(spec, 1, first=6), spec, seed=1, caption_dropout=0.5)
+    together = draw_noise(batch_of(spec, 3, first=4), spec, seed=1, caption_dropout=0.5)
+    alone = draw_noise(batch_of(spec, 1, first=6), spec, seed=1, caption_dropout=0.5)
     assert torch.equal(together.noise[2], alone.noise[0])
     assert together.timesteps[2] == alone.timesteps[0]
     assert together.dropped[2] == alone.dropped[0]
     assert together.image_noise is not None
     assert alone.image_noise is not None
     assert torch.equal(together.image_noise[2], alone.image_noise[0])
-    other = draw(batch_of(spec, 1, first=6), spec, seed=2, caption_dropout=0.5)
+    other = draw_noise(batch_of(spec, 1, first=6), spec, seed=2, caption_dropout=0.5)
     assert not torch.equal(other.noise, alone.noise)
 
 
@@ -138,19 +138,19 @@ def test_timesteps_are_uniform_over_all_of_them(tiny: Callable[[str], Path]) -> 
 
 def test_by_default_timesteps_are_the_first_draw_of_each_sample(tiny: Callable[[str], Path]) -> None:
     """Pinned: another value would make every earlier run another run."""
-    drawn = draw(batch_of(read_spec(tiny("5b")), 6), read_spec(tiny("5b")), seed=42, caption_dropout=0.0)
+    drawn = draw_noise(batch_of(read_spec(tiny("5b")), 6), read_spec(tiny("5b")), seed=42, caption_dropout=0.0)
     assert drawn.timesteps.tolist() == PINNED_UNIFORM
     assert drawn.timesteps.tolist() == [int(torch.randint(1000, (), generator=generator_for(42, n))) for n in range(6)]
 
 
-def drawn_timesteps(sampling: Sampling, count: int = 4000) -> list[int]:
+def drawn_timesteps(sampling: TimestepSampling, count: int = 4000) -> list[int]:
     return [sampling.timestep(generator_for(42, number), 1000) for number in range(count)]
 
 
 def test_logit_normal_timesteps_have_its_quantiles() -> None:
-    assert drawn_timesteps(Sampling(timesteps="logit-normal"), 6) == PINNED_LOGIT_NORMAL
+    assert drawn_timesteps(TimestepSampling(timesteps="logit-normal"), 6) == PINNED_LOGIT_NORMAL
     for mean, deviation in ((0.0, 1.0), (1.2, 0.6)):
-        steps = sorted(drawn_timesteps(Sampling(timesteps="logit-normal", mean=mean, deviation=deviation)))
+        steps = sorted(drawn_timesteps(TimestepSampling(timesteps="logit-normal", mean=mean, deviation=deviation)))
         for share, z in ((0.1587, -1.0), (0.5, 0.0), (0.8413, 1.0)):
             expected = 1000 / (1 + math.exp(-(mean + z * deviation)))
             assert steps[int(share * len(steps))] == pytest.approx(expected, abs=15)
@@ -158,9 +158,9 @@ def test_logit_normal_timesteps_have_its_quantiles() -> None:
 
 @pytest.mark.parametrize("timesteps", ["uniform", "logit-normal"])
 def test_timesteps_stay_in_their_range_and_reach_its_ends(timesteps: Any) -> None:
-    steps = drawn_timesteps(Sampling(timesteps=timesteps, bounds=(990, 999)), 2000)
+    steps = drawn_timesteps(TimestepSampling(timesteps=timesteps, bounds=(990, 999)), 2000)
     assert set(steps) == set(range(990, 1000))
-    assert drawn_timesteps(Sampling(timesteps=timesteps, bounds=(7, 7)), 3) == [7, 7, 7]
+    assert drawn_timesteps(TimestepSampling(timesteps=timesteps, bounds=(7, 7)), 3) == [7, 7, 7]
     middle = sum(993 <= step <= 996 for step in steps) / len(steps)
     assert middle == pytest.approx({"uniform": 0.4, "logit-normal": 0.603}[timesteps], abs=0.03)
 
@@ -168,7 +168,7 @@ def test_timesteps_stay_in_their_range_and_reach_its_ends(timesteps: Any) -> Non
 def test_image_noise_follows_the_option_and_changes_nothing_else(tiny: Callable[[str], Path]) -> None:
     spec = read_spec(tiny("5b-i2v"))
     usual, off, strong = (
-        draw(batch_of(spec), spec, seed=3, caption_dropout=0.0, sampling=Sampling(image_noise=noise))
+        draw_noise(batch_of(spec), spec, seed=3, caption_dropout=0.0, sampling=TimestepSampling(image_noise=noise))
         for noise in ((-3.0, 0.5), None, (0.0, 0.0))
     )
     assert usual.image_noise is not None
@@ -195,7 +195,7 @@ def test_caption_dropout_drops_the_text_and_nothing_else(tiny: Callable[[str], P
 
 def test_image_noise_has_the_published_spread_and_one_sigma_a_sample(tiny: Callable[[str], Path]) -> None:
     spec = read_spec(tiny("5b-i2v"))
-    draws = draw(batch_of(spec, 200), spec, seed=3, caption_dropout=0.0)
+    draws = draw_noise(batch_of(spec, 200), spec, seed=3, caption_dropout=0.0)
     assert draws.image_noise is not None
     log_sigma = draws.image_noise.std(dim=(1, 2, 3)).log()
     assert float(log_sigma.mean()) == pytest.approx(-3.0, abs=0.12)
@@ -223,7 +223,7 @@ def test_1_5_latents_are_padded_in_front_with_the_first_frame(
     of = objective(tiny("1.5-5b"))
     batch = batch_of(spec, frames=frames)
     of.losses(model, batch, timesteps=[0, 0])
-    noise = draw(batch, spec, seed=5, caption_dropout=0.0).noise
+    noise = draw_noise(batch, spec, seed=5, caption_dropout=0.0).noise
     alpha = of.alphas[0]
     clean = (model.given["hidden_states"] - (1 - alpha).sqrt() * noise) / alpha.sqrt()
     assert clean.shape[1] == padded

@@ -20,7 +20,7 @@ from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.modeling.random_weights import build_transformer
 from cogtune.models.variants import VARIANTS, published_spec
-from cogtune.run.plan import check
+from cogtune.run.plan import check_config
 from cogtune.system.errors import UsageError
 from cogtune.training.kernels import building
 from cogtune.training.optimizers import build_optimizer, learning_rate_at
@@ -218,7 +218,7 @@ def test_what_does_not_go_together_is_told_at_once(monkeypatch: pytest.MonkeyPat
         "timestep_range": "900,1000",
     }
     with pytest.raises(UsageError) as caught:
-        check(resolve(flags=flags).config, published_spec(VARIANTS["5b"]))
+        check_config(resolve(flags=flags).config, published_spec(VARIANTS["5b"]))
     assert [detail.split(":")[0] for detail in caught.value.details] == [
         "optimizer came does not go with strategy zero2",
         "optimizer came needs came-pytorch, which is not installed",
@@ -234,10 +234,10 @@ def test_deepspeed_runs_adam_and_adamw_alone(name: str, monkeypatch: pytest.Monk
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: object())
     config = resolve(flags={"optimizer": name, "strategy": "zero2"}).config
     if name in ("adam", "adamw"):
-        check(config, published_spec(VARIANTS["5b"]))
+        check_config(config, published_spec(VARIANTS["5b"]))
         return
     with pytest.raises(UsageError, match="cannot be made"):
-        check(config, published_spec(VARIANTS["5b"]))
+        check_config(config, published_spec(VARIANTS["5b"]))
 
 
 @pytest.mark.parametrize(

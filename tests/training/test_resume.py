@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cogtune.data.batches import Share
+from cogtune.data.batches import RankSampler
 from cogtune.encoding import jobs
 from cogtune.merge import merge_checkpoint
 from cogtune.models.variants import LORA_WEIGHTS_NAME
@@ -28,7 +28,7 @@ SFT = {"type": "sft", "learning_rate": 1e-4}
 
 @pytest.fixture(autouse=True)
 def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
 
 
 def differing(one: Any, other: Any, where: str = "") -> list[str]:
@@ -116,7 +116,9 @@ def test_buckets_on_two_processes_are_those_of_one_and_go_on_to_the_bit(
     several = {**flags, "strategy": strategy, "num_processes": 2}
     plan = plan_for(clips, tmp_path / "straight", **several)
     assert (sorted(plan.buckets.values()), plan.total_steps) == ([1, 5], 6)
-    ranks = [Share(seed=plan.config.seed, batch_size=2, accumulation=1, world_size=2, rank=rank) for rank in (0, 1)]
+    ranks = [
+        RankSampler(seed=plan.config.seed, batch_size=2, accumulation=1, world_size=2, rank=rank) for rank in (0, 1)
+    ]
     counts = tuple(plan.buckets.values())
     unlike = [
         step for step in range(6) if len({one.bucket for share in ranks for one in share.passes(step, counts)}) > 1

@@ -23,7 +23,7 @@ SAMPLED = {"validation_prompts": "a red disc", "sample_every": 2, "sample_steps"
 
 @pytest.fixture(autouse=True)
 def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "fill", fill_here)
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
 
 
 class Recorder:

@@ -13,7 +13,7 @@ from cogtune.data.video.clips import VideoInfo, probe
 from cogtune.data.video.stamp import FileChanged, stamp_of
 from cogtune.data.video.stamp import Stamp as FullStamp
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import digest_file, explained, read_json, write_text
+from cogtune.system.files import digest_file, os_errors_explained, read_json, write_text
 
 Stamp = tuple[int, int]
 """Size in bytes and modification time in nanoseconds: a fact holds as long as its file has the same."""
@@ -44,7 +44,7 @@ class Facts:
         Raises:
             CogtuneError: there is no such file.
         """
-        with explained(path, "read"):
+        with os_errors_explained(path, "read"):
             stat = path.stat()
         return stat.st_size, stat.st_mtime_ns
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.data.cache.store import Store
-from cogtune.data.frames import FrameSettings, View, view
+from cogtune.data.frames import ClipView, FrameSettings, view
 from cogtune.data.sources import Sample
 from cogtune.data.video.stamp import Stamp
 from cogtune.models.geometry import Size
@@ -23,7 +23,7 @@ READING = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class CacheKeySettings:
     """What every entry depends on besides its own clip or caption."""
 
     frames: FrameSettings
@@ -41,7 +41,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Row:
+class SampleKeys:
     """One training sample: the keys of its entries, and the size it is trained at."""
 
     id: str
@@ -55,7 +55,7 @@ class Row:
 class Index:
     """All samples of a dataset under one recipe, and where the empty caption's embedding is."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[SampleKeys, ...]
     null_text: str
 
     @property
@@ -72,7 +72,9 @@ class Index:
     def read(cls, path: Path) -> Index:
         """The index saved at ``path``."""
         value = read_json(path)
-        rows = (Row(id_, latents, text, image, Size.parse(size)) for id_, latents, text, image, size in value["rows"])
+        rows = (
+            SampleKeys(id_, latents, text, image, Size.parse(size)) for id_, latents, text, image, size in value["rows"]
+        )
         return cls(tuple(rows), value["null_text"])
 
     @property
@@ -95,7 +97,7 @@ class ClipJob:
 
     key: str
     video: Path
-    frames: View
+    frames: ClipView
     stamp: Stamp | None = None
 
 
@@ -117,20 +119,20 @@ class ImageJob:
     key: str
     source: Path
     from_video: bool
-    frames: View
+    frames: ClipView
     stamp: Stamp | None = None
 
 
 @dataclass(frozen=True)
-class Todo:
+class EncodeJobs:
     """What an index names and the store lacks, each key once."""
 
     clips: tuple[ClipJob, ...]
     texts: tuple[TextJob, ...]
     images: tuple[ImageJob, ...]
 
-    def __add__(self, other: Todo) -> Todo:
-        return Todo(
+    def __add__(self, other: EncodeJobs) -> EncodeJobs:
+        return EncodeJobs(
             tuple({job.key: job for job in (*self.clips, *other.clips)}.values()),
             tuple({job.key: job for job in (*self.texts, *other.texts)}.values()),
             tuple({job.key: job for job in (*self.images, *other.images)}.values()),
@@ -144,7 +146,7 @@ class Todo:
         return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts if count) or "nothing"
 
 
-def make_index(store: Store, samples: Sequence[Sample], recipe: Recipe) -> Index:
+def make_index(store: Store, samples: Sequence[Sample], recipe: CacheKeySettings) -> Index:
     """The keys of every sample's entries; reads only those clips of which ``store`` does not remember what it needs.
 
     Raises:
@@ -168,11 +170,13 @@ def make_index(store: Store, samples: Sequence[Sample], recipe: Recipe) -> Index
                 "dtype": recipe.dtype,
             }
         )
-        rows.append(Row(sample.id, latents, text_key(caption_of(sample, recipe.id_token), recipe), picture, seen.size))
+        rows.append(
+            SampleKeys(sample.id, latents, text_key(caption_of(sample, recipe.id_token), recipe), picture, seen.size)
+        )
     return Index(tuple(rows), text_key("", recipe))
 
 
-def _view_of(store: Store, sample: Sample, recipe: Recipe) -> View:
+def _view_of(store: Store, sample: Sample, recipe: CacheKeySettings) -> ClipView:
     """What training sees of a sample's clip.
 
     Raises:
@@ -184,13 +188,13 @@ def _view_of(store: Store, sample: Sample, recipe: Recipe) -> View:
         raise CogtuneError(f"{sample.video} {error}", "use a longer clip, or ask for fewer frames") from error
 
 
-def _fitted(seen: View) -> list[Any]:
+def _fitted(seen: ClipView) -> list[Any]:
     """What the pixels of a clip's frames depend on beside the frames themselves."""
     crop = seen.crop
     return [seen.size.height, seen.size.width, *crop.resized, crop.top, crop.left]
 
 
-def jobs(store: Store, samples: Sequence[Sample], index: Index, recipe: Recipe) -> Todo:
+def jobs(store: Store, samples: Sequence[Sample], index: Index, recipe: CacheKeySettings) -> EncodeJobs:
     """What makes every entry of ``index``, each key once, whether it is there or not."""
     clips: dict[str, ClipJob] = {}
     texts: dict[str, TextJob] = {index.null_text: TextJob(index.null_text, "")}
@@ -204,19 +208,19 @@ def jobs(store: Store, samples: Sequence[Sample], index: Index, recipe: Recipe) 
             source = sample.image or sample.video
             stamp = stamp if sample.image is None else store.facts.current(sample.image)
             images.setdefault(row.image, ImageJob(row.image, source, sample.image is None, seen.first_frame(), stamp))
-    return Todo(tuple(clips.values()), tuple(texts.values()), tuple(images.values()))
+    return EncodeJobs(tuple(clips.values()), tuple(texts.values()), tuple(images.values()))
 
 
-def missing(store: Store, work: Todo) -> Todo:
+def missing(store: Store, work: EncodeJobs) -> EncodeJobs:
     """What of ``work`` has no whole entry in ``store``."""
-    return Todo(
+    return EncodeJobs(
         tuple(job for job in work.clips if not store.holds("latents", job.key)),
         tuple(job for job in work.texts if not store.holds("text", job.key)),
         tuple(job for job in work.images if not store.holds("image", job.key)),
     )
 
 
-def image_key(source: str, seen: View, *, from_video: bool) -> str:
+def image_key(source: str, seen: ClipView, *, from_video: bool) -> str:
     """The key of a conditioning frame, from the digest of the file that it is in.
 
     It depends on the first of the frames alone, and of an image that is no frame, on no frame at all.
@@ -229,7 +233,7 @@ def image_key(source: str, seen: View, *, from_video: bool) -> str:
     return digest({"format": FORMAT, "reading": READING, "source": source, "video": from_video, "fitted": fitted})
 
 
-def text_key(caption: str, recipe: Recipe) -> str:
+def text_key(caption: str, recipe: CacheKeySettings) -> str:
     """The key of a caption's embedding."""
     return digest(
         {

@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from cogtune.data.cache.facts import Facts
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import explained, remove_partials, write_atomic
+from cogtune.system.files import os_errors_explained, remove_partials, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["latents", "text", "image"]
+EntryKind = Literal["latents", "text", "image"]
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[EntryKind, ...] = get_args(EntryKind)
 
 _SUFFIX = ".safetensors"
 _CHECKSUM = "blake2b"
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """An entry that is there, and how many bytes it takes."""
 
-    kind: Kind
+    kind: EntryKind
     key: str
     size: int
 
@@ -45,11 +45,11 @@ class Store:
         self.root = root
         self.facts = Facts(root / "files.json")
 
-    def path(self, kind: Kind, key: str) -> Path:
+    def path(self, kind: EntryKind, key: str) -> Path:
         """Where the entry of ``key`` is, or will be."""
         return self.root / kind / key[:2] / f"{key}{_SUFFIX}"
 
-    def holds(self, kind: Kind, key: str) -> bool:
+    def holds(self, kind: EntryKind, key: str) -> bool:
         """Whether a whole entry is there: its length is the one its header promises. A link is none, nor is a pipe."""
         try:
             descriptor = os.open(self.path(kind, key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -64,7 +64,7 @@ class Store:
         except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return False
 
-    def write(self, kind: Kind, key: str, tensor: Tensor) -> None:
+    def write(self, kind: EntryKind, key: str, tensor: Tensor) -> None:
         """Store one tensor under ``key``, with a checksum.
 
         Raises:
@@ -76,7 +76,7 @@ class Store:
         metadata = {_CHECKSUM: _checksum(whole)}
         write_atomic(target, lambda aside: save_file({"data": whole}, aside, metadata))
 
-    def read(self, kind: Kind, key: str) -> Tensor:
+    def read(self, kind: EntryKind, key: str) -> Tensor:
         """The tensor stored under ``key``: latent moments ``[2C, F, h, w]``, text ``[L, D]``, image ``[3, H, W]``.
 
         Raises:
@@ -94,7 +94,7 @@ class Store:
                 "`cogtune dataset cache` makes it, with the run.yaml of the run as --config",
             ) from error
 
-    def problem(self, kind: Kind, key: str, shape: tuple[int, ...] | None = None) -> str:
+    def problem(self, kind: EntryKind, key: str, shape: tuple[int, ...] | None = None) -> str:
         """What is wrong with an entry, which is read to its end for that; empty when it is sound.
 
         Args:
@@ -116,23 +116,23 @@ class Store:
             return "it holds numbers that are not finite"
         return ""
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[CacheEntry]:
         """Every entry under its final name, whichever dataset or configuration made it."""
         for kind in KINDS:
             for folder in sorted((self.root / kind).glob("??")):
                 with os.scandir(folder) as files:
                     found = [file for file in files if file.name.endswith(_SUFFIX) and not file.name.startswith(".")]
                 for file in sorted(found, key=lambda file: file.name):
-                    yield Entry(kind, file.name.removesuffix(_SUFFIX), file.stat().st_size)
+                    yield CacheEntry(kind, file.name.removesuffix(_SUFFIX), file.stat().st_size)
 
-    def delete(self, kind: Kind, key: str) -> None:
+    def delete(self, kind: EntryKind, key: str) -> None:
         """Remove an entry; one that is gone already will do.
 
         Raises:
             CogtuneError: it cannot be removed.
         """
         path = self.path(kind, key)
-        with explained(path, "delete"):
+        with os_errors_explained(path, "delete"):
             path.unlink(missing_ok=True)
 
     def sweep(self) -> None:

@@ -11,11 +11,22 @@ from typing import Literal
 
 from cogtune.config.run_config import DataFormat
 from cogtune.data.findings import Finding, finding
-from cogtune.data.layouts.folder import Folder, Reading
+from cogtune.data.layouts.folder import Folder, LayoutOptions
 from cogtune.data.layouts.nearest import Nearest
 from cogtune.data.layouts.spelling import nfc, unquoted
 
-__all__ = ["Content", "Entry", "Folder", "Layout", "Place", "Reading", "Sample", "ids", "shortened", "to_samples"]
+__all__ = [
+    "LayoutContent",
+    "DatasetEntry",
+    "Folder",
+    "Layout",
+    "ListedPath",
+    "LayoutOptions",
+    "Sample",
+    "ids",
+    "shortened",
+    "to_samples",
+]
 
 _TOP = PurePosixPath()
 
@@ -54,7 +65,7 @@ class Unpaired:
 
 
 @dataclass(frozen=True)
-class Content:
+class LayoutContent:
     """What was read from a folder: how it is laid out, in words for the user, and what is in it."""
 
     announced: str
@@ -80,7 +91,7 @@ class Layout:
     name: str
     expects: str
     detect: Callable[[Folder], DataFormat | None]
-    read: Callable[[Folder], Content]
+    read: Callable[[Folder], LayoutContent]
     almost: Callable[[Folder], DataFormat | None] = lambda _folder: None
 
 
@@ -88,7 +99,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Place:
+class ListedPath:
     """A path as a list has it, and where it stands there; None for one that could not be read, which is told.
 
     ``file`` is where the bytes are that came with it, if any did: the path is then no more than their name.
@@ -100,12 +111,12 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Entry:
+class DatasetEntry:
     """What a list or table says of one sample. A caption of None could not be read, which is told."""
 
     caption: str | None
-    video: Place
-    image: Place | None
+    video: ListedPath
+    image: ListedPath | None
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,7 @@ class _Located:
 
 def to_samples(
     folder: Folder,
-    entries: Sequence[Entry],
+    entries: Sequence[DatasetEntry],
     findings: list[Finding],
     *,
     base: PurePosixPath = _TOP,
@@ -132,7 +143,7 @@ def to_samples(
         role: what the entries' ``video`` is, in lists that are looked at one by one.
     """
     paths = _Paths(folder, base)
-    usable: list[tuple[Entry, _Located, _Located | None]] = []
+    usable: list[tuple[DatasetEntry, _Located, _Located | None]] = []
     for number, entry in enumerate(entries, start=1):
         video = paths.locate(entry.video, findings)
         image = None if entry.image is None else paths.locate(entry.image, findings)
@@ -159,7 +170,7 @@ class _Paths:
         self._roots = (str(folder.root.absolute()), str(folder.inside))
         self._nearest = Nearest(folder)
 
-    def locate(self, place: Place, findings: list[Finding]) -> _Located | None:
+    def locate(self, place: ListedPath, findings: list[Finding]) -> _Located | None:
         """The file at a place, or None and a finding when it must not be opened."""
         if place.text is None:
             return None
@@ -214,7 +225,7 @@ class _Paths:
             return True, not path.startswith(("/", "../"))
         return False, (self.folder.root / path).is_file()
 
-    def _outside(self, place: Place, path: str) -> Finding:
+    def _outside(self, place: ListedPath, path: str) -> Finding:
         hint = "put the file in the dataset's folder and write its path relative to that, or give --allow-outside"
         if near := self._nearest.elsewhere(path):
             hint = f"{near} is in the dataset's folder: write that, or give --allow-outside"

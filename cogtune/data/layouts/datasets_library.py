@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 from cogtune.config.run_config import DataFormat
 from cogtune.data.findings import Finding, finding, listed
-from cogtune.data.layouts.base import Content, Entry, Layout, shortened, to_samples
+from cogtune.data.layouts.base import DatasetEntry, Layout, LayoutContent, shortened, to_samples
 from cogtune.data.layouts.folder import Folder
 from cogtune.data.layouts.rows import USUAL_NAMES, choose_columns, entry_of
 from cogtune.system.errors import CogtuneError, said_by
-from cogtune.system.files import explained, read_json, write_atomic
+from cogtune.system.files import os_errors_explained, read_json, write_atomic
 
 SAVED = ("state.json", "dataset_dict.json")
 """What ``save_to_disk`` leaves: of one split, of several."""
@@ -38,18 +38,18 @@ _KEY = "__key__"
 """WebDataset's column of names."""
 
 
-def _read(folder: Folder) -> Content:
+def _read(folder: Folder) -> LayoutContent:
     root, reading = folder.root, folder.reading
     media = reading.media or root / ".cogtune" / "media"
     if problems := _reaches_out(folder):
-        return Content(DATASETS.name, [], problems)
+        return LayoutContent(DATASETS.name, [], problems)
     name, table = _load(folder, media)
     columns = choose_columns(name, table.column_names, reading, _USUAL_NAMES)
     used = [column for column in (columns.video, columns.caption, columns.image) if column is not None]
     findings: list[Finding] = []
     key = [_KEY] if _KEY in table.column_names and _KEY not in used else []
     roles = {"video": columns.video, **({"image": columns.image} if columns.image is not None else {})}
-    entries: list[Entry] = []
+    entries: list[DatasetEntry] = []
     for number, row in enumerate(_rows(root, table.select_columns([*used, *key])), start=1):
         files: dict[str, Path | None] = {}
         for role, column in roles.items():
@@ -60,7 +60,7 @@ def _read(folder: Folder) -> Content:
             image = entry.image and replace(entry.image, file=files["image"])
             entries.append(replace(entry, video=replace(entry.video, file=files["video"]), image=image))
     samples = to_samples(folder, entries, findings)
-    return Content(f"the {name} split that the datasets library reads: {', '.join(used)}", samples, findings)
+    return LayoutContent(f"the {name} split that the datasets library reads: {', '.join(used)}", samples, findings)
 
 
 # ------------------------------------------------------------------------------------------ what it would open
@@ -141,7 +141,7 @@ def _card(folder: Folder) -> Mapping[str, Any]:
     """
     import yaml
 
-    with explained(folder.root / "README.md", "read"):
+    with os_errors_explained(folder.root / "README.md", "read"):
         text = (folder.root / "README.md").read_text(encoding="utf-8-sig", errors="replace")
     head = re.match(r"\s*---[ \t]*\r?\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
     try:

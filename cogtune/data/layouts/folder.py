@@ -21,7 +21,7 @@ from cogtune.data.layouts import own_files
 from cogtune.data.layouts.lines import is_unicode, is_utf16
 from cogtune.data.layouts.spelling import normal
 from cogtune.system.errors import counted
-from cogtune.system.files import explained
+from cogtune.system.files import os_errors_explained
 
 _SHOWN = 5
 """How many names a note of several files shows."""
@@ -106,7 +106,7 @@ class Folder:
         if (problem := self.outside(name, name)) is not None:
             findings.append(problem)
             return None
-        with explained(self.root / name, "read"):
+        with os_errors_explained(self.root / name, "read"):
             data = (self.root / name).read_bytes()
         if is_utf16(data):
             findings.append(finding("not-utf8", name, f"{name} is UTF-16, not UTF-8", "save it again as UTF-8"))
@@ -123,7 +123,7 @@ class Folder:
     @cached_property
     def subfolders(self) -> tuple[str, ...]:
         """The names of the folders in the folder, sorted; hidden ones, links out and cogtune's own left out."""
-        with explained(self.root, "read"):
+        with os_errors_explained(self.root, "read"):
             folders, _ = _content(self.root)
         return tuple(name for name in sorted(folders) if not name.startswith(".") and not self._passed_by(name))
 
@@ -141,7 +141,7 @@ class Folder:
         return own_files.is_own(name, folders, files)
 
     def _named(self, at: Path) -> tuple[str, ...]:
-        with explained(at, "read"):
+        with os_errors_explained(at, "read"):
             folders, files = _content(at)
         ours: frozenset[str] = own_files.RUN_FILES if own_files.is_run(folders, files) else frozenset()
         return tuple(sorted(name for name in files if name not in ours and not name.startswith(".")))

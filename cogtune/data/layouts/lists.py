@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cogtune.config.run_config import DataFormat
 from cogtune.data.findings import Finding, finding, listed, not_utf8
-from cogtune.data.layouts.base import Content, Entry, Layout, Place, Sample, Unpaired, to_samples
+from cogtune.data.layouts.base import DatasetEntry, Layout, LayoutContent, ListedPath, Sample, Unpaired, to_samples
 from cogtune.data.layouts.folder import Folder
 from cogtune.data.layouts.lines import listed_lines
 from cogtune.data.layouts.nearest import same_name
@@ -25,7 +25,7 @@ Lines = dict[str, list[str | None]]
 """The lines of each list, by what it is documented as; None for one that is not UTF-8, which is told."""
 
 
-def _read(folder: Folder) -> Content:
+def _read(folder: Folder) -> LayoutContent:
     findings: list[Finding] = []
     files = _files(folder)
     lists: Lines = {}
@@ -40,8 +40,8 @@ def _read(folder: Folder) -> Content:
     unpaired = [*_blank_lines(files, lists), *_unequal_counts(files, lists)]
     findings += unpaired
     if unpaired or lists.keys() != files.keys() or not {CAPTIONS, VIDEOS} <= lists.keys():
-        return Content(LISTS.name, [], findings, _look_at_each(folder, files, lists, findings))
-    return Content(LISTS.name, to_samples(folder, _entries(files, lists), findings), findings)
+        return LayoutContent(LISTS.name, [], findings, _look_at_each(folder, files, lists, findings))
+    return LayoutContent(LISTS.name, to_samples(folder, _entries(files, lists), findings), findings)
 
 
 def _files(folder: Folder) -> dict[str, str]:
@@ -105,14 +105,14 @@ def _unequal_counts(files: dict[str, str], lists: Lines) -> list[Finding]:
     ]
 
 
-def _entries(files: dict[str, str], lists: Lines) -> list[Entry]:
+def _entries(files: dict[str, str], lists: Lines) -> list[DatasetEntry]:
     """Line N of every list is one entry."""
     videos, images = lists[VIDEOS], lists.get(IMAGES)
     return [
-        Entry(
+        DatasetEntry(
             caption,
-            Place(videos[number - 1], f"{files[VIDEOS]}:{number}"),
-            Place(images[number - 1], f"{files[IMAGES]}:{number}") if images is not None else None,
+            ListedPath(videos[number - 1], f"{files[VIDEOS]}:{number}"),
+            ListedPath(images[number - 1], f"{files[IMAGES]}:{number}") if images is not None else None,
         )
         for number, caption in enumerate(lists[CAPTIONS], start=1)
     ]
@@ -123,7 +123,7 @@ def _look_at_each(folder: Folder, files: dict[str, str], lists: Lines, findings:
     clips: list[Sample] = []
     for name in (VIDEOS, IMAGES):
         entries = [
-            Entry("", Place(line, f"{files[name]}:{number}"), None)
+            DatasetEntry("", ListedPath(line, f"{files[name]}:{number}"), None)
             for number, line in enumerate(lists.get(name, []), start=1)
             if line
         ]

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cogtune.data.findings import Finding, finding, listed
-from cogtune.data.layouts.base import Entry, Place, shortened
+from cogtune.data.layouts.base import DatasetEntry, ListedPath, shortened
 from cogtune.data.layouts.folder import Reading
 from cogtune.data.layouts.lines import is_unicode
 from cogtune.data.layouts.media import is_clip
@@ -85,7 +85,9 @@ def _usual(names: Sequence[str], columns: Sequence[str]) -> str | None:
     return next((plain[usual] for usual in names if usual in plain), None)
 
 
-def entry_of(name: str, row: tuple[int, Mapping[str, Any]], columns: Columns, findings: list[Finding]) -> Entry | None:
+def entry_of(
+    name: str, row: tuple[int, Mapping[str, Any]], columns: Columns, findings: list[Finding]
+) -> DatasetEntry | None:
     """The entry that a numbered row of ``name`` makes, or None and findings of all that is wrong with it."""
     number, values = row
     where = f"{name}:{number}"
@@ -107,10 +109,10 @@ def entry_of(name: str, row: tuple[int, Mapping[str, Any]], columns: Columns, fi
     if problems:
         return None
     image = (values.get(columns.image) or "").strip() if columns.image is not None else ""
-    return Entry(
+    return DatasetEntry(
         values[columns.caption].replace("\r\n", "\n").strip(),
-        Place(values[columns.video].strip(), where),
-        Place(image, where) if image else None,
+        ListedPath(values[columns.video].strip(), where),
+        ListedPath(image, where) if image else None,
     )
 
 

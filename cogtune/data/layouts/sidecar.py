@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from cogtune.config.run_config import DataFormat
 from cogtune.data.findings import Finding, finding, listed
-from cogtune.data.layouts.base import Content, Layout, Sample, ids
+from cogtune.data.layouts.base import Layout, LayoutContent, Sample, ids
 from cogtune.data.layouts.folder import Folder
 from cogtune.data.layouts.lines import is_unicode
 from cogtune.data.layouts.media import (
@@ -25,7 +25,7 @@ from cogtune.data.layouts.media import (
 from cogtune.data.layouts.own_files import is_quarantine, is_sampled
 from cogtune.data.layouts.spelling import nfc, normal
 from cogtune.system.errors import counted
-from cogtune.system.files import explained
+from cogtune.system.files import os_errors_explained
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _key(file: PurePosixPath) -> str:
     return nfc(str(file.with_suffix("")))
 
 
-def _read(folder: Folder) -> Content:
+def _read(folder: Folder) -> LayoutContent:
     pairs, findings = _Pairs(folder), list[Finding]()
     clips = [clip for clip in pairs.clips if _is_usable(folder, clip, findings)]
     for error in folder.refused:
@@ -125,7 +125,7 @@ def _read(folder: Folder) -> Content:
         message = f"cogtune wrote {listed(own, 5)}, which is not read as data"
         findings.append(finding("own-files", str(folder.root), message))
     findings += _left_out(pairs)
-    return Content(BESIDE.name, samples, findings)
+    return LayoutContent(BESIDE.name, samples, findings)
 
 
 def _is_usable(folder: Folder, clip: PurePosixPath, findings: list[Finding]) -> bool:
@@ -153,7 +153,7 @@ def _read_caption(
         message = f"{clip} has no caption: {file} {state}{other}"
         findings.append(finding("missing-caption", identity, message, f"describe the clip in {file}"))
     else:
-        with explained(path, "read"):
+        with os_errors_explained(path, "read"):
             data = path.read_bytes()
         try:
             text = data.decode("utf-8-sig").strip()

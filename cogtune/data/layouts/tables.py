@@ -9,7 +9,7 @@ from typing import Any
 
 from cogtune.config.run_config import DataFormat
 from cogtune.data.findings import Finding, listed
-from cogtune.data.layouts.base import Content, Layout, shortened, to_samples
+from cogtune.data.layouts.base import Layout, LayoutContent, shortened, to_samples
 from cogtune.data.layouts.delimited import Table, read_delimited
 from cogtune.data.layouts.folder import Folder
 from cogtune.data.layouts.json_rows import is_array, read_json_rows
@@ -40,13 +40,13 @@ class _Found:
         return PurePosixPath(self.name).stem.lower() == _STEM
 
 
-def _read(folder: Folder) -> Content:
+def _read(folder: Folder) -> LayoutContent:
     found, reading = _the_table(folder), folder.reading
     name, findings = found.name, list[Finding]()
     if found.how:
         folder.taken(name, found.how, name)
     if (problem := folder.outside(name, name)) is not None:
-        return Content(name, [], [problem])
+        return LayoutContent(name, [], [problem])
     if found.format == "parquet":
         table, columns = _read_parquet(folder, name)
     else:
@@ -56,12 +56,12 @@ def _read(folder: Folder) -> Content:
         else:
             table = read_json_rows(folder, name, findings)
         if not table.columns:
-            return Content(name, [], findings)
+            return LayoutContent(name, [], findings)
         columns = choose_columns(name, table.columns, reading)
     entries = [entry for row in table.rows if (entry := entry_of(name, row, columns, findings)) is not None]
     samples = to_samples(folder, entries, findings, base=PurePosixPath(name).parent)
     used = [column for column in (columns.video, columns.caption, columns.image) if column is not None]
-    return Content(f"{name}: {', '.join(used)}", samples, findings)
+    return LayoutContent(f"{name}: {', '.join(used)}", samples, findings)
 
 
 # ------------------------------------------------------------------------------------------------ which table

@@ -18,18 +18,18 @@ from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import Dataset, Sample
 from cogtune.data.validation.captions import CAPTION_TOKENS, CountTokens, check_captions, check_repeats
 from cogtune.data.validation.clips import check_clip, check_image
-from cogtune.data.validation.inspection import Job, Seen, inspect
+from cogtune.data.validation.inspection import Inspection, InspectionJob, inspect
 from cogtune.data.video.container import VideoInfo
 from cogtune.data.video.images import ImageInfo
 from cogtune.models.variants import ModelSpec
 from cogtune.system.errors import CogtuneError
 
 REPORT_VERSION = 1
-"""The version of :meth:`Report.to_json`'s schema."""
+"""The version of :meth:`ValidationReport.to_json`'s schema."""
 
 
 @dataclass(frozen=True)
-class Report:
+class ValidationReport:
     """What a check of a dataset found.
 
     Args:
@@ -78,7 +78,7 @@ def check_dataset(
     count_tokens: CountTokens | None = None,
     facts: Facts | None = None,
     tell: Callable[[int], None] = lambda _: None,
-) -> Report:
+) -> ValidationReport:
     """Open every clip and image and look at every caption.
 
     The report holds all that is wrong, what reading the dataset found included. Clips are opened in processes of
@@ -124,12 +124,12 @@ def check_dataset(
     counts = {"samples": len(dataset.samples), "clips": len(infos)}
     counts |= {severity: severities[severity] for severity in SEVERITIES}
     by_id = {dataset.samples[place].id: infos[place] for place in sorted(infos)}
-    return Report(dataset.root, dataset.layout, tuple(findings), by_id, counts)
+    return ValidationReport(dataset.root, dataset.layout, tuple(findings), by_id, counts)
 
 
 def _look(
     samples: Sequence[Sample], full: bool, workers: int | None, facts: Facts
-) -> Generator[tuple[int, Seen], None, None]:
+) -> Generator[tuple[int, Inspection], None, None]:
     """Each sample's place and what is seen of its files, or was when they stood as they stand now."""
     asked: list[tuple[int, list[Stamp]]] = []
     for place, sample in enumerate(samples):
@@ -141,7 +141,7 @@ def _look(
             asked.append((place, stamps))
         else:
             yield place, seen
-    jobs = (Job(samples[place].video, samples[place].image, full) for place, _ in asked)
+    jobs = (InspectionJob(samples[place].video, samples[place].image, full) for place, _ in asked)
     with contextlib.closing(inspect(jobs, workers=workers)) as looks:
         for number, seen in looks:
             place, stamps = asked[number]
@@ -152,13 +152,13 @@ def _look(
             yield place, seen
 
 
-def _remembered(sample: Sample, stamps: Sequence[Stamp], facts: Facts) -> Seen | None:
+def _remembered(sample: Sample, stamps: Sequence[Stamp], facts: Facts) -> Inspection | None:
     info = facts.known_probe(sample.video, stamps[0])
     known = facts.known(sample.image, "picture", stamps[1]) if sample.image is not None else None
     image = ImageInfo(**known) if isinstance(known, dict) and known.keys() == _TOLD_OF_IMAGES else None
     if info is None or (sample.image is not None and image is None):
         return None
-    return Seen(info, image, ())
+    return Inspection(info, image, ())
 
 
 _TOLD_OF_IMAGES = {field.name for field in fields(ImageInfo)}
@@ -176,7 +176,9 @@ def _check_sizes(settings: FrameSettings, spec: ModelSpec | None) -> Iterator[Fi
             yield finding("model-advice", str(size), advice, hint)
 
 
-def _check_files(sample: Sample, seen: Seen, settings: FrameSettings, spec: ModelSpec | None) -> Iterator[Finding]:
+def _check_files(
+    sample: Sample, seen: Inspection, settings: FrameSettings, spec: ModelSpec | None
+) -> Iterator[Finding]:
     for code, message, hint in seen.problems:
         yield finding(code, sample.id, message, hint)
     if seen.info is not None:

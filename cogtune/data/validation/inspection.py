@@ -39,7 +39,7 @@ just before one, or that the system gave to another thread."""
 
 
 @dataclass(frozen=True)
-class Job:
+class InspectionJob:
     """One sample's files, and whether they are to be decoded to their end."""
 
     video: Path
@@ -48,7 +48,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Inspection:
     """What a look at one sample's files showed.
 
     Args:
@@ -66,7 +66,7 @@ class _Worker:
     """One of the processes, and the job it is at."""
 
     def __init__(self) -> None:
-        self.place, self.job, self.attempt = -1, Job(Path()), 0
+        self.place, self.job, self.attempt = -1, InspectionJob(Path()), 0
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in end())
         self.process = subprocess.Popen(
             COMMAND,
@@ -80,7 +80,7 @@ class _Worker:
         assert self.process.stdout is not None
         self.questions, self.answers = self.process.stdin, self.process.stdout
 
-    def ask(self, place: int, job: Job, attempt: int) -> None:
+    def ask(self, place: int, job: InspectionJob, attempt: int) -> None:
         self.place, self.job, self.attempt = place, job, attempt
         image = job.image and str(job.image.absolute())  # it works in another folder
         question = {"video": str(job.video.absolute()), "image": image, "full": job.full}
@@ -88,7 +88,7 @@ class _Worker:
             self.questions.write(json.dumps(question).encode() + b"\n")
             self.questions.flush()
 
-    def answer(self) -> Seen | None:
+    def answer(self) -> Inspection | None:
         """What it found; None when it died over it.
 
         Raises:
@@ -103,9 +103,9 @@ class _Worker:
             raise CogtuneError(message, hint)
         info = None if value["info"] is None else VideoInfo.from_dict(value["info"])
         image = None if value["image"] is None else ImageInfo(**value["image"])
-        return Seen(info, image, tuple((code, message, hint) for code, message, hint in value["problems"]))
+        return Inspection(info, image, tuple((code, message, hint) for code, message, hint in value["problems"]))
 
-    def epitaph(self) -> Seen:
+    def epitaph(self) -> Inspection:
         """The finding about the clip that it died over.
 
         Raises:
@@ -118,12 +118,12 @@ class _Worker:
             raise CogtuneError("the process that opens clips fails", "the last of it says why", details=said[-20:])
         if status == -signal.SIGALRM:
             message = f"{name} hangs the decoder: it gave nothing for {stall_seconds():g} seconds"
-            return Seen(None, None, (("decoder-hung", message, "encode it again, or leave it out"),))
+            return Inspection(None, None, (("decoder-hung", message, "encode it again, or leave it out"),))
         reason = signal.Signals(-status).name if status < 0 else f"status {status}"
         if status == -signal.SIGKILL:
             reason += ", as the system does when memory runs out"
         message = f"{name} kills the decoder ({reason})"
-        return Seen(None, None, (("decoder-died", message, "encode it again, or leave it out"),))
+        return Inspection(None, None, (("decoder-died", message, "encode it again, or leave it out"),))
 
     def end(self) -> None:
         self.process.kill()
@@ -133,7 +133,9 @@ class _Worker:
                 stream.close()
 
 
-def inspect(jobs: Iterable[Job], *, workers: int | None = None) -> Generator[tuple[int, Seen], None, None]:
+def inspect(
+    jobs: Iterable[InspectionJob], *, workers: int | None = None
+) -> Generator[tuple[int, Inspection], None, None]:
     """Look at every job's files in ``workers`` processes; each job's place and what was seen, as they come.
 
     Args:
@@ -144,16 +146,16 @@ def inspect(jobs: Iterable[Job], *, workers: int | None = None) -> Generator[tup
     """
     workers = workers or min(MOST_WORKERS, _usable_cores())
     waiting = enumerate(jobs)
-    again: deque[tuple[int, Job, int]] = deque()
+    again: deque[tuple[int, InspectionJob, int]] = deque()
 
-    def following() -> tuple[int, Job, int] | None:
+    def following() -> tuple[int, InspectionJob, int] | None:
         if again:
             return again.popleft()
         return next(((place, job, 1) for place, job in waiting), None)
 
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
 
-        def start(task: tuple[int, Job, int]) -> None:
+        def start(task: tuple[int, InspectionJob, int]) -> None:
             worker = _Worker()
             stack.callback(worker.end)
             selector.register(worker.answers, selectors.EVENT_READ, worker)

@@ -14,7 +14,7 @@ from pathlib import Path
 from cogtune.data.findings import Finding
 from cogtune.data.sources import Dataset
 from cogtune.system.errors import UsageError
-from cogtune.system.files import explained, write_text
+from cogtune.system.files import os_errors_explained, write_text
 
 _COMMENT = "  # "
 _HEADER = "# samples to leave out: give this file to `cogtune train` or `cogtune dataset cache` with --quarantine\n"
@@ -81,7 +81,7 @@ def read_quarantine(path: Path) -> dict[str, None]:
         UsageError: it is not UTF-8.
         CogtuneError: it cannot be read.
     """
-    with explained(path, "read"):
+    with os_errors_explained(path, "read"):
         data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")

@@ -124,7 +124,7 @@ class VideoInfo:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodeResult:
     """What decoding a whole clip gave.
 
     Args:
@@ -142,7 +142,7 @@ class Decoded:
     failure: str = ""
 
 
-def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> Decoded:
+def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeResult:
     """Decode a clip to its end, going on after what is damaged.
 
     Args:
@@ -171,10 +171,10 @@ def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> Decoded:
                     first_damaged = first_damaged if damaged else frames
                     damaged += 1
                 frames += 1
-    return Decoded(frames, damaged, first_damaged, failed, failure)
+    return DecodeResult(frames, damaged, first_damaged, failed, failure)
 
 
-def check_decoded(path: Path, promised: int, decoded: Decoded) -> None:
+def check_decoded(path: Path, promised: int, decoded: DecodeResult) -> None:
     """See that decoding gave every frame that was promised, whole.
 
     Raises:

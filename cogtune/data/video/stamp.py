@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import explained
+from cogtune.system.files import os_errors_explained
 
 Stamp = tuple[int, int, int]
 """Size in bytes, modification time in nanoseconds, inode."""
@@ -36,7 +36,7 @@ def stamp_of(path: Path) -> Stamp:
     Raises:
         CogtuneError: there is no such file.
     """
-    with explained(path, "read"):
+    with os_errors_explained(path, "read"):
         stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, refuse_shards
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import explained, read_json
+from cogtune.system.files import os_errors_explained, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's settings, in the folder of an adapter."""
@@ -100,7 +100,7 @@ def open_file(path: Path) -> Opened:
     Raises:
         CogtuneError: it cannot be read, or is something else.
     """
-    with explained(path, "read"), path.open("rb") as file:
+    with os_errors_explained(path, "read"), path.open("rb") as file:
         start, size = file.read(512), path.stat().st_size
     _refuse_text(path, start, size)
     header: dict[str, str] = {}
@@ -127,7 +127,7 @@ def _refuse_text(path: Path, start: bytes, size: int) -> None:
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with explained(path, "read"), safe_open(path, framework="pt") as file:
+        with os_errors_explained(path, "read"), safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise CogtuneError(
@@ -142,7 +142,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         CogtuneError: it is damaged, or holds what is more than tensors.
     """
     try:
-        with explained(path, "read"):
+        with os_errors_explained(path, "read"):
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CogtuneError(
