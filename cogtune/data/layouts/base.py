@@ -16,12 +16,12 @@ from cogtune.data.layouts.nearest import Nearest
 from cogtune.data.layouts.spelling import nfc, unquoted
 
 __all__ = [
-    "LayoutContent",
     "DatasetEntry",
     "Folder",
     "Layout",
-    "ListedPath",
+    "LayoutContent",
     "LayoutOptions",
+    "ListedPath",
     "Sample",
     "ids",
     "shortened",

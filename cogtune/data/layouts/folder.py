@@ -28,7 +28,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class LayoutOptions:
     """What the user says about a folder; what is None is found out.
 
     Args:
@@ -55,7 +55,9 @@ class Folder:
         tell: called with how many entries of a list or table are done, and of how many.
     """
 
-    def __init__(self, root: Path, reading: Reading, tell: Callable[[int, int], None] = lambda _done, _total: None):
+    def __init__(
+        self, root: Path, reading: LayoutOptions, tell: Callable[[int, int], None] = lambda _done, _total: None
+    ):
         self.root, self.reading, self.tell = root, reading, tell
         self.inside = root.resolve()
         self.refused: list[OSError] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts.base import DatasetEntry, ListedPath, shortened
-from cogtune.data.layouts.folder import Reading
+from cogtune.data.layouts.folder import LayoutOptions
 from cogtune.data.layouts.lines import is_unicode
 from cogtune.data.layouts.media import is_clip
 from cogtune.system.errors import CogtuneError, did_you_mean
@@ -36,7 +36,7 @@ class Columns:
 
 
 def choose_columns(
-    name: str, columns: Sequence[str], reading: Reading, usual_names: Mapping[str, Sequence[str]] = USUAL_NAMES
+    name: str, columns: Sequence[str], reading: LayoutOptions, usual_names: Mapping[str, Sequence[str]] = USUAL_NAMES
 ) -> Columns:
     """The columns to read, as the user names them, else by their usual names.
 
@@ -71,7 +71,7 @@ def choose_columns(
     return Columns(chosen["video"], chosen["caption"], chosen.get("image"))
 
 
-def fits(columns: Sequence[str], reading: Reading) -> bool:
+def fits(columns: Sequence[str], reading: LayoutOptions) -> bool:
     """Whether :func:`choose_columns` finds among ``columns`` those that a sample needs."""
     try:
         choose_columns("", columns, reading)
