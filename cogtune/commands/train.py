@@ -375,6 +375,6 @@ def results(plan: Plan) -> list[str]:
     if plan.config.type == "lora":
         image = " --image FIRST_FRAME.png" if plan.spec.image_to_video else ""
         return [f"{output / LORA_WEIGHTS_NAME}", *page, f"next: cogtune infer --lora {where}{image}"]
-    if plan.config.strategy == "ddp":
+    if not plan.config.sharding.uses_deepspeed:
         return [f"{newest / 'transformer'}", *page, f"next: cogtune infer --model {where}"]
     return [f"{newest}", *page, f"next: cogtune merge-zero {shlex.quote(str(newest))}"]

@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
 
-from cogtune.config.presets import Strategy
-from cogtune.config.run_config import ENGINE_KEYS, OptimizerName, RunConfig
+from cogtune.config.optimizers import OPTIMIZERS, goes_with
+from cogtune.config.run_config import ENGINE_KEYS, RunConfig
 from cogtune.models import layers
 from cogtune.models.variants import ModelSpec
 from cogtune.system.errors import did_you_mean
 
 EXTRA = "pip install 'cogtune[optimizers]'"
-
-
-@dataclass(frozen=True)
-class OptimizerNeeds:
-    """What an optimizer needs: the package and module it comes from, and why DeepSpeed cannot run it, if so."""
-
-    package: str = ""
-    module: str = ""
-    not_in_shards: str = ""
-
-
-OPTIMIZERS: dict[OptimizerName, OptimizerNeeds] = {
-    "adamw": OptimizerNeeds(),
-    "adam": OptimizerNeeds(),
-    "prodigy": OptimizerNeeds(
-        "prodigyopt", "prodigyopt", "it estimates its step from all gradients, and a ZeRO process has a part of them"
-    ),
-    "came": OptimizerNeeds(
-        "came-pytorch", "came_pytorch", "it works on rows and columns, and ZeRO cuts matrices into flat pieces"
-    ),
-    "adamw-8bit": OptimizerNeeds(
-        "bitsandbytes", "bitsandbytes", "its 8-bit state cannot be saved in ZeRO's shards, which already share it out"
-    ),
-    "adamw-offload": OptimizerNeeds(not_in_shards="DeepSpeed offloads by itself: use zero2-offload or zero3-offload"),
-}
-"""Every optimizer. DeepSpeed runs those that give no reason against it."""
-
-
-def goes_with(optimizer: OptimizerName, strategy: Strategy) -> bool:
-    """Whether an optimizer can run under a strategy."""
-    return strategy == "ddp" or not OPTIMIZERS[optimizer].not_in_shards
 
 
 _WITHOUT_WARMUP = ("constant", "piecewise_constant")
@@ -65,7 +33,7 @@ def _optimizer_problems(config: RunConfig) -> list[str]:
     problems = []
     if not goes_with(config.optimizer, config.strategy):
         problems.append(
-            f"optimizer {config.optimizer} does not go with strategy {config.strategy}: {needs.not_in_shards}"
+            f"optimizer {config.optimizer} does not go with strategy {config.strategy}: {needs.not_under_zero}"
         )
     if needs.module and importlib.util.find_spec(needs.module) is None:
         problems.append(f"optimizer {config.optimizer} needs {needs.package}, which is not installed: {EXTRA}")

@@ -36,7 +36,7 @@ def accelerate_config(config: RunConfig, deepspeed_file: Path) -> dict[str, Any]
     }
     if config.num_machines > 1:
         shared |= {"main_process_ip": config.main_process_ip, "main_process_port": meeting_port(config)}
-    if config.strategy != "ddp":
+    if config.sharding.uses_deepspeed:
         # "standard": every machine starts its own processes, as with DDP, rather than one through ssh
         deepspeed = {
             "deepspeed_config_file": str(deepspeed_file),
@@ -101,9 +101,9 @@ def largest_group(trained: int, processes: int) -> int:
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
     """DeepSpeed's file, or None for DDP. Every figure in it comes from the run's configuration."""
-    if config.strategy == "ddp":
+    if not config.sharding.uses_deepspeed:
         return None
-    stage = 3 if config.strategy.startswith("zero3") else 2
+    stage = config.sharding.zero_stage
     zero: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": True,
@@ -112,7 +112,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
         "contiguous_gradients": stage == 3,
         "reduce_bucket_size": REDUCE_BUCKET[stage],
     }
-    if config.strategy.endswith("-offload"):
+    if config.sharding.offloads:
         on_the_host = {"device": "cpu", "pin_memory": config.pin_memory}
         zero |= dict.fromkeys(
             ("offload_optimizer", "offload_param") if stage == 3 else ("offload_optimizer",), on_the_host

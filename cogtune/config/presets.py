@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cogtune.config.strategies import Strategy
 from cogtune.models.geometry import Size
 from cogtune.models.variants import VARIANTS, Precision
 from cogtune.system.errors import UsageError, did_you_mean
 
 TrainingType = Literal["lora", "sft"]
-Strategy = Literal["ddp", "zero2", "zero2-offload", "zero3", "zero3-offload"]
 
 CARDS_GB: dict[str, int] = {"4080": 16, "4090": 24, "5090": 32, "a100": 80}
 """Memory of each card the presets are named after, in GB of 10^9 bytes, as cards are sold."""

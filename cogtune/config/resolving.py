@@ -14,16 +14,14 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from cogtune.config.presets import PRESETS, preset
-from cogtune.config.run_config import USUAL_RATE, RunConfig
+from cogtune.config.optimizers import OPTIMIZERS, USUAL_RATE
+from cogtune.config.run_config import RunConfig
 from cogtune.run.checkpoints import STATE_NAME
 from cogtune.system.errors import CogtuneError, UsageError, did_you_mean
 from cogtune.system.files import read_bytes
 
 RUN_NAME = "run.yaml"
 """The file in a run's folder that says how it was configured."""
-
-PRODIGY_RATE = 1.0
-"""Prodigy finds the size of its steps itself; the learning rate only scales them (Mishchenko and Defazio 2023)."""
 
 _YAML_END = "...\n"
 """What PyYAML puts behind a document that is a bare scalar."""
@@ -219,8 +217,8 @@ def resolve(
             no = "no-" if value is False else ""
             provenance[key] = source if source != "flag" else f"--{no}{key.replace('_', '-')}"
         if "optimizer" in layer and "learning_rate" not in layer:
-            usual = PRODIGY_RATE if layer["optimizer"] == "prodigy" else USUAL_RATE
-            if (usual == PRODIGY_RATE) != (before == "prodigy"):
+            usual = _usual_rate(layer["optimizer"])
+            if usual != _usual_rate(before):
                 values["learning_rate"], provenance["learning_rate"] = usual, provenance["optimizer"]
         for key, weaker in _IN_PLACE_OF:
             if key in layer and weaker not in layer and values.get(weaker):
@@ -237,6 +235,11 @@ def resolve(
         count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         raise UsageError(f"{count} in the configuration", "`cogtune train --help` explains every key", details=problems)
     return Resolved(config, provenance)
+
+
+def _usual_rate(optimizer: Any) -> float:
+    known = OPTIMIZERS.get(optimizer) if isinstance(optimizer, str) else None  # a mistake is reported elsewhere
+    return known.usual_rate if known else USUAL_RATE
 
 
 def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:

@@ -12,7 +12,9 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from cogtune.config.arrangement import AttentionKernel, Keep
-from cogtune.config.presets import Strategy, TrainingType
+from cogtune.config.optimizers import USUAL_RATE, OptimizerName
+from cogtune.config.presets import TrainingType
+from cogtune.config.strategies import STRATEGIES, Strategy, StrategyFacts
 from cogtune.models.geometry import FrameSampling, Reshape, Size
 from cogtune.models.variants import Precision
 
@@ -20,8 +22,6 @@ DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "beside", "datas
 
 Switch = Literal["auto", "on", "off"]
 """Of what is decided by the hardware unless the user knows better."""
-
-OptimizerName = Literal["adamw", "adam", "prodigy", "came", "adamw-8bit", "adamw-offload"]
 
 LrScheduler = Literal[
     "constant",
@@ -39,9 +39,6 @@ Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 SEPARATOR = ":::"
 """Stands between several prompts, or images, in one line."""
-
-USUAL_RATE = 1e-4
-"""The learning rate where nobody says one."""
 
 
 def _option(default: Any, panel: str, help_text: str, **limits: Any) -> Any:
@@ -456,6 +453,11 @@ class RunConfig(BaseModel):
         if buckets and info.data.get("frames") is not None:
             raise ValueError(f"buckets say their own numbers of frames: leave out frames {info.data['frames']}")
         return buckets
+
+    @property
+    def sharding(self) -> StrategyFacts:
+        """What has to be known of the run's strategy."""
+        return STRATEGIES[self.strategy]
 
     @property
     def lora_alpha(self) -> float:

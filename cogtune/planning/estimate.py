@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields, replace
 
 from cogtune.config.arrangement import Arrangement, AttentionKernel
 from cogtune.config.launchers import REDUCE_BUCKET, largest_group
-from cogtune.config.run_config import OptimizerName, RunConfig
+from cogtune.config.optimizers import OPTIMIZERS
+from cogtune.config.run_config import RunConfig
 from cogtune.models.geometry import SPATIAL_COMPRESSION, latent_frames, video_tokens
 from cogtune.models.layers import layers, targeted, transformer_parameters
 from cogtune.models.variants import ModelSpec
@@ -25,14 +26,6 @@ GIB = 2**30
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 _VAE_PARAMETERS = 215_583_907
 
-_OPTIMIZER_BYTES: dict[OptimizerName, int] = {
-    "adamw": 8,
-    "adam": 8,
-    "prodigy": 16,
-    "came": 4,
-    "adamw-8bit": 2,
-    "adamw-offload": 0,
-}
 """What an optimizer keeps on the GPU for each trained number."""
 
 # Activations alive while a block is computed again and differentiated, in tensors of tokens x width.
@@ -245,7 +238,7 @@ def _tokens(config: RunConfig, spec: ModelSpec) -> int:
 
 def _compiles(config: RunConfig) -> bool:
     """Whether the blocks are compiled on a GPU, as ``training.setup`` decides."""
-    return config.compile if config.compile is not None else not config.strategy.startswith("zero3")
+    return config.compile if config.compile is not None else not config.sharding.shards_weights
 
 
 def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
@@ -257,20 +250,20 @@ def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
     work = tensor * (_work_tensors(config) + (_WORK_FP16 if config.precision == "fp16" else 0))
     if spec.image_to_video:
         work += _VAE_PARAMETERS * item
-    if config.strategy == "ddp":
+    if not config.sharding.uses_deepspeed:
         weights = whole * item + trained * 4 if config.type == "lora" else whole * 4
         gradients = trained * 4 * (2 if ranks > 1 else 1)  # DDP's buckets are copies
-        optimizer = trained * _OPTIMIZER_BYTES[config.optimizer]
+        optimizer = trained * OPTIMIZERS[config.optimizer].state_bytes
         casts = 0 if config.precision == "fp32" else trained * item  # autocast keeps them up to the end of the forward
         kept = max(inputs + casts - gradients, 0)  # gradients come as activations go
         return Memory(weights, gradients, optimizer, int(kept), int(work), _context(config))
-    offload = config.strategy.endswith("-offload")
+    offload = config.sharding.offloads
     frozen = whole - trained if config.type == "lora" else 0
-    optimizer = 0 if offload else trained * (4 + _OPTIMIZER_BYTES[config.optimizer]) // ranks
+    optimizer = 0 if offload else trained * (4 + OPTIMIZERS[config.optimizer].state_bytes) // ranks
     gradients = 0 if offload else trained * item // ranks
-    full = REDUCE_BUCKET[3 if config.strategy.startswith("zero3") else 2]
+    full = REDUCE_BUCKET[config.sharding.zero_stage]
     bucket = 2 * full * item
-    if config.strategy.startswith("zero3"):
+    if config.sharding.shards_weights:
         shard = 0 if offload else (frozen + trained) * item // ranks
         weights = shard + min(_LIVE_PARAMETERS, whole) * item
         idle = _IDLE_ZERO3 * whole * item / spec.num_layers
@@ -294,13 +287,13 @@ def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
 def _work_tensors(config: RunConfig) -> float:
     if _compiles(config):
         return _WORK_COMPILED
-    return _WORK_ZERO3 if config.strategy.startswith("zero3") else _WORK_EAGER
+    return _WORK_ZERO3 if config.sharding.shards_weights else _WORK_EAGER
 
 
 def _context(config: RunConfig) -> int:
     if config.num_processes > 1:
         return _CONTEXT + _NCCL
-    return _CONTEXT + (_NCCL_ALONE if config.strategy != "ddp" else 0)
+    return _CONTEXT + (_NCCL_ALONE if config.sharding.uses_deepspeed else 0)
 
 
 def _host(config: RunConfig, spec: ModelSpec) -> int:
@@ -308,13 +301,13 @@ def _host(config: RunConfig, spec: ModelSpec) -> int:
     item, ranks = _BYTES[config.precision], config.local_processes
     whole = transformer_parameters(spec)
     trained = lora_parameters(spec, config) if config.type == "lora" else whole
-    as_stored = config.precision == spec.variant.trained_in or (config.type == "sft" and config.strategy == "ddp")
+    as_stored = config.precision == spec.variant.trained_in or (config.type == "sft" and not config.sharding.uses_deepspeed)
     loaded = 0 if as_stored else whole * item * ranks  # read as another type: a copy
-    kept = trained * 12 * ranks if config.optimizer == "adamw-offload" else 0
-    if config.strategy.endswith("-offload"):
+    kept = trained * OPTIMIZERS[config.optimizer].host_bytes * ranks
+    if config.sharding.offloads:
         share = ranks / config.num_processes
         kept = int(trained * (16 + item) * share)  # weights and gradients in fp32, two moments, and the new weights
-        if config.strategy == "zero3-offload":  # which pins its weights in any case
+        if config.sharding.shards_weights:  # which pins its weights in any case
             kept = int((_PINNED if config.pin_memory else 1) * kept + _PINNED * whole * item * share)
         elif config.gradient_accumulation_steps > 1:
             kept += int((_pinned_gradients(config, spec) if config.pin_memory else trained * item) * share)
@@ -341,8 +334,8 @@ def _cache(config: RunConfig, spec: ModelSpec) -> int:
 
 def _checkpoint(config: RunConfig, spec: ModelSpec) -> int:
     if config.type == "lora":
-        return lora_parameters(spec, config) * (4 + (8 if config.strategy == "ddp" else 12))
-    copies = 4 + 8 if config.strategy == "ddp" else _BYTES[config.precision] + 12
+        return lora_parameters(spec, config) * (4 + (12 if config.sharding.uses_deepspeed else 8))
+    copies = _BYTES[config.precision] + 12 if config.sharding.uses_deepspeed else 4 + 8
     return transformer_parameters(spec) * copies
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import psutil
 
-from cogtune.config.compatibility import goes_with
-from cogtune.config.presets import PRESETS, Preset, Strategy
+from cogtune.config.optimizers import goes_with
+from cogtune.config.presets import PRESETS, Preset
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
+from cogtune.config.strategies import STRATEGIES
 from cogtune.models.geometry import Size
 from cogtune.models.variants import VARIANTS, ModelSpec, published_spec
 from cogtune.planning.estimate import GIB, Estimate, estimate
@@ -27,7 +28,6 @@ SURE = 0.92
 MOST_FLOPS_ON_CPU = 2e13
 """Of one step; a CPU takes minutes for it."""
 
-_BY_SPEED: tuple[Strategy, ...] = ("ddp", "zero2", "zero3", "zero2-offload", "zero3-offload")
 """The strategies, fastest first."""
 
 GB = 10**9
@@ -177,10 +177,10 @@ def _fitting(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Iterator[
 
 def _tried(config: RunConfig, machine: Hardware) -> Iterator[RunConfig]:
     count = len(machine.cards)
-    for strategy in _BY_SPEED:
-        if strategy in ("zero2", "zero3", "zero3-offload") and count == 1:
+    for strategy, facts in STRATEGIES.items():
+        if count < facts.worthwhile_from:
             continue  # nothing to share with anyone
-        if strategy != "ddp" and config.type == "lora":
+        if facts.uses_deepspeed and config.type == "lora":
             continue  # an adapter has little that could be shared out
         if not goes_with(config.optimizer, strategy):
             continue
@@ -269,7 +269,7 @@ def _leaner(config: RunConfig, spec: ModelSpec) -> Iterator[tuple[str, RunConfig
 
     if not config.gradient_checkpointing:
         yield changed("--gradient-checkpointing", gradient_checkpointing=True)
-    if config.compile is False and not config.strategy.startswith("zero3"):
+    if config.compile is False and not config.sharding.shards_weights:
         yield changed("--compile", compile=True)
     if config.batch_size > 1:
         passes = config.batch_size * config.gradient_accumulation_steps
@@ -280,7 +280,7 @@ def _leaner(config: RunConfig, spec: ModelSpec) -> Iterator[tuple[str, RunConfig
     if config.size is not None and _volume(Size.parse(config.size)) > _volume(spec.native):
         yield changed(f"--size {spec.native}, the model's own,", size=None)
     if config.type == "sft":
-        leaner: tuple[Strategy, ...] = ("zero2-offload",) if config.num_processes == 1 else _BY_SPEED
+        leaner = [name for name, facts in STRATEGIES.items() if config.num_processes >= facts.worthwhile_from]
         changes: list[dict[str, Any]] = [
             {"strategy": other} if goes_with(config.optimizer, other) else {"strategy": other, "optimizer": "adamw"}
             for other in leaner

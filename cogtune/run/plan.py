@@ -127,14 +127,14 @@ def check_config(config: RunConfig, spec: ModelSpec) -> None:
     for size in sizes_of(config, spec):
         of_size = spec.bucket_problems(size) if config.buckets else spec.size_problems(size)
         problems += [f"size {size}: {problem}" for problem in of_size]
-    if config.strategy in ("zero3", "zero3-offload") and config.num_processes == 1:
+    if config.num_processes < config.sharding.fewest_processes:
         problems.append(f"strategy {config.strategy} shares weights over GPUs and needs num_processes of 2 or more")
     problems += [
         f"tracker {name} is not installed: pip install 'cogtune[{name}]'"
         for name in config.tracker
         if importlib.util.find_spec(name) is None
     ]
-    if config.strategy != "ddp" and importlib.util.find_spec("deepspeed") is None:
+    if config.sharding.uses_deepspeed and importlib.util.find_spec("deepspeed") is None:
         problems.append(
             f"strategy {config.strategy} needs DeepSpeed, which is not installed (it has builds for Linux on x86-64 "
             "alone: `pip install deepspeed`); strategy ddp does without"
@@ -211,9 +211,9 @@ def resume_fingerprint(config: RunConfig, *, base: str, data: str) -> dict[str, 
         "model": base,
         "data": data,
     }
-    if config.strategy != "ddp":  # ZeRO shards belong to a number of processes
+    if config.sharding.uses_deepspeed:  # ZeRO shards belong to a number of processes
         identity["num_processes"] = config.num_processes
-    if config.strategy.startswith("zero2"):
+    if config.sharding.zero_stage == 2:
         identity["shards"] = ZERO2_LAYOUT
     return identity
 

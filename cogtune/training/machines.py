@@ -80,7 +80,7 @@ def require_one_output(accelerator: Accelerator, plan: Plan) -> None:
         CogtuneError: a machine has another folder, or it cannot be written; in every process alike.
     """
     config = plan.config
-    if config.num_machines == 1 or not any(gather_object([config.strategy != "ddp" or plan.resume is not None])):
+    if config.num_machines == 1 or not any(gather_object([config.sharding.uses_deepspeed or plan.resume is not None])):
         return
     mark = config.output / f".{os.urandom(16).hex()}{PARTIAL_SUFFIX}"  # which the next run removes, if this is killed
     failure = None
@@ -102,7 +102,7 @@ def require_one_output(accelerator: Accelerator, plan: Plan) -> None:
     if apart:
         numbers = ", ".join(map(str, apart))
         who = f"machine {numbers} does" if len(apart) == 1 else f"machines {numbers} do"
-        is_zero = config.strategy != "ddp"
+        is_zero = config.sharding.uses_deepspeed
         raise CogtuneError(
             f"{who} not see the output folder of machine 0, as "
             + (f"strategy {config.strategy} needs" if is_zero else "going on from a checkpoint needs"),

@@ -12,7 +12,8 @@ from diffusers.optimization import get_scheduler
 from torch.optim import Optimizer
 
 from cogtune.config.launchers import largest_group
-from cogtune.config.run_config import OptimizerName, RunConfig
+from cogtune.config.optimizers import OptimizerName
+from cogtune.config.run_config import RunConfig
 from cogtune.system import console
 from cogtune.training.kernels import building
 from cogtune.training.offload import CPUOffloadAdamW
@@ -28,7 +29,7 @@ def build_optimizer(model: torch.nn.Module, config: RunConfig) -> Optimizer:
     build (it needs a compiler), torch's own do the same arithmetic, slower.
     """
     trainable = _groups(model, config)
-    if config.strategy.endswith("-offload"):
+    if config.sharding.offloads:
         try:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -49,7 +50,7 @@ def _groups(model: torch.nn.Module, config: RunConfig) -> Groups:
     saves less of that, and makes parameters that two processes share, of which both keep the whole gradient.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not config.strategy.startswith("zero2"):
+    if config.sharding.zero_stage != 2:
         return [{"params": trained}]
     most = largest_group(sum(parameter.numel() for parameter in trained), config.num_processes)
     groups: Groups = []

@@ -80,12 +80,12 @@ def _accelerator(plan: Plan) -> Accelerator:
     group = InitProcessGroupKwargs(
         backend="gloo" if over_gloo else "nccl", timeout=datetime.timedelta(minutes=config.nccl_timeout)
     )
-    if config.strategy != "ddp":
+    if config.sharding.uses_deepspeed:
         load_collectives()
     try:
         accelerator = Accelerator(
-            cpu=over_gloo and config.strategy == "ddp",
-            mixed_precision=mixed_precision(config) if config.strategy == "ddp" else None,  # else DeepSpeed's file
+            cpu=over_gloo and not config.sharding.uses_deepspeed,
+            mixed_precision=None if config.sharding.uses_deepspeed else mixed_precision(config),  # else DeepSpeed's file
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             kwargs_handlers=[group] if several else [],
         )
@@ -107,7 +107,7 @@ def _trainee(
     config, folder = plan.config, plan.checkpoint / "transformer"
     is_lora = config.type == "lora"
     with loading(folder):
-        if config.strategy == "ddp" and not is_lora and base_dtype is None:
+        if not config.sharding.uses_deepspeed and not is_lora and base_dtype is None:
             transformer = _load_as_fp32(folder, accelerator.device)
         else:
             dtype = base_dtype or DTYPES[config.precision]
@@ -139,7 +139,7 @@ def _trainee(
             for block in transformer.transformer_blocks:  # all alike: compiled once, and each weight keeps its name
                 block.compile(dynamic=False)
     model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer, config))
-    if config.dora and config.strategy.startswith("zero3"):
+    if config.dora and config.sharding.shards_weights:
         announce_dora_to_deepspeed(transformer)
     return TrainState(accelerator, model, transformer, optimizer, is_lora), arrangement
 
@@ -165,7 +165,7 @@ def _compiles(config: RunConfig, device: torch.device) -> bool:
     """Whether the blocks are compiled: under ZeRO-3 every weight is gathered by hooks, which break a graph apart."""
     if config.compile is not None:
         return config.compile
-    return device.type == "cuda" and not config.strategy.startswith("zero3")
+    return device.type == "cuda" and not config.sharding.shards_weights
 
 
 def _resume(plan: Plan, trainee: TrainState) -> int:

@@ -88,7 +88,7 @@ def memory_explained(plan: Plan) -> Iterator[None]:
         newest = checkpoints_of(plan)[-1:]
         kept = [f"{path.name} is whole: with that changed, --resume latest goes on from it" for path in newest]
         first = str(error).splitlines()[0]
-        if config.strategy.endswith("-offload") and cannot_pin(error):
+        if config.sharding.offloads and cannot_pin(error):
             message = f"the system does not give the pinned host memory that offload asked for: {first}"
             hint = _without_pinning(config)
         else:
@@ -97,7 +97,7 @@ def memory_explained(plan: Plan) -> Iterator[None]:
 
 
 def _without_pinning(config: RunConfig) -> str:
-    if config.strategy == "zero2-offload":
+    if not config.sharding.shards_weights:
         return "--no-pin-memory does without, and takes longer a step"
     if config.pin_memory:
         return "--no-pin-memory pins the weights alone, and takes longer a step"
