@@ -13,8 +13,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from cogtune.config.presets import PRESETS, preset
 from cogtune.config.optimizers import OPTIMIZERS, USUAL_RATE
+from cogtune.config.presets import PRESETS, preset
 from cogtune.config.run_config import RunConfig
 from cogtune.run.checkpoints import STATE_NAME
 from cogtune.system.errors import CogtuneError, UsageError, did_you_mean
@@ -238,8 +238,7 @@ def resolve(
 
 
 def _usual_rate(optimizer: Any) -> float:
-    known = OPTIMIZERS.get(optimizer) if isinstance(optimizer, str) else None  # a mistake is reported elsewhere
-    return known.usual_rate if known else USUAL_RATE
+    return next((facts.usual_rate for name, facts in OPTIMIZERS.items() if name == optimizer), USUAL_RATE)
 
 
 def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:

@@ -141,8 +141,8 @@ def _longest_at_rate(info: VideoInfo, settings: FrameSettings) -> int:
 def settings_for(info: VideoInfo, settings: FrameSettings) -> FrameSettings:
     """The settings with the one size that a clip is trained at.
 
-    Of the buckets that the clip is long enough for, that is the one of the least :func:`bucket_loss`, and of equals the one
-    named first; when the clip is too short for all, the shortest of them.
+    Of the buckets that the clip is long enough for, that is the one of the least :func:`bucket_loss`, and of equals the
+    one named first; when the clip is too short for all, the shortest of them.
     """
     if not settings.buckets:
         return settings

@@ -301,7 +301,8 @@ def _host(config: RunConfig, spec: ModelSpec) -> int:
     item, ranks = _BYTES[config.precision], config.local_processes
     whole = transformer_parameters(spec)
     trained = lora_parameters(spec, config) if config.type == "lora" else whole
-    as_stored = config.precision == spec.variant.trained_in or (config.type == "sft" and not config.sharding.uses_deepspeed)
+    in_fp32 = config.type == "sft" and not config.sharding.uses_deepspeed
+    as_stored = config.precision == spec.variant.trained_in or in_fp32
     loaded = 0 if as_stored else whole * item * ranks  # read as another type: a copy
     kept = trained * OPTIMIZERS[config.optimizer].host_bytes * ranks
     if config.sharding.offloads:

@@ -85,7 +85,8 @@ def _accelerator(plan: Plan) -> Accelerator:
     try:
         accelerator = Accelerator(
             cpu=over_gloo and not config.sharding.uses_deepspeed,
-            mixed_precision=None if config.sharding.uses_deepspeed else mixed_precision(config),  # else DeepSpeed's file
+            # Under DeepSpeed its own file says so.
+            mixed_precision=None if config.sharding.uses_deepspeed else mixed_precision(config),
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             kwargs_handlers=[group] if several else [],
         )

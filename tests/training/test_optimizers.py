@@ -14,8 +14,8 @@ import yaml
 from diffusers.optimization import get_scheduler
 from torch.utils.cpp_extension import load
 
-from cogtune.config.compatibility import OPTIMIZERS
 from cogtune.config.launchers import largest_group
+from cogtune.config.optimizers import OPTIMIZERS
 from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.modeling.random_weights import build_transformer
