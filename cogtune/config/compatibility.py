@@ -73,7 +73,7 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
     given = ", ".join(key for key in ENGINE_KEYS if getattr(config, key) is not None)
     if config.type != "lora":
         problems.append(f"{given}: for type lora, and this is {config.type}")
-    if config.strategy != "ddp":
+    if config.sharding.uses_deepspeed:
         problems.append(f"{given}: for strategy ddp, and this is {config.strategy}")
     for key in ("stream_blocks", "keep_everything", "offload_activations"):
         value = getattr(config, key)

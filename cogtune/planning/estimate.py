@@ -218,7 +218,7 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
         blocks=spec.num_layers,
         block_weights=block * item,
         other_weights=(whole - spec.num_layers * block) * item,
-        trained=adapter * (4 + _OPTIMIZER_BYTES[config.optimizer]),
+        trained=adapter * (4 + OPTIMIZERS[config.optimizer].state_bytes),
         gradients=adapter * 4 * (2 if config.num_processes > 1 else 1),
         tensor=tokens * width * item,
         numbers=tokens * width * spec.num_layers,
