@@ -16,7 +16,7 @@ from typing import Any
 
 from cogtune.bench import stage, watch, worker
 from cogtune.config.resolving import Resolved
-from cogtune.config.run_config import ENGINE_KEYS, RunConfig
+from cogtune.config.run_config import RunConfig, tagged
 from cogtune.data.cache.index import Index
 from cogtune.models.locate import spec_of
 from cogtune.models.variants import TINY, VARIANTS, ModelSpec, published, read_spec
@@ -40,7 +40,7 @@ _SETTLED = 60.0
 _PLAIN: dict[str, Any] = {
     "compile": False,
     "gradient_checkpointing": True,
-    **dict.fromkeys(ENGINE_KEYS),
+    **dict.fromkeys(tagged("engine")),
 }
 """The guides' recipe, beside which the base is loaded in fp32."""
 

@@ -8,28 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cogtune.cli.options import ConfigFile, Flags, PresetName, with_config_flags
-from cogtune.config.run_config import RunConfig
+from cogtune.config.run_config import RunConfig, tagged
 from cogtune.system import console
 
 if TYPE_CHECKING:
     from cogtune.planning.measurements import Measurement
 
-_NOT_HERE = {
-    "steps", "epochs", "warmup_steps", "lr_scheduler", "lr_cycles", "lr_power", "lr_pieces",
-    "init_lora", "num_machines", "machine_rank", "main_process_ip", "main_process_port", "nccl_timeout",
-}  # fmt: skip
-
 
 def _measured_fields() -> list[str]:
     """Fields that a step's time or memory may depend on."""
-    shown = []
-    for name, field in RunConfig.model_fields.items():
-        extra = field.json_schema_extra
-        assert isinstance(extra, dict)
-        of_the_data = extra["panel"] in ("Data", "Saving and evaluation") and name != "size"
-        if not of_the_data and name not in _NOT_HERE:
-            shown.append(name)
-    return shown
+    untimed = tagged("untimed")
+    return [name for name in RunConfig.model_fields if name not in untimed]
 
 
 def set_in(file: Path) -> tuple[str | None, dict[str, Any]]:

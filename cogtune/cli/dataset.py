@@ -10,6 +10,7 @@ import typer
 
 from cogtune.cli.once import Commands
 from cogtune.cli.options import ConfigFile, Flags, Json, PresetName, with_config_flags
+from cogtune.config.run_config import tagged
 from cogtune.system import console
 
 if TYPE_CHECKING:
@@ -21,15 +22,9 @@ Folder = Annotated[
     Path, typer.Argument(help="The folder of clips and captions, or user/name for a dataset on the Hub.")
 ]
 
-READING = ("format", "caption_column", "video_column", "image_column", "allow_outside")
-"""The flags that say how the folder is read."""
-
-FRAMES = ("size", "frames", "buckets", "fps", "sampling", "skip_start", "skip_end", "reshape", "seed")
-"""The flags that say what is taken of each clip."""
-
 
 @app.command()
-@with_config_flags("model", *FRAMES, *READING)
+@with_config_flags("model", *tagged("frames"), *tagged("reading"))
 def validate(
     flags: Flags,
     folder: Folder = Path("data"),
@@ -83,8 +78,8 @@ def validate(
 
 @app.command()
 @with_config_flags(
-    "model", "precision", *FRAMES, "id_token", "cache_dir", "workers", "vae_tiling", "vae_compile",
-    "quarantine", *READING,
+    "model", "precision", *tagged("frames"), "id_token", "cache_dir", "workers", "vae_tiling", "vae_compile",
+    "quarantine", *tagged("reading"),
 )  # fmt: skip
 def cache(
     flags: Flags,

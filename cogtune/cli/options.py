@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from cogtune.config.fields import panel_of
 from cogtune.config.run_config import RunConfig
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
@@ -30,8 +31,6 @@ Fit = Annotated[
 def _flag(name: str) -> tuple[Any, typer.models.OptionInfo]:
     """The type and the option of one configuration field."""
     field = RunConfig.model_fields[name]
-    extra = field.json_schema_extra
-    assert isinstance(extra, dict)
     kind: Any = field.annotation
     if get_origin(kind) is tuple:
         kind = list[str]
@@ -45,7 +44,7 @@ def _flag(name: str) -> tuple[Any, typer.models.OptionInfo]:
         help_text = f"{help_text} [default: {shown}]"
     option = typer.Option(
         help=help_text.replace("[default:", r"\[default:"),
-        rich_help_panel=str(extra["panel"]),
+        rich_help_panel=panel_of(field),
         show_default=False,
     )
     return kind | None, option

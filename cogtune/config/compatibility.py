@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from cogtune.config.optimizers import OPTIMIZERS, goes_with
-from cogtune.config.run_config import ENGINE_KEYS, RunConfig
+from cogtune.config.run_config import RunConfig, tagged
 from cogtune.models import layers
 from cogtune.models.variants import ModelSpec
 from cogtune.system.errors import did_you_mean
@@ -70,7 +70,7 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
     if not config.uses_engine:
         return []
     problems = []
-    given = ", ".join(key for key in ENGINE_KEYS if getattr(config, key) is not None)
+    given = ", ".join(key for key in tagged("engine") if getattr(config, key) is not None)
     if config.type != "lora":
         problems.append(f"{given}: for type lora, and this is {config.type}")
     if config.sharding.uses_deepspeed:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cogtune.config.run_config import SEPARATOR, RunConfig, is_list_file
+from cogtune.config.choices import SEPARATOR
+from cogtune.config.run_config import RunConfig, is_list_file
 from cogtune.data.cache.index import CacheKeySettings, EncodeJobs, ImageJob, TextJob, caption_of, image_key, text_key
 from cogtune.data.cache.store import Store
 from cogtune.data.frames import ClipView, FrameSettings, view

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cogtune.config.run_config import DataFormat
+from cogtune.config.choices import DataFormat
 from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts.base import Layout, LayoutContent, Sample, Unpaired
 from cogtune.data.layouts.datasets_library import DATASETS

@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
+from cogtune.config.choices import Switch
 from cogtune.config.launchers import accelerate_config
-from cogtune.config.run_config import RunConfig, Switch
+from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.index import (
     CacheKeySettings,
     ClipJob,

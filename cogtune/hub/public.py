@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cogtune.config.run_config import RunConfig
 from cogtune.hub.card import CardFacts
 from cogtune.hub.local import header_metadata, json_object
 from cogtune.system.files import os_errors_explained
@@ -18,8 +19,6 @@ _SECRET_KEY = re.compile(
     r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key|private_?key)s?(_|$)",
     re.IGNORECASE,
 )
-_NO_SECRETS = {"id_token"}
-"""Keys that sound like a secret and are none: this one is a word of the captions."""
 
 _PRIVATE_TEXT = re.compile(
     r"""(?:^|[\s=:,;"'(\[])(?:~?/[^\s/]|[A-Za-z]:[\\/]|\\\\|file://)"""  # a path of this machine
@@ -101,6 +100,6 @@ def _without_private(value: Any, *, by_key: bool = True) -> Any:
 
 
 def _is_private(key: str, value: Any) -> bool:
-    if _SECRET_KEY.search(key) and key not in _NO_SECRETS:
+    if _SECRET_KEY.search(key) and key not in RunConfig.model_fields:
         return True
     return isinstance(value, str) and bool(_PRIVATE_TEXT.search(value))

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
-from cogtune.config.run_config import Switch
+from cogtune.config.choices import Switch
 from cogtune.modeling.devices import free_bytes
 from cogtune.models.geometry import Size
 from cogtune.models.locate import loading

@@ -11,7 +11,7 @@ from typing import Any
 from cogtune.config.compatibility import problems_of_training
 from cogtune.config.launchers import ZERO2_LAYOUT
 from cogtune.config.resolving import Resolved
-from cogtune.config.run_config import RunConfig
+from cogtune.config.run_config import RunConfig, tagged
 from cogtune.models.geometry import Size, video_tokens
 from cogtune.models.variants import ModelSpec
 from cogtune.run.checkpoints import checkpoints, stamp
@@ -166,36 +166,6 @@ def fps_of(config: RunConfig, spec: ModelSpec) -> float:
     return config.fps if config.fps is not None else float(spec.variant.fps)
 
 
-_IDENTITY_KEYS = (
-    "type",
-    "rank",
-    "target_modules",
-    "lora_dropout",
-    "dora",
-    "rslora",
-    "seed",
-    "batch_size",
-    "precision",
-    "caption_dropout",
-    "timestep_sampling",
-    "timestep_mean",
-    "timestep_std",
-    "timestep_range",
-    "image_noise",
-    "optimizer",
-    "beta1",
-    "beta2",
-    "beta3",
-    "epsilon",
-    "weight_decay",
-    "prodigy_decouple",
-    "prodigy_bias_correction",
-    "prodigy_safeguard_warmup",
-    "strategy",
-)
-"""Configuration keys that a resumed run must share with its checkpoint. The learning rate may be changed."""
-
-
 def resume_fingerprint(config: RunConfig, *, base: str, data: str) -> dict[str, Any]:
     """What has to be the same for a resumed run to be the same run.
 
@@ -204,7 +174,7 @@ def resume_fingerprint(config: RunConfig, *, base: str, data: str) -> dict[str, 
         data: digest of the cache index.
     """
     values = config.to_dict()
-    identity = {key: values[key] for key in _IDENTITY_KEYS}
+    identity = {key: values[key] for key in tagged("resume")}
     identity |= {
         "alpha": config.lora_alpha,
         "samples per step": config.global_batch,

@@ -10,38 +10,13 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from cogtune.config.run_config import tagged
 from cogtune.run.plan import Plan
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import PARTIAL_SUFFIX, write_text
 
 LOOK_SECONDS = 10.0
 """How long a file that another machine wrote is looked for: a network file system may show it late."""
-
-
-_OWN = {
-    "model",
-    "data",
-    "format",
-    "allow_outside",
-    "quarantine",
-    "cache_dir",
-    "workers",
-    "vae_tiling",
-    "vae_compile",
-    "compile",
-    "output",
-    "keep_checkpoints",
-    "validation_data",
-    "validation_prompts",
-    "validation_images",
-    "tracker",
-    "pin_memory",
-    "machine_rank",
-    "main_process_ip",
-    "main_process_port",
-    "nccl_timeout",
-}
-"""Settings that each machine may have for itself. What model and data are is compared by their content."""
 
 
 def require_one_run(plan: Plan) -> None:
@@ -52,7 +27,8 @@ def require_one_run(plan: Plan) -> None:
     """
     if plan.config.num_machines == 1:
         return
-    settings = {key: value for key, value in plan.config.to_dict().items() if key not in _OWN}
+    own = tagged("machine")  # what model and data are is compared by their content
+    settings = {key: value for key, value in plan.config.to_dict().items() if key not in own}
     settings |= {**plan.identity, "total steps": plan.total_steps}
     told = gather_object([(plan.config.machine_rank, settings)])
     (_, first), *others = sorted(told, key=lambda pair: pair[0])

@@ -10,7 +10,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler
 from torch import Tensor
 
-from cogtune.config.run_config import TimestepDistribution
+from cogtune.config.choices import TimestepDistribution
 from cogtune.data.batches import Batch
 from cogtune.modeling.conditioning import (
     conditioning_of,

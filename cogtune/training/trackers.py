@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from cogtune.config.run_config import SEPARATOR, RunConfig, Tracker
+from cogtune.config.choices import SEPARATOR, Tracker
+from cogtune.config.run_config import RunConfig, tagged
 from cogtune.data.video.clips import iter_frames, probe
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
@@ -267,12 +268,10 @@ def _ids(folder: Path) -> dict[str, str]:
         return {}
 
 
-_OF_THE_NETWORK = {"main_process_ip", "main_process_port", "machine_rank"}
-
-
 def told(config: RunConfig) -> dict[str, Any]:
     """The configuration as trackers get it: of a path its last part alone, and nothing of the network."""
-    return {key: _without_folders(value) for key, value in config.to_dict().items() if key not in _OF_THE_NETWORK}
+    private = tagged("network")
+    return {key: _without_folders(value) for key, value in config.to_dict().items() if key not in private}
 
 
 def _without_folders(value: Any) -> Any:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from cogtune.commands import train, validate
+from cogtune.config.choices import DataFormat
 from cogtune.config.resolving import resolve
-from cogtune.config.run_config import DataFormat
 from cogtune.data.cache.index import CacheKeySettings, make_index
 from cogtune.data.cache.store import Store
 from cogtune.data.findings import FINDINGS

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from cogtune.config.run_config import DataFormat
+from cogtune.config.choices import DataFormat
 from cogtune.data.findings import Finding, finding
 from cogtune.data.layouts.folder import Folder, LayoutOptions
 from cogtune.data.layouts.nearest import Nearest

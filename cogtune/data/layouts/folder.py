@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from cogtune.config.run_config import DataFormat
+from cogtune.config.choices import DataFormat
 from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts import own_files
 from cogtune.data.layouts.lines import is_unicode, is_utf16

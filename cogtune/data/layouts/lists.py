@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cogtune.config.run_config import DataFormat
+from cogtune.config.choices import DataFormat
 from cogtune.data.findings import Finding, finding, listed, not_utf8
 from cogtune.data.layouts.base import DatasetEntry, Layout, LayoutContent, ListedPath, Sample, Unpaired, to_samples
 from cogtune.data.layouts.folder import Folder

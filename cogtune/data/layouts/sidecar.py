@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from cogtune.config.run_config import DataFormat
+from cogtune.config.choices import DataFormat
 from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts.base import Layout, LayoutContent, Sample, ids
 from cogtune.data.layouts.folder import Folder

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from cogtune.config.run_config import DataFormat
+from cogtune.config.choices import DataFormat
 from cogtune.data.findings import Finding, listed
 from cogtune.data.layouts.base import Layout, LayoutContent, shortened, to_samples
 from cogtune.data.layouts.delimited import Table, read_delimited
