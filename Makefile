@@ -41,12 +41,12 @@ format: $(DEV)  ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 bench-data: $(RUNTIME)  ## measure `dataset validate`: clips opened and frames decoded a second, memory
-	$(BIN)/python tests/bench_validate.py
+	$(BIN)/python tools/bench_validate.py
 
 docs: $(RUNTIME)  ## write docs/commands.md and docs/vram.md anew from the program itself
-	$(BIN)/python -m cogtune.cli.reference > $(VENV)/commands.md
+	$(BIN)/python -m tools.commands_page > $(VENV)/commands.md
 	mv $(VENV)/commands.md docs/commands.md
-	$(BIN)/python -m cogtune.cli.vram > $(VENV)/vram.md
+	$(BIN)/python -m tools.vram_page > $(VENV)/vram.md
 	mv $(VENV)/vram.md docs/vram.md
 
 lock: $(BIN)/python  ## resolve .ci/constraints.txt anew; LOCK_FLAGS=--upgrade moves to the newest of everything

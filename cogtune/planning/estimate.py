@@ -2,7 +2,7 @@
 
 Sizes follow from the model's geometry and the run's configuration. The few numbers that do not (how many activations
 are alive at once, what libraries keep) are constants, fitted to the recorded measurements; ``python -m
-cogtune.cli.measurements`` shows how far off each estimate is.
+tools.measurements`` shows how far off each estimate is.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from cogtune.bench import run, stage, watch, worker
 from cogtune.cli import main, vram
-from cogtune.cli import measurements as cli
 from cogtune.cli.bench import set_in, table
 from cogtune.config.presets import PRESETS
 from cogtune.config.resolving import resolve
@@ -39,6 +38,7 @@ from cogtune.system.files import write_json
 from cogtune.system.locks import exclusive_folder
 from tests.conftest import Cogtune
 from tests.support.runs_in_process import plan_for
+from tools import measurements as cli
 
 
 @pytest.fixture

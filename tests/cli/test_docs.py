@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cogtune.cli import vram
-from cogtune.cli.reference import reference
 from cogtune.config.presets import PRESETS
 from cogtune.data.findings import FINDINGS
 from cogtune.planning.measurements import recorded
+from tools import vram_page as vram
+from tools.commands_page import reference
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

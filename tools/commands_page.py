@@ -1,4 +1,4 @@
-"""The command reference in docs/commands.md, made from the program itself: ``python -m cogtune.cli.reference``."""
+"""The command reference in docs/commands.md, made from the program itself: ``python -m tools.commands_page``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Measure presets one after another, and record what was measured.
 
-``python -m cogtune.cli.measurements --measure FILE`` benches every preset that the GPUs here can hold and FILE does not
-have yet; broken off, it goes on where it stopped. ``python -m cogtune.cli.measurements FILE...`` records such files, or
+``python -m tools.measurements --measure FILE`` benches every preset that the GPUs here can hold and FILE does not
+have yet; broken off, it goes on where it stopped. ``python -m tools.measurements FILE...`` records such files, or
 those of ``cogtune bench --json``, and shows how far off the estimate of each peak is. ``make docs`` puts them into
 docs/vram.md.
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.bench.run import BenchRequest, bench, command_of
-from cogtune.cli.vram import errors
 from cogtune.config.presets import PRESETS, preset
 from cogtune.config.resolving import Resolved, resolve
 from cogtune.models.locate import spec_of
@@ -26,6 +25,7 @@ from cogtune.planning.measurements import FILE, add, read
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, StoppedError
 from cogtune.system.files import write_text
+from tools.vram_page import errors
 
 STEPS, WARMUP = 3, 2
 _SLOW = 10.0
@@ -111,7 +111,7 @@ def measure(
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure or record; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cogtune.cli.measurements", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.measurements", description=__doc__)
     parser.add_argument("files", type=Path, nargs="*", help="files to record; with --measure, names of presets")
     parser.add_argument("--measure", type=Path, metavar="FILE", help="bench presets, and add each to this file")
     parser.add_argument("--alone", action="store_true", help="one process of each, as `cogtune bench --alone` does")

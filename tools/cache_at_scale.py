@@ -1,6 +1,6 @@
 """How long an up-to-date cache of many samples takes to confirm, and how much memory: not a test, a measurement.
 
-    python tests/cache_at_scale.py [SAMPLES]
+    python tools/cache_at_scale.py [SAMPLES]
 
 Makes a dataset of that many clips (10,000 unless said otherwise) that are copies of one small clip in files of other
 bytes, with a caption and an image each, and fills its cache with small entries. Then runs the real command on it, once
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from safetensors.torch import save
 
 from cogtune.config.resolving import resolve
 from cogtune.data.cache.facts import Facts
+from cogtune.data.cache.index import ClipJob, ImageJob, TextJob
+from cogtune.data.cache.store import EntryKind
 from cogtune.data.sources import read_dataset
 from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video.clips import probe
@@ -51,7 +54,12 @@ def make(folder: Path, samples: int, model: Path) -> None:
     config = resolve(preset_name="cpu-lora-tiny", flags={"data": data, "model": str(model)}).config.anchored()
     prepared = prepare(config, read_spec(model), model, read_dataset(data))
     todo, entry = prepared.todo, save({"data": torch.zeros(8)}, {"blake2b": "0" * 32})
-    for kind, jobs in (("latents", todo.clips), ("text", todo.texts), ("image", todo.images)):
+    work: dict[EntryKind, Sequence[ClipJob | TextJob | ImageJob]] = {
+        "latents": todo.clips,
+        "text": todo.texts,
+        "image": todo.images,
+    }
+    for kind, jobs in work.items():
         for job in jobs:
             path = prepared.store.path(kind, job.key)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""``docs/vram.md``, made from the recorded measurements: ``python -m cogtune.cli.vram``."""
+"""``docs/vram.md``, made from the recorded measurements: ``python -m tools.vram_page``."""
 
 from __future__ import annotations
 
