@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cogtune.cli import bench, dataset, demo, infer, merge, model, plan, presets, push, report, train
+from cogtune.cli.examples import epilog
 from cogtune.cli.once import Commands
 
 app = Commands(
@@ -45,13 +46,13 @@ def root(
 
 
 app.add_typer(dataset.app, name="dataset")
-app.command("train")(train.train)
-app.command("report")(report.report)
-app.command("merge-zero")(merge.merge_zero)
-app.command("infer")(infer.infer)
-app.command("push")(push.push)
-app.command("presets")(presets.presets)
-app.command("plan")(plan.plan)
-app.command("bench")(bench.bench)
-app.command("demo")(demo.demo)
-app.command("random-model")(model.random_model)
+app.command("train", epilog=epilog("train"))(train.train)
+app.command("report", epilog=epilog("report"))(report.report)
+app.command("merge-zero", epilog=epilog("merge-zero"))(merge.merge_zero)
+app.command("infer", epilog=epilog("infer"))(infer.infer)
+app.command("push", epilog=epilog("push"))(push.push)
+app.command("presets", epilog=epilog("presets"))(presets.presets)
+app.command("plan", epilog=epilog("plan"))(plan.plan)
+app.command("bench", epilog=epilog("bench"))(bench.bench)
+app.command("demo", epilog=epilog("demo"))(demo.demo)
+app.command("random-model", epilog=epilog("random-model"))(model.random_model)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cogtune.cli.examples import epilog
 from cogtune.cli.once import Commands
 from cogtune.cli.options import ConfigFile, Flags, Json, PresetName, with_config_flags
 from cogtune.config.run_config import tagged
@@ -23,7 +24,7 @@ Folder = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog=epilog("dataset validate"))
 @with_config_flags("model", *tagged("frames"), *tagged("reading"))
 def validate(
     flags: Flags,
@@ -76,7 +77,7 @@ def validate(
     raise typer.Exit(1 if failed else 0)
 
 
-@app.command()
+@app.command(epilog=epilog("dataset cache"))
 @with_config_flags(
     "model", "precision", *tagged("frames"), "id_token", "cache_dir", "workers", "vae_tiling", "vae_compile",
     "quarantine", *tagged("reading"),
@@ -174,7 +175,7 @@ def _prune(config: RunConfig, as_json: bool, *, yes: bool) -> None:
         console.say("deleted" if agreed else "nothing was deleted; --yes deletes them")
 
 
-@app.command()
+@app.command(epilog=epilog("dataset bench"))
 @with_config_flags("model", "precision", "size", "workers", "vae_tiling", "vae_compile")
 def bench(
     flags: Flags,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -28,8 +28,8 @@ Fit = Annotated[
 ]
 
 
-def _flag(name: str) -> tuple[Any, typer.models.OptionInfo]:
-    """The type and the option of one configuration field."""
+def _flag(name: str, *, first: bool = False) -> tuple[Any, typer.models.OptionInfo]:
+    """The type and the option of one configuration field; ``first`` puts it into the panel at the top."""
     field = RunConfig.model_fields[name]
     kind: Any = field.annotation
     if get_origin(kind) is tuple:
@@ -44,14 +44,18 @@ def _flag(name: str) -> tuple[Any, typer.models.OptionInfo]:
         help_text = f"{help_text} [default: {shown}]"
     option = typer.Option(
         help=help_text.replace("[default:", r"\[default:"),
-        rich_help_panel=panel_of(field),
+        rich_help_panel=None if first else panel_of(field),
         show_default=False,
     )
     return kind | None, option
 
 
-def with_config_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a flag for each named field; it gets those that were given as the mapping ``flags``."""
+def with_config_flags(*names: str, first: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag for each named field; it gets those that were given as the mapping ``flags``.
+
+    Args:
+        first: those that the help shows in the panel at the top.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
@@ -59,7 +63,7 @@ def with_config_flags(*names: str) -> Callable[[Callable[..., None]], Callable[.
         flags = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
             for name in names
-            for kind, option in [_flag(name)]
+            for kind, option in [_flag(name, first=name in first)]
         ]
 
         def run(**values: Any) -> None:

@@ -13,8 +13,13 @@ from cogtune.config.run_config import RunConfig
 from cogtune.system import console
 from cogtune.system.errors import UsageError
 
+_FIRST = ("model", "data", "output", "type", "size", "steps", "learning_rate", "rank", "validation_prompts")
+"""What most runs set; all else has a panel of its kind."""
 
-@with_config_flags(*RunConfig.model_fields)
+_START = "Starting the run"
+
+
+@with_config_flags(*RunConfig.model_fields, first=_FIRST)
 def train(
     flags: Flags,
     preset: PresetName = None,
@@ -23,21 +28,32 @@ def train(
         str | None,
         typer.Option("--resume", help="Go on from a checkpoint: latest, or a path. Its settings are kept."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where the output holds a run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=_START, help="Start anew where the output holds a run.")
+    ] = False,
     fit: Fit = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Start even where the estimate says that the run does not fit this machine.")
+        bool,
+        typer.Option(
+            "--force",
+            rich_help_panel=_START,
+            help="Start even where the estimate says that the run does not fit this machine.",
+        ),
     ] = False,
     slurm: Annotated[
         Path | None,
         typer.Option(
-            "--slurm", help="Write a Slurm batch script of the run to this file, and stop.", show_default=False
+            "--slurm",
+            rich_help_panel=_START,
+            help="Write a Slurm batch script of the run to this file, and stop.",
+            show_default=False,
         ),
     ] = None,
     smoke: Annotated[
         bool,
         typer.Option(
             "--smoke",
+            rich_help_panel=_START,
             help="Try the run first: one clip, three steps, a checkpoint and a sample video at the real size, in "
             "OUTPUT/smoke; says the pace, the peak of memory and the time of the run itself.",
         ),

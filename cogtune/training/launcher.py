@@ -1,6 +1,6 @@
 """``accelerate launch`` in a process of ours: it ends when the command that started it does.
 
-Started by :mod:`cogtune.run.launch` as ``python -m cogtune.training.launcher`` with the words behind ``accelerate launch``.
+Started by :mod:`cogtune.run.launch` as a module, with the words behind ``accelerate launch``.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typer.main import get_command
 
 from cogtune.cli import main
 from cogtune.cli.app import app
+from cogtune.cli.examples import EXAMPLES
 from tests.conftest import Cogtune
 
 COMMANDS = [
@@ -320,3 +322,13 @@ def main_status(words: list[str]) -> object:
     with pytest.raises(SystemExit) as caught:
         main(words)
     return caught.value.code
+def test_every_command_ends_its_help_with_examples_that_it_would_take() -> None:
+    leaves = {" ".join(words): command for words, command in commands() if not getattr(command, "commands", None)}
+    assert set(leaves) == set(EXAMPLES)
+    for name, examples in EXAMPLES.items():
+        assert 2 <= len(examples) <= 3, name
+        assert all(example in leaves[name].epilog for example in examples)
+        for example in examples:
+            words = shlex.split(example)
+            assert words[: 1 + len(name.split())] == ["cogtune", *name.split()]
+            leaves[name].make_context(name, words[1 + len(name.split()) :])  # raises for what it does not take

@@ -1,0 +1,49 @@
+"""The examples at the end of each command's help."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "dataset validate": (
+        "cogtune dataset validate ./data --preset 4090-lora-5b",
+        "cogtune dataset validate ./data --report page.html",
+        "cogtune dataset validate ./data --quarantine bad.txt",
+    ),
+    "dataset cache": (
+        "cogtune dataset cache ./data --preset 4090-lora-5b",
+        "cogtune dataset cache ./data --preset 4090-lora-5b --status",
+    ),
+    "dataset bench": (
+        "cogtune dataset bench --model 5b",
+        "cogtune dataset bench --model 5b --size 49x480x720 --clips 40",
+    ),
+    "train": (
+        "cogtune train --preset 4090-lora-5b",
+        "cogtune train --preset 4090-lora-5b --steps 2000 --learning-rate 5e-5 --output out/boats",
+        "cogtune train --resume latest --output out/boats",
+    ),
+    "report": ("cogtune report", "cogtune report out/boats"),
+    "merge-zero": (
+        "cogtune merge-zero out/checkpoint-1000",
+        "cogtune merge-zero out/checkpoint-1000 --output merged --dtype bf16",
+    ),
+    "infer": (
+        'cogtune infer --lora out/ --prompt "a steamboat on a wide river"',
+        "cogtune infer --lora out/checkpoint-500 --lora-scale 0.8 --seed 7 --output half.mp4",
+        'cogtune infer --model 5b-i2v --image first.png --prompt "the boat leaves the pier"',
+    ),
+    "push": ("cogtune push out/ user/name", "cogtune push out/checkpoint-500 user/name --private"),
+    "presets": ("cogtune presets", "cogtune presets 4090-lora-5b"),
+    "plan": ("cogtune plan --preset 4090-lora-5b", "cogtune plan --preset a100-sft-5b-zero2-offload --fit"),
+    "bench": (
+        "cogtune bench --preset 4090-lora-5b",
+        "cogtune bench --preset 4090-lora-5b --compare plain",
+    ),
+    "demo": ("cogtune demo", "cogtune demo my-demo"),
+    "random-model": ("cogtune random-model 5b model", "cogtune random-model 2b model --scale full"),
+}
+"""By command. Tests parse each of them."""
+
+
+def epilog(command: str) -> str:
+    """The examples of a command, as the end of its help."""
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in EXAMPLES[command])])
