@@ -15,9 +15,9 @@ from cogtune.data.validation.checks import ValidationReport, check_dataset
 from cogtune.data.validation.quarantine import without_quarantined, write_quarantine
 from cogtune.data.video.images import HINT, transparency_warning
 from cogtune.encoding import jobs
-from cogtune.models.locate import locate
+from cogtune.models.locate import spec_of
 from cogtune.models.tokens import cut_short, token_counter
-from cogtune.models.variants import TINY, ModelSpec, published, published_spec, read_spec
+from cogtune.models.variants import ModelSpec
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, UsageError
 
@@ -43,11 +43,7 @@ def validate(
         CogtuneError: there is no dataset, or no such model, or the page cannot be written.
     """
     config = with_data_here(config)
-    row = published(config.model)
-    if row is None or Path(config.model).is_dir() or config.model.startswith(TINY):
-        spec = read_spec(locate(config.model, weights=False))
-    else:
-        spec = published_spec(row)
+    spec = spec_of(config.model)
     dataset, settings = _read(config), jobs.frame_settings(config, spec)
     report = _checked(dataset, config, spec, full=full)
     if quarantine is not None:

@@ -76,6 +76,23 @@ class RunConfig(
         return STRATEGIES[self.strategy]
 
     @property
+    def cache_folder(self) -> Path:
+        """Where encoded clips and captions are kept."""
+        return self.cache_dir or self.usual_cache_folder
+
+    @property
+    def usual_cache_folder(self) -> Path:
+        """Where they are kept unless ``cache_dir`` says otherwise."""
+        return self.data / ".cogtune"
+
+    def compiles_blocks(self, *, on_gpu: bool = True) -> bool:
+        """Whether the transformer's blocks are compiled.
+
+        By default on a GPU, unless ZeRO-3 gathers every weight by hooks, which break a graph apart.
+        """
+        return self.compile if self.compile is not None else on_gpu and not self.sharding.shards_weights
+
+    @property
     def lora_alpha(self) -> float:
         """Alpha with its default, the rank."""
         return float(self.rank if self.alpha is None else self.alpha)
@@ -143,7 +160,7 @@ class RunConfig(
     def anchored(self) -> RunConfig:
         """The same with every local path absolute, so that it means the same from any folder."""
         paths: dict[str, Any] = {key: _absolute(getattr(self, key)) for key in ("data", "output")}
-        paths["cache_dir"] = _absolute(self.cache_dir or self.data / ".cogtune")
+        paths["cache_dir"] = _absolute(self.cache_folder)
         if self.init_lora is not None:
             paths["init_lora"] = _absolute(self.init_lora)
         if self.quarantine is not None:

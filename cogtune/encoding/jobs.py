@@ -91,9 +91,8 @@ def store_of(config: RunConfig) -> Store:
     Raises:
         CogtuneError: writing there would reach files elsewhere, by a link that leads out.
     """
-    usual = config.data / ".cogtune"
-    root = config.cache_dir or usual
-    if root == usual and leads_out(root, config.data):
+    root = config.cache_folder
+    if root == config.usual_cache_folder and leads_out(root, config.data):
         hint = f"delete the link, or, if that is where the cache is to be, give --cache-dir {root.resolve()}"
         refuse_links([root], config.data, hint)
     refuse_links_out(root)

@@ -236,11 +236,6 @@ def _tokens(config: RunConfig, spec: ModelSpec) -> int:
     return config.batch_size * (video + spec.max_text_seq_length)
 
 
-def _compiles(config: RunConfig) -> bool:
-    """Whether the blocks are compiled on a GPU, as ``training.setup`` decides."""
-    return config.compile if config.compile is not None else not config.sharding.shards_weights
-
-
 def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
     item, ranks = _BYTES[config.precision], config.num_processes
     whole = transformer_parameters(spec)
@@ -285,7 +280,7 @@ def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
 
 
 def _work_tensors(config: RunConfig) -> float:
-    if _compiles(config):
+    if config.compiles_blocks():
         return _WORK_COMPILED
     return _WORK_ZERO3 if config.sharding.shards_weights else _WORK_EAGER
 
@@ -399,7 +394,7 @@ def _seconds(config: RunConfig, spec: ModelSpec, gpu: str) -> float | None:
         return None
     linear, square = _work(config, spec)
     numbers = _tokens(config, spec) * spec.num_attention_heads * spec.attention_head_dim * spec.num_layers
-    traffic = _TRAFFIC_COMPILED if _compiles(config) else _TRAFFIC_EAGER
+    traffic = _TRAFFIC_COMPILED if config.compiles_blocks() else _TRAFFIC_EAGER
     seconds = linear / speed.products + square / speed.attention
     seconds += config.gradient_accumulation_steps * numbers * traffic / speed.memory
     on_the_host = _OFFLOAD_SECONDS.get(config.strategy, 0.0) * (1 if config.pin_memory else _UNPINNED)

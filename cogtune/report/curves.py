@@ -10,6 +10,7 @@ from typing import Any
 
 from cogtune.report.charts import Point, Series, ceiling_of, line_chart
 from cogtune.report.page import Html, join, section, tag
+from cogtune.run.metrics import MovingAverage
 
 _BY_TIMESTEP = "_by_timestep"
 
@@ -86,14 +87,8 @@ def window_of(points: Sequence[Point]) -> int:
 
 def smooth(points: Sequence[Point], window: int) -> list[Point]:
     """An exponential moving average over about ``window`` points, without the bias of its start."""
-    keep = 1 - 1 / window
-    total = weight = 0.0
-    smoothed = []
-    for step, value in points:
-        total = keep * total + (1 - keep) * value
-        weight = keep * weight + (1 - keep)
-        smoothed.append((step, total / weight))
-    return smoothed
+    average = MovingAverage(window)
+    return [(step, average.add(value)) for step, value in points]
 
 
 def loss_charts(found: Curves) -> Iterator[Html]:

@@ -11,7 +11,8 @@ from typing import Any, TextIO
 from cogtune.system.files import os_errors_explained, write_text
 
 METRICS_NAME = "metrics.jsonl"
-SMOOTHING = 0.9
+WINDOW = 10
+"""Steps over which the loss and the pace are averaged for whoever watches."""
 _MOST_STEPS = 10**12
 
 
@@ -66,15 +67,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class Smoothed:
-    """An exponential moving average without the bias of its start."""
+class MovingAverage:
+    """An exponential moving average over about ``window`` values, without the bias of its start."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: float) -> None:
+        self._keep = 1 - 1 / window
         self._sum = 0.0
         self._weight = 0.0
 
     def add(self, value: float) -> float:
-        """The average with ``value`` in it."""
-        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * value
-        self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
+        """Add a value; the average with it."""
+        self._sum = self._keep * self._sum + (1 - self._keep) * value
+        self._weight = self._keep * self._weight + (1 - self._keep)
         return self._sum / self._weight

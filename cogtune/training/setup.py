@@ -56,7 +56,7 @@ def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | No
     require_one_run(plan)
     require_one_output(accelerator, plan)
     trainee, arrangement = _trainee(plan, accelerator, base_dtype)
-    store, index = Store(plan.config.cache_dir or plan.config.data / ".cogtune"), Index.read(plan.index)
+    store, index = Store(plan.config.cache_folder), Index.read(plan.index)
     validation = Index.read(plan.validation) if plan.validation else None
     return Training(
         trainee=trainee,
@@ -126,7 +126,7 @@ def _trainee(
         )
         if plan.resume is None and (lora := initial_lora(config, plan.spec)) is not None:
             start_from(transformer, lora)
-    compiled = _compiles(config, accelerator.device)
+    compiled = config.compiles_blocks(on_gpu=accelerator.device.type == "cuda")
     if compiled:
         # One graph more for each size, for no gradient, and for a first block that none passes; PyTorch gives up at 8.
         torch._dynamo.config.cache_size_limit = 8 * max(1, len(plan.buckets))
@@ -160,13 +160,6 @@ def _load_as_fp32(folder: Path, device: torch.device) -> CogVideoXTransformer3DM
     for parameter in transformer.parameters():  # not the buffers: positions are in fp64
         parameter.data = parameter.data.to(device, torch.float32)
     return transformer
-
-
-def _compiles(config: RunConfig, device: torch.device) -> bool:
-    """Whether the blocks are compiled: under ZeRO-3 every weight is gathered by hooks, which break a graph apart."""
-    if config.compile is not None:
-        return config.compile
-    return device.type == "cuda" and not config.sharding.shards_weights
 
 
 def _resume(plan: Plan, trainee: TrainState) -> int:

@@ -16,7 +16,7 @@ from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.index import SampleKeys
 from cogtune.data.cache.store import Store
 from cogtune.modeling.devices import gib_in_use
-from cogtune.run.metrics import METRICS_NAME, MetricsFile, Smoothed, read_metrics
+from cogtune.run.metrics import METRICS_NAME, WINDOW, MetricsFile, MovingAverage, read_metrics
 from cogtune.run.sample_videos import step_folder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
@@ -79,7 +79,7 @@ class TrainMonitor:
         self._trainee, self._objective, self._store, self._config = trainee, objective, store, config
         self._plans, self._metrics, self._line, self._trackers = plans, metrics, line, trackers
         self._should_stop = should_stop
-        self._loss, self._pace = Smoothed(), Smoothed()
+        self._loss, self._pace = MovingAverage(WINDOW), MovingAverage(WINDOW)
         self._evaluated: dict[str, float] = {}
         self._began = time.perf_counter()
 

@@ -322,6 +322,8 @@ def main_status(words: list[str]) -> object:
     with pytest.raises(SystemExit) as caught:
         main(words)
     return caught.value.code
+
+
 def test_every_command_ends_its_help_with_examples_that_it_would_take() -> None:
     leaves = {" ".join(words): command for words, command in commands() if not getattr(command, "commands", None)}
     assert set(leaves) == set(EXAMPLES)
