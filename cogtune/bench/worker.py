@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cogtune.run.folder import RunFolder
 from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import Plan
 from cogtune.system.files import write_json
@@ -47,7 +48,7 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
         memory_file(files, rank),
         {
             "ready": ready,
-            "seconds": _seconds(plan.config.output / "metrics.jsonl") if rank == 0 else [],
+            "seconds": _seconds(RunFolder(plan.config.output).metrics) if rank == 0 else [],
             "reserved_at_start": at_start[0],
             "reserved": _peaks()[0],
             "allocated": _peaks()[1],

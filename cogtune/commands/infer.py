@@ -22,11 +22,11 @@ from cogtune.models.locate import loading, locate
 from cogtune.models.tokens import cut_short, token_counter
 from cogtune.models.variants import ModelSpec, Precision, fingerprint, read_spec
 from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
+from cogtune.run.folder import MERGE_NAME
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import os_errors_explained, read_json, remove_leftovers
 
-MERGE_NAME = "merge.json"
 """In a merged folder: what it was merged from."""
 
 VIDEO_NAME = "video.mp4"

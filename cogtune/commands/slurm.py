@@ -13,6 +13,7 @@ from cogtune.config.launchers import meeting_port
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
 from cogtune.data.sources import is_on_hub
+from cogtune.run.folder import RunFolder
 from cogtune.run.launch import exported
 from cogtune.system.errors import UsageError
 from cogtune.system.files import os_errors_explained, write_text
@@ -48,7 +49,7 @@ def write_job(path: Path, resolved: Resolved, *, flags: Sequence[str] = ()) -> P
                 "write to another file with --slurm, or delete this one",
             )
     with os_errors_explained(config.output):
-        (config.output / "logs").mkdir(parents=True, exist_ok=True)  # Slurm does not make it
+        RunFolder(config.output).logs.mkdir(parents=True, exist_ok=True)  # Slurm does not make it
     for file, text in texts.items():
         write_text(file, text)
     path.chmod(0o755)
@@ -56,7 +57,7 @@ def write_job(path: Path, resolved: Resolved, *, flags: Sequence[str] = ()) -> P
 
 
 def _script(config: RunConfig, settings: Path, flags: Sequence[str]) -> str:
-    log = str(config.output / "logs").replace("%", "%%") + "/slurm-%j.log"
+    log = str(RunFolder(config.output).logs).replace("%", "%%") + "/slurm-%j.log"
     log = f'"{log}"' if re.search(r"[\s']", log) else log  # Slurm takes quotes off
     here = shlex.quote(str(settings))
     script = Path(sys.executable).with_name("cogtune")  # `python -m` would import from the folder the job starts in

@@ -19,11 +19,11 @@ from cogtune.encoding import jobs
 from cogtune.models.geometry import Size
 from cogtune.planning.fit import local_hardware
 from cogtune.run import launch
+from cogtune.run.folder import RunFolder
 from cogtune.system.console import span
 from cogtune.system.errors import UsageError
 from cogtune.system.files import remove_folder
 
-FOLDER = "smoke"
 """In the run's output."""
 
 STEPS = 3
@@ -83,7 +83,7 @@ def smoke(resolved: Resolved) -> SmokeResult:
     """
     began = time.monotonic()
     whole = resolved.config.anchored()
-    config = whole.model_copy(update={**_SMALL, "output": whole.output / FOLDER})
+    config = whole.model_copy(update={**_SMALL, "output": RunFolder(whole.output).smoke})
     counts: dict[Size, int] = {}
 
     def one_clip(dataset: Dataset, settings: FrameSettings) -> Dataset:
@@ -116,7 +116,7 @@ def _clear(output: Path) -> None:
         UsageError: the folder is not one of a smoke test.
     """
     there = [path for path in output.iterdir() if not path.name.startswith(".")]
-    if there and not (output / "launch").is_dir():
+    if there and not RunFolder(output).launch().is_dir():
         raise UsageError(f"{output} holds something that is no smoke test", "move it away, or choose another --output")
     for path in there:
         if path.is_dir():
@@ -126,10 +126,10 @@ def _clear(output: Path) -> None:
 
 
 def _seen(output: Path, whole: RunConfig, counts: dict[Size, int], *, total: float) -> SmokeResult:
-    from cogtune.run.metrics import METRICS_NAME, read_metrics
+    from cogtune.run.metrics import read_metrics
 
-    steps: Sequence[dict[str, Any]] = [line for line in read_metrics(output / METRICS_NAME) if "loss" in line]
-    checkpoint = output / f"checkpoint-{STEPS}"
+    steps: Sequence[dict[str, Any]] = [line for line in read_metrics(RunFolder(output).metrics) if "loss" in line]
+    checkpoint = RunFolder(output).checkpoint(STEPS)
     return SmokeResult(
         size=max(counts, key=_volume),
         first_step=steps[0]["seconds"],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.commands.validate import checked_dataset, read_for_training, validation_set, with_data_here
-from cogtune.config.resolving import RUN_NAME, Resolved, read_run, resolve
+from cogtune.config.resolving import Resolved, resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.index import EncodeJobs, Index, caption_of
 from cogtune.data.cache.store import Store
@@ -21,11 +21,12 @@ from cogtune.encoding import jobs
 from cogtune.models.geometry import Size
 from cogtune.models.locate import locate
 from cogtune.models.variants import LORA_WEIGHTS_NAME, ModelSpec, fingerprint, read_spec
-from cogtune.report.run import PAGE_NAME
 from cogtune.run import launch
 from cogtune.run.checkpoints import check_fits, checkpoints, checkpoints_after, choose_checkpoint, read_state
+from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import Plan, advice, check_config, make_plan, resume_fingerprint
+from cogtune.run.run_yaml import read_run
 from cogtune.system import console
 from cogtune.system.containment import refuse_links_out
 from cogtune.system.errors import UsageError
@@ -55,13 +56,13 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
         )
     if resume is not None and file is None and preset_name is None:
         run = Path(flags.get("output", "out")) if resume == "latest" else Path(resume).absolute().parent
-        if (run / RUN_NAME).is_file():
+        if (RunFolder(run).run_yaml).is_file():
             resolved = read_run(run, flags)
             _tell_of_changes(resolved, choose_checkpoint(resume, run), flags)
             return resolved
         choose_checkpoint(resume, Path(flags.get("output", "out")))  # one that is not there is told before all else
         raise UsageError(
-            f"{run / RUN_NAME} is missing, which says how the run was configured",
+            f"{RunFolder(run).run_yaml} is missing, which says how the run was configured",
             "give the --preset or --config that it was started with",
         )
     return resolve(preset_name=preset_name, file=file, flags=flags)
@@ -230,7 +231,7 @@ def prepare_run(
         left, identity = f"everything, after downloading {config.model}", {}
         buckets = jobs.clips_by_size(dataset, jobs.frame_settings(config, spec))
         _check_start(start_from, config, identity, buckets)
-    folder = "dry-run" if dry_run else launch.folder_name(config)
+    folder = "dry-run" if dry_run else RunFolder(config.output).launch(config.machine_rank).name
     launch_folder = config.output / folder
     plan = make_plan(
         resolved,
@@ -371,7 +372,7 @@ def results(plan: Plan) -> list[str]:
     output = plan.config.output
     newest = checkpoints(output)[-1]
     where = shlex.quote(str(output))
-    page = [str(output / PAGE_NAME)] if (output / PAGE_NAME).is_file() else []
+    page = [str(RunFolder(output).page)] if (RunFolder(output).page).is_file() else []
     if plan.config.type == "lora":
         image = " --image FIRST_FRAME.png" if plan.spec.image_to_video else ""
         return [f"{output / LORA_WEIGHTS_NAME}", *page, f"next: cogtune infer --lora {where}{image}"]

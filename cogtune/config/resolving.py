@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,8 @@ from pydantic_core import ErrorDetails
 from cogtune.config.optimizers import OPTIMIZERS, USUAL_RATE
 from cogtune.config.presets import PRESETS, preset
 from cogtune.config.run_config import RunConfig
-from cogtune.run.checkpoints import STATE_NAME
-from cogtune.system.errors import CogtuneError, UsageError, did_you_mean
+from cogtune.system.errors import UsageError, did_you_mean
 from cogtune.system.files import read_bytes
-
-RUN_NAME = "run.yaml"
-"""The file in a run's folder that says how it was configured."""
 
 _YAML_END = "...\n"
 """What PyYAML puts behind a document that is a bare scalar."""
@@ -43,7 +39,7 @@ class Resolved:
         return "\n".join(lines) + "\n"
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """PyYAML's safe loader without two things that it takes in silence: a key that is there twice, and aliases.
 
     An alias of an alias doubles what it stands for, and a configuration needs none.
@@ -81,7 +77,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is a folder, not a YAML file", f"a run's own file is {path / 'run.yaml'}")
     data = read_bytes(path, MOST_YAML)
     try:
-        value = yaml.load(data.decode("utf-8-sig"), _Loader)
+        value = yaml.load(data.decode("utf-8-sig"), Loader)
         json.dumps(value, default=str, ensure_ascii=False).encode()  # half a character can be read, never written
     except RecursionError as error:
         raise UsageError(f"{path} is not valid YAML: it is nested too deeply") from error
@@ -239,43 +235,3 @@ def resolve(
 
 def _usual_rate(optimizer: Any) -> float:
     return next((facts.usual_rate for name, facts in OPTIMIZERS.items() if name == optimizer), USUAL_RATE)
-
-
-def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:
-    """The configuration that the run in ``folder`` was started with, which is its ``output`` wherever it is now.
-
-    Args:
-        flags: values to change, as for :func:`resolve`; all others keep the source that ``run.yaml`` says.
-
-    Raises:
-        UsageError: as for :func:`resolve`.
-        CogtuneError: the folder holds no run, or its file was cut short: defaults would take the place of the rest.
-    """
-    file, flags = folder / RUN_NAME, flags or {}
-    if not file.is_file():
-        raise CogtuneError(f"{folder} holds no run: it has no run.yaml", "give the --output folder of a training run")
-    text = read_bytes(file, MOST_YAML).decode("utf-8-sig", errors="replace")
-    lacking = [key for key in RunConfig.model_fields if key not in read_mapping(file)]
-    if lacking or not text.endswith("\n"):
-        what = f"it lacks {', '.join(lacking)}" if lacking else "its last line has no end"
-        raise CogtuneError(
-            f"{file} is cut short, or another version wrote it: {what}",
-            f"restore it; what each checkpoint was trained with is under 'config' in its {STATE_NAME}",
-        )
-    resolved = resolve(file=file, flags={"output": folder, **flags})
-    provenance = dict(resolved.provenance)
-    for key, source in _sources(text).items():
-        if provenance[key] == str(file) or (key == "output" and key not in flags):
-            provenance[key] = source
-    return replace(resolved, provenance=provenance)
-
-
-def _sources(text: str) -> dict[str, str]:
-    """Where each value of a ``run.yaml`` came from, as the comments behind them say."""
-    node = yaml.compose(text, _Loader)
-    sources = {}
-    for key, value in node.value if node is not None else ():
-        behind = text[value.end_mark.index :].partition("\n")[0].strip()
-        if behind.startswith("# "):
-            sources[str(key.value)] = behind[2:]
-    return sources

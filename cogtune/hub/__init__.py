@@ -22,6 +22,7 @@ from cogtune.hub.local import (
 )
 from cogtune.hub.public import public_file, public_run_yaml
 from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address, upload
+from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.run.sample_videos import prompt_of, said_of
 
 __all__ = ["PushResult", "push"]
@@ -87,7 +88,7 @@ def push(
         notes.append(f"not published, since no pipeline reads them: {', '.join(left_out)}")
     check_tensors(sources)
     stamp = read_stamp(weights)
-    config = read_mapping(folder / "run.yaml") if folder else {}
+    config = read_mapping(RunFolder(folder).run_yaml) if folder else {}
     videos = newest_samples(folder, stamp.get("step")) if folder else {}
     if folder and not allow_outside:
         refuse_files_elsewhere(
@@ -101,7 +102,7 @@ def push(
     with tempfile.TemporaryDirectory(prefix="cogtune-push-") as aside:
         contents: dict[str, Path | bytes] = {"README.md": model_card(facts).encode()}
         if config:
-            contents["run.yaml"] = public_run_yaml(config, facts)
+            contents[RUN_NAME] = public_run_yaml(config, facts)
         for path, source in sources.items():
             contents[path] = public_file(source, facts.base_model, Path(aside))
         contents |= videos
@@ -126,6 +127,6 @@ def _refuse_files_elsewhere(run: Path, folder: Path | None, weights: Weights) ->
     if run.is_dir():
         within = sorted(weights.path.rglob("*")) if weights.path.is_dir() else []
         refuse_files_elsewhere([weights.path, *(path for path in within if path.is_symlink())], run)
-    for file in (stamp_beside(weights), folder and folder / "run.yaml"):
+    for file in (stamp_beside(weights), folder and RunFolder(folder).run_yaml):
         if file is not None:
             refuse_files_elsewhere([file], file.parent)

@@ -13,7 +13,8 @@ from cogtune.hub.card import Kind
 from cogtune.models.configs import read_index
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import STATE_NAME, checkpoints
-from cogtune.run.sample_videos import FOLDER, step_folders
+from cogtune.run.folder import MERGE_NAME, RunFolder
+from cogtune.run.sample_videos import step_folders
 from cogtune.system.containment import leads_out, refuse_links
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained
@@ -177,9 +178,9 @@ def check_tensors(files: Mapping[str, Path]) -> None:
 def run_folder(run: Path) -> Path | None:
     """The folder of the run that the weights come from: the given one, or the one it lies in."""
     place = run.absolute() if run.is_dir() else run.absolute().parent
-    if (place / "run.yaml").is_file():
+    if RunFolder(place).run_yaml.is_file():
         return place
-    if (place.parent / "run.yaml").is_file() and (place.parent / "launch").is_dir():
+    if RunFolder(place.parent).run_yaml.is_file() and RunFolder(place.parent).launch().is_dir():
         return place.parent
     return None
 
@@ -190,7 +191,7 @@ def newest_samples(run: Path, step: object) -> dict[str, Path]:
     Where there are no such folders, those in ``samples/``.
     """
     by_step = dict(step_folders(run))
-    folder = run / FOLDER
+    folder = RunFolder(run).samples
     if by_step:
         reached = [number for number in by_step if not isinstance(step, int) or number <= step]
         if not reached:
@@ -204,7 +205,7 @@ def stamp_beside(weights: Weights) -> Path | None:
     """The file in which cogtune wrote about the run that the weights come from; None when there is none."""
     if weights.kind == "lora":
         return None
-    state, merged = weights.path.parent / STATE_NAME, weights.path / "merge.json"
+    state, merged = weights.path.parent / STATE_NAME, weights.path / MERGE_NAME
     if weights.kind == "transformer" and state.is_file():
         return state
     return merged if merged.is_file() else None

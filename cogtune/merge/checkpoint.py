@@ -30,6 +30,7 @@ from cogtune.merge.write import Output, Written, check_safetensors, one_thread, 
 from cogtune.merge.zero import AGAIN, SavedWeights, Values, check_bytes, records_of
 from cogtune.models.variants import LORA_WEIGHTS_NAME, Precision
 from cogtune.run.checkpoints import STATE_NAME, changed_files
+from cogtune.run.folder import MERGE_NAME
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import (
     CHECKSUM,
@@ -41,7 +42,6 @@ from cogtune.system.files import (
     written_folder,
 )
 
-RECORD = "merge.json"
 """What a merge says about itself; a folder that holds nothing else than it names may be merged into again."""
 
 _WEIGHTS = "diffusion_pytorch_model"
@@ -188,7 +188,7 @@ def merge_checkpoint(
             "run": {key: value for key, value in state.items() if key != "config"} or None,
             "contents": _contents(folder),
         }
-        write_json(folder / RECORD, record)
+        write_json(folder / MERGE_NAME, record)
     return MergeResult(
         output=output,
         weights=output / place.relative_to(folder) / (LORA_WEIGHTS_NAME if is_lora else ""),
@@ -295,11 +295,11 @@ def _check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
     if force or not output.is_dir() or not any(output.iterdir()):
         return
     hint = "choose another folder with --output, or replace this one with --force"
-    if not (output / RECORD).is_file():
+    if not (output / MERGE_NAME).is_file():
         raise UsageError(f"{output} is there already, and is not an earlier merge", hint)
-    made = read_json(output / RECORD)
+    made = read_json(output / MERGE_NAME)
     of_the_merge = made.get("contents", ()) if isinstance(made, dict) else ()
-    if foreign := sorted(set(_contents(output)) - {RECORD, *of_the_merge}):
+    if foreign := sorted(set(_contents(output)) - {MERGE_NAME, *of_the_merge}):
         raise UsageError(f"{output} holds more than the earlier merge made", hint, details=truncated(foreign))
 
 

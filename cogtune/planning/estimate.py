@@ -227,7 +227,7 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
         passes=config.gradient_accumulation_steps,
         extra=extra,
         context=_context(config) + _PINNING,
-        compiled=_compiles(config),
+        compiled=config.compiles_blocks(),
     )
 
 

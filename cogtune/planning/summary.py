@@ -14,7 +14,8 @@ from cogtune.encoding.jobs import clips_by_size, frame_settings
 from cogtune.models.variants import ModelSpec
 from cogtune.planning.estimate import GIB, Estimate, estimate
 from cogtune.planning.fit import GB, Hardware, problems
-from cogtune.run.launch import LaunchFiles, folder_name
+from cogtune.run.folder import RunFolder
+from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import size_of
 from cogtune.system.errors import CogtuneError
 
@@ -131,7 +132,7 @@ def estimate_run(
     found = tuple(counts) or _count(config, spec)
     gpu = machine.cards[0].name if machine.cards else ""
     needs = estimate(config, spec, gpu=gpu)
-    folder = launch or config.output / folder_name(config)
+    folder = launch or RunFolder(config.output).launch(config.machine_rank)
     return RunEstimate(config, spec, machine, needs, found or (_USUAL_SAMPLES,), bool(found), folder)
 
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cogtune import __version__
-from cogtune.config.resolving import RUN_NAME
 from cogtune.report.curves import Curves, change, curves, loss_charts, smooth, step_charts, window_of
 from cogtune.report.page import Html, facts, section, table, tag, write_page
 from cogtune.report.videos import video_section
+from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.system import console
 from cogtune.system.containment import refuse_links_out
 from cogtune.system.errors import CogtuneError
@@ -22,7 +22,6 @@ from cogtune.system.files import MOST_JSON, os_errors_explained, read_bytes, wri
 from cogtune.system.reading import S, Schema, abridged, read_as
 from cogtune.system.versions import machine
 
-PAGE_NAME = "report.html"
 """The page in a run's folder."""
 
 MACHINE_NAME = "machine.json"
@@ -51,23 +50,23 @@ def write_run_report(output: Path, state: State = "ended") -> Path:
     """
     from cogtune.run.metrics import read_metrics
 
-    if not (output / RUN_NAME).is_file() and not (output / "launch" / "plan.json").is_file():
+    if not RunFolder(output).is_run:
         raise CogtuneError(f"{output} holds no run: it has no {RUN_NAME}", "give the --output folder of a training run")
     refuse_links_out(output)
-    path = output / PAGE_NAME
-    with os_errors_explained(output / "metrics.jsonl", "read"):
-        found = curves(read_metrics(output / "metrics.jsonl"))
+    path = RunFolder(output).page
+    with os_errors_explained(RunFolder(output).metrics, "read"):
+        found = curves(read_metrics(RunFolder(output).metrics))
     write_page(path, f"{output.absolute().name} · run report", _parts(output.absolute(), found, state))
     return path
 
 
 def _parts(output: Path, found: Curves, state: State) -> Iterator[Html]:
-    plan = _read(output / "launch" / "plan.json", _Plan)
+    plan = _read(RunFolder(output).plan, _Plan)
     yield _header(output, plan, found, state)
     yield from loss_charts(found)
     yield from video_section(output)
     yield from step_charts(found)
-    yield from _configuration(output / RUN_NAME)
+    yield from _configuration(RunFolder(output).run_yaml)
     yield from _made_from(output, plan)
     yield tag("footer", f"Made by cogtune {__version__}; `cogtune report` makes it anew.")
 
@@ -136,7 +135,7 @@ def _header(output: Path, plan: _Plan, found: Curves, state: State) -> Html:
 
 def _verdict(output: Path, plan: _Plan, found: Curves, state: State) -> Html:
     done, total = found.last_step, plan.total_steps
-    said = _read(output / "launch" / "rank-0.json", _Said)
+    said = _read(RunFolder(output).launch() / "rank-0.json", _Said)
     more = f"{done:,} of {total:,} steps are done." if total else f"{done:,} steps are done."
     if said.status == "failed":
         kind, word, more = "error", "Failed.", f"{said.message}. {more}"
@@ -211,7 +210,7 @@ def _setting(key: str, value: str, source: str) -> tuple[Html, Html, str]:
 
 def _made_from(output: Path, plan: _Plan) -> Iterator[Html]:
     config, identity = plan.config, plan.identity
-    there = _read(output / "launch" / MACHINE_NAME, _Machine)
+    there = _read(RunFolder(output).machine, _Machine)
     cards = [f"{card.name} ({card.memory_gib} GiB)" for card in there.gpus or ()]
     cpu = f"{there.cpus} CPUs, {there.memory_gib} GiB, {there.system}" if there.system is not None else None
     rows: list[tuple[str, Html | str | float | None]] = [

@@ -12,7 +12,8 @@ import numpy as np
 
 from cogtune.report.page import Html, section, tag
 from cogtune.report.pictures import bytes_each, data_uri, shrink, to_jpeg
-from cogtune.run.sample_videos import FOLDER, read_list, step_folders
+from cogtune.run.folder import RunFolder
+from cogtune.run.sample_videos import read_list, step_folders
 from cogtune.system.containment import leads_out
 from cogtune.system.errors import CogtuneError
 
@@ -62,7 +63,7 @@ def video_section(output: Path) -> Iterator[Html]:
     if len(scenes) > len(shown):
         remark += f" Showing {len(shown)} of {len(scenes)} prompts."
     if any(len(steps) < len(by_step) for _, steps, by_step in shown):
-        remark += f" Of each, {MOST_STEPS} steps are shown; all videos are in {FOLDER}/."
+        remark += f" Of each, {MOST_STEPS} steps are shown; all videos are in {RunFolder(output).samples.name}/."
     strips = [_strip(output, scene, steps, by_step, most_bytes) for scene, steps, by_step in shown]
     yield section("Sample videos", tag("p", remark, class_="remark"), strips, id="samples")
 

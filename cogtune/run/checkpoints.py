@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cogtune.run.folder import RunFolder, step_of_checkpoint
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import CHECKSUM, digest, fingerprint_file, is_sealed, open_regular, read_json
 
@@ -16,18 +16,16 @@ FORMAT = 1
 STATE_NAME = "state.json"
 """Written last: a folder that has it was complete when it got its name."""
 
-_NAME = re.compile(r"checkpoint-(\d+)")
-
 
 def checkpoints(output: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    found = [(int(match[1]), path) for path in output.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if (path / STATE_NAME).is_file()]
+    return [path for _, path in RunFolder(output).checkpoint_folders() if (path / STATE_NAME).is_file()]
 
 
 def checkpoints_after(output: Path, step: int) -> list[Path]:
     """The checkpoints of a run that lie behind ``step``: another branch, for a run that goes on from there."""
-    return [path for path in checkpoints(output) if int(path.name.removeprefix("checkpoint-")) > step]
+    found = RunFolder(output).checkpoint_folders()
+    return [path for number, path in found if number > step and (path / STATE_NAME).is_file()]
 
 
 def refuse_shards(path: Path) -> None:
@@ -82,8 +80,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise CogtuneError(f"{path} is damaged: it has no step or identity", "resume from another checkpoint")
     if state.get("format") != FORMAT:
         raise CogtuneError(f"{checkpoint} was written by another version of cogtune", "use that version to go on")
-    named = _NAME.fullmatch(checkpoint.absolute().name)
-    if named and int(named[1]) != state["step"]:
+    if step_of_checkpoint(checkpoint) not in (None, state["step"]):
         raise CogtuneError(
             f"{checkpoint} is of step {state['step']}, as its {STATE_NAME} says",
             f"rename it to checkpoint-{state['step']}, or resume from another one",

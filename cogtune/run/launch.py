@@ -14,9 +14,9 @@ from pathlib import Path
 import yaml
 
 from cogtune.config.launchers import accelerate_config, deepspeed_config, machines_missing, meeting_point, meeting_port
-from cogtune.config.resolving import RUN_NAME
 from cogtune.config.run_config import RunConfig
 from cogtune.run.checkpoints import checkpoints, stamp
+from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.run.plan import Plan
 from cogtune.system import console, processes
 from cogtune.system.errors import CogtuneError
@@ -72,7 +72,7 @@ class LaunchFiles:
     @property
     def log(self) -> Path:
         """What the launcher and the libraries say beside the run's own words."""
-        return self.folder.parent / "logs" / f"{self.folder.name}.log"
+        return RunFolder(self.folder.parent).logs / f"{self.folder.name}.log"
 
     @property
     def run_yaml(self) -> Path:
@@ -102,11 +102,6 @@ class LaunchFiles:
         if config.num_machines > 1:  # how long the launchers wait for each other; accelerate.yaml has no key for it
             launch += ["--rdzv_conf", f"timeout={max(1, round(60 * config.nccl_timeout))}"]
         return [*launch, "--module", module, str(self.plan), *words]
-
-
-def folder_name(config: RunConfig) -> str:
-    """The folder of launch files in a run's output; each machine has one of its own."""
-    return f"launch-{config.machine_rank}" if config.machine_rank else "launch"
 
 
 def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFiles:

@@ -10,7 +10,6 @@ from typing import Any, TextIO
 
 from cogtune.system.files import os_errors_explained, write_text
 
-METRICS_NAME = "metrics.jsonl"
 WINDOW = 10
 """Steps over which the loss and the pace are averaged for whoever watches."""
 _MOST_STEPS = 10**12

@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cogtune.run.folder import RunFolder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import read_bytes, read_json, write_json
 from cogtune.system.reading import Schema, problems_in, refuse
-
-FOLDER = "samples"
-"""In a run's folder."""
 
 LIST_NAME = "samples.json"
 """In the folder of a step: what each of its videos shows."""
@@ -35,12 +33,12 @@ class SampleEntry:
 
 def step_folder(output: Path, step: int) -> Path:
     """Where the sample videos of a step are, or will be."""
-    return output / FOLDER / f"step-{step:06d}"
+    return RunFolder(output).samples / f"step-{step:06d}"
 
 
 def step_folders(output: Path) -> list[tuple[int, Path]]:
     """The steps that have sample videos, with their folders, in order."""
-    found = ((_STEP.fullmatch(path.name), path) for path in (output / FOLDER).glob("*") if path.is_dir())
+    found = ((_STEP.fullmatch(path.name), path) for path in (RunFolder(output).samples).glob("*") if path.is_dir())
     return sorted((int(match[1]), path) for match, path in found if match)
 
 

@@ -23,6 +23,7 @@ from cogtune.config.run_config import RunConfig
 from cogtune.modeling.adapters import load_lora, save_lora
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import FORMAT, STATE_NAME, changed_files, checkpoints, fingerprints, read_state
+from cogtune.run.folder import RunFolder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, said_by
 from cogtune.system.files import (
@@ -83,7 +84,7 @@ def save(trainee: TrainState, config: RunConfig, step: int, facts: Mapping[str, 
         CogtuneError: it cannot be written; earlier checkpoints are untouched.
     """
     accelerator, output = trainee.accelerator, config.output
-    target = output / f"checkpoint-{step}"
+    target = RunFolder(output).checkpoint(step)
     aside = partial_path(target)
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:

@@ -20,7 +20,8 @@ from cogtune.modeling.sampling import NotFinite, pipeline_class, render, schedul
 from cogtune.models.geometry import Size
 from cogtune.models.locate import loading
 from cogtune.models.variants import ModelSpec
-from cogtune.run.sample_videos import FOLDER, SampleEntry, file_name, read_list, step_folder, step_folders, write_list
+from cogtune.run.folder import RunFolder
+from cogtune.run.sample_videos import SampleEntry, file_name, read_list, step_folder, step_folders, write_list
 from cogtune.system import console
 from cogtune.system.files import partial_folder, partial_path, publish_folder, read_json, remove_folder, remove_partials
 from cogtune.training.checkpoint import TrainState
@@ -28,7 +29,7 @@ from cogtune.training.checkpoint import TrainState
 
 def remove_later(output: Path, first_step: int) -> None:
     """Delete the sample videos that a run starting from ``first_step`` makes anew, and what a killed run left."""
-    remove_partials(output / FOLDER)
+    remove_partials(RunFolder(output).samples)
     for step, path in step_folders(output):
         if step > first_step or first_step == 0:
             remove_folder(path)

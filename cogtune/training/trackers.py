@@ -20,12 +20,12 @@ from typing import Any, Protocol
 from cogtune.config.choices import SEPARATOR, Tracker
 from cogtune.config.run_config import RunConfig, tagged
 from cogtune.data.video.clips import iter_frames, probe
+from cogtune.run.folder import RunFolder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import read_json, write_json
 
 PROJECT = "cogtune"
-FOLDER = "logs"
 IDS_NAME = "trackers.json"
 """In the folder of logs: by which id each tracker knows the run, so that a resumed run goes on in the same one."""
 
@@ -252,7 +252,7 @@ def _left_out(name: Tracker, error: Exception) -> None:
 
 
 def _about(config: RunConfig, tracker: Tracker, first_step: int) -> About:
-    folder = config.output / FOLDER
+    folder = RunFolder(config.output).logs
     folder.mkdir(parents=True, exist_ok=True)
     ids = _ids(folder) if first_step else {}
     if tracker not in ids:

@@ -16,7 +16,8 @@ from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.index import SampleKeys
 from cogtune.data.cache.store import Store
 from cogtune.modeling.devices import gib_in_use
-from cogtune.run.metrics import METRICS_NAME, WINDOW, MetricsFile, MovingAverage, read_metrics
+from cogtune.run.folder import RunFolder
+from cogtune.run.metrics import WINDOW, MetricsFile, MovingAverage, read_metrics
 from cogtune.run.sample_videos import step_folder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
@@ -89,7 +90,7 @@ class TrainMonitor:
         As of all looks, collective; False when the run was asked to stop before it was done.
         """
         output, names = self._config.output, self._plans.measured
-        for line in read_metrics(output / METRICS_NAME):
+        for line in read_metrics(RunFolder(output).metrics):
             if line["step"] == step:
                 self._evaluated |= {name: line[name] for name in names if name in line}
         measured = self._evaluated.keys() == names.keys()
@@ -222,7 +223,7 @@ def monitored(
     """
     is_main = trainee.accelerator.is_main_process
     with (
-        MetricsFile(config.output / METRICS_NAME, first_step=first_step, enabled=is_main) as metrics,
+        MetricsFile(RunFolder(config.output).metrics, first_step=first_step, enabled=is_main) as metrics,
         Trackers(config, first_step=first_step, enabled=is_main) as trackers,
         console.dashboard("training", plans.total_steps, done=first_step) as line,
     ):

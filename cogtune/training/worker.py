@@ -15,12 +15,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from cogtune.config.resolving import RUN_NAME
 from cogtune.config.run_config import RunConfig
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.planning.fit import local_hardware, what_would_fit
 from cogtune.report.run import State, record_machine, write_run_report
 from cogtune.run.checkpoints import checkpoints_after
+from cogtune.run.folder import RunFolder
 from cogtune.run.launch import LaunchFiles, checkpoints_of, how_to_go_on
 from cogtune.run.plan import Plan
 from cogtune.system import console
@@ -54,7 +54,7 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
     if accelerator.is_main_process:
         _leave_other_branch(plan, training.first_step)
         remove_later(plan.config.output, training.first_step)
-        write_text(plan.config.output / RUN_NAME, files.run_yaml.read_text(encoding="utf-8"))
+        write_text(RunFolder(plan.config.output).run_yaml, files.run_yaml.read_text(encoding="utf-8"))
         record_machine(files.folder)
         looked = partial(draw_report, plan.config.output, "under way")
         training = replace(training, plans=replace(training.plans, looked=looked))
@@ -63,7 +63,7 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
     with memory_explained(plan):
         finished = train(training)
     if finished and accelerator.is_main_process:
-        publish_weights(plan.config.output, plan.config.output / f"checkpoint-{plan.total_steps}")
+        publish_weights(plan.config.output, RunFolder(plan.config.output).checkpoint(plan.total_steps))
     if accelerator.is_main_process:
         draw_report(plan.config.output, "ended" if finished else "stopping")
     accelerator.wait_for_everyone()

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from cogtune.config.presets import CARDS_GB, PRESETS
-from cogtune.config.resolving import read_run, resolve
+from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
+from cogtune.run.run_yaml import read_run
 from cogtune.system.errors import CogtuneError, UsageError
 
 TABLE = [row for row in PRESETS.values() if row.promised_gb is not None]

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cogtune.commands import train
-from cogtune.config.resolving import read_run
 from cogtune.encoding import jobs
 from cogtune.modeling.adapters import read_facts
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import read_state
+from cogtune.run.run_yaml import read_run
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.conftest import Cogtune
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, train_here

@@ -23,7 +23,7 @@ from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from cogtune.commands import train
-from cogtune.config.resolving import read_run, resolve
+from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.data.batches import RankSampler, batches
 from cogtune.data.cache.index import Index
@@ -36,6 +36,7 @@ from cogtune.models.variants import LORA_WEIGHTS_NAME, VARIANTS, published_spec
 from cogtune.run.checkpoints import check_fits, checkpoints, choose_checkpoint, read_state
 from cogtune.run.launch import LaunchFiles, how_to_go_on
 from cogtune.run.plan import Plan, resume_fingerprint
+from cogtune.run.run_yaml import read_run
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.training import checkpoint, setup
 from cogtune.training.objective import Objective

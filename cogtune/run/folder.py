@@ -1,0 +1,105 @@
+"""A run's folder: every name in it, in one place.
+
+```text
+out/
+  run.yaml                                the configuration, with where each value came from
+  launch/                                 what `accelerate launch` reads, and how each process is (run.launch)
+  logs/launch.log, logs/tensorboard/      what libraries print, trackers
+  metrics.jsonl                           a line for each step and evaluation
+  samples/step-000500/                    videos, and samples.json, which says what they show (run.sample_videos)
+  checkpoint-500/                         weights, optimizer, state.json (run.checkpoints)
+  pytorch_lora_weights.safetensors        the finished LoRA
+  report.html
+  smoke/                                  the same of a trial run
+```
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogtune.models.variants import LORA_WEIGHTS_NAME
+
+RUN_NAME = "run.yaml"
+MERGE_NAME = "merge.json"
+"""In a folder of merged weights: what they were merged from."""
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def step_of_checkpoint(folder: Path) -> int | None:
+    """The step in a checkpoint folder's name; None when it is not called like one."""
+    match = _CHECKPOINT.fullmatch(folder.absolute().name)
+    return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths in a run's folder; none of them need exist."""
+
+    root: Path
+
+    @property
+    def run_yaml(self) -> Path:
+        """The configuration."""
+        return self.root / RUN_NAME
+
+    def launch(self, machine_rank: int = 0) -> Path:
+        """The folder of launch files; each machine of a run has one of its own."""
+        return self.root / (f"launch-{machine_rank}" if machine_rank else "launch")
+
+    @property
+    def plan(self) -> Path:
+        """The plan that the main machine launched."""
+        return self.launch() / "plan.json"
+
+    @property
+    def machine(self) -> Path:
+        """What the run was made on and with."""
+        return self.launch() / "machine.json"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of logs and of trackers' files."""
+        return self.root / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        """A line for each step and evaluation."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """The folder of sample videos, one folder for each step."""
+        return self.root / "samples"
+
+    @property
+    def lora(self) -> Path:
+        """The finished LoRA."""
+        return self.root / LORA_WEIGHTS_NAME
+
+    @property
+    def page(self) -> Path:
+        """The run's report."""
+        return self.root / "report.html"
+
+    @property
+    def smoke(self) -> Path:
+        """The folder of a trial run."""
+        return self.root / "smoke"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint of a step."""
+        return self.root / f"checkpoint-{step}"
+
+    def checkpoint_folders(self) -> list[tuple[int, Path]]:
+        """Steps and folders that have a checkpoint's name, complete or not, in order."""
+        found = ((step_of_checkpoint(path), path) for path in self.root.glob("checkpoint-*"))
+        return sorted((step, path) for step, path in found if step is not None)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was started here."""
+        return self.run_yaml.is_file() or self.plan.is_file()

@@ -1,0 +1,57 @@
+"""The configuration that a run was started with, as its folder keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cogtune.config.resolving import MOST_YAML, Loader, Resolved, read_mapping, resolve
+from cogtune.config.run_config import RunConfig
+from cogtune.run.checkpoints import STATE_NAME
+from cogtune.run.folder import RunFolder
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import read_bytes
+
+
+def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:
+    """The configuration that the run in ``folder`` was started with, which is its ``output`` wherever it is now.
+
+    Args:
+        flags: values to change, as for :func:`resolve`; all others keep the source that ``run.yaml`` says.
+
+    Raises:
+        UsageError: as for :func:`resolve`.
+        CogtuneError: the folder holds no run, or its file was cut short: defaults would take the place of the rest.
+    """
+    file, flags = RunFolder(folder).run_yaml, flags or {}
+    if not file.is_file():
+        raise CogtuneError(f"{folder} holds no run: it has no run.yaml", "give the --output folder of a training run")
+    text = read_bytes(file, MOST_YAML).decode("utf-8-sig", errors="replace")
+    lacking = [key for key in RunConfig.model_fields if key not in read_mapping(file)]
+    if lacking or not text.endswith("\n"):
+        what = f"it lacks {', '.join(lacking)}" if lacking else "its last line has no end"
+        raise CogtuneError(
+            f"{file} is cut short, or another version wrote it: {what}",
+            f"restore it; what each checkpoint was trained with is under 'config' in its {STATE_NAME}",
+        )
+    resolved = resolve(file=file, flags={"output": folder, **flags})
+    provenance = dict(resolved.provenance)
+    for key, source in _sources(text).items():
+        if provenance[key] == str(file) or (key == "output" and key not in flags):
+            provenance[key] = source
+    return replace(resolved, provenance=provenance)
+
+
+def _sources(text: str) -> dict[str, str]:
+    """Where each value of a ``run.yaml`` came from, as the comments behind them say."""
+    node = yaml.compose(text, Loader)
+    sources = {}
+    for key, value in node.value if node is not None else ():
+        behind = text[value.end_mark.index :].partition("\n")[0].strip()
+        if behind.startswith("# "):
+            sources[str(key.value)] = behind[2:]
+    return sources
