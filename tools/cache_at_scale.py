@@ -30,8 +30,8 @@ from cogtune.data.sources import read_dataset
 from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video.clips import probe
 from cogtune.encoding.jobs import prepare
+from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.locate import locate
-from cogtune.models.variants import read_spec
 
 
 def make(folder: Path, samples: int, model: Path) -> None:

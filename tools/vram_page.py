@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from cogtune.config.presets import PRESETS, Preset
 from cogtune.config.resolving import resolve
+from cogtune.models.checkpoint_configs import published_spec
 from cogtune.models.locate import spec_of
-from cogtune.models.variants import VARIANTS, published_spec
+from cogtune.models.variants import VARIANTS
 from cogtune.planning.estimate import GIB, estimate
 from cogtune.planning.fit import GB
 from cogtune.planning.measurements import Measurement, of_preset, recorded

@@ -17,8 +17,9 @@ from cogtune.data.sources import CAPTIONS, VIDEOS, read_dataset
 from cogtune.data.video.clips import Pixels, write_video
 from cogtune.encoding import jobs
 from cogtune.encoding.decoders import default_workers
+from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
-from cogtune.models.variants import TINY, Variant, read_spec, variant
+from cogtune.models.variants import TINY, Variant, variant
 from cogtune.run.plan import check_config, fps_of, size_of
 from cogtune.system import console
 from cogtune.system.children import end_with_creator, forking

@@ -18,8 +18,9 @@ from cogtune.bench import stage, watch, worker
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig, tagged
 from cogtune.data.cache.index import Index
+from cogtune.models.checkpoint_configs import ModelSpec, read_spec
 from cogtune.models.locate import spec_of
-from cogtune.models.variants import TINY, VARIANTS, ModelSpec, published, read_spec
+from cogtune.models.variants import TINY, VARIANTS, published
 from cogtune.planning.estimate import check_arrangement, estimate
 from cogtune.planning.fit import local_hardware, why_not_tried
 from cogtune.planning.measurements import GB, GIB, Measurement, Recipe
@@ -28,8 +29,8 @@ from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import Plan, check_config, make_plan, resume_fingerprint, size_of
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, StoppedError, UsageError
-from cogtune.system.files import read_json
 from cogtune.system.gpus import gpus
+from cogtune.system.json_files import read_json
 from cogtune.system.locks import LOCK, exclusive_folder
 from cogtune.system.versions import versions
 

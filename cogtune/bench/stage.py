@@ -14,11 +14,13 @@ from typing import Any
 
 from cogtune.data.cache.index import Index, SampleKeys
 from cogtune.data.cache.store import Store
+from cogtune.models.checkpoint_configs import ModelSpec, read_spec
 from cogtune.models.geometry import SPATIAL_COMPRESSION, Size, latent_frames
-from cogtune.models.variants import ModelSpec, Precision, read_spec, variant
+from cogtune.models.variants import Precision, variant
 from cogtune.run.launch import ENVIRONMENT, LaunchFiles
 from cogtune.system import processes
-from cogtune.system.files import digest, read_json, write_json
+from cogtune.system.digests import digest
+from cogtune.system.json_files import read_json, write_json
 from cogtune.system.processes import run_worker
 
 SAMPLES = 4

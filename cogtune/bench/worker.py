@@ -15,7 +15,7 @@ from typing import Any
 from cogtune.run.folder import RunFolder
 from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import Plan
-from cogtune.system.files import write_json
+from cogtune.system.json_files import write_json
 from cogtune.system.processes import StopRequest, run_worker
 from cogtune.training.worker import memory_explained
 

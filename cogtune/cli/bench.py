@@ -95,7 +95,7 @@ def bench(
 
 
 def _show(done: list[Measurement], json_file: Path | None, run: int | None) -> None:
-    from cogtune.system.files import write_json
+    from cogtune.system.json_files import write_json
 
     if json_file == Path("-"):
         console.emit([row.to_dict() for row in done])

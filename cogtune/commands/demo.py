@@ -10,7 +10,8 @@ from cogtune.config.resolving import resolve
 from cogtune.data.synthetic import draw_dataset
 from cogtune.system import console
 from cogtune.system.errors import UsageError
-from cogtune.system.files import remove_folder, write_text
+from cogtune.system.files import write_text
+from cogtune.system.folders import remove_folder
 
 MARK = ".cogtune-demo"
 """A file that says that a folder was made by the demo, and may be made anew."""

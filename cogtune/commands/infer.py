@@ -17,15 +17,18 @@ from cogtune.data.video.images import transparency_warning
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.lora_files import Lora, add_to, check_fits, find_lora, fitting_models, read_lora
 from cogtune.modeling.sampling import Frames, pipeline_class, render, scheduler_for, unit_image
+from cogtune.models.checkpoint_configs import ModelSpec, fingerprint, read_spec
 from cogtune.models.geometry import Size
 from cogtune.models.locate import loading, locate
 from cogtune.models.tokens import cut_short, token_counter
-from cogtune.models.variants import ModelSpec, Precision, fingerprint, read_spec
+from cogtune.models.variants import Precision
 from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
 from cogtune.run.folder import MERGE_NAME
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import os_errors_explained, read_json, remove_leftovers
+from cogtune.system.files import os_errors_explained
+from cogtune.system.folders import remove_leftovers
+from cogtune.system.json_files import read_json
 
 """In a merged folder: what it was merged from."""
 

@@ -22,7 +22,7 @@ from cogtune.run import launch
 from cogtune.run.folder import RunFolder
 from cogtune.system.console import span
 from cogtune.system.errors import UsageError
-from cogtune.system.files import remove_folder
+from cogtune.system.folders import remove_folder
 
 """In the run's output."""
 

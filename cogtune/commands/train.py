@@ -18,9 +18,10 @@ from cogtune.data.frames import FrameSettings
 from cogtune.data.prompts import ValidationSet, write_prompts
 from cogtune.data.sources import Dataset
 from cogtune.encoding import jobs
+from cogtune.models.checkpoint_configs import ModelSpec, fingerprint, read_spec
 from cogtune.models.geometry import Size
 from cogtune.models.locate import locate
-from cogtune.models.variants import LORA_WEIGHTS_NAME, ModelSpec, fingerprint, read_spec
+from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run import launch
 from cogtune.run.checkpoints import check_fits, checkpoints, checkpoints_after, choose_checkpoint, read_state
 from cogtune.run.folder import RUN_NAME, RunFolder

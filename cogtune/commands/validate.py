@@ -15,9 +15,9 @@ from cogtune.data.validation.checks import ValidationReport, check_dataset
 from cogtune.data.validation.quarantine import without_quarantined, write_quarantine
 from cogtune.data.video.images import HINT, transparency_warning
 from cogtune.encoding import jobs
+from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.locate import spec_of
 from cogtune.models.tokens import cut_short, token_counter
-from cogtune.models.variants import ModelSpec
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, UsageError
 

@@ -7,7 +7,7 @@ import importlib.util
 from cogtune.config.optimizers import OPTIMIZERS, goes_with
 from cogtune.config.run_config import RunConfig, tagged
 from cogtune.models import layers
-from cogtune.models.variants import ModelSpec
+from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.system.errors import did_you_mean
 
 EXTRA = "pip install 'cogtune[optimizers]'"

@@ -27,7 +27,7 @@ from cogtune.models.geometry import (
     shape_loss,
     spread_indices,
 )
-from cogtune.system.files import digest
+from cogtune.system.digests import digest
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,8 @@ from cogtune.data.cache.store import Store
 from cogtune.data.frames import ClipView, FrameSettings, view
 from cogtune.data.sources import Sample
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import os_errors_explained, read_sealed, write_sealed
+from cogtune.system.files import os_errors_explained
+from cogtune.system.json_files import read_sealed, write_sealed
 
 FORMAT = 1
 

@@ -38,15 +38,17 @@ from cogtune.data.prompts import NOTHING, PromptRow, ValidationSet, prompt_jobs
 from cogtune.data.sources import Dataset
 from cogtune.data.video.clips import probe
 from cogtune.data.video.stamp import as_stamp
+from cogtune.models.checkpoint_configs import ModelSpec, fingerprint
 from cogtune.models.geometry import Size, latent_frames
-from cogtune.models.variants import ModelSpec, Precision, fingerprint
+from cogtune.models.variants import Precision
 from cogtune.run.launch import ENVIRONMENT, LAUNCHER, LaunchFiles
 from cogtune.run.plan import fps_of, size_of, sizes_of
 from cogtune.system import processes as process
 from cogtune.system.containment import leads_out, refuse_links, refuse_links_out
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import os_errors_explained, read_json, write_json, write_text
+from cogtune.system.files import os_errors_explained, write_text
 from cogtune.system.gpus import gpus
+from cogtune.system.json_files import read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from cogtune.encoding.jobs import EncodePlan, result_path, share
 from cogtune.models.geometry import Size
 from cogtune.run.launch import LaunchFiles
 from cogtune.system import console
-from cogtune.system.files import write_json
+from cogtune.system.json_files import write_json
 from cogtune.system.processes import StopRequest, run_worker
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from cogtune import __version__
+from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
-from cogtune.models.variants import LORA_WEIGHTS_NAME, TINY, VARIANTS, Precision, Variant, published, read_spec
+from cogtune.models.variants import LORA_WEIGHTS_NAME, TINY, VARIANTS, Precision, Variant, published
 from cogtune.system.console import printable
 from cogtune.system.errors import CogtuneError
 from cogtune.system.reading import Schema, read_as

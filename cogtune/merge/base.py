@@ -13,9 +13,9 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from safetensors import SafetensorError, safe_open
 
-from cogtune.merge.zero import LoadedSource
+from cogtune.merge.sources import LoadedSource
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import read_json
+from cogtune.system.json_files import read_json
 
 
 @dataclass(frozen=True)

@@ -26,21 +26,16 @@ from cogtune.merge.base import (
 from cogtune.merge.fit import fit_transformer, truncated
 from cogtune.merge.layouts import read_checkpoint
 from cogtune.merge.lora import adapter_config, fit_lora, lora_header
+from cogtune.merge.sources import SavedWeights, Values, check_bytes, records_of
 from cogtune.merge.write import Output, Written, check_safetensors, one_thread, parse_size, split, write_safetensors
-from cogtune.merge.zero import AGAIN, SavedWeights, Values, check_bytes, records_of
+from cogtune.merge.zero import AGAIN
 from cogtune.models.variants import LORA_WEIGHTS_NAME, Precision
 from cogtune.run.checkpoints import STATE_NAME, changed_files
 from cogtune.run.folder import MERGE_NAME
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import (
-    CHECKSUM,
-    is_sealed,
-    os_errors_explained,
-    read_json,
-    require_replaceable,
-    write_json,
-    written_folder,
-)
+from cogtune.system.files import os_errors_explained
+from cogtune.system.folders import require_replaceable, written_folder
+from cogtune.system.json_files import CHECKSUM, is_sealed, read_json, write_json
 
 """What a merge says about itself; a folder that holds nothing else than it names may be merged into again."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from cogtune.merge.zero import SavedWeights, Values
+from cogtune.merge.sources import SavedWeights, Values
 from cogtune.system.errors import CogtuneError
 
 _WRAPPERS = ("module.", "base_model.model.", "model.", "transformer.", "app.")

@@ -34,8 +34,9 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from cogtune.merge.archive import MOST_DESCRIPTION, Record, StoredTensor, read_archive, records_at
+from cogtune.merge.sources import LoadedSource, Part, SavedWeights, Source, Values
 from cogtune.merge.unpickling import CarefulUnpickler
-from cogtune.merge.zero import AGAIN, LoadedSource, Part, SavedWeights, Source, Values
+from cogtune.merge.zero import AGAIN
 from cogtune.models.variants import Precision
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained, read_bytes

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cogtune.merge.fsdp import METADATA, read_full, read_sharded
-from cogtune.merge.zero import AGAIN, SavedWeights, is_of_deepspeed, read_zero
+from cogtune.merge.sources import SavedWeights
+from cogtune.merge.zero import AGAIN, is_of_deepspeed, read_zero
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained
 

@@ -12,7 +12,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 
 from cogtune.merge.fit import own_name, shape_text, truncated
-from cogtune.merge.zero import SavedWeights, Values
+from cogtune.merge.sources import SavedWeights, Values
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.system.errors import CogtuneError
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cogtune.merge.archive import CHUNK_BYTES
-from cogtune.merge.zero import Values
+from cogtune.merge.sources import Values
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import os_errors_explained
 

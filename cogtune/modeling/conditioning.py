@@ -15,8 +15,8 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor
 
+from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import temporal_padding
-from cogtune.models.variants import ModelSpec
 
 OFS = 2.0
 """The constant that CogVideoX1.5-5B-I2V was trained with."""

@@ -19,12 +19,14 @@ import diffusers
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 
-from cogtune.modeling import random_weights
+from cogtune.modeling import random_configs
 from cogtune.models.geometry import NANO_SIZE, SPATIAL_COMPRESSION
 from cogtune.models.variants import Variant
 from cogtune.models.variants import variant as find_variant
 from cogtune.system.errors import CogtuneError, UsageError, did_you_mean
-from cogtune.system.files import os_errors_explained, write_json, written_folder
+from cogtune.system.files import os_errors_explained
+from cogtune.system.folders import written_folder
+from cogtune.system.json_files import write_json
 
 NANO_VARIANTS = ("2b", "5b", "5b-i2v", "1.5-5b-i2v")
 
@@ -62,7 +64,7 @@ def nano_variant(name: str) -> Variant:
 
 def nano_transformer_config(row: Variant) -> dict[str, Any]:
     """Arguments of ``CogVideoXTransformer3DModel``."""
-    return random_weights.transformer_config(row, "tiny") | {
+    return random_configs.transformer_config(row, "tiny") | {
         "num_layers": _LAYERS,
         "num_attention_heads": _HEADS,
         "attention_head_dim": _HEAD_DIM,
@@ -78,7 +80,7 @@ def nano_transformer_config(row: Variant) -> dict[str, Any]:
 
 def nano_vae_config(row: Variant) -> dict[str, Any]:
     """Arguments of ``AutoencoderKLCogVideoX``; ``invert_scale_latents`` alone differs between variants."""
-    return random_weights.vae_config(row, "tiny") | {
+    return random_configs.vae_config(row, "tiny") | {
         "block_out_channels": list(_VAE_CHANNELS),
         "layers_per_block": _VAE_LAYERS,
         "norm_num_groups": _VAE_GROUPS,
@@ -88,7 +90,7 @@ def nano_vae_config(row: Variant) -> dict[str, Any]:
 
 def nano_text_config(vocabulary: int) -> dict[str, Any]:
     """Arguments of ``T5Config`` for so many tokens."""
-    return random_weights.text_encoder_config(find_variant("5b"), "tiny") | {
+    return random_configs.text_encoder_config(find_variant("5b"), "tiny") | {
         "vocab_size": vocabulary,
         "d_model": TEXT_WIDTH,
         "d_kv": 16,
@@ -166,7 +168,7 @@ def write_nano(name: str, parts: Path, folder: Path) -> Path:
             shutil.copytree(parts / part, target, copy_function=shutil.copyfile)
         config = json.loads((aside / "vae" / "config.json").read_text())
         write_json(aside / "vae" / "config.json", config | {"invert_scale_latents": row.invert_scale_latents})
-        scheduler = random_weights.scheduler_config(row, "tiny")
+        scheduler = random_configs.scheduler_config(row, "tiny")
         CogVideoXDDIMScheduler(**scheduler).save_pretrained(aside / "scheduler")
         write_json(
             aside / "model_index.json",

@@ -15,8 +15,8 @@ from diffusers import (
     DiffusionPipeline,
 )
 
+from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import Size
-from cogtune.models.variants import ModelSpec
 from cogtune.system.errors import CogtuneError
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]

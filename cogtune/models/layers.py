@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cogtune.models.variants import ModelSpec
+from cogtune.models.checkpoint_configs import ModelSpec
 
 _BLOCK = "transformer_blocks."
 

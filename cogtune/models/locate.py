@@ -7,8 +7,9 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cogtune.models.checkpoint_configs import ModelSpec, published_spec, read_spec
 from cogtune.models.download import cached_file, snapshot
-from cogtune.models.variants import TINY, VARIANTS, ModelSpec, Variant, published, published_spec, read_spec
+from cogtune.models.variants import TINY, VARIANTS, Variant, published
 from cogtune.system.errors import CogtuneError, UsageError, did_you_mean, said_by
 
 _TINY_MODEL = "cogtune.modeling.random_weights:tiny_model"

@@ -13,11 +13,12 @@ from cogtune.config.arrangement import Arrangement, AttentionKernel
 from cogtune.config.launchers import REDUCE_BUCKET, largest_group
 from cogtune.config.optimizers import OPTIMIZERS
 from cogtune.config.run_config import RunConfig
-from cogtune.models.geometry import SPATIAL_COMPRESSION, latent_frames, video_tokens
+from cogtune.models.checkpoint_configs import ModelSpec
+from cogtune.models.geometry import SPATIAL_COMPRESSION, latent_frames
 from cogtune.models.layers import layers, targeted, transformer_parameters
-from cogtune.models.variants import ModelSpec
 from cogtune.planning import arrangements
-from cogtune.planning.arrangements import Speed, Wanted, Workload
+from cogtune.planning.arrangements import Wanted, Workload
+from cogtune.planning.speeds import SPEEDS, seconds_of_step, speed_of, tokens_of, work_of
 from cogtune.run.plan import size_of
 from cogtune.system.errors import UsageError
 
@@ -134,12 +135,12 @@ def estimate(
         cache_per_sample=_cache(config, spec),
         checkpoint=_checkpoint(config, spec),
         flops=_flops(config, spec),
-        seconds=_seconds(config, spec, gpu),
+        seconds=seconds_of_step(config, spec, gpu),
     )
 
 
 def _with_engine(config: RunConfig, spec: ModelSpec, gpu: str, arrangement: Arrangement) -> Estimate:
-    work, speed = workload(config, spec), _speed(gpu)
+    work, speed = workload(config, spec), speed_of(gpu)
     parts = arrangements.card_memory(work, arrangement)
     adapter = lora_parameters(spec, config) * 4
     memory = Memory(
@@ -182,7 +183,7 @@ def plan_arrangement(
     )
     if config.vram_bytes is None:
         return arrangements.unplanned(wanted), True
-    return arrangements.arrange(workload(config, spec), config.vram_bytes, _speed(gpu) or _SPEEDS["4090"], wanted)
+    return arrangements.arrange(workload(config, spec), config.vram_bytes, speed_of(gpu) or SPEEDS["4090"], wanted)
 
 
 def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None:
@@ -210,7 +211,7 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
     names = [name for name in layers(spec) if name.startswith("transformer_blocks.0.")]
     block = sum(inputs * outputs + outputs for inputs, outputs in (layers(spec)[name] for name in names))
     block += 4 * width + 4 * spec.attention_head_dim
-    tokens = _tokens(config, spec)
+    tokens = tokens_of(config, spec)
     extra = _VAE_PARAMETERS * item if spec.image_to_video else 0
     if config.precision == "fp16":
         extra += int(_WORK_FP16 * tokens * width * item)
@@ -231,16 +232,11 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
     )
 
 
-def _tokens(config: RunConfig, spec: ModelSpec) -> int:
-    video = video_tokens(size_of(config, spec), spec.patch_size, spec.patch_size_t)
-    return config.batch_size * (video + spec.max_text_seq_length)
-
-
 def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
     item, ranks = _BYTES[config.precision], config.num_processes
     whole = transformer_parameters(spec)
     trained = lora_parameters(spec, config) if config.type == "lora" else whole
-    tensor = _tokens(config, spec) * spec.num_attention_heads * spec.attention_head_dim * item
+    tensor = tokens_of(config, spec) * spec.num_attention_heads * spec.attention_head_dim * item
     inputs = spec.num_layers * tensor * (1 if config.gradient_checkpointing else _KEPT_A_BLOCK)
     work = tensor * (_work_tensors(config) + (_WORK_FP16 if config.precision == "fp16" else 0))
     if spec.image_to_video:
@@ -336,66 +332,5 @@ def _checkpoint(config: RunConfig, spec: ModelSpec) -> int:
 
 
 def _flops(config: RunConfig, spec: ModelSpec) -> float:
-    matmul, attention = _work(config, spec)
+    matmul, attention = work_of(config, spec)
     return matmul + attention
-
-
-def _work(config: RunConfig, spec: ModelSpec) -> tuple[float, float]:
-    """Operations of one optimizer step: of the linear layers, and of attention."""
-    tokens = _tokens(config, spec)
-    width = spec.num_attention_heads * spec.attention_head_dim
-    forward_again = 1 if config.gradient_checkpointing else 0
-    backward = 1 if config.type == "lora" else 2  # a frozen weight has no gradient to be computed
-    passes = config.gradient_accumulation_steps
-    linear = 2.0 * transformer_parameters(spec) * tokens * (1 + forward_again + backward)
-    square = 4.0 * tokens * (tokens / config.batch_size) * width * spec.num_layers * (1 + forward_again + 2.5)
-    return passes * linear, passes * square
-
-
-def _card(peak_tflops: float, terabytes: float, link: float = 24.0) -> Speed:
-    """A card by its vendor's dense bf16 peak, of which products reach 0.80 and attention 0.42 on an H200.
-
-    Args:
-        terabytes: that its memory moves in a second.
-        link: GB that its link to the host moves in a second, one way; 24 for PCIe 4.
-    """
-    return Speed(
-        products=0.80e12 * peak_tflops, attention=0.42e12 * peak_tflops, memory=1e12 * terabytes, link=1e9 * link
-    )
-
-
-_SPEEDS = {
-    "H200": _card(989, 4.8, 54.9),
-    "H100": _card(0.97 * 989, 3.35, 54.9),  # the part of an H200 that was measured
-    "A100": _card(312, 2.0),
-    "L40S": _card(362, 0.86),
-    "5090": _card(210, 1.79, 50.0),
-    "4090": _card(165, 1.01),
-    "4080": _card(97, 0.72),
-}
-"""Cards whose time is estimated: H200 and H100 were measured, the others follow from their vendors' figures."""
-
-_TRAFFIC_EAGER, _TRAFFIC_COMPILED = 2200.0, 500.0
-"""Bytes that a block moves for each number of its input, beside products and attention."""
-
-_OFFLOAD_SECONDS = {"zero2-offload": 0.53e-9, "zero3-offload": 0.72e-9}
-"""Of the optimizer on the host, for each trained number, by however many processes: the host's memory bounds it."""
-_UNPINNED = 2.0
-"""Times as long without pinned buffers, of 5b under ZeRO-2 on an H100; ZeRO-3 without them was not measured."""
-
-
-def _speed(gpu: str) -> Speed | None:
-    return next((speed for name, speed in _SPEEDS.items() if name in gpu), None)
-
-
-def _seconds(config: RunConfig, spec: ModelSpec, gpu: str) -> float | None:
-    speed = _speed(gpu)
-    if speed is None or config.precision == "fp32":
-        return None
-    linear, square = _work(config, spec)
-    numbers = _tokens(config, spec) * spec.num_attention_heads * spec.attention_head_dim * spec.num_layers
-    traffic = _TRAFFIC_COMPILED if config.compiles_blocks() else _TRAFFIC_EAGER
-    seconds = linear / speed.products + square / speed.attention
-    seconds += config.gradient_accumulation_steps * numbers * traffic / speed.memory
-    on_the_host = _OFFLOAD_SECONDS.get(config.strategy, 0.0) * (1 if config.pin_memory else _UNPINNED)
-    return seconds + on_the_host * transformer_parameters(spec) / config.num_machines

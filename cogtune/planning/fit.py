@@ -15,8 +15,9 @@ from cogtune.config.presets import PRESETS, Preset
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
 from cogtune.config.strategies import STRATEGIES
+from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import Size
-from cogtune.models.variants import VARIANTS, ModelSpec, published_spec
+from cogtune.models.variants import VARIANTS
 from cogtune.planning.estimate import GIB, Estimate, estimate
 from cogtune.system import console
 from cogtune.system.errors import UsageError

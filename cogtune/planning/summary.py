@@ -11,7 +11,7 @@ from typing import Any
 from cogtune.config.run_config import RunConfig
 from cogtune.data.sources import LayoutOptions, read_dataset
 from cogtune.encoding.jobs import clips_by_size, frame_settings
-from cogtune.models.variants import ModelSpec
+from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.planning.estimate import GIB, Estimate, estimate
 from cogtune.planning.fit import GB, Hardware, problems
 from cogtune.run.folder import RunFolder

@@ -22,8 +22,8 @@ from cogtune.report.drawing import Task, drawn
 from cogtune.report.findings import MOST_FINDINGS, cut, filter_form, finding_list, findings_table, kinds
 from cogtune.report.page import Html, facts, join, section, table, tag, write_page
 from cogtune.report.pictures import Shown, bytes_each
+from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import digest_file
 
 MOST_CLIPS = 200
 """How many clips are shown with pictures unless the user says otherwise."""

@@ -14,7 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias
 
-from cogtune.system.files import remove_leftovers, write_atomic
+from cogtune.system.files import write_atomic
+from cogtune.system.folders import remove_leftovers
 
 
 class Html(str):

@@ -18,7 +18,8 @@ from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.system import console
 from cogtune.system.containment import refuse_links_out
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import MOST_JSON, os_errors_explained, read_bytes, write_json
+from cogtune.system.files import os_errors_explained, read_bytes
+from cogtune.system.json_files import MOST_JSON, write_json
 from cogtune.system.reading import S, Schema, abridged, read_as
 from cogtune.system.versions import machine
 

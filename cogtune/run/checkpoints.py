@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.run.folder import RunFolder, step_of_checkpoint
+from cogtune.system.digests import digest, fingerprint_file
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import CHECKSUM, digest, fingerprint_file, is_sealed, open_regular, read_json
+from cogtune.system.files import open_regular
+from cogtune.system.json_files import CHECKSUM, is_sealed, read_json
 
 FORMAT = 1
 STATE_NAME = "state.json"

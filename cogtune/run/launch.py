@@ -20,7 +20,9 @@ from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.run.plan import Plan
 from cogtune.system import console, processes
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import os_errors_explained, remove_leftovers, write_json, write_text
+from cogtune.system.files import os_errors_explained, write_text
+from cogtune.system.folders import remove_leftovers
+from cogtune.system.json_files import write_json
 from cogtune.system.processes import WorkerReport
 from cogtune.system.safe_path import STANDARD_LIBRARY
 

@@ -12,11 +12,11 @@ from cogtune.config.compatibility import problems_of_training
 from cogtune.config.launchers import ZERO2_LAYOUT
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig, tagged
+from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import Size, video_tokens
-from cogtune.models.variants import ModelSpec
 from cogtune.run.checkpoints import checkpoints, stamp
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import read_json
+from cogtune.system.json_files import read_json
 
 FORMAT = 1
 

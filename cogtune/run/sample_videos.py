@@ -10,7 +10,8 @@ from pathlib import Path
 from cogtune.run.folder import RunFolder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import read_bytes, read_json, write_json
+from cogtune.system.files import read_bytes
+from cogtune.system.json_files import read_json, write_json
 from cogtune.system.reading import Schema, problems_in, refuse
 
 LIST_NAME = "samples.json"

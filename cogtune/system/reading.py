@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import read_json
+from cogtune.system.json_files import read_json
 
 _SHOWN = 60
 """How many characters of a wrong value a message shows."""

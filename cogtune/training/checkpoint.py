@@ -26,16 +26,9 @@ from cogtune.run.checkpoints import FORMAT, STATE_NAME, changed_files, checkpoin
 from cogtune.run.folder import RunFolder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, said_by
-from cogtune.system.files import (
-    open_regular,
-    os_errors_explained,
-    partial_folder,
-    partial_path,
-    publish_folder,
-    remove_folder,
-    write_sealed,
-    write_text,
-)
+from cogtune.system.files import open_regular, os_errors_explained, write_text
+from cogtune.system.folders import partial_folder, partial_path, publish_folder, remove_folder
+from cogtune.system.json_files import write_sealed
 
 OPTIMIZER_NAME = "optimizer.pt"
 ZERO_TAG = "pytorch_model"

@@ -22,9 +22,9 @@ from cogtune.modeling.conditioning import (
     scale_video_latents,
 )
 from cogtune.modeling.encoders import VideoEncoder, pixels_to_unit
+from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import temporal_padding
 from cogtune.models.locate import loading
-from cogtune.models.variants import ModelSpec
 from cogtune.system.reading import read_object
 
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -17,13 +17,14 @@ from cogtune.data.cache.store import Store
 from cogtune.data.prompts import PromptRow
 from cogtune.data.video.clips import write_video
 from cogtune.modeling.sampling import NotFinite, pipeline_class, render, scheduler_for, unit_image
+from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import Size
 from cogtune.models.locate import loading
-from cogtune.models.variants import ModelSpec
 from cogtune.run.folder import RunFolder
 from cogtune.run.sample_videos import SampleEntry, file_name, read_list, step_folder, step_folders, write_list
 from cogtune.system import console
-from cogtune.system.files import partial_folder, partial_path, publish_folder, read_json, remove_folder, remove_partials
+from cogtune.system.folders import partial_folder, partial_path, publish_folder, remove_folder, remove_partials
+from cogtune.system.json_files import read_json
 from cogtune.training.checkpoint import TrainState
 
 

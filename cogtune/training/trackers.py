@@ -23,7 +23,7 @@ from cogtune.data.video.clips import iter_frames, probe
 from cogtune.run.folder import RunFolder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import read_json, write_json
+from cogtune.system.json_files import read_json, write_json
 
 PROJECT = "cogtune"
 IDS_NAME = "trackers.json"

@@ -25,15 +25,8 @@ from cogtune.run.launch import LaunchFiles, checkpoints_of, how_to_go_on
 from cogtune.run.plan import Plan
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import (
-    AGAIN,
-    DiskFull,
-    os_errors_explained,
-    remove_folder,
-    remove_partials,
-    write_atomic,
-    write_text,
-)
+from cogtune.system.files import AGAIN, DiskFull, os_errors_explained, write_atomic, write_text
+from cogtune.system.folders import remove_folder, remove_partials
 from cogtune.system.locks import WORKER_LOCK, exclusive_folder
 from cogtune.system.processes import StopRequest, cannot_pin, is_out_of_memory, run_worker
 

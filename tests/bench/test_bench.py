@@ -24,7 +24,8 @@ from cogtune.cli import main, vram
 from cogtune.cli.bench import set_in, table
 from cogtune.config.presets import PRESETS
 from cogtune.config.resolving import resolve
-from cogtune.models.variants import published_spec, read_spec, variant
+from cogtune.models.checkpoint_configs import published_spec, read_spec
+from cogtune.models.variants import variant
 from cogtune.planning import measurements
 from cogtune.planning.fit import Hardware
 from cogtune.planning.measurements import Measurement, Recipe
@@ -34,7 +35,7 @@ from cogtune.run.plan import Plan
 from cogtune.system import console
 from cogtune.system import gpus as cards
 from cogtune.system.errors import CogtuneError, StoppedError, UsageError
-from cogtune.system.files import write_json
+from cogtune.system.json_files import write_json
 from cogtune.system.locks import exclusive_folder
 from tests.conftest import Cogtune
 from tests.support.runs_in_process import plan_for

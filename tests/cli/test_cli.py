@@ -186,7 +186,7 @@ HALF_WRITTEN = """
 import sys, time
 from pathlib import Path
 import cogtune.cli
-from cogtune.system.files import written_folder
+from cogtune.system.folders import written_folder
 
 def work(*_):
     with written_folder(Path(sys.argv[1])):

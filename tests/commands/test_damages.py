@@ -26,8 +26,8 @@ from cogtune.models.locate import locate
 from cogtune.run import launch
 from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import Plan
+from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import digest_file
 from cogtune.training import worker
 from tests.support.damages import damaged
 from tests.support.runs_in_process import StopWhen, fill_here, forget_earlier_runs, plan_for, read_lines, train_here

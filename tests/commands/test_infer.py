@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from cogtune.commands import infer as module
 from cogtune.commands.infer import InferRequest, fill_in, generate
 from cogtune.modeling.adapters import add_lora, lora_state, save_lora
+from cogtune.models.checkpoint_configs import fingerprint
 from cogtune.models.geometry import Size
-from cogtune.models.variants import LORA_WEIGHTS_NAME, fingerprint
+from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.metrics import read_metrics
 from cogtune.system.errors import CogtuneError, UsageError
 

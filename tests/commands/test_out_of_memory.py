@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cogtune.config.resolving import resolve
-from cogtune.models.variants import published, published_spec
+from cogtune.models.checkpoint_configs import published_spec
+from cogtune.models.variants import published
 from cogtune.planning.fit import GB, Hardware, what_would_fit
 from cogtune.run.launch import LaunchFiles
 from cogtune.system.gpus import Gpu

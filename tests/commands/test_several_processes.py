@@ -25,7 +25,8 @@ from cogtune.commands.slurm import write_job
 from cogtune.config.launchers import accelerate_config, check_machines
 from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
-from cogtune.models.variants import VARIANTS, published_spec
+from cogtune.models.checkpoint_configs import published_spec
+from cogtune.models.variants import VARIANTS
 from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import check_config
 from cogtune.system.errors import CogtuneError, UsageError

@@ -13,7 +13,7 @@ from cogtune.encoding import jobs
 from cogtune.run import launch
 from cogtune.run.plan import Plan
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import read_json
+from cogtune.system.json_files import read_json
 from tests.conftest import Cogtune
 from tests.support.runs_in_process import fill_here, plan_for, train_here
 

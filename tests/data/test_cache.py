@@ -21,7 +21,7 @@ from cogtune.data.video.clips import write_video
 from cogtune.encoding.jobs import EncodeOptions, PreparedCache, job_for, prepare
 from cogtune.encoding.worker import encode
 from cogtune.modeling.encoders import TextEncoder, VideoEncoder
-from cogtune.models.variants import read_spec
+from cogtune.models.checkpoint_configs import read_spec
 from cogtune.system.errors import CogtuneError
 from tests.support.runs_in_process import Stop, fill_here
 

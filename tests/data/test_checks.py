@@ -26,8 +26,9 @@ from cogtune.data.validation import inspection
 from cogtune.data.validation.captions import normal_form, not_english
 from cogtune.data.validation.checks import ValidationReport, check_dataset
 from cogtune.data.video.clips import write_video
+from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import Reshape, Size
-from cogtune.models.variants import VARIANTS, ModelSpec, published_spec
+from cogtune.models.variants import VARIANTS
 from tests.support import SUPPORT
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)

@@ -17,7 +17,7 @@ from cogtune.commands import validate
 from cogtune.config.resolving import resolve
 from cogtune.data.sources import Dataset, LayoutOptions, read_dataset
 from cogtune.data.video.clips import write_video
-from cogtune.models.variants import read_spec
+from cogtune.models.checkpoint_configs import read_spec
 from cogtune.system.errors import CogtuneError
 
 datasets = pytest.importorskip("datasets", reason="the extra 'datasets' is not installed")

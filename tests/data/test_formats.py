@@ -25,8 +25,8 @@ from cogtune.data.layouts.base import Layout
 from cogtune.data.layouts.datasets_library import DATASETS
 from cogtune.data.sources import LAYOUTS, Dataset, LayoutOptions, locate_dataset, read_dataset
 from cogtune.encoding.jobs import prepare
+from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
-from cogtune.models.variants import read_spec
 from cogtune.system.errors import CogtuneError
 from tests.conftest import Cogtune
 

@@ -23,8 +23,8 @@ from cogtune.data.validation.checks import ValidationReport, check_dataset
 from cogtune.data.video.clips import write_video
 from cogtune.data.video.images import ImageInfo, measure_image, read_image
 from cogtune.data.video.stamp import FileChanged, stamp_of
+from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
-from cogtune.models.variants import read_spec
 from cogtune.system.errors import CogtuneError, UsageError
 
 RAMP = np.linspace(0, 65535, 64 * 48).round().astype(np.uint16).reshape(48, 64)

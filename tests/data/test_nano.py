@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from cogtune.data.nano import detector, world
+from cogtune.system.digests import digest
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import digest
 
 TOOLS = Path(__file__).parent.parent / "tools" / "nano"
 RED_DISC = world.Subject("red", "disc", "right", "black")
@@ -255,7 +255,7 @@ class TestLayout:
         from PIL import Image
 
         from cogtune.modeling.nano import write_nano
-        from cogtune.models.variants import read_spec
+        from cogtune.models.checkpoint_configs import read_spec
 
         folder = write_nano(name, parts, tmp_path / name)
         spec = read_spec(folder)

@@ -18,8 +18,8 @@ from cogtune.data.sources import Dataset, Sample, read_dataset
 from cogtune.data.validation.quarantine import read_quarantine, without_quarantined, write_quarantine
 from cogtune.data.video.clips import write_video
 from cogtune.encoding import jobs
+from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.tokens import token_counter
-from cogtune.models.variants import read_spec
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.support.runs_in_process import fill_here, plan_for
 

@@ -28,8 +28,8 @@ from cogtune.encoding import jobs as caching
 from cogtune.encoding import worker
 from cogtune.encoding.decoders import DecodedJob, DecodeFailure, PixelJob, decoding, default_workers, load
 from cogtune.encoding.jobs import EncodeOptions, EncodePlan, job_for, prepare, share
+from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
-from cogtune.models.variants import read_spec
 from cogtune.system.errors import CogtuneError
 from tests.conftest import Cogtune
 from tests.support.runs_in_process import Stop

@@ -16,7 +16,8 @@ import torch
 
 from cogtune.data.video.clips import probe
 from cogtune.modeling.random_weights import build_transformer, build_vae, write_pipeline
-from cogtune.models.variants import VARIANTS, Variant, read_spec
+from cogtune.models.checkpoint_configs import read_spec
+from cogtune.models.variants import VARIANTS, Variant
 from cogtune.run.plan import Plan
 from tests.conftest import Cogtune
 from tests.support.plain_training import plain_losses

@@ -28,8 +28,8 @@ from safetensors.torch import load_file
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import read_archive
 from cogtune.merge.layouts import read_checkpoint
+from cogtune.merge.sources import Source
 from cogtune.merge.write import parse_size, write_safetensors
-from cogtune.merge.zero import Source
 from cogtune.modeling.adapters import read_facts, save_lora
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import fingerprints

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from cogtune.encoding import jobs
 from cogtune.modeling.adapters import add_lora, save_lora
-from cogtune.models.variants import LORA_WEIGHTS_NAME, read_spec
+from cogtune.models.checkpoint_configs import read_spec
+from cogtune.models.variants import LORA_WEIGHTS_NAME
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, train_here
 from tests.training.test_objective import batch_of, objective
 

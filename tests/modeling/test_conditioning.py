@@ -21,8 +21,9 @@ from cogtune.modeling.conditioning import (
 )
 from cogtune.modeling.encoders import TextEncoder, VideoEncoder, pixels_to_unit
 from cogtune.modeling.random_weights import build_transformer
+from cogtune.models.checkpoint_configs import ModelSpec, published_spec, read_spec
 from cogtune.models.geometry import Size, latent_shape
-from cogtune.models.variants import VARIANTS, ModelSpec, published_spec, read_spec
+from cogtune.models.variants import VARIANTS
 
 CPU = torch.device("cpu")
 PROMPT = "a red ball rolls over the grass"

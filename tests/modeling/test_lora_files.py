@@ -29,7 +29,8 @@ from cogtune.modeling.lora_files import (
 )
 from cogtune.modeling.lora_files.names import layer_name, understand
 from cogtune.models import layers
-from cogtune.models.variants import VARIANTS, published_spec, read_spec
+from cogtune.models.checkpoint_configs import published_spec, read_spec
+from cogtune.models.variants import VARIANTS
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.modeling.test_adapters import answer
 

@@ -28,21 +28,13 @@ from cogtune.modeling.conditioning import (
     scale_image_latents,
     scale_video_latents,
 )
-from cogtune.modeling.random_weights import (
-    build_text_encoder,
-    build_transformer,
-    build_vae,
-    scheduler_config,
-    text_encoder_config,
-    tiny_model,
-    transformer_config,
-    vae_config,
-    write_pipeline,
-)
+from cogtune.modeling.random_configs import scheduler_config, text_encoder_config, transformer_config, vae_config
+from cogtune.modeling.random_weights import build_text_encoder, build_transformer, build_vae, tiny_model, write_pipeline
+from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
-from cogtune.models.variants import VARIANTS, read_spec
+from cogtune.models.variants import VARIANTS
+from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import digest_file
 
 META = torch.device("meta")
 CPU = torch.device("cpu")

@@ -29,7 +29,8 @@ from cogtune.encoding import jobs
 from cogtune.modeling.adapters import save_lora
 from cogtune.modeling.conditioning import conditioning_of, place_image, sample_posterior, scale_image_latents
 from cogtune.modeling.encoders import pixels_to_unit
-from cogtune.models.variants import VARIANTS, read_spec
+from cogtune.models.checkpoint_configs import read_spec
+from cogtune.models.variants import VARIANTS
 from cogtune.system.errors import CogtuneError
 from cogtune.training.evaluate import evaluate
 from cogtune.training.objective import draw_noise

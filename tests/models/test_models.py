@@ -12,10 +12,11 @@ import torch
 from diffusers.models.embeddings import CogVideoXPatchEmbed
 from huggingface_hub import constants
 
+from cogtune.models.checkpoint_configs import fingerprint, published_spec, read_spec
 from cogtune.models.geometry import Size, latent_frames
 from cogtune.models.locate import locate
 from cogtune.models.tokens import token_counter
-from cogtune.models.variants import VARIANTS, fingerprint, published, published_spec, read_spec, variant
+from cogtune.models.variants import VARIANTS, published, variant
 from cogtune.system.errors import CogtuneError, UsageError
 
 

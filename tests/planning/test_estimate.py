@@ -15,9 +15,10 @@ from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.modeling.adapters import add_lora
 from cogtune.modeling.random_weights import build_transformer
+from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.layers import layers, names, transformer_parameters
 from cogtune.models.locate import spec_of
-from cogtune.models.variants import VARIANTS, ModelSpec, published_spec
+from cogtune.models.variants import VARIANTS
 from cogtune.planning import fit
 from cogtune.planning.estimate import GIB, Estimate, Memory, estimate, lora_parameters
 from cogtune.planning.fit import GB, Hardware, fitted, nearest_preset, problems, refuse_unfit

@@ -24,8 +24,8 @@ from cogtune.report.dataset import CheckedDataset, choose_samples, write_dataset
 from cogtune.report.drawing import Task, drawn
 from cogtune.report.findings import MOST_FINDINGS
 from cogtune.report.pictures import Picture, Shown, bytes_each, first_middle_last, picture, to_jpeg
+from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import digest_file
 from tests.support.html_pages import Element, parse, pixels
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)

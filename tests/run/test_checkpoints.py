@@ -20,7 +20,7 @@ from cogtune.run import launch
 from cogtune.run.checkpoints import check_fits, checkpoints, read_state
 from cogtune.system import files
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import sealed
+from cogtune.system.json_files import sealed
 from cogtune.training import checkpoint
 from tests.support.runs_in_process import fill_here, plan_for, read_lines, train_here
 

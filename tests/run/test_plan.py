@@ -17,7 +17,8 @@ from cogtune.config.launchers import deepspeed_config
 from cogtune.config.presets import PRESETS
 from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
-from cogtune.models.variants import VARIANTS, published_spec
+from cogtune.models.checkpoint_configs import published_spec
+from cogtune.models.variants import VARIANTS
 from cogtune.run.launch import write_files
 from cogtune.run.plan import Plan, check_config, fps_of, make_plan, resume_fingerprint, size_of
 from cogtune.system.errors import CogtuneError, UsageError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cogtune.system import files
+from cogtune.system import digests, files, folders, json_files
 from cogtune.system.errors import CogtuneError, did_you_mean
 
 
@@ -20,7 +20,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
-    files.write_json(target, {"old": 1})
+    json_files.write_json(target, {"old": 1})
 
     def half(aside: Path) -> None:
         aside.write_text("half")
@@ -29,13 +29,13 @@ def test_a_file_that_fails_half_way_leaves_the_old_one_and_nothing_else(tmp_path
     with pytest.raises(CogtuneError, match="No space left") as caught:
         files.write_atomic(target, half)
     assert "free some space" in caught.value.hint
-    assert files.read_json(target) == {"old": 1}
+    assert json_files.read_json(target) == {"old": 1}
     assert names(tmp_path) == ["a.json"]
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "folder"
-    with files.written_folder(target) as aside:
+    with folders.written_folder(target) as aside:
         (aside / "sub").mkdir()
         (aside / "sub" / "x").write_text("1")
         assert not target.exists()
@@ -45,11 +45,11 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
 
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "folder"
-    with files.written_folder(target) as aside:
+    with folders.written_folder(target) as aside:
         (aside / "x").write_text("old")
 
     def fail() -> None:
-        with files.written_folder(target) as aside:
+        with folders.written_folder(target) as aside:
             (aside / "x").write_text("new")
             raise RuntimeError
 
@@ -73,20 +73,20 @@ def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> 
     left = names(tmp_path)
     assert "f" not in left
     assert len(left) == 1
-    files.remove_partials(tmp_path)
+    folders.remove_partials(tmp_path)
     assert names(tmp_path) == []
 
 
 def test_digests_tell_values_apart_and_do_not_mind_the_order_of_keys() -> None:
-    assert files.digest({"a": 1, "b": [1, 2]}) == files.digest({"b": [1, 2], "a": 1})
-    assert files.digest({"a": 1}) != files.digest({"a": "1"})
-    assert files.digest([["ab"], "c"]) != files.digest([["a"], "bc"])
+    assert digests.digest({"a": 1, "b": [1, 2]}) == digests.digest({"b": [1, 2], "a": 1})
+    assert digests.digest({"a": 1}) != digests.digest({"a": "1"})
+    assert digests.digest([["ab"], "c"]) != digests.digest([["a"], "bc"])
 
 
 def test_what_is_not_json_is_told_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(CogtuneError, match=r"x\.json is not valid JSON"):
-        files.read_json(tmp_path / "x.json")
+        json_files.read_json(tmp_path / "x.json")
 
 
 def test_the_nearest_word_is_offered_only_when_it_is_near() -> None:
@@ -100,7 +100,7 @@ def test_a_private_file_of_a_library_becomes_an_ordinary_one(tmp_path: Path) -> 
         aside.chmod(0o600)
 
     files.write_atomic(tmp_path / "a", private)
-    with files.written_folder(tmp_path / "folder") as folder:
+    with folders.written_folder(tmp_path / "folder") as folder:
         private(folder / "b")
     (tmp_path / "c").write_text("as any program writes it")
     ordinary = (tmp_path / "c").stat().st_mode

@@ -30,9 +30,10 @@ from cogtune.data.cache.index import Index
 from cogtune.data.cache.store import Store
 from cogtune.encoding import jobs
 from cogtune.modeling.random_weights import write_pipeline
+from cogtune.models.checkpoint_configs import published_spec
 from cogtune.models.geometry import Size, latent_frames
 from cogtune.models.layers import names
-from cogtune.models.variants import LORA_WEIGHTS_NAME, VARIANTS, published_spec
+from cogtune.models.variants import LORA_WEIGHTS_NAME, VARIANTS
 from cogtune.run.checkpoints import check_fits, checkpoints, choose_checkpoint, read_state
 from cogtune.run.launch import LaunchFiles, how_to_go_on
 from cogtune.run.plan import Plan, resume_fingerprint

@@ -13,7 +13,7 @@ from diffusers import CogVideoXDDIMScheduler
 
 from cogtune.data.batches import Batch
 from cogtune.modeling.encoders import VideoEncoder
-from cogtune.models.variants import ModelSpec, read_spec
+from cogtune.models.checkpoint_configs import ModelSpec, read_spec
 from cogtune.training.objective import Objective, TimestepSampling, draw_noise, generator_for
 
 CPU = torch.device("cpu")

@@ -19,7 +19,8 @@ from cogtune.config.optimizers import OPTIMIZERS
 from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.modeling.random_weights import build_transformer
-from cogtune.models.variants import VARIANTS, published_spec
+from cogtune.models.checkpoint_configs import published_spec
+from cogtune.models.variants import VARIANTS
 from cogtune.run.plan import check_config
 from cogtune.system.errors import UsageError
 from cogtune.training.kernels import building

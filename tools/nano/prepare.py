@@ -17,7 +17,8 @@ from common import say
 from cogtune.data.nano import world
 from cogtune.data.sources import CAPTIONS, VIDEOS
 from cogtune.data.video.clips import write_video
-from cogtune.system.files import digest, write_text
+from cogtune.system.digests import digest
+from cogtune.system.files import write_text
 
 
 def write_clips(root: Path, seed: int, numbers: range) -> list[str]:

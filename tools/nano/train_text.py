@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, T5Config, T5EncoderModel
 from cogtune.data.nano import world
 from cogtune.modeling.nano import TEXT_TOKENS, nano_text_config
 from cogtune.modeling.random_weights import write_tokenizer
-from cogtune.system.files import remove_folder
+from cogtune.system.folders import remove_folder
 
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz 0123456789 .,;:!?'\"()-/&%+#"
 _EXTRA_IDS = 100

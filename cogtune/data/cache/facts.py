@@ -12,8 +12,10 @@ from typing import Any
 from cogtune.data.video.clips import VideoInfo, probe
 from cogtune.data.video.stamp import FileChanged, stamp_of
 from cogtune.data.video.stamp import Stamp as FullStamp
+from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import digest_file, os_errors_explained, read_json, write_text
+from cogtune.system.files import os_errors_explained, write_text
+from cogtune.system.json_files import read_json
 
 Stamp = tuple[int, int]
 """Size in bytes and modification time in nanoseconds: a fact holds as long as its file has the same."""

@@ -12,8 +12,9 @@ from cogtune.data.frames import ClipView, FrameSettings, view
 from cogtune.data.sources import Sample
 from cogtune.data.video.stamp import Stamp
 from cogtune.models.geometry import Size
+from cogtune.system.digests import digest
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import digest, read_json, write_json
+from cogtune.system.json_files import read_json, write_json
 
 FORMAT = 2
 """Part of every key: raise it when what an entry holds changes."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from cogtune.data.cache.facts import Facts
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import os_errors_explained, remove_partials, write_atomic
+from cogtune.system.files import os_errors_explained, write_atomic
+from cogtune.system.folders import remove_partials
 
 if TYPE_CHECKING:
     from torch import Tensor

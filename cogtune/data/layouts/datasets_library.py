@@ -20,7 +20,8 @@ from cogtune.data.layouts.base import DatasetEntry, Layout, LayoutContent, short
 from cogtune.data.layouts.folder import Folder
 from cogtune.data.layouts.rows import USUAL_NAMES, choose_columns, entry_of
 from cogtune.system.errors import CogtuneError, said_by
-from cogtune.system.files import os_errors_explained, read_json, write_atomic
+from cogtune.system.files import os_errors_explained, write_atomic
+from cogtune.system.json_files import read_json
 
 SAVED = ("state.json", "dataset_dict.json")
 """What ``save_to_disk`` leaves: of one split, of several."""

@@ -21,7 +21,7 @@ from cogtune.data.validation.clips import check_clip, check_image
 from cogtune.data.validation.inspection import Inspection, InspectionJob, inspect
 from cogtune.data.video.container import VideoInfo
 from cogtune.data.video.images import ImageInfo
-from cogtune.models.variants import ModelSpec
+from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.system.errors import CogtuneError
 
 REPORT_VERSION = 1

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cogtune.config.arrangement import AttentionKernel
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import read_json, write_json
+from cogtune.system.json_files import read_json, write_json
 
 FLASH_4 = "flash-attn-4"
 

@@ -11,9 +11,9 @@ from cogtune.config.run_config import RunConfig
 from cogtune.modeling.lora_files.opening import find_lora
 from cogtune.modeling.lora_files.reading import Lora, check_fits, read_lora
 from cogtune.models import layers
-from cogtune.models.variants import ModelSpec
+from cogtune.models.checkpoint_configs import ModelSpec
+from cogtune.system.digests import digest_file
 from cogtune.system.errors import UsageError
-from cogtune.system.files import digest_file
 
 _WEAK = ("default", "preset ")
 """How the sources of values begin that give way to the file's."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cogtune.models import layers
-from cogtune.models.variants import VARIANTS, published_spec
+from cogtune.models.checkpoint_configs import published_spec
+from cogtune.models.variants import VARIANTS
 
 Part = Literal["down", "up", "alpha", "magnitude"]
 """Of a layer's adapter: A, which lowers to the rank, B, which raises from it, alpha, and DoRA's magnitudes."""

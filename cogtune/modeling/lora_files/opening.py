@@ -19,7 +19,8 @@ from torch import Tensor
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, refuse_shards
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import os_errors_explained, read_json
+from cogtune.system.files import os_errors_explained
+from cogtune.system.json_files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's settings, in the folder of an adapter."""

@@ -15,7 +15,8 @@ from torch import Tensor
 from cogtune.modeling.lora_files.names import OTHER_METHODS, Named, layout_of, understand
 from cogtune.modeling.lora_files.opening import Opened, open_file
 from cogtune.models import layers
-from cogtune.models.variants import VARIANTS, ModelSpec, published_spec
+from cogtune.models.checkpoint_configs import ModelSpec, published_spec
+from cogtune.models.variants import VARIANTS
 from cogtune.system.errors import CogtuneError
 
 _SHOWN = 3

@@ -1,0 +1,224 @@
+"""Folders that become visible whole: filled under a temporary name, then put in the place of what was there."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import glob
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import PARTIAL_SUFFIX, aside_path, finish_file, os_errors_explained, sync_folder
+
+
+def partial_path(target: Path) -> Path:
+    """The name under which :func:`partial_folder` has a folder filled."""
+    return target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
+
+
+def partial_folder(target: Path) -> Path:
+    """A fresh folder beside ``target`` to fill; :func:`publish_folder` gives it its name.
+
+    Separate from a context manager because several processes may fill one folder together.
+
+    Raises:
+        CogtuneError: it cannot be made, or no other folder can ever take ``target``'s place.
+    """
+    require_replaceable(target)
+    aside = partial_path(target)
+    with os_errors_explained(target):
+        _restore(_replaced(target))
+        if aside.exists():
+            _discard(aside)
+        aside.mkdir(parents=True)
+    return aside
+
+
+def require_replaceable(folder: Path) -> None:
+    """See that another folder can take the place of ``folder``, if there is one.
+
+    Raises:
+        CogtuneError: another file system is mounted there, and such a folder keeps its place.
+    """
+    if folder.is_dir() and (folder.is_mount() or str(folder.resolve()) in _mount_points()):
+        raise CogtuneError(
+            f"{folder} is a mount point, which no other folder can take the place of",
+            f"choose a folder inside it, such as {folder / 'merged'}",
+        )
+
+
+def _mount_points() -> set[str]:
+    """Where file systems are mounted, folders of the same file system included; empty where Linux does not say."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return set()
+    return {re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in lines}
+
+
+def publish_folder(aside: Path, target: Path) -> str:
+    """Sync every file under ``aside`` and rename it to ``target``, replacing a folder that is there.
+
+    At every moment ``target`` is the old folder or the new one. (Where the file system cannot exchange two names in one
+    step there is a moment between two renames; killed in it, :func:`remove_partials` and :func:`partial_folder` put
+    the old one back.)
+
+    Returns:
+        What is left of the old folder and could not be deleted, as a remark; empty when it is gone.
+
+    Raises:
+        CogtuneError: it cannot be published; ``target`` is as it was.
+    """
+    with os_errors_explained(target):
+        for path in sorted(aside.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                finish_file(path)
+            elif path.is_dir():
+                sync_folder(path)
+        sync_folder(aside)
+        if not target.exists():
+            aside.rename(target)
+            doomed = None
+        elif _exchange(aside, target):
+            doomed = aside
+        else:
+            doomed = _replaced(target)
+            target.rename(doomed)
+            try:
+                aside.rename(target)
+            except BaseException:
+                _restore(doomed)
+                raise
+    # From here on the new folder is whole under its name, whatever the disk refuses.
+    with contextlib.suppress(OSError):
+        sync_folder(target.parent)
+    return _discard(doomed) if doomed else ""
+
+
+_EXCHANGE = 2
+"""``RENAME_EXCHANGE`` of ``<linux/fs.h>``."""
+
+
+_AT_FDCWD = -100
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change their places in one step; False where the system or its file system has no such step.
+
+    Raises:
+        OSError: it has, and refused.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+_REPLACED = f".replaced{PARTIAL_SUFFIX}"
+
+
+def _replaced(target: Path) -> Path:
+    """Where a folder stands while another takes its place in two steps."""
+    return target.with_name(f".{target.name}{_REPLACED}")
+
+
+def _restore(replaced: Path) -> None:
+    """Put a folder back that was to be replaced when the process was killed."""
+    target = replaced.with_name(replaced.name.removeprefix(".").removesuffix(_REPLACED))
+    if replaced.is_dir() and not target.exists():
+        replaced.rename(target)
+
+
+def remove_folder(folder: Path) -> str:
+    """Delete a folder so that, killed half-way, nothing incomplete stands under its name.
+
+    Returns:
+        What is left of it under another name and could not be deleted, as a remark; empty when it is gone.
+
+    Raises:
+        CogtuneError: it keeps its name.
+    """
+    doomed = aside_path(folder)
+    with os_errors_explained(folder, "delete"):
+        folder.rename(doomed)
+    return _discard(doomed)
+
+
+def _discard(folder: Path) -> str:
+    """Delete a folder that has a temporary name; what is left of it, as a remark."""
+    with contextlib.suppress(OSError):  # another folder may be about to get this name
+        doomed = aside_path(folder)
+        folder.rename(doomed)
+        folder = doomed
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        return f"{folder} could not be deleted ({error.strerror or error}): nothing needs it"
+    return ""
+
+
+@contextlib.contextmanager
+def written_folder(target: Path, warn: Callable[[str], object] | None = None) -> Iterator[Path]:
+    """Fill a folder under a temporary name; it becomes ``target`` when the block ends well.
+
+    When the block raises, the temporary folder is removed and ``target`` stays as it was.
+
+    Args:
+        warn: told what is left of a folder that was there before, if that cannot be deleted.
+    """
+    aside = partial_folder(target)
+    try:
+        yield aside
+        left = publish_folder(aside, target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if left and warn is not None:
+        warn(left)
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what an earlier, killed process left unfinished directly inside ``folder``."""
+    for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
+        if path.name.endswith(_REPLACED):
+            with contextlib.suppress(OSError):
+                _restore(path)
+        if path.is_symlink() or not path.is_dir():
+            with contextlib.suppress(OSError):
+                path.unlink()
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete unfinished files that :func:`write_atomic` left in ``folder`` when its process was killed.
+
+    Args:
+        name: of the files that were being written; any by default.
+    """
+    for path in folder.glob(f".{glob.escape(name) if name != '*' else name}.*{PARTIAL_SUFFIX}"):
+        made = re.search(r"\.(\d{1,10})-[0-9a-f]{8}\.partial$", path.name)
+        if made and not _is_alive(int(made[1])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

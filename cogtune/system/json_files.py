@@ -1,0 +1,97 @@
+"""JSON files: of limited size and depth, and, where we wrote them, sealed by a checksum."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cogtune.system.digests import digest
+from cogtune.system.errors import CogtuneError
+from cogtune.system.files import read_bytes, write_text
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON to ``path``, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+MOST_JSON = 1 << 28
+"""Bytes of the largest JSON file that is read: the list of half a million samples takes less."""
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in ``path``.
+
+    Raises:
+        CogtuneError: the file is missing, unreadable, too large, or not JSON.
+    """
+    data = read_bytes(path, MOST_JSON)
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+        if _is_deep(value):
+            raise RecursionError
+        if b"\\ud" in data.lower():  # half a character can be read, and never be written again
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise CogtuneError(f"{path} is not valid JSON: it is nested too deeply", _RESTORE) from error
+    except ValueError as error:
+        raise CogtuneError(f"{path} is not valid JSON: {error}", _RESTORE) from error
+    return value
+
+
+_RESTORE = "restore the file or make it again"
+
+
+CHECKSUM = "checksum"
+"""The key under which a JSON object that cogtune wrote has the digest of all its other keys."""
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """``value`` with its own checksum, to be saved as JSON."""
+    return {**value, CHECKSUM: _checksum(value)}
+
+
+def is_sealed(value: Any) -> bool:
+    """Whether a JSON value is an object that has the checksum it was saved with."""
+    return isinstance(value, dict) and value.get(CHECKSUM) == _checksum(value)
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    own = {key: item for key, item in value.items() if key != CHECKSUM}
+    return digest(json.loads(json.dumps(own)))  # keys and lists as they come back from a file
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write ``value`` as JSON with its own checksum, for :func:`read_sealed`."""
+    write_json(path, sealed(value))
+
+
+def read_sealed(path: Path, hint: str = _RESTORE) -> dict[str, Any]:
+    """The object that :func:`write_sealed` wrote to ``path``.
+
+    Args:
+        hint: what to do when it is not what was written.
+
+    Raises:
+        CogtuneError: the file is missing, unreadable, or was changed since.
+    """
+    value = read_json(path)
+    if not is_sealed(value):
+        raise CogtuneError(f"{path} is damaged: it is not what cogtune wrote there", hint)
+    return {key: item for key, item in value.items() if key != CHECKSUM}
+
+
+_MOST_LEVELS = 64
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects are nested beyond what any file of ours or of a model has."""
+    boxes = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MOST_LEVELS):
+        items = (item for box in boxes for item in (box.values() if isinstance(box, dict) else box))
+        boxes = [item for item in items if isinstance(item, dict | list)]
+        if not boxes:
+            return False
+    return True
