@@ -51,9 +51,17 @@ class ModelSpec:
     @property
     def variant(self) -> Variant:
         """The published model that this checkpoint is built like (its size apart)."""
-        traits = (self.image_to_video, self.patch_size_t is not None, self.rotary)
+        traits = (
+            self.image_to_video,
+            self.patch_size_t,
+            self.rotary,
+            self.learned_positions,
+            self.ofs_embed_dim is not None,
+            self.invert_scale_latents,
+            self.snr_shift_scale,
+        )
         for row in VARIANTS.values():
-            if (row.image_to_video, row.patch_size_t is not None, row.rotary) == traits:
+            if row.traits == traits:
                 return row
         raise CogtuneError(
             "this checkpoint is not built like any of the five CogVideoX models",

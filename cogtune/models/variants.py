@@ -6,7 +6,7 @@ frame and size rules, the precision a model was trained in, the licence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cogtune.models.geometry import Size
@@ -39,8 +39,6 @@ class Variant:
     sample_height: int
     sample_width: int
     sample_frames: int
-    text_tokens: int
-    """The documented prompt limit in T5 tokens; the config's ``max_text_seq_length`` is 226 for all five."""
     vae_scaling_factor: float
     invert_scale_latents: bool
     snr_shift_scale: float
@@ -53,7 +51,24 @@ class Variant:
     any_aspect: bool
     """Whether it was trained on frames of many shapes, none beyond its native one's sides."""
     license: str
-    license_link: str
+
+    @property
+    def license_link(self) -> str:
+        """Where the licence is."""
+        return f"https://huggingface.co/{self.hub_id}/blob/main/LICENSE"
+
+    @property
+    def traits(self) -> tuple[Any, ...]:
+        """All that tells this model from others in a checkpoint's configs, whatever its size and its VAE's scale."""
+        return (
+            self.image_to_video,
+            self.patch_size_t,
+            self.rotary,
+            self.learned_positions,
+            self.ofs_embed_dim is not None,
+            self.invert_scale_latents,
+            self.snr_shift_scale,
+        )
 
     @property
     def hub_ids(self) -> tuple[str, ...]:
@@ -61,68 +76,68 @@ class Variant:
         return (self.hub_id, f"{NEW_OWNER}/{self.hub_id.partition('/')[2]}")
 
 
-def _variant(name: str, hub_id: str, *, image: bool = False, **facts: Any) -> Variant:
-    """A row of the 1.0 5B model, with ``facts`` in place of its own."""
-    row: dict[str, Any] = {
-        "num_layers": 42,
-        "num_heads": 48,
-        "head_dim": 64,
-        "patch_size_t": None,
-        "rotary": True,
-        "learned_positions": False,
-        "ofs_embed_dim": None,
-        "sample_height": 60,
-        "sample_width": 90,
-        "sample_frames": 49,
-        "text_tokens": 226,
-        "vae_scaling_factor": 0.7,
-        "invert_scale_latents": False,
-        "snr_shift_scale": 1.0,
-        "trained_in": "bf16",
-        "fps": 8,
-        "native": Size(49, 480, 720),
-        "frame_multiple": 8,
-        "most_frames_n": 6,
-        "any_aspect": False,
-        "license": "other",
-        "license_link": f"https://huggingface.co/{hub_id}/blob/main/LICENSE",
-    }
-    return Variant(name=name, hub_id=hub_id, image_to_video=image, **(row | facts))
+_5B = Variant(
+    name="5b",
+    hub_id="THUDM/CogVideoX-5b",
+    num_layers=42,
+    num_heads=48,
+    head_dim=64,
+    image_to_video=False,
+    patch_size_t=None,
+    rotary=True,
+    learned_positions=False,
+    ofs_embed_dim=None,
+    sample_height=60,
+    sample_width=90,
+    sample_frames=49,
+    vae_scaling_factor=0.7,
+    invert_scale_latents=False,
+    snr_shift_scale=1.0,
+    trained_in="bf16",
+    fps=8,
+    native=Size(49, 480, 720),
+    frame_multiple=8,
+    most_frames_n=6,
+    any_aspect=False,
+    license="other",
+)
+_2B = replace(
+    _5B,
+    name="2b",
+    hub_id="THUDM/CogVideoX-2b",
+    num_layers=30,
+    num_heads=30,
+    rotary=False,
+    vae_scaling_factor=1.15258426,
+    snr_shift_scale=3.0,
+    trained_in="fp16",
+    license="apache-2.0",
+)
+_5B_I2V = replace(_5B, name="5b-i2v", hub_id="THUDM/CogVideoX-5b-I2V", image_to_video=True, learned_positions=True)
+_1_5_5B = replace(
+    _5B,
+    name="1.5-5b",
+    hub_id="THUDM/CogVideoX1.5-5B",
+    patch_size_t=2,
+    sample_height=300,
+    sample_width=300,
+    sample_frames=81,
+    invert_scale_latents=True,
+    fps=16,
+    native=Size(81, 768, 1360),
+    frame_multiple=16,
+    most_frames_n=10,
+)
+_1_5_5B_I2V = replace(
+    _1_5_5B,
+    name="1.5-5b-i2v",
+    hub_id="THUDM/CogVideoX1.5-5B-I2V",
+    image_to_video=True,
+    ofs_embed_dim=512,
+    any_aspect=True,
+)
 
-
-_V1_5: dict[str, Any] = {
-    "patch_size_t": 2,
-    "sample_height": 300,
-    "sample_width": 300,
-    "sample_frames": 81,
-    "text_tokens": 224,
-    "invert_scale_latents": True,
-    "fps": 16,
-    "native": Size(81, 768, 1360),
-    "frame_multiple": 16,
-    "most_frames_n": 10,
-}
-
-VARIANTS: dict[str, Variant] = {
-    row.name: row
-    for row in (
-        _variant(
-            "2b",
-            "THUDM/CogVideoX-2b",
-            num_layers=30,
-            num_heads=30,
-            rotary=False,
-            vae_scaling_factor=1.15258426,
-            snr_shift_scale=3.0,
-            trained_in="fp16",
-            license="apache-2.0",
-        ),
-        _variant("5b", "THUDM/CogVideoX-5b"),
-        _variant("5b-i2v", "THUDM/CogVideoX-5b-I2V", image=True, learned_positions=True),
-        _variant("1.5-5b", "THUDM/CogVideoX1.5-5B", **_V1_5),
-        _variant("1.5-5b-i2v", "THUDM/CogVideoX1.5-5B-I2V", image=True, ofs_embed_dim=512, any_aspect=True, **_V1_5),
-    )
-}
+VARIANTS: dict[str, Variant] = {row.name: row for row in (_2B, _5B, _5B_I2V, _1_5_5B, _1_5_5B_I2V)}
 """The published models by short name."""
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -170,3 +172,22 @@ def test_a_fingerprint_notices_one_changed_weight(tmp_path: Path, tiny: Callable
     weights.write_bytes(data)
     assert fingerprint(copy, "vae") != before
     assert fingerprint(copy, "transformer") == fingerprint(tiny("2b"), "transformer")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"in_channels": 48},
+        {"patch_size_t": 4},
+        {"rotary": False, "snr_shift_scale": 1.0},
+        {"learned_positions": True, "in_channels": 16},
+        {"ofs_embed_dim": 512, "in_channels": 16},
+        {"snr_shift_scale": 2.0},
+    ],
+)
+def test_a_model_that_resembles_one_of_the_five_is_not_taken_for_it(name: str, other: dict[str, Any]) -> None:
+    spec = published_spec(VARIANTS[name])
+    assert spec.variant is VARIANTS[name]
+    with pytest.raises(CogtuneError, match="not built like any of the five"):
+        _ = replace(spec, **other).variant
