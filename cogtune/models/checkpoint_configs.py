@@ -52,7 +52,7 @@ class ModelSpec:
     def variant(self) -> Variant:
         """The published model that this checkpoint is built like (its size apart)."""
         traits = (
-            self.image_to_video,
+            self.in_channels / self.out_channels,
             self.patch_size_t,
             self.rotary,
             self.learned_positions,

@@ -61,7 +61,7 @@ class Variant:
     def traits(self) -> tuple[Any, ...]:
         """All that tells this model from others in a checkpoint's configs, whatever its size and its VAE's scale."""
         return (
-            self.image_to_video,
+            2.0 if self.image_to_video else 1.0,  # channels in, for each that comes out
             self.patch_size_t,
             self.rotary,
             self.learned_positions,
