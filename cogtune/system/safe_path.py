@@ -12,7 +12,7 @@ STANDARD_LIBRARY = os.path.dirname(os.__file__)  # noqa: PTH120 (pathlib is not 
 """Where our processes start. ``python -m`` and ``python -c`` put the folder they start in first on the path, and up to
 Python 3.10 nothing but the folder itself can keep them from it; this one is on the path anyway."""
 
-_HOME = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120
+_HOME = os.path.realpath(os.path.join(__file__, "..", "..", ".."))  # noqa: PTH118 (the folder that holds cogtune)
 
 
 def search_path() -> list[str]:
