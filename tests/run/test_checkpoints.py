@@ -18,7 +18,7 @@ from cogtune.encoding import jobs
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run import launch
 from cogtune.run.checkpoints import check_fits, checkpoints, read_state
-from cogtune.system import files
+from cogtune.system import folders
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.json_files import sealed
 from cogtune.training import checkpoint
@@ -190,7 +190,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(
             raise PermissionError(1, "Operation not permitted")
         return rename(path, target)
 
-    monkeypatch.setattr(files.shutil, "rmtree", refuse)
+    monkeypatch.setattr(folders.shutil, "rmtree", refuse)
     monkeypatch.setattr(Path, "rename", stay)
     out = tmp_path / "out"
     train_here(plan_for(clips, out, steps=4, checkpoint_every=1, keep_checkpoints=1))
