@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.bench.run import BenchRequest, bench, command_of
-from cogtune.config.presets import PRESETS, preset
+from cogtune.config.presets import CARDS_GB, PRESETS, preset
 from cogtune.config.resolving import Resolved, resolve
 from cogtune.models.locate import spec_of
 from cogtune.planning.estimate import estimate
@@ -51,7 +51,7 @@ def presets_for(machine: Hardware, names: Sequence[str] = (), *, alone: bool = F
         resolved = resolve(preset_name=row.name, flags=flags)
         config = resolved.config
         fits = not problems(config, estimate(config, spec_of(config.model)), machine)
-        if names or (row.promised_gb is not None and fits and (config.num_processes > 1) == several):
+        if names or (row.card in CARDS_GB and fits and (config.num_processes > 1) == several):
             yield row.name, resolved
 
 

@@ -28,6 +28,7 @@ def plan(
     """Show what a run will take, before anything is downloaded: memory of GPU and host, disk, time, the command."""
     from cogtune.config.resolving import resolve
     from cogtune.models.locate import spec_of
+    from cogtune.planning.estimate import check_arrangement
     from cogtune.planning.fit import fitted, local_hardware
     from cogtune.planning.summary import estimate_run
     from cogtune.run.plan import advice, check_config
@@ -41,6 +42,7 @@ def plan(
     if fit:
         resolved = fitted(resolved, spec, machine)
     check_config(resolved.config, spec)
+    check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")
     for told in advice(resolved.config, spec):
         console.note(told)
     found = estimate_run(resolved.config.anchored(), spec, machine, () if samples is None else (samples,))

@@ -70,6 +70,7 @@ def train(
     from cogtune.commands import train as runs
     from cogtune.config.launchers import check_machines
     from cogtune.models.locate import spec_of
+    from cogtune.planning.estimate import check_arrangement
     from cogtune.planning.fit import fitted, local_hardware, refuse_unfit
     from cogtune.planning.summary import estimate_run
 
@@ -98,6 +99,7 @@ def train(
         console.say(f"written to {slurm}, with its configuration in {settings}; start it with: {command}")
         return
     check_machines(resolved.config)
+    check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")
     if not force and not dry_run:
         refuse_unfit(resolved.config, spec, machine, preset)
     if smoke:

@@ -9,7 +9,7 @@ from cogtune.commands import train, validate
 from cogtune.config.resolving import resolve
 from cogtune.data.synthetic import draw_dataset
 from cogtune.system import console
-from cogtune.system.errors import UsageError
+from cogtune.system.errors import UsageError, counted
 from cogtune.system.files import write_text
 from cogtune.system.folders import remove_folder
 
@@ -39,7 +39,7 @@ def run(folder: Path) -> Iterator[str]:
     resolved = resolve(preset_name=PRESET, flags=flags)
     console.note(f"2/5 checking them: cogtune dataset validate {data} --preset {PRESET}")
     report = validate.validate(resolved.config)
-    console.note(f"    {report.counts['clips']} clips open, {report.counts['error']} errors")
+    console.note(f"    {counted(report.counts['clips'], 'clip')} open, {counted(report.counts['error'], 'error')}")
     console.note(f"3/5 encoding them: cogtune dataset cache {data} --preset {PRESET}")
     console.note(f"    {train.cache(resolved.config)}")
     console.note(f"4/5 training a LoRA: cogtune train --preset {PRESET} --data {data} --output {output}")

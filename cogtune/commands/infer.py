@@ -12,6 +12,7 @@ import torch
 from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 
 from cogtune.data.frames import load_image
+from cogtune.data.layouts import own_files
 from cogtune.data.video.clips import write_video
 from cogtune.data.video.images import transparency_warning
 from cogtune.modeling.devices import DTYPES
@@ -151,6 +152,8 @@ def _asked_lora(request: InferRequest) -> Lora | None:
 
 def _at_strength(lora: Lora, alpha: float | None) -> Lora:
     """The LoRA with the alpha that is asked for; what is assumed of a file that does not say it is told."""
+    if lora.changes_nothing:
+        console.warn(f"{lora.path} changes nothing: all of its B matrices are zero, as before a training's first step")
     silent, rank = lora.without_alpha, lora.ranks[0]
     if alpha is None:
         if silent:
@@ -309,8 +312,8 @@ def generate(
         output: by default ``video.mp4``, or ``video-2.mp4`` and so on where that is taken.
 
     Raises:
-        CogtuneError: as :func:`fill_in`, or the image cannot be read, or the video not be written; what can be seen of
-            that is told first.
+        CogtuneError: as :func:`fill_in`, or the image cannot be read, or the video cannot be written; where possible
+            before the model is loaded.
     """
     target = output or free_name(Path(VIDEO_NAME))
     _check_output(target, force=force)
@@ -322,5 +325,5 @@ def generate(
     video = output or Path(VIDEO_NAME)
     if not force:
         video = free_name(video)  # another program may have written one meanwhile
-    write_video(video, frames, recipe.fps)
+    write_video(video, frames, recipe.fps, own_files.MARK)
     return Made(recipe, video)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cogtune.commands.validate import checked_dataset, read_for_training, validation_set, with_data_here
+from cogtune.commands.validate import check_output, checked_dataset, read_for_training, validation_set, with_data_here
 from cogtune.config.resolving import Resolved, resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.index import EncodeJobs, Index, caption_of
@@ -30,7 +30,7 @@ from cogtune.run.plan import Plan, advice, check_config, make_plan, resume_finge
 from cogtune.run.run_yaml import read_run
 from cogtune.system import console
 from cogtune.system.containment import refuse_links_out
-from cogtune.system.errors import UsageError
+from cogtune.system.errors import CogtuneError, UsageError, counted
 from cogtune.system.gpus import gpus
 from cogtune.system.locks import WORKER_LOCK, exclusive_folder
 
@@ -57,6 +57,7 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
         )
     if resume is not None and file is None and preset_name is None:
         run = Path(flags.get("output", "out")) if resume == "latest" else Path(resume).absolute().parent
+        refuse_links_out(run)
         if (RunFolder(run).run_yaml).is_file():
             resolved = read_run(run, flags)
             _tell_of_changes(resolved, choose_checkpoint(resume, run), flags)
@@ -97,7 +98,7 @@ class CacheResult:
     """What each process did: the fields of :class:`cogtune.encoding.worker.EncodeOutcome`."""
 
     def __str__(self) -> str:
-        everything = f"{self.samples} samples in {self.root}"
+        everything = f"{counted(self.samples, 'sample')} in {self.root}"
         return f"encoded {self.done}: {everything}" if self.done else f"nothing to do: {everything}"
 
     def to_json(self) -> dict[str, Any]:
@@ -130,6 +131,27 @@ def cache(config: RunConfig, *, processes: int | None = None) -> CacheResult:
         UsageError: more processes than GPUs.
         CogtuneError: something in the dataset stands in the way, or encoding failed.
     """
+    with elsewhere_offered(config):
+        return _cache(config, processes)
+
+
+@contextlib.contextmanager
+def elsewhere_offered(config: RunConfig) -> Iterator[None]:
+    """Tell of a cache that cannot be written with the flag that puts it elsewhere.
+
+    Raises:
+        CogtuneError: the block's own.
+    """
+    root = jobs.store_of(config.anchored()).root
+    try:
+        yield
+    except CogtuneError as error:
+        if error.message.startswith(f"cannot write {root}") and "--cache-dir" not in error.hint:
+            error.hint = ", or ".join(filter(None, (error.hint, "put the cache elsewhere with --cache-dir")))
+        raise
+
+
+def _cache(config: RunConfig, processes: int | None) -> CacheResult:
     config = with_data_here(config).anchored()
     checkpoint = locate(config.model)
     spec = read_spec(checkpoint)
@@ -137,7 +159,10 @@ def cache(config: RunConfig, *, processes: int | None = None) -> CacheResult:
     dataset = checked_dataset(config, spec)
     here = len(gpus())
     if processes and here and processes > here:
-        raise UsageError(f"--num-processes {processes}, and there are {here} GPUs", "each process needs one of its own")
+        raise UsageError(
+            f"--num-processes {processes}, and there {'is' if here == 1 else 'are'} {counted(here, 'GPU')}",
+            "each process needs one of its own",
+        )
     config = config.model_copy(update={"num_processes": max(1, here), "num_machines": 1})
     watched = validation_set(config, spec, dataset)
     prepared, done, results = _encoded(config, spec, checkpoint, dataset, watched, processes=processes)
@@ -153,7 +178,8 @@ def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[st
     output = resolved.config.anchored().output
     is_main = resolved.config.machine_rank == 0  # other machines may share its output folder
     with run_lock(output) if is_main else contextlib.nullcontext():
-        ready = prepare_run(resolved, resume=resume, overwrite=overwrite, dry_run=False)
+        with elsewhere_offered(resolved.config):
+            ready = prepare_run(resolved, resume=resume, overwrite=overwrite, dry_run=False)
         launch.start(ready.plan, ready.files)
     return results(ready.plan) if is_main else []
 
@@ -210,9 +236,13 @@ def prepare_run(
         resolved = with_init_lora(resolved, spec, console.warn)
         config = resolved.config
         began_with = describe_init(config)
+        targets = ", ".join(config.target_modules) if len(config.target_modules) < 9 else "its layers"
+        told = f"rank {config.rank}, alpha {config.lora_alpha:g}, on {targets}"
+        console.note(f"the run begins with {config.init_lora}: {told}")
     check_config(config, spec)
     for told in advice(config, spec):
         console.note(told)
+    check_output(config)
     dataset = checked_dataset(config, spec)
     watched = validation_set(config, spec, dataset)
     if only is not None:

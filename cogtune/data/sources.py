@@ -9,7 +9,7 @@ from pathlib import Path
 from cogtune.config.choices import DataFormat
 from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts.base import Layout, LayoutContent, Sample, Unpaired
-from cogtune.data.layouts.datasets_library import DATASETS
+from cogtune.data.layouts.datasets_library import DATASETS, takes_every_file
 from cogtune.data.layouts.folder import Folder, LayoutOptions
 from cogtune.data.layouts.lists import CAPTIONS, IMAGES, LISTS, VIDEOS
 from cogtune.data.layouts.media import is_clip
@@ -29,6 +29,7 @@ __all__ = [
     "Sample",
     "locate_dataset",
     "read_dataset",
+    "takes_every_file",
 ]
 
 LAYOUTS: tuple[Layout, ...] = (LISTS, TABLE, DATASETS, BESIDE)

@@ -48,7 +48,7 @@ from cogtune.system.containment import leads_out, refuse_links, refuse_links_out
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained, write_text
 from cogtune.system.gpus import gpus
-from cogtune.system.json_files import read_json, write_json
+from cogtune.system.json_files import read_json, read_sealed, write_sealed
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class EncodePlan:
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
-        write_json(
+        write_sealed(
             path,
             {
                 "checkpoint": str(self.checkpoint),
@@ -183,8 +183,12 @@ class EncodePlan:
 
     @classmethod
     def read(cls, path: Path) -> EncodePlan:
-        """The job saved at ``path``."""
-        value = read_json(path)
+        """The job saved at ``path``.
+
+        Raises:
+            CogtuneError: there is none, or it is not what was saved.
+        """
+        value = read_sealed(path, "run `cogtune dataset cache` again")
         return cls(
             Path(value["checkpoint"]),
             Store(Path(value["cache"])),

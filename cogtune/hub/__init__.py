@@ -24,6 +24,7 @@ from cogtune.hub.public import public_file, public_run_yaml
 from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address, upload
 from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.run.sample_videos import prompt_of, said_of
+from cogtune.system.containment import links_out
 
 __all__ = ["PushResult", "push"]
 
@@ -127,6 +128,8 @@ def _refuse_files_elsewhere(run: Path, folder: Path | None, weights: Weights) ->
     if run.is_dir():
         within = sorted(weights.path.rglob("*")) if weights.path.is_dir() else []
         refuse_files_elsewhere([weights.path, *(path for path in within if path.is_symlink())], run)
-    for file in (stamp_beside(weights), folder and RunFolder(folder).run_yaml):
-        if file is not None:
-            refuse_files_elsewhere([file], file.parent)
+    stamp = stamp_beside(weights)
+    if stamp is not None:
+        refuse_files_elsewhere([stamp], stamp.parent)
+    if folder is not None:
+        refuse_files_elsewhere(links_out(folder), folder)

@@ -12,7 +12,7 @@ from typing import Any
 from cogtune.hub.card import Kind
 from cogtune.models.configs import read_index
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.run.checkpoints import STATE_NAME, checkpoints
+from cogtune.run.checkpoints import STATE_NAME, checkpoints, facts_in
 from cogtune.run.folder import MERGE_NAME, RunFolder
 from cogtune.run.sample_videos import step_folders
 from cogtune.system.containment import leads_out, refuse_links
@@ -165,7 +165,7 @@ def check_tensors(files: Mapping[str, Path]) -> None:
         if not shapes:
             problems.append(f"{name} holds no tensors")
         elif name == LORA_WEIGHTS_NAME and not any(".lora_A." in key for key in shapes):
-            problems.append(f"{path} holds no LoRA adapter")
+            problems.append(f"{path} holds no LoRA adapter in the diffusers format")
         problems += [f"{name}: {key} is empty, of shape {shape}" for key, shape in shapes.items() if 0 in shape]
     if problems:
         raise CogtuneError(
@@ -214,7 +214,7 @@ def stamp_beside(weights: Weights) -> Path | None:
 def read_stamp(weights: Weights) -> dict[str, Any]:
     """What cogtune wrote about the run beside or inside the weights; empty when another program made them."""
     if weights.kind == "lora":
-        return json_object(header_metadata(weights.path).get("cogtune", "")) or {}
+        return facts_in(header_metadata(weights.path), weights.path)
     path = stamp_beside(weights)
     if path is None:
         return {}

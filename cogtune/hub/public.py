@@ -12,7 +12,9 @@ from typing import Any
 from cogtune.config.run_config import RunConfig
 from cogtune.hub.card import CardFacts
 from cogtune.hub.local import header_metadata, json_object
+from cogtune.run.checkpoints import FACTS, lora_facts
 from cogtune.system.files import os_errors_explained
+from cogtune.system.json_files import CHECKSUM
 from cogtune.system.reading import read_object
 
 _SECRET_KEY = re.compile(
@@ -66,6 +68,9 @@ def _public_header(metadata: Mapping[str, str], base_model: str | None) -> dict[
         if "base_model" in value and "base_model" not in public and base_model is not None:
             public["base_model"] = base_model
         cleaned[key] = text if public == value else json.dumps(public)
+    if cleaned != dict(metadata) and CHECKSUM in (facts := json_object(cleaned.get(FACTS, "")) or {}):
+        own = {key: value for key, value in facts.items() if key != CHECKSUM}
+        cleaned[FACTS] = lora_facts(own, cleaned.get("lora_adapter_metadata", ""))
     return cleaned
 
 

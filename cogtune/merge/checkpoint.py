@@ -35,7 +35,7 @@ from cogtune.run.folder import MERGE_NAME
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import os_errors_explained
 from cogtune.system.folders import require_replaceable, written_folder
-from cogtune.system.json_files import CHECKSUM, is_sealed, read_json, write_json
+from cogtune.system.json_files import CHECKSUM, is_sealed, read_json, write_json, write_sealed
 
 """What a merge says about itself; a folder that holds nothing else than it names may be merged into again."""
 
@@ -183,7 +183,7 @@ def merge_checkpoint(
             "run": {key: value for key, value in state.items() if key != "config"} or None,
             "contents": _contents(folder),
         }
-        write_json(folder / MERGE_NAME, record)
+        write_sealed(folder / MERGE_NAME, record)
     return MergeResult(
         output=output,
         weights=output / place.relative_to(folder) / (LORA_WEIGHTS_NAME if is_lora else ""),
@@ -293,6 +293,8 @@ def _check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
     if not (output / MERGE_NAME).is_file():
         raise UsageError(f"{output} is there already, and is not an earlier merge", hint)
     made = read_json(output / MERGE_NAME)
+    if isinstance(made, dict) and CHECKSUM in made and not is_sealed(made):
+        raise UsageError(f"{output / MERGE_NAME} is damaged: it is not what the earlier merge wrote", hint)
     of_the_merge = made.get("contents", ()) if isinstance(made, dict) else ()
     if foreign := sorted(set(_contents(output)) - {MERGE_NAME, *of_the_merge}):
         raise UsageError(f"{output} holds more than the earlier merge made", hint, details=truncated(foreign))

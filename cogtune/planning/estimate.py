@@ -35,6 +35,8 @@ _WORK_COMPILED = 25.2
 _WORK_ZERO3 = 31.0
 _WORK_FP16 = 10.0
 """More of them under fp16."""
+_ENGINE_WORK_FP16 = 6.0
+"""The same on the memory engine."""
 _KEPT_A_BLOCK = 15.0
 """Tensors that a block keeps for the backward pass without gradient checkpointing."""
 _CONTEXT = int(0.75 * GIB)
@@ -181,9 +183,10 @@ def plan_arrangement(
         offloaded_blocks=config.offload_activations,
         attention=given or kernel,
     )
+    work = workload(config, spec)
     if config.vram_bytes is None:
-        return arrangements.unplanned(wanted), True
-    return arrangements.arrange(workload(config, spec), config.vram_bytes, speed_of(gpu) or SPEEDS["4090"], wanted)
+        return arrangements.unplanned(work, wanted), True
+    return arrangements.arrange(work, config.vram_bytes, speed_of(gpu) or SPEEDS["4090"], wanted)
 
 
 def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None:
@@ -214,7 +217,7 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
     tokens = tokens_of(config, spec)
     extra = _VAE_PARAMETERS * item if spec.image_to_video else 0
     if config.precision == "fp16":
-        extra += int(_WORK_FP16 * tokens * width * item)
+        extra += int(_ENGINE_WORK_FP16 * tokens * width * item)
     return Workload(
         blocks=spec.num_layers,
         block_weights=block * item,
@@ -228,7 +231,7 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
         passes=config.gradient_accumulation_steps,
         extra=extra,
         context=_context(config) + _PINNING,
-        compiled=config.compiles_blocks(),
+        compiled=config.compiles_blocks() and not config.dora,  # PEFT's DoRA stops the tracer inside of a checkpoint
     )
 
 

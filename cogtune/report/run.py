@@ -19,7 +19,7 @@ from cogtune.system import console
 from cogtune.system.containment import refuse_links_out
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained, read_bytes
-from cogtune.system.json_files import MOST_JSON, write_json
+from cogtune.system.json_files import CHECKSUM, MOST_JSON, is_sealed, read_json, write_sealed
 from cogtune.system.reading import S, Schema, abridged, read_as
 from cogtune.system.versions import machine
 
@@ -31,7 +31,7 @@ MACHINE_NAME = "machine.json"
 
 def record_machine(launch: Path) -> None:
     """Write down what the run is made on and with, for its report."""
-    write_json(launch / MACHINE_NAME, machine())
+    write_sealed(launch / MACHINE_NAME, machine())
 
 
 _Count = Annotated[int, Field(ge=0, le=10**12)]
@@ -107,10 +107,17 @@ class _Machine(Schema):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
+def _is_blank(path: Path) -> bool:
+    """Whether a process has kept room for its words, and said nothing yet."""
+    return not read_bytes(path, MOST_JSON).strip()
+
+
 def _read(path: Path, schema: type[S]) -> S:
     """What a file of the run says; nothing when there is none, or with a warning when it is damaged."""
     try:
-        if path.is_file() and read_bytes(path, MOST_JSON).strip():  # blank as long as the process has said nothing
+        if path.is_file() and not (schema is _Said and _is_blank(path)):
+            if CHECKSUM in (value := read_json(path)) and not is_sealed(value):
+                raise CogtuneError(f"{path} is damaged: it is not what was written", "")
             return read_as(path, schema)
     except CogtuneError as error:
         for problem in error.details or (error.message,):

@@ -22,7 +22,7 @@ from cogtune.system import console, processes
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained, write_text
 from cogtune.system.folders import remove_leftovers
-from cogtune.system.json_files import write_json
+from cogtune.system.json_files import write_json, write_sealed
 from cogtune.system.processes import WorkerReport
 from cogtune.system.safe_path import STANDARD_LIBRARY
 
@@ -126,7 +126,7 @@ def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFile
         files.deepspeed.unlink(missing_ok=True)
     else:
         write_json(files.deepspeed, deepspeed)
-    write_json(files.plan, plan.to_dict())
+    write_sealed(files.plan, plan.to_dict())
     write_accelerate(files, config)
     write_text(files.script, _script(files, config))
     files.script.chmod(0o755)

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
 from cogtune.data.cache.store import Store
+from cogtune.data.layouts import own_files
 from cogtune.data.prompts import PromptRow
 from cogtune.data.video.clips import write_video
 from cogtune.modeling.sampling import NotFinite, pipeline_class, render, scheduler_for, unit_image
@@ -32,8 +33,8 @@ def remove_later(output: Path, first_step: int) -> None:
     """Delete the sample videos that a run starting from ``first_step`` makes anew, and what a killed run left."""
     remove_partials(RunFolder(output).samples)
     for step, path in step_folders(output):
-        if step > first_step or first_step == 0:
-            remove_folder(path)
+        if (step > first_step or first_step == 0) and (left := remove_folder(path)):
+            console.warn(left)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,8 @@ def render_validation_videos(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_list(aside, _entries(scenes, aside))
-            publish_folder(aside, target)
+            if left := publish_folder(aside, target):
+                console.warn(left)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -159,7 +161,7 @@ def _render_share(trainee: TrainState, scenes: ValidationVideos, folder: Path, t
             console.warn(f"no sample video of '{row.prompt}': {error.message}")
             continue
         if number < count:
-            write_video(folder / scenes.file_name(number), frames, scenes.fps)
+            write_video(folder / scenes.file_name(number), frames, scenes.fps, own_files.MARK)
 
 
 def _pipeline(trainee: TrainState, scenes: ValidationVideos) -> Any:

@@ -126,7 +126,9 @@ def _trainee(
         )
         if plan.resume is None and (lora := initial_lora(config, plan.spec)) is not None:
             start_from(transformer, lora)
-    compiled = config.compiles_blocks(on_gpu=accelerator.device.type == "cuda")
+    compiled = config.compiles_blocks(on_gpu=accelerator.device.type == "cuda") and not (
+        config.uses_engine and config.dora
+    )
     if compiled:
         # One graph more for each size, for no gradient, and for a first block that none passes; PyTorch gives up at 8.
         torch._dynamo.config.cache_size_limit = 8 * max(1, len(plan.buckets))

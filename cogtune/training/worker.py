@@ -27,6 +27,7 @@ from cogtune.system import console
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import AGAIN, DiskFull, os_errors_explained, write_atomic, write_text
 from cogtune.system.folders import remove_folder, remove_partials
+from cogtune.system.json_files import is_sealed, read_json
 from cogtune.system.locks import WORKER_LOCK, exclusive_folder
 from cogtune.system.processes import StopRequest, cannot_pin, is_out_of_memory, run_worker
 
@@ -162,6 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def job(stop: StopRequest) -> bool:
         plan = Plan.read(path)
+        if rank == 0 and not is_sealed(read_json(path)):  # as command.sh invites to
+            console.note(f"{path} was changed since `cogtune train` wrote it")
         with full_disk_explained(plan):
             if rank != 0:
                 return run(plan, files, stop)

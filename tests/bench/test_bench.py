@@ -301,7 +301,7 @@ def test_memory_of_child_processes_is_seen(tmp_path: Path) -> None:
         child = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert child.stdout is not None
         child.stdout.readline()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 600
         while peaks.processes - others < 200_000_000:
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -398,9 +398,10 @@ def test_a_machine_measures_the_presets_that_fit_it() -> None:
         found = cli.presets_for(Hardware((card,) * count, 512 << 30))
         return {name: resolved.config.num_processes for name, resolved in found}
 
-    assert set(measured(1, 14)) == {"4080-lora-2b", "4090-sft-2b-zero2-offload"}
+    leanest = {"6gb-lora-2b", "8gb-lora-5b", "8gb-lora-5b-i2v", "16gb-lora-1.5-5b"}
+    assert set(measured(1, 14)) == {"4080-lora-2b", "4090-sft-2b-zero2-offload", *leanest}
     assert measured(2, 14)["8x4080-sft-2b-zero3-offload"] == 2
-    assert set(measured(8, 141)) == {row.name for row in PRESETS.values() if row.promised_gb is not None}
+    assert set(measured(8, 141)) == {row.name for row in PRESETS.values() if row.card != "cpu"}
     assert measured(0, 0) == {}
     one = Hardware((cards.Gpu("NVIDIA Card", 80 * 10**9, 0),), 512 << 30)
     for alone, count in ((False, 1), (True, 8)):

@@ -2,6 +2,11 @@
 
 import importlib.util
 import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -49,10 +54,9 @@ def blurred(frames):
 
 
 def at_28_db(frames, random):
-    """Blurred, and then as noisy as it takes for a PSNR of 28 dB: what a VAE leaves at the least."""
+    """Blurred, and then as noisy as it takes for a PSNR of 28 dB, if the blur leaves that much: a poor VAE's work."""
     soft = blurred(frames)
-    spare = 255**2 / 10**2.8 - ((soft - frames) ** 2).mean()
-    assert spare > 0
+    spare = max(0.0, 255**2 / 10**2.8 - ((soft - frames) ** 2).mean())
     return (soft + random.normal(0, spare**0.5, soft.shape)).clip(0, 255).round().astype(np.uint8)
 
 
@@ -283,7 +287,7 @@ class TestLayout:
     def test_a_part_that_is_missing_is_named(self, parts, tmp_path):
         from cogtune.modeling.nano import write_nano
 
-        with pytest.raises(UsageError, match=r"no nano model '1.5-5b'"):
+        with pytest.raises(UsageError, match=r"no nano model '1\.5-5b'"):
             write_nano("1.5-5b", parts, tmp_path / "x")
         with pytest.raises(CogtuneError, match="has no tokenizer, text_encoder, vae, transformer-5b"):
             write_nano("5b", tmp_path, tmp_path / "x")
@@ -303,3 +307,40 @@ class TestLayout:
         assert torch.allclose(vae.decode(after.mean).sample, decoded, atol=1e-4)
         # what is drawn from the posterior is scaled as its mean is
         assert torch.allclose(after.std / before.std, after.mean / before.mean, rtol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_scripts_make_a_model_and_go_on_where_they_were(tmp_path):
+    """All of tools/nano, a few steps each; what is done is left alone by the second call, what is missing is made."""
+    parts = tmp_path / "nano"
+    command = [sys.executable, TOOLS / "make.py", "--parts", parts, "--smoke", "--variants", "5b-i2v"]
+    command += ["--vae-batch-size", "2", "--vae-crop", "9x32x32"]
+    environment = os.environ | {"COGTUNE_HOME": str(tmp_path / "home")}
+
+    def made(*more):
+        done = subprocess.run([*map(str, command), *more], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "left: 5b-i2v" in made("--until", "foundations", "--archive", str(tmp_path / "archive"))
+    vae = json.loads((parts / "records" / "vae.json").read_text())
+    assert vae["done"]
+    assert vae["steps"] == 12
+    assert set(vae["psnr"]) == {"known", "held out", "new"}
+    made_before = (parts / "vae" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+
+    parts.rename(tmp_path / "lost")
+    shutil.copytree(tmp_path / "lost" / "data", parts / "data")
+    told = made("--restore", str(tmp_path / "archive"), "--archive", str(tmp_path / "archive"))
+    assert "nothing is left to do" in told
+    assert "train_vae" not in told
+    assert (parts / "vae" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns // 10**9 == made_before // 10**9
+    record = json.loads((parts / "records" / "transformer-5b-i2v.json").read_text())
+    assert record["steps"] == 8
+    assert record["data"]["clips"] == 6
+    assert set(record["files"]) == {"config.json", "diffusion_pytorch_model.safetensors"}
+    score = json.loads((parts / "scores" / "5b-i2v.json").read_text())
+    assert score["asked"] == 2
+    assert score["first frame, dB"]["least"] > 0
+    assert (parts / "scores" / "5b-i2v.png").is_file()

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ from cogtune.data.sources import read_dataset
 from cogtune.data.video.stamp import stamp_of
 from cogtune.encoding import jobs as caching
 from cogtune.encoding import worker
-from cogtune.encoding.decoders import DecodedJob, DecodeFailure, PixelJob, decoding, default_workers, load
+from cogtune.encoding.decoders import MOST_HELD, DecodedJob, DecodeFailure, PixelJob, decoding, default_workers, load
 from cogtune.encoding.jobs import EncodeOptions, EncodePlan, job_for, prepare, share
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
@@ -75,11 +76,11 @@ def test_decoders_give_what_this_process_would_and_one_that_dies_takes_one_clip(
     clips = job().todo.clips
     alone = {item.job.key: item.pixels for item in drain(clips, workers=0) if isinstance(item, DecodedJob)}
     assert len(alone) == 6
-    found = drain(clips, workers=1, patience=2.0, load=die_or_hang)
+    found = drain(clips, workers=1, patience=6.0, load=die_or_hang)
     reasons = {item.job.video.name[:2]: item.reason for item in found if isinstance(item, DecodeFailure)}  # type: ignore[union-attr]
     assert reasons == {
         "01": "the decoder died of it (SIGSEGV)",
-        "02": "the decoder was still at work after 2 s",
+        "02": "the decoder was still at work after 6 s",
         "03": "ZeroDivisionError: of its own",
     }
     others = [item for item in found if isinstance(item, DecodedJob)]
@@ -188,6 +189,26 @@ def test_shares_cover_the_work_once_and_weigh_the_same() -> None:
         0,
         0,
     ]
+
+
+def speck(job: PixelJob) -> torch.Tensor:
+    return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+
+def test_lookahead_is_bounded_by_file_handles(job: Jobs) -> None:
+    """Each decoded clip that waits holds one, and a system may give a thousand."""
+    many = job().todo.clips * 40
+    with decoding(many, 1, limit=1 << 60, load=speck) as results:
+        found = iter(results)
+        before = next(found)
+        pool = found.gi_frame.f_locals["self"]  # type: ignore[attr-defined]
+        while pool.count_held < MOST_HELD:
+            time.sleep(0.05)
+        while pool.ready.qsize() < MOST_HELD - 1:
+            time.sleep(0.05)
+        assert psutil.Process().num_fds() < MOST_HELD + 100  # libraries, logs and pipes have some too
+        assert len(pool.waiting) == len(many) - MOST_HELD
+        assert sum(item is not None for item in found) == len(many) - (before is not None)
 
 
 def test_lookahead_is_bounded_by_bytes(job: Jobs) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -15,15 +14,10 @@ from cogtune.data.video.stamp import Stamp as FullStamp
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained, write_text
-from cogtune.system.json_files import read_json
+from cogtune.system.json_files import read_sealed, sealed
 
 Stamp = tuple[int, int]
 """Size in bytes and modification time in nanoseconds: a fact holds as long as its file has the same."""
-
-
-def _checksum(text: str) -> str:
-    """32 hexadecimal digits: a flipped byte in the file must not give a clip another length, or another digest."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 _TOLD = {field.name for field in fields(VideoInfo)}
@@ -101,13 +95,15 @@ class Facts:
         return str(self.remembered(path, "digest", digest_file))
 
     def probe(self, path: Path) -> VideoInfo:
-        """What the clip is: as :func:`cogtune.data.video.clips.probe`, and it raises the same."""
+        """What the clip is: as :func:`cogtune.data.video.clips.probe`, and it raises the same, or ``FileChanged``."""
         if not path.is_file():
             return probe(path)
         stamp = self.stamp(path)
         info = self.known_probe(path, stamp)
         if info is None:
             info = probe(path)
+            if self.stamp(path) != stamp:
+                raise FileChanged(path)
             self.learn_probe(path, info, stamp)
         return info
 
@@ -127,17 +123,15 @@ class Facts:
             CogtuneError: the file cannot be written.
         """
         if self._learned and self.path:
-            known = json.dumps(self._all())
-            write_text(self.path, f'{{"checksum": "{_checksum(known)}", "files": {known}}}\n')
+            write_text(self.path, json.dumps(sealed(self._all()), ensure_ascii=False) + "\n")
             self._learned = False
 
     def _all(self) -> dict[str, dict[str, Any]]:
         if self._known is None:
             assert self.path is not None  # else there would be no need to read
             try:
-                read = read_json(self.path)
-                whole = read["checksum"] == _checksum(json.dumps(read["files"]))
-                self._known = read["files"] if whole else {}
-            except (CogtuneError, LookupError, TypeError):  # absent or damaged
+                read = read_sealed(self.path)
+                self._known = {path: facts for path, facts in read.items() if isinstance(facts, dict)}
+            except CogtuneError:  # absent or damaged
                 self._known = {}
         return self._known

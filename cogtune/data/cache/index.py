@@ -14,7 +14,7 @@ from cogtune.data.video.stamp import Stamp
 from cogtune.models.geometry import Size
 from cogtune.system.digests import digest
 from cogtune.system.errors import CogtuneError
-from cogtune.system.json_files import read_json, write_json
+from cogtune.system.json_files import read_sealed, write_sealed
 
 FORMAT = 2
 """Part of every key: raise it when what an entry holds changes."""
@@ -67,12 +67,16 @@ class Index:
     def write(self, path: Path) -> None:
         """Save as JSON."""
         rows = [[row.id, row.latents, row.text, row.image, str(row.size)] for row in self.rows]
-        write_json(path, {"format": FORMAT, "null_text": self.null_text, "rows": rows})
+        write_sealed(path, {"format": FORMAT, "null_text": self.null_text, "rows": rows})
 
     @classmethod
     def read(cls, path: Path) -> Index:
-        """The index saved at ``path``."""
-        value = read_json(path)
+        """The index saved at ``path``.
+
+        Raises:
+            CogtuneError: there is none, or it is not what was saved.
+        """
+        value = read_sealed(path, "run `cogtune train` again")
         rows = (
             SampleKeys(id_, latents, text, image, Size.parse(size)) for id_, latents, text, image, size in value["rows"]
         )
