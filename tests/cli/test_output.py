@@ -78,8 +78,8 @@ if len(sys.argv) > 2:
             print("of another", flush=True)
         return True
     sys.exit(run_worker(report, folder / "log", job))
-supervise([sys.executable, "-c", os.environ["WORKER"], str(folder), "run_worker"], [report], pathlib.Path(sys.argv[1], "log"),
-      environment={}, if_stopped=str)
+command = [sys.executable, "-c", os.environ["WORKER"], str(folder), "work"]
+supervise(command, [report], pathlib.Path(sys.argv[1], "log"), environment={}, if_stopped=str)
 (folder / "went well").touch()
 """
 
