@@ -19,6 +19,7 @@ from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.lora_files import Lora, add_to, check_fits, find_lora, fitting_models, read_lora
 from cogtune.modeling.sampling import Frames, pipeline_class, render, scheduler_for, unit_image
 from cogtune.models.checkpoint_configs import ModelSpec, fingerprint, read_spec
+from cogtune.models.configs import TransformerConfig
 from cogtune.models.geometry import Size
 from cogtune.models.locate import loading, locate
 from cogtune.models.tokens import cut_short, token_counter
@@ -30,6 +31,7 @@ from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import os_errors_explained
 from cogtune.system.folders import remove_leftovers
 from cogtune.system.json_files import read_json
+from cogtune.system.reading import read_as
 
 """In a merged folder: what it was merged from."""
 
@@ -216,6 +218,7 @@ def load_pipeline(recipe: SamplingConfig) -> DiffusionPipeline:
     dtype = DTYPES[recipe.precision]
     own = {}
     if recipe.transformer is not None:
+        read_as(recipe.transformer / "config.json", TransformerConfig)
         with loading(recipe.transformer):
             own["transformer"] = CogVideoXTransformer3DModel.from_pretrained(recipe.transformer, dtype=dtype)
     with loading(recipe.base):
