@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
+from tests.support import SUPPORT
+
+
 FAULTS = (errno.ENOSPC, errno.EIO, 0)
 """No room, a broken disk, and kill -9."""
 
@@ -26,7 +28,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs a C compiler, and a system that preloads libraries")
     made = tmp_path_factory.mktemp("faults") / "disk_faults.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", made, HERE / "disk_faults.c", "-ldl"], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", made, SUPPORT / "disk_faults.c", "-ldl"], check=True)
     return made
 
 
@@ -38,7 +40,7 @@ def trials(what: str, library: Path, clips: Path, folder: Path, *, share: int | 
         "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))),
     }
     with subprocess.Popen(
-        [sys.executable, HERE / "disk_trials.py", what, folder],
+        [sys.executable, SUPPORT / "disk_trials.py", what, folder],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

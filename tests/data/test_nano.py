@@ -18,7 +18,7 @@ from cogtune.data.nano import detector, world
 from cogtune.system.digests import digest
 from cogtune.system.errors import CogtuneError, UsageError
 
-TOOLS = Path(__file__).parent.parent / "tools" / "nano"
+TOOLS = Path(__file__).parents[2] / "tools" / "nano"
 RED_DISC = world.Subject("red", "disc", "right", "black")
 PINNED_HELD_OUT = "7b9dd95c306f529fc27bd69a29470fa0"
 PINNED_CAPTIONS = [

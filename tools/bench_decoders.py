@@ -1,4 +1,4 @@
-"""How fast PyAV and decord read a clip, and whether it comes out the same: ``python tests/bench_decoders.py``.
+"""How fast PyAV and decord read a clip, and whether it comes out the same: ``python tools/bench_decoders.py``.
 
 For each clip, the median over a few rounds of: every frame; 49 frames at 8 a second from the first on, as training
 takes them; and 9 frames at 8 a second from the clip's middle on. Processor time, one thread each.
