@@ -29,6 +29,7 @@ def draw(path: Path, codec: str, height: int, width: int, seconds: int) -> Path:
     picture = noise.repeat(8, axis=0).repeat(8, axis=1)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=30, options={"g": "240", "preset": "veryfast"})
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.codec_context.colorspace = 1  # BT.709: HD without a tag is read by PyAV in any case
         for number in range(30 * seconds):
