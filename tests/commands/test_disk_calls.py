@@ -16,7 +16,6 @@ import pytest
 
 from tests.support import SUPPORT
 
-
 FAULTS = (errno.ENOSPC, errno.EIO, 0)
 """No room, a broken disk, and kill -9."""
 

@@ -57,39 +57,39 @@ class MemoryFields(BaseModel):
         None,
         help_text="Memory that a LoRA run may take of each card, such as 8GB: weights and activations are kept in host "
         "memory as far as they do not fit. [default: no limit, and everything on the card]",
-        tags=("engine",),
+        tags=("machine", "engine"),
     )
     stream_blocks: int | None = _memory(
         None,
         ge=0,
         help_text="Transformer blocks whose frozen weights stay in host memory and are streamed through the card. "
         "[default: as many as --vram asks for]",
-        tags=("engine",),
+        tags=("machine", "engine"),
     )
     keep_activations: Keep | None = _memory(
         None,
         help_text="What each block keeps for its backward pass: its inputs, the outputs of attention too, those of "
         "matrix products too, or everything. [default: chosen with --vram]",
-        tags=("engine",),
+        tags=("machine", "engine"),
     )
     keep_everything: int | None = _memory(
         None,
         ge=0,
         help_text="The last blocks, which keep everything on the card in place of that. [default: chosen with --vram]",
-        tags=("engine",),
+        tags=("machine", "engine"),
     )
     offload_activations: int | None = _memory(
         None,
         ge=0,
         help_text="The first blocks, whose activations wait for the backward pass in host memory. "
         "[default: chosen with --vram]",
-        tags=("engine",),
+        tags=("machine", "engine"),
     )
     attention: AttentionKernel | Literal["auto"] | None = _memory(
         None,
         help_text="The attention kernel; auto measures those that are there. [default: PyTorch's own choice; auto with "
         "--vram]",
-        tags=("engine",),
+        tags=("machine", "engine"),
     )
 
     @field_validator("vram")
