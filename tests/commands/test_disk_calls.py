@@ -36,7 +36,7 @@ def trials(what: str, library: Path, clips: Path, folder: Path, *, share: int | 
     environment = os.environ | {
         "LD_PRELOAD": str(library),
         "DISK_TRIALS_DATA": str(clips),
-        "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))),
+        "PYTHONPATH": os.pathsep.join((str(SUPPORT.parents[1]), str(SUPPORT))),
     }
     with subprocess.Popen(
         [sys.executable, SUPPORT / "disk_trials.py", what, folder],
