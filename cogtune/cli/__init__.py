@@ -1,12 +1,10 @@
 """The command line: flags in, a core function called, a result shown.
 
-Nothing but ``sys`` and a module that imports no more than Python itself comes in before :func:`main` runs, which is
-where Ctrl-C is caught, and the working folder taken off the path.
+Nothing but ``sys`` comes in before :func:`main` runs, which is where Ctrl-C is caught, and the working folder taken off
+the path.
 """
 
 import sys
-
-from cogtune.system.safe_path import leave_working_folder_out
 
 _ANYWHERE = ("--debug", "--quiet")
 """Flags of the whole program, which may stand before or behind the command."""
@@ -16,6 +14,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run cogtune and exit with its status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
     status: object
     try:
+        from cogtune.system.safe_path import leave_working_folder_out
+
         leave_working_folder_out()
         from cogtune.cli.ending import end_in_good_order
 
@@ -30,9 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
         status = 130  # errors.EXIT_INTERRUPTED, which may not be loaded
     except SystemExit as end:
         status = end.code
-    from cogtune.cli.ending import end_now
-
-    end_now(status)
+    ending = sys.modules.get("cogtune.cli.ending")
+    if ending is None:  # Ctrl-C came before it was loaded
+        sys.exit(130)
+    ending.end_now(status)
 
 
 def _status(words: list[str], debug: bool) -> int:

@@ -1,9 +1,8 @@
 """Keeps the working folder off the path that modules are imported from: it may be a dataset of somebody else's.
 
-Imports nothing that Python has not loaded by itself, so that nothing is looked for before the path is clean.
+Imports nothing that Python has not loaded by itself, not even ``__future__``, so that nothing is looked for before the
+path is clean.
 """
-
-from __future__ import annotations
 
 import os
 import sys

@@ -170,7 +170,7 @@ def test_a_preset_of_ones_own_has_a_name_too(cogtune: Cogtune, tmp_path: Path) -
     (folder / "4090-lora-5b.yaml").write_text("rank: 9\n")  # a built-in name stays what it is
     env = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
     rows = json.loads(cogtune("presets", "--json", env=env).out)
-    assert len(rows) == 29
+    assert len(rows) == len(PRESETS) + 1
     (folder / "broken.yaml").write_text("rank: [1\n")
     (folder / "typo.yml").write_text("rnak: 1\n")
     told = cogtune("presets", env=env)
