@@ -35,7 +35,7 @@ def configured(clips: Path, tmp_path: Path, home: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(caching, "fill_cache", fill_here)
 
     def made(**flags: Any) -> RunConfig:
-        return resolve(preset_name="cpu-lora-tiny", flags={"data": data, "model": "tiny:5b-i2v", **flags}).config
+        return resolve(preset_name="cpu-lora-tiny", flags={"data": data, "model": "tiny:1.5-5b-i2v", **flags}).config
 
     return made
 
@@ -120,7 +120,7 @@ def test_a_cache_that_is_not_there_is_told(configured: Configured, tmp_path: Pat
 
 def test_the_commands_print_it(configured: Configured, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     train.cache(configured())
-    words = ["dataset", "cache", str(tmp_path / "data"), "--preset", "cpu-lora-tiny", "--model", "tiny:5b-i2v"]
+    words = ["dataset", "cache", str(tmp_path / "data"), "--preset", "cpu-lora-tiny", "--model", "tiny:1.5-5b-i2v"]
 
     def said(*more: str, status: int = 0) -> str:
         capsys.readouterr()

@@ -80,7 +80,7 @@ class Together:
         def one(rank: int) -> str:
             self.is_machine(rank)
             config = {"output": outputs[rank], "strategy": strategy, "num_machines": 2, "machine_rank": rank}
-            plan: Any = SimpleNamespace(config=SimpleNamespace(**config), resume=resume)
+            plan: Any = SimpleNamespace(config=RunConfig(num_processes=2, **config), resume=resume)
             accelerator: Any = SimpleNamespace(is_main_process=rank == 0)
             try:
                 require_one_output(accelerator, plan)
