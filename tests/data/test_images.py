@@ -207,7 +207,7 @@ def test_infer_warns_of_transparency(
         lora=None,
         spec=None,  # type: ignore[arg-type]
         prompt="",
-        image=image,
+        first_frame=None,
         size=Size(9, 64, 96),
         fps=8,
         precision="fp32",

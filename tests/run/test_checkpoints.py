@@ -23,9 +23,9 @@ from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run import launch
 from cogtune.run.checkpoints import check_fits, checkpoints, read_state
 from cogtune.run.plan import Plan
-from cogtune.system import console, files, folders
+from cogtune.system import console, folders
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.json_files import is_sealed, sealed
+from cogtune.system.json_files import is_sealed, read_json, sealed
 from cogtune.training import checkpoint, worker
 from tests.support.runs_in_process import fill_here, plan_for, read_lines, train_here
 
@@ -274,7 +274,7 @@ def test_what_a_run_writes_for_its_processes_is_read_as_it_was_or_refused(clips:
                 assert str(path) in error.message  # noqa: PT017
                 continue
             # A plan may be changed by hand, and the worker says when it was.
-            assert found == wanted or (name == "plan.json" and not is_sealed(files.read_json(path)))
+            assert found == wanted or (name == "plan.json" and not is_sealed(read_json(path)))
         assert refused > 30
         path.write_bytes(whole)
 

@@ -47,9 +47,14 @@ def like_windows(tmp_path: Path) -> Path:
 def test_every_module_can_be_imported(like_windows: Path) -> None:
     import_all = (
         "import importlib, pkgutil, cogtune\n"
+        "OPTIONAL = {'flash_attn'}\n"  # what an extra installs, which the module that needs it is imported for
         "for module in pkgutil.walk_packages(cogtune.__path__, 'cogtune.'):\n"
         "    if not module.name.endswith('__main__'):\n"
-        "        importlib.import_module(module.name)\n"
+        "        try:\n"
+        "            importlib.import_module(module.name)\n"
+        "        except ModuleNotFoundError as error:\n"
+        "            if (error.name or '').split('.')[0] not in OPTIONAL:\n"
+        "                raise\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", LIKE_WINDOWS + import_all], capture_output=True, text=True, check=False
