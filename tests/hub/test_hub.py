@@ -611,7 +611,7 @@ def test_empty_and_damaged_weights_are_refused(tmp_path: Path) -> None:
     save_file({}, path)
     assert failure(path).details == (f"{LORA} holds no tensors",)
     save_file({"patch_embed.proj.weight": np.ones(2, np.float32)}, path)
-    assert failure(path).details == (f"{path} holds no LoRA adapter",)
+    assert failure(path).details == (f"{path} holds no LoRA adapter in the diffusers format",)
     save_file(tensors, path)
     assert "does not say which CogVideoX model" in failure(path).message
 

@@ -272,8 +272,8 @@ def test_a_checkpoint_of_another_run_is_refused_with_every_difference(clips: Pat
     train_here(plan_for(clips, tmp_path / "out", steps=1))
     with pytest.raises(CogtuneError, match="does not fit this run") as caught:
         plan_for(clips, tmp_path / "out", steps=2, resume="latest", rank=4, seed=1)
-    assert [detail.split(":")[0] for detail in caught.value.details] == ["rank", "seed", "alpha"]
-    assert "8 in the checkpoint, 4 now" in caught.value.details[0]
+    assert [detail.split(":")[0] for detail in caught.value.details] == ["seed", "rank", "alpha"]
+    assert "8 in the checkpoint, 4 now" in caught.value.details[1]
 
 
 def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path: Path) -> None:
