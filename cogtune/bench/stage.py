@@ -21,7 +21,7 @@ from cogtune.run.launch import ENVIRONMENT, LaunchFiles
 from cogtune.system import processes
 from cogtune.system.digests import digest
 from cogtune.system.json_files import read_json, write_json
-from cogtune.system.processes import run_worker
+from cogtune.system.processes import StopRequest, run_worker
 
 SAMPLES = 4
 NOTHING = "nothing was measured"
@@ -121,7 +121,11 @@ def main(arguments: list[str] | None = None) -> int:
     path: Path = parser.parse_args(arguments).job
     files = LaunchFiles(path.parent)
 
-    return run_worker(files.report(0), files.log, lambda stop: make(StagingJob(**read_json(path)), lambda: bool(stop)))
+    def work(stop: StopRequest) -> bool:
+        stop.begins()
+        return make(StagingJob(**read_json(path)), lambda: bool(stop))
+
+    return run_worker(files.report(0), files.log, work)
 
 
 if __name__ == "__main__":

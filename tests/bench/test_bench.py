@@ -20,7 +20,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from cogtune.bench import run, stage, watch, worker
-from cogtune.cli import main, vram
+from cogtune.cli import main
 from cogtune.cli.bench import set_in, table
 from cogtune.config.presets import PRESETS
 from cogtune.config.resolving import resolve
@@ -40,6 +40,7 @@ from cogtune.system.locks import exclusive_folder
 from tests.conftest import Cogtune
 from tests.support.runs_in_process import plan_for
 from tools import measurements as cli
+from tools import vram_page as vram
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from cogtune.merge.archive import MOST_DESCRIPTION, read_archive
 from cogtune.system.errors import CogtuneError
 from tests.merge.test_merge import (
     BUFFER,
-    HERE,
     Bomb,
     Weights,
     assert_same,
@@ -36,6 +35,7 @@ from tests.merge.test_merge import (
     rank_file,
     write_zero,
 )
+from tests.support import SUPPORT
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def test_fsdp_in_every_layout(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *(str(HERE / "fsdp_script.py"), str(tmp_path)),
+            *(str(SUPPORT / "fsdp_script.py"), str(tmp_path)),
         ],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT.parents[1])},
         capture_output=True,
         text=True,
         check=False,

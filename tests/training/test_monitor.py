@@ -218,7 +218,7 @@ def test_a_sample_video_shows_what_infer_shows(
     from cogtune.training import samples as module
 
     frames: list[np.ndarray[Any, Any]] = []
-    monkeypatch.setattr(module, "write_video", lambda path, made, fps: frames.append(made))
+    monkeypatch.setattr(module, "write_video", lambda path, made, *_: frames.append(made))
     monkeypatch.setattr(module, "_entries", lambda scenes, folder: [])
     flags = {"sample_every": 2, "sample_steps": 2, "validation_prompts": "a red disc", "learning_rate": 1e-2}
     size = "17x64x96" if "1.5" in model else "9x64x96"
