@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist wo
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format bench-data docs lock clean
+.PHONY: help demo test quick check format bench-data docs lock clean
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,11 +29,14 @@ demo: $(RUNTIME)  ## draw clips, train a LoRA on a tiny model, sample a video wi
 test: export OMP_NUM_THREADS := 1
 test: check  ## everything that has to hold: check, then the quick and the slow tests
 	@quick=0; $(PYTEST) || quick=$$?; \
-	slow=0; $(PYTEST) -m "slow and not gpu" || slow=$$?; \
+	slow=0; $(PYTEST) -m "slow and not gpu and not exhaustive" || slow=$$?; \
 	if [ $$slow -eq 5 ]; then slow=0; fi; \
 	if [ $$quick -ne 0 ]; then echo "quick tests failed (status $$quick): see the summary above the slow tests"; fi; \
 	if [ $$slow -ne 0 ]; then echo "slow tests failed (status $$slow)"; fi; \
 	[ $$quick -eq 0 ] && [ $$slow -eq 0 ]
+
+quick: check  ## check, then the tests that train nothing: for while you work
+	OMP_NUM_THREADS=1 $(PYTEST) tests/cli tests/config tests/models tests/planning tests/run tests/system
 
 check: $(DEV)  ## lint, formatting, types, and which module may import which
 	$(BIN)/ruff check .
