@@ -48,3 +48,24 @@ def test_every_preset_and_finding_has_its_place() -> None:
     assert [name for name in PRESETS if f"`{name}`" not in presets] == []
     findings = (ROOT / "docs" / "dataset-format.md").read_text()
     assert [code for code in FINDINGS if f"| `{code}` |" not in findings] == []
+
+
+def test_the_architecture_and_the_recipes_name_what_is_there() -> None:
+    """Each path and dotted name in backquotes on these pages exists in the package."""
+    lost = []
+    for page in (ROOT / "docs" / "architecture.md", *(ROOT / "docs" / "contributing").glob("*.md")):
+        for name in re.findall(r"`((?:cogtune/)?[a-z_]+(?:/[a-z_]+)*/?(?:\.py)?)`", page.read_text()):
+            path = name.removeprefix("cogtune/")
+            if "/" in name and not (ROOT / "cogtune" / path).exists() and not (ROOT / name).exists():
+                lost.append(f"{page.name}: {name}")
+        for dotted in re.findall(r"`((?:[a-z_]+\.)+[A-Za-z_]+)`", page.read_text()):
+            package, *rest = dotted.split(".")
+            if not (ROOT / "cogtune" / package).is_dir():
+                continue
+            module = ROOT / "cogtune" / package
+            while rest and ((module / rest[0]).is_dir() or (module / f"{rest[0]}.py").is_file()):
+                module = module / rest.pop(0)
+            text = module.with_suffix(".py").read_text() if module.with_suffix(".py").is_file() else ""
+            if len(rest) > 1 or (rest and not re.search(rf"^(?:class|def) {rest[0]}\b", text, re.MULTILINE)):
+                lost.append(f"{page.name}: {dotted}")
+    assert lost == []
