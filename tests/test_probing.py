@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,7 @@ from cogtune.data.container import VideoInfo, check_decoded, decode_all
 from cogtune.data.findings import Finding
 from cogtune.data.frames import FrameSettings, view
 from cogtune.data.inspection import Job, inspect
+from cogtune.data.orientation import orientation_of
 from cogtune.data.video import probe, read_frames
 from cogtune.geometry import Size
 
@@ -146,6 +148,15 @@ def test_the_whole_display_matrix_is_applied(tmp_path: Path, name: str, decoder:
     assert all(("mirrored" in word) == info.mirrored for word in words)
 
 
+def test_asking_for_the_orientation_leaves_nothing_behind_that_keeps_the_frame(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", [corners()], matrix=[-1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30])
+    with av.open(str(path)) as reading:
+        frame = next(reading.decode(video=0))
+    before = sys.getrefcount(frame)
+    assert orientation_of(frame).mirrored
+    assert sys.getrefcount(frame) == before
+
+
 @pytest.mark.parametrize(("aspect", "turned", "hint"), [(4, False, "128x64"), (4, True, "64x128"), (2, True, "96x96")])
 def test_square_pixels_are_advised_for_the_clip_as_it_is_shown(
     tmp_path: Path, aspect: int, turned: bool, hint: str
@@ -271,9 +282,8 @@ def test_hidden_frames_of_vp9_are_known_by_their_headers() -> None:
         ("mpeg2video", "mpg"),
         ("mpeg2video", "ts"),
         ("wmv2", "wmv"),
-        ("flv1", "flv"),
+        ("flv", "flv"),
         ("mjpeg", "avi"),
-        ("libtheora", "ogv"),
         ("prores", "mov"),
         ("ffv1", "mkv"),
     ],
@@ -359,6 +369,20 @@ def test_other_ways_of_sampling_go_by_time_too(tmp_path: Path, sampling: Any) ->
         else:
             assert times == pytest.approx([0.0, 0.6, 3.0, 3.4, 3.97], abs=0.4)
     assert (len(starts) > 10) == (sampling == "random-start")
+
+
+@pytest.mark.parametrize("see_through", [False, True])
+def test_a_gif_is_see_through_only_if_it_is(tmp_path: Path, see_through: bool) -> None:
+    from PIL import Image
+
+    picture = Image.new("P", (64, 48), 1)
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    picture.paste(0, (20, 0, 21, 48))
+    path = tmp_path / "a.gif"
+    picture.save(
+        path, save_all=True, append_images=[picture] * 11, duration=40, **({"transparency": 0} if see_through else {})
+    )
+    assert probe(path).alpha == see_through
 
 
 def test_the_last_frame_of_a_gif_may_stay(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
             fps=timing.fps,
             height=height,
             width=width,
-            duration=(timing.times[-1] if timing.times else (count - 1) / timing.fps) + 1 / timing.fps,
+            duration=round((timing.times[-1] if timing.times else (count - 1) / timing.fps) + 1 / timing.fps, 6),
             codec=stream.codec_context.codec.canonical_name,
             pixel_format=frame.format.name,
             rotation=90 * shown.turns,
@@ -70,7 +70,14 @@ def _hdr(context: Any) -> str:
 
 
 def _has_alpha(frame: av.VideoFrame, stream: av.video.VideoStream) -> bool:
-    """Whether a pixel has an opacity; WebM keeps it apart from the picture, and says so in a tag."""
+    """Whether a pixel has an opacity; WebM keeps it apart from the picture, and says so in a tag.
+
+    Every GIF is decoded with one: there the first frame has to be see-through somewhere.
+    """
+    if frame.format.name == "bgra" and stream.codec_context.name == "gif":
+        plane, length = memoryview(frame.planes[0]), frame.planes[0].line_size
+        rows = range(0, frame.height * length, length)
+        return any(min(plane[row + 3 : row + 4 * frame.width : 4]) < 255 for row in rows)
     return any(component.is_alpha for component in frame.format.components) or stream.metadata.get("alpha_mode") == "1"
 
 
