@@ -269,6 +269,20 @@ def test_hidden_frames_of_vp9_are_known_by_their_headers() -> None:
     assert [probing._SHOWN["vp9"](data) for data in (hidden, deep_hidden)] == [False] * 2
 
 
+@pytest.mark.parametrize("begins", [0, 30])
+def test_two_recordings_joined_into_one_go_on(tmp_path: Path, begins: int) -> None:
+    """Their clocks start alike, or the second in the middle of the first."""
+    first = encode(tmp_path / "first.ts", numbered(60)).read_bytes()
+    second = encode(tmp_path / "second.ts", numbered(60), times=list(range(begins, begins + 60))).read_bytes()
+    path = tmp_path / "a.ts"
+    path.write_bytes(first + second)
+    info = sound(path)
+    assert (info.num_frames, info.fps) == (120, pytest.approx(25))
+    assert info.duration == pytest.approx(4.8, abs=0.1)
+    indices = view(info, FrameSettings(size=Size(25, 48, 64), fps=8)).indices
+    assert np.diff([info.time_of(index) for index in indices]) == pytest.approx([0.125] * 24, abs=0.06)
+
+
 @pytest.mark.parametrize(
     ("codec", "suffix"),
     [

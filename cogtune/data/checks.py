@@ -131,9 +131,7 @@ def _look(
     """Each sample's place and what is seen of its files, or was when they stood as they stand now."""
     asked: list[tuple[int, list[Stamp]]] = []
     for place, sample in enumerate(samples):
-        stamps = []
-        with contextlib.suppress(CogtuneError):  # a file that is not there is for the inspectors to tell
-            stamps = [facts.stamp(path) for path in (sample.video, sample.image) if path is not None]
+        stamps = _stamps(sample, facts)
         seen = None if full or not stamps else _remembered(sample, stamps, facts)
         if seen is None:
             asked.append((place, stamps))
@@ -143,11 +141,18 @@ def _look(
     with contextlib.closing(inspect(jobs, workers=workers)) as looks:
         for number, seen in looks:
             place, stamps = asked[number]
-            if stamps and not seen.problems and seen.info is not None:
+            if stamps and not seen.problems and seen.info is not None and stamps == _stamps(samples[place], facts):
                 facts.learn_probe(samples[place].video, seen.info, stamps[0])
                 if (image := samples[place].image) is not None and seen.image is not None:
                     facts.learn(image, "picture", asdict(seen.image), stamps[1])
             yield place, seen
+
+
+def _stamps(sample: Sample, facts: Facts) -> list[Stamp]:
+    """How a sample's files stand; nothing when one is not there, which is for the inspectors to tell."""
+    with contextlib.suppress(CogtuneError):
+        return [facts.stamp(path) for path in (sample.video, sample.image) if path is not None]
+    return []
 
 
 def _remembered(sample: Sample, stamps: Sequence[Stamp], facts: Facts) -> Seen | None:

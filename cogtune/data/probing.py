@@ -145,12 +145,14 @@ def _shown_frames(
         if timing is None or not timing.times:  # else these are times of decoding, and not those of showing
             return len(times), times
     shown = _shown_packets(path, codec.canonical_name, tick)
-    stamps = sorted(packet for packet in shown if packet is not None)
+    stamps = sorted(packet.time for packet in shown if packet.time is not None)
+    keys = [packet.time for packet in shown if packet.is_key and packet.time is not None]
+    in_order = len(set(stamps)) == len(shown) and keys == sorted(keys)  # else the clock was set back
     whole_packets = in_mp4 or not start.frame.interlaced_frame  # else each field of a frame may be a packet
-    if reliable and whole_packets and len(set(stamps)) == len(shown) and stamps[0] == shown[0]:
+    if reliable and whole_packets and in_order and stamps[0] == shown[0].time:
         return len(shown), stamps
     frames = _decoded_times(path, tick)
-    if len(stamps) == len(frames):
+    if in_order and len(stamps) == len(frames):  # not every container lets the decoder know these
         return len(frames), stamps
     known = [time for time in frames if time is not None]
     return len(frames), known if len(known) == len(frames) else ()
@@ -161,15 +163,23 @@ _FRAMES_AS_PACKETS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
 into one, or leave one empty. What decodes without other frames does neither."""
 
 
-def _shown_packets(path: Path, codec: str, tick: Callable[[], None]) -> list[int | None]:
-    """The timestamp of each packet that holds a frame which is shown."""
+@dataclass(frozen=True)
+class _Packet:
+    """When the frame in a packet is shown, if that is known, and whether it is a key frame."""
+
+    time: int | None
+    is_key: bool
+
+
+def _shown_packets(path: Path, codec: str, tick: Callable[[], None]) -> list[_Packet]:
+    """The packets that hold a frame which is shown."""
     is_shown: Callable[[Any], bool] = _SHOWN.get(codec, lambda _: True)
     with opened(path) as (container, stream):
         found = []
         for packet in demuxed(path, container, stream):
             tick()
             if packet.size and not packet.is_discard and is_shown(packet):
-                found.append(packet.pts)
+                found.append(_Packet(packet.pts, packet.is_keyframe))
         return found
 
 

@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 SAME_TIME = 0.1
 """By how much of the usual gap a frame may be off and still count as evenly spaced."""
 
-PAUSE = 3.0
+PAUSE = 2.5
 """A gap of more than this many usual ones is a pause, and says nothing about the rate."""
 
 
