@@ -246,8 +246,8 @@ def generate(request: Request, output: Path, on_step: Callable[[int], None] | No
     """Sample what is asked for and write it to ``output`` (mp4).
 
     Raises:
-        CogtuneError: as :func:`fill_in`, or the image cannot be read, or the video not be written; what can be seen of
-            that is told first.
+        CogtuneError: as :func:`fill_in`, or the image cannot be read, or the video cannot be written; where possible
+            before the model is loaded.
     """
     _check_output(output)
     recipe = fill_in(request)

@@ -389,7 +389,7 @@ def test_any_kind_of_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
         (b"\x89PNG\r\n\x1a\n and then nothing", "it is in no known image format"),
     ],
 )
-def test_an_unreadable_image_is_told(tmp_path: Path, content: bytes | None, reason: str) -> None:
+def test_an_unreadable_image_is_refused(tmp_path: Path, content: bytes | None, reason: str) -> None:
     path = tmp_path / "a.png"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""What a clip is told to be, is what decoding gives: frames and not packets, times and not claims, in every decoder."""
+"""A probe reports what decoding gives: frames and not packets, times and not claims, in every decoder."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def keys(path: Path) -> list[int]:
         return [number for number, packet in enumerate(reading.demux(video=0)) if packet.is_keyframe]
 
 
-def told(path: Path, size: str = "9x48x64", **settings: Any) -> list[Finding]:
+def findings(path: Path, size: str = "9x48x64", **settings: Any) -> list[Finding]:
     return list(check_clip("a", probe(path), FrameSettings(size=Size.parse(size), fps=8, **settings)))
 
 
@@ -143,7 +143,7 @@ def test_the_whole_display_matrix_is_applied(tmp_path: Path, name: str, decoder:
     assert (info.height, info.width) == expected.shape[:2]
     undone = np.rot90(expected, -info.rotation // 90)
     assert np.array_equal(np.fliplr(undone) if info.mirrored else undone, corners())
-    words = [found.message for found in told(path, "1x64x96") if found.code == "rotated"]
+    words = [found.message for found in findings(path, "1x64x96") if found.code == "rotated"]
     assert len(words) == (name != "as stored")
     assert all(("mirrored" in word) == info.mirrored for word in words)
 
@@ -163,7 +163,7 @@ def test_square_pixels_are_advised_for_the_clip_as_it_is_shown(
 ) -> None:
     matrix = [0, -(1 << 16), 0, 1 << 16, 0, 0, 0, 0, 1 << 30] if turned else None
     path = encode(tmp_path / "a.mp4", [corners()] * 3, matrix=matrix, sample_aspect_ratio=Fraction(aspect, 3))
-    (found,) = (found for found in told(path, "1x64x96") if found.code == "pixel-aspect")
+    (found,) = (found for found in findings(path, "1x64x96") if found.code == "pixel-aspect")
     assert f"resize it to {hint} (width x height)" in found.hint
     assert probe(path).pixel_aspect == pytest.approx(3 / aspect if turned else aspect / 3)
 
@@ -199,11 +199,11 @@ def test_colours_without_a_tag_are_those_of_players(
     assert np.abs(frame.astype(int) - (255, 0, 0)).max() <= 4
 
 
-def test_interlaced_clips_are_told(tmp_path: Path) -> None:
+def test_interlaced_clips_get_a_finding(tmp_path: Path) -> None:
     flags = int(CodecFlags.interlaced_dct | CodecFlags.interlaced_me)
     for name in ("a.mp4", "a.ts"):
         path = encode(tmp_path / name, numbered(30), flags=flags)
-        (found,) = (found for found in told(path) if found.code == "interlaced")
+        (found,) = (found for found in findings(path) if found.code == "interlaced")
         assert "bwdif" in found.hint
         assert sound(path).num_frames == 30
 
@@ -334,7 +334,7 @@ def test_a_container_that_knows_no_rate_is_measured(tmp_path: Path, suffix: str)
     assert (info.num_frames, info.fps) == (90, pytest.approx(30.3, abs=0.1))
     assert info.duration == pytest.approx(2.97, abs=0.05)
     assert seconds_taken(path, "17x48x64") == pytest.approx([k / 8 for k in range(17)], abs=0.02)
-    assert {found.code for found in told(path, "17x48x64")} == {"only-part"}
+    assert {found.code for found in findings(path, "17x48x64")} == {"only-part"}
 
 
 def test_jitter_in_a_long_recording_does_not_change_its_speed(tmp_path: Path) -> None:
@@ -352,20 +352,20 @@ def with_a_pause(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_a_pause_moves_no_frame_and_is_told_by_its_seconds(tmp_path: Path, suffix: str) -> None:
+def test_a_pause_moves_no_frame_and_is_reported_in_seconds(tmp_path: Path, suffix: str) -> None:
     path = with_a_pause(tmp_path / f"a.{suffix}")
     info = sound(path)
     assert (info.fps, info.duration) == (pytest.approx(30, abs=0.1), pytest.approx(4.0, abs=0.01))
     assert info.uneven == pytest.approx(0.5, abs=0.02)
     assert list(view(info, FrameSettings(size=Size(5, 48, 64), fps=8)).indices) == [0, 4, 8, 11, 15]
-    codes = {found.code: found for found in told(path, "5x48x64")}
+    codes = {found.code: found for found in findings(path, "5x48x64")}
     assert codes.keys() == {"variable-rate", "only-part"}
     assert "stands still for 1.85 of its 4 seconds" in codes["variable-rate"].message
     assert "seconds 0 to 0.625 of 4" in codes["only-part"].message
     beyond = seconds_taken(path, "17x48x64")
     assert [time < 1 for time in beyond] == [True] * 9 + [False] * 8
     assert beyond[9:] == pytest.approx([3.0 + k / 8 for k in range(8)], abs=0.0626)
-    assert "only-part" not in {found.code for found in told(path, "17x48x64")}
+    assert "only-part" not in {found.code for found in findings(path, "17x48x64")}
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "random-start"])

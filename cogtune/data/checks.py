@@ -149,7 +149,7 @@ def _look(
 
 
 def _stamps(sample: Sample, facts: Facts) -> list[Stamp]:
-    """How a sample's files stand; nothing when one is not there, which is for the inspectors to tell."""
+    """How a sample's files stand; nothing when one is missing, which the inspectors report."""
     with contextlib.suppress(CogtuneError):
         return [facts.stamp(path) for path in (sample.video, sample.image) if path is not None]
     return []
@@ -158,13 +158,13 @@ def _stamps(sample: Sample, facts: Facts) -> list[Stamp]:
 def _remembered(sample: Sample, stamps: Sequence[Stamp], facts: Facts) -> Seen | None:
     info = facts.known_probe(sample.video, stamps[0])
     known = facts.known(sample.image, "picture", stamps[1]) if sample.image is not None else None
-    image = ImageInfo(**known) if isinstance(known, dict) and known.keys() == _TOLD_OF_IMAGES else None
+    image = ImageInfo(**known) if isinstance(known, dict) and known.keys() == _IMAGE_FIELDS else None
     if info is None or (sample.image is not None and image is None):
         return None
     return Seen(info, image, ())
 
 
-_TOLD_OF_IMAGES = {field.name for field in fields(ImageInfo)}
+_IMAGE_FIELDS = {field.name for field in fields(ImageInfo)}
 
 
 def _check_sizes(settings: FrameSettings, spec: ModelSpec | None) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
-"""What a clip is: its size, colours and orientation from one frame, its frames and their times from its packets.
+"""Probing a clip: its size, colours and orientation from one frame, the number and times of its frames from packets.
 
-Packets are not frames: some are shown never, or with another one, and some cannot be decoded because what they build on
-was cut away. Where packets leave a doubt, the clip is decoded to be sure.
+Packets are not frames: some hold a frame that is never shown, some half a frame, and some cannot be decoded because the
+frames that they refer to were cut away. Where packets leave a doubt, the clip is decoded to be sure.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def _vp9_is_shown(packet: Any) -> bool:
 
 
 _SHOWN: dict[str, Callable[[Any], bool]] = {"vp8": _vp8_is_shown, "vp9": _vp9_is_shown}
-"""Of codecs with packets whose frames are never shown: how to tell."""
+"""For codecs with packets whose frames are never shown: whether a packet's is."""
 
 
 # ---------------------------------------------------------------------------------------------------- times

@@ -48,16 +48,17 @@ def measure(ticks: Sequence[int], tick: Fraction, claimed: Iterable[Fraction | N
     if not rising:
         return None
     usual = sorted(rising)[(len(rising) - 1) // 2]
-    times = [*accumulate((usual if gap < 0 else gap for gap in gaps), initial=0)]  # a clock set back goes on
+    times = [*accumulate((usual if gap < 0 else gap for gap in gaps), initial=0)]  # a clock that was set back continues
     measured = Fraction(len(gaps), times[-1]) / tick
-    places = [len(gaps)] if len(set(gaps)) == 1 else range(len(times))  # of equal gaps the last tells of all
+    even_steps = len(set(gaps)) == 1  # then the last frame is the farthest off
+    places = [len(gaps)] if even_steps else range(len(times))
     for rate in (*claimed, measured):
         if rate and _is_even(times, places, float(1 / rate / tick)):
             return Timing(float(rate))
     moving = [gap for gap in rising if gap <= PAUSE * usual]
     fps = len(moving) / (sum(moving) * tick)
     off = sum(abs(gap - usual) for gap in gaps if abs(gap - usual) > _rounding(usual))
-    return Timing(float(fps), tuple(round(float(time * tick), 6) for time in times), min(1.0, off / times[-1]))
+    return Timing(float(fps), tuple(round(time * float(tick), 6) for time in times), min(1.0, off / times[-1]))
 
 
 def _is_even(times: Sequence[int], places: Iterable[int], gap: float) -> bool:
