@@ -306,8 +306,8 @@ def generate(
         output: by default ``video.mp4``, or ``video-2.mp4`` and so on where that is taken.
 
     Raises:
-        CogtuneError: as :func:`fill_in`, or the image cannot be read, or the video not be written; what can be seen of
-            that is told first.
+        CogtuneError: as :func:`fill_in`, or the image cannot be read, or the video cannot be written; where possible
+            before the model is loaded.
     """
     target = output or free_name(Path(VIDEO_NAME))
     _check_output(target, force=force)

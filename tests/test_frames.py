@@ -126,6 +126,29 @@ def test_frames_given_is_just_what_can_be_taken() -> None:
                 view(clip, replace(wanted, size=Size(given + 1, 48, 64)), "ab")
 
 
+def uneven(seed: int) -> VideoInfo:
+    """A clip of 30 frames a second or so, with pauses."""
+    gaps = np.random.default_rng(seed).choice(
+        [0.03, 0.033, 0.036, 0.07, 0.4, 2.0], 60, p=[0.3, 0.3, 0.3, 0.06, 0.02, 0.02]
+    )
+    times = tuple(float(time) for time in np.cumsum([0.0, *gaps]))
+    return replace(info(len(times), 30.0), times=times)
+
+
+@pytest.mark.parametrize("sampling", ["head", "uniform", "random-start"])
+def test_what_can_be_taken_of_an_uneven_clip_is_taken(sampling: Any) -> None:
+    for seed in range(50):
+        clip, wanted = uneven(seed), settings(start=1, skip_end=2, sampling=sampling)
+        given = frames_given(clip, wanted)
+        for number in range(5):
+            chosen = indices(clip, replace(wanted, size=Size(max(1, given - number), 48, 64)), f"clip {number}")
+            assert len(set(chosen)) == max(1, given - number)
+            assert chosen == sorted(chosen)
+            assert 1 <= chosen[0] <= chosen[-1] < clip.num_frames - 2
+        with pytest.raises(ValueError, match="need"):
+            view(clip, replace(wanted, size=Size(given + 1, 48, 64)), "ab")
+
+
 def test_a_drawn_start_belongs_to_the_clip_and_the_seed() -> None:
     clip, wanted = info(300, 8.0), settings(sampling="random-start")
     starts = [indices(clip, wanted, f"clip {number}")[0] for number in range(2000)]
@@ -389,7 +412,7 @@ def test_any_kind_of_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
         (b"\x89PNG\r\n\x1a\n and then nothing", "it is in no known image format"),
     ],
 )
-def test_an_unreadable_image_is_told(tmp_path: Path, content: bytes | None, reason: str) -> None:
+def test_an_unreadable_image_is_refused(tmp_path: Path, content: bytes | None, reason: str) -> None:
     path = tmp_path / "a.png"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Stills come out at their right brightness or are refused, and what is dropped of them is told."""
+"""Stills come out at their right brightness or are refused, and what is dropped of them gets a warning."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_an_image_that_is_see_through_somewhere_is_known(tmp_path: Path, mode: s
     assert np.array_equal(read_image(path)[0, 0], (76, 76, 76) if mode == "LA" else (255, 0, 0))
 
 
-def test_an_opaque_image_is_not_told_of(tmp_path: Path) -> None:
+def test_an_opaque_image_gets_no_warning(tmp_path: Path) -> None:
     assert measure_image(cutout(tmp_path / "a.png", alpha=255), full=True).transparency == ""
 
 
@@ -169,7 +169,7 @@ def check(root: Path, facts: Facts | None = None) -> Report:
     return check_dataset(dataset(root), FrameSettings(size=Size(9, 64, 96), fps=8), facts=facts)
 
 
-def test_validate_tells_of_it_and_remembers(tmp_path: Path) -> None:
+def test_validate_warns_of_transparency_and_remembers_it(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
     cutout(root / "a.png")
@@ -197,7 +197,9 @@ def test_the_image_of_a_sample_video_is_looked_at_before_a_run(
     assert "see-through.png has transparency (RGBA), which is dropped" in capsys.readouterr().err
 
 
-def test_infer_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_infer_warns_of_transparency(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     image = cutout(tmp_path / "a.png")
     recipe = Recipe(
         base=tmp_path,

@@ -133,9 +133,7 @@ def _look(
     """Each sample's place and what is seen of its files, or was when they stood as they stand now."""
     asked: list[tuple[int, list[Stamp]]] = []
     for place, sample in enumerate(samples):
-        stamps = []
-        with contextlib.suppress(CogtuneError):  # a file that is not there is for the inspectors to tell
-            stamps = [facts.stamp(path) for path in (sample.video, sample.image) if path is not None]
+        stamps = _stamps(sample, facts)
         seen = None if full or not stamps else _remembered(sample, stamps, facts)
         if seen is None:
             asked.append((place, stamps))
@@ -145,23 +143,30 @@ def _look(
     with contextlib.closing(inspect(jobs, workers=workers)) as looks:
         for number, seen in looks:
             place, stamps = asked[number]
-            if stamps and not seen.problems and seen.info is not None:
+            if stamps and not seen.problems and seen.info is not None and stamps == _stamps(samples[place], facts):
                 facts.learn_probe(samples[place].video, seen.info, stamps[0])
                 if (image := samples[place].image) is not None and seen.image is not None:
                     facts.learn(image, "picture", asdict(seen.image), stamps[1])
             yield place, seen
 
 
+def _stamps(sample: Sample, facts: Facts) -> list[Stamp]:
+    """How a sample's files stand; nothing when one is missing, which the inspectors report."""
+    with contextlib.suppress(CogtuneError):
+        return [facts.stamp(path) for path in (sample.video, sample.image) if path is not None]
+    return []
+
+
 def _remembered(sample: Sample, stamps: Sequence[Stamp], facts: Facts) -> Seen | None:
     info = facts.known_probe(sample.video, stamps[0])
     known = facts.known(sample.image, "picture", stamps[1]) if sample.image is not None else None
-    image = ImageInfo(**known) if isinstance(known, dict) and known.keys() == _TOLD_OF_IMAGES else None
+    image = ImageInfo(**known) if isinstance(known, dict) and known.keys() == _IMAGE_FIELDS else None
     if info is None or (sample.image is not None and image is None):
         return None
     return Seen(info, image, ())
 
 
-_TOLD_OF_IMAGES = {field.name for field in fields(ImageInfo)}
+_IMAGE_FIELDS = {field.name for field in fields(ImageInfo)}
 
 
 def _check_sizes(settings: FrameSettings, spec: ModelSpec | None) -> Iterator[Finding]:

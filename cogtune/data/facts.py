@@ -99,13 +99,15 @@ class Facts:
         return str(self.remembered(path, "digest", digest_file))
 
     def probe(self, path: Path) -> VideoInfo:
-        """What the clip is: as :func:`cogtune.data.video.probe`, and it raises the same."""
+        """What the clip is: as :func:`cogtune.data.video.probe`, and it raises the same, or ``FileChanged``."""
         if not path.is_file():
             return probe(path)
         stamp = self.stamp(path)
         info = self.known_probe(path, stamp)
         if info is None:
             info = probe(path)
+            if self.stamp(path) != stamp:
+                raise FileChanged(path)
             self.learn_probe(path, info, stamp)
         return info
 

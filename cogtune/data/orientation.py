@@ -41,7 +41,11 @@ _DISPLAY_MATRIX = "DISPLAYMATRIX"
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
     """The orientation that a decoded frame's display matrix asks for; arbitrary angles become the nearest quarter."""
-    data: Any = frame.side_data.get(_DISPLAY_MATRIX)
+    from av.sidedata import sidedata
+
+    # not by frame.side_data: it and the frame would hold each other, and frames pile up until such pairs are collected
+    container: Any = sidedata.SideDataContainer
+    data = container(frame).get(_DISPLAY_MATRIX)
     return Orientation() if data is None else from_matrix(bytes(data))
 
 

@@ -1,7 +1,7 @@
-"""What a clip is: its size, colours and orientation from one frame, its frames and their times from its packets.
+"""Probing a clip: its size, colours and orientation from one frame, the number and times of its frames from packets.
 
-Packets are not frames: some are shown never, or with another one, and some cannot be decoded because what they build on
-was cut away. Where packets leave a doubt, the clip is decoded to be sure.
+Packets are not frames: some hold a frame that is never shown, some half a frame, and some cannot be decoded because the
+frames that they refer to were cut away. Where packets leave a doubt, the clip is decoded to be sure.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
             fps=timing.fps,
             height=height,
             width=width,
-            duration=(timing.times[-1] if timing.times else (count - 1) / timing.fps) + 1 / timing.fps,
+            duration=round((timing.times[-1] if timing.times else (count - 1) / timing.fps) + 1 / timing.fps, 6),
             codec=stream.codec_context.codec.canonical_name,
             pixel_format=frame.format.name,
             rotation=90 * shown.turns,
@@ -70,7 +70,14 @@ def _hdr(context: Any) -> str:
 
 
 def _has_alpha(frame: av.VideoFrame, stream: av.video.VideoStream) -> bool:
-    """Whether a pixel has an opacity; WebM keeps it apart from the picture, and says so in a tag."""
+    """Whether a pixel has an opacity; WebM keeps it apart from the picture, and says so in a tag.
+
+    Every GIF is decoded with one: there the first frame has to be see-through somewhere.
+    """
+    if frame.format.name == "bgra" and stream.codec_context.name == "gif":
+        plane, length = memoryview(frame.planes[0]), frame.planes[0].line_size
+        rows = range(0, frame.height * length, length)
+        return any(min(plane[row + 3 : row + 4 * frame.width : 4]) < 255 for row in rows)
     return any(component.is_alpha for component in frame.format.components) or stream.metadata.get("alpha_mode") == "1"
 
 
@@ -138,12 +145,14 @@ def _shown_frames(
         if timing is None or not timing.times:  # else these are times of decoding, and not those of showing
             return len(times), times
     shown = _shown_packets(path, codec.canonical_name, tick)
-    stamps = sorted(packet for packet in shown if packet is not None)
+    stamps = sorted(packet.time for packet in shown if packet.time is not None)
+    keys = [packet.time for packet in shown if packet.is_key and packet.time is not None]
+    in_order = len(set(stamps)) == len(shown) and keys == sorted(keys)  # else the clock was set back
     whole_packets = in_mp4 or not start.frame.interlaced_frame  # else each field of a frame may be a packet
-    if reliable and whole_packets and len(set(stamps)) == len(shown) and stamps[0] == shown[0]:
+    if reliable and whole_packets and in_order and stamps[0] == shown[0].time:
         return len(shown), stamps
     frames = _decoded_times(path, tick)
-    if len(stamps) == len(frames):
+    if in_order and len(stamps) == len(frames):  # not every container lets the decoder know these
         return len(frames), stamps
     known = [time for time in frames if time is not None]
     return len(frames), known if len(known) == len(frames) else ()
@@ -154,15 +163,23 @@ _FRAMES_AS_PACKETS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
 into one, or leave one empty. What decodes without other frames does neither."""
 
 
-def _shown_packets(path: Path, codec: str, tick: Callable[[], None]) -> list[int | None]:
-    """The timestamp of each packet that holds a frame which is shown."""
+@dataclass(frozen=True)
+class _Packet:
+    """When the frame in a packet is shown, if that is known, and whether it is a key frame."""
+
+    time: int | None
+    is_key: bool
+
+
+def _shown_packets(path: Path, codec: str, tick: Callable[[], None]) -> list[_Packet]:
+    """The packets that hold a frame which is shown."""
     is_shown: Callable[[Any], bool] = _SHOWN.get(codec, lambda _: True)
     with opened(path) as (container, stream):
         found = []
         for packet in demuxed(path, container, stream):
             tick()
             if packet.size and not packet.is_discard and is_shown(packet):
-                found.append(packet.pts)
+                found.append(_Packet(packet.pts, packet.is_keyframe))
         return found
 
 
@@ -197,7 +214,7 @@ def _vp9_is_shown(packet: Any) -> bool:
 
 
 _SHOWN: dict[str, Callable[[Any], bool]] = {"vp8": _vp8_is_shown, "vp9": _vp9_is_shown}
-"""Of codecs with packets whose frames are never shown: how to tell."""
+"""For codecs with packets whose frames are never shown: whether a packet's is."""
 
 
 # ---------------------------------------------------------------------------------------------------- times

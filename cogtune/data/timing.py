@@ -11,12 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, pairwise
-from statistics import median_low
 
 SAME_TIME = 0.1
 """By how much of the usual gap a frame may be off and still count as evenly spaced."""
 
-PAUSE = 3.0
+PAUSE = 2.5
 """A gap of more than this many usual ones is a pause, and says nothing about the rate."""
 
 
@@ -48,22 +47,24 @@ def measure(ticks: Sequence[int], tick: Fraction, claimed: Iterable[Fraction | N
     rising = [gap for gap in gaps if gap > 0]
     if not rising:
         return None
-    usual = median_low(rising)
-    times = [*accumulate((usual if gap < 0 else gap for gap in gaps), initial=0)]  # a clock set back goes on
+    usual = sorted(rising)[(len(rising) - 1) // 2]
+    times = [*accumulate((usual if gap < 0 else gap for gap in gaps), initial=0)]  # a clock that was set back continues
     measured = Fraction(len(gaps), times[-1]) / tick
+    even_steps = len(set(gaps)) == 1  # then the last frame is the farthest off
+    places = [len(gaps)] if even_steps else range(len(times))
     for rate in (*claimed, measured):
-        if rate and _is_even(times, float(1 / rate / tick)):
+        if rate and _is_even(times, places, float(1 / rate / tick)):
             return Timing(float(rate))
     moving = [gap for gap in rising if gap <= PAUSE * usual]
     fps = len(moving) / (sum(moving) * tick)
     off = sum(abs(gap - usual) for gap in gaps if abs(gap - usual) > _rounding(usual))
-    return Timing(float(fps), tuple(round(float(time * tick), 6) for time in times), min(1.0, off / times[-1]))
+    return Timing(float(fps), tuple(round(time * float(tick), 6) for time in times), min(1.0, off / times[-1]))
 
 
-def _is_even(times: Sequence[int], gap: float) -> bool:
-    """Whether frames are at multiples of ``gap``, give or take the tick that their times are rounded to."""
+def _is_even(times: Sequence[int], places: Iterable[int], gap: float) -> bool:
+    """Whether the frames at ``places`` are at multiples of ``gap``, give or take what their times are rounded by."""
     allowed = _rounding(gap)
-    return all(abs(time - index * gap) <= allowed for index, time in enumerate(times))
+    return all(abs(times[place] - place * gap) <= allowed for place in places)
 
 
 def _rounding(gap: float) -> float:
