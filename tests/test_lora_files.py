@@ -291,6 +291,17 @@ def test_doras_magnitudes_are_applied(naming: str, rslora: bool, tiny: Callable[
     assert torch.equal(effect(lora, tiny("2b")), answer(transformer))
 
 
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float64])
+def test_a_file_of_another_number_format_is_applied_as_it_is_stored(
+    stored: torch.dtype, ours: CogVideoXTransformer3DModel, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    tensors = renamed({name: value.to(stored) for name, value in bare(ours).items()}, kohya("lora_unet_"), alpha=ALPHA)
+    for name, value in ours.named_parameters():
+        if "lora_" in name:
+            value.data = value.data.to(stored).float()
+    assert torch.equal(effect(of(written(tmp_path, tensors), tiny("2b")), tiny("2b")), answer(ours))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_what_sits_in_a_half_precision_model_is_the_file_rounded(
     dtype: torch.dtype, ours: CogVideoXTransformer3DModel, tiny: Callable[[str], Path], tmp_path: Path
@@ -393,6 +404,22 @@ REFUSED: dict[str, tuple[Writer, str]] = {
             to,
         )[2],
         "of the kind LOHA",
+    ),
+    "an alpha of nothing": (
+        lambda to, ours: written(to, bare(ours), {"lora_config": '{"lora_alpha": 0}'}),
+        "its settings say an alpha of 0, not a number above 0",
+    ),
+    "a pattern of nonsense": (
+        lambda to, ours: written(
+            to, bare(ours), {"lora_config": '{"lora_alpha": 2, "alpha_pattern": {"(": 1, "to_q": "x"}}'}
+        ),
+        "its settings say an alpha of 'x'",
+    ),
+    "SAT": (
+        lambda to, ours: torch_saved(
+            to, {"module": {"model.diffusion_model.transformer.layers.0.attention.dense.matrix_A.0": torch.ones(4, 8)}}
+        ),
+        "format of SAT: export it",
     ),
     "DoRA without magnitudes": (
         lambda to, ours: written(to, bare(ours), {"lora_config": '{"use_dora": true}'}),
@@ -581,6 +608,18 @@ def test_a_folder_without_a_lora_names_those_below_it(ours: CogVideoXTransformer
         find_lora(tmp_path)
     assert [Path(line).parent.name for line in caught.value.details] == ["checkpoint-1000", "checkpoint-500"]
     assert find_lora(tmp_path / "checkpoint-500").is_file()
+    (tmp_path / "both").mkdir()
+    for name in "ab":
+        written(tmp_path, bare(ours)).rename(tmp_path / "both" / f"{name}.safetensors")
+    with pytest.raises(UsageError, match="meant for sure") as caught:
+        find_lora(tmp_path / "both")
+    assert [Path(line).name for line in caught.value.details] == ["a.safetensors", "b.safetensors"]
+    (tmp_path / "both" / "a.safetensors").unlink()
+    assert find_lora(tmp_path / "both").name == "b.safetensors"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").touch()
+    with pytest.raises(UsageError, match="is a whole model") as caught:
+        find_lora(tmp_path / "model")
     with pytest.raises(UsageError, match="hf download"):
         find_lora(tmp_path / "gone")
 

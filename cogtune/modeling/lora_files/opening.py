@@ -86,11 +86,15 @@ def find_lora(path: Path) -> Path:
             f"there is no LoRA in {path}: no such file or folder",
             "give a run's folder, a checkpoint, or a LoRA file; fetch one from the Hub with `hf download` first",
         )
-    below = sorted(found for folder in path.glob("*/") if (found := _file_in(folder)) is not None)
+    if (path / "model_index.json").is_file():
+        raise UsageError(f"{path} is a whole model, not a LoRA", "give it as --model")
+    below = [file for name in FILE_NAMES for file in path.glob(f"*/{name}")]
+    here = [file for file in path.glob("*") if file.suffix in SUFFIXES and file.is_file()]
+    candidates = sorted(here) or sorted(below)
     raise UsageError(
-        f"there is no LoRA in {path} itself, and no checkpoint of cogtune",
-        "give one of the files below" if below else "give a run's folder, a checkpoint, or a LoRA file",
-        details=[str(file) for file in below],
+        f"there is no LoRA in {path} that is meant for sure, and no checkpoint of cogtune",
+        "give one of these files" if candidates else "give a run's folder, a checkpoint, or a LoRA file",
+        details=[str(file) for file in candidates],
     )
 
 
