@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -306,10 +307,21 @@ def test_a_file_of_another_number_format_is_applied_as_it_is_stored(
 def test_what_sits_in_a_half_precision_model_is_the_file_rounded(
     dtype: torch.dtype, ours: CogVideoXTransformer3DModel, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    transformer = base(tiny("2b"), dtype=dtype)
     lora = of(TOLD["kohya, musubi-tuner"](tmp_path, ours), tiny("2b"))
-    add_to(transformer, lora)
-    check_applied(transformer, lora)
+    dora = replace(
+        lora,
+        pairs={
+            name: replace(pair, magnitude=torch.rand(pair.up.shape[0]))
+            for name, pair in lora.pairs.items()
+            if name != "patch_embed.proj"
+        },
+    )
+    for one in (lora, dora):
+        transformer = base(tiny("2b"), dtype=dtype)
+        add_to(transformer, one, scale=0.3)
+        check_applied(transformer, one, scale=0.3)
+        with pytest.raises(CogtuneError, match="strength"):
+            check_applied(transformer, one)
 
 
 # ------------------------------------------------------------------------------------------------------- refused
