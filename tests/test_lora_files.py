@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -475,6 +476,38 @@ def test_what_is_no_file_of_weights_is_told_for_what_it_is(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CogtuneError, match=told):
         read_lora(tmp_path / name)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
+def test_a_file_that_was_damaged_anywhere_is_told_in_words(
+    form: str, ours: CogVideoXTransformer3DModel, tmp_path: Path
+) -> None:
+    """Cut short, and with bytes changed in what describes the tensors."""
+    tensors = renamed(bare(ours), kohya("lora_unet_"), alpha=ALPHA)
+    if form == "safetensors":
+        path = written(tmp_path, tensors)
+    else:
+        torch.save(tensors, path := tmp_path / "x.pt", _use_new_zipfile_serialization=form == "zip")
+    whole, random = path.read_bytes(), Random(5)
+    failures: set[tuple[str, str]] = set()
+    for attempt in range(300):
+        data = bytearray(whole)
+        if attempt % 2:
+            data = data[: random.randrange(len(whole))]
+        else:
+            for _ in range(3):
+                place = random.randrange(4000)
+                data[place if attempt % 4 else -place - 1] = random.randrange(256)
+        path.write_bytes(data)
+        try:
+            read_lora(path)
+        except CogtuneError as error:
+            failures.add((error.message, error.hint))
+    assert len(failures) > 1
+    for message, hint in failures:
+        assert str(path) in message
+        assert hint
+        assert "space" not in message
 
 
 def test_a_safetensors_file_of_another_name_is_read(
