@@ -148,6 +148,8 @@ def _asked_lora(request: Request) -> Lora | None:
 
 def _at_strength(lora: Lora, alpha: float | None) -> Lora:
     """The LoRA with the alpha that is asked for; what is assumed of a file that does not say it is told."""
+    if lora.changes_nothing:
+        console.warn(f"{lora.path} changes nothing: all of its B matrices are zero, as before a training's first step")
     silent, rank = lora.without_alpha, lora.ranks[0]
     if alpha is None:
         if silent:

@@ -206,6 +206,9 @@ def get_ready(
         resolved = with_init_lora(resolved, spec, console.warn)
         config = resolved.config
         began_with = describe_init(config)
+        targets = ", ".join(config.target_modules) if len(config.target_modules) < 9 else "its layers"
+        told = f"rank {config.rank}, alpha {config.lora_alpha:g}, on {targets}"
+        console.note(f"the run begins with {config.init_lora}: {told}")
     check(config, spec)
     for told in advice(config, spec):
         console.note(told)

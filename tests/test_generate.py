@@ -214,6 +214,17 @@ def test_a_lora_of_any_program_changes_the_video_alike(
     assert "4 of its 12 layers are not in the base: transformer_blocks.41.attn1" in str(caught.value)
 
 
+def test_a_lora_given_as_the_model_is_told(lora: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="is a file, and a model is a folder") as caught:
+        fill_in(Request(model=str(lora()), prompt="x"))
+    assert "--lora" in caught.value.hint
+
+
+def test_a_lora_that_changes_nothing_is_told(lora: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    fill_in(Request(lora=lora()))
+    assert "changes nothing: all of its B matrices are zero" in capsys.readouterr().err
+
+
 def test_a_strength_without_a_lora_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
         fill_in(Request(model="tiny:2b", prompt="x", lora_scale=0.5, lora_alpha=4))

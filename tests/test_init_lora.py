@@ -112,7 +112,7 @@ def refused(clips: Path, tmp_path: Path, **flags: Any) -> CogtuneError:
 
 
 def test_what_the_run_asks_for_and_the_file_lacks_is_told_at_once(
-    trained: tuple[Path, float], clips: Path, tmp_path: Path
+    trained: tuple[Path, float], clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, _ = trained
     asked = {"rank": 8, "alpha": 4, "target_modules": ["to_q"], "dora": True}
@@ -129,6 +129,7 @@ def test_what_the_run_asks_for_and_the_file_lacks_is_told_at_once(
         "attn1.to_q",
     )
     assert "type lora" in refused(clips, tmp_path, init_lora=run, type="sft").message
+    assert f"the run begins with {run / LORA_WEIGHTS_NAME}: rank 4, alpha 2, on" in capsys.readouterr().err
     assert "there is no LoRA in" in refused(clips, tmp_path, init_lora=tmp_path / "gone").message
     assert "does not fit tiny" in refused(clips, tmp_path, init_lora=wide(tmp_path)).message
 

@@ -6,7 +6,9 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -291,14 +293,36 @@ def test_doras_magnitudes_are_applied(naming: str, rslora: bool, tiny: Callable[
     assert torch.equal(effect(lora, tiny("2b")), answer(transformer))
 
 
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float64])
+def test_a_file_of_another_number_format_is_applied_as_it_is_stored(
+    stored: torch.dtype, ours: CogVideoXTransformer3DModel, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    tensors = renamed({name: value.to(stored) for name, value in bare(ours).items()}, kohya("lora_unet_"), alpha=ALPHA)
+    for name, value in ours.named_parameters():
+        if "lora_" in name:
+            value.data = value.data.to(stored).float()
+    assert torch.equal(effect(of(written(tmp_path, tensors), tiny("2b")), tiny("2b")), answer(ours))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_what_sits_in_a_half_precision_model_is_the_file_rounded(
     dtype: torch.dtype, ours: CogVideoXTransformer3DModel, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    transformer = base(tiny("2b"), dtype=dtype)
     lora = of(TOLD["kohya, musubi-tuner"](tmp_path, ours), tiny("2b"))
-    add_to(transformer, lora)
-    check_applied(transformer, lora)
+    dora = replace(
+        lora,
+        pairs={
+            name: replace(pair, magnitude=torch.rand(pair.up.shape[0]))
+            for name, pair in lora.pairs.items()
+            if name != "patch_embed.proj"
+        },
+    )
+    for one in (lora, dora):
+        transformer = base(tiny("2b"), dtype=dtype)
+        add_to(transformer, one, scale=0.3)
+        check_applied(transformer, one, scale=0.3)
+        with pytest.raises(CogtuneError, match="strength"):
+            check_applied(transformer, one)
 
 
 # ------------------------------------------------------------------------------------------------------- refused
@@ -394,6 +418,22 @@ REFUSED: dict[str, tuple[Writer, str]] = {
         )[2],
         "of the kind LOHA",
     ),
+    "an alpha of nothing": (
+        lambda to, ours: written(to, bare(ours), {"lora_config": '{"lora_alpha": 0}'}),
+        "its settings say an alpha of 0, not a number above 0",
+    ),
+    "a pattern of nonsense": (
+        lambda to, ours: written(
+            to, bare(ours), {"lora_config": '{"lora_alpha": 2, "alpha_pattern": {"(": 1, "to_q": "x"}}'}
+        ),
+        "its settings say an alpha of 'x'",
+    ),
+    "SAT": (
+        lambda to, ours: torch_saved(
+            to, {"module": {"model.diffusion_model.transformer.layers.0.attention.dense.matrix_A.0": torch.ones(4, 8)}}
+        ),
+        "format of SAT: export it",
+    ),
     "DoRA without magnitudes": (
         lambda to, ours: written(to, bare(ours), {"lora_config": '{"use_dora": true}'}),
         "says that it is a DoRA, and has no magnitudes",
@@ -436,6 +476,38 @@ def test_what_is_no_file_of_weights_is_told_for_what_it_is(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CogtuneError, match=told):
         read_lora(tmp_path / name)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
+def test_a_file_that_was_damaged_anywhere_is_told_in_words(
+    form: str, ours: CogVideoXTransformer3DModel, tmp_path: Path
+) -> None:
+    """Cut short, and with bytes changed in what describes the tensors."""
+    tensors = renamed(bare(ours), kohya("lora_unet_"), alpha=ALPHA)
+    if form == "safetensors":
+        path = written(tmp_path, tensors)
+    else:
+        torch.save(tensors, path := tmp_path / "x.pt", _use_new_zipfile_serialization=form == "zip")
+    whole, random = path.read_bytes(), Random(5)
+    failures: set[tuple[str, str]] = set()
+    for attempt in range(300):
+        data = bytearray(whole)
+        if attempt % 2:
+            data = data[: random.randrange(len(whole))]
+        else:
+            for _ in range(3):
+                place = random.randrange(4000)
+                data[place if attempt % 4 else -place - 1] = random.randrange(256)
+        path.write_bytes(data)
+        try:
+            read_lora(path)
+        except CogtuneError as error:
+            failures.add((error.message, error.hint))
+    assert len(failures) > 1
+    for message, hint in failures:
+        assert str(path) in message
+        assert hint
+        assert "space" not in message
 
 
 def test_a_safetensors_file_of_another_name_is_read(
@@ -581,6 +653,18 @@ def test_a_folder_without_a_lora_names_those_below_it(ours: CogVideoXTransformer
         find_lora(tmp_path)
     assert [Path(line).parent.name for line in caught.value.details] == ["checkpoint-1000", "checkpoint-500"]
     assert find_lora(tmp_path / "checkpoint-500").is_file()
+    (tmp_path / "both").mkdir()
+    for name in "ab":
+        written(tmp_path, bare(ours)).rename(tmp_path / "both" / f"{name}.safetensors")
+    with pytest.raises(UsageError, match="meant for sure") as caught:
+        find_lora(tmp_path / "both")
+    assert [Path(line).name for line in caught.value.details] == ["a.safetensors", "b.safetensors"]
+    (tmp_path / "both" / "a.safetensors").unlink()
+    assert find_lora(tmp_path / "both").name == "b.safetensors"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").touch()
+    with pytest.raises(UsageError, match="is a whole model") as caught:
+        find_lora(tmp_path / "model")
     with pytest.raises(UsageError, match="hf download"):
         find_lora(tmp_path / "gone")
 

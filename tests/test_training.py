@@ -161,7 +161,7 @@ def test_a_run_may_not_mix_buckets_that_the_model_cannot_have(clips: Path, tmp_p
     with pytest.raises(UsageError) as caught:
         plan_for(clips, tmp_path / "out", model="tiny:5b-i2v", buckets="10x64x96,9x64x4096,9x32x96")
     assert [detail.split(":")[0] for detail in caught.value.details] == [
-        "size 10x64x96", "size 9x64x4096", "size 9x64x4096", "size 9x32x96", "size 9x32x96",
+        "size 10x64x96", "size 10x64x96", "size 9x64x4096", "size 9x64x4096", "size 9x32x96", "size 9x32x96",
     ]  # fmt: skip
 
 

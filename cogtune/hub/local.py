@@ -164,7 +164,7 @@ def check_tensors(files: Mapping[str, Path]) -> None:
         if not shapes:
             problems.append(f"{name} holds no tensors")
         elif name == LORA_WEIGHTS_NAME and not any(".lora_A." in key for key in shapes):
-            problems.append(f"{path} holds no LoRA adapter")
+            problems.append(f"{path} holds no LoRA adapter in the diffusers format")
         problems += [f"{name}: {key} is empty, of shape {shape}" for key, shape in shapes.items() if 0 in shape]
     if problems:
         raise CogtuneError(

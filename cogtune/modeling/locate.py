@@ -28,6 +28,11 @@ def locate(reference: str, *, weights: bool = True) -> Path:
     folder = Path(reference).expanduser()
     if folder.is_dir():
         return folder.absolute()
+    if folder.is_file():
+        raise UsageError(
+            f"{reference} is a file, and a model is a folder",
+            "a LoRA is given to `cogtune infer` as --lora, to `cogtune train` as --init-lora, and --model is its base",
+        )
     if reference.startswith(TINY):
         name = reference.removeprefix(TINY)
         if name not in VARIANTS:

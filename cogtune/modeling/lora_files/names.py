@@ -72,18 +72,18 @@ _BLOCK = re.compile(r"(?:transformer_)?blocks_(\d+)_(.+)")
 _FIRST = "transformer_blocks.0."
 
 OTHER_METHODS = {
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
-    "oft_": "OFT",
-    "boft_": "BOFT",
-    "vera_": "VeRA",
-    "lora_mid": "a Tucker decomposition (LoCon)",
-    "ia3_": "IA3",
-    "diff_b": "changed biases",
-    ".diff": "whole changed weights",
-    "lora_embedding_": "adapted embeddings",
+    r"[._]hada_": "LoHa",
+    r"[._]lokr_": "LoKr",
+    r"[._]oft_": "OFT",
+    r"[._]boft_": "BOFT",
+    r"[._]vera_": "VeRA",
+    r"[._]lora_mid": "a Tucker decomposition (LoCon)",
+    r"[._]ia3_": "IA3",
+    r"[._]diff_b$": "changed biases",
+    r"[._]diff$": "whole changed weights",
+    r"[._]lora_embedding_": "adapted embeddings",
 }
-"""Signs in a tensor's name of what is no LoRA, and what it is."""
+"""Patterns of tensors' names that are no LoRA, and what they are."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import zipfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,11 +86,15 @@ def find_lora(path: Path) -> Path:
             f"there is no LoRA in {path}: no such file or folder",
             "give a run's folder, a checkpoint, or a LoRA file; fetch one from the Hub with `hf download` first",
         )
-    below = sorted(found for folder in path.glob("*/") if (found := _file_in(folder)) is not None)
+    if (path / "model_index.json").is_file():
+        raise UsageError(f"{path} is a whole model, not a LoRA", "give it as --model")
+    below = [file for name in FILE_NAMES for file in path.glob(f"*/{name}")]
+    here = [file for file in path.glob("*") if file.suffix in SUFFIXES and file.is_file()]
+    candidates = sorted(here) or sorted(below)
     raise UsageError(
-        f"there is no LoRA in {path} itself, and no checkpoint of cogtune",
-        "give one of the files below" if below else "give a run's folder, a checkpoint, or a LoRA file",
-        details=[str(file) for file in below],
+        f"there is no LoRA in {path} that is meant for sure, and no checkpoint of cogtune",
+        "give one of these files" if candidates else "give a run's folder, a checkpoint, or a LoRA file",
+        details=[str(file) for file in candidates],
     )
 
 
@@ -142,14 +146,15 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         CogtuneError: it is damaged, or holds what is more than tensors.
     """
     try:
-        with explained(path, "read"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old and odd pickles, which are read or refused all the same
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CogtuneError(
             f"{path} holds more than weights, and opening it could run code that is in it",
             "have the program that made it save a .safetensors file",
         ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged pickle may raise anything
         reason = (str(error).splitlines() or ["it is cut short"])[0]
         raise CogtuneError(f"{path} cannot be read: {reason}", "copy or download it again") from error
     while isinstance(value, dict) and not any(isinstance(item, Tensor) for item in value.values()):

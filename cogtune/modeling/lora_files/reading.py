@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections import Counter
@@ -58,6 +59,11 @@ class Lora:
     def dora(self) -> bool:
         """Whether it has magnitudes."""
         return any(pair.magnitude is not None for pair in self.pairs.values())
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether every B is zero, as before the first step of a training."""
+        return not any(bool(pair.up.any()) for pair in self.pairs.values())
 
     @property
     def ranks(self) -> list[int]:
@@ -195,14 +201,26 @@ def _alpha_of(
             problems.append(f"{key} is {value}, not a number above 0")
             return None
         return float(tensor)
-    config = opened.config
-    pattern = config.get("alpha_pattern") or {}
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", layer):  # as PEFT reads it
-            return float(value)
-    for said in (config.get("lora_alpha"), opened.network_alpha, opened.facts.get("alpha")):
-        if isinstance(said, (int, float)):
+    settings = opened.config
+    said = _of_pattern(settings.get("alpha_pattern"), layer)
+    said = settings.get("lora_alpha") if said is None else said
+    if said is not None:
+        if isinstance(said, (int, float)) and math.isfinite(said) and said > 0:
             return float(said)
+        told = f"its settings say an alpha of {said!r}, not a number above 0"
+        if told not in problems:
+            problems.append(told)
+        return None
+    ours = opened.facts.get("alpha")
+    return opened.network_alpha or (float(ours) if isinstance(ours, (int, float)) else None)
+
+
+def _of_pattern(pattern: Any, layer: str) -> Any:
+    """What PEFT's ``alpha_pattern`` says of a layer, None if nothing."""
+    for key, value in pattern.items() if isinstance(pattern, dict) else ():
+        with contextlib.suppress(re.error):
+            if re.match(rf"(.*\.)?({key})$", layer):  # as PEFT reads it
+                return value
     return None
 
 
@@ -274,12 +292,14 @@ def _what_now(opened: Opened) -> str:
     """What to do with a file that is not used."""
     keys = list(opened.tensors)
     for sign, method in OTHER_METHODS.items():
-        if any(sign in key for key in keys):
+        if any(re.search(sign, key) for key in keys):
             return f"it has tensors of {method}, and cogtune reads LoRA and DoRA"
     if any(key.startswith(("lora_te", "text_encoder")) for key in keys):
         return "it adapts a text encoder too, and CogVideoX is trained without: was it made for another model?"
     if any("lora" in key for key in keys):
         return "it was made for another model, or by a program whose names cogtune does not know"
+    if any(".matrix_A." in key for key in keys):
+        return "it is in the format of SAT: export it with CogVideo's tools/export_sat_lora_weight.py"
     if not keys:
         return "copy or download it again, or have the program that made it save it once more"
     return "whole weights are given to --model: a run, a checkpoint or a merged folder"
