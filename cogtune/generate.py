@@ -14,6 +14,7 @@ from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 
 from cogtune import console
 from cogtune.checkpoints import STATE_NAME, checkpoints, read_state
+from cogtune.data import own
 from cogtune.data.frames import load_image
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError, UsageError
@@ -250,5 +251,5 @@ def generate(request: Request, output: Path, on_step: Callable[[int], None] | No
     _check_output(output)
     recipe = fill_in(request)
     frames = sample(load_pipeline(recipe), recipe, request, on_step)
-    write_video(output, frames, recipe.fps)
+    write_video(output, frames, recipe.fps, own.MARK)
     return recipe

@@ -59,10 +59,10 @@ class _Pairs:
         if (beside := self._named(_key(clip))) is not None:
             return beside
         if (beside := self._named(nfc(str(clip)))) is not None:
-            return _Caption(beside.file, "a caption is called a.mp4.txt, not a.txt")
+            return _Caption(beside.file, "captions read under the whole name of their clips, such as a.mp4.txt")
         for key, name in self._in_folders(clip):
             if (apart := self._named(key)) is not None:
-                return _Caption(apart.file, f"captions are in {name}/, not beside their clips")
+                return _Caption(apart.file, f"captions read from {name}/, not from beside their clips")
         return None
 
     def _named(self, key: str) -> _Caption | None:
@@ -71,10 +71,10 @@ class _Pairs:
             return None
         if CAPTION_SUFFIX in there:
             file = there[CAPTION_SUFFIX]
-            how = "" if file.suffix == CAPTION_SUFFIX else f"captions end in {file.suffix}, not .txt"
+            how = "" if file.suffix == CAPTION_SUFFIX else f"captions read from {file.suffix} files, not .txt"
             return _Caption(file, how)
         suffix = next(suffix for suffix in OTHER_CAPTION_SUFFIXES if suffix in there)
-        return _Caption(there[suffix], f"captions end in {there[suffix].suffix}, not .txt")
+        return _Caption(there[suffix], f"captions read from {there[suffix].suffix} files, not .txt")
 
     @cached_property
     def _caption_folders(self) -> dict[str, str]:

@@ -54,7 +54,7 @@ def _files(folder: Folder) -> dict[str, str]:
     if CAPTIONS in found or VIDEOS in found:
         for name, file in found.items():
             if file != name:
-                folder.taken(file, f"it is read as the list {name}", file)
+                folder.taken(file, f"read as {name}")
     return found
 
 
@@ -127,8 +127,7 @@ def _look_at_each(folder: Folder, files: dict[str, str], lists: Lines, findings:
             for number, line in enumerate(lists.get(name, []), start=1)
             if line
         ]
-        role = "video" if name == VIDEOS else "image"
-        samples = to_samples(folder, entries, findings, role=role)
+        samples = to_samples(folder, entries, findings, role="video" if name == VIDEOS else "image")
         clips += samples if name == VIDEOS else []
     captions = [
         Sample(f"{files[CAPTIONS]}:{number}", Path(), line)

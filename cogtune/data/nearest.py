@@ -42,12 +42,12 @@ class Nearest:
         if len(alike) != 1:
             return None
         if plain != text:
-            return alike[0], "quotes around a path are not part of it"
+            return alike[0], "paths read without the quotes around them"
         if slashed != plain:
-            return alike[0], "\\ in a path is read as /"
+            return alike[0], "paths read with / in place of \\"
         if nfc(str(alike[0])) == nfc(path):
-            return alike[0], "a path and its file's name are in different Unicode forms (NFC and NFD)"
-        return alike[0], "a path and its file's name differ in upper and lower case"
+            return alike[0], "paths found under another Unicode form of their name (NFC or NFD)"
+        return alike[0], "paths found in other upper and lower case"
 
     def where_to_look(self, text: str) -> str:
         """The hint about a path that is not there: the nearest file, or where paths start."""
