@@ -1,4 +1,4 @@
-"""What cogtune writes into a dataset's folder is never read as data, and what a dataset names elsewhere never at all."""
+"""What cogtune writes into a dataset is never read as data, and what a dataset names elsewhere is not read at all."""
 
 from __future__ import annotations
 

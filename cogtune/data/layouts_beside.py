@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 
 from cogtune.config import DataFormat
@@ -100,12 +100,19 @@ class _Pairs:
         return {file: caption for file, caption in pairs.items() if caption is not None or is_clip(file)}
 
 
+@lru_cache(maxsize=1)
+def _pairs(folder: Folder) -> _Pairs:
+    """Those of a folder: worked out once for finding out its layout and for reading it."""
+    return _Pairs(folder)
+
+
 def _key(file: PurePosixPath) -> str:
     return nfc(str(file.with_suffix("")))
 
 
 def _read(folder: Folder) -> Content:
-    pairs, findings = _Pairs(folder), list[Finding]()
+    pairs, findings = _pairs(folder), list[Finding]()
+    _pairs.cache_clear()
     clips = [clip for clip in pairs.clips if _is_usable(folder, clip, findings)]
     for error in folder.refused:
         name = os.path.relpath(error.filename, folder.root)
@@ -219,12 +226,12 @@ def _left_out(pairs: _Pairs) -> Iterator[Finding]:
 
 
 def _detect(folder: Folder) -> DataFormat | None:
-    pairs = _Pairs(folder).clips.values()
+    pairs = _pairs(folder).clips.values()
     return "beside" if any(caption is not None and not caption.how for caption in pairs) else None
 
 
 def _almost_detect(folder: Folder) -> DataFormat | None:
-    return "beside" if any(caption is not None for caption in _Pairs(folder).clips.values()) else None
+    return "beside" if any(caption is not None for caption in _pairs(folder).clips.values()) else None
 
 
 BESIDE = Layout(
