@@ -95,7 +95,9 @@ def unpaired(root: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [one_clip, one_caption, beside, labels, elsewhere, misspelt, bad_rows, unpaired], ids=lambda make: make.__name__
+    "make",
+    [one_clip, one_caption, beside, labels, elsewhere, misspelt, bad_rows, unpaired],
+    ids=lambda make: make.__name__,
 )
 def test_twice_the_samples_take_twice_the_work(tmp_path: Path, make: Callable[[Path, int], None]) -> None:
     took = []
