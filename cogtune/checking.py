@@ -14,11 +14,17 @@ from cogtune.data.findings import listed
 from cogtune.data.images import HINT, transparency_warning
 from cogtune.data.prompts import Watched, choose_prompts
 from cogtune.data.quarantine import without_quarantined, write_quarantine
-from cogtune.data.sources import Dataset, Reading, locate_dataset, read_dataset
-from cogtune.errors import CogtuneError, UsageError
+from cogtune.data.sources import Dataset, Reading, locate_dataset, read_dataset, takes_every_file
+from cogtune.errors import CogtuneError, UsageError, counted
 from cogtune.modeling.locate import locate
 from cogtune.modeling.tokens import cut_short, token_counter
 from cogtune.models import TINY, ModelSpec, published, published_spec, read_spec
+
+MOST_TOLD = 100
+"""Errors that are told before a run; a dataset may have as many as it has samples."""
+
+_ALWAYS_TOLD = frozenset({"left-out", "own-files", "read-as"})
+"""Notes that say what of a folder is data: they are told before a run, too."""
 
 
 def validate(
@@ -51,7 +57,7 @@ def validate(
     report = _checked(dataset, config, spec, full=full)
     if quarantine is not None:
         count = write_quarantine(quarantine, dataset, report.findings, strict=strict)
-        console.note(f"{quarantine} names {count} sample{'' if count == 1 else 's'} to leave out")
+        console.note(f"{quarantine} names {counted(count, 'sample')} to leave out")
     if page is not None:
         from cogtune.report.dataset import MOST_CLIPS, Checked, write_dataset_report
 
@@ -67,7 +73,8 @@ def _checked(
 ) -> Report:
     settings = caching.frame_settings(config, spec)
     count = token_counter(config.model, config.id_token)
-    with console.progress("checking", len(dataset.samples)) as progress:
+    count_listed = len(dataset.samples) + len(dataset.unpaired.clips)
+    with console.progress("checking", count_listed) as progress:
         return check_dataset(dataset, settings, spec, full=full, count_tokens=count, facts=facts, tell=progress.advance)
 
 
@@ -80,17 +87,16 @@ def with_data_here(config: RunConfig, *, download: bool = True) -> RunConfig:
 
 
 def _read(config: RunConfig) -> Dataset:
-    return read_dataset(
-        config.data,
-        Reading(
-            format=config.format,
-            caption_column=config.caption_column,
-            video_column=config.video_column,
-            image_column=config.image_column,
-            allow_outside=config.allow_outside,
-            media=caching.store_of(config).root / "media",
-        ),
+    reading = Reading(
+        format=config.format,
+        caption_column=config.caption_column,
+        video_column=config.video_column,
+        image_column=config.image_column,
+        allow_outside=config.allow_outside,
+        media=caching.store_of(config).root / "media",
     )
+    with console.progress("reading", 0) as progress:
+        return read_dataset(config.data, reading, progress.move_to)
 
 
 def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
@@ -109,13 +115,32 @@ def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
         raise CogtuneError(
             f"{config.data} cannot be trained on as it is",
             f"`{command}` explains each",
-            details=[f"{finding.where}: {finding.message}" for finding in errors],
+            details=[f"{finding.where}: {finding.message}" for finding in errors[:MOST_TOLD]]
+            + ([f"{len(errors) - MOST_TOLD:,} more"] if len(errors) > MOST_TOLD else []),
         )
+    for found in report.findings:
+        if found.code in _ALWAYS_TOLD:
+            console.note(f"{found.where}: {found.message}")
     warnings = sum(finding.severity == "warning" for finding in report.findings)
     if warnings:
-        noun = "a warning" if warnings == 1 else f"{warnings} warnings"
-        console.note(f"{noun} about the dataset; to see: {command}")
+        console.note(f"{counted(warnings, 'warning')} about the dataset; to see: {command}")
     return dataset
+
+
+def check_output(config: RunConfig) -> None:
+    """Refuse an output folder inside a dataset of which every file is read.
+
+    In every other layout a run's own files are known as such, wherever they are.
+
+    Raises:
+        UsageError: the datasets library would read the run's sample videos as data.
+    """
+    inside = config.output.resolve().is_relative_to(config.data.resolve())
+    if inside and config.format == "datasets" and takes_every_file(config.data):
+        raise UsageError(
+            f"--output {config.output} is inside the dataset, of which the datasets library reads every file",
+            "choose an --output outside of it",
+        )
 
 
 def read_for_training(config: RunConfig) -> Dataset:
@@ -125,8 +150,8 @@ def read_for_training(config: RunConfig) -> Dataset:
         return dataset
     remaining = without_quarantined(dataset, file)
     if remaining.left_out:
-        noun = "sample is" if remaining.left_out == 1 else "samples are"
-        console.note(f"{remaining.left_out} {noun} left out, as {file} says")
+        verb = "is" if remaining.left_out == 1 else "are"
+        console.note(f"{counted(remaining.left_out, 'sample')} {verb} left out, as {file} says")
     if remaining.unknown:
         console.warn(f"{file} names what {dataset.root} does not have: {listed(remaining.unknown)}")
     return remaining.dataset

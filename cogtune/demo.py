@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cogtune import checking, console, runs
 from cogtune.data.synthetic import draw_dataset
-from cogtune.errors import UsageError
+from cogtune.errors import UsageError, counted
 from cogtune.files import remove_folder, write_text
 from cogtune.resolving import resolve
 
@@ -37,7 +37,7 @@ def run(folder: Path) -> Iterator[str]:
     resolved = resolve(preset_name=PRESET, flags=flags)
     console.note(f"2/5 checking them: cogtune dataset validate {data} --preset {PRESET}")
     report = checking.validate(resolved.config)
-    console.note(f"    {report.counts['clips']} clips open, {report.counts['error']} errors")
+    console.note(f"    {counted(report.counts['clips'], 'clip')} open, {counted(report.counts['error'], 'error')}")
     console.note(f"3/5 encoding them: cogtune dataset cache {data} --preset {PRESET}")
     console.note(f"    {runs.cache(resolved.config)}")
     console.note(f"4/5 training a LoRA: cogtune train --preset {PRESET} --data {data} --output {output}")

@@ -13,6 +13,7 @@ from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 
 from cogtune import console
 from cogtune.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
+from cogtune.data import own
 from cogtune.data.frames import load_image
 from cogtune.data.images import transparency_warning
 from cogtune.data.video import write_video
@@ -321,5 +322,5 @@ def generate(
     video = output or Path(VIDEO_NAME)
     if not force:
         video = free_name(video)  # another program may have written one meanwhile
-    write_video(video, frames, recipe.fps)
+    write_video(video, frames, recipe.fps, own.MARK)
     return Made(recipe, video)

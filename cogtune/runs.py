@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cogtune import caching, console, launch
-from cogtune.checking import checked_dataset, read_for_training, watched_by, with_data_here
+from cogtune.checking import check_output, checked_dataset, read_for_training, watched_by, with_data_here
 from cogtune.checkpoints import after, check_fits, checkpoints, choose, read_state
 from cogtune.config import RunConfig
 from cogtune.containment import refuse_links_out
@@ -19,7 +19,7 @@ from cogtune.data.frames import FrameSettings
 from cogtune.data.index import Index, Todo, caption_of
 from cogtune.data.prompts import Watched, write_prompts
 from cogtune.data.sources import Dataset
-from cogtune.errors import UsageError
+from cogtune.errors import UsageError, counted
 from cogtune.geometry import Size
 from cogtune.gpus import gpus
 from cogtune.launch import LaunchFiles
@@ -93,7 +93,7 @@ class Cached:
     """What each process did: the fields of :class:`cogtune.encoding.Outcome`."""
 
     def __str__(self) -> str:
-        everything = f"{self.samples} samples in {self.root}"
+        everything = f"{counted(self.samples, 'sample')} in {self.root}"
         return f"encoded {self.done}: {everything}" if self.done else f"nothing to do: {everything}"
 
     def to_json(self) -> dict[str, Any]:
@@ -133,7 +133,10 @@ def cache(config: RunConfig, *, processes: int | None = None) -> Cached:
     dataset = checked_dataset(config, spec)
     here = len(gpus())
     if processes and here and processes > here:
-        raise UsageError(f"--num-processes {processes}, and there are {here} GPUs", "each process needs one of its own")
+        raise UsageError(
+            f"--num-processes {processes}, and there {'is' if here == 1 else 'are'} {counted(here, 'GPU')}",
+            "each process needs one of its own",
+        )
     config = config.model_copy(update={"num_processes": max(1, here), "num_machines": 1})
     watched = watched_by(config, spec, dataset)
     prepared, done, results = _encoded(config, spec, checkpoint, dataset, watched, processes=processes)
@@ -212,6 +215,7 @@ def get_ready(
     check(config, spec)
     for told in advice(config, spec):
         console.note(told)
+    check_output(config)
     dataset = checked_dataset(config, spec)
     watched = watched_by(config, spec, dataset)
     if only is not None:

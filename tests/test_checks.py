@@ -18,7 +18,7 @@ import pytest
 from av.codec.context import Flags as CodecFlags
 from PIL import Image
 
-from cogtune.data import inspection
+from cogtune.data import inspection, own
 from cogtune.data.checks import Report, check_dataset
 from cogtune.data.checks_captions import normal_form, not_english
 from cogtune.data.facts import Facts
@@ -226,6 +226,27 @@ def _other_layout(root: Path) -> Report:
     return _with_table("")(root)
 
 
+def _called_otherwise(root: Path) -> Report:
+    lists(root, ["A black frame."], ["good.mp4"])
+    (root / "prompts.txt").rename(root / "prompt.txt")
+    clip(root / "good.mp4")
+    return check(root)
+
+
+def _unlisted(root: Path) -> Report:
+    lists(root, ["A black frame."], ["good.mp4"])
+    clip(root / "good.mp4")
+    clip(root / "other.mp4", grey=9)
+    return check(root)
+
+
+def _sampled(root: Path) -> Report:
+    clip(root / "good.mp4")
+    (root / "good.txt").write_text("A black frame.")
+    write_video(root / "video.mp4", np.zeros((9, 64, 96, 3), np.uint8), 8, own.MARK)
+    return check(root)
+
+
 def _at_size(size: str, spec: ModelSpec) -> Callable[[Path], Report]:
     def build(root: Path) -> Report:
         lists(root, ["A black frame."], ["good.mp4"])
@@ -266,6 +287,9 @@ CASES: dict[str, tuple[Callable[[Path], Report], str, str]] = {
     "bad-row": (_with_table("a,b,c\n"), "metadata.csv:3", "line 3 has 3 values, but there are 2 columns"),
     "missing-value": (_with_table(",b\n"), "metadata.csv:3", "line 3 has no video: its 'file_name' is empty"),
     "other-layout": (_other_layout, "ROOT", "read as lists; it could also be read as table"),
+    "read-as": (_called_otherwise, "prompt.txt", "read as prompts.txt"),
+    "left-out": (_unlisted, "ROOT", "1 clip in the folder that lists does not name: other.mp4"),
+    "own-files": (_sampled, "ROOT", "cogtune wrote video.mp4, which is not read as data"),
     "no-samples": (_with_lists([], []), "ROOT", "ROOT lists no sample"),
     "bad-path": (
         _with_lists(["a"], ["."]),
@@ -408,7 +432,15 @@ def test_each_kind_of_fault_is_found_and_told(tmp_path: Path, code: str) -> None
     assert fnmatchcase(found.message, message.replace("ROOT", str(tmp_path))), found.message
     assert found.severity == FINDINGS[code].severity
     assert report.ok == all(found.severity != "error" for found in report.findings)
-    related = {"copied-video", "listed-twice", "same-caption", "stray-caption", "one-word-caption", "only-part"}
+    related = {
+        "copied-video",
+        "listed-twice",
+        "same-caption",
+        "stray-caption",
+        "one-word-caption",
+        "only-part",
+        "left-out",
+    }
     assert {other.code for other in report.findings} <= {code} | related
     told = f"{found.where}: {found.message}".replace(str(tmp_path), "data")
     assert _without_figures(told) == _without_figures(EXAMPLES[code]), "docs/dataset-format.md tells it otherwise"

@@ -241,10 +241,18 @@ def test_a_missing_column_is_told_with_those_there_are(
     assert "--caption-column" in caught.value.hint
 
 
-def test_semicolons_are_told(tmp_path: Path) -> None:
-    with pytest.raises(CogtuneError, match="'file_name;text'; its values have to be parted by commas") as caught:
-        read_dataset(table(tmp_path, "file_name;text\na.mp4;a\n"))
-    assert len(caught.value.details) == 2
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_other_delimiters_are_recognised(tmp_path: Path, mark: str, name: str) -> None:
+    content = f'file_name{mark}text\nclips/0.mp4{mark}"a, b{mark} c"\n'
+    dataset = read_dataset(table(with_clips(tmp_path, 1), content))
+    assert [sample.caption for sample in dataset.samples] == [f"a, b{mark} c"]
+    assert [found.message for found in dataset.findings] == [f"read with {name} between its values, not commas"]
+
+
+def test_a_table_without_names_of_columns_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CogtuneError, match=r"cannot be read by its columns: 'clips/0.mp4'") as caught:
+        read_dataset(table(with_clips(tmp_path, 1), "clips/0.mp4,A caption.\n"))
+    assert caught.value.details[-1] == "its first row holds a clip: the names of the columns are missing above it"
 
 
 def test_a_column_flag_without_a_table_is_refused(tmp_path: Path) -> None:

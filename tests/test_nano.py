@@ -2,10 +2,6 @@
 
 import importlib.util
 import itertools
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 

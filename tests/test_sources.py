@@ -136,7 +136,8 @@ def test_utf16_is_recognised(tmp_path: Path) -> None:
     root = lay_out(tmp_path, prompts_txt="a\nb\n".encode("utf-16"), videos_txt="a.mp4\nb.mp4\n")
     dataset = read_dataset(root)
     assert dataset.samples == ()
-    assert only(dataset).message == "prompts.txt is UTF-16, not UTF-8"
+    assert told(dataset) == [("not-utf8", "prompts.txt"), ("missing-video", "a"), ("missing-video", "b")]
+    assert dataset.findings[0].message == "prompts.txt is UTF-16, not UTF-8"
 
 
 @pytest.mark.parametrize(
@@ -178,14 +179,19 @@ def test_links_and_dots_that_stay_inside_are_fine(tmp_path: Path) -> None:
     ("line", "hint"),
     [
         ("a.mp4", "paths start at the dataset's folder: write videos/a.mp4"),
-        ("videos\\a.mp4", "write / between folders, not \\"),
+        ("train/a.mp4", "paths start at the dataset's folder: write videos/a.mp4"),
+        ("/home/me/videos/a.mp4", "videos/a.mp4 is in the dataset's folder: write that, or give --allow-outside"),
+        ("videos/a.avi", "videos/a.mp4 is there: write that if it is meant"),
+        ("videos/steamboot.mp4", "did you mean videos/steamboat.mp4?"),
+        ("https://example.org/b.mp4", "download it into the dataset's folder, and write its path there"),
     ],
 )
 def test_a_missing_clip_comes_with_the_likely_cause(tmp_path: Path, line: str, hint: str) -> None:
-    root = lay_out(tmp_path, prompts_txt="a\n", videos_txt=f"{line}\n", videos__a_mp4="")
+    root = lay_out(tmp_path, prompts_txt="a\n", videos_txt=f"{line}\n", videos__a_mp4="", videos__steamboat_mp4="")
     dataset = read_dataset(root)
-    assert (only(dataset).code, only(dataset).hint) == ("missing-video", hint)
-    assert only(dataset).where == dataset.samples[0].id
+    assert only(dataset).code in ("missing-video", "outside-folder")
+    assert only(dataset).hint == hint
+    assert only(dataset).where == (dataset.samples[0].id if dataset.samples else "videos.txt:1")
 
 
 def test_ids_are_unique_and_tell_suffixes_apart(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ READING = ("format", "caption_column", "video_column", "image_column", "allow_ou
 FRAMES = ("size", "frames", "buckets", "fps", "sampling", "skip_start", "skip_end", "reshape", "seed")
 """The flags that say what is taken of each clip."""
 
+MOST_ROWS = 100
+"""Findings of one kind that a terminal shows; a file or a pipe gets all."""
+
 
 @app.command()
 @with_config_flags("model", *FRAMES, *READING)
@@ -61,6 +64,8 @@ def validate(
 ) -> None:
     """Open every clip and list all problems; exit 1 if any of them stops training."""
     from cogtune import checking
+    from cogtune.data.findings import as_rows
+    from cogtune.errors import counted
     from cogtune.resolving import resolve
 
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
@@ -70,11 +75,11 @@ def validate(
     if as_json:
         console.emit(report.to_json())
     else:
-        rows = [(f.severity, f.where, f.message, f.hint) for f in report.findings]
+        rows = as_rows(report.findings, MOST_ROWS if sys.stdout.isatty() else None)
         if rows:
             console.table("", ("", "where", "what", "what to do"), rows)
-        counted = ", ".join(f"{report.counts[severity]} {severity}s" for severity in ("error", "warning", "note"))
-        console.say(f"{folder}: {report.counts['samples']} samples ({report.layout}); {counted}")
+        found = ", ".join(counted(report.counts[severity], severity) for severity in ("error", "warning", "note"))
+        console.say(f"{folder}: {counted(report.counts['samples'], 'sample')} ({report.layout}); {found}")
         if page is not None:
             console.say(f"written to {page}")
     failed = not report.ok or (strict and any(finding.severity == "warning" for finding in report.findings))
@@ -134,6 +139,7 @@ def cache(
 
 def _status(config: RunConfig, as_json: bool) -> None:
     from cogtune.caching import in_gb
+    from cogtune.errors import counted
     from cogtune.upkeep import look
 
     status = look(config)
@@ -142,12 +148,15 @@ def _status(config: RunConfig, as_json: bool) -> None:
         return
     rows = [(name, str(part.cached), str(part.missing), in_gb(part.size)) for name, part in status.parts.items()]
     console.table("", ("", "cached", "missing", "size"), rows)
-    console.say(f"{status.root}: {status.samples} samples, {'complete' if status.complete else 'not complete'}")
+    complete = "complete" if status.complete else "not complete"
+    console.say(f"{status.root}: {counted(status.samples, 'sample')}, {complete}")
     if status.others:
-        console.say(f"{status.others} more entries, {in_gb(status.others_size)}, are not used by this: see --prune")
+        others = f"{counted(status.others, 'more entry', 'more entries')}, {in_gb(status.others_size)}"
+        console.say(f"{others}, not used by this: see --prune")
 
 
 def _verify(config: RunConfig, as_json: bool) -> None:
+    from cogtune.errors import counted
     from cogtune.upkeep import verify
 
     checked, damaged = verify(config)
@@ -157,17 +166,18 @@ def _verify(config: RunConfig, as_json: bool) -> None:
         for path, why in damaged:
             console.say(f"{path}: {why}; deleted")
         again = "; the next `cogtune dataset cache` makes anew what is needed" if damaged else ""
-        console.say(f"{checked} entries read, {len(damaged)} damaged{again}")
+        console.say(f"{counted(checked, 'entry', 'entries')} read, {len(damaged)} damaged{again}")
     raise typer.Exit(1 if damaged else 0)
 
 
 def _prune(config: RunConfig, as_json: bool, *, yes: bool) -> None:
     from cogtune.caching import in_gb
+    from cogtune.errors import counted
     from cogtune.upkeep import delete, unused
 
     store, entries = unused(config)
     count, size = len(entries), sum(entry.size for entry in entries)
-    noun = "1 entry" if count == 1 else f"{count} entries"
+    noun = counted(count, "entry", "entries")
     if not as_json:
         console.say(f"{noun} in {store.root}, {in_gb(size)}, not used by this dataset configured like this")
     agreed = yes or (count > 0 and not as_json and sys.stdin.isatty() and typer.confirm("Delete them?"))

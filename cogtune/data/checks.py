@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def check_dataset(
     workers: int | None = None,
     count_tokens: CountTokens | None = None,
     facts: Facts | None = None,
-    tell: Callable[[int], None] = lambda _: None,
+    tell: Callable[[int, str], None] = lambda _done, _doing: None,
 ) -> Report:
     """Open every clip and image and look at every caption.
 
@@ -93,7 +93,7 @@ def check_dataset(
         count_tokens: the number of tokens in captions; without it they are estimated from their words.
         facts: what is remembered of files: those that were in order, and have not changed, are not opened again unless
             ``full``; and what is learned now.
-        tell: called with 1 as each sample is done.
+        tell: called with 1 as each sample is done, and with 0 and what is done meanwhile.
 
     Raises:
         CogtuneError: clips cannot be opened here at all.
@@ -102,58 +102,65 @@ def check_dataset(
     findings = [*dataset.findings, *_check_sizes(settings, spec)]
     infos: dict[int, VideoInfo] = {}
     facts = facts or Facts(None)
-    with contextlib.closing(_look(dataset.samples, full, workers, facts)) as looks:
+    listed = (*dataset.samples, *dataset.unpaired.clips)
+    with contextlib.closing(_look(listed, full, workers, facts)) as looks:
         for place, seen in looks:
-            sample = dataset.samples[place]
+            sample = listed[place]
             if seen.info is not None:
                 infos[place] = seen.info
             findings += [
                 found for found in _check_files(sample, seen, settings, spec) if (sample.id, found.code) not in told
             ]
-            tell(1)
+            tell(1, "")
     limit = spec.max_text_seq_length if spec else CAPTION_TOKENS
     captioned = [
         sample for sample in dataset.samples if not told & {(sample.id, "missing-caption"), (sample.id, "not-utf8")}
     ]
-    findings += check_captions(captioned, limit, count_tokens)
-    findings += check_repeats(dataset.samples, facts.digest)
+    findings += check_captions([*captioned, *dataset.unpaired.captions], limit, count_tokens)
+    findings += check_repeats(listed, facts.digest, lambda: tell(0, "comparing files of equal size"))
 
-    places = {sample.id: place for place, sample in enumerate(dataset.samples)}
+    places = {sample.id: place for place, sample in enumerate(listed)}
     findings.sort(key=lambda found: (SEVERITIES.index(found.severity), places.get(found.where, -1)))
     severities = Counter(found.severity for found in findings)
     counts = {"samples": len(dataset.samples), "clips": len(infos)}
     counts |= {severity: severities[severity] for severity in SEVERITIES}
-    by_id = {dataset.samples[place].id: infos[place] for place in sorted(infos)}
+    by_id = {listed[place].id: infos[place] for place in sorted(infos)}
     return Report(dataset.root, dataset.layout, tuple(findings), by_id, counts)
 
 
 def _look(
     samples: Sequence[Sample], full: bool, workers: int | None, facts: Facts
 ) -> Generator[tuple[int, Seen], None, None]:
-    """Each sample's place and what is seen of its files, or was when they stood as they stand now."""
-    asked: list[tuple[int, list[Stamp]]] = []
+    """Each sample's place and what is seen of its files, or was when they stood as they stand now.
+
+    Files that several samples have in common are looked at once.
+    """
+    places: dict[tuple[Path, Path | None], list[int]] = {}
     for place, sample in enumerate(samples):
-        stamps = _stamps(sample, facts)
-        seen = None if full or not stamps else _remembered(sample, stamps, facts)
+        places.setdefault((sample.video, sample.image), []).append(place)
+    asked: list[tuple[tuple[Path, Path | None], list[Stamp]]] = []
+    for files, sharing in places.items():
+        stamps = _stamps(files, facts)
+        seen = None if full or not stamps else _remembered(samples[sharing[0]], stamps, facts)
         if seen is None:
-            asked.append((place, stamps))
+            asked.append((files, stamps))
         else:
-            yield place, seen
-    jobs = (Job(samples[place].video, samples[place].image, full) for place, _ in asked)
+            yield from ((place, seen) for place in sharing)
+    jobs = (Job(video, image, full) for (video, image), _ in asked)
     with contextlib.closing(inspect(jobs, workers=workers)) as looks:
         for number, seen in looks:
-            place, stamps = asked[number]
-            if stamps and not seen.problems and seen.info is not None and stamps == _stamps(samples[place], facts):
-                facts.learn_probe(samples[place].video, seen.info, stamps[0])
-                if (image := samples[place].image) is not None and seen.image is not None:
+            (video, image), stamps = asked[number]
+            if stamps and not seen.problems and seen.info is not None and stamps == _stamps((video, image), facts):
+                facts.learn_probe(video, seen.info, stamps[0])
+                if image is not None and seen.image is not None:
                     facts.learn(image, "picture", asdict(seen.image), stamps[1])
-            yield place, seen
+            yield from ((place, seen) for place in places[video, image])
 
 
-def _stamps(sample: Sample, facts: Facts) -> list[Stamp]:
+def _stamps(files: Iterable[Path | None], facts: Facts) -> list[Stamp]:
     """How a sample's files stand; nothing when one is missing, which the inspectors report."""
     with contextlib.suppress(CogtuneError):
-        return [facts.stamp(path) for path in (sample.video, sample.image) if path is not None]
+        return [facts.stamp(path) for path in files if path is not None]
     return []
 
 

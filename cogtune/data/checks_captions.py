@@ -16,6 +16,12 @@ from cogtune.data.layouts import Sample, shortened
 TOKENS_PER_WORD = 1.35
 """About what T5's tokenizer makes of an English word, for when it is not at hand."""
 
+_UNPARTED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+"""Characters of scripts without blanks between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
+
 _BATCH = 1000
 _LATIN = ("LATIN", "FULLWIDTH LATIN", "MODIFIER LETTER")
 
@@ -59,7 +65,7 @@ def check_captions(samples: Sequence[Sample], limit: int, count_tokens: CountTok
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
         captions = [sample.caption for sample in batch]
-        words = [len(caption.split()) for caption in captions]
+        words = [count_words(caption) for caption in captions]
         tokens = count_tokens(captions) if count_tokens else [round(count * TOKENS_PER_WORD) for count in words]
         for sample, word_count, token_count in zip(batch, words, tokens, strict=True):
             yield from _check_words(sample, word_count)
@@ -71,6 +77,11 @@ def check_captions(samples: Sequence[Sample], limit: int, count_tokens: CountTok
                     f"has a caption of {word_count} words, {about}{token_count} tokens: the model reads {limit}",
                     "shorten it: the rest is ignored",
                 )
+
+
+def count_words(text: str) -> int:
+    """The words of a text; of scripts that put no blanks between words, such as Chinese, each character is one."""
+    return sum(max(1, len(_UNPARTED.findall(part))) for part in text.split())
 
 
 def _check_words(sample: Sample, words: int) -> Iterator[Finding]:
@@ -114,11 +125,14 @@ def not_english(caption: str) -> str:
 # --------------------------------------------------------------------------------------------------- repeats
 
 
-def check_repeats(samples: Sequence[Sample], digest: Callable[[Path], str]) -> Iterator[Finding]:
+def check_repeats(
+    samples: Sequence[Sample], digest: Callable[[Path], str], tell: Callable[[], object] = lambda: None
+) -> Iterator[Finding]:
     """Clips and captions that come more than once, under whatever name or spelling.
 
     Args:
         digest: what stands for the bytes of a file; asked for files of equal length only.
+        tell: called as each of those is compared.
     """
     by_video = _grouped((sample.video, sample.id) for sample in samples)
     for ids in by_video.values():
@@ -129,7 +143,7 @@ def check_repeats(samples: Sequence[Sample], digest: Callable[[Path], str]) -> I
                 f"is the same clip as {ids[0]}",
                 "keep one line of the two, unless it is meant to count twice",
             )
-    yield from _check_copies({video: ids[0] for video, ids in by_video.items()}, digest)
+    yield from _check_copies({video: ids[0] for video, ids in by_video.items()}, digest, tell)
     by_caption = _grouped((sample.caption, sample.id) for sample in samples if sample.caption)
     for ids in by_caption.values():
         if len(ids) > 1:
@@ -145,12 +159,14 @@ def check_repeats(samples: Sequence[Sample], digest: Callable[[Path], str]) -> I
             )
 
 
-def _check_copies(videos: dict[Path, str], digest: Callable[[Path], str]) -> Iterator[Finding]:
+def _check_copies(
+    videos: dict[Path, str], digest: Callable[[Path], str], tell: Callable[[], object]
+) -> Iterator[Finding]:
     """Files of the same bytes under different names; only those of equal size are read."""
     by_size = _grouped((size, video) for video in videos if (size := _size(video)))
     for same_size in by_size.values():
         if len(same_size) > 1:
-            for copies in _grouped((digest(video), video) for video in same_size).values():
+            for copies in _grouped(_digests(same_size, digest, tell)).values():
                 for copy in copies[1:]:
                     yield finding(
                         "copied-video",
@@ -158,6 +174,14 @@ def _check_copies(videos: dict[Path, str], digest: Callable[[Path], str]) -> Ite
                         f"has the very bytes of {videos[copies[0]]}",
                         "leave one of them out, unless it is meant to count twice",
                     )
+
+
+def _digests(
+    videos: Sequence[Path], digest: Callable[[Path], str], tell: Callable[[], object]
+) -> Iterator[tuple[str, Path]]:
+    for video in videos:
+        tell()
+        yield digest(video), video
 
 
 def _size(video: Path) -> int:

@@ -68,12 +68,14 @@ def read_delimited(
     text = [line.decode(errors="surrogateescape") for line in raw]
     dialect = _Dialect(_delimiter_of(text, delimiter, usable))
     if dialect.delimiter != delimiter:
-        folder.taken(name, "its values are not parted by " + _DELIMITERS[delimiter], _DELIMITERS[dialect.delimiter])
+        folder.taken(
+            name, f"read with {_DELIMITERS[dialect.delimiter]} between its values, not {_DELIMITERS[delimiter]}"
+        )
     table, problems = _read(name, raw, text, dialect)
     if re.search(rf'(^|{re.escape(dialect.delimiter)})[ ]+"', "".join(text), re.MULTILINE):
         other, fewer = _read(name, raw, text, _Dialect(dialect.delimiter, skip_blanks=True))
         if other != table and len(fewer) <= len(problems):
-            folder.taken(name, "blanks in front of a quote do not belong to the value", name)
+            folder.taken(name, "read without the blanks in front of its quotes")
             table, problems = other, fewer
     findings += problems
     return table

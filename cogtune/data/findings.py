@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -112,6 +113,21 @@ def not_utf8(name: str, number: int, error: UnicodeDecodeError) -> Finding:
         f"byte {error.start + 1} of line {number}, 0x{error.object[error.start]:02x}, is not UTF-8",
         f"save {name} again as UTF-8",
     )
+
+
+def as_rows(findings: Sequence[Finding], most: int | None = None) -> list[tuple[str, str, str, str]]:
+    """Findings as rows of severity, place, message and hint; of each code the first ``most``, then how many more."""
+    counts = Counter(found.code for found in findings)
+    shown: Counter[str] = Counter()
+    rows: list[tuple[str, str, str, str]] = []
+    for found in findings:
+        shown[found.code] += 1
+        if most is None or shown[found.code] <= most:
+            rows.append((found.severity, found.where, found.message, found.hint))
+        elif shown[found.code] == most + 1:
+            more = f"{counts[found.code] - most:,} more like this ({found.code})"
+            rows.append((found.severity, "...", more, "--json has them all, and so has this into a file"))
+    return rows
 
 
 def listed(items: Sequence[object], most: int = 8) -> str:

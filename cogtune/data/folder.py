@@ -20,7 +20,6 @@ from cogtune.data import own
 from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.lines import is_unicode, is_utf16
 from cogtune.data.spelling import normal
-from cogtune.errors import counted
 from cogtune.files import explained
 
 _SHOWN = 5
@@ -207,15 +206,20 @@ class Folder:
 
     # -------------------------------------------------------------------------------------------------------- notes
 
-    def taken(self, where: str, how: str, what: str) -> None:
-        """Remember that ``what`` was read although it is not as documented; ``how`` is the note's wording."""
+    def taken(self, where: str, how: str, what: str = "") -> None:
+        """Remember that something in ``where`` was read although it is not as documented.
+
+        Args:
+            how: the note's wording.
+            what: one of the things that it is true of; left out when it is ``where`` itself.
+        """
         self._taken[where, how].append(what)
 
     def notes(self) -> Iterator[Finding]:
         """What was read although it is not as documented, a note for each way."""
         for (where, how), things in self._taken.items():
-            several = f"{counted(len(things), 'time')}, " if len(things) > 1 else ""
-            yield finding("read-as", where, f"{how}: {several}{listed(list(dict.fromkeys(things)), _SHOWN)}")
+            named = [thing for thing in dict.fromkeys(things) if thing]
+            yield finding("read-as", where, f"{how}: {listed(named, _SHOWN)}" if named else how)
 
 
 def _content(at: Path) -> tuple[list[str], list[str]]:

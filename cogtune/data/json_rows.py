@@ -89,7 +89,7 @@ def _read_array(folder: Folder, name: str, data: bytes, findings: list[Finding])
         raise CogtuneError(
             f"{name} begins as a JSON array, and cannot be read as one: {error}", f"an item is one sample: {_EXAMPLE}"
         ) from error
-    folder.taken(name, "it is a JSON array, read as a table with an item for each sample", name)
+    folder.taken(name, "a JSON array, read as a table with an item for each sample")
     rows: list[tuple[int, Mapping[str, Any]]] = []
     columns: dict[str, None] = {}
     for number, value in enumerate(values, start=1):

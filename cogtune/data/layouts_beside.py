@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 
 from cogtune.config import DataFormat
@@ -59,10 +59,10 @@ class _Pairs:
         if (beside := self._named(_key(clip))) is not None:
             return beside
         if (beside := self._named(nfc(str(clip)))) is not None:
-            return _Caption(beside.file, "a caption is called a.mp4.txt, not a.txt")
+            return _Caption(beside.file, "captions read under the whole name of their clips, such as a.mp4.txt")
         for key, name in self._in_folders(clip):
             if (apart := self._named(key)) is not None:
-                return _Caption(apart.file, f"captions are in {name}/, not beside their clips")
+                return _Caption(apart.file, f"captions read from {name}/, not from beside their clips")
         return None
 
     def _named(self, key: str) -> _Caption | None:
@@ -71,10 +71,10 @@ class _Pairs:
             return None
         if CAPTION_SUFFIX in there:
             file = there[CAPTION_SUFFIX]
-            how = "" if file.suffix == CAPTION_SUFFIX else f"captions end in {file.suffix}, not .txt"
+            how = "" if file.suffix == CAPTION_SUFFIX else f"captions read from {file.suffix} files, not .txt"
             return _Caption(file, how)
         suffix = next(suffix for suffix in OTHER_CAPTION_SUFFIXES if suffix in there)
-        return _Caption(there[suffix], f"captions end in {there[suffix].suffix}, not .txt")
+        return _Caption(there[suffix], f"captions read from {there[suffix].suffix} files, not .txt")
 
     @cached_property
     def _caption_folders(self) -> dict[str, str]:
@@ -100,12 +100,19 @@ class _Pairs:
         return {file: caption for file, caption in pairs.items() if caption is not None or is_clip(file)}
 
 
+@lru_cache(maxsize=1)
+def _pairs(folder: Folder) -> _Pairs:
+    """Those of a folder: worked out once for finding out its layout and for reading it."""
+    return _Pairs(folder)
+
+
 def _key(file: PurePosixPath) -> str:
     return nfc(str(file.with_suffix("")))
 
 
 def _read(folder: Folder) -> Content:
-    pairs, findings = _Pairs(folder), list[Finding]()
+    pairs, findings = _pairs(folder), list[Finding]()
+    _pairs.cache_clear()
     clips = [clip for clip in pairs.clips if _is_usable(folder, clip, findings)]
     for error in folder.refused:
         name = os.path.relpath(error.filename, folder.root)
@@ -219,12 +226,12 @@ def _left_out(pairs: _Pairs) -> Iterator[Finding]:
 
 
 def _detect(folder: Folder) -> DataFormat | None:
-    pairs = _Pairs(folder).clips.values()
+    pairs = _pairs(folder).clips.values()
     return "beside" if any(caption is not None and not caption.how for caption in pairs) else None
 
 
 def _almost_detect(folder: Folder) -> DataFormat | None:
-    return "beside" if any(caption is not None for caption in _Pairs(folder).clips.values()) else None
+    return "beside" if any(caption is not None for caption in _pairs(folder).clips.values()) else None
 
 
 BESIDE = Layout(

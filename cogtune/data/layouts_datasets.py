@@ -66,6 +66,11 @@ def _read(folder: Folder) -> Content:
 # ------------------------------------------------------------------------------------------ what it would open
 
 
+def takes_every_file(root: Path) -> bool:
+    """Whether the library, asked for a folder, takes all clips in it for data: it does where nothing was saved."""
+    return not any((root / name).is_file() for name in SAVED)
+
+
 def _is_saved(folder: Folder) -> bool:
     return any(name in folder.top for name in SAVED)
 

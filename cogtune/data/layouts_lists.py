@@ -54,7 +54,7 @@ def _files(folder: Folder) -> dict[str, str]:
     if CAPTIONS in found or VIDEOS in found:
         for name, file in found.items():
             if file != name:
-                folder.taken(file, f"it is read as the list {name}", file)
+                folder.taken(file, f"read as {name}")
     return found
 
 

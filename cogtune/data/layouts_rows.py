@@ -74,6 +74,8 @@ def choose_columns(
 def fits(columns: Sequence[str], reading: Reading) -> bool:
     """Whether :func:`choose_columns` finds among ``columns`` those that a sample needs."""
     try:
+        if not columns:
+            return False
         choose_columns("", columns, reading)
     except CogtuneError:
         return False

@@ -44,7 +44,7 @@ def _read(folder: Folder) -> Content:
     found, reading = _the_table(folder), folder.reading
     name, findings = found.name, list[Finding]()
     if found.how:
-        folder.taken(name, found.how, name)
+        folder.taken(name, found.how)
     if (problem := folder.outside(name, name)) is not None:
         return Content(name, [], [problem])
     if found.format == "parquet":
@@ -83,7 +83,7 @@ def _almost_tables(folder: Folder) -> list[_Found]:
 
 def _below(folder: Folder) -> Iterator[_Found]:
     for sub in folder.subfolders:
-        how = f"the table is in the folder {sub}/, where its paths start"
+        how = f"the table is read from the folder {sub}/, where its paths start"
         for name in folder.files_in(sub):
             path = PurePosixPath(name)
             if path.stem.lower() != _STEM:
@@ -126,7 +126,7 @@ def _the_table(folder: Folder) -> _Found:
 def _with_others(table: _Found, meant: list[_Found]) -> _Found:
     """The table of the training split, whose note names the others."""
     others = [other.name for other in meant if other != table]
-    how = f"{table.how}; not read: {listed(others, 3)}" if others else table.how
+    how = f"{table.how}; {listed(others, 3)} {'is' if len(others) == 1 else 'are'} not read" if others else table.how
     return _Found(table.name, table.format, how)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import posixpath
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +13,8 @@ from cogtune.data.findings import listed
 from cogtune.data.folder import Folder
 from cogtune.data.media import may_be_clip
 from cogtune.data.spelling import nfc, normal, unquoted
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 _MOST_COMPARED = 5000
 """Names that are compared with those that are not there, in all: what grows with the product would have no end."""
@@ -42,20 +45,20 @@ class Nearest:
         if len(alike) != 1:
             return None
         if plain != text:
-            return alike[0], "quotes around a path are not part of it"
+            return alike[0], "paths read without the quotes around them"
         if slashed != plain:
-            return alike[0], "\\ in a path is read as /"
+            return alike[0], "paths read with / in place of \\"
         if nfc(str(alike[0])) == nfc(path):
-            return alike[0], "a path and its file's name are in different Unicode forms (NFC and NFD)"
-        return alike[0], "a path and its file's name differ in upper and lower case"
+            return alike[0], "paths found under another Unicode form of their name (NFC or NFD)"
+        return alike[0], "paths found in other upper and lower case"
 
     def where_to_look(self, text: str) -> str:
         """The hint about a path that is not there: the nearest file, or where paths start."""
         path = PurePosixPath(posixpath.normpath(unquoted(text).replace("\\", "/")))
-        if "://" in text:
-            return "download it into the dataset's folder, and write its path there"
         if found := self.elsewhere(text):
             return f"paths start at the dataset's folder: write {found}"
+        if _URL.match(text):
+            return "download it into the dataset's folder, and write its path there"
         if not path.is_absolute() and path.name:
             of_stem = self.folder.by_stem.get(normal(str(path.with_suffix(""))), [])
             if clips := [file for file in of_stem[:_MOST_ALIKE] if may_be_clip(file) == may_be_clip(path)]:

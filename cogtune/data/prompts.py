@@ -8,10 +8,13 @@ from pathlib import Path
 
 from cogtune.config import SEPARATOR, RunConfig, is_list_file
 from cogtune.data.cache import Store
+from cogtune.data.findings import listed
 from cogtune.data.frames import FrameSettings, View, view
 from cogtune.data.index import ImageJob, Recipe, TextJob, Todo, caption_of, image_key, text_key
+from cogtune.data.lines import is_utf16, listed_lines
+from cogtune.data.nearest import look_alike
 from cogtune.data.sources import Sample
-from cogtune.errors import CogtuneError, UsageError
+from cogtune.errors import CogtuneError, UsageError, counted
 from cogtune.files import explained, read_sealed, write_sealed
 
 FORMAT = 1
@@ -120,8 +123,11 @@ def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: 
     if images and not with_image:
         problems.append("validation_images: this is a text-to-video model, it takes none")
     if images and texts and len(images) != len(texts):
-        problems.append(f"validation_images: {len(images)} images for {len(texts)} prompts")
-    problems += [f"validation_images: there is no file {image}" for image in images if not image.is_file()]
+        counts = f"{counted(len(images), 'image')} for {counted(len(texts), 'prompt')}"
+        problems.append(f"validation_images: {counts}")
+    problems += [
+        f"validation_images: there is no file {image}{look_alike(image)}" for image in images if not image.is_file()
+    ]
     if problems:
         raise UsageError("the sample videos cannot be made as they are configured", details=problems)
     texts = texts or [caption_of(samples[0], config.id_token)]
@@ -148,17 +154,25 @@ def _listed(value: str | None, key: str, problems: list[str]) -> list[str]:
     path = Path(value)
     try:
         with explained(path, "read"):
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        problems.append(f"{key}: {path} is not UTF-8 text")
-        return []
+            data = path.read_bytes()
     except CogtuneError as error:
-        problems.append(f"{key}: {error.message}")
+        problems.append(f"{key}: {error.message}{look_alike(path)}")
         return []
-    while lines and not lines[-1].strip():
-        lines.pop()
-    blank = [str(number) for number, line in enumerate(lines, 1) if not line.strip()]
-    if blank or not lines:
-        problems.append(f"{key}: {path} " + (f"has blank lines: {', '.join(blank)}" if lines else "is empty"))
-    entries = [line.strip() for line in lines]
+    if is_utf16(data):
+        problems.append(f"{key}: {path} is UTF-16, not UTF-8")
+        return []
+    lines = listed_lines(data)
+    not_utf8 = [number for number, line in enumerate(lines, 1) if not isinstance(line, str)]
+    blank = [number for number, line in enumerate(lines, 1) if line == ""]
+    if not_utf8:
+        problems.append(f"{key}: {path} is not UTF-8 in {_lines(not_utf8)}")
+    if blank:
+        problems.append(f"{key}: {path} is blank in {_lines(blank)}")
+    if not lines:
+        problems.append(f"{key}: {path} is empty")
+    entries = [line for line in lines if isinstance(line, str) and line]
     return [str(path.parent / entry) for entry in entries] if key == "validation_images" else entries
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    return f"{'line' if len(numbers) == 1 else 'lines'} {listed(numbers)}"

@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cogtune.data.findings import Finding
+from cogtune.data.lines import lines_of
+from cogtune.data.own import QUARANTINE_HEADER
 from cogtune.data.sources import Dataset
-from cogtune.errors import UsageError
+from cogtune.data.spelling import nfc
+from cogtune.errors import UsageError, counted
 from cogtune.files import explained, write_text
 
 _COMMENT = "  # "
-_HEADER = "# samples to leave out: give this file to `cogtune train` or `cogtune dataset cache` with --quarantine\n"
+_HEADER = f"{QUARANTINE_HEADER}give this file to `cogtune train` or `cogtune dataset cache` with --quarantine\n"
 _ABOUT_ONE_ROW = frozenset({"bad-path", "bad-row", "missing-value", "outside-folder"})
 
 
@@ -64,13 +67,14 @@ def without_quarantined(dataset: Dataset, path: Path) -> Remaining:
         UsageError: no sample remains.
         CogtuneError: the file cannot be read.
     """
-    named = read_quarantine(path)
-    known = {sample.id for sample in dataset.samples} | {found.where for found in dataset.findings}
+    named = {nfc(where): where for where in read_quarantine(path)}
+    known = {sample.id for sample in dataset.samples} | {nfc(found.where) for found in dataset.findings}
     samples = tuple(sample for sample in dataset.samples if sample.id not in named)
     if dataset.samples and not samples:
-        raise UsageError(f"{path} leaves out all {len(dataset.samples)} samples of {dataset.root}", "mend some of them")
-    findings = tuple(found for found in dataset.findings if found.where not in named)
-    unknown = tuple(where for where in named if where not in known)
+        all_of_them = counted(len(dataset.samples), "sample")
+        raise UsageError(f"{path} leaves out all {all_of_them} of {dataset.root}", "correct some of them")
+    findings = tuple(found for found in dataset.findings if nfc(found.where) not in named)
+    unknown = tuple(where for plain, where in named.items() if plain not in known)
     return Remaining(replace(dataset, samples=samples, findings=findings), len(named) - len(unknown), unknown)
 
 
@@ -83,13 +87,13 @@ def read_quarantine(path: Path) -> dict[str, None]:
     """
     with explained(path, "read"):
         data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path} line {line} is not UTF-8 text", "save the file as UTF-8") from error
-    lines = (line.rstrip("\r") for line in text.split("\n"))
-    return dict.fromkeys(_read(line) for line in lines if line.strip() and not line.startswith("#"))
+    named: dict[str, None] = {}
+    for number, line in lines_of(data):
+        if isinstance(line, UnicodeDecodeError):
+            raise UsageError(f"{path} line {number} is not UTF-8 text", "save the file as UTF-8") from line
+        if line and not line.startswith("#"):
+            named[_read(line)] = None
+    return named
 
 
 def _written(where: str) -> str:

@@ -11,7 +11,7 @@ from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.folder import Folder, Reading
 from cogtune.data.layouts import Content, Layout, Sample, Unpaired
 from cogtune.data.layouts_beside import BESIDE
-from cogtune.data.layouts_datasets import DATASETS
+from cogtune.data.layouts_datasets import DATASETS, takes_every_file
 from cogtune.data.layouts_lists import CAPTIONS, IMAGES, LISTS, VIDEOS
 from cogtune.data.layouts_tables import TABLE
 from cogtune.data.media import is_clip
@@ -29,6 +29,7 @@ __all__ = [
     "Sample",
     "locate_dataset",
     "read_dataset",
+    "takes_every_file",
 ]
 
 LAYOUTS: tuple[Layout, ...] = (LISTS, TABLE, DATASETS, BESIDE)

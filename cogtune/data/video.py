@@ -114,7 +114,7 @@ def read_frames(path: Path, indices: Sequence[int], decoder: Decoder | None = No
     return np.stack([frames[index] for index in indices])
 
 
-def write_video(path: Path, frames: Iterable[Pixels], fps: float) -> None:
+def write_video(path: Path, frames: Iterable[Pixels], fps: float, comment: str = "") -> None:
     """Write an mp4 that plays everywhere: H.264, yuv420p, BT.709, its index in front.
 
     The file is whole or not there, and the same frames give the same bytes.
@@ -123,6 +123,7 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float) -> None:
         path: the file, replaced if it is there.
         frames: ``uint8 [H, W, 3]`` each, all of one size; an array ``[F, H, W, 3]`` will do.
         fps: frames a second.
+        comment: what the file's metadata say of it.
 
     Raises:
         CogtuneError: no frame, a frame of another shape or type, an odd side, or a disk that refuses.
@@ -143,7 +144,7 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float) -> None:
         )
     if not fps > 0:
         raise CogtuneError(f"cannot write {path}: {fps} frames a second")
-    write_atomic(path, lambda aside: _encode(aside, path, chain([first], iterator), (height, width), fps))
+    write_atomic(path, lambda aside: _encode(aside, path, chain([first], iterator), (height, width), fps, comment))
 
 
 # --------------------------------------------------------------------------------------------------- reading
@@ -269,13 +270,14 @@ _X264 = {
 }
 
 
-def _encode(aside: Path, path: Path, frames: Iterable[Pixels], size: tuple[int, int], fps: float) -> None:
+def _encode(aside: Path, path: Path, frames: Iterable[Pixels], size: tuple[int, int], fps: float, comment: str) -> None:
     av = import_av()
     height, width = size
     rate = Fraction(fps).limit_denominator(1001)
     flags = {"movflags": "+faststart", "fflags": "+bitexact"}
     try:
         with av.open(str(aside), "w", format="mp4", options=flags) as container:
+            container.metadata.update({"comment": comment} if comment else {})
             stream = container.add_stream("libx264", rate=rate, options=_X264)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             context = stream.codec_context

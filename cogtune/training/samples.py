@@ -14,6 +14,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
 from cogtune import console
+from cogtune.data import own
 from cogtune.data.cache import Store
 from cogtune.data.prompts import PromptRow
 from cogtune.data.video import write_video
@@ -164,7 +165,7 @@ def _render_share(trainee: Trainee, scenes: Scenes, folder: Path, tell: Callable
             console.warn(f"no sample video of '{row.prompt}': {error.message}")
             continue
         if number < count:
-            write_video(folder / scenes.file_name(number), frames, scenes.fps)
+            write_video(folder / scenes.file_name(number), frames, scenes.fps, own.MARK)
 
 
 def _pipeline(trainee: Trainee, scenes: Scenes) -> Any:

@@ -1,0 +1,355 @@
+"""What is almost as documented is read, with a note of how; what is not plain is named as the nearest thing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from cogtune.config import RunConfig
+from cogtune.data.findings import Finding
+from cogtune.data.prompts import choose_prompts
+from cogtune.data.quarantine import without_quarantined
+from cogtune.data.sources import Dataset, Reading, Sample, read_dataset
+from cogtune.errors import CogtuneError, UsageError
+
+COMPOSED = unicodedata.normalize("NFC", "videos/Zürich é.mp4")
+DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
+
+
+def lay_out(root: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    return root
+
+
+def pairs(dataset: Dataset) -> list[tuple[str, str]]:
+    return [(sample.video.relative_to(dataset.root).as_posix(), sample.caption) for sample in dataset.samples]
+
+
+def notes(dataset: Dataset) -> list[tuple[str, str]]:
+    assert all(found.code == "read-as" for found in dataset.findings), dataset.findings
+    return [(found.where, found.message) for found in dataset.findings]
+
+
+ROOT = "ROOT"
+
+ALMOST: dict[str, tuple[dict[str, str], str, str, str]] = {
+    "prompt.txt": (
+        {"prompt.txt": "one\n", "videos.txt": "a.mp4\n", "a.mp4": ""},
+        "a.mp4", "prompt.txt", "read as prompts.txt",
+    ),
+    "captions.txt and video.txt": (
+        {"captions.txt": "one\n", "Videos.TXT": "a.mp4\n", "a.mp4": ""},
+        "a.mp4", "captions.txt", "read as prompts.txt",
+    ),
+    "a.caption": (
+        {"a.mp4": "", "a.caption": "one"},
+        "a.mp4", ROOT, "captions read from .caption files, not .txt: a.caption",
+    ),
+    "a.TXT": (
+        {"a.mp4": "", "a.TXT": "one"},
+        "a.mp4", ROOT, "captions read from .TXT files, not .txt: a.TXT",
+    ),
+    "a.mp4.txt": (
+        {"a.mp4": "", "a.mp4.txt": "one"},
+        "a.mp4", ROOT, "captions read under the whole name of their clips, such as a.mp4.txt: a.mp4.txt",
+    ),
+    "labels": (
+        {"videos/x/a.mp4": "", "labels/x/a.txt": "one"},
+        "videos/x/a.mp4", ROOT, "captions read from labels/, not from beside their clips: labels/x/a.txt",
+    ),
+    "captions below": (
+        {"a.mp4": "", "captions/a.txt": "one"},
+        "a.mp4", ROOT, "captions read from captions/, not from beside their clips: captions/a.txt",
+    ),
+    "array": (
+        {"metadata.json": json.dumps([{"video": "a.mp4", "text": "one"}], indent=2), "a.mp4": ""},
+        "a.mp4", "metadata.json", "a JSON array, read as a table with an item for each sample",
+    ),
+    "array in jsonl": (
+        {"x.jsonl": json.dumps([{"video": "a.mp4", "text": "one"}]), "a.mp4": ""},
+        "a.mp4", "x.jsonl", "a JSON array, read as a table with an item for each sample",
+    ),
+    "sub-folder": (
+        {"train/metadata.jsonl": '{"file_name": "a.mp4", "text": "one"}', "train/a.mp4": ""},
+        "train/a.mp4", "train/metadata.jsonl", "the table is read from the folder train/, where its paths start",
+    ),
+    "sub-folder, paths from above": (
+        {"meta/metadata.csv": "file_name,text\nclips/a.mp4,one\n", "clips/a.mp4": ""},
+        "clips/a.mp4", "meta/metadata.csv", "the table is read from the folder meta/, where its paths start",
+    ),
+    "two splits": (
+        {
+            "train/metadata.csv": "file_name,text\na.mp4,one\n", "train/a.mp4": "",
+            "test/metadata.csv": "file_name,text\nb.mp4,two\n",
+        },
+        "train/a.mp4", "train/metadata.csv",
+        "the table is read from the folder train/, where its paths start; test/metadata.csv is not read",
+    ),
+    "quotes": (
+        {"prompts.txt": "one\n", "videos.txt": '"a b.mp4"\n', "a b.mp4": ""},
+        "a b.mp4", "videos.txt", "paths read without the quotes around them: a b.mp4",
+    ),
+    "quotes in a table": (
+        {"metadata.tsv": "file_name\ttext\n'a.mp4'\tone\n", "a.mp4": ""},
+        "a.mp4", "metadata.tsv", "paths read without the quotes around them: a.mp4",
+    ),
+    "backslash": (
+        {"prompts.txt": "one\n", "videos.txt": "videos\\a.mp4\n", "videos/a.mp4": ""},
+        "videos/a.mp4", "videos.txt", "paths read with / in place of \\: videos/a.mp4",
+    ),
+    "case": (
+        {"prompts.txt": "one\n", "videos.txt": "Videos/A.MP4\n", "videos/a.mp4": ""},
+        "videos/a.mp4", "videos.txt", "paths found in other upper and lower case: videos/a.mp4",
+    ),
+    "blank before a quote": (
+        {"metadata.csv": 'video, caption\na.mp4, "one"\n', "a.mp4": ""},
+        "a.mp4", "metadata.csv", "read without the blanks in front of its quotes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ALMOST)
+def test_what_is_plainly_meant_is_read_and_told(tmp_path: Path, case: str) -> None:
+    files, video, where, message = ALMOST[case]
+    dataset = read_dataset(lay_out(tmp_path, files))
+    assert pairs(dataset) == [(video, "one")]
+    assert (where.replace(ROOT, str(tmp_path)), message) in notes(dataset)
+
+
+def test_a_blank_before_a_quote_does_not_split_the_caption(tmp_path: Path) -> None:
+    text = 'video, caption\na.mp4, "a red bar, moving left"\nb.mp4, a circle\n'
+    dataset = read_dataset(lay_out(tmp_path, {"metadata.csv": text, "a.mp4": "", "b.mp4": ""}))
+    assert pairs(dataset) == [("a.mp4", "a red bar, moving left"), ("b.mp4", "a circle")]
+
+
+def test_quotes_behind_a_blank_stay_where_they_are_text(tmp_path: Path) -> None:
+    text = 'video,caption\na.mp4, "hello" she said\nb.mp4,"one, ""two"" three"\n'
+    dataset = read_dataset(lay_out(tmp_path, {"metadata.csv": text, "a.mp4": "", "b.mp4": ""}))
+    assert pairs(dataset) == [("a.mp4", '"hello" she said'), ("b.mp4", 'one, "two" three')]
+    assert dataset.findings == ()
+
+
+def test_what_is_documented_comes_before_what_is_almost_so(tmp_path: Path) -> None:
+    files = {"a.mp4": "", "a.txt": "beside", "sub/metadata.csv": "file_name,text\nx.mp4,no\n", "x.json": "[{}]"}
+    dataset = read_dataset(lay_out(tmp_path, files))
+    assert (dataset.layout, pairs(dataset), dataset.findings) == (
+        "captions beside clips",
+        [("a.mp4", "beside")],
+        (),
+    )
+
+
+def test_a_second_caption_of_a_clip_is_named(tmp_path: Path) -> None:
+    dataset = read_dataset(lay_out(tmp_path, {"a.mp4": "", "a.txt": "read", "a.caption": "not read"}))
+    assert pairs(dataset) == [("a.mp4", "read")]
+    assert [(found.code, found.message) for found in dataset.findings] == [
+        ("left-out", "a.caption not read: another caption of the same clip was")
+    ]
+
+
+# --------------------------------------------------------------------------------------------- Unicode forms
+
+
+@pytest.mark.parametrize(("written", "there"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+@pytest.mark.parametrize("layout", ["lists", "csv", "jsonl"])
+def test_names_in_another_unicode_form_are_found(tmp_path: Path, layout: str, written: str, there: str) -> None:
+    files = {
+        "lists": {"prompts.txt": "one\n", "videos.txt": f"{written}\n"},
+        "csv": {"metadata.csv": f"file_name,text\n{written},one\n"},
+        "jsonl": {"metadata.jsonl": json.dumps({"file_name": written, "text": "one"}, ensure_ascii=False)},
+    }[layout]
+    dataset = read_dataset(lay_out(tmp_path, {**files, there: ""}))
+    assert pairs(dataset) == [(there, "one")]
+    assert dataset.samples[0].video.is_file()
+    assert dataset.samples[0].id == COMPOSED.removesuffix(".mp4")
+    ((_, message),) = notes(dataset)
+    assert message.startswith("paths found under another Unicode form of their name (NFC or NFD): ")
+
+
+@pytest.mark.parametrize(("clip", "caption"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_captions_beside_clips_may_have_another_unicode_form(tmp_path: Path, clip: str, caption: str) -> None:
+    dataset = read_dataset(lay_out(tmp_path, {clip: "", caption.replace(".mp4", ".txt"): "one"}))
+    assert pairs(dataset) == [(clip, "one")]
+    assert dataset.findings == ()
+
+
+def test_a_quarantine_file_may_have_another_unicode_form(tmp_path: Path) -> None:
+    root = lay_out(
+        tmp_path / "data", {DECOMPOSED: "", DECOMPOSED.replace(".mp4", ".txt"): "a", "b.mp4": "", "b.txt": "b"}
+    )
+    file = tmp_path / "q.txt"
+    file.write_text(DECOMPOSED.removesuffix(".mp4") + "\n", encoding="utf-8")
+    remaining = without_quarantined(read_dataset(root), file)
+    assert [sample.id for sample in remaining.dataset.samples] == ["b"]
+    assert (remaining.left_out, remaining.unknown) == (1, ())
+
+
+# ------------------------------------------------------------------------------------------ every kind of media
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".mpeg", ".wmv", ".mts", ".ts", ".flv", ".3gp", ".ogv", ".webp", ".MXF"])
+def test_a_caption_finds_any_kind_of_clip(tmp_path: Path, suffix: str) -> None:
+    dataset = read_dataset(lay_out(tmp_path, {f"a{suffix}": "", "a.txt": "one"}))
+    assert pairs(dataset) == [(f"a{suffix}", "one")]
+    assert dataset.findings == ()
+
+
+def test_what_is_left_out_beside_clips_is_named(tmp_path: Path) -> None:
+    files = {
+        "a.mp4": "", "a.txt": "one", "still.png": "", "teaser.gif": "", "code.ts": "",
+        "b.dat": "", "b.txt": "two", "c.wmv": "", "c.json": "{}",
+    }  # fmt: skip
+    dataset = read_dataset(lay_out(tmp_path, files))
+    told = {(found.code, found.message) for found in dataset.findings}
+    assert told == {
+        ("stray-caption", "b.txt has no clip beside it; b.dat is not known as a video"),
+        ("missing-caption", "c.wmv has no caption: c.txt is not there; c.json is, which is not read as one"),
+        ("left-out", "1 picture beside captions and clips not read: still.png"),
+        ("left-out", "without a caption, and so not taken for 2 clips: code.ts and teaser.gif"),
+    }
+
+
+@pytest.mark.parametrize("layout", ["lists", "table"])
+def test_clips_that_nothing_lists_are_named(tmp_path: Path, layout: str) -> None:
+    listing = (
+        {"prompts.txt": "one\n", "videos.txt": "a.mp4\n"}
+        if layout == "lists"
+        else {"metadata.csv": "file_name,text\na.mp4,one\n"}
+    )
+    dataset = read_dataset(lay_out(tmp_path, {**listing, "a.mp4": "", "b.mkv": "", "x/c.mp4": ""}))
+    (found,) = dataset.findings
+    assert found.code == "left-out"
+    assert found.message == f"2 clips in the folder that {dataset.layout} does not name: b.mkv and x/c.mp4"
+
+
+# ---------------------------------------------------------------------------------------------- one text format
+
+SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c"
+
+
+def test_prompts_and_lists_have_the_same_lines(tmp_path: Path) -> None:
+    lines = [f"one{mark}half" for mark in SEPARATORS]
+    text = "\ufeff" + "\r\n".join([*lines, "", " "])
+    root = lay_out(tmp_path, {"prompts.txt": text, "videos.txt": "a.mp4\n" * len(lines), "a.mp4": ""})
+    samples = read_dataset(root).samples
+    assert [sample.caption for sample in samples] == lines
+    config = RunConfig(validation_prompts=str(root / "prompts.txt"), sample_every=1)
+    assert [prompt.text for prompt in choose_prompts(config, samples, with_image=False)] == lines
+
+
+def test_all_that_is_wrong_with_prompts_is_told(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes(b"one\n\ncaf\xe9\n\nfour\n")
+    (tmp_path / "i.txt").write_text("First.png\n")
+    (tmp_path / "first.png").touch()
+    config = RunConfig(
+        validation_prompts=str(tmp_path / "p.txt"), validation_images=str(tmp_path / "i.txt"), sample_every=1
+    )
+    with pytest.raises(UsageError) as caught:
+        choose_prompts(config, [Sample("a", tmp_path / "a.mp4", "A.")], with_image=True)
+    assert caught.value.details == (
+        f"validation_prompts: {tmp_path}/p.txt is not UTF-8 in line 3",
+        f"validation_prompts: {tmp_path}/p.txt is blank in lines 2 and 4",
+        "validation_images: 1 image for 2 prompts",
+        f"validation_images: there is no file {tmp_path}/First.png; did you mean {tmp_path}/first.png?",
+    )
+
+
+def test_a_caption_may_be_long(tmp_path: Path) -> None:
+    caption = "word " * 40_000 + "end"
+    made = io.StringIO()
+    csv.writer(made).writerows([["file_name", "text"], ["a.mp4", caption]])
+    assert len(caption) > 131_072
+    assert pairs(read_dataset(lay_out(tmp_path, {"x.csv": made.getvalue(), "a.mp4": ""}))) == [("a.mp4", caption)]
+
+
+def test_an_absolute_path_into_the_dataset_is_not_outside(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    (tmp_path / "link").symlink_to(root)
+    paths = [root / "a.mp4", root / "x/../a.mp4"]
+    rows = "".join(f"{path},one\n" for path in paths)
+    lay_out(root, {"metadata.csv": f"file_name,text\n{rows}", "a.mp4": ""})
+    for reading in (Reading(), Reading(allow_outside=True)):
+        for folder in (root, tmp_path / "link"):
+            dataset = read_dataset(folder, reading)
+            assert [sample.id for sample in dataset.samples] == ["a", "a#2"]
+            assert dataset.findings == ()
+
+
+# ------------------------------------------------------------------------------------------ all of it at once
+
+
+def test_a_blank_line_hides_nothing_else(tmp_path: Path) -> None:
+    files = {
+        "prompts.txt": "one\n\nthree\nfour\n",
+        "videos.txt": "gone.mp4\n../out.mp4\na.mp4\n.\n",
+        "images.txt": "gone.png\na.png\n",
+        "a.mp4": "", "a.png": "",
+    }  # fmt: skip
+    dataset = read_dataset(lay_out(tmp_path, files))
+    assert dataset.samples == ()
+    assert [(found.code, found.where) for found in dataset.findings] == [
+        ("blank-line", "prompts.txt:2"),
+        ("line-counts", "prompts.txt:3"),
+        ("outside-folder", "videos.txt:2"),
+        ("bad-path", "videos.txt:4"),
+        ("missing-video", "gone"),
+        ("missing-image", "images.txt:1"),
+    ]
+    assert [sample.video.name for sample in dataset.unpaired.clips] == ["gone.mp4", "a.mp4"]
+    assert [(sample.id, sample.caption) for sample in dataset.unpaired.captions] == [
+        ("prompts.txt:1", "one"),
+        ("prompts.txt:3", "three"),
+        ("prompts.txt:4", "four"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"train/videos.txt": "a.mp4\n", "train/prompts.txt": "a\n"}, "train in it holds lists: give that folder"),
+        ({"clips.xlsx": ""}, "clips.xlsx is there: save it as CSV"),
+        ({"captions.json": '{"a.mp4": "one"}', "a.mp4": ""}, "captions.json is there, but holds no array of objects"),
+        ({"clips.zip": ""}, "clips.zip is there: unpack it first"),
+        ({"train-000.tar": ""}, "--format datasets reads what the datasets library can load"),
+    ],
+)
+def test_a_folder_without_a_dataset_says_what_is_there(tmp_path: Path, files: dict[str, str], told: str) -> None:
+    with pytest.raises(CogtuneError) as caught:
+        read_dataset(lay_out(tmp_path, files))
+    assert told in caught.value.message
+
+
+def test_a_name_that_an_object_has_twice_is_told(tmp_path: Path) -> None:
+    line = '{"file_name": "a.mp4", "text": "one", "text": "two"}\n'
+    (found,) = read_dataset(lay_out(tmp_path, {"metadata.jsonl": line, "a.mp4": ""})).findings
+    assert isinstance(found, Finding)
+    assert (found.code, found.message) == ("bad-row", "line 1 cannot be read: it has 'text' twice")
+
+
+VALUES = ["7", "true", "[1]", "{}", "null", '"half \\ud83d"', '"a\\u0000b"', '""', '" "', "1e999", "NaN", "{}" * 3]
+
+
+@pytest.mark.parametrize("array", [False, True])
+@pytest.mark.parametrize("column", ["file_name", "text", "image"])
+def test_no_value_of_a_table_is_unforeseen(tmp_path: Path, column: str, array: bool) -> None:
+    rows = []
+    for value in VALUES:
+        row = {"file_name": '"a.mp4"', "text": '"one"', "image": '"a.png"', column: value}
+        rows.append("{" + ", ".join(f'"{name}": {text}' for name, text in row.items()) + "}")
+    rows.append('{"\\ud83d": "a", "file_name": "a.mp4", "text": "fine"}')
+    text = "[" + ",".join(rows[:-2] + rows[-1:]) + "]" if array else "\n".join(rows)
+    name = "x.json" if array else "x.jsonl"
+    dataset = read_dataset(lay_out(tmp_path, {name: text, "a.mp4": "", "a.png": ""}))
+    assert dataset.samples[-1].caption == "fine"
+    wrong = {found.where for found in dataset.findings if found.severity == "error"}
+    assert len(wrong) >= 6
+    for found in dataset.findings:
+        f"{found.where} {found.message} {found.hint}".encode()
