@@ -246,6 +246,10 @@ def partial_folder(target: Path) -> Path:
         _restore(_replaced(target))
         if aside.exists():
             _discard(aside)
+        stale = re.compile(rf"\.{re.escape(target.name)}\.\d+-[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}")
+        for path in target.parent.glob(f".*{PARTIAL_SUFFIX}"):
+            if stale.fullmatch(path.name) and path.is_dir():  # what a killed process had begun to delete
+                shutil.rmtree(path, ignore_errors=True)
         aside.mkdir(parents=True)
     return aside
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cogtune.data.video import VideoInfo, probe
 from cogtune.errors import CogtuneError
-from cogtune.files import digest_file, explained, read_json, write_text
+from cogtune.files import digest_file, explained, read_sealed, sealed, write_text
 
 Stamp = tuple[int, int]
 """Size in bytes and modification time in nanoseconds: a fact holds as long as its file has the same."""
@@ -101,15 +101,15 @@ class Facts:
             CogtuneError: the file cannot be written.
         """
         if self._learned and self.path:
-            write_text(self.path, json.dumps(self._all(), ensure_ascii=False) + "\n")
+            write_text(self.path, json.dumps(sealed(self._all()), ensure_ascii=False) + "\n")
             self._learned = False
 
     def _all(self) -> dict[str, dict[str, Any]]:
         if self._known is None:
             assert self.path is not None  # else there would be no need to read
             try:
-                read = read_json(self.path)
+                read = read_sealed(self.path)
                 self._known = {path: facts for path, facts in read.items() if isinstance(facts, dict)}
-            except (CogtuneError, AttributeError):  # absent or damaged
+            except CogtuneError:  # absent or damaged
                 self._known = {}
         return self._known

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cogtune.config import SEPARATOR, RunConfig, is_list_file
 from cogtune.data.cache import Store
@@ -13,7 +12,7 @@ from cogtune.data.frames import FrameSettings, View, view
 from cogtune.data.index import ImageJob, Recipe, TextJob, Todo, caption_of, image_key, text_key
 from cogtune.data.sources import Sample
 from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import explained, read_json, write_json
+from cogtune.files import explained, read_sealed, write_sealed
 
 FORMAT = 1
 
@@ -56,12 +55,16 @@ class PromptRow:
 
 def write_prompts(path: Path, rows: Sequence[PromptRow], null_text: str) -> None:
     """Save prompts as JSON, with the key of the empty prompt."""
-    write_json(path, {"format": FORMAT, "null_text": null_text, "prompts": [asdict(row) for row in rows]})
+    write_sealed(path, {"format": FORMAT, "null_text": null_text, "prompts": [asdict(row) for row in rows]})
 
 
 def load_prompts(path: Path) -> tuple[tuple[PromptRow, ...], str]:
-    """The prompts saved at ``path``, and the key of the empty prompt."""
-    value: dict[str, Any] = read_json(path)
+    """The prompts saved at ``path``, and the key of the empty prompt.
+
+    Raises:
+        CogtuneError: there are none, or they are not what was saved.
+    """
+    value = read_sealed(path, "run `cogtune train` again")
     return tuple(PromptRow(**row) for row in value["prompts"]), value["null_text"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.card import Kind
-from cogtune.checkpoints import STATE_NAME, checkpoints
+from cogtune.checkpoints import STATE_NAME, checkpoints, facts_in
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, read_json
 from cogtune.models import LORA_WEIGHTS_NAME
@@ -188,7 +188,7 @@ def prompt_beside(video: Path) -> str | None:
 def read_stamp(weights: Weights) -> dict[str, Any]:
     """What cogtune wrote about the run beside or inside the weights; empty when another program made them."""
     if weights.kind == "lora":
-        return json_object(header_metadata(weights.path).get("cogtune", "")) or {}
+        return facts_in(header_metadata(weights.path), weights.path)
     state, merged = weights.path.parent / STATE_NAME, weights.path / "merge.json"
     if weights.kind == "transformer" and state.is_file():
         return dict(read_json(state))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cogtune import __version__
 from cogtune.errors import CogtuneError
-from cogtune.files import explained, read_json, write_json
+from cogtune.files import CHECKSUM, explained, is_sealed, read_json, write_sealed
 from cogtune.machine import machine
 from cogtune.report.curves import Curves, change, curves, loss_charts, smooth, step_charts, window_of
 from cogtune.report.page import Html, facts, section, table, tag, write_page
@@ -26,7 +26,7 @@ MACHINE_NAME = "machine.json"
 
 def record_machine(launch: Path) -> None:
     """Write down what the run is made on and with, for its report."""
-    write_json(launch / MACHINE_NAME, machine())
+    write_sealed(launch / MACHINE_NAME, machine())
 
 
 State = Literal["under way", "stopping", "ended"]
@@ -70,6 +70,12 @@ def _json(path: Path) -> dict[str, Any]:
     except CogtuneError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _sealed(path: Path) -> dict[str, Any]:
+    """The same of a file with a checksum, which earlier versions wrote without; empty when it is damaged."""
+    value = _json(path)
+    return value if CHECKSUM not in value or is_sealed(value) else {}
 
 
 # ---------------------------------------------------------------------------------------------- how it goes
@@ -165,7 +171,7 @@ def _setting(key: str, value: str, source: str) -> tuple[Html, Html, str]:
 
 def _made_from(output: Path, plan: Mapping[str, Any]) -> Iterator[Html]:
     config, identity = plan.get("config", {}), plan.get("identity", {})
-    there = _json(output / "launch" / MACHINE_NAME)
+    there = _sealed(output / "launch" / MACHINE_NAME)
     cards = [f"{card.get('name')} ({card.get('memory_gib')} GiB)" for card in there.get("gpus", [])]
     cpu = f"{there['cpus']} CPUs, {there['memory_gib']} GiB, {there['system']}" if "system" in there else None
     rows = [
