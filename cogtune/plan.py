@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,7 +95,7 @@ class Plan:
                 config=RunConfig.model_validate(saved.config),
                 provenance=saved.provenance,
                 checkpoint=Path(saved.checkpoint),
-                spec=TypeAdapter(ModelSpec).validate_python(saved.spec, strict=True),
+                spec=TypeAdapter(ModelSpec).validate_json(json.dumps(saved.spec), strict=True),
                 size=Size.parse(saved.size),
                 fps=saved.fps,
                 samples=saved.samples,

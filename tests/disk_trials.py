@@ -126,7 +126,8 @@ def main() -> None:
         outcome = {"at": at, "fault": fault, "killed": os.WIFSIGNALED(status), "stands": stands(trial)}
         outcome |= json.loads(said.read_text() or "{}")
         # Whatever was left, the next one goes through, and cleans up.
-        remove_partials(trial)
+        if what != "merge":
+            remove_partials(trial)  # as a run does when it starts
         work(trial)
         outcome |= {"again": stands(trial), "left": [path.name for path in trial.glob(".*")]}
         print(json.dumps(outcome), flush=True)

@@ -24,7 +24,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SUFFIX = ".safetensors"
 _CHECKSUM = "blake2b"
-_KEY = "key"
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Store:
         from safetensors.torch import save_file
 
         target, whole = self.path(kind, key), tensor.contiguous()
-        metadata = {_CHECKSUM: _checksum(whole), _KEY: f"{kind}/{key}"}
+        metadata = {_CHECKSUM: _checksums(whole, f"{kind}/{key}")[0]}
         write_atomic(target, lambda aside: save_file({"data": whole}, aside, metadata))
 
     def read(self, kind: Kind, key: str) -> Tensor:
@@ -102,10 +101,8 @@ class Store:
                 metadata, tensor = file.metadata() or {}, file.get_tensor("data")
         except (OSError, SafetensorError) as error:
             return None, f"it cannot be read: {error}"
-        if metadata.get(_CHECKSUM) != _checksum(tensor):
+        if metadata.get(_CHECKSUM) not in _checksums(tensor, f"{kind}/{key}"):
             return tensor, "its bytes are not those that were written"
-        if metadata.get(_KEY, f"{kind}/{key}") != f"{kind}/{key}":  # entries of earlier versions do not say
-            return tensor, f"it is the entry of {metadata[_KEY]}"
         return tensor, ""
 
     def problem(self, kind: Kind, key: str, shape: tuple[int, ...] | None = None) -> str:
@@ -151,10 +148,12 @@ class Store:
                 remove_partials(folder)
 
 
-def _checksum(tensor: Tensor) -> str:
-    """Stands for a tensor's bytes, type and shape."""
+def _checksums(tensor: Tensor, name: str) -> tuple[str, str]:
+    """What stands for a tensor's bytes, type and shape under its key; and without the key, as of earlier versions."""
     import torch
 
     hasher = hashlib.blake2b(f"{tensor.dtype} {list(tensor.shape)}".encode(), digest_size=16)
     hasher.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
+    without = hasher.hexdigest()
+    hasher.update(name.encode())
+    return hasher.hexdigest(), without
