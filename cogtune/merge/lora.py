@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,7 +103,8 @@ def fit_lora(
 def _filled_up(config: Mapping[str, Any], ranks: Mapping[str, int], *, dora: bool) -> dict[str, Any]:
     """peft's LoraConfig of an adapter whose modules have ``ranks``."""
     rank = max(ranks.values())
-    if config.get("lora_alpha") is None:
+    alpha = config.get("lora_alpha")
+    if alpha is None or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
         raise CogtuneError(
             "this checkpoint does not say its LoRA's alpha, without which it loads at a wrong strength",
             f"give it with --lora-alpha (the rank is {rank})",

@@ -49,8 +49,9 @@ def remove_later(output: Path, first_step: int) -> None:
     remove_partials(output / FOLDER)
     for path in (output / FOLDER).glob("*"):
         match = _STEP.fullmatch(path.name)
-        if match and (int(match[1]) > first_step or first_step == 0):
-            remove_folder(path)
+        is_later = match and (int(match[1]) > first_step or first_step == 0)
+        if is_later and (left := remove_folder(path)):
+            console.warn(left)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,8 @@ def make_samples(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_json(aside / LIST_NAME, _entries(scenes, aside))
-            publish_folder(aside, target)
+            if left := publish_folder(aside, target):
+                console.warn(left)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
