@@ -29,7 +29,7 @@ from cogtune.data.sources import Dataset
 from cogtune.data.stamp import as_stamp
 from cogtune.data.video import probe
 from cogtune.errors import CogtuneError
-from cogtune.files import explained, read_json, write_json, write_text
+from cogtune.files import explained, read_json, read_sealed, write_sealed, write_text
 from cogtune.geometry import Size, latent_frames
 from cogtune.gpus import gpus
 from cogtune.launch import ENVIRONMENT, LAUNCHER, LaunchFiles
@@ -152,7 +152,7 @@ class Job:
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
-        write_json(
+        write_sealed(
             path,
             {
                 "checkpoint": str(self.checkpoint),
@@ -171,8 +171,12 @@ class Job:
 
     @classmethod
     def read(cls, path: Path) -> Job:
-        """The job saved at ``path``."""
-        value = read_json(path)
+        """The job saved at ``path``.
+
+        Raises:
+            CogtuneError: there is none, or it is not what was saved.
+        """
+        value = read_sealed(path, "run `cogtune dataset cache` again")
         return cls(
             Path(value["checkpoint"]),
             Store(Path(value["cache"])),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import CHECKSUM, digest, fingerprint_file, is_sealed, open_regular, read_json
+from cogtune.files import CHECKSUM, digest, fingerprint_file, is_sealed, open_regular, read_json, sealed
 
 FORMAT = 1
 STATE_NAME = "state.json"
@@ -202,3 +203,34 @@ _CHANGED = {
     "shards": "the checkpoint's are laid out in another way",
 }
 """What is compared by a digest or a number that tells a reader nothing, and what it means when it differs."""
+
+
+FACTS = "cogtune"
+"""The key of a LoRA file's header under which a run's facts are, as JSON."""
+_ADAPTER = "lora_adapter_metadata"
+"""The one under which diffusers keeps the adapter's configuration."""
+
+
+def lora_facts(facts: Mapping[str, Any], adapter: str) -> str:
+    """A run's facts for a LoRA file's header, with a checksum that holds for the adapter's configuration too."""
+    return json.dumps(sealed({**facts, "adapter": digest(adapter)}))
+
+
+def facts_in(header: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """What :func:`lora_facts` put into the header of the file ``path``; empty when another program wrote it.
+
+    Raises:
+        CogtuneError: the header is not as it was written. (Earlier versions gave it no checksum.)
+    """
+    try:
+        facts = json.loads(header.get(FACTS, "{}"))
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict) or (CHECKSUM in facts and not is_sealed(facts)):
+        raise CogtuneError(f"{path} is damaged: its header is not what cogtune wrote", "copy it again, or use another")
+    adapter = facts.pop("adapter", None)
+    if facts.pop(CHECKSUM, None) is not None and adapter != digest(header.get(_ADAPTER, "")):
+        raise CogtuneError(
+            f"{path} is damaged: its header has another LoRA's configuration", "copy it again, or use another"
+        )
+    return facts

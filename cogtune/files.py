@@ -58,7 +58,7 @@ _HINTS = {
     errno.EINVAL: "give an ordinary file",
 }
 
-_WRITE_FAILURES = ("I/O error", "PytorchStreamWriter failed", "inline_container.cc")
+_WRITE_FAILURES = ("I/O error", "PytorchStreamWriter failed", "inline_container.cc", "iostream error")
 """What safetensors and torch say, in errors of their own kinds, when the disk takes no more."""
 
 
@@ -262,7 +262,11 @@ def partial_folder(target: Path) -> Path:
     with explained(target):
         _restore(_replaced(target))
         if aside.exists():
-            _discard(aside)
+            _discard(aside, target)
+        stale = re.compile(rf"\.{re.escape(target.name)}\.\d+-[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}")
+        for path in target.parent.glob(f".*{PARTIAL_SUFFIX}"):
+            if stale.fullmatch(path.name) and path.is_dir():  # what a killed process had begun to delete
+                shutil.rmtree(path, ignore_errors=True)
         aside.mkdir(parents=True)
     return aside
 
@@ -325,7 +329,7 @@ def publish_folder(aside: Path, target: Path) -> str:
     # From here on the new folder is whole under its name, whatever the disk refuses.
     with contextlib.suppress(OSError):
         _sync_folder(target.parent)
-    return _discard(doomed) if doomed else ""
+    return _discard(doomed, target) if doomed else ""
 
 
 _EXCHANGE = 2
@@ -378,13 +382,13 @@ def remove_folder(folder: Path) -> str:
     doomed = _aside(folder)
     with explained(folder, "delete"):
         folder.rename(doomed)
-    return _discard(doomed)
+    return _discard(doomed, folder)
 
 
-def _discard(folder: Path) -> str:
-    """Delete a folder that has a temporary name; what is left of it, as a remark."""
+def _discard(folder: Path, target: Path) -> str:
+    """Delete what has a temporary name and was, or was to be, ``target``; what is left of it, as a remark."""
     with contextlib.suppress(OSError):  # another folder may be about to get this name
-        doomed = _aside(folder)
+        doomed = _aside(target)
         folder.rename(doomed)
         folder = doomed
     try:

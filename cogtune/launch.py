@@ -17,7 +17,7 @@ from cogtune import console, process
 from cogtune.checkpoints import checkpoints, stamp
 from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError
-from cogtune.files import explained, remove_leftovers, write_json, write_text
+from cogtune.files import explained, remove_leftovers, write_json, write_sealed, write_text
 from cogtune.launch_configs import accelerate_config, deepspeed_config, machines_missing, meeting_point, meeting_port
 from cogtune.plan import Plan
 from cogtune.process import Report
@@ -129,7 +129,7 @@ def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFile
         files.deepspeed.unlink(missing_ok=True)
     else:
         write_json(files.deepspeed, deepspeed)
-    write_json(files.plan, plan.to_dict())
+    write_sealed(files.plan, plan.to_dict())
     write_accelerate(files, config)
     write_text(files.script, _script(files, config))
     files.script.chmod(0o755)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from cogtune.checkpoints import checkpoints, stamp
 from cogtune.config import RunConfig
@@ -84,36 +87,71 @@ class Plan:
         """The plan saved at ``path``.
 
         Raises:
-            CogtuneError: there is none, or another version of cogtune wrote it.
+            CogtuneError: there is none, another version of cogtune wrote it, or it was changed to what is no plan.
         """
         value = read_json(path)
-        if value.get("format") != FORMAT:
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise CogtuneError(f"{path} was written by another version of cogtune", "run `cogtune train` again")
-        return cls(
-            config=RunConfig.model_validate(value["config"]),
-            provenance=value["provenance"],
-            checkpoint=Path(value["checkpoint"]),
-            spec=ModelSpec(**value["spec"]),
-            size=Size.parse(value["size"]),
-            fps=value["fps"],
-            samples=value["samples"],
-            buckets=value["buckets"],
-            prompt=value["prompt"],
-            total_steps=value["total_steps"],
-            index=Path(value["index"]),
-            validation=Path(value["validation"]) if value["validation"] else None,
-            prompts=Path(value["prompts"]) if value["prompts"] else None,
-            identity=value["identity"],
-            resume=Path(value["resume"]) if value["resume"] else None,
-            overwrite=value["overwrite"],
-            began_with=value.get("began_with"),
-            replaces=value["replaces"],
-        )
+        try:
+            saved = _Saved.model_validate(value)
+            return cls(
+                config=RunConfig.model_validate(saved.config),
+                provenance=saved.provenance,
+                checkpoint=Path(saved.checkpoint),
+                spec=TypeAdapter(ModelSpec).validate_json(json.dumps(saved.spec), strict=True),
+                size=Size.parse(saved.size),
+                fps=saved.fps,
+                samples=saved.samples,
+                buckets=saved.buckets,
+                prompt=saved.prompt,
+                total_steps=saved.total_steps,
+                index=Path(saved.index),
+                validation=Path(saved.validation) if saved.validation else None,
+                prompts=Path(saved.prompts) if saved.prompts else None,
+                identity=saved.identity,
+                resume=Path(saved.resume) if saved.resume else None,
+                overwrite=saved.overwrite,
+                began_with=saved.began_with,
+                replaces=saved.replaces,
+            )
+        except ValidationError as error:
+            said = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
+            raise CogtuneError(f"{path} is no plan of a run", "run `cogtune train` again", details=said) from error
+        except ValueError as error:
+            raise CogtuneError(f"{path} is no plan of a run: {error}", "run `cogtune train` again") from error
 
     @property
     def tokens(self) -> int:
         """Video tokens of one sample, of the largest size."""
         return video_tokens(self.size, self.spec.patch_size, self.spec.patch_size_t)
+
+
+class _Saved(BaseModel):
+    """How a plan stands in its file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: int
+    config: dict[str, Any]
+    provenance: dict[str, str]
+    checkpoint: str
+    spec: dict[str, Any]
+    size: str
+    fps: float
+    samples: int
+    buckets: dict[str, int]
+    prompt: str
+    total_steps: int
+    tokens: int
+    index: str
+    validation: str | None
+    prompts: str | None
+    identity: dict[str, Any]
+    resume: str | None
+    overwrite: bool
+    began_with: dict[str, Any] | None = None
+    replaces: dict[str, str]
+    checksum: str = ""
 
 
 def check(config: RunConfig, spec: ModelSpec) -> None:

@@ -19,7 +19,17 @@ from cogtune import console
 from cogtune.checkpoints import after
 from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError
-from cogtune.files import AGAIN, DiskFull, explained, remove_folder, remove_partials, write_atomic, write_text
+from cogtune.files import (
+    AGAIN,
+    DiskFull,
+    explained,
+    is_sealed,
+    read_json,
+    remove_folder,
+    remove_partials,
+    write_atomic,
+    write_text,
+)
 from cogtune.fit import this_machine, what_would_fit
 from cogtune.launch import LaunchFiles, checkpoints_of, how_to_go_on
 from cogtune.locks import WORKER_LOCK, alone_in
@@ -161,6 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def job(stop: StopRequest) -> bool:
         plan = Plan.read(path)
+        if rank == 0 and not is_sealed(read_json(path)):  # as command.sh invites to
+            console.note(f"{path} was changed since `cogtune train` wrote it")
         with full_disk_explained(plan):
             if rank != 0:
                 return run(plan, files, stop)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from runs_in_process import Stop, fill_here
+from safetensors.torch import save_file
 
 from cogtune.caching import Engine, Prepared, job_for, prepare
 from cogtune.data.cache import Store
@@ -332,3 +335,49 @@ def test_a_store_refuses_headers_that_lie(tmp_path: Path) -> None:
     for content in (b"", b"\0" * 7, b"\xff" * 8, (2**40).to_bytes(8, "little") + b"{}", rubbish, *lies):
         path.write_bytes(content)
         assert not store.holds("text", "ab" * 16)
+
+
+def test_an_entry_is_what_was_written_or_is_not_read(tmp_path: Path) -> None:
+    store, key = Store(tmp_path), "ab" * 16
+    tensor = torch.randn(8, 3, 4, 6)
+    store.write("latents", key, tensor)
+    path, chance = store.path("latents", key), random.Random(2)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged if chance.random() < 0.8 else damaged[: chance.randrange(len(whole))])
+        try:
+            assert torch.equal(store.read("latents", key), tensor)  # a name in the header that nobody reads
+        except CogtuneError as error:
+            refused += 1
+            assert f"the cache entry {path} is missing or damaged: it" in error.message  # noqa: PT017
+            assert "--verify" in error.hint  # noqa: PT017
+    assert refused > 180
+    path.unlink()
+    os.mkfifo(path)
+    assert not store.holds("latents", key)
+    with pytest.raises(CogtuneError, match="it cannot be read"):
+        store.read("latents", key)
+
+
+def test_another_clips_entry_is_not_read_in_ones_place(tmp_path: Path) -> None:
+    store, one, other = Store(tmp_path), "ab" * 16, "ac" * 16
+    for number, key in enumerate((one, other)):
+        store.write("latents", key, torch.full((2, 3), float(number)))
+    shutil.copyfile(store.path("latents", one), store.path("latents", other))
+    with pytest.raises(CogtuneError, match="its bytes are not those that were written"):
+        store.read("latents", other)
+    assert store.problem("latents", other)
+    assert float(store.read("latents", one)[0, 0]) == 0.0
+
+
+def test_an_entry_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Its checksum does not say of which key it is."""
+    store, key, tensor = Store(tmp_path), "ab" * 16, torch.arange(6.0)
+    path = store.path("text", key)
+    path.parent.mkdir(parents=True)
+    hasher = hashlib.blake2b(b"torch.float32 [6]", digest_size=16)
+    hasher.update(tensor.numpy().tobytes())
+    save_file({"data": tensor}, path, {"blake2b": hasher.hexdigest()})
+    assert torch.equal(store.read("text", key), tensor)

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ import pytest
 from runs_in_process import fill_here, plan_for, read_lines, train_here
 from safetensors.torch import load_file
 
-from cogtune import caching, files, launch, runs
+from cogtune import caching, console, files, launch, runs, worker
 from cogtune.checkpoints import check_fits, checkpoints, read_state
+from cogtune.data.index import Index
+from cogtune.data.prompts import load_prompts
 from cogtune.errors import CogtuneError, UsageError
-from cogtune.files import sealed
+from cogtune.files import is_sealed, sealed
+from cogtune.modeling.adapters import read_facts
 from cogtune.models import LORA_WEIGHTS_NAME
+from cogtune.plan import Plan
 from cogtune.training import checkpoint
 
 
@@ -235,3 +240,77 @@ def test_a_checkpoint_that_is_none_is_told(tmp_path: Path) -> None:
         read_state(tmp_path / "checkpoint-1")
     with pytest.raises(UsageError, match="has no checkpoint to resume from"):
         plan_for(tmp_path, tmp_path, resume="latest", steps=1)
+
+
+def damages(whole: bytes, count: int, seed: int) -> Iterator[bytes]:
+    chance = random.Random(seed)
+    for _ in range(count):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice([1, 1, 8])):
+            damaged[chance.randrange(len(whole))] = chance.randrange(256)
+        yield bytes(damaged if chance.random() < 0.8 else damaged[: chance.randrange(len(whole))])
+
+
+def test_what_a_run_writes_for_its_processes_is_read_as_it_was_or_refused(clips: Path, tmp_path: Path) -> None:
+    plan_for(clips, tmp_path / "out", steps=1, sample_every=1, validation_prompts="a fox")
+    launch_files = tmp_path / "out" / "launch"
+    readers: dict[str, Callable[[Path], Any]] = {
+        "plan.json": Plan.read,
+        "index.json": Index.read,
+        "prompts.json": load_prompts,
+    }
+    for seed, (name, read) in enumerate(readers.items()):
+        path = launch_files / name
+        whole, wanted, refused = path.read_bytes(), read(path), 0
+        for damaged in damages(whole, 120, seed):
+            path.write_bytes(damaged)
+            try:
+                found = read(path)
+            except CogtuneError as error:
+                refused += 1
+                assert str(path) in error.message  # noqa: PT017
+                continue
+            # A plan may be changed by hand, and the worker says when it was.
+            assert found == wanted or (name == "plan.json" and not is_sealed(files.read_json(path)))
+        assert refused > 30
+        path.write_bytes(whole)
+
+
+def test_a_plan_that_was_changed_by_hand_is_taken_and_told(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan_for(clips, tmp_path / "out", steps=1)
+    path = tmp_path / "out" / "launch" / "plan.json"
+    told = f"{path} was changed since `cogtune train` wrote it"
+    monkeypatch.setattr(worker, "run", lambda *_: True)
+    monkeypatch.setattr(console, "_settings", console._Settings())  # which a worker changes for its process
+    assert worker.main([str(path)]) == 0
+    assert told not in " ".join("".join(capfd.readouterr()).split("\n"))
+    path.write_text(path.read_text().replace('"total_steps": 1,', '"total_steps": 2,'))
+    assert Plan.read(path).total_steps == 2
+    assert worker.main([str(path)]) == 0
+    assert told in " ".join("".join(capfd.readouterr()).split("\n"))
+    path.write_text(path.read_text().replace('"total_steps": 2,', '"total_steps": "two",'))
+    with pytest.raises(CogtuneError, match=r"plan\.json is no plan of a run") as caught:
+        Plan.read(path)
+    assert caught.value.details == ("total_steps: Input should be a valid integer",)
+
+
+def test_a_damaged_header_of_a_lora_is_told(clips: Path, tmp_path: Path) -> None:
+    train_here(plan_for(clips, tmp_path / "out", steps=1, rank=2, alpha=4))
+    path = tmp_path / "out" / LORA_WEIGHTS_NAME
+    whole, wanted, refused = path.read_bytes(), read_facts(path), 0
+    assert wanted["alpha"] == 4
+    assert not {"checksum", "adapter"} & wanted.keys()
+    size = 8 + int.from_bytes(whole[:8], "little")
+    for damaged in damages(whole[:size], 150, 9):
+        path.write_bytes(damaged + whole[size:])
+        try:
+            assert read_facts(path) == wanted
+        except CogtuneError as error:
+            refused += 1
+            assert str(path) in error.message  # noqa: PT017
+    assert refused > 60
+    path.write_bytes(whole.replace(b'lora_alpha\\": 4.0', b'lora_alpha\\": 9.0'))
+    with pytest.raises(CogtuneError, match="its header has another LoRA's configuration"):
+        read_facts(path)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
+import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -133,3 +136,142 @@ def test_a_bug_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
         files.write_atomic(tmp_path / "a", fail)
+
+
+@pytest.fixture(params=["in one step", "in two steps"])
+def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in which a folder takes another's place: not every file system can exchange two names."""
+    if request.param == "in two steps":
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+
+
+def put(target: Path, text: str, warn: Callable[[str], object] | None = None) -> None:
+    with files.written_folder(target, warn) as aside:
+        (aside / "x").write_text(text)
+
+
+@pytest.mark.usefixtures("exchange")
+def test_an_old_folder_that_cannot_be_deleted_is_a_remark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, said = tmp_path / "out", list[str]()
+    put(target, "old")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", refuse)
+        put(target, "new", said.append)
+    assert (target / "x").read_text() == "new"
+    left = [name for name in names(tmp_path) if name != "out"]
+    assert said == [f"{tmp_path / left[0]} could not be deleted (Operation not permitted): nothing needs it"]
+    assert (tmp_path / left[0] / "x").read_text() == "old"
+    put(target, "newer", said.append)  # what is left stands in nobody's way, and goes when it can
+    assert (names(tmp_path), len(said)) == (["out"], 1)
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, rename = tmp_path / "out", Path.rename
+    put(target, "old")
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+
+    def refuse_the_second(path: Path, to: Path) -> Path:
+        if path.name == ".out.partial":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse_the_second)
+        with pytest.raises(CogtuneError, match="Input/output error"):
+            put(target, "new")
+    assert (target / "x").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("look", [files.remove_partials, lambda folder: files.partial_folder(folder / "out")])
+def test_killed_between_two_renames_the_old_folder_comes_back(tmp_path: Path, look: Callable[[Path], object]) -> None:
+    put(tmp_path / "out", "old")
+    (tmp_path / "out").rename(files._replaced(tmp_path / "out"))
+    look(tmp_path)
+    assert (tmp_path / "out" / "x").read_text() == "old"
+
+
+@pytest.mark.parametrize("how", [["-t", "tmpfs", "tmpfs"], ["--bind", "."]])
+def test_a_mount_point_is_refused_before_anything_is_written(how: list[str], tmp_path: Path) -> None:
+    target = tmp_path / "out put"
+    target.mkdir()
+    (tmp_path / "from").mkdir()
+    words = [str(tmp_path / "from") if word == "." else word for word in how]
+    if subprocess.run(["mount", *words, target], capture_output=True, check=False).returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    try:
+        with pytest.raises(CogtuneError) as caught:
+            put(target, "new")
+    finally:
+        subprocess.run(["umount", target], check=True)
+    assert caught.value.message == f"{target} is a mount point, which no other folder can take the place of"
+    assert caught.value.hint == f"choose a folder inside it, such as {target / 'merged'}"
+    assert names(tmp_path) == ["from", "out put"]
+
+
+def test_what_is_sealed_is_read_as_it_was_written_or_refused(tmp_path: Path) -> None:
+    path, value = tmp_path / "x.json", {"a": [1, 2.5, "é"], "b": {"2": None, "10": True}, "c": (1, 2)}
+    files.write_sealed(path, value)
+    wanted = {**value, "c": [1, 2]}
+    assert files.read_sealed(path) == wanted
+    whole, chance = path.read_bytes(), random.Random(4)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice([1, 1, 8])):
+            damaged[chance.randrange(len(whole))] = chance.randrange(256)
+        path.write_bytes(damaged if chance.random() < 0.8 else damaged[: chance.randrange(len(whole))])
+        try:
+            assert files.read_sealed(path) == wanted
+        except CogtuneError as error:
+            refused += 1
+            assert str(path) in error.message  # noqa: PT017 (it may also be harmless)
+    assert refused > 200
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b'"\\ud800"', "surrogates not allowed"),
+        (b"\xff", "is not valid JSON"),
+        (b"", "is not valid JSON"),
+    ],
+)
+def test_json_that_is_none_is_told(tmp_path: Path, data: bytes, why: str) -> None:
+    (tmp_path / "x.json").write_bytes(data)
+    with pytest.raises(CogtuneError, match=why) as caught:
+        files.read_json(tmp_path / "x.json")
+    assert str(tmp_path / "x.json") in caught.value.message
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json")
+    (tmp_path / "folder").mkdir()
+    for path, why in ((tmp_path / "x.json", "is not an ordinary file"), (tmp_path / "folder", "is a folder")):
+        with pytest.raises(CogtuneError, match=f"cannot read .*: {why}"):
+            files.read_json(path)
+
+
+def test_a_fingerprint_stands_for_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_PIECE", 100)
+    path, data = tmp_path / "x", bytearray(random.Random(1).randbytes(450))
+    found = set()
+    for place in (None, 0, 99, 100, 449):
+        changed = bytearray(data)
+        if place is not None:
+            changed[place] ^= 1
+        path.write_bytes(changed)
+        found.add(files.fingerprint_file(path))
+        assert files.fingerprint_file(path) in found
+    path.write_bytes(data[:-1])
+    found.add(files.fingerprint_file(path))
+    path.write_bytes(data[100:200] + data[:100] + data[200:])
+    found.add(files.fingerprint_file(path))
+    path.write_bytes(b"")
+    found.add(files.fingerprint_file(path))
+    assert len(found) == 8

@@ -812,6 +812,21 @@ def test_a_damaged_base_is_told(tmp_path: Path, base: Path) -> None:
         merge_checkpoint(checkpoint, base=tmp_path)
 
 
+@pytest.mark.parametrize("content", ["[]", "3", '"x"', "null", "{", '{"scheduler": [], "../c": ["a", "B"]}'])
+def test_a_base_whose_files_hold_something_else_is_told(tmp_path: Path, base: Path, content: str) -> None:
+    checkpoint = write_zero(tmp_path / "c", random_weights())
+    for name in ("model_index.json", "transformer/config.json"):
+        damaged = shutil.copytree(base, tmp_path / Path(name).stem)
+        (damaged / name).write_text(content)
+        with pytest.raises(CogtuneError) as caught:
+            merge_checkpoint(checkpoint, base=damaged)
+        assert str(damaged / name) in caught.value.message
+    state = {"format": 1, "model_path": json.loads(content) if content != "{" else 5}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CogtuneError, match=r"does not say which model|there is no base model"):
+        merge_checkpoint(checkpoint)
+
+
 def test_a_link_is_followed_to_the_folder_that_it_names(tmp_path: Path, base: Path) -> None:
     checkpoint = write_zero(tmp_path / "c", random_weights())
     (tmp_path / "large-disk").mkdir()

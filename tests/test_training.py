@@ -681,6 +681,32 @@ def test_a_scaled_gradient_may_overflow_for_a_while(
     assert any(value.any() for name, value in weights(tmp_path / "out").items() if "lora_B" in name)
 
 
+def test_the_loss_scale_comes_before_the_mean_over_accumulated_passes(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Else a step of two passes overflows at another scale than the same step on two processes."""
+    losses_of, scales = Objective.losses, list[float]()
+
+    def seen(self: Objective, *args: Any, **kwargs: Any) -> torch.Tensor:
+        losses = losses_of(self, *args, **kwargs)
+        if losses.requires_grad:
+            losses.register_hook(lambda gradient: scales.append(float(gradient.sum())))
+        return losses
+
+    monkeypatch.setattr(Objective, "losses", seen)
+    flags = {"steps": 2, "precision": "fp16", "eval_every": 0, "learning_rate": 1e-3}
+    accumulated = {**flags, "gradient_accumulation_steps": 2}
+    unscaled = train_here(plan_for(clips, tmp_path / "unscaled", **accumulated))
+    assert scales == [0.5] * 4
+    request.getfixturevalue("scaling")
+    scales.clear()
+    scaled = train_here(plan_for(clips, tmp_path / "scaled", **accumulated))
+    train_here(plan_for(clips, tmp_path / "alone", **flags))
+    assert scales == [65536.0] * 6
+    for one, other in zip(scaled, unscaled, strict=True):
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch's compiler uses what torch deprecates
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # and looks at what it warns of

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from cogtune.data.facts import Facts
 from cogtune.errors import CogtuneError
-from cogtune.files import explained, remove_partials, write_atomic
+from cogtune.files import explained, open_regular, remove_partials, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,26 +73,38 @@ class Store:
         from safetensors.torch import save_file
 
         target, whole = self.path(kind, key), tensor.contiguous()
-        metadata = {_CHECKSUM: _checksum(whole)}
+        metadata = {_CHECKSUM: _checksums(whole, f"{kind}/{key}")[0]}
         write_atomic(target, lambda aside: save_file({"data": whole}, aside, metadata))
 
     def read(self, kind: Kind, key: str) -> Tensor:
         """The tensor stored under ``key``: latent moments ``[2C, F, h, w]``, text ``[L, D]``, image ``[3, H, W]``.
 
         Raises:
-            CogtuneError: the entry is missing or damaged.
+            CogtuneError: the entry is missing, or is not what was written.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        tensor, why = self._look(kind, key)
+        if tensor is None or why:
+            raise CogtuneError(
+                f"the cache entry {self.path(kind, key)} is missing or damaged: {why}",
+                "`cogtune dataset cache --verify` deletes what is damaged, and `cogtune dataset cache` makes what is "
+                "missing, both with the run.yaml of the run as --config",
+            )
+        return tensor
+
+    def _look(self, kind: Kind, key: str) -> tuple[Tensor | None, str]:
+        """An entry's tensor, and what is wrong with it; no word when its bytes are those that were written."""
+        from safetensors import SafetensorError, safe_open
 
         path = self.path(kind, key)
         try:
-            return load_file(path)["data"]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise CogtuneError(
-                f"the cache entry {path} is missing or damaged: {error}",
-                "`cogtune dataset cache` makes it, with the run.yaml of the run as --config",
-            ) from error
+            open_regular(path).close()  # the library would wait for a pipe to be written
+            with safe_open(path, "pt") as file:
+                metadata, tensor = file.metadata() or {}, file.get_tensor("data")
+        except (OSError, SafetensorError) as error:
+            return None, f"it cannot be read: {error}"
+        if metadata.get(_CHECKSUM) not in _checksums(tensor, f"{kind}/{key}"):
+            return tensor, "its bytes are not those that were written"
+        return tensor, ""
 
     def problem(self, kind: Kind, key: str, shape: tuple[int, ...] | None = None) -> str:
         """What is wrong with an entry, which is read to its end for that; empty when it is sound.
@@ -101,15 +113,10 @@ class Store:
             shape: what it should have; None when that is not known.
         """
         import torch
-        from safetensors import SafetensorError, safe_open
 
-        try:
-            with safe_open(self.path(kind, key), "pt") as file:
-                said, tensor = (file.metadata() or {}).get(_CHECKSUM), file.get_tensor("data")
-        except (OSError, SafetensorError) as error:
-            return f"it cannot be read: {error}"
-        if said != _checksum(tensor):
-            return "its bytes are not those that were written"
+        tensor, why = self._look(kind, key)
+        if tensor is None or why:
+            return why
         if shape is not None and tuple(tensor.shape) != shape:
             return f"its shape is {list(tensor.shape)}, not {list(shape)}"
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -142,10 +149,12 @@ class Store:
                 remove_partials(folder)
 
 
-def _checksum(tensor: Tensor) -> str:
-    """Stands for a tensor's bytes, type and shape."""
+def _checksums(tensor: Tensor, name: str) -> tuple[str, str]:
+    """What stands for a tensor's bytes, type and shape under its key; and without the key, as of earlier versions."""
     import torch
 
     hasher = hashlib.blake2b(f"{tensor.dtype} {list(tensor.shape)}".encode(), digest_size=16)
     hasher.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
+    without = hasher.hexdigest()
+    hasher.update(name.encode())
+    return hasher.hexdigest(), without

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -13,15 +12,12 @@ from cogtune.data.stamp import FileChanged, stamp_of
 from cogtune.data.stamp import Stamp as FullStamp
 from cogtune.data.video import VideoInfo, probe
 from cogtune.errors import CogtuneError
-from cogtune.files import digest_file, explained, read_json, write_text
+from cogtune.files import digest_file, explained, read_sealed, sealed, write_text
 
 Stamp = tuple[int, int]
 """Size in bytes and modification time in nanoseconds: a fact holds as long as its file has the same."""
 
 
-def _checksum(text: str) -> str:
-    """32 hexadecimal digits: a flipped byte in the file must not give a clip another length, or another digest."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 _TOLD = {field.name for field in fields(VideoInfo)}
@@ -127,17 +123,15 @@ class Facts:
             CogtuneError: the file cannot be written.
         """
         if self._learned and self.path:
-            known = json.dumps(self._all())
-            write_text(self.path, f'{{"checksum": "{_checksum(known)}", "files": {known}}}\n')
+            write_text(self.path, json.dumps(sealed(self._all()), ensure_ascii=False) + "\n")
             self._learned = False
 
     def _all(self) -> dict[str, dict[str, Any]]:
         if self._known is None:
             assert self.path is not None  # else there would be no need to read
             try:
-                read = read_json(self.path)
-                whole = read["checksum"] == _checksum(json.dumps(read["files"]))
-                self._known = read["files"] if whole else {}
-            except (CogtuneError, LookupError, TypeError):  # absent or damaged
+                read = read_sealed(self.path)
+                self._known = {path: facts for path, facts in read.items() if isinstance(facts, dict)}
+            except CogtuneError:  # absent or damaged
                 self._known = {}
         return self._known

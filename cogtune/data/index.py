@@ -12,7 +12,7 @@ from cogtune.data.frames import FrameSettings, View, view
 from cogtune.data.sources import Sample
 from cogtune.data.stamp import Stamp
 from cogtune.errors import CogtuneError
-from cogtune.files import digest, read_json, write_json
+from cogtune.files import digest, read_sealed, write_sealed
 from cogtune.geometry import Size
 
 FORMAT = 2
@@ -66,12 +66,16 @@ class Index:
     def write(self, path: Path) -> None:
         """Save as JSON."""
         rows = [[row.id, row.latents, row.text, row.image, str(row.size)] for row in self.rows]
-        write_json(path, {"format": FORMAT, "null_text": self.null_text, "rows": rows})
+        write_sealed(path, {"format": FORMAT, "null_text": self.null_text, "rows": rows})
 
     @classmethod
     def read(cls, path: Path) -> Index:
-        """The index saved at ``path``."""
-        value = read_json(path)
+        """The index saved at ``path``.
+
+        Raises:
+            CogtuneError: there is none, or it is not what was saved.
+        """
+        value = read_sealed(path, "run `cogtune train` again")
         rows = (Row(id_, latents, text, image, Size.parse(size)) for id_, latents, text, image, size in value["rows"])
         return cls(tuple(rows), value["null_text"])
 

@@ -65,9 +65,9 @@ def load_prompts(path: Path) -> tuple[tuple[PromptRow, ...], str]:
     """The prompts saved at ``path``, and the key of the empty prompt.
 
     Raises:
-        CogtuneError: the file is not what was saved.
+        CogtuneError: there are none, or they are not what was saved.
     """
-    value = read_sealed(path, "`cogtune train` writes it again")
+    value = read_sealed(path, "run `cogtune train` again")
     return tuple(PromptRow(**row) for row in value["prompts"]), value["null_text"]
 
 

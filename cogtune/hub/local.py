@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.card import Kind
-from cogtune.checkpoints import STATE_NAME, checkpoints
+from cogtune.checkpoints import STATE_NAME, checkpoints, facts_in
 from cogtune.containment import leads_out, refuse_links
 from cogtune.errors import CogtuneError
 from cogtune.files import explained
@@ -213,7 +213,7 @@ def stamp_beside(weights: Weights) -> Path | None:
 def read_stamp(weights: Weights) -> dict[str, Any]:
     """What cogtune wrote about the run beside or inside the weights; empty when another program made them."""
     if weights.kind == "lora":
-        return json_object(header_metadata(weights.path).get("cogtune", "")) or {}
+        return facts_in(header_metadata(weights.path), weights.path)
     path = stamp_beside(weights)
     if path is None:
         return {}

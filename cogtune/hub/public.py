@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.card import CardFacts
-from cogtune.files import explained
+from cogtune.checkpoints import FACTS, lora_facts
+from cogtune.files import CHECKSUM, explained
 from cogtune.hub.local import header_metadata, json_object
 from cogtune.reading import read_object
 
@@ -67,6 +68,9 @@ def _public_header(metadata: Mapping[str, str], base_model: str | None) -> dict[
         if "base_model" in value and "base_model" not in public and base_model is not None:
             public["base_model"] = base_model
         cleaned[key] = text if public == value else json.dumps(public)
+    if cleaned != dict(metadata) and CHECKSUM in (facts := json_object(cleaned.get(FACTS, "")) or {}):
+        own = {key: value for key, value in facts.items() if key != CHECKSUM}
+        cleaned[FACTS] = lora_facts(own, cleaned.get("lora_adapter_metadata", ""))
     return cleaned
 
 

@@ -30,7 +30,7 @@ def find_base(given: Path | None, state: Mapping[str, Any], *, needed: bool) -> 
     """The base model; None when a LoRA's cannot be found, which then is not compared with it."""
     hint = "name the base model with --model: the folder with model_index.json, or its transformer/"
     named = state.get("model_path")
-    path = given or (Path(named) if named else None)
+    path = given or (Path(named) if isinstance(named, str) and named else None)
     if path is None:
         if needed:
             raise CogtuneError("this checkpoint does not say which model it was trained from", hint)
@@ -41,9 +41,16 @@ def find_base(given: Path | None, state: Mapping[str, Any], *, needed: bool) -> 
         if given is None and not needed:
             return None
         raise CogtuneError(f"there is no base model in {path}", hint)
-    if read_json(config).get("_class_name") != CogVideoXTransformer3DModel.__name__:
+    if _object(config).get("_class_name") != CogVideoXTransformer3DModel.__name__:
         raise CogtuneError(f"{config} is not the configuration of a CogVideoX transformer", hint)
     return base
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CogtuneError(f"{path} holds a {type(value).__name__}, not an object", "restore the file")
+    return value
 
 
 def expected_shapes(transformer: Path) -> dict[str, tuple[int, ...]]:
@@ -55,7 +62,7 @@ def expected_shapes(transformer: Path) -> dict[str, tuple[int, ...]]:
     path = transformer / "config.json"
     try:
         with torch.device("meta"):
-            model = CogVideoXTransformer3DModel.from_config(read_json(path))
+            model = CogVideoXTransformer3DModel.from_config(_object(path))
     except (AttributeError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise CogtuneError(f"no transformer can be made from {path}: {error}", "restore the file") from error
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -73,8 +80,8 @@ def stored_weights(transformer: Path) -> dict[str, LoadedSource]:
     index = transformer / f"{_WEIGHTS}.index.json"
     names = {_WEIGHTS}
     if index.is_file():
-        named = read_json(index)
-        names = set(named.get("weight_map", {}).values()) if isinstance(named, dict) else set()
+        named = _object(index).get("weight_map")
+        names = {name for name in named.values() if isinstance(name, str)} if isinstance(named, dict) else set()
     found = {}
     for path in (transformer / name for name in sorted(names) if name == Path(name).name):
         if not path.is_file():
@@ -102,9 +109,11 @@ def _tensor_in(path: Path, key: str) -> torch.Tensor:
 
 def other_components(pipeline: Path) -> tuple[list[Path], list[str]]:
     """The folders beside ``transformer`` that the pipeline is made of, and what is missing of them here."""
-    index = read_json(pipeline / "model_index.json")
+    index = _object(pipeline / "model_index.json")
     # an entry of two nulls is a component that the pipeline can do without, and does
-    present = [name for name, value in index.items() if isinstance(value, list) and value[0]]
+    present = [name for name, value in index.items() if isinstance(value, list) and value and value[0]]
+    if outside := [name for name in present if name != Path(name).name]:
+        raise CogtuneError(f"{pipeline / 'model_index.json'} names {outside[0]!r}, which is not a folder beside it")
     folders = [pipeline / name for name in present if name != "transformer"]
     missing = [f"{folder.name}/" for folder in folders if not folder.is_dir()]
     # models have a config.json, the scheduler and the tokenizer files of other names

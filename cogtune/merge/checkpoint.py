@@ -23,6 +23,7 @@ from cogtune.files import (
     read_json,
     require_replaceable,
     write_json,
+    write_sealed,
     written_folder,
 )
 from cogtune.merge.base import (
@@ -188,7 +189,7 @@ def merge_checkpoint(
             "run": {key: value for key, value in state.items() if key != "config"} or None,
             "contents": _contents(folder),
         }
-        write_json(folder / RECORD, record)
+        write_sealed(folder / RECORD, record)
     return MergeResult(
         output=output,
         weights=output / place.relative_to(folder) / (LORA_WEIGHTS_NAME if is_lora else ""),
@@ -298,6 +299,8 @@ def _check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
     if not (output / RECORD).is_file():
         raise UsageError(f"{output} is there already, and is not an earlier merge", hint)
     made = read_json(output / RECORD)
+    if isinstance(made, dict) and CHECKSUM in made and not is_sealed(made):
+        raise UsageError(f"{output / RECORD} is damaged: it is not what the earlier merge wrote", hint)
     of_the_merge = made.get("contents", ()) if isinstance(made, dict) else ()
     if foreign := sorted(set(_contents(output)) - {RECORD, *of_the_merge}):
         raise UsageError(f"{output} holds more than the earlier merge made", hint, details=few(foreign))

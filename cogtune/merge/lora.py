@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 
+from cogtune.checkpoints import FACTS, lora_facts
 from cogtune.errors import CogtuneError
 from cogtune.merge.fit import by, few, own_name
 from cogtune.merge.zero import SavedWeights, Values
@@ -34,7 +36,9 @@ def adapter_config(folder: Path, state: Mapping[str, Any], alpha: float | None) 
         try:
             with safe_open(path, framework="pt") as file:
                 written = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
-        except (OSError, SafetensorError, ValueError) as error:
+            if not isinstance(written, dict):
+                raise ValueError("its header has no configuration of a LoRA")
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
             raise CogtuneError(
                 f"{path} is damaged: {error}", "delete it: the weights are taken from the ZeRO files"
             ) from error
@@ -45,10 +49,9 @@ def adapter_config(folder: Path, state: Mapping[str, Any], alpha: float | None) 
 def lora_header(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, str]:
     """What a LoRA file's header says: peft's configuration as diffusers stores it, and the run's own facts."""
     named = {f"{_PREFIX}{key}": value for key, value in config.items()}
-    header = {LORA_ADAPTER_METADATA_KEY: json.dumps(named, indent=2, sort_keys=True)}
-    if not state:
-        return header
-    return header | {"cogtune": json.dumps({**state, "alpha": config["lora_alpha"]})}
+    adapter = json.dumps(named, indent=2, sort_keys=True)
+    header = {LORA_ADAPTER_METADATA_KEY: adapter}
+    return header | ({FACTS: lora_facts({**state, "alpha": config["lora_alpha"]}, adapter)} if state else {})
 
 
 def fit_lora(
@@ -100,7 +103,8 @@ def fit_lora(
 def _filled_up(config: Mapping[str, Any], ranks: Mapping[str, int], *, dora: bool) -> dict[str, Any]:
     """peft's LoraConfig of an adapter whose modules have ``ranks``."""
     rank = max(ranks.values())
-    if config.get("lora_alpha") is None:
+    alpha = config.get("lora_alpha")
+    if alpha is None or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
         raise CogtuneError(
             "this checkpoint does not say its LoRA's alpha, without which it loads at a wrong strength",
             f"give it with --lora-alpha (the rank is {rank})",

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cogtune.checkpoints import FACTS, facts_in, lora_facts
 from cogtune.errors import CogtuneError
 from cogtune.files import write_atomic
 
@@ -108,11 +109,8 @@ def save_lora(
     config = transformer.peft_config["default"].to_dict()
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     config["lora_dropout"] = 0.0  # diffusers leaves a loaded adapter in training mode: it would drop while sampling
-    metadata = {
-        "format": "pt",
-        LORA_ADAPTER_METADATA_KEY: json.dumps({f"{_PREFIX}{key}": value for key, value in config.items()}, default=str),
-        "cogtune": json.dumps(dict(facts)),
-    }
+    adapter = json.dumps({f"{_PREFIX}{key}": value for key, value in config.items()}, default=str)
+    metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: adapter, FACTS: lora_facts(facts, adapter)}
     write_atomic(path, lambda aside: save_file(weights, aside, metadata))
 
 
@@ -142,7 +140,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     """What cogtune wrote about the run into a LoRA file's header; empty for a file made by another program.
 
     Raises:
-        CogtuneError: the file is missing or not safetensors.
+        CogtuneError: the file is missing, not safetensors, or its header is damaged.
     """
     try:
         with safe_open(path, framework="pt") as handle:
@@ -151,4 +149,4 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise CogtuneError(
             f"{path} is not a LoRA file: {error}", "give a run's folder or a .safetensors file"
         ) from error
-    return dict(json.loads(metadata.get("cogtune", "{}")))
+    return facts_in(metadata, path)

@@ -13,7 +13,7 @@ from pydantic import Field
 from cogtune import __version__, console
 from cogtune.containment import refuse_links_out
 from cogtune.errors import CogtuneError
-from cogtune.files import MOST_JSON, explained, read_bytes, write_json
+from cogtune.files import CHECKSUM, MOST_JSON, explained, is_sealed, read_bytes, read_json, write_sealed
 from cogtune.machine import machine
 from cogtune.reading import S, Schema, abridged, read_as
 from cogtune.report.curves import Curves, change, curves, loss_charts, smooth, step_charts, window_of
@@ -30,7 +30,7 @@ MACHINE_NAME = "machine.json"
 
 def record_machine(launch: Path) -> None:
     """Write down what the run is made on and with, for its report."""
-    write_json(launch / MACHINE_NAME, machine())
+    write_sealed(launch / MACHINE_NAME, machine())
 
 
 _Count = Annotated[int, Field(ge=0, le=10**12)]
@@ -110,6 +110,8 @@ def _read(path: Path, schema: type[S]) -> S:
     """What a file of the run says; nothing when there is none, or with a warning when it is damaged."""
     try:
         if path.is_file() and read_bytes(path, MOST_JSON).strip():  # blank as long as the process has said nothing
+            if CHECKSUM in (value := read_json(path)) and not is_sealed(value):
+                raise CogtuneError(f"{path} is damaged: it is not what was written", "")
             return read_as(path, schema)
     except CogtuneError as error:
         for problem in error.details or (error.message,):

@@ -105,8 +105,16 @@ def _forward_backward(run: Training, batch: Batch, step: int) -> float:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _not_finite(f"the loss is {value}", batch.ids, config, step)
-        trainee.accelerator.backward(loss)
+        # Accelerate divides by the passes of a step before fp16 scales: what overflows on as many processes would not
+        # here. The scale comes first, and _update divides.
+        passes = trainee.accelerator.gradient_accumulation_steps if _scales_here(trainee) else 1
+        trainee.accelerator.backward(loss * passes)
     return value
+
+
+def _scales_here(trainee: Trainee) -> bool:
+    """Whether the loss is scaled by accelerate's scaler, for fp16. (DeepSpeed has its own, and divides first.)"""
+    return not trainee.is_zero and trainee.accelerator.scaler is not None
 
 
 def _update(trainee: Trainee, config: RunConfig, passes: Sequence[Batch], step: int) -> float:
@@ -119,6 +127,8 @@ def _update(trainee: Trainee, config: RunConfig, passes: Sequence[Batch], step: 
         norm = float(trainee.model.get_global_grad_norm() or 0.0)
     else:
         trainable = [parameter for parameter in trainee.transformer.parameters() if parameter.requires_grad]
+        if _scales_here(trainee) and len(passes) > 1:
+            torch._foreach_div_([parameter.grad for parameter in trainable if parameter.grad is not None], len(passes))
         norm = float(trainee.accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
         trainee.optimizer.step()
         trainee.optimizer.zero_grad()

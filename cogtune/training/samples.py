@@ -38,8 +38,8 @@ def remove_later(output: Path, first_step: int) -> None:
     """Delete the sample videos that a run starting from ``first_step`` makes anew, and what a killed run left."""
     remove_partials(output / FOLDER)
     for step, path in step_folders(output):
-        if step > first_step or first_step == 0:
-            remove_folder(path)
+        if (step > first_step or first_step == 0) and (left := remove_folder(path)):
+            console.warn(left)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,8 @@ def make_samples(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_list(aside, _entries(scenes, aside))
-            publish_folder(aside, target)
+            if left := publish_folder(aside, target):
+                console.warn(left)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

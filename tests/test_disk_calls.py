@@ -1,0 +1,89 @@
+"""A failure or kill at every disk call of a merge and of a checkpoint: old or new is whole under its name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+FAULTS = (errno.ENOSPC, errno.EIO, 0)
+"""No room, a broken disk, and kill -9."""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What counts the calls."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler, and a system that preloads libraries")
+    made = tmp_path_factory.mktemp("faults") / "disk_faults.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", made, HERE / "disk_faults.c", "-ldl"], check=True)
+    return made
+
+
+def trials(what: str, library: Path, clips: Path, folder: Path, *, share: int | None) -> list[dict[str, Any]]:
+    """What came of the work with a fault at each call, or at a sample of so many of them."""
+    environment = os.environ | {
+        "LD_PRELOAD": str(library),
+        "DISK_TRIALS_DATA": str(clips),
+        "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))),
+    }
+    with subprocess.Popen(
+        [sys.executable, HERE / "disk_trials.py", what, folder],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        requests, answers = process.stdin, process.stdout
+        assert requests is not None
+        assert answers is not None
+
+        def outcome(at: int, fault: int) -> dict[str, Any]:
+            requests.write(f"{at} {fault}\n")
+            requests.flush()
+            line = answers.readline()
+            assert line, f"the trials ended at call {at} with {fault}"
+            return dict(json.loads(line))
+
+        first = outcome(0, 0)
+        assert (first["error"], first["stands"]) == ("", "new")
+        every = [(at, fault) for at in range(1, first["calls"] + 1) for fault in FAULTS]
+        chosen = every if share is None else random.Random(15).sample(every, min(share, len(every)))
+        return [first, *(outcome(at, fault) for at, fault in chosen)]
+
+
+def assert_nothing_lost(found: list[dict[str, Any]]) -> None:
+    assert [one for one in found if one["stands"] == "neither"] == []
+    assert [one for one in found if "unforeseen" in one.get("error", "")] == []
+    # who was told of a success has the new, and who was told of a failure still has the old
+    assert [one for one in found if one.get("error") == "" and "new" not in one["stands"]] == []
+    assert [one for one in found if one.get("error") and "old" not in one["stands"]] == []
+    assert [one for one in found if one["killed"] != (one["fault"] == 0 and one["at"] > 0)] == []
+    assert [one for one in found if one["again"] != "new" or one["left"]] == []
+    assert {one["stands"] for one in found} >= {"old", "new"}
+
+
+@pytest.mark.parametrize("what", ["merge", "lora"])
+def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
+    found = trials(what, library, clips, tmp_path, share=40)
+    assert found[0]["calls"] > 30
+    assert_nothing_lost(found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("what", ["merge", "lora", "sft"])
+def test_a_fault_at_every_disk_call(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
+    found = trials(what, library, clips, tmp_path, share=None)
+    assert len(found) > 100
+    assert_nothing_lost(found)
