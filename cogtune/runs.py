@@ -18,7 +18,7 @@ from cogtune.data.frames import FrameSettings
 from cogtune.data.index import Index, Todo, caption_of
 from cogtune.data.prompts import Watched, write_prompts
 from cogtune.data.sources import Dataset
-from cogtune.errors import UsageError
+from cogtune.errors import CogtuneError, UsageError
 from cogtune.geometry import Size
 from cogtune.gpus import gpus
 from cogtune.launch import LaunchFiles
@@ -180,7 +180,8 @@ def get_ready(
         dataset = only(dataset, caching.frame_settings(config, spec))
         watched = replace(watched, prompts=watched.prompts[:1])
     if any((checkpoint / "transformer").glob("*.safetensors")):
-        prepared = caching.prepare(config, spec, checkpoint, dataset, watched)
+        with elsewhere_offered(config):
+            prepared = caching.prepare(config, spec, checkpoint, dataset, watched)
         _check_start(start_from, config, *_made_of(config, checkpoint, prepared))  # before hours of encoding
         left = str(prepared.todo) if prepared.todo else ""
         if prepared.todo and not dry_run:
@@ -255,6 +256,34 @@ def _encoded(
     processes: int | None = None,
 ) -> tuple[caching.Prepared, Todo | None, list[dict[str, Any]]]:
     """What a run reads with every entry made, what was made just now, and how. One program at a time fills a cache."""
+    with elsewhere_offered(config):
+        return _encode(config, spec, checkpoint, dataset, watched, processes)
+
+
+@contextlib.contextmanager
+def elsewhere_offered(config: RunConfig) -> Iterator[None]:
+    """Tell of a cache that cannot be written with the flag that puts it elsewhere.
+
+    Raises:
+        CogtuneError: the block's own.
+    """
+    root = str(caching.store_of(config).root)
+    try:
+        yield
+    except CogtuneError as error:
+        if error.message.startswith(f"cannot write {root}") and "--cache-dir" not in error.hint:
+            error.hint = ", or ".join(filter(None, (error.hint, "put the cache elsewhere with --cache-dir")))
+        raise
+
+
+def _encode(
+    config: RunConfig,
+    spec: ModelSpec,
+    checkpoint: Path,
+    dataset: Dataset,
+    watched: Watched,
+    processes: int | None,
+) -> tuple[caching.Prepared, Todo | None, list[dict[str, Any]]]:
     prepared = caching.prepare(config, spec, checkpoint, dataset, watched)
     if not prepared.todo:
         return prepared, None, []
