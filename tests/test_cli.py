@@ -185,7 +185,7 @@ from cogtune.files import written_folder
 def work(*_):
     with written_folder(Path(sys.argv[1])):
         print("at work", flush=True)
-        time.sleep(60)
+        time.sleep(1000)
 
 cogtune.cli._status = work
 cogtune.cli.main([])
@@ -197,7 +197,7 @@ def test_what_is_terminated_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert running.stdout is not None
     assert running.stdout.readline() == b"at work\n"
     running.terminate()
-    assert running.wait(30) == 128 + signal.SIGTERM
+    assert running.wait(600) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
     running.stdout.close()
 
