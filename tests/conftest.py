@@ -18,7 +18,6 @@ from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video import write_video
 from cogtune.modeling.locate import locate
 
-
 EXTENSIONS = Path(os.environ.get("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions"))
 """What DeepSpeed compiles, a minute each: another environment, or another ninja, would do it over and over."""
 
