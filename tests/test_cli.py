@@ -202,6 +202,46 @@ def test_what_is_terminated_leaves_nothing_half_written(tmp_path: Path) -> None:
     running.stdout.close()
 
 
+SWALLOWED = """
+import sys, time
+import cogtune.cli
+
+def work(*_):
+    for _ in range(3):
+        try:
+            print("at work", flush=True)
+            time.sleep(1000)
+        except BaseException:
+            pass
+    class Odd:
+        def __del__(self):
+            time.sleep(1000)
+    Odd()
+    try:
+        print("at work", flush=True)
+        time.sleep(1000)
+    finally:
+        time.sleep(3)
+        print("in good order", flush=True)
+
+cogtune.cli._status = work
+cogtune.cli.main([])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_library_keeps_the_program_from_ending(number: int) -> None:
+    """Each swallows what one signal raises; and it leaves in peace, though that takes longer than it insists."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", SWALLOWED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == "at work\n"
+    running.send_signal(number)
+    out, err = running.communicate(timeout=600)
+    assert (running.returncode, out, err) == (128 + number, "at work\n" * 3 + "in good order\n", "")
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "cogtune", "train", "--preset", "nix", "--debug"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)

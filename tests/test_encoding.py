@@ -173,7 +173,7 @@ def speck(job: PixelJob) -> torch.Tensor:
 
 def test_lookahead_is_bounded_by_file_handles(job: Jobs) -> None:
     """Each decoded clip that waits holds one, and a system may give a thousand."""
-    many = job().todo.clips * 100
+    many = job().todo.clips * 40
     with decoding(many, 1, limit=1 << 60, load=speck) as results:
         found = iter(results)
         before = next(found)
