@@ -103,6 +103,27 @@ def cache(config: RunConfig, *, processes: int | None = None) -> Cached:
         UsageError: more processes than GPUs.
         CogtuneError: something in the dataset stands in the way, or encoding failed.
     """
+    with elsewhere_offered(config):
+        return _cache(config, processes)
+
+
+@contextlib.contextmanager
+def elsewhere_offered(config: RunConfig) -> Iterator[None]:
+    """Tell of a cache that cannot be written with the flag that puts it elsewhere.
+
+    Raises:
+        CogtuneError: the block's own.
+    """
+    root = caching.store_of(config.anchored()).root
+    try:
+        yield
+    except CogtuneError as error:
+        if error.message.startswith(f"cannot write {root}") and "--cache-dir" not in error.hint:
+            error.hint = ", or ".join(filter(None, (error.hint, "put the cache elsewhere with --cache-dir")))
+        raise
+
+
+def _cache(config: RunConfig, processes: int | None) -> Cached:
     config = with_data_here(config).anchored()
     checkpoint = locate(config.model)
     spec = read_spec(checkpoint)
@@ -126,7 +147,8 @@ def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[st
     output = resolved.config.anchored().output
     is_main = resolved.config.machine_rank == 0  # other machines may share its output folder
     with sole_run(output) if is_main else contextlib.nullcontext():
-        ready = get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=False)
+        with elsewhere_offered(resolved.config):
+            ready = get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=False)
         launch.start(ready.plan, ready.files)
     return results(ready.plan) if is_main else []
 
@@ -180,8 +202,7 @@ def get_ready(
         dataset = only(dataset, caching.frame_settings(config, spec))
         watched = replace(watched, prompts=watched.prompts[:1])
     if any((checkpoint / "transformer").glob("*.safetensors")):
-        with elsewhere_offered(config):
-            prepared = caching.prepare(config, spec, checkpoint, dataset, watched)
+        prepared = caching.prepare(config, spec, checkpoint, dataset, watched)
         _check_start(start_from, config, *_made_of(config, checkpoint, prepared))  # before hours of encoding
         left = str(prepared.todo) if prepared.todo else ""
         if prepared.todo and not dry_run:
@@ -256,34 +277,6 @@ def _encoded(
     processes: int | None = None,
 ) -> tuple[caching.Prepared, Todo | None, list[dict[str, Any]]]:
     """What a run reads with every entry made, what was made just now, and how. One program at a time fills a cache."""
-    with elsewhere_offered(config):
-        return _encode(config, spec, checkpoint, dataset, watched, processes)
-
-
-@contextlib.contextmanager
-def elsewhere_offered(config: RunConfig) -> Iterator[None]:
-    """Tell of a cache that cannot be written with the flag that puts it elsewhere.
-
-    Raises:
-        CogtuneError: the block's own.
-    """
-    root = str(caching.store_of(config).root)
-    try:
-        yield
-    except CogtuneError as error:
-        if error.message.startswith(f"cannot write {root}") and "--cache-dir" not in error.hint:
-            error.hint = ", or ".join(filter(None, (error.hint, "put the cache elsewhere with --cache-dir")))
-        raise
-
-
-def _encode(
-    config: RunConfig,
-    spec: ModelSpec,
-    checkpoint: Path,
-    dataset: Dataset,
-    watched: Watched,
-    processes: int | None,
-) -> tuple[caching.Prepared, Todo | None, list[dict[str, Any]]]:
     prepared = caching.prepare(config, spec, checkpoint, dataset, watched)
     if not prepared.todo:
         return prepared, None, []

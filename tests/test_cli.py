@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -240,6 +241,18 @@ def test_no_library_keeps_the_program_from_ending(number: int) -> None:
     running.send_signal(number)
     out, err = running.communicate(timeout=600)
     assert (running.returncode, out, err) == (128 + number, "at work\n" * 3 + "in good order\n", "")
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_what_puts_it_elsewhere(
+    cogtune: Cogtune, clips: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(clips, data, ignore=shutil.ignore_patterns(".cogtune"))
+    (data / ".cogtune").touch()
+    for words in (["dataset", "cache", data], ["train", "--data", data]):
+        told = cogtune(*words, "--preset", "cpu-lora-tiny", status=1).err
+        assert f"error: cannot write {data / '.cogtune'}" in told
+        assert "put the cache elsewhere with --cache-dir" in told
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
