@@ -31,7 +31,7 @@ GRACE = 5.0
 _LOOKS = 0.5
 """Seconds between two looks at whether a process is still there."""
 
-_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows knows one way alone
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows knows one way alone
 _PR_SET_PDEATHSIG = 1
 _FOLDERS = ("_HOME", "_DIR", "_CACHE", "_BUNDLE", "TMPDIR")
 
@@ -138,14 +138,14 @@ def end_with_command(ask: Callable[[], float] = lambda: 0.0) -> None:
 def end_with_creator() -> None:
     """From now on, this process of :mod:`multiprocessing` is killed when the one that wanted it ends."""
     if sys.platform == "linux":  # even where a library keeps Python's threads from running
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(_KILL), 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(KILL), 0, 0, 0)
     creator = multiprocessing.parent_process()
     if creator is None:
         return
 
     def wait() -> None:
         creator.join()
-        os.kill(os.getpid(), _KILL)
+        os.kill(os.getpid(), KILL)
 
     threading.Thread(target=wait, daemon=True, name="cogtune-lifeline").start()
 
@@ -157,7 +157,7 @@ def _kill_this_with_children() -> None:
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
-    os.kill(os.getpid(), _KILL)
+    os.kill(os.getpid(), KILL)
 
 
 def members(name: str, value: str) -> list[psutil.Process]:

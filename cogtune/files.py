@@ -26,6 +26,8 @@ PARTIAL_SUFFIX = ".partial"
 
 
 def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows opens no folders, and writes down a rename by itself
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -99,7 +101,7 @@ def _ordinary_mode() -> int:
 def _finish(path: Path) -> None:
     """Give a written file ordinary permissions (safetensors makes it private) and see that it is on the disk."""
     path.chmod(_ordinary_mode())
-    with path.open("rb") as handle:
+    with path.open("r+b") as handle:  # Windows syncs what may be written alone
         os.fsync(handle.fileno())
 
 

@@ -328,7 +328,7 @@ def _end_of(child: subprocess.Popen[bytes], reports: Sequence[Report], received:
 def _kill(pids: Sequence[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, children.KILL)
 
 
 @dataclass(frozen=True)
@@ -372,7 +372,7 @@ def _raise_for(
         rank = next((rank for rank, report in enumerate(said) if report and report["pid"] == first.pid), "?")
         raise CogtuneError(
             f"process {rank} of {len(said)} was killed by signal {first.signal}, and the others with it",
-            ("signal 9 is mostly the system's, when memory runs out; " if first.signal == signal.SIGKILL else "")
+            ("signal 9 is mostly the system's, when memory runs out; " if first.signal == children.KILL else "")
             + f"{if_stopped()}; the whole log is {log}",
         )
     if received or "stopped" in ends:

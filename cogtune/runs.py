@@ -19,7 +19,7 @@ from cogtune.data.frames import FrameSettings
 from cogtune.data.index import Index, Todo, caption_of
 from cogtune.data.prompts import Watched, write_prompts
 from cogtune.data.sources import Dataset
-from cogtune.errors import UsageError, counted
+from cogtune.errors import CogtuneError, UsageError, counted
 from cogtune.geometry import Size
 from cogtune.gpus import gpus
 from cogtune.launch import LaunchFiles
@@ -126,6 +126,27 @@ def cache(config: RunConfig, *, processes: int | None = None) -> Cached:
         UsageError: more processes than GPUs.
         CogtuneError: something in the dataset stands in the way, or encoding failed.
     """
+    with elsewhere_offered(config):
+        return _cache(config, processes)
+
+
+@contextlib.contextmanager
+def elsewhere_offered(config: RunConfig) -> Iterator[None]:
+    """Tell of a cache that cannot be written with the flag that puts it elsewhere.
+
+    Raises:
+        CogtuneError: the block's own.
+    """
+    root = caching.store_of(config.anchored()).root
+    try:
+        yield
+    except CogtuneError as error:
+        if error.message.startswith(f"cannot write {root}") and "--cache-dir" not in error.hint:
+            error.hint = ", or ".join(filter(None, (error.hint, "put the cache elsewhere with --cache-dir")))
+        raise
+
+
+def _cache(config: RunConfig, processes: int | None) -> Cached:
     config = with_data_here(config).anchored()
     checkpoint = locate(config.model)
     spec = read_spec(checkpoint)
@@ -152,7 +173,8 @@ def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[st
     output = resolved.config.anchored().output
     is_main = resolved.config.machine_rank == 0  # other machines may share its output folder
     with sole_run(output) if is_main else contextlib.nullcontext():
-        ready = get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=False)
+        with elsewhere_offered(resolved.config):
+            ready = get_ready(resolved, resume=resume, overwrite=overwrite, dry_run=False)
         launch.start(ready.plan, ready.files)
     return results(ready.plan) if is_main else []
 

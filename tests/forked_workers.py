@@ -61,7 +61,7 @@ def start_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> list[Ba
 def run_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> None:
     """Run the plan to its end; ``prepare`` as above."""
     for rank, process in enumerate(started := start_workers(plan, prepare)):
-        process.join(240)  # the first of all compiles what DeepSpeed runs on a CPU
+        process.join(600)  # the first of all compiles what DeepSpeed runs on a CPU
         log = Path(f"{LaunchFiles(plan.config.output / 'launch').log}.{rank}")
         if process.exitcode != 0:
             for other in started:
@@ -72,7 +72,7 @@ def run_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> None:
 def kill_workers(started: list[BaseProcess], output: Path, *, when: Callable[[], bool], seconds: float) -> None:
     """kill -9 all of them, ``seconds`` after ``when`` came true."""
     log = Path(f"{LaunchFiles(output / 'launch').log}.0")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not when():
         assert all(process.is_alive() for process in started), log.read_text()[-4000:]
         assert time.monotonic() < deadline, log.read_text()[-4000:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,7 +190,7 @@ from cogtune.files import written_folder
 def work(*_):
     with written_folder(Path(sys.argv[1])):
         print("at work", flush=True)
-        time.sleep(60)
+        time.sleep(1000)
 
 cogtune.cli._status = work
 cogtune.cli.main([])
@@ -201,9 +202,61 @@ def test_what_is_terminated_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert running.stdout is not None
     assert running.stdout.readline() == b"at work\n"
     running.terminate()
-    assert running.wait(30) == 128 + signal.SIGTERM
+    assert running.wait(600) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
     running.stdout.close()
+
+
+SWALLOWED = """
+import sys, time
+import cogtune.cli
+
+def work(*_):
+    for _ in range(3):
+        try:
+            print("at work", flush=True)
+            time.sleep(1000)
+        except BaseException:
+            pass
+    class Odd:
+        def __del__(self):
+            time.sleep(1000)
+    Odd()
+    try:
+        print("at work", flush=True)
+        time.sleep(1000)
+    finally:
+        time.sleep(3)
+        print("in good order", flush=True)
+
+cogtune.cli._status = work
+cogtune.cli.main([])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_library_keeps_the_program_from_ending(number: int) -> None:
+    """Each swallows what one signal raises; and it leaves in peace, though that takes longer than it insists."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", SWALLOWED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == "at work\n"
+    running.send_signal(number)
+    out, err = running.communicate(timeout=600)
+    assert (running.returncode, out, err) == (128 + number, "at work\n" * 3 + "in good order\n", "")
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_what_puts_it_elsewhere(
+    cogtune: Cogtune, clips: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(clips, data, ignore=shutil.ignore_patterns(".cogtune"))
+    (data / ".cogtune").touch()
+    for words in (["dataset", "cache", data], ["train", "--data", data]):
+        told = cogtune(*words, "--preset", "cpu-lora-tiny", status=1).err
+        assert f"error: cannot write {data / '.cogtune'}" in told
+        assert "put the cache elsewhere with --cache-dir" in told
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

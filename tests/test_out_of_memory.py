@@ -107,7 +107,7 @@ def test_offload_without_pinned_memory_says_what_does_without_it(clips: Path, tm
     def told(**flags: Any) -> tuple[str, str]:
         plan = plan_for(clips, tmp_path / "out", type="sft", num_processes=2, steps=2, overwrite=True, **flags)
         for process in start_workers(plan, nothing_to_pin):
-            process.join(240)
+            process.join(600)
         said = LaunchFiles(tmp_path / "out" / "launch").report(0).read()
         assert said is not None
         return said["message"], said["hint"]

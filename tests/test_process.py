@@ -130,7 +130,7 @@ def test_a_report_of_an_earlier_run_is_not_believed(tmp_path: Path) -> None:
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     program = (
         "import pathlib, sys, time\nfrom cogtune.locks import alone_in\n"
-        "with alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)\n"
+        "with alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(1000)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -159,7 +159,7 @@ def test_one_may_wait_for_the_other_and_says_so_when_it_takes_long(
         waiting.start()
         waiting.join(0.5)
         order.append("first")
-    waiting.join(10)
+    waiting.join(600)
     assert order == ["first", "second"]
     assert (told in capsys.readouterr().err) if told else capsys.readouterr().err == ""
 
@@ -167,18 +167,18 @@ def test_one_may_wait_for_the_other_and_says_so_when_it_takes_long(
 def test_a_signal_that_the_system_gave_to_another_thread_is_heard(tmp_path: Path) -> None:
     program = (
         "import pathlib, sys, threading, time\nfrom cogtune.process import Report, watch\n"
-        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
-        "folder, sleep = pathlib.Path(sys.argv[1]), [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        "threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+        "folder, sleep = pathlib.Path(sys.argv[1]), [sys.executable, '-c', 'import time; time.sleep(1000)']\n"
         "watch(sleep, [Report(folder / 'rank-0.json')], folder / 'log', environment={}, if_stopped=str)\n"
     )
     running = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, text=True)
-    watched, deadline = psutil.Process(running.pid), time.monotonic() + 30
+    watched, deadline = psutil.Process(running.pid), time.monotonic() + 600
     while not watched.children():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.5)  # until it waits
     os.kill(max(thread.id for thread in watched.threads()), signal.SIGINT)
-    assert "stopped before the end" in running.communicate(timeout=20)[1]
+    assert "stopped before the end" in running.communicate(timeout=600)[1]
 
 
 COMMAND = """
@@ -214,7 +214,7 @@ def a_command(folder: Path, body: str, *, launched: bool = False) -> Iterator[tu
             process.kill()
 
 
-def wait_until(true: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 600) -> None:
     """Until something is so; the seconds are for a machine that is very busy."""
     until = time.monotonic() + seconds
     while not true():
@@ -269,7 +269,7 @@ def test_nothing_is_left_of_a_command(tmp_path: Path, how: str, at_work: bool, l
             running.send_signal(signal.SIGINT)
         if how == "twice":
             wait_until(lambda: running.poll() is not None or running.send_signal(signal.SIGINT))
-        running.wait(60)
+        running.wait(600)
         wait_until(lambda: not children.members("COGTUNE_TEST", mark))
 
 

@@ -446,7 +446,7 @@ def test_two_processes_may_ask_at_once(tmp_path: Path, monkeypatch: pytest.Monke
         subprocess.Popen([*words, f"ready{number}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for number in range(2)
     ]
-    outputs = [process.communicate(timeout=120) for process in both]
+    outputs = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     paths = {output.splitlines()[-1] for output, _ in outputs}
     assert len(paths) == 1

@@ -96,7 +96,7 @@ def test_a_damaged_shard_is_told(strategy: str, clips: Path, tmp_path: Path) -> 
         (shards / name).write_bytes(whole[:middle] + flipped + whole[middle + 8 :])
         plan = plan_for(clips, tmp_path / "out", steps=2, resume="latest", **flags)
         started = start_workers(plan)
-        started[rank].join(60)
+        started[rank].join(600)
         for process in started:
             process.kill()
         said = LaunchFiles(tmp_path / "out" / "launch").report(rank).read()
@@ -159,7 +159,7 @@ def assert_whole(output: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize(
     ("kind", "strategy", "kills"),
     [("lora", "ddp", 20), ("sft", "ddp", 20), ("lora", "zero3", 6), ("sft", "zero2", 6)],

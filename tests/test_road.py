@@ -46,7 +46,7 @@ def start(folder: Path, *words: object) -> subprocess.Popen[str]:
 
 def wait_for_checkpoints(output: Path, running: subprocess.Popen[str], count: int = 1) -> None:
     """Until a run has written its first checkpoints."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not checkpoints(output) or int(checkpoints(output)[-1].name.split("-")[1]) < count:
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < deadline
@@ -118,7 +118,7 @@ def test_a_second_run_is_refused_and_ctrl_c_says_how_to_go_on(clips: Path, tmp_p
     told = cogtune("train", "--resume", "latest", "--steps", 100000, status=1).err
     assert "another process is at work in" in told
     running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=60)
+    _, told = running.communicate(timeout=600)
     assert running.returncode == 130
     assert "go on with: cogtune train --resume latest" in told
     assert "Traceback" not in told
@@ -133,17 +133,17 @@ def test_workers_do_not_outlive_the_program(clips: Path, tmp_path: Path) -> None
     wait_for_checkpoints(tmp_path / "out", running)
     report = tmp_path / "out" / "launch" / "rank-0.json"
     running.kill()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while json.loads(report.read_text())["status"] == "running":
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert json.loads(report.read_text())["status"] == "stopped"
-    running.communicate(timeout=30)
+    running.communicate(timeout=600)
     assert_whole(tmp_path / "out")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_a_run_killed_at_any_moment_goes_on(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
     moments = random.Random(7)
     output = tmp_path / "out"
@@ -198,7 +198,7 @@ STRATEGIES = dict.fromkeys(("sft", "lora"), ("ddp", "zero2", "zero2-offload", "z
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("kind", STRATEGIES)
 def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     kind: str, cogtune: Cogtune, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -662,7 +662,7 @@ def test_one_that_deepspeed_scales_stops_the_run_too(strategy: str, clips: Path,
     flags = {"type": "sft", "strategy": strategy, "num_processes": 2, "precision": "fp16"}
     plan = plan_for(clips, tmp_path / "out", steps=40, checkpoint_every=5, eval_every=0, **flags)
     for process in start_workers(plan, overflow_always):
-        process.join(240)
+        process.join(600)
     for rank in (0, 1):
         said = LaunchFiles(tmp_path / "out" / "launch").report(rank).read()
         assert said is not None

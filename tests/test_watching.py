@@ -367,7 +367,7 @@ def test_two_processes_stop_at_the_same_denoising_step(strategy: str, clips: Pat
             time.sleep(0.01)
         started[1].terminate()
         for process in started:
-            process.join(60)
+            process.join(600)
     finally:
         for process in started:
             process.kill()

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +79,8 @@ def _peaks() -> tuple[int, int]:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()
+    import resource
+
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return resident, resident
 

@@ -14,9 +14,12 @@ _ANYWHERE = ("--debug", "--quiet")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run cogtune and exit with its status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
+    status: object
     try:
         leave_working_folder_out()
-        _end_in_good_order()
+        from cogtune.cli.ending import end_in_good_order
+
+        end_in_good_order()
         words = sys.argv[1:] if arguments is None else arguments
         flags = {word for word in words if word in _ANYWHERE}
         words = [word for word in words if word not in _ANYWHERE]
@@ -25,28 +28,11 @@ def main(arguments: list[str] | None = None) -> None:
         status = _status(words, "--debug" in flags)
     except KeyboardInterrupt:  # while the program itself was still loading
         status = 130  # errors.EXIT_INTERRUPTED, which may not be loaded
-    _end_at_once(status)
+    except SystemExit as end:
+        status = end.code
+    from cogtune.cli.ending import end_now
 
-
-def _end_in_good_order() -> None:
-    import signal
-
-    signal.signal(signal.SIGTERM, _end)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not so under nohup
-        signal.signal(signal.SIGHUP, _end)
-
-
-def _end_at_once(status: int) -> None:
-    """Exit; Ctrl-C while Python tidies up ends that, rather than show where it was."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(status)
-
-
-def _end(number: int, _frame: object) -> None:
-    """Leave in good order where the system asks for it: what was half written is removed on the way out."""
-    sys.exit(128 + number)
+    end_now(status)
 
 
 def _status(words: list[str], debug: bool) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import IO
 from cogtune.children import environment
 from cogtune.data.container import VideoInfo
 from cogtune.data.images import ImageInfo
-from cogtune.data.inspector import stall_seconds
+from cogtune.data.inspector import HUNG, stall_seconds
 from cogtune.errors import CogtuneError
 from cogtune.safe_path import STANDARD_LIBRARY
 
@@ -63,9 +64,9 @@ class Seen:
 
 
 class _Worker:
-    """One of the processes, and the job it is at."""
+    """One of the processes, and the job it is at. Its answers come into ``heard``; an empty one is its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: queue.SimpleQueue[tuple[_Worker, bytes]]) -> None:
         self.place, self.job, self.attempt = -1, Job(Path()), 0
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in end())
         self.process = subprocess.Popen(
@@ -78,7 +79,14 @@ class _Worker:
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.questions, self.answers = self.process.stdin, self.process.stdout
+        self.questions, self.answers, self.heard = self.process.stdin, self.process.stdout, heard
+        self.listener = threading.Thread(target=self._listen, daemon=True)  # Windows can wait for no pipe
+        self.listener.start()
+
+    def _listen(self) -> None:
+        for line in self.answers:
+            self.heard.put((self, line))
+        self.heard.put((self, b""))
 
     def ask(self, place: int, job: Job, attempt: int) -> None:
         self.place, self.job, self.attempt = place, job, attempt
@@ -88,13 +96,12 @@ class _Worker:
             self.questions.write(json.dumps(question).encode() + b"\n")
             self.questions.flush()
 
-    def answer(self) -> Seen | None:
+    def answer(self, line: bytes) -> Seen | None:
         """What it found; None when it died over it.
 
         Raises:
             CogtuneError: it cannot work at all.
         """
-        line = self.answers.readline()
         if not line.endswith(b"\n") and not line.endswith(b"}"):
             return None
         value = json.loads(line)
@@ -116,11 +123,11 @@ class _Worker:
         said = self.errors.read().decode(errors="replace").splitlines()
         if status > 0 and said:  # Python ended it in good order: no decoder does that
             raise CogtuneError("the process that opens clips fails", "the last of it says why", details=said[-20:])
-        if status == -signal.SIGALRM:
+        if status == HUNG:
             message = f"{name} hangs the decoder: it gave nothing for {stall_seconds():g} seconds"
             return Seen(None, None, (("decoder-hung", message, "encode it again, or leave it out"),))
         reason = signal.Signals(-status).name if status < 0 else f"status {status}"
-        if status == -signal.SIGKILL:
+        if reason == "SIGKILL":
             reason += ", as the system does when memory runs out"
         message = f"{name} kills the decoder ({reason})"
         return Seen(None, None, (("decoder-died", message, "encode it again, or leave it out"),))
@@ -128,6 +135,7 @@ class _Worker:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.listener.join()
         for stream in (self.questions, self.answers, self.errors):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
@@ -151,36 +159,42 @@ def inspect(jobs: Iterable[Job], *, workers: int | None = None) -> Generator[tup
             return again.popleft()
         return next(((place, job, 1) for place, job in waiting), None)
 
-    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+    heard: queue.SimpleQueue[tuple[_Worker, bytes]] = queue.SimpleQueue()
+    at_work: set[_Worker] = set()
+    with contextlib.ExitStack() as stack:
 
         def start(task: tuple[int, Job, int]) -> None:
-            worker = _Worker()
+            worker = _Worker(heard)
             stack.callback(worker.end)
-            selector.register(worker.answers, selectors.EVENT_READ, worker)
+            at_work.add(worker)
             worker.ask(*task)
 
-        while len(selector.get_map()) < workers and (task := following()) is not None:
+        while len(at_work) < workers and (task := following()) is not None:
             start(task)
-        while selector.get_map():
-            for key, _ in selector.select(LISTENS):
-                worker: _Worker = key.data
-                seen = worker.answer()
-                died = seen is None
-                if seen is None:
-                    if worker.attempt < ATTEMPTS:
-                        again.append((worker.place, worker.job, worker.attempt + 1))
-                    else:
-                        yield worker.place, worker.epitaph()
+        while at_work:
+            try:
+                worker, line = heard.get(timeout=LISTENS)
+            except queue.Empty:
+                continue
+            if worker not in at_work:  # it was ended
+                continue
+            seen = worker.answer(line)
+            died = seen is None
+            if seen is None:
+                if worker.attempt < ATTEMPTS:
+                    again.append((worker.place, worker.job, worker.attempt + 1))
                 else:
-                    yield worker.place, seen
-                task = following()
-                if died or task is None:
-                    selector.unregister(worker.answers)
-                    worker.end()
-                    if task is not None:
-                        start(task)
-                else:
-                    worker.ask(*task)
+                    yield worker.place, worker.epitaph()
+            else:
+                yield worker.place, seen
+            task = following()
+            if died or task is None:
+                at_work.remove(worker)
+                worker.end()
+                if task is not None:
+                    start(task)
+            else:
+                worker.ask(*task)
 
 
 def _usable_cores() -> int:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import signal
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ STALL_VARIABLE = "COGTUNE_STALL_SECONDS"
 """Environment variable: how long a decoder may go without giving anything before it counts as hung."""
 
 STALL_SECONDS = 30.0
+
+HUNG = -int(getattr(signal, "SIGALRM", -142))
+"""The exit status of a process whose decoder gave nothing for too long."""
 
 SECONDS_PER_BYTE = 1e-7
 """What a file's size adds to that while it is opened: some have to be read to their end for it."""
@@ -53,7 +56,7 @@ def look(job: dict[str, Any], limit: float) -> dict[str, Any]:
     answer: dict[str, Any] = {"info": None, "image": None, "problems": []}
 
     def tick() -> None:
-        signal.setitimer(signal.ITIMER_REAL, limit)
+        _end_in(limit)
 
     try:
         _allow_for_size(video, limit)
@@ -66,7 +69,7 @@ def look(job: dict[str, Any], limit: float) -> dict[str, Any]:
         answer["problems"].append([problem.code, f"{video.name} {problem.reason}", problem.advice])
     if image is not None:
         _look_at_image(Path(image), answer, limit, full=job["full"])
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    _end_in(None)
     return answer
 
 
@@ -87,7 +90,22 @@ def _allow_for_size(path: Path, limit: float) -> None:
     """Start the clock for opening a file. Python need not get its turn: the signal ends the process by itself."""
     with contextlib.suppress(OSError):
         limit += path.stat().st_size * SECONDS_PER_BYTE
-    signal.setitimer(signal.ITIMER_REAL, limit)
+    _end_in(limit)
+
+
+_timers: list[threading.Timer] = []
+
+
+def _end_in(seconds: float | None) -> None:
+    """Have this process end in so many seconds, unless this is called again until then."""
+    if hasattr(signal, "setitimer"):  # heard even where a decoder keeps Python's threads from running
+        signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+        return
+    while _timers:
+        _timers.pop().cancel()
+    if seconds is not None:
+        _timers.append(threading.Timer(seconds, os._exit, [HUNG]))
+        _timers[0].start()
 
 
 def _unforeseen(video: Path, error: Exception) -> VideoError:
@@ -98,9 +116,14 @@ def _unforeseen(video: Path, error: Exception) -> VideoError:
 
 def _prepare() -> None:
     """Let this process be the one that ends when a decoder goes wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the one that started us ends us
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the one that started us ends us
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     _, hard = resource.getrlimit(resource.RLIMIT_AS)

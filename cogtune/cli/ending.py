@@ -1,0 +1,72 @@
+"""How the program ends when it is asked to: it leaves every block in good order, and no library can keep it from that.
+
+An exception out of a signal handler comes up wherever the program is, and that may be in a library that swallows it:
+in an import, or in a finalizer. So it is raised again until it is on its way out.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any, NoReturn
+
+_INSISTS = 1.0
+"""Seconds after which an end that went astray is raised again, and again."""
+
+_asked: list[int] = []
+_again = threading.Event()
+_ended = threading.Event()
+
+
+def end_in_good_order() -> None:
+    """From now on, Ctrl-C raises KeyboardInterrupt; SIGTERM, and a terminal that hangs up, SystemExit."""
+    signal.signal(signal.SIGINT, _hear)
+    signal.signal(signal.SIGTERM, _hear)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not so under nohup
+        signal.signal(signal.SIGHUP, _hear)
+    sys.unraisablehook = _unraisable
+
+
+def end_now(status: Any) -> NoReturn:
+    """Exit; Ctrl-C while Python tidies up ends that, rather than show where it was."""
+    _ended.set()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(status)
+
+
+def _hear(number: int, _frame: FrameType | None) -> None:
+    if _again.is_set():  # it is we who say it again
+        _again.clear()
+        if _ended.is_set() or _is_on_its_way():
+            return
+    elif not _asked:
+        _asked.append(number)
+        threading.Thread(target=_insist, daemon=True, name="cogtune-ending").start()
+    if _asked[0] == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + _asked[0])
+
+
+def _insist() -> None:
+    while not _ended.wait(_INSISTS):
+        _again.set()
+        if hasattr(signal, "pthread_kill"):  # ends a wait, too
+            signal.pthread_kill(threading.main_thread().ident or 0, _asked[0])
+        else:
+            _thread.interrupt_main()
+
+
+def _is_on_its_way() -> bool:
+    """Whether what runs now runs because the program ends: to leave a block, say."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+        error = error.__context__
+    return error is not None
+
+
+def _unraisable(what: Any) -> None:
+    if not issubclass(what.exc_type, KeyboardInterrupt | SystemExit):  # those come again
+        sys.__unraisablehook__(what)
