@@ -312,7 +312,7 @@ def _tried(tree: Tree, usual: Callable[[str], Outcome], number: int) -> str:
         with limits():
             after = getattr(tree, command)()
         fault = _fault(kind, path, tree.root, before, after, time.process_time() - began)
-        said = (after.err.strip().splitlines() or [after.out.strip()[-300:]])[0][:300]
+        said = (after.err.partition("error:")[2] or after.err[-300:]).strip()[:300]
     except TooSlow:
         fault, said = "never ended", ""
     finally:
