@@ -1,4 +1,4 @@
-"""What is read from disk is not trusted: JSON of any shape, model configs, libraries' words, leftovers of the killed."""
+"""What is read from disk is not trusted: JSON of any shape, model configs, libraries' words, leftovers of a kill."""
 
 from __future__ import annotations
 
