@@ -17,7 +17,7 @@ from cogtune.files import explained
 _FOLDERS = ("latents", "text", "image", "media", "datasets", "job", "launch*", "dry-run*", "logs", "samples")
 """Folders of a cache and of a run whose entries are written in place or deleted."""
 
-_ENTRIES = (*_FOLDERS, ".*", "checkpoint-*", "metrics.jsonl", "files.json", "wandb", "trackio", "tensorboard")
+_ENTRIES = (*_FOLDERS, ".*", "checkpoint-*", "run.yaml", "metrics.jsonl", "files.json", "wandb", "trackio", "tensorboard")
 """What else a cache or a run has at its top; links of other names are the user's own."""
 
 

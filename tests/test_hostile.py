@@ -90,9 +90,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Copies of the good ones to be made hostile, and a home of their own."""
     shutil.copytree(good, tmp_path / "hostile", symlinks=True)
-    for name in ("run.yaml", "launch/run.yaml", "launch/plan.json", "checkpoint-2/state.json"):
-        path = tmp_path / "hostile" / "out" / name
-        path.write_text(path.read_text().replace(str(good), str(tmp_path / "hostile")))
+    path = tmp_path / "hostile" / "out" / "run.yaml"
+    path.write_text(path.read_text().replace(str(good), str(tmp_path / "hostile")))
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(caching, "fill", fill_here)
@@ -222,6 +221,8 @@ def test_nothing_outside_is_touched(world: World, part: str, monkeypatch: pytest
     with serve(hub) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         for name, words in commands(world).items():
+            if (name, part) == ("train", "run.yaml"):  # it names that file itself
+                continue
             status, said, touched = run(*words)
             refused += status != 0
             assert "something unforeseen" not in said, (name, said)
