@@ -26,12 +26,13 @@ from cogtune.data.frames import FrameSettings, View, settings_for
 from cogtune.data.index import ClipJob, ImageJob, Index, Recipe, TextJob, Todo, jobs, make_index, missing
 from cogtune.data.prompts import NOTHING, PromptRow, Watched, prompt_jobs
 from cogtune.data.sources import Dataset
+from cogtune.data.stamp import as_stamp
 from cogtune.data.video import probe
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, read_json, write_json, write_text
 from cogtune.geometry import Size, latent_frames
 from cogtune.gpus import gpus
-from cogtune.launch import ENVIRONMENT, LaunchFiles
+from cogtune.launch import ENVIRONMENT, LAUNCHER, LaunchFiles
 from cogtune.launch_configs import accelerate_config
 from cogtune.models import ModelSpec, Precision, fingerprint
 from cogtune.plan import fps_of, size_of, sizes_of
@@ -159,10 +160,11 @@ class Job:
                 "precision": self.precision,
                 "max_tokens": self.max_tokens,
                 "engine": asdict(self.engine),
-                "clips": [[job.key, str(job.video), job.frames.to_dict()] for job in self.todo.clips],
+                "clips": [[job.key, str(job.video), job.frames.to_dict(), job.stamp] for job in self.todo.clips],
                 "texts": [[job.key, job.caption] for job in self.todo.texts],
                 "images": [
-                    [job.key, str(job.source), job.from_video, job.frames.to_dict()] for job in self.todo.images
+                    [job.key, str(job.source), job.from_video, job.frames.to_dict(), job.stamp]
+                    for job in self.todo.images
                 ],
             },
         )
@@ -177,11 +179,14 @@ class Job:
             value["precision"],
             value["max_tokens"],
             Todo(
-                tuple(ClipJob(key, Path(video), View.from_dict(frames)) for key, video, frames in value["clips"]),
+                tuple(
+                    ClipJob(key, Path(video), View.from_dict(frames), as_stamp(stamp))
+                    for key, video, frames, stamp in value["clips"]
+                ),
                 tuple(TextJob(key, caption) for key, caption in value["texts"]),
                 tuple(
-                    ImageJob(key, Path(source), from_video, View.from_dict(frames))
-                    for key, source, from_video, frames in value["images"]
+                    ImageJob(key, Path(source), from_video, View.from_dict(frames), as_stamp(stamp))
+                    for key, source, from_video, frames, stamp in value["images"]
                 ),
             ),
             Engine(**value["engine"]),
@@ -318,17 +323,13 @@ def fill(job: Job) -> list[dict[str, Any]]:
     files = LaunchFiles(job.store.root / "job")
     processes = job.engine.processes
     job.write(files.plan)
-    command = ["-m", "cogtune.encoding", str(files.plan)]
+    command = [sys.executable, "-m", "cogtune.encoding", str(files.plan)]
     if processes > 1:
         launching = RunConfig(num_processes=processes, precision="fp32")
         write_text(files.accelerate, yaml.safe_dump(accelerate_config(launching, files.deepspeed)))
-        command = [
-            "-m",
-            "accelerate.commands.accelerate_cli",
-            *files.command(launching, "cogtune.encoding", "--shared")[1:],
-        ]
+        command = [*LAUNCHER, *files.command(launching, "cogtune.encoding", "--shared")[2:]]
     process.watch(
-        [sys.executable, *command],
+        command,
         [files.report(rank) for rank in range(processes)],
         files.log,
         environment=ENVIRONMENT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cogtune import caching, console
@@ -11,12 +11,13 @@ from cogtune.config import RunConfig
 from cogtune.data.checks import Report, check_dataset
 from cogtune.data.facts import Facts
 from cogtune.data.findings import listed
+from cogtune.data.images import HINT, transparency_warning
 from cogtune.data.prompts import Watched, choose_prompts
 from cogtune.data.quarantine import without_quarantined, write_quarantine
 from cogtune.data.sources import Dataset, Reading, locate_dataset, read_dataset
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.modeling.locate import locate
-from cogtune.modeling.tokens import token_counter
+from cogtune.modeling.tokens import cut_short, token_counter
 from cogtune.models import TINY, ModelSpec, published, published_spec, read_spec
 
 
@@ -143,14 +144,36 @@ def watched_by(
         CogtuneError: with everything that is wrong with them.
     """
     prompts = choose_prompts(config, dataset.samples, with_image=spec.image_to_video)
+    count = token_counter(config.model) if prompts else None
+    for told in cut_short([prompt.text for prompt in prompts], spec.max_text_seq_length, count):
+        console.warn(f"validation prompt {told}")
+    if config.validation_images is not None:
+        _check_images([prompt.image for prompt in prompts if prompt.image is not None])
     if config.validation_data is None:
         return Watched((), prompts)
     if config.validation_data == config.data:
         raise UsageError("the validation data is the training data", "keep some clips out, in a folder of their own")
     apart = config.model_copy(update={"data": config.validation_data, "quarantine": None})
     held_out = (read(apart) if read else checked_dataset(apart, spec)).samples
-    count = min(config.validation_samples, len(held_out))
-    return Watched(tuple(held_out[number * len(held_out) // count] for number in range(count)), prompts)
+    most = min(config.validation_samples, len(held_out))
+    return Watched(tuple(held_out[number * len(held_out) // most] for number in range(most)), prompts)
+
+
+def _check_images(images: Sequence[Path]) -> None:
+    """Look at the images that sample videos start from; of transparency it is warned.
+
+    Raises:
+        UsageError: some of them cannot be read.
+    """
+    problems = []
+    for image in dict.fromkeys(images):
+        try:
+            if warning := transparency_warning(image):
+                console.warn(warning)
+        except CogtuneError as error:
+            problems.append(f"validation_images: {error.message}")
+    if problems:
+        raise UsageError("the sample videos cannot be made as they are configured", HINT, details=problems)
 
 
 def _validate_command(config: RunConfig, spec: ModelSpec) -> str:

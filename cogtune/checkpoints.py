@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,21 @@ def checkpoints(output: Path) -> list[Path]:
 def after(output: Path, step: int) -> list[Path]:
     """The checkpoints of a run that lie behind ``step``: another branch, for a run that goes on from there."""
     return [path for path in checkpoints(output) if int(path.name.removeprefix("checkpoint-")) > step]
+
+
+def refuse_shards(path: Path) -> None:
+    """Say what to do with a checkpoint, or a run of them, whose weights are in ZeRO shards alone.
+
+    Raises:
+        UsageError: it is one.
+    """
+    for folder in (path, *checkpoints(path)[-1:]):
+        latest = folder / "latest"  # DeepSpeed's, with the name of the folder of shards
+        if latest.is_file() and (folder / latest.read_text(errors="replace").strip()).is_dir():
+            raise UsageError(
+                f"{path} needs `cogtune merge-zero {shlex.quote(str(folder))}` first: its weights are in ZeRO shards",
+                "then give --model the folder that it writes",
+            )
 
 
 def choose(wanted: str, output: Path) -> Path:

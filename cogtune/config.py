@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from cogtune.arrangement import AttentionKernel, Keep
 from cogtune.geometry import Reshape, Sampling, Size
 from cogtune.models import Precision
 from cogtune.presets import Strategy, TrainingType
@@ -52,11 +53,31 @@ _data = functools.partial(_option, panel="Data")
 _training = functools.partial(_option, panel="Training")
 _lora = functools.partial(_option, panel="LoRA")
 _optimizer = functools.partial(_option, panel="Optimizer")
+_memory = functools.partial(_option, panel="Memory")
 _saving = functools.partial(_option, panel="Saving and evaluation")
 _launch = functools.partial(_option, panel="Launch")
 
 
 _NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+
+
+ENGINE_KEYS = (
+    "vram",
+    "stream_blocks",
+    "keep_activations",
+    "keep_everything",
+    "offload_activations",
+    "attention",
+)
+"""The options of the memory engine; a run that sets none of them does without."""
+
+_UNITS = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20}
+
+
+def bytes_of(text: str) -> int:
+    """The bytes that an amount such as ``8GB`` means; 0 where it is none."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
+    return int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
 
 
 def _absolute(path: Path) -> Path:
@@ -170,6 +191,39 @@ class RunConfig(BaseModel):
     )
     seed: int = _training(42, ge=0, le=2**31 - 1, help_text="Decides order, noise, timesteps and the adapter's start.")
 
+    vram: str | None = _memory(
+        None,
+        help_text="Memory that a LoRA run may take of each card, such as 8GB: weights and activations are kept in host "
+        "memory as far as they do not fit. [default: no limit, and everything on the card]",
+    )
+    stream_blocks: int | None = _memory(
+        None,
+        ge=0,
+        help_text="Transformer blocks whose frozen weights stay in host memory and are streamed through the card. "
+        "[default: as many as --vram asks for]",
+    )
+    keep_activations: Keep | None = _memory(
+        None,
+        help_text="What each block keeps for its backward pass: its inputs, the outputs of attention too, those of "
+        "matrix products too, or everything. [default: chosen with --vram]",
+    )
+    keep_everything: int | None = _memory(
+        None,
+        ge=0,
+        help_text="The last blocks, which keep everything on the card in place of that. [default: chosen with --vram]",
+    )
+    offload_activations: int | None = _memory(
+        None,
+        ge=0,
+        help_text="The first blocks, whose activations wait for the backward pass in host memory. "
+        "[default: chosen with --vram]",
+    )
+    attention: AttentionKernel | Literal["auto"] | None = _memory(
+        None,
+        help_text="The attention kernel; auto measures those that are there. [default: PyTorch's own choice; auto with "
+        "--vram]",
+    )
+
     timestep_sampling: TimestepSampling = _training(
         "uniform", help_text="How timesteps are drawn: all alike, or more often where a logistic normal has its mass."
     )
@@ -185,6 +239,11 @@ class RunConfig(BaseModel):
         help_text="MEAN,STD of the log of the noise on conditioning images (image-to-video), or off.",
     )
 
+    init_lora: Path | None = _lora(
+        None,
+        help_text="A LoRA of any program to begin with, in place of a new adapter; rank, alpha and layers are taken "
+        "from it. [default: none]",
+    )
     rank: int = _lora(128, ge=1, help_text="Rank of the adapter.")
     alpha: float | None = _lora(
         None,
@@ -320,6 +379,13 @@ class RunConfig(BaseModel):
             raise ValueError(f"{warmup} is not below the {steps} steps of the run: the learning rate never gets there")
         return warmup
 
+    @field_validator("vram")
+    @classmethod
+    def _vram_reads(cls, text: str | None) -> str | None:
+        if text is not None and bytes_of(text) <= 0:
+            raise ValueError(f"'{text}' is not an amount of memory: write it in GB or GiB, such as 8GB")
+        return text
+
     @field_validator("timestep_range")
     @classmethod
     def _range_reads(cls, text: str | None) -> str | None:
@@ -413,6 +479,16 @@ class RunConfig(BaseModel):
         return mean, deviation
 
     @property
+    def uses_engine(self) -> bool:
+        """Whether the memory engine runs the transformer's blocks: it does where any of its options is set."""
+        return any(getattr(self, key) is not None for key in ENGINE_KEYS)
+
+    @property
+    def vram_bytes(self) -> int | None:
+        """The run's budget of each card's memory; None for no limit."""
+        return None if self.vram is None else bytes_of(self.vram)
+
+    @property
     def local_processes(self) -> int:
         """Processes on each machine."""
         return self.num_processes // self.num_machines
@@ -450,6 +526,8 @@ class RunConfig(BaseModel):
         """The same with every local path absolute, so that it means the same from any folder."""
         paths: dict[str, Any] = {key: _absolute(getattr(self, key)) for key in ("data", "output")}
         paths["cache_dir"] = _absolute(self.cache_dir or self.data / ".cogtune")
+        if self.init_lora is not None:
+            paths["init_lora"] = _absolute(self.init_lora)
         if self.quarantine is not None:
             paths["quarantine"] = _absolute(self.quarantine)
         if self.validation_data is not None:

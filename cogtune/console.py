@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from cogtune.errors import CogtuneError
 
@@ -55,15 +55,102 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
+class _Stream:
+    """Stands in for a stream of text."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Lenient(_Stream):
+    """Drops what cannot be written: to a pipe without a reader, a lost terminal, a full disk."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+class _Results(_Stream):
+    """stdout, where what was asked for goes. One that cannot be written is an error of its own."""
+
+    def write(self, text: str) -> int:
+        with _results_explained():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with _results_explained():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _results_explained() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # its reader has enough, as `head` does
+        raise
+    except OSError as error:
+        sys.stdout = None  # else Python tries again at its end, and says so
+        raise CogtuneError(
+            f"cannot write the results to stdout: {error.strerror}",
+            "the work itself is done and its files are whole; to see the results, send stdout somewhere else",
+        ) from error
+
+
+def lenient(stream: TextIO) -> TextIO:
+    """``stream`` for remarks: no work is lost because one of them cannot be written."""
+    return stream if isinstance(stream, _Lenient) else cast(TextIO, _Lenient(stream))
+
+
+def open_streams() -> None:
+    """See that stdin, stdout and stderr are there, and that a remark which cannot be written stops nothing.
+
+    One that was closed would be the next file that is opened, into which all that is printed would go. It is opened so
+    that it cannot be written, which who prints results is told.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDONLY if number else os.O_WRONLY), True)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    sys.stderr = lenient(sys.stderr)
+    if not isinstance(sys.stdout, _Results):
+        sys.stdout = cast(TextIO, _Results(sys.stdout))
+
+
 def _remarks() -> TextIO:
     return _settings.remarks or sys.stderr
 
 
 def _console(stream: TextIO) -> Console:
-    from rich.console import Console
+    from rich.console import Console, ConsoleDimensions
 
-    wide = None if stream.isatty() else 200  # a file or a pipe has no width: do not fold lines to 80
-    return Console(file=stream, highlight=False, soft_wrap=True, width=wide)
+    class Terminal(Console):
+        """A console as wide as the terminal of its own stream, whatever stdin, stdout and stderr are."""
+
+        @property
+        def size(self) -> ConsoleDimensions:
+            try:
+                wide, high = os.get_terminal_size(self.file.fileno())
+            except (OSError, ValueError):
+                return super().size
+            return ConsoleDimensions(int(os.environ.get("COLUMNS") or wide or 80), high or 25)
+
+        @size.setter
+        def size(self, new_size: tuple[int, int]) -> None:
+            self._width, self._height = new_size
+
+    if stream.isatty():
+        return Terminal(file=stream, highlight=False, soft_wrap=True)
+    return Console(file=stream, highlight=False, soft_wrap=True, width=200)  # a file has no width: lines stay whole
 
 
 def is_quiet() -> bool:

@@ -47,7 +47,7 @@ def run(folder: Path) -> Iterator[str]:
 
     request = Request(lora=output, steps=10)
     with console.progress("sampling", request.steps) as progress:
-        recipe = generate(request, video, lambda _step: progress.advance())
+        recipe = generate(request, video, lambda _step: progress.advance()).recipe
 
     yield f"clips and captions   {data}"
     yield f"the run              {output}"

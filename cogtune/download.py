@@ -15,6 +15,18 @@ def home() -> Path:
     return Path(os.environ.get("COGTUNE_HOME") or Path.home() / ".cache" / "cogtune")
 
 
+def cached_file(repo_id: str, name: str) -> Path | None:
+    """A file of a model in the Hub's cache on this machine; None where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo_id, name)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
 def snapshot(
     repo_id: str,
     kind: Literal["model", "dataset"],

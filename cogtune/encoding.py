@@ -292,6 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def do(stop: StopRequest) -> bool:
         job = Job.read(given.job)
+        stop.begins()
         if not given.shared:
             outcome = encode(job, stop)
         else:

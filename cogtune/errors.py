@@ -83,3 +83,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     lowered = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     return f"; did you mean '{lowered[near[0]]}'?" if near else ""
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """``"1 sample"``, ``"2 samples"``: a count with its noun; ``plural`` for a noun that takes no ``s``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {plural or noun + 's'}"

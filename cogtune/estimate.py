@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+from cogtune import arranging
+from cogtune.arrangement import Arrangement, AttentionKernel
+from cogtune.arranging import Speed, Wanted, Workload
 from cogtune.config import OptimizerName, RunConfig
+from cogtune.errors import UsageError
 from cogtune.geometry import SPATIAL_COMPRESSION, latent_frames, video_tokens
 from cogtune.launch_configs import REDUCE_BUCKET, largest_group
 from cogtune.layers import layers, targeted, transformer_parameters
@@ -41,6 +45,8 @@ _KEPT_A_BLOCK = 15.0
 """Tensors that a block keeps for the backward pass without gradient checkpointing."""
 _CONTEXT = int(0.75 * GIB)
 """CUDA's context and the libraries' own memory on a card."""
+_PINNING = int(0.11 * GIB)
+"""What CUDA takes more where much of the host's memory is pinned."""
 _NCCL_ALONE = int(0.93 * GIB)
 """What NCCL adds to that under DeepSpeed, which starts it for a single process too."""
 _NCCL = int(1.32 * GIB)
@@ -102,6 +108,8 @@ class Estimate:
     """Floating-point operations of one optimizer step, of one GPU, recomputed ones included."""
     seconds: float | None
     """Of one optimizer step, where the GPU is known."""
+    arrangement: Arrangement | None = None
+    """Of the memory engine, where the run uses it."""
 
 
 def lora_parameters(spec: ModelSpec, config: RunConfig) -> int:
@@ -109,13 +117,23 @@ def lora_parameters(spec: ModelSpec, config: RunConfig) -> int:
     return config.rank * sum(map(sum, targeted(spec, config.target_modules).values()))
 
 
-def estimate(config: RunConfig, spec: ModelSpec, *, gpu: str = "", alone: bool = False) -> Estimate:
+def estimate(
+    config: RunConfig,
+    spec: ModelSpec,
+    *,
+    gpu: str = "",
+    alone: bool = False,
+    arrangement: Arrangement | None = None,
+) -> Estimate:
     """What a run of ``config`` on a model built like ``spec`` will take.
 
     Args:
         gpu: name of the card, for the time.
         alone: without NCCL's memory, for one process that is measured without the others.
+        arrangement: of the memory engine; planned here when not given, for a run that uses it.
     """
+    if config.uses_engine and config.type == "lora":
+        return _with_engine(config, spec, gpu, arrangement or plan_arrangement(config, spec, gpu=gpu)[0])
     memory = _memory(config, spec)
     return Estimate(
         memory=replace(memory, context=_CONTEXT) if alone else memory,
@@ -124,6 +142,99 @@ def estimate(config: RunConfig, spec: ModelSpec, *, gpu: str = "", alone: bool =
         checkpoint=_checkpoint(config, spec),
         flops=_flops(config, spec),
         seconds=_seconds(config, spec, gpu),
+    )
+
+
+def _with_engine(config: RunConfig, spec: ModelSpec, gpu: str, arrangement: Arrangement) -> Estimate:
+    work, speed = workload(config, spec), _speed(gpu)
+    parts = arranging.card_memory(work, arrangement)
+    adapter = lora_parameters(spec, config) * 4
+    memory = Memory(
+        weights=parts.weights + adapter,
+        gradients=work.gradients,
+        optimizer=work.trained - adapter,
+        activations=parts.activations,
+        workspace=parts.workspace,
+        context=work.context,
+    )
+    timed = speed is not None and config.precision != "fp32"
+    return Estimate(
+        memory=memory,
+        host=_host(config, spec) + config.local_processes * arranging.host_bytes(work, arrangement),
+        cache_per_sample=_cache(config, spec),
+        checkpoint=_checkpoint(config, spec),
+        flops=_flops(config, spec),
+        seconds=arranging.seconds(work, arrangement, speed) if speed is not None and timed else None,
+        arrangement=arrangement,
+    )
+
+
+def plan_arrangement(
+    config: RunConfig, spec: ModelSpec, *, gpu: str = "", kernel: AttentionKernel | None = None
+) -> tuple[Arrangement, bool]:
+    """The arrangement of a run that uses the memory engine, and whether its estimate fits the run's budget.
+
+    Args:
+        gpu: name of the card; of an unknown one the speed is assumed to be that of a 4090.
+        kernel: the attention kernel that was measured to be the fastest, where the run leaves it open.
+    """
+    given = config.attention if config.attention != "auto" else None
+    keep = config.keep_activations or (None if config.gradient_checkpointing else "everything")
+    wanted = Wanted(
+        streamed_blocks=config.stream_blocks,
+        keep=keep,
+        kept_whole=config.keep_everything,
+        offloaded_blocks=config.offload_activations,
+        attention=given or kernel,
+    )
+    if config.vram_bytes is None:
+        return arranging.unplanned(wanted), True
+    return arranging.arrange(workload(config, spec), config.vram_bytes, _speed(gpu) or _SPEEDS["4090"], wanted)
+
+
+def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None:
+    """Refuse a budget that no arrangement fits.
+
+    Raises:
+        UsageError: with what would be the least.
+    """
+    if not config.uses_engine or config.vram_bytes is None:
+        return
+    arrangement, fits = plan_arrangement(config, spec, gpu=gpu)
+    if not fits:
+        least = arranging.card_bytes(workload(config, spec), arrangement) / (1 - arranging.MARGIN)
+        raise UsageError(
+            f"--vram {config.vram} is not enough: by the estimate this run takes {least / 1e9:.1f} GB or more",
+            f"--vram {least / 1e9 + 0.05:.1f}GB, or a smaller --size, --rank or --batch-size",
+        )
+
+
+def workload(config: RunConfig, spec: ModelSpec) -> Workload:
+    """What of a LoRA step does not depend on the memory engine's arrangement."""
+    item = _BYTES[config.precision]
+    width = spec.num_attention_heads * spec.attention_head_dim
+    whole, adapter = transformer_parameters(spec), lora_parameters(spec, config)
+    names = [name for name in layers(spec) if name.startswith("transformer_blocks.0.")]
+    block = sum(inputs * outputs + outputs for inputs, outputs in (layers(spec)[name] for name in names))
+    block += 4 * width + 4 * spec.attention_head_dim
+    tokens = _tokens(config, spec)
+    extra = _VAE_PARAMETERS * item if spec.image_to_video else 0
+    if config.precision == "fp16":
+        extra += int(_WORK_FP16 * tokens * width * item)
+    return Workload(
+        blocks=spec.num_layers,
+        block_weights=block * item,
+        other_weights=(whole - spec.num_layers * block) * item,
+        trained=adapter * (4 + _OPTIMIZER_BYTES[config.optimizer]),
+        gradients=adapter * 4 * (2 if config.num_processes > 1 else 1),
+        tensor=tokens * width * item,
+        numbers=tokens * width * spec.num_layers,
+        linear_flops=2.0 * whole * tokens,
+        attention_flops=4.0 * tokens * (tokens / config.batch_size) * width * spec.num_layers,
+        passes=config.gradient_accumulation_steps,
+        extra=extra,
+        context=_context(config) + _PINNING,
+        compiled=_compiles(config),
     )
 
 
@@ -252,26 +363,24 @@ def _work(config: RunConfig, spec: ModelSpec) -> tuple[float, float]:
     return passes * linear, passes * square
 
 
-@dataclass(frozen=True)
-class _Speed:
-    """What a card does in bf16: products in FLOP/s, attention in FLOP/s, memory in bytes/s."""
+def _card(peak_tflops: float, terabytes: float, link: float = 24.0) -> Speed:
+    """A card by its vendor's dense bf16 peak, of which products reach 0.80 and attention 0.42 on an H200.
 
-    products: float
-    attention: float
-    memory: float
-
-
-def _card(peak_tflops: float, terabytes: float) -> _Speed:
-    """A card by its vendor's dense bf16 peak, of which products reach 0.80 and attention 0.42 on an H200."""
-    return _Speed(0.80e12 * peak_tflops, 0.42e12 * peak_tflops, 1e12 * terabytes)
+    Args:
+        terabytes: that its memory moves in a second.
+        link: GB that its link to the host moves in a second, one way; 24 for PCIe 4.
+    """
+    return Speed(
+        products=0.80e12 * peak_tflops, attention=0.42e12 * peak_tflops, memory=1e12 * terabytes, link=1e9 * link
+    )
 
 
 _SPEEDS = {
-    "H200": _card(989, 4.8),
-    "H100": _card(0.97 * 989, 3.35),  # the part of an H200 that was measured
+    "H200": _card(989, 4.8, 54.9),
+    "H100": _card(0.97 * 989, 3.35, 54.9),  # the part of an H200 that was measured
     "A100": _card(312, 2.0),
     "L40S": _card(362, 0.86),
-    "5090": _card(210, 1.79),
+    "5090": _card(210, 1.79, 50.0),
     "4090": _card(165, 1.01),
     "4080": _card(97, 0.72),
 }
@@ -286,8 +395,12 @@ _UNPINNED = 2.0
 """Times as long without pinned buffers, of 5b under ZeRO-2 on an H100; ZeRO-3 without them was not measured."""
 
 
+def _speed(gpu: str) -> Speed | None:
+    return next((speed for name, speed in _SPEEDS.items() if name in gpu), None)
+
+
 def _seconds(config: RunConfig, spec: ModelSpec, gpu: str) -> float | None:
-    speed = next((speed for name, speed in _SPEEDS.items() if name in gpu), None)
+    speed = _speed(gpu)
     if speed is None or config.precision == "fp32":
         return None
     linear, square = _work(config, spec)

@@ -142,7 +142,14 @@ def _what_fits(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
     row = nearest_preset(config, spec, machine)
     if row is not None:
         return f"nearest preset that fits: {_named(row, config, machine)}"
-    return "no preset fits; a smaller --size takes less"
+    return f"no preset fits; {_smaller(spec)}"
+
+
+def _smaller(spec: ModelSpec) -> str:
+    """What to say of size where nothing else is left to change."""
+    if spec.learned_positions:
+        return f"this model has one size alone, {spec.native}: use a GPU with more memory, or another model"
+    return "a smaller --size, with fewer frames, takes less"
 
 
 def _flags(before: RunConfig, after: RunConfig) -> str:
@@ -246,7 +253,7 @@ def what_would_fit(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
         needs = estimate(_on(row, len(machine.cards)), published_spec(VARIANTS[row.model]))
         words = _named(row, config, machine)
         return f"no one option is enough; {words} takes {needs.memory.card / GB:.1f} GB, by the estimate"
-    return "a smaller --size, with fewer frames, takes less"
+    return _smaller(spec)
 
 
 def _on(row: Preset, cards: int) -> RunConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,25 @@ import torch
 from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 
 from cogtune import console
-from cogtune.checkpoints import STATE_NAME, checkpoints, read_state
+from cogtune.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
 from cogtune.data.frames import load_image
+from cogtune.data.images import transparency_warning
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import explained, read_json, remove_leftovers
 from cogtune.geometry import Size
-from cogtune.modeling.adapters import read_facts
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.locate import loading, locate
+from cogtune.modeling.lora_files import Lora, add_to, check_fits, find_lora, fitting_models, read_lora
 from cogtune.modeling.sampling import Frames, pipeline_class, render, scheduler_for, unit_image
-from cogtune.models import LORA_WEIGHTS_NAME, ModelSpec, Precision, fingerprint, read_spec
-from cogtune.training.checkpoint import ZERO_TAG
+from cogtune.modeling.tokens import cut_short, token_counter
+from cogtune.models import ModelSpec, Precision, fingerprint, read_spec
 
 MERGE_NAME = "merge.json"
 """In a merged folder: what it was merged from."""
+
+VIDEO_NAME = "video.mp4"
+"""What a video is called when nobody says."""
 
 OFFLOAD_BELOW_GIB = 48
 """On a smaller GPU, encoder, transformer and VAE take turns on it."""
@@ -38,7 +41,7 @@ class Request:
     """What to sample. None means: as the run or the model has it."""
 
     lora: Path | None = None
-    """A LoRA file, a checkpoint, or a run's folder."""
+    """A LoRA file of any program, an adapter's folder, a checkpoint, or a run's folder."""
     model: str | None = None
     """Base model; or the result of full fine-tuning: a run, a checkpoint or a merged folder."""
     prompt: str | None = None
@@ -49,7 +52,10 @@ class Request:
     seed: int = 42
     steps: int = 50
     guidance: float = 6.0
-    lora_scale: float = 1.0
+    lora_scale: float | None = None
+    """The LoRA's strength is multiplied by it; 1 when None."""
+    lora_alpha: float | None = None
+    """The LoRA's alpha, for a file that does not say; None leaves it to the file, else to the rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,39 +65,14 @@ class Recipe:
     base: Path
     transformer: Path | None
     """A folder of fine-tuned weights in place of the base's own."""
-    lora: Path | None
+    lora: Lora | None
     spec: ModelSpec
     prompt: str
-    image: Path | None
+    first_frame: torch.Tensor | None
+    """Of an image-to-video model: ``[3, H, W]`` uint8."""
     size: Size
     fps: float
     precision: Precision
-
-
-def find_lora(path: Path) -> Path:
-    """The LoRA file that ``path`` means: itself, or the one in a run or a checkpoint.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if path.is_file():
-        return path
-    for folder in (path, *reversed(checkpoints(path))):
-        if (folder / LORA_WEIGHTS_NAME).is_file():
-            return folder / LORA_WEIGHTS_NAME
-    _refuse_shards(path)
-    what = "no such file or folder" if not path.exists() else f"it holds no {LORA_WEIGHTS_NAME} and no checkpoint"
-    raise UsageError(f"there is no LoRA in {path}: {what}", "give a run's folder, a checkpoint, or a .safetensors file")
-
-
-def _refuse_shards(path: Path) -> None:
-    """Say what to do with a checkpoint, or a run of them, whose weights are in ZeRO shards alone."""
-    for folder in (path, *checkpoints(path)[-1:]):
-        if (folder / "latest").is_file() and (folder / ZERO_TAG).is_dir():
-            raise UsageError(
-                f"{path} needs `cogtune merge-zero {shlex.quote(str(folder))}` first: its weights are in ZeRO shards",
-                "then give --model the folder that it writes",
-            )
 
 
 def fill_in(request: Request) -> Recipe:
@@ -101,8 +82,8 @@ def fill_in(request: Request) -> Recipe:
         UsageError: something is needed that neither gives, or the model cannot do it.
         CogtuneError: the model or the LoRA cannot be read.
     """
-    lora = find_lora(request.lora) if request.lora is not None else None
-    adapter: Mapping[str, Any] = read_facts(lora) if lora is not None else {}
+    lora = _asked_lora(request)
+    adapter: Mapping[str, Any] = lora.facts if lora is not None else {}
     facts = adapter
     transformer = None
     model = request.model
@@ -112,37 +93,89 @@ def fill_in(request: Request) -> Recipe:
     elif model is not None and (Path(model) / MERGE_NAME).is_file():
         facts = {**(read_json(Path(model) / MERGE_NAME).get("run") or {}), "model_path": model, "base_model": model}
     elif model is not None:
-        _refuse_shards(Path(model))
+        refuse_shards(Path(model))
     model = model or facts.get("base_model")
     if model is None:
+        fitting = fitting_models(lora) if lora is not None else []
+        others = f"; of the published ones it fits {', '.join(fitting)}" if fitting else ""
         raise UsageError(
-            "which model? neither --model nor the LoRA file says", "add --model 5b, or the base the LoRA was trained on"
+            "which model? neither --model nor the LoRA file says",
+            f"add --model 5b, or the base the LoRA was trained on{others}",
         )
     base = locate(facts["model_path"] if _is_here(facts, model) else model)
     spec = read_spec(base)
     size = request.size or (Size.parse(facts["size"]) if "size" in facts else spec.native)
+    precision = request.precision or facts.get("precision") or spec.variant.trained_in
     prompt = facts.get("prompt") if request.prompt is None else request.prompt
-    problems = [f"--size {size}: {problem}" for problem in spec.size_problems(size)]
+    problems = _problems(request, spec, size, precision)
     if prompt is None:
-        problems.append("--prompt: say what to show")
-    if spec.image_to_video and request.image is None:
-        problems.append("--image: an image-to-video model needs the first frame")
-    if not spec.image_to_video and request.image is not None:
-        problems.append("--image: this is a text-to-video model, it takes none")
+        problems.insert(0, "--prompt: say what to show")
     if problems or prompt is None:
         raise UsageError("this cannot be sampled", details=problems)
+    if lora is not None:
+        lora = _at_strength(check_fits(lora, spec, str(request.model or base)), request.lora_alpha)
     _compare_bases(adapter, transformer or base / "transformer")
+    for advice in spec.size_advice(size):
+        console.note(f"size {advice}")
+    for told in cut_short([prompt], spec.max_text_seq_length, token_counter(str(base))):
+        console.warn(f"--prompt: {told}")
     return Recipe(
         base=base,
         transformer=transformer,
         lora=lora,
         spec=spec,
         prompt=prompt,
-        image=request.image,
+        first_frame=load_image(request.image, size) if request.image is not None else None,
         size=size,
         fps=request.fps or facts.get("fps") or float(spec.variant.fps),
-        precision=request.precision or facts.get("precision") or spec.variant.trained_in,
+        precision=precision,
     )
+
+
+def _asked_lora(request: Request) -> Lora | None:
+    """The LoRA that is asked for, at the strength that is asked for."""
+    if request.lora is None:
+        alone = [
+            f"--{name} is the strength of a LoRA, and there is none: add --lora"
+            for name, value in (("lora-scale", request.lora_scale), ("lora-alpha", request.lora_alpha))
+            if value is not None
+        ]
+        if alone:
+            raise UsageError("this cannot be sampled", details=alone)
+        return None
+    return read_lora(find_lora(request.lora))
+
+
+def _at_strength(lora: Lora, alpha: float | None) -> Lora:
+    """The LoRA with the alpha that is asked for; what is assumed of a file that does not say it is told."""
+    silent, rank = lora.without_alpha, lora.ranks[0]
+    if alpha is None:
+        if silent:
+            whole = "" if len(silent) == len(lora.pairs) else f" of {len(silent)} of its {len(lora.pairs)} layers"
+            console.warn(
+                f"{lora.path} does not say the alpha{whole}: it is taken for the rank, {rank}, which is full strength. "
+                f"If it was trained with another, such as {rank / 2:g}, give that as --lora-alpha"
+            )
+        return lora
+    if not silent and any(said != alpha for said in lora.alphas):
+        told = ", ".join(f"{said:g}" for said in lora.alphas)
+        console.note(f"--lora-alpha {alpha:g} is used; {lora.path} says {told}")
+    return lora.with_alpha(alpha)
+
+
+def _problems(request: Request, spec: ModelSpec, size: Size, precision: Precision) -> list[str]:
+    """Why the model cannot do what is asked of it."""
+    problems = [f"--size {size}: {problem}" for problem in spec.size_problems(size)]
+    problems += [f"--precision {problem}" for problem in spec.precision_problems(precision)]
+    problems += [f"--steps {problem}" for problem in spec.steps_problems(request.steps)]
+    if spec.image_to_video and request.image is None:
+        problems.append("--image: an image-to-video model needs the first frame")
+    if request.image is not None:
+        if not spec.image_to_video:
+            problems.append("--image: this is a text-to-video model, it takes none")
+        elif not request.image.is_file():
+            problems.append(f"--image: there is no file {request.image}: give the picture that the video starts with")
+    return problems
 
 
 def _compare_bases(adapter: Mapping[str, Any], transformer: Path) -> None:
@@ -205,12 +238,11 @@ def sample(
         on_step: called after each denoising step with its number, from 1.
     """
     if recipe.lora is not None:
-        pipeline.load_lora_weights(recipe.lora.parent, weight_name=recipe.lora.name, adapter_name="lora")
-        if request.lora_scale != 1.0:
-            pipeline.set_adapters(["lora"], [request.lora_scale])
+        scale = 1.0 if request.lora_scale is None else request.lora_scale
+        add_to(pipeline.transformer, recipe.lora, scale=scale, pipeline=pipeline)
     inputs: dict[str, Any] = {"prompt": recipe.prompt}
-    if recipe.image is not None:
-        inputs["image"] = unit_image(load_image(recipe.image, recipe.size))
+    if recipe.first_frame is not None:
+        inputs["image"] = unit_image(recipe.first_frame)
     return render(
         pipeline,
         recipe.spec,
@@ -223,15 +255,35 @@ def sample(
     )
 
 
-def _check_output(output: Path) -> None:
+@dataclass(frozen=True)
+class Made:
+    """A video that was made, and of what."""
+
+    recipe: Recipe
+    video: Path
+
+
+def free_name(path: Path) -> Path:
+    """``path``, or the first of ``NAME-2``, ``NAME-3`` and so on that is not taken."""
+    number, found = 1, path
+    while os.path.lexists(found):
+        number += 1
+        found = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return found
+
+
+def _check_output(output: Path, *, force: bool) -> None:
     """Refuse a name that cannot be written, before the minutes that sampling takes.
 
     Raises:
+        UsageError: a file has that name, and may not be replaced.
         CogtuneError: a folder has that name, or its own folder is a file or not writable.
     """
     with explained(output):
         if output.is_dir():
             raise CogtuneError(f"cannot write {output}: a folder has that name", "give --output another name")
+        if os.path.lexists(output) and not force:
+            raise UsageError(f"{output} is there already", "give --output another name, or --force to replace it")
         folder = next(above for above in output.absolute().parents if above.exists())
         if not folder.is_dir():
             raise CogtuneError(f"cannot write {output}: {folder} is a file", "give an --output in a folder")
@@ -241,15 +293,31 @@ def _check_output(output: Path) -> None:
             )
 
 
-def generate(request: Request, output: Path, on_step: Callable[[int], None] | None = None) -> Recipe:
-    """Sample what is asked for and write it to ``output`` (mp4).
+def generate(
+    request: Request,
+    output: Path | None = None,
+    on_step: Callable[[int], None] | None = None,
+    *,
+    force: bool = False,
+) -> Made:
+    """Sample what is asked for and write it to ``output`` (mp4); nothing is replaced unless ``force`` says so.
+
+    Args:
+        output: by default ``video.mp4``, or ``video-2.mp4`` and so on where that is taken.
 
     Raises:
-        CogtuneError: as :func:`fill_in`, or the video cannot be written; what can be seen of that is told first.
+        CogtuneError: as :func:`fill_in`, or the image cannot be read, or the video not be written; what can be seen of
+            that is told first.
     """
-    _check_output(output)
-    remove_leftovers(output.parent, output.name)
+    target = output or free_name(Path(VIDEO_NAME))
+    _check_output(target, force=force)
+    remove_leftovers(target.parent, target.name)
     recipe = fill_in(request)
+    if request.image is not None and (warning := transparency_warning(request.image)):
+        console.warn(warning)
     frames = sample(load_pipeline(recipe), recipe, request, on_step)
-    write_video(output, frames, recipe.fps)
-    return recipe
+    video = output or Path(VIDEO_NAME)
+    if not force:
+        video = free_name(video)  # another program may have written one meanwhile
+    write_video(video, frames, recipe.fps)
+    return Made(recipe, video)

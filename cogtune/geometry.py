@@ -45,6 +45,9 @@ class Size:
         return f"{self.num_frames}x{self.height}x{self.width}"
 
 
+NANO_SIZE = Size(17, 64, 96)
+"""The size of the nano models, and of the clips of the world that they draw."""
+
 FRAME_STEP = 8
 """Frame counts are this times N plus one.
 

@@ -22,6 +22,7 @@ from cogtune.launch_configs import accelerate_config, deepspeed_config, machines
 from cogtune.plan import Plan
 from cogtune.process import Report
 from cogtune.resolving import RUN_NAME
+from cogtune.safe_path import STANDARD_LIBRARY
 
 ENVIRONMENT = {
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
@@ -37,6 +38,9 @@ def exported() -> str:
 
 
 _WORKER = "cogtune.worker"
+
+LAUNCHER = (sys.executable, "-m", "cogtune.launcher")
+"""What stands for ``accelerate launch`` where we start it."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,8 @@ def write_accelerate(files: LaunchFiles, config: RunConfig) -> None:
 def _script(files: LaunchFiles, config: RunConfig) -> str:
     exports = f"{exported()}\n"
     exports += f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"\n'
+    exports += "# The processes start in this folder, so that they import nothing from the one you are in.\n"
+    exports += f"export PYTHONSAFEPATH=1\ncd {shlex.quote(STANDARD_LIBRARY)}\n"
     return (
         "#!/bin/sh\n"
         "# Starts this run by hand, as `cogtune train` does. Change plan.json or the configs beside it at will.\n"
@@ -168,7 +174,7 @@ def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None =
             f"at most {config.nccl_timeout:g} minutes"
         )
     process.watch(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *files.command(config, *worker)[1:]],
+        [*LAUNCHER, *files.command(config, *worker)[2:]],
         [files.report(first + rank) for rank in range(config.local_processes)],
         files.log,
         environment=ENVIRONMENT,

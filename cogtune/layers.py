@@ -9,9 +9,6 @@ from collections.abc import Iterable
 
 from cogtune.models import ModelSpec
 
-_TIME_WIDTH = 512
-"""Numbers in an embedded timestep."""
-
 _BLOCK = "transformer_blocks."
 
 
@@ -19,27 +16,37 @@ def layers(spec: ModelSpec) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of each layer with a weight matrix, by name; a convolution's inputs are those of a patch."""
     width = spec.num_attention_heads * spec.attention_head_dim
     patch = spec.patch_size**2 * (spec.patch_size_t or 1)
-    square, timed = (width, width), (_TIME_WIDTH, _TIME_WIDTH)
+    time, ofs = spec.time_embed_dim, spec.ofs_embed_dim
+    square = (width, width)
     block = {
-        "norm1.linear": (_TIME_WIDTH, 6 * width),
+        "norm1.linear": (time, 6 * width),
         "attn1.to_q": square,
         "attn1.to_k": square,
         "attn1.to_v": square,
         "attn1.to_out.0": square,
-        "norm2.linear": (_TIME_WIDTH, 6 * width),
+        "norm2.linear": (time, 6 * width),
         "ff.net.0.proj": (width, 4 * width),
         "ff.net.2": (4 * width, width),
     }
     return {
         "patch_embed.proj": (spec.in_channels * patch, width),
         "patch_embed.text_proj": (spec.text_embed_dim, width),
-        "time_embedding.linear_1": (width, _TIME_WIDTH),
-        "time_embedding.linear_2": timed,
-        **({"ofs_embedding.linear_1": timed, "ofs_embedding.linear_2": timed} if spec.ofs_embed_dim else {}),
+        "time_embedding.linear_1": (width, time),
+        "time_embedding.linear_2": (time, time),
+        **({"ofs_embedding.linear_1": (ofs, ofs), "ofs_embedding.linear_2": (ofs, ofs)} if ofs else {}),
         **{f"{_BLOCK}{n}.{name}": sizes for n in range(spec.num_layers) for name, sizes in block.items()},
-        "norm_out.linear": (_TIME_WIDTH, 2 * width),
+        "norm_out.linear": (time, 2 * width),
         "proj_out": (width, spec.out_channels * patch),
     }
+
+
+def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """The shape of each of those weights: outputs, inputs, and of a convolution's kernel height and width."""
+    shapes: dict[str, tuple[int, ...]] = {name: (outputs, inputs) for name, (inputs, outputs) in layers(spec).items()}
+    if spec.patch_size_t is None:
+        side = spec.patch_size
+        shapes["patch_embed.proj"] = (shapes["patch_embed.proj"][0], spec.in_channels, side, side)
+    return shapes
 
 
 def targeted(spec: ModelSpec, targets: Iterable[str]) -> dict[str, tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +13,23 @@ from cogtune import console
 from cogtune.containment import open_in_place, refuse_links_out
 from cogtune.errors import CogtuneError
 from cogtune.files import explained
+
+try:
+    import fcntl
+except ImportError:  # Windows
+
+    def _lock(handle: TextIO) -> None:
+        import msvcrt
+
+        msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+
+else:
+
+    def _lock(handle: TextIO) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+_HELD = (errno.EAGAIN, errno.EACCES)  # what the two say of a lock that another process holds
 
 LOCK = ".lock"
 """The lock of the program that is at work in a folder."""
@@ -29,8 +46,10 @@ def _held(handle: TextIO, seconds: float) -> bool:
     until = time.monotonic() + seconds
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _lock(handle)
+        except OSError as error:
+            if error.errno not in _HELD:
+                raise
             if time.monotonic() >= until:
                 return False
             time.sleep(0.05)
@@ -39,12 +58,13 @@ def _held(handle: TextIO, seconds: float) -> bool:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterator[None]:
+def alone_in(folder: Path, name: str = LOCK, *, wait: bool = False, waiting: str = "") -> Iterator[None]:
     """Hold a folder while the block runs: two runs in one would overwrite each other. A killed holder lets go.
 
     Args:
         name: of the lock file: a run's program and its worker hold one each, since either may outlive the other.
         wait: until another holder lets go, rather than refuse.
+        waiting: what is said of that, when it takes longer than a moment.
 
     Raises:
         CogtuneError: another process holds it, or a link in it leads out of it.
@@ -60,6 +80,7 @@ def alone_in(folder: Path, name: str = LOCK, *, wait: bool = False) -> Iterator[
                 raise CogtuneError(
                     f"another process is at work in {folder}", "wait for it, stop it, or choose another folder"
                 )
-            console.note(f"waiting for another process that is at work in {folder}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            console.note(waiting or f"waiting for another process that is at work in {folder}")
+            while not _held(handle, 60.0):
+                pass
         yield

@@ -63,6 +63,8 @@ class Measurement:
     date: str = ""
     versions: Mapping[str, str]
     command: str
+    arrangement: Mapping[str, Any] | None = None
+    """Of the memory engine (the fields of :class:`cogtune.arrangement.Arrangement`), where the run used it."""
 
     @property
     def config(self) -> RunConfig:

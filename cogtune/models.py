@@ -22,6 +22,10 @@ LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 """The file name under which diffusers looks for a LoRA."""
 
 
+NEW_OWNER = "zai-org"
+"""What THUDM is called on the Hub today; its models are found under both names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One published CogVideoX model. Sources: the diffusers checkpoints' configs and the model cards."""
@@ -50,8 +54,15 @@ class Variant:
     frame_multiple: int
     """Frame counts are this times N plus one."""
     most_frames_n: int
+    any_aspect: bool
+    """Whether it was trained on frames of many shapes, none beyond its native one's sides."""
     license: str
     license_link: str
+
+    @property
+    def hub_ids(self) -> tuple[str, ...]:
+        """All Hub ids under which it is published: the first one, and that of the organisation's new name."""
+        return (self.hub_id, f"{NEW_OWNER}/{self.hub_id.partition('/')[2]}")
 
 
 def _variant(name: str, hub_id: str, *, image: bool = False, **facts: Any) -> Variant:
@@ -76,6 +87,7 @@ def _variant(name: str, hub_id: str, *, image: bool = False, **facts: Any) -> Va
         "native": Size(49, 480, 720),
         "frame_multiple": 8,
         "most_frames_n": 6,
+        "any_aspect": False,
         "license": "other",
         "license_link": f"https://huggingface.co/{hub_id}/blob/main/LICENSE",
     }
@@ -112,7 +124,7 @@ VARIANTS: dict[str, Variant] = {
         _variant("5b", "THUDM/CogVideoX-5b"),
         _variant("5b-i2v", "THUDM/CogVideoX-5b-I2V", image=True, learned_positions=True),
         _variant("1.5-5b", "THUDM/CogVideoX1.5-5B", **_V1_5),
-        _variant("1.5-5b-i2v", "THUDM/CogVideoX1.5-5B-I2V", image=True, ofs_embed_dim=512, **_V1_5),
+        _variant("1.5-5b-i2v", "THUDM/CogVideoX1.5-5B-I2V", image=True, ofs_embed_dim=512, any_aspect=True, **_V1_5),
     )
 }
 """The published models by short name."""
@@ -143,9 +155,13 @@ def published(reference: str) -> Variant | None:
     """The variant that a short name, a Hub id or ``tiny:NAME`` means; None for any other reference."""
     name = reference.removeprefix(TINY).lower()
     for row in VARIANTS.values():
-        if name in (row.name, row.hub_id.lower()):
+        if name in (row.name, *map(str.lower, row.hub_ids)):
             return row
     return None
+
+
+TIME_EMBED_DIM = 512
+"""Numbers in an embedded timestep of the published models, and where a transformer's config does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +187,7 @@ class ModelSpec:
     invert_scale_latents: bool
     num_train_timesteps: int
     snr_shift_scale: float
+    time_embed_dim: int = TIME_EMBED_DIM
 
     @property
     def image_to_video(self) -> bool:
@@ -212,10 +229,10 @@ class ModelSpec:
         for name, value in (("height", size.height), ("width", size.width)):
             if value % step:
                 problems.append(f"{name} {value} is not a multiple of {step}; {max(1, round(value / step)) * step} is")
-        if self.learned_positions and (size.height, size.width) != (self.native.height, self.native.width):
+        if self.learned_positions and size != self.native:
             problems.append(
-                f"{size.height}x{size.width}: this model has learned positions and works only at "
-                f"{self.native.height}x{self.native.width}"
+                f"this model has learned positions, and they are for {self.native} alone "
+                "(diffusers takes others at another number of frames)"
             )
         if self.patch_size_t is not None and (
             size.height > self.sample_height * SPATIAL_COMPRESSION
@@ -238,12 +255,36 @@ class ModelSpec:
         return self.size_problems(size) + outside
 
     def size_advice(self, size: Size) -> list[str]:
-        """What is legal about ``size`` but unlike what the model was trained on."""
-        row = self.variant
+        """What is legal about ``size`` but unlike what the model was trained on. Source: the model cards."""
+        row, native = self.variant, self.native
         legal = legal_frame_counts(row.frame_multiple, row.most_frames_n)
-        if size.num_frames in legal or size.num_frames == self.native.num_frames:
-            return []
-        return [f"{size.num_frames} frames: the model was trained on {row.frame_multiple}N+1, up to {legal[-1]}"]
+        shape, trained = f"{size.height}x{size.width}", "the model was trained"
+        advice = []
+        if size.num_frames not in legal and size.num_frames != native.num_frames:
+            advice.append(f"{size.num_frames} frames: {trained} on {row.frame_multiple}N+1, up to {legal[-1]}")
+        if (size.height, size.width) == (native.height, native.width):
+            return advice
+        if row.any_aspect and (native.height, native.width) == (row.native.height, row.native.width):
+            shorter, longer = sorted((size.height, size.width))
+            if shorter != row.native.height or longer > row.native.width:
+                sides = f"{row.native.height} and {row.native.height} to {row.native.width}"
+                advice.append(f"{shape}: {trained} with sides of {sides}")
+        else:
+            advice.append(f"{shape}: {trained} at {native.height}x{native.width}")
+        return advice
+
+    def precision_problems(self, precision: Precision) -> list[str]:
+        """Why the model cannot be run in ``precision``, if so."""
+        row = self.variant
+        if precision == "fp16" and row.trained_in != "fp16":
+            return [f"fp16: {row.name} was trained in bf16 and overflows in fp16 (black video); use bf16 or fp32"]
+        return []
+
+    def steps_problems(self, steps: int) -> list[str]:
+        """Why a video cannot be sampled in so many denoising steps, if so."""
+        if steps > self.num_train_timesteps:
+            return [f"{steps}: the model has {self.num_train_timesteps} timesteps, and 50 steps are usual"]
+        return []
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
@@ -323,6 +364,7 @@ def read_spec(folder: Path) -> ModelSpec:
         invert_scale_latents=configs.vae.invert_scale_latents,
         num_train_timesteps=configs.scheduler.num_train_timesteps,
         snr_shift_scale=configs.scheduler.snr_shift_scale,
+        time_embed_dim=transformer.time_embed_dim,
     )
 
 

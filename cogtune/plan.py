@@ -51,6 +51,8 @@ class Plan:
     """Whether checkpoints behind the run's first step may be deleted."""
     replaces: Mapping[str, str]
     """The checkpoints that stood in the output folder when a new run was planned there, each with its stamp."""
+    began_with: Mapping[str, Any] | None = None
+    """Name and digest of the LoRA that the run began with, if it did."""
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-able values."""
@@ -73,6 +75,7 @@ class Plan:
             "identity": dict(self.identity),
             "resume": str(self.resume) if self.resume else None,
             "overwrite": self.overwrite,
+            "began_with": dict(self.began_with) if self.began_with else None,
             "replaces": dict(self.replaces),
         }
 
@@ -103,6 +106,7 @@ class Plan:
             identity=value["identity"],
             resume=Path(value["resume"]) if value["resume"] else None,
             overwrite=value["overwrite"],
+            began_with=value.get("began_with"),
             replaces=value["replaces"],
         )
 
@@ -118,12 +122,7 @@ def check(config: RunConfig, spec: ModelSpec) -> None:
     Raises:
         UsageError: with every reason.
     """
-    row = spec.variant
-    problems = []
-    if config.precision == "fp16" and row.trained_in != "fp16":
-        problems.append(
-            f"precision fp16: {row.name} was trained in bf16 and overflows in fp16 (black video); use bf16 or fp32"
-        )
+    problems = [f"precision {problem}" for problem in spec.precision_problems(config.precision)]
     problems += problems_of_training(config, spec)
     for size in sizes_of(config, spec):
         of_size = spec.bucket_problems(size) if config.buckets else spec.size_problems(size)
@@ -142,6 +141,11 @@ def check(config: RunConfig, spec: ModelSpec) -> None:
         )
     if problems:
         raise UsageError("this run cannot be made as it is configured", details=problems)
+
+
+def advice(config: RunConfig, spec: ModelSpec) -> list[str]:
+    """What is legal about a run's sizes but unlike what the model was trained on."""
+    return [f"size {told}" for size in sizes_of(config, spec) for told in spec.size_advice(size)]
 
 
 def sizes_of(config: RunConfig, spec: ModelSpec) -> tuple[Size, ...]:
@@ -228,6 +232,7 @@ def make_plan(
     validation: Path | None = None,
     prompts: Path | None = None,
     overwrite: bool = False,
+    began_with: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Everything a run needs, resolved.
 
@@ -263,5 +268,6 @@ def make_plan(
         identity=identity,
         resume=resume,
         overwrite=overwrite,
+        began_with=began_with,
         replaces={path.name: stamp(path) for path in checkpoints(config.output)} if resume is None else {},
     )

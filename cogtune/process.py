@@ -11,28 +11,30 @@ import json
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, TextIO
 
-from cogtune import console
+from cogtune import children, console
+from cogtune.children import GRACE, PARENT_PID
 from cogtune.errors import EXIT_FAILURE, CogtuneError, StoppedError, said_by
 from cogtune.files import explained, write_text
+from cogtune.safe_path import STANDARD_LIBRARY
 
 _QUIET = "COGTUNE_QUIET"
 
-PARENT_PID = "COGTUNE_PARENT_PID"
-"""Environment variable by which a worker knows whose death is a request to stop."""
+Status = Literal["starting", "running", "done", "stopped", "failed"]
+"""How a process is. While it starts there is nothing to lose: it is killed, rather than asked to stop."""
 
-Status = Literal["running", "done", "stopped", "failed"]
 _REPORT_BYTES = 4096
 _TAIL_LINES = 20
 
@@ -87,31 +89,36 @@ class Report:
 
 
 class StopRequest:
-    """Whether this process was asked to stop: by SIGTERM or SIGINT, or by the death of the one that watches it."""
+    """Whether this process was asked to stop: by SIGTERM or SIGINT, or by the death of the one that it works for.
 
-    def __init__(self) -> None:
+    Until :meth:`begins` was called, a signal ends the process at once, whatever it is at.
+    """
+
+    def __init__(self, report: Report | None = None) -> None:
         self._asked = False
-        self._parent = int(os.environ.get(PARENT_PID, "0"))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+        self._patience = 0.0
+        self._report = report
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+    def begins(self) -> None:
+        """From here on there is something to lose."""
+        self._patience = GRACE
+        for number in _SIGNALS:
+            signal.signal(number, lambda _number, _frame: self.ask())
+        if self._report is not None:
+            self._report.write("running")
+
+    def ask(self) -> float:
+        """Ask this process to stop; the seconds that it is worth waiting for, when nobody waits for it any more."""
         self._asked = True
+        return self._patience
 
     def __bool__(self) -> bool:
-        if self._parent and not _is_running(self._parent):
-            self._asked = True  # never set to False: a signal may have come while the parent was looked for
         return self._asked
 
 
-def _is_running(pid: int) -> bool:
-    """Whether a process is alive; one that ended and was not waited for is not."""
-    import psutil
-
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def work(report: Report, log: Path, job: Callable[[StopRequest], bool]) -> int:
@@ -122,7 +129,9 @@ def work(report: Report, log: Path, job: Callable[[StopRequest], bool]) -> int:
     """
     rank = int(os.environ.get("RANK", "0"))
     logging.captureWarnings(True)
-    stop = StopRequest()
+    stop = StopRequest(report)
+    children.end_with_command(stop.ask)
+    sys.stdout, sys.stderr = console.lenient(sys.stdout), console.lenient(sys.stderr)
     with _own_stdout() as stdout:
         console.configure(quiet=rank != 0 or _QUIET in os.environ, remarks=stdout)
         with _stop_told():
@@ -161,10 +170,12 @@ def _own_stdout() -> Iterator[TextIO]:
     sys.stdout.flush()
     number = os.dup(1)
     os.dup2(2, 1)
+    stdout = os.fdopen(os.dup(number), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
     try:
-        with os.fdopen(os.dup(number), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors) as stdout:
-            yield stdout
+        yield console.lenient(stdout)
     finally:
+        with contextlib.suppress(OSError):  # what nobody reads any more
+            stdout.close()
         sys.stdout.flush()
         os.dup2(number, 1)
         os.close(number)
@@ -172,7 +183,7 @@ def _own_stdout() -> Iterator[TextIO]:
 
 def _work(report: Report, log: Path, job: Callable[[StopRequest], bool], stop: StopRequest) -> int:
     try:
-        report.write("running")
+        report.write("starting")
         report.write("done" if job(stop) else "stopped")
         return 0
     except CogtuneError as error:
@@ -229,8 +240,9 @@ def watch(
 ) -> None:
     """Run ``command``, whose worker processes write ``reports``, and wait for it.
 
-    The processes get a session of their own: Ctrl-C and SIGTERM reach the workers through this process, which asks
-    them to end in good order. A second signal kills them.
+    The processes get a session of their own: Ctrl-C, SIGTERM and SIGHUP reach the workers through this process, which
+    asks them to end in good order, or kills them where they have only begun to start. A second signal kills them. When
+    this returns or raises, none of them is left.
 
     Args:
         if_stopped: gives what to do next, told when the work was stopped.
@@ -243,58 +255,80 @@ def watch(
     """
     for report in reports:
         report.reserve()
-    variables = {**environment, **os.environ, PARENT_PID: str(os.getpid())}
+    family = secrets.token_hex(8)
+    variables = {**children.environment(environment), children.FAMILY: family}
     if console.is_quiet():
         variables[_QUIET] = "1"
-    variables["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     here = str(Path(sys.executable).parent)  # where ninja is, which DeepSpeed builds its kernels with
     variables["PATH"] = os.pathsep.join((here, variables.get("PATH", os.defpath)))
     with explained(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         output = log.open("wb")
-    with output:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,  # a library that asks something there would wait for ever
-            stdout=sys.stderr.fileno(),
-            stderr=output,
-            env=variables,
-            start_new_session=True,
-        )
-        with _signals_passed_on(child, reports) as received:
-            status = _end_of(child)
+    with output, _signals_heard() as received:
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,  # a library that asks something there would wait for ever
+                stdout=sys.stderr.fileno(),
+                stderr=output,
+                cwd=STANDARD_LIBRARY,
+                env=variables,
+                start_new_session=True,
+            )
+            status = _end_of(child, reports, received, family)
+        finally:
+            children.kill_family(family, grace=0.0 if len(received) > 1 else GRACE)
     _raise_for([report.read() for report in reports], log, status, received, if_stopped, if_unheard, is_last=is_last)
 
 
-def _end_of(child: subprocess.Popen[bytes]) -> int:
-    """The child's exit status. Looked for time and again, since a signal that another thread got ends no wait."""
-    while (status := child.poll()) is None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=1)
-    return status
-
-
 @contextlib.contextmanager
-def _signals_passed_on(child: subprocess.Popen[bytes], reports: Sequence[Report]) -> Iterator[list[int]]:
+def _signals_heard() -> Iterator[list[int]]:
+    """While the block runs, signals that ask this process to end are put down, and do nothing else."""
     received: list[int] = []
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        workers = [said["pid"] for report in reports if (said := report.read()) is not None]
-        if len(received) > 1 or not workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            return
-        for pid in workers:
-            with contextlib.suppress(ProcessLookupError):  # one that is dead already
-                os.kill(pid, signal.SIGTERM)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _frame: received.append(number)) for number in numbers}
     try:
         yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_of(child: subprocess.Popen[bytes], reports: Sequence[Report], received: Sequence[int], family: str) -> int:
+    """The child's exit status, once it ended or was made to.
+
+    It is looked for time and again, since a signal that another thread got ends no wait.
+    """
+    asked, doomed = False, None  # the time at which what is left is killed
+    while (status := child.poll()) is None:
+        said = [report.read() for report in reports]
+        at_work = [one["pid"] for one in said if one is not None and one["status"] == "running"]
+        if received and not asked:
+            asked = True
+            if any(one is None or one["status"] == "starting" for one in said):
+                children.kill_family(family)
+            for pid in at_work:
+                with contextlib.suppress(ProcessLookupError):  # one that is dead already
+                    os.kill(pid, signal.SIGTERM)
+        if len(received) > 1:
+            children.kill_family(family)
+        if not (asked and not at_work) and all(children.find(pid) is not None for pid in at_work):
+            doomed = None
+        else:  # the others wait for what is gone; the launcher, which knows who went first, is left to say so
+            doomed = doomed or time.monotonic() + GRACE
+            if time.monotonic() > doomed:
+                _kill([pid for pid in at_work if pid != child.pid] or [child.pid])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=0.2)
+    return status
+
+
+def _kill(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -325,7 +359,7 @@ def _raise_for(
     is_last: bool,
 ) -> None:
     ends = {report["status"] if report is not None else None for report in said}
-    if status == 0 and ends == {"done"} and (is_last or not received):
+    if ends == {"done"} and (is_last if received else status == 0):
         return
     failed = [report for report in said if report is not None and report["status"] == "failed"]
     first = _first_death(log)

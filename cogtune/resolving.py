@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,9 +13,10 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from cogtune.checkpoints import STATE_NAME
 from cogtune.config import USUAL_RATE, RunConfig
 from cogtune.errors import CogtuneError, UsageError, did_you_mean
-from cogtune.files import explained
+from cogtune.files import read_bytes
 from cogtune.presets import PRESETS, preset
 
 RUN_NAME = "run.yaml"
@@ -43,19 +45,50 @@ class Resolved:
         return "\n".join(lines) + "\n"
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader without two things that it takes in silence: a key that is there twice, and aliases.
+
+    An alias of an alias doubles what it stands for, and a configuration needs none.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not read here: write it out", mark)
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in lines:
+                said = f"{key.value} stands there twice, first in line {lines[key.value] + 1}"
+                raise yaml.composer.ComposerError(None, None, said, key.start_mark)
+            lines[key.value] = key.start_mark.line
+        return node
+
+
+MOST_YAML = 1 << 20
+"""Bytes of the largest YAML file that is read; a run's own has 3 KB."""
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values in a YAML file.
 
     Raises:
-        UsageError: it is a folder, not UTF-8, not YAML, or not a mapping.
-        CogtuneError: it cannot be read.
+        UsageError: it is a folder, not UTF-8, not YAML, or not a mapping; a key is there twice, or aliases are.
+        CogtuneError: it cannot be read, or is no ordinary file.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder, not a YAML file", f"a run's own file is {path / 'run.yaml'}")
-    with explained(path, "read"):
-        data = path.read_bytes()
+    data = read_bytes(path, MOST_YAML)
     try:
-        value = yaml.safe_load(data.decode("utf-8-sig"))
+        value = yaml.load(data.decode("utf-8-sig"), _Loader)
+        json.dumps(value, default=str, ensure_ascii=False).encode()  # half a character can be read, never written
+    except RecursionError as error:
+        raise UsageError(f"{path} is not valid YAML: it is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{path} is not valid YAML: it holds half a character ({error.reason})") from error
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path} line {line} is not UTF-8 text", "save the file as UTF-8") from error
@@ -214,14 +247,22 @@ def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:
 
     Raises:
         UsageError: as for :func:`resolve`.
-        CogtuneError: the folder holds no run.
+        CogtuneError: the folder holds no run, or its file was cut short: defaults would take the place of the rest.
     """
     file, flags = folder / RUN_NAME, flags or {}
     if not file.is_file():
         raise CogtuneError(f"{folder} holds no run: it has no run.yaml", "give the --output folder of a training run")
+    text = read_bytes(file, MOST_YAML).decode("utf-8-sig", errors="replace")
+    lacking = [key for key in RunConfig.model_fields if key not in read_mapping(file)]
+    if lacking or not text.endswith("\n"):
+        what = f"it lacks {', '.join(lacking)}" if lacking else "its last line has no end"
+        raise CogtuneError(
+            f"{file} is cut short, or another version wrote it: {what}",
+            f"restore it; what each checkpoint was trained with is under 'config' in its {STATE_NAME}",
+        )
     resolved = resolve(file=file, flags={"output": folder, **flags})
     provenance = dict(resolved.provenance)
-    for key, source in _sources(file.read_text("utf-8-sig")).items():
+    for key, source in _sources(text).items():
         if provenance[key] == str(file) or (key == "output" and key not in flags):
             provenance[key] = source
     return replace(resolved, provenance=provenance)
@@ -229,7 +270,7 @@ def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:
 
 def _sources(text: str) -> dict[str, str]:
     """Where each value of a ``run.yaml`` came from, as the comments behind them say."""
-    node = yaml.compose(text)
+    node = yaml.compose(text, _Loader)
     sources = {}
     for key, value in node.value if node is not None else ():
         behind = text[value.end_mark.index :].partition("\n")[0].strip()

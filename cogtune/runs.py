@@ -26,7 +26,7 @@ from cogtune.launch import LaunchFiles
 from cogtune.locks import WORKER_LOCK, alone_in
 from cogtune.modeling.locate import locate
 from cogtune.models import LORA_WEIGHTS_NAME, ModelSpec, fingerprint, read_spec
-from cogtune.plan import Plan, check, identity_of, make_plan
+from cogtune.plan import Plan, advice, check, identity_of, make_plan
 from cogtune.report.run import PAGE_NAME
 from cogtune.resolving import RUN_NAME, Resolved, read_run, resolve
 
@@ -47,16 +47,38 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
     Raises:
         UsageError: with every mistake, or there is nothing to resume from.
     """
+    if resume is not None and flags.get("init_lora") is not None:
+        raise UsageError(
+            "--init-lora is for a new run: a resumed one has the weights of its checkpoint", "leave --init-lora out"
+        )
     if resume is not None and file is None and preset_name is None:
         run = Path(flags.get("output", "out")) if resume == "latest" else Path(resume).absolute().parent
         if (run / RUN_NAME).is_file():
-            return read_run(run, flags)
+            resolved = read_run(run, flags)
+            _tell_of_changes(resolved, choose(resume, run), flags)
+            return resolved
         choose(resume, Path(flags.get("output", "out")))  # one that is not there is told before all else
         raise UsageError(
             f"{run / RUN_NAME} is missing, which says how the run was configured",
             "give the --preset or --config that it was started with",
         )
     return resolve(preset_name=preset_name, file=file, flags=flags)
+
+
+def _tell_of_changes(resolved: Resolved, checkpoint: Path, flags: Mapping[str, Any]) -> None:
+    """Warn of what a run's file says otherwise than the checkpoint was trained with: it may have been changed since."""
+    trained = read_state(checkpoint).get("config")
+    if not isinstance(trained, dict):
+        return
+    apart = ("output", "data", *flags)  # a run's folders may have moved, and flags are said again
+    values = resolved.config.to_dict()
+    changed = [
+        f"{key}: {trained[key]!r} in {checkpoint.name}, {value!r} in {RUN_NAME}"
+        for key, value in values.items()
+        if key in trained and trained[key] != value and key not in apart
+    ]
+    if changed:
+        console.warn(f"{RUN_NAME} was changed since {checkpoint.name} was saved: {'; '.join(changed)}")
 
 
 @dataclass(frozen=True)
@@ -175,7 +197,18 @@ def get_ready(
     refuse_links_out(config.output)
     checkpoint = locate(config.model, weights=not dry_run)
     spec = read_spec(checkpoint)
+    began_with = None
+    if start_from is not None:
+        began_with = read_state(start_from).get("init_lora")
+    elif config.init_lora is not None:
+        from cogtune.modeling.lora_files import describe_init, with_init_lora
+
+        resolved = with_init_lora(resolved, spec, console.warn)
+        config = resolved.config
+        began_with = describe_init(config)
     check(config, spec)
+    for told in advice(config, spec):
+        console.note(told)
     dataset = checked_dataset(config, spec)
     watched = watched_by(config, spec, dataset)
     if only is not None:
@@ -210,6 +243,7 @@ def get_ready(
         identity=identity,
         resume=start_from,
         overwrite=overwrite,
+        began_with=began_with,
     )
     files = launch.write_files(plan, resolved.to_yaml(), folder)
     _warn_of_overlap(prepared)
@@ -304,6 +338,14 @@ def _described_sizes(plan: Plan) -> list[tuple[str, str, str]]:
     return [("training sizes (samples)", ", ".join(shared), "buckets")]
 
 
+def _described_start(plan: Plan) -> tuple[str, str, str]:
+    if plan.resume is not None:
+        return ("starts from", str(plan.resume), "--resume")
+    if plan.config.init_lora is not None:
+        return ("starts from", str(plan.config.init_lora), "init_lora")
+    return ("starts from", "the base model", "model")
+
+
 def describe(plan: Plan) -> list[tuple[str, str, str]]:
     """A plan as rows of key, value and where the value came from."""
     derived = [
@@ -314,7 +356,7 @@ def describe(plan: Plan) -> list[tuple[str, str, str]]:
         ("samples", str(plan.samples), "data"),
         ("samples per step", str(plan.config.global_batch), "batch size x accumulation x processes"),
         ("optimizer steps", str(plan.total_steps), "epochs" if plan.config.epochs else "steps"),
-        ("starts from", str(plan.resume) if plan.resume else "the base model", "--resume"),
+        _described_start(plan),
     ]
     values = plan.config.to_dict()
     return [(key, str(value), plan.provenance[key]) for key, value in values.items()] + derived

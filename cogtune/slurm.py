@@ -59,7 +59,8 @@ def _script(config: RunConfig, settings: Path, flags: Sequence[str]) -> str:
     log = str(config.output / "logs").replace("%", "%%") + "/slurm-%j.log"
     log = f'"{log}"' if re.search(r"[\s']", log) else log  # Slurm takes quotes off
     here = shlex.quote(str(settings))
-    program = shlex.join([sys.executable, "-m", "cogtune"])
+    script = Path(sys.executable).with_name("cogtune")  # `python -m` would import from the folder the job starts in
+    program = shlex.join([str(script)] if script.is_file() else [sys.executable, "-m", "cogtune"])
     data = shlex.quote(str(config.data))
     train = f"{program} train --config {here}{''.join(f' {shlex.quote(word)}' for word in flags)}"
     if config.num_machines > 1:
@@ -76,6 +77,7 @@ def _script(config: RunConfig, settings: Path, flags: Sequence[str]) -> str:
 # Add what your cluster asks for: --partition, --account, --mem.
 set -euo pipefail
 {exported()}
+export PYTHONSAFEPATH=1
 export MAIN="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 srun --nodes=1 --ntasks=1 --nodelist="$MAIN" {program} dataset cache {data} --config {here}
 srun --kill-on-bad-exit=1 bash -c {shlex.quote(train)}

@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 
 from cogtune import layers
-from cogtune.config import OptimizerName, RunConfig
+from cogtune.config import ENGINE_KEYS, OptimizerName, RunConfig
 from cogtune.errors import did_you_mean
 from cogtune.models import ModelSpec
 from cogtune.presets import Strategy
@@ -54,7 +54,9 @@ def problems_of_training(config: RunConfig, spec: ModelSpec) -> list[str]:
         *_optimizer_problems(config),
         *_schedule_problems(config),
         *_objective_problems(config, spec),
+        *(f"sample_steps {problem}" for problem in spec.steps_problems(config.sample_steps)),
         *_adapter_problems(config, spec),
+        *_engine_problems(config, spec),
     ]
 
 
@@ -94,6 +96,29 @@ def _objective_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
     if bounds is not None and not 0 <= bounds[0] <= bounds[1] <= last:
         return [f"timestep_range {config.timestep_range}: LOW and HIGH have to rise and lie in 0 to {last}"]
     return []
+
+
+def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
+    if not config.uses_engine:
+        return []
+    problems = []
+    given = ", ".join(key for key in ENGINE_KEYS if getattr(config, key) is not None)
+    if config.type != "lora":
+        problems.append(f"{given}: for type lora, and this is {config.type}")
+    if config.strategy != "ddp":
+        problems.append(f"{given}: for strategy ddp, and this is {config.strategy}")
+    for key in ("stream_blocks", "keep_everything", "offload_activations"):
+        value = getattr(config, key)
+        if value is not None and value > spec.num_layers:
+            problems.append(f"{key} {value}: {spec.variant.name} has {spec.num_layers} blocks")
+    if config.keep_everything and config.offload_activations:
+        both = config.keep_everything + config.offload_activations
+        if both > spec.num_layers:
+            problems.append(
+                f"keep_everything {config.keep_everything} and offload_activations {config.offload_activations} "
+                f"are {both} blocks together, and {spec.variant.name} has {spec.num_layers}"
+            )
+    return problems
 
 
 def _adapter_problems(config: RunConfig, spec: ModelSpec) -> list[str]:

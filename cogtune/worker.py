@@ -51,6 +51,7 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
         looked = partial(draw_report, plan.config.output, "under way")
         training = replace(training, plans=replace(training.plans, looked=looked))
     accelerator.wait_for_everyone()
+    stop.begins()
     with memory_explained(plan):
         finished = train(training)
     if finished and accelerator.is_main_process:

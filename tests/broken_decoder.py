@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from cogtune.data import inspector
@@ -13,7 +14,7 @@ from cogtune.data.container import VideoInfo
 sound = inspector.probe
 
 
-def probe(path: Path) -> VideoInfo:
+def probe(path: Path, tick: Callable[[], None]) -> VideoInfo:
     kind = path.stem.split("-")[0]
     if kind == "crash":
         ctypes.string_at(0)
@@ -28,7 +29,7 @@ def probe(path: Path) -> VideoInfo:
     elif kind == "once" and not path.with_suffix(".died").exists():
         path.with_suffix(".died").touch()
         os.abort()
-    return sound(path)
+    return sound(path, tick)
 
 
 inspector.probe = probe

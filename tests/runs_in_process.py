@@ -24,6 +24,8 @@ class Stop:
     def __init__(self, after: int | None = None) -> None:
         self.after, self.asked = after, 0
 
+    def begins(self) -> None: ...
+
     def __bool__(self) -> bool:
         self.asked += 1
         return self.after is not None and self.asked >= self.after
@@ -55,6 +57,8 @@ class StopWhen:
 
     def __init__(self, condition: Callable[[], bool]) -> None:
         self.condition = condition
+
+    def begins(self) -> None: ...
 
     def __bool__(self) -> bool:
         return self.condition()

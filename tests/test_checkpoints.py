@@ -14,7 +14,7 @@ import pytest
 from runs_in_process import fill_here, plan_for, read_lines, train_here
 from safetensors.torch import load_file
 
-from cogtune import caching, files, launch
+from cogtune import caching, files, launch, runs
 from cogtune.checkpoints import check_fits, checkpoints, read_state
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import sealed
@@ -134,6 +134,27 @@ def test_a_resume_that_does_not_fit_says_so_by_name(clips: Path, tmp_path: Path)
     with pytest.raises(CogtuneError) as caught:
         check_fits(tmp_path, state, {"model": "x", "data": "z"}, model="tiny:5b", samples=5)
     assert caught.value.details == ("data: 6 samples in the checkpoint, 5 samples now",)
+
+
+def test_a_run_yaml_that_says_otherwise_than_the_checkpoint_is_told(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    train_here(plan_for(clips, out, steps=1, learning_rate=0.005, keep_checkpoints=50))
+
+    def resumed(**flags: Any) -> str:
+        capsys.readouterr()
+        runs.configure(preset_name=None, file=None, flags={"output": out, **flags}, resume="latest")
+        return " ".join(capsys.readouterr().err.split())
+
+    assert resumed(steps=9) == ""
+    file = out / "run.yaml"
+    file.write_text(file.read_text().replace("learning_rate: 0.005", "learning_rate: 0.0001"))
+    told = "learning_rate: 0.005 in checkpoint-1, 0.0001 in run.yaml"
+    assert resumed() == f"warning: run.yaml was changed since checkpoint-1 was saved: {told}"
+    assert resumed(learning_rate=0.3) == ""
+    file.write_text(file.read_text().replace("keep_checkpoints: 50", "keep_checkpoints: 3"))
+    assert "keep_checkpoints: 50 in checkpoint-1, 3 in run.yaml" in resumed()
 
 
 def test_a_clock_that_was_set_back_hides_no_checkpoint(clips: Path, tmp_path: Path) -> None:

@@ -7,12 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Cogtune
+from typer.main import get_command
 
 from cogtune.cli import main
+from cogtune.cli.app import app
 
 COMMANDS = [
     [],
@@ -258,3 +262,61 @@ def test_a_file_name_cannot_command_the_terminal(tmp_path: Path, cogtune: Cogtun
     refused = cogtune("dataset", "cache", tmp_path, "--model", "tiny:2b", status=1, env=strict).err
     assert "\\x1b[31mred.mp4 is empty" in refused
     assert "\x1b" not in refused
+
+
+def commands(at: Any = None, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command and group of the program, by the words that call it."""
+    at = at or get_command(app)
+    yield words, at
+    for name, below in getattr(at, "commands", {}).items():
+        yield from commands(below, (*words, name))
+
+
+def once() -> list[tuple[str, ...]]:
+    """The words that call each command with each of its options that take no several values given twice."""
+    found = []
+    for words, command in commands():
+        for option in command.params:
+            if option.param_type_name == "option" and not option.multiple and option.name != "help":
+                value = () if option.is_flag else ("1",)
+                found.append((*words, option.opts[0], *value, option.opts[-1], *value))
+    return found
+
+
+def test_an_option_given_twice_is_refused_by_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = once()
+    assert len(cases) > 300
+    assert ("infer", "--prompt", "1", "--prompt", "1") in cases
+    for words in cases:
+        name = next(word for word in words if word.startswith("--"))
+        if name in ("--debug", "--quiet"):  # taken out wherever they stand
+            continue
+        with pytest.raises(SystemExit) as caught:
+            main(list(words))
+        told = capsys.readouterr().err
+        assert caught.value.code == 2, (words, told)
+        assert told.startswith(f"error: given more than once: {name}\n"), (words, told)
+
+
+def test_all_options_given_twice_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["infer", "--lora", "a", "--prompt", "p", "--lora", "b", "--prompt", "q", "--seed", "1"])
+    assert "given more than once: --lora, --prompt\n" in capsys.readouterr().err
+
+
+def test_options_of_several_values_may_be_given_several_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main_status(
+        ["plan", "--model", "tiny:2b", "--target-modules", "to_q", "--target-modules", "no", "--strategy", "ddp"]
+    )
+    told = capsys.readouterr().err
+    assert "target_modules no: no layer's name ends so" in told
+    assert "more than once" not in told
+
+
+def main_status(words: list[str]) -> object:
+    """The exit status of the program."""
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    return caught.value.code

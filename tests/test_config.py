@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,66 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, why: str) ->
         resolve(file=file)
 
 
+DOUBLING = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [*{old}, *{old}]\n" for old, new in zip("abcdef", "bcdefg", strict=True)
+)
+
+UNTRUSTED = {
+    "a key twice": (
+        "rank: 4\nalpha: 8\nrank: 64\n",
+        "line 3 is not valid YAML: rank stands there twice, first in line 1",
+    ),
+    "a key twice in one line": ("{rank: 4, rank: 5}", "line 1 is not valid YAML: rank stands there twice"),
+    "aliases that double": (DOUBLING, "line 2 is not valid YAML: aliases are not read here"),
+    "an alias to itself": ("a: &a [*a]", "line 1 is not valid YAML: aliases are not read here"),
+    "a merge of keys": ("a: &a {rank: 4}\n<<: *a\n", "line 2 is not valid YAML: aliases are not read here"),
+    "nested too deep": ("a: " + "[" * 5000, "is not valid YAML: it is nested too deeply"),
+    "half a character": ('id_token: "\\ud800"', "it holds half a character"),
+    "an object of Python": ("a: !!python/object/apply:os.getcwd []", "line 1 is not valid YAML"),
+    "too large": ("#" * (1 << 20) + "\n", "is too large: 1,048,576 bytes are the most that is read"),
+}
+
+
+@pytest.mark.parametrize("what", UNTRUSTED)
+def test_a_file_that_may_not_be_trusted_is_refused_by_name(what: str, tmp_path: Path) -> None:
+    text, why = UNTRUSTED[what]
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(CogtuneError, match=re.escape(why)) as caught:
+        resolve(file=file)
+    assert caught.value.message.startswith(f"{file} ")
+
+
+def test_a_pipe_or_a_device_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.yaml")
+    for path in (tmp_path / "x.yaml", Path("/dev/zero")):
+        with pytest.raises(CogtuneError, match="is not an ordinary file"):
+            resolve(file=path)
+
+
+def test_a_run_yaml_that_was_cut_short_never_gives_defaults(tmp_path: Path) -> None:
+    first = resolve(flags={"learning_rate": 0.005, "keep_checkpoints": 50, "tracker": ["wandb"], "output": tmp_path})
+    text = first.to_yaml()
+    (tmp_path / "run.yaml").write_text(text)
+    assert read_run(tmp_path) == first
+    lines = [at for at, character in enumerate(text) if character == "\n"]
+    cuts = {
+        *range(0, len(text), 211),
+        *range(len(text) - 30, len(text)),
+        *lines[::9],
+        *(at + 1 for at in lines[1:-1:9]),
+    }
+    for cut in sorted(cuts):
+        (tmp_path / "run.yaml").write_text(text[:cut])
+        with pytest.raises(CogtuneError) as caught:
+            read_run(tmp_path)
+        assert str(tmp_path / "run.yaml") in caught.value.message
+    (tmp_path / "run.yaml").write_text(text[: lines[10]] + "\n")
+    with pytest.raises(CogtuneError, match=r"run\.yaml is cut short, or another version wrote it: it lacks ") as caught:
+        read_run(tmp_path)
+    assert "under 'config' in its state.json" in caught.value.hint
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CogtuneError, match="cannot read"):
         resolve(file=tmp_path / "none.yaml")
@@ -81,7 +143,8 @@ def test_a_run_that_goes_on_keeps_where_each_value_came_from(tmp_path: Path) -> 
     again = read_run(moved, {"steps": 7})
     assert again.config.output == moved
     assert again.provenance == {**first.provenance, "steps": "--steps"}
-    (moved / "run.yaml").write_text("rank: 9\n")  # by hand
+    file = moved / "run.yaml"
+    file.write_text(file.read_text().replace("rank: 4  # --rank", "rank: 9"))  # by hand
     assert read_run(moved).provenance["rank"] == str(moved / "run.yaml")
 
 

@@ -27,6 +27,7 @@ from cogtune.data.decoding import Decoded, Failure, PixelJob, decoding, default_
 from cogtune.data.frames import View
 from cogtune.data.index import ClipJob, TextJob, Todo, missing
 from cogtune.data.sources import read_dataset
+from cogtune.data.stamp import stamp_of
 from cogtune.errors import CogtuneError
 from cogtune.geometry import Size
 from cogtune.models import read_spec
@@ -117,6 +118,23 @@ def test_a_clip_that_cannot_be_decoded_is_named_after_the_others_are_stored(job:
     assert outcome.failures == [f"{broken}: {broken} is not a video"]
     assert outcome.clips == 5
     assert len(list((work.store.root / "latents").rglob("*.safetensors"))) == 5
+
+
+def test_a_file_that_is_not_the_one_its_key_was_made_of_gets_no_entry(job: Jobs, tmp_path: Path) -> None:
+    work = job("5b-i2v")
+    path = tmp_path / "plan.json"
+    work.write(path)
+    again = Job.read(path)
+    assert again.todo == work.todo
+    assert [clip.stamp for clip in again.todo.clips] == [stamp_of(clip.video) for clip in work.todo.clips]
+    size, modified, inode = stamp_of(work.todo.clips[0].video)
+    others = [(size + 1, modified, inode), (size, modified + 1, inode), (size, modified, inode + 1)]
+    clips = [replace(clip, stamp=stamp) for clip, stamp in zip(work.todo.clips[:1] * 3, others, strict=True)]
+    image = replace(work.todo.images[0], stamp=others[2])
+    outcome = encode(replace(work, todo=Todo(tuple(clips), (), (image,))))
+    assert len(outcome.failures) == 4
+    assert all("changed while it was being read" in failure for failure in outcome.failures)
+    assert entries(work.store.root) == {}
 
 
 def test_a_full_disk_is_told_and_leaves_whole_entries(job: Jobs) -> None:

@@ -18,6 +18,7 @@ from cogtune.data.facts import Facts
 from cogtune.data.frames import FrameSettings
 from cogtune.data.inspection import Job, Seen, inspect
 from cogtune.data.sources import read_dataset
+from cogtune.data.stamp import FileChanged, stamp_of
 from cogtune.data.video import MissingVideo, NotAVideo, probe
 from cogtune.errors import CogtuneError
 from cogtune.geometry import Size
@@ -136,3 +137,29 @@ def test_a_clip_that_was_in_order_and_has_not_changed_is_not_opened_again(
     assert look()[1] == sorted(Path(names[place]).name for place in (0, 5))
     os.utime(data / "first.png", ns=(1, 1))
     assert look()[1] == everything
+
+
+def test_a_file_that_changes_while_it_is_looked_at_is_not_remembered(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    facts = Facts(None)
+
+    def find(path: Path) -> str:
+        path.write_bytes(b"three")
+        return "of the first bytes"
+
+    stamp = facts.stamp(path)
+    with pytest.raises(FileChanged, match="changed while it was being read"):
+        facts.remembered(path, "digest", find)
+    assert facts.known(path, "digest", stamp) is None
+
+
+def test_who_reads_a_file_later_knows_how_it_stood_when_its_digest_was_taken(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    facts = Facts(None)
+    facts.digest(path)
+    assert facts.current(path) == stamp_of(path)
+    path.write_bytes(b"three")
+    with pytest.raises(FileChanged):
+        facts.current(path)

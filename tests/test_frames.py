@@ -22,12 +22,13 @@ from cogtune.data.frames import (
     load_clip,
     load_image,
     loss,
-    read_image,
     reshape,
     settings_for,
     shared_out,
     view,
 )
+from cogtune.data.images import read_image
+from cogtune.data.stamp import Stamp
 from cogtune.data.video import VideoInfo, iter_frames, probe, read_frames
 from cogtune.errors import CogtuneError
 from cogtune.geometry import Crop, Reshape, Size, fit
@@ -344,9 +345,9 @@ def test_memory_holds_a_frame_at_a_time(clips: Path, monkeypatch: pytest.MonkeyP
         nonlocal alive
         alive -= 1
 
-    def watched(path: Path, indices: list[int]) -> Iterator[np.ndarray]:
+    def watched(path: Path, indices: list[int], *, stamp: Stamp | None) -> Iterator[np.ndarray]:
         nonlocal alive, most
-        for frame in iter_frames(path, indices):
+        for frame in iter_frames(path, indices, stamp=stamp):
             copy = frame.copy()
             weakref.finalize(copy, gone)
             alive += 1
@@ -379,12 +380,19 @@ def test_any_kind_of_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert torch.equal(load_image(path, Size(1, 16, 24)), torch.full((3, 16, 24), 255, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not an image", b"\x89PNG\r\n\x1a\n and then nothing"])
-def test_an_unreadable_image_is_told(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        (b"", "it is in no known image format"),
+        (b"not an image", "it is in no known image format"),
+        (b"\x89PNG\r\n\x1a\n and then nothing", "it is in no known image format"),
+    ],
+)
+def test_an_unreadable_image_is_told(tmp_path: Path, content: bytes | None, reason: str) -> None:
     path = tmp_path / "a.png"
     if content is not None:
         path.write_bytes(content)
-    reason = "No such file or directory" if content is None else "it is no image, or damaged"
     with pytest.raises(CogtuneError) as caught:
         load_image(path, Size(1, 16, 16))
     assert caught.value.message == f"cannot read the image {path}: {reason}"
@@ -394,5 +402,5 @@ def test_an_image_cut_short_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:4000])
-    with pytest.raises(CogtuneError, match="it is no image, or damaged"):
+    with pytest.raises(CogtuneError, match="it is damaged"):
         load_image(path, Size(1, 16, 16))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import huggingface_hub
 import numpy as np
@@ -22,9 +23,11 @@ from conftest import Cogtune
 from hub_server import Hub, serve
 from huggingface_hub import ModelCard, constants, hf_hub_download
 from huggingface_hub.utils import close_session
+from runs_in_process import fill_here, plan_for, train_here
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from cogtune import caching
 from cogtune.card import CardFacts, SampleVideo, gather_facts, model_card
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.geometry import Size
@@ -954,9 +957,29 @@ def test_odd_prompts_break_neither_code_nor_metadata() -> None:
     assert "- [a b.mp4](samples/a%20b.mp4)" in card
 
 
+def test_every_sample_video_of_a_trained_run_is_pushed_with_its_prompt(
+    hub: Hub, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is one that training made."""
+    monkeypatch.setattr(caching, "fill", fill_here)
+    prompts = ["A red disc, slowly.", "a red disc slowly", "ein Ball: «rot»"]
+    out = tmp_path / "out"
+    flags = {"validation_prompts": ":::".join(prompts), "sample_steps": 2, "sample_every": 1, "checkpoint_every": 1}
+    train_here(plan_for(clips, out, steps=2, **flags))
+    push(out, REPO)
+    card = ModelCard(files_of(hub)["README.md"].decode())
+    widgets = {entry["output"]["url"]: entry["text"] for entry in card.data.to_dict()["widget"]}
+    videos = [path for path in files_of(hub) if path.endswith(".mp4")]
+    assert [path.rpartition("/")[0] for path in videos] == ["samples/step-000002"] * 3
+    assert [widgets[path] for path in videos] == prompts
+    for path, prompt in zip(videos, prompts, strict=True):
+        assert f"({quote(path)}): {prompt}\n" in card.text
+
+
 @pytest.mark.parametrize(
     ("model", "hub_id"),
     [
+        ("zai-org/CogVideoX-5b", "THUDM/CogVideoX-5b"),
         ("5b", "THUDM/CogVideoX-5b"),
         ("anna/boats-sft", "anna/boats-sft"),
         ("/data/CogVideoX1.5-5B/", "THUDM/CogVideoX1.5-5B"),

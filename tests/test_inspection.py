@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from cogtune.data import inspection
+from cogtune.data.images import ImageInfo
 from cogtune.data.inspection import Job, Seen, inspect
 from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError
@@ -112,7 +113,7 @@ def test_images_are_measured_as_they_are_shown(clip: Callable[[str], Path], tmp_
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
     Image.new("RGB", (30, 20)).save(tmp_path / "b.jpg")
     seen = look([Job(clip("a"), tmp_path / name) for name in ("a.jpg", "b.jpg", "gone.jpg")])
-    assert [one.image for one in seen] == [(30, 20), (20, 30), None]
+    assert [one.image for one in seen] == [ImageInfo(30, 20), ImageInfo(20, 30), None]
     assert problems(seen[2]) == ["missing-image: gone.jpg is not there"]
 
 

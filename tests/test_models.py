@@ -8,10 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers.models.embeddings import CogVideoXPatchEmbed
+from huggingface_hub import constants
 
 from cogtune.errors import CogtuneError, UsageError
-from cogtune.geometry import Size
-from cogtune.models import VARIANTS, fingerprint, published, read_spec, variant
+from cogtune.geometry import Size, latent_frames
+from cogtune.modeling.locate import locate
+from cogtune.modeling.tokens import token_counter
+from cogtune.models import VARIANTS, fingerprint, published, published_spec, read_spec, variant
 
 
 def test_there_are_five_models() -> None:
@@ -26,7 +31,14 @@ def test_a_wrong_name_gets_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "name"), [("2b", "2b"), ("thudm/cogvideox1.5-5b-i2v", "1.5-5b-i2v"), ("tiny:5b", "5b"), ("x/y", None)]
+    ("reference", "name"),
+    [
+        ("2b", "2b"),
+        ("thudm/cogvideox1.5-5b-i2v", "1.5-5b-i2v"),
+        ("zai-org/CogVideoX1.5-5B-I2V", "1.5-5b-i2v"),
+        ("tiny:5b", "5b"),
+        ("x/y", None),
+    ],
 )
 def test_published_references(reference: str, name: str | None) -> None:
     row = published(reference)
@@ -53,9 +65,82 @@ def test_size_rules(tiny: Callable[[str], Path]) -> None:
     assert spec.size_advice(Size(49, 64, 96)) == []
     assert "up to 49" in spec.size_advice(Size(57, 64, 96))[0]
     fixed = read_spec(tiny("5b-i2v"))
-    assert "learned positions" in fixed.size_problems(Size(9, 128, 192))[0]
+    for other in (Size(9, 128, 192), Size(17, 64, 96), Size(1, 64, 96)):
+        assert "learned positions, and they are for 9x64x96 alone" in fixed.size_problems(other)[0]
+        assert fixed.bucket_problems(other)
     sliced = read_spec(tiny("1.5-5b"))
     assert "rotary grid" in sliced.size_problems(Size(17, 4096, 4096))[0]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("frames", [49, 41, 33, 25])
+def test_positions_are_the_trained_ones_at_every_size_that_is_allowed(name: str, frames: int) -> None:
+    """What diffusers' patch embedding adds: what it has learned, which "effectively" is 0 here, or sines."""
+    row = VARIANTS[name]
+    if not row.learned_positions:
+        assert published_spec(row).size_problems(Size(frames, 480, 720)) == []
+        return
+    embed = CogVideoXPatchEmbed(
+        in_channels=32, embed_dim=64, text_embed_dim=32, sample_width=90, sample_height=60, sample_frames=49,
+        max_text_seq_length=5, use_learned_positional_embeddings=True,
+    )  # fmt: skip
+    for parameter in (*embed.parameters(), embed.pos_embedding):
+        torch.nn.init.zeros_(parameter)
+    added = embed(torch.zeros(1, 5, 32), torch.zeros(1, latent_frames(frames), 32, 60, 90))
+    allowed = published_spec(row).size_problems(Size(frames, 480, 720)) == []
+    assert allowed == (float(added.detach().abs().max()) == 0) == (frames == 49)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "told"),
+    [
+        ("2b", "49x480x720", []),
+        ("2b", "49x256x256", ["256x256: the model was trained at 480x720"]),
+        ("5b", "49x768x1360", ["768x1360: the model was trained at 480x720"]),
+        ("1.5-5b", "81x768x1360", []),
+        ("1.5-5b", "81x576x1024", ["576x1024: the model was trained at 768x1360"]),
+        ("1.5-5b-i2v", "81x1360x768", []),
+        ("1.5-5b-i2v", "81x768x768", []),
+        ("1.5-5b-i2v", "81x768x1376", ["768x1376: the model was trained with sides of 768 and 768 to 1360"]),
+        ("1.5-5b-i2v", "81x576x1024", ["576x1024: the model was trained with sides of 768 and 768 to 1360"]),
+        (
+            "5b",
+            "57x240x368",
+            ["57 frames: the model was trained on 8N+1, up to 49", "240x368: the model was trained at 480x720"],
+        ),
+    ],
+)
+def test_a_size_unlike_the_models_own_gets_a_note(name: str, size: str, told: list[str]) -> None:
+    spec = published_spec(VARIANTS[name])
+    assert spec.size_problems(Size.parse(size)) == []
+    assert spec.size_advice(Size.parse(size)) == told
+
+
+def test_precision_and_steps_that_a_model_cannot_do() -> None:
+    assert [bool(published_spec(row).precision_problems("fp16")) for row in VARIANTS.values()] == [False] + [True] * 4
+    assert published_spec(VARIANTS["5b"]).precision_problems("bf16") == []
+    assert published_spec(VARIANTS["5b"]).steps_problems(1000) == []
+    assert "the model has 1000 timesteps" in published_spec(VARIANTS["5b"]).steps_problems(1001)[0]
+
+
+@pytest.mark.parametrize("owner", ["THUDM", "zai-org"])
+@pytest.mark.parametrize("asked", ["{owner}", "short", "the other"])
+def test_a_copy_of_a_published_model_is_found_under_either_owner(
+    owner: str, asked: str, tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cache laid out as huggingface_hub does; its snapshot is a tiny model."""
+    cache = tmp_path / "hub"
+    stored = cache / f"models--{owner}--CogVideoX-5b"
+    shutil.copytree(tiny("5b"), stored / "snapshots" / "8d6e")
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text("8d6e")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    other = {"THUDM": "zai-org", "zai-org": "THUDM"}[owner]
+    reference = {"short": "5b", "the other": f"{other}/CogVideoX-5b"}.get(asked, f"{owner}/CogVideoX-5b")
+    assert locate(reference) == stored / "snapshots" / "8d6e"
+    assert token_counter(reference) is not None
+    assert token_counter("2b") is None
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, tiny: Callable[[str], Path]) -> None:

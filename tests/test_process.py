@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from cogtune import locks, process
+from cogtune import children, locks
 from cogtune.errors import CogtuneError, StoppedError
 from cogtune.locks import alone_in
-from cogtune.process import PARENT_PID, Report, StopRequest, watch
+from cogtune.process import Report, watch
 
 WORKER = """
 import pathlib, signal, sys, time
@@ -91,26 +94,10 @@ def test_a_worker_that_stopped_is_told_with_how_to_go_on(tmp_path: Path) -> None
     assert caught.value.exit_code == 128 + signal.SIGTERM
 
 
-def test_a_signal_that_comes_while_the_parent_is_looked_for_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setenv(PARENT_PID, str(os.getppid()))
-
-    def looked_for(_pid: int) -> bool:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return True
-
-    monkeypatch.setattr(process, "_is_running", looked_for)
-    try:
-        assert StopRequest()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
 def test_a_stop_is_told_while_the_main_thread_cannot_look(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     busy = (
         "import hashlib, os, signal\nfrom cogtune import console\n"
-        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "stop.begins()\nos.kill(os.getppid(), signal.SIGTERM)\n"
         "hashlib.pbkdf2_hmac('sha256', b'', b'', 3_000_000)\n"
         "console.note('the end of a long step')\nreturn not stop"
     )
@@ -122,7 +109,7 @@ def test_a_stop_is_told_while_the_main_thread_cannot_look(tmp_path: Path, capfd:
 
 def test_a_signal_that_comes_too_late_for_the_work_stops_what_would_follow(tmp_path: Path) -> None:
     late = (
-        "import os, signal, time\nos.kill(os.getppid(), signal.SIGTERM)\n"
+        "import os, signal, time\nstop.begins()\nos.kill(os.getppid(), signal.SIGTERM)\n"
         "while not stop:\n    time.sleep(0.01)\nreturn True"
     )
     watched(tmp_path, late, is_last=True)
@@ -194,26 +181,96 @@ def test_a_signal_that_the_system_gave_to_another_thread_is_heard(tmp_path: Path
     assert "stopped before the end" in running.communicate(timeout=20)[1]
 
 
-def test_the_death_of_the_parent_is_a_request_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    monkeypatch.setenv(PARENT_PID, str(child.pid))
+COMMAND = """
+import pathlib, sys
+from cogtune.process import Report, watch
+folder = pathlib.Path(sys.argv[1])
+watch([sys.executable, "-c", sys.argv[2], str(folder / "rank-0.json"), str(folder / "log")],
+      [Report(folder / "rank-0.json")], folder / "log", environment={}, if_stopped=str)
+"""
+
+ALONE = """
+import subprocess, sys
+worker = [sys.executable, "-c", sys.argv[1], *sys.argv[2:]]
+subprocess.run(worker, start_new_session=True)  # as torch's launcher does
+"""
+
+
+@contextlib.contextmanager
+def a_command(folder: Path, body: str, *, launched: bool = False) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A command that watches a worker; with the mark that all of its processes carry in their environment."""
+    mark = secrets.token_hex(8)
+    program = WORKER.format(body=body.replace("\n", "\n    "))
+    if launched:
+        program = f"import sys\nsys.argv[1:1] = [{program!r}]\n{ALONE}"
+    words = [sys.executable, "-c", COMMAND, str(folder), program]
+    running = subprocess.Popen(words, env={**os.environ, "COGTUNE_TEST": mark}, stderr=subprocess.DEVNULL)
     try:
-        stop = StopRequest()
-        assert not stop
-        child.kill()
-        deadline = time.monotonic() + 10
-        while not stop:  # not waited for: the dead child is still in the process table
-            assert time.monotonic() < deadline
-        child.wait()
-        monkeypatch.delenv(PARENT_PID)
-        asked = StopRequest()
-        assert not asked
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked
+        yield running, mark
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        running.kill()
+        running.wait()
+        for process in children.members("COGTUNE_TEST", mark):
+            process.kill()
+
+
+def wait_until(true: Callable[[], object], seconds: float = 120) -> None:
+    """Until something is so; the seconds are for a machine that is very busy."""
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_worker_whose_command_is_gone_stops_in_good_order(tmp_path: Path) -> None:
+    body = "import time\nstop.begins()\nwhile not stop:\n    time.sleep(0.01)\nreturn False"
+    with a_command(tmp_path, body) as (running, mark):
+        report = Report(tmp_path / "rank-0.json")
+        wait_until(lambda: (report.read() or {}).get("status") == "running")
+        running.kill()
+        wait_until(lambda: (report.read() or {}).get("status") == "stopped")
+        wait_until(lambda: not children.members("COGTUNE_TEST", mark))
+
+
+STUCK = (
+    "import signal, subprocess, time\nfrom pathlib import Path\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+    "report.with_name('stuck').touch()\n"
+    "time.sleep(600)"
+)
+
+
+@pytest.mark.parametrize(
+    ("how", "at_work", "launched"),
+    [
+        ("killed", False, True),
+        ("killed", True, False),
+        ("killed", True, True),
+        ("launcher killed", True, True),
+        ("hung up", False, True),
+        ("once", False, True),
+        ("twice", False, True),
+        ("twice", True, False),
+        ("twice", True, True),
+    ],
+)
+def test_nothing_is_left_of_a_command(tmp_path: Path, how: str, at_work: bool, launched: bool) -> None:
+    """Though the worker is deaf to signals, has a child in a session of its own, and is in one itself."""
+    with a_command(tmp_path, ("stop.begins()\n" if at_work else "") + STUCK, launched=launched) as (running, mark):
+        wait_until((tmp_path / "stuck").is_file)
+        if how == "killed":
+            running.kill()
+        elif how == "launcher killed":
+            psutil.Process(running.pid).children()[0].kill()
+        elif how == "hung up":
+            running.send_signal(signal.SIGHUP)
+        else:
+            running.send_signal(signal.SIGINT)
+        if how == "twice":
+            wait_until(lambda: running.poll() is not None or running.send_signal(signal.SIGINT))
+        running.wait(60)
+        wait_until(lambda: not children.members("COGTUNE_TEST", mark))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +28,7 @@ from cogtune.data.container import (
     check_decoded,
     decode_all,
 )
+from cogtune.data.stamp import FileChanged, Stamp, stamp_of
 from cogtune.data.video import VideoInfo, iter_frames, probe, read_frames, write_video
 from cogtune.errors import CogtuneError
 
@@ -212,6 +216,51 @@ def test_a_change_of_frame_size_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     with pytest.raises(DamagedVideo, match="changes its frame size at frame 5"):
         read_frames(path, range(10))
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize("length", ["other", "same"])
+def test_a_clip_that_is_exchanged_while_it_is_read_and_put_back_is_noticed(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoder: video.Decoder, length: str
+) -> None:
+    path, aside, other = tmp_path / "a.mp4", tmp_path / "aside.mp4", tmp_path / "other.mp4"
+    shutil.copy(clip, path)
+    write_video(other, 255 - greys(), 25)
+    if length == "same":
+        other.write_bytes(other.read_bytes().ljust(path.stat().st_size, b"\0"))
+        path.write_bytes(path.read_bytes().ljust(other.stat().st_size, b"\0"))
+    stamp = stamp_of(path)
+    os.utime(other, ns=(stamp[1], stamp[1]))
+    assert len(list(iter_frames(path, range(60), decoder, stamp=stamp))) == 60
+    opened, chances = video.opened, []
+
+    @contextlib.contextmanager
+    def exchanging(path: Path, stamp: Stamp | None = None) -> Iterator[Any]:
+        chances.append(path)
+        path.rename(aside)
+        other.rename(path)
+        try:
+            with opened(path, stamp) as clip:
+                yield clip
+        finally:
+            path.rename(other)
+            aside.rename(path)
+
+    monkeypatch.setattr(video, "opened", exchanging)
+    with pytest.raises(FileChanged, match=r"a\.mp4 changed while it was being read"):
+        list(iter_frames(path, range(60), decoder, stamp=stamp))
+    assert chances
+    assert stamp_of(path) == stamp
+
+
+def test_a_clip_that_is_written_to_while_it_is_read_is_noticed(clip: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(clip, tmp_path / "a.mp4"))
+    frames = iter_frames(path, range(60), stamp=stamp_of(path))
+    next(frames)
+    with path.open("ab") as handle:
+        handle.write(b"more")
+    with pytest.raises(FileChanged):
+        list(frames)
 
 
 # ------------------------------------------------------------------------------------------- broken files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import numpy as np
 
 from cogtune import caching, console
 from cogtune.bench.watch import watched
+from cogtune.children import end_with_creator, forking
 from cogtune.config import RunConfig
 from cogtune.data.decoding import default_workers
 from cogtune.data.sources import CAPTIONS, VIDEOS, read_dataset
@@ -26,6 +26,8 @@ from cogtune.plan import check, fps_of, size_of
 
 DRAWN = 4
 """Clips that are drawn; the others are the same pictures in files of other bytes."""
+
+_PRELOAD = ("torch", "numpy", "av")
 
 SOURCE_SCALE = 1.5
 SOURCE_RATE = 3
@@ -75,7 +77,7 @@ def _model(row: Variant, folder: Path, *, tiny: bool) -> Path:
     """The random model in ``folder``, made by another process, so that the GPU is free again."""
     if not folder.is_dir():
         console.note(f"making a random {row.name}")
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, forking(_PRELOAD), end_with_creator) as pool:
             pool.submit(_write_model, row, folder, tiny=tiny).result()
     return folder
 
@@ -92,7 +94,7 @@ def _draw(folder: Path, size: Size, fps: float, clips: int) -> Path:
     if folder.is_dir() and (folder / CAPTIONS).is_file():
         return folder
     console.note("drawing clips")
-    with ProcessPoolExecutor(min(DRAWN, default_workers()), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(DRAWN, default_workers()), forking(_PRELOAD), end_with_creator) as pool:
         drawn = list(pool.map(_drawn, [(folder / f"drawn-{number}.mp4", number, size, fps) for number in range(DRAWN)]))
     for number in range(clips):
         skipped = struct.pack(">I4sI", 12, b"free", number)  # a box that players pass over

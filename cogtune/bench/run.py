@@ -16,10 +16,10 @@ from typing import Any
 
 from cogtune import console, launch
 from cogtune.bench import stage, watch, worker
-from cogtune.config import RunConfig
+from cogtune.config import ENGINE_KEYS, RunConfig
 from cogtune.data.index import Index
 from cogtune.errors import CogtuneError, StoppedError, UsageError
-from cogtune.estimate import estimate
+from cogtune.estimate import check_arrangement, estimate
 from cogtune.files import read_json
 from cogtune.fit import this_machine, why_not_tried
 from cogtune.gpus import gpus
@@ -36,7 +36,11 @@ _FOLDER = "cogtune-bench-"
 _SETTLED = 60.0
 """Seconds after which a bench's folder is locked if it ever will be."""
 
-_PLAIN: dict[str, Any] = {"compile": False, "gradient_checkpointing": True}
+_PLAIN: dict[str, Any] = {
+    "compile": False,
+    "gradient_checkpointing": True,
+    **dict.fromkeys(ENGINE_KEYS),
+}
 """The guides' recipe, beside which the base is loaded in fp32."""
 
 
@@ -154,6 +158,7 @@ def _narrowed(request: Request) -> Request:
         }
     )
     check(config, spec)
+    check_arrangement(config, spec)
     if request.alone:
         _check_alone(config)
     if found := why_not_tried(_present(request, config), estimate(config, spec), this_machine()):
@@ -281,6 +286,7 @@ def _measurement(
         date=time.strftime("%Y-%m-%d"),
         versions=versions(),
         command=request.command,
+        arrangement=ranks[0]["arrangement"],
     )
 
 

@@ -51,6 +51,7 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
             "reserved_at_start": at_start[0],
             "reserved": _peaks()[0],
             "allocated": _peaks()[1],
+            "arrangement": training.arrangement.to_dict() if training.arrangement is not None else None,
         },
     )
     return finished

@@ -1,9 +1,12 @@
 """The command line: flags in, a core function called, a result shown.
 
-Nothing but ``sys`` is imported before :func:`main` runs, which is where Ctrl-C is caught.
+Nothing but ``sys`` and a module that imports no more than Python itself comes in before :func:`main` runs, which is
+where Ctrl-C is caught, and the working folder taken off the path.
 """
 
 import sys
+
+from cogtune.safe_path import leave_working_folder_out
 
 _ANYWHERE = ("--debug", "--quiet")
 """Flags of the whole program, which may stand before or behind the command."""
@@ -12,9 +15,8 @@ _ANYWHERE = ("--debug", "--quiet")
 def main(arguments: list[str] | None = None) -> None:
     """Run cogtune and exit with its status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
     try:
-        import signal
-
-        signal.signal(signal.SIGTERM, _end)
+        leave_working_folder_out()
+        _end_in_good_order()
         words = sys.argv[1:] if arguments is None else arguments
         flags = {word for word in words if word in _ANYWHERE}
         words = [word for word in words if word not in _ANYWHERE]
@@ -23,6 +25,22 @@ def main(arguments: list[str] | None = None) -> None:
         status = _status(words, "--debug" in flags)
     except KeyboardInterrupt:  # while the program itself was still loading
         status = 130  # errors.EXIT_INTERRUPTED, which may not be loaded
+    _end_at_once(status)
+
+
+def _end_in_good_order() -> None:
+    import signal
+
+    signal.signal(signal.SIGTERM, _end)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not so under nohup
+        signal.signal(signal.SIGHUP, _end)
+
+
+def _end_at_once(status: int) -> None:
+    """Exit; Ctrl-C while Python tidies up ends that, rather than show where it was."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(status)
 
 
@@ -40,6 +58,7 @@ def _status(words: list[str], debug: bool) -> int:
     from cogtune.cli.app import app
     from cogtune.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CogtuneError
 
+    console.open_streams()
     console.quiet_libraries()
     try:
         result = app(words, prog_name="cogtune", standalone_mode=False)
@@ -63,7 +82,8 @@ def _status(words: list[str], debug: bool) -> int:
             console.error(CogtuneError(told, "give a file or a folder"))
             return EXIT_USAGE
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own word on wrong usage
-            console.error(CogtuneError(error.format_message(), "`--help` after any command explains it"))
+            if error.format_message():  # none where a command without words has shown its help
+                console.error(CogtuneError(error.format_message(), "`--help` after any command explains it"))
             return int(error.exit_code)
         if debug:
             raise

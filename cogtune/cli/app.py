@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from cogtune.cli import bench, dataset, demo, infer, merge, model, plan, presets, push, report, train
+from cogtune.cli.once import Commands
 
-app = typer.Typer(
+app = Commands(
     name="cogtune",
     help="Fine-tune the CogVideoX video models: from a folder of clips to a LoRA or new weights, and to the Hub.",
     no_args_is_help=True,

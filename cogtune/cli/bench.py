@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _NOT_HERE = {
     "steps", "epochs", "warmup_steps", "lr_scheduler", "lr_cycles", "lr_power", "lr_pieces",
-    "num_machines", "machine_rank", "main_process_ip", "main_process_port", "nccl_timeout",
+    "init_lora", "num_machines", "machine_rank", "main_process_ip", "main_process_port", "nccl_timeout",
 }  # fmt: skip
 
 

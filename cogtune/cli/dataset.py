@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cogtune import console
+from cogtune.cli.once import Commands
 from cogtune.cli.options import ConfigFile, Flags, Json, PresetName, with_config_flags
 
 if TYPE_CHECKING:
     from cogtune.config import RunConfig
 
-app = typer.Typer(help="Check a folder of clips and captions, and encode it.", no_args_is_help=True)
+app = Commands(help="Check a folder of clips and captions, and encode it.", no_args_is_help=True)
 
 Folder = Annotated[
     Path, typer.Argument(help="The folder of clips and captions, or user/name for a dataset on the Hub.")

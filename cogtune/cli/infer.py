@@ -14,7 +14,12 @@ from cogtune import console
 def infer(
     lora: Annotated[
         Path | None,
-        typer.Option("--lora", help="A run's folder, a checkpoint or a LoRA file.", show_default=False),
+        typer.Option(
+            "--lora",
+            help="A run's folder, a checkpoint, or a LoRA file of any program: diffusers, PEFT, kohya, ComfyUI, "
+            "musubi-tuner, VideoX-Fun, DiffSynth-Studio, finetrainers, CogKit.",
+            show_default=False,
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -33,7 +38,15 @@ def infer(
         Path | None,
         typer.Option("--image", help="First frame, for image-to-video models.", show_default=False),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", help="The video to write, .mp4.")] = Path("video.mp4"),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help=r"The video to write, .mp4. \[default: video.mp4, or video-2.mp4 and so on where that is taken]",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file that --output names.")] = False,
     size: Annotated[
         str | None,
         typer.Option("--size", help=r"Frames x height x width. \[default: as trained]", show_default=False),
@@ -45,7 +58,21 @@ def infer(
     seed: Annotated[int, typer.Option("--seed", help="Another seed gives another video.", min=0, max=2**63 - 1)] = 42,
     steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", min=1)] = 50,
     guidance: Annotated[float, typer.Option("--guidance", help="How closely to follow the prompt.", min=1)] = 6.0,
-    lora_scale: Annotated[float, typer.Option("--lora-scale", help="Strength of the LoRA; 1 is as trained.")] = 1.0,
+    lora_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--lora-scale", help=r"Multiplies the strength of the LoRA. \[default: 1, as trained]", show_default=False
+        ),
+    ] = None,
+    lora_alpha: Annotated[
+        float | None,
+        typer.Option(
+            "--lora-alpha",
+            help=r"Alpha that the LoRA was trained with, for a file that does not say. \[default: what the file says, "
+            "else its rank]",
+            show_default=False,
+        ),
+    ] = None,
     precision: Annotated[
         Literal["bf16", "fp16", "fp32"] | None,
         typer.Option("--precision", help=r"Number format. \[default: as trained]", show_default=False),
@@ -57,16 +84,23 @@ def infer(
 
     endless = [
         f"--{name}: {value} is not a number to work with"
-        for name, value in (("fps", fps), ("guidance", guidance), ("lora-scale", lora_scale))
+        for name, value in (
+            ("fps", fps),
+            ("guidance", guidance),
+            ("lora-scale", lora_scale),
+            ("lora-alpha", lora_alpha),
+        )
         if value is not None and not math.isfinite(value)
     ]
+    if lora_alpha is not None and lora_alpha <= 0:
+        endless.append(f"--lora-alpha: {lora_alpha:g} is not above 0")
     if endless:
-        raise UsageError("this cannot be sampled", "give finite numbers", details=endless)
+        raise UsageError("this cannot be sampled", "give numbers that fit", details=endless)
     try:
         asked = Size.parse(size) if size else None
     except ValueError as error:
         raise UsageError(f"--size: {error}") from error
-    if output.suffix.lower() != ".mp4":
+    if output is not None and output.suffix.lower() != ".mp4":
         raise UsageError(f"--output {output}: videos are written as .mp4", "give a name that ends in .mp4")
     from cogtune.generate import Request, generate
 
@@ -82,7 +116,9 @@ def infer(
         steps=steps,
         guidance=guidance,
         lora_scale=lora_scale,
+        lora_alpha=lora_alpha,
     )
     with console.progress("sampling", steps) as progress:
-        recipe = generate(request, output, lambda _step: progress.advance())
-    console.say(f"{output}: {recipe.size} at {recipe.fps:g} fps: {recipe.prompt or 'no prompt'}")
+        made = generate(request, output, lambda _step: progress.advance(), force=force)
+    recipe = made.recipe
+    console.say(f"{made.video}: {recipe.size} at {recipe.fps:g} fps: {recipe.prompt or 'no prompt'}")

@@ -28,15 +28,21 @@ def plan(
     """Show what a run will take, before anything is downloaded: memory of GPU and host, disk, time, the command."""
     from cogtune.fit import fitted, this_machine
     from cogtune.modeling.locate import spec_of
-    from cogtune.plan import check
+    from cogtune.plan import advice, check
     from cogtune.planning import outlook
     from cogtune.resolving import resolve
 
     resolved = resolve(preset_name=preset, file=config, flags=flags)
     spec, machine = spec_of(resolved.config.model), this_machine()
+    if resolved.config.init_lora is not None:
+        from cogtune.modeling.lora_files import with_init_lora
+
+        resolved = with_init_lora(resolved, spec, console.warn)
     if fit:
         resolved = fitted(resolved, spec, machine)
     check(resolved.config, spec)
+    for told in advice(resolved.config, spec):
+        console.note(told)
     found = outlook(resolved.config.anchored(), spec, machine, () if samples is None else (samples,))
     if as_json:
         console.emit(found.to_dict())

@@ -59,6 +59,10 @@ def train(
 
     resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
     spec, machine = spec_of(resolved.config.model), this_machine()
+    if resume is None and resolved.config.init_lora is not None:
+        from cogtune.modeling.lora_files import with_init_lora
+
+        resolved = with_init_lora(resolved, spec, console.warn)
     if fit:
         resolved = fitted(resolved, spec, machine)
     if slurm is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cogtune.data.container import VideoInfo
 from cogtune.data.facts import Facts, Stamp
 from cogtune.data.findings import SEVERITIES, Finding, finding
 from cogtune.data.frames import FrameSettings
+from cogtune.data.images import ImageInfo
 from cogtune.data.inspection import Job, Seen, inspect
 from cogtune.data.sources import Dataset, Sample
 from cogtune.errors import CogtuneError
@@ -58,8 +59,13 @@ class Report:
             "ok": self.ok,
             "counts": dict(self.counts),
             "findings": [asdict(found) for found in self.findings],
-            "clips": [{"id": identity, **asdict(info)} for identity, info in self.infos.items()],
+            "clips": [{"id": identity, **_facts_of(info)} for identity, info in self.infos.items()],
         }
+
+
+def _facts_of(info: VideoInfo) -> dict[str, Any]:
+    """What a clip is; of the times of its frames, which may be thousands, the rate says enough."""
+    return {name: value for name, value in asdict(info).items() if name != "times"}
 
 
 def check_dataset(
@@ -101,7 +107,9 @@ def check_dataset(
             sample = dataset.samples[place]
             if seen.info is not None:
                 infos[place] = seen.info
-            findings += [found for found in _check_files(sample, seen, settings) if (sample.id, found.code) not in told]
+            findings += [
+                found for found in _check_files(sample, seen, settings, spec) if (sample.id, found.code) not in told
+            ]
             tell(1)
     limit = spec.max_text_seq_length if spec else CAPTION_TOKENS
     captioned = [
@@ -140,16 +148,20 @@ def _look(
             if stamps and not seen.problems and seen.info is not None:
                 facts.learn_probe(samples[place].video, seen.info, stamps[0])
                 if (image := samples[place].image) is not None and seen.image is not None:
-                    facts.learn(image, "image", [*seen.image], stamps[1])
+                    facts.learn(image, "picture", asdict(seen.image), stamps[1])
             yield place, seen
 
 
 def _remembered(sample: Sample, stamps: Sequence[Stamp], facts: Facts) -> Seen | None:
     info = facts.known_probe(sample.video, stamps[0])
-    shape = facts.known(sample.image, "image", stamps[1]) if sample.image is not None else None
-    if info is None or (sample.image is not None and shape is None):
+    known = facts.known(sample.image, "picture", stamps[1]) if sample.image is not None else None
+    image = ImageInfo(**known) if isinstance(known, dict) and known.keys() == _TOLD_OF_IMAGES else None
+    if info is None or (sample.image is not None and image is None):
         return None
-    return Seen(info, None if shape is None else (int(shape[0]), int(shape[1])), ())
+    return Seen(info, image, ())
+
+
+_TOLD_OF_IMAGES = {field.name for field in fields(ImageInfo)}
 
 
 def _check_sizes(settings: FrameSettings, spec: ModelSpec | None) -> Iterator[Finding]:
@@ -164,10 +176,10 @@ def _check_sizes(settings: FrameSettings, spec: ModelSpec | None) -> Iterator[Fi
             yield finding("model-advice", str(size), advice, hint)
 
 
-def _check_files(sample: Sample, seen: Seen, settings: FrameSettings) -> Iterator[Finding]:
+def _check_files(sample: Sample, seen: Seen, settings: FrameSettings, spec: ModelSpec | None) -> Iterator[Finding]:
     for code, message, hint in seen.problems:
         yield finding(code, sample.id, message, hint)
     if seen.info is not None:
-        yield from check_clip(sample.id, seen.info, settings)
+        yield from check_clip(sample.id, seen.info, settings, any_frames=spec is None or not spec.learned_positions)
         if seen.image is not None:
             yield from check_image(sample.id, seen.image, seen.info)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cogtune.data.container import VideoInfo
 from cogtune.data.findings import Finding, finding
-from cogtune.data.frames import FrameSettings, frames_given, settings_for
+from cogtune.data.frames import FrameSettings, frames_given, settings_for, view
+from cogtune.data.images import ImageInfo
+from cogtune.data.timing import standstill
 from cogtune.geometry import FRAME_STEP, Reshape, fit, legal_frame_counts, nearest_below, shape_loss
 
 MOST_CROPPED = 0.25
@@ -21,39 +24,51 @@ LEAST_TAKEN = 0.75
 SAME_RATE = 0.95
 """A clip at this share of the training frame rate or above counts as fast enough (23.976 passes for 24)."""
 
-MOST_UNEVEN = 0.02
-"""The share of a clip's frames that may be out of step with the others before it is worth a warning."""
+MOST_STANDSTILL = 0.02
+"""The share of a clip's time in which its picture may stand still before it is worth a warning."""
+
+STANDSTILL = 1.5
+"""A gap between frames of more than this many usual ones, and this many of training's, is a standstill."""
 
 SAME_SHAPE = 0.05
 """By how much the aspect of an image may differ from its clip's."""
 
 
-def check_clip(where: str, info: VideoInfo, settings: FrameSettings) -> Iterator[Finding]:
-    """What stands against training on a clip at these settings, and what is worth knowing about it."""
+def check_clip(where: str, info: VideoInfo, settings: FrameSettings, *, any_frames: bool = True) -> Iterator[Finding]:
+    """What stands against training on a clip at these settings, and what is worth knowing about it.
+
+    Args:
+        any_frames: whether the model can be trained on another number of frames.
+    """
     settings = settings_for(info, settings)
-    yield from _check_length(where, info, settings)
-    if info.uneven > MOST_UNEVEN:
-        yield finding(
-            "variable-rate",
-            where,
-            f"has a variable frame rate: {info.uneven:.0%} of its frames come much sooner or later than the others, "
-            f"and training takes them as {info.fps:.4g} a second throughout",
-            f"encode it again at a constant rate: ffmpeg -i IN -vf fps={settings.fps:g} OUT",
-        )
-    if info.rotation:
-        yield finding("rotated", where, f"is turned by {info.rotation} degrees, as players turn it")
+    yield from _check_length(where, info, settings, any_frames=any_frames)
+    yield from _check_pauses(where, info, settings)
+    if info.rotation or info.mirrored:
+        ways = ["mirrored"] if info.mirrored else []
+        ways += [f"turned by {info.rotation} degrees"] if info.rotation else []
+        yield finding("rotated", where, f"is {' and '.join(ways)}, as players show it")
     if abs(info.pixel_aspect - 1) > 0.01:
+        square = (info.width * max(1, info.pixel_aspect), info.height * max(1, 1 / info.pixel_aspect))
+        width, height = (2 * round(side / 2) for side in square)
         yield finding(
             "pixel-aspect",
             where,
             f"has pixels {info.pixel_aspect:.3g} times as wide as high: it is trained squeezed or stretched",
-            f"resize it to {round(info.width * info.pixel_aspect)}x{info.height} with square pixels",
+            f"resize it to {width}x{height} (width x height) with square pixels: "
+            f"ffmpeg -i IN -vf scale={width}:{height},setsar=1 OUT",
+        )
+    if info.interlaced:
+        yield finding(
+            "interlaced",
+            where,
+            "is interlaced: each frame holds the rows of two moments, and what moves is trained with combed edges",
+            "deinterlace it: ffmpeg -i IN -vf bwdif=mode=send_frame OUT",
         )
     yield from _check_shape(where, (info.height, info.width), settings)
     yield from _check_pixels(where, info)
 
 
-def _check_length(where: str, info: VideoInfo, settings: FrameSettings) -> Iterator[Finding]:
+def _check_length(where: str, info: VideoInfo, settings: FrameSettings, *, any_frames: bool) -> Iterator[Finding]:
     count, given = settings.size.num_frames, frames_given(info, settings)
     if given < count:
         rate = "" if settings.sampling == "uniform" else f" at {settings.fps:g} fps"
@@ -68,11 +83,11 @@ def _check_length(where: str, info: VideoInfo, settings: FrameSettings) -> Itera
             where,
             f"gives {given} frames{rate}{skipped}, and training takes {count} "
             f"(it has {info.num_frames} at {info.fps:.4g} fps)",
-            f"use a longer clip, or ask for {fits} frames" if fits else otherwise,
+            f"use a longer clip, or ask for {fits} frames" if fits and any_frames else otherwise,
         )
-    usable = info.num_frames - settings.skip_start - settings.skip_end
+    seconds = _seconds(info, settings.skip_start, info.num_frames - settings.skip_end - 1)
     if settings.sampling == "uniform":
-        yield from _check_speed(where, usable / info.fps, settings)
+        yield from _check_speed(where, seconds, settings)
         return
     if info.fps < SAME_RATE * settings.fps:
         yield finding(
@@ -82,13 +97,37 @@ def _check_length(where: str, info: VideoInfo, settings: FrameSettings) -> Itera
             f"its motion is learned {settings.fps / info.fps:.2g} times as fast",
             "use a source with more frames a second",
         )
-    seconds = count / min(settings.fps, info.fps)
-    if count <= given and seconds * info.fps < LEAST_TAKEN * usable:
-        first = settings.skip_start / info.fps
-        head = f"seconds {first:.3g} to {first + seconds:.3g}"
-        part = head if settings.sampling == "head" else f"{seconds:.3g} seconds, from a start drawn for it,"
+    if count > given:
+        return
+    indices = view(info, replace(settings, sampling="head", reshape="center")).indices
+    taken = _seconds(info, indices[0], indices[-1], 1 / min(settings.fps, info.fps))
+    if taken < LEAST_TAKEN * seconds:
+        first = info.time_of(indices[0])
+        head = f"seconds {first:.3g} to {first + taken:.3g}"
+        part = head if settings.sampling == "head" else f"{taken:.3g} seconds, from a start drawn for it,"
         hint = "cut it into several clips, or let --sampling choose other frames of it"
         yield finding("only-part", where, f"is trained on {part} of {info.duration:.3g}", hint)
+
+
+def _seconds(info: VideoInfo, first: int, last: int, last_for: float | None = None) -> float:
+    """How long frames ``first`` to ``last`` are shown; the last one for as long as most, or for ``last_for``."""
+    if last < first:
+        return 0.0
+    return info.time_of(last) - info.time_of(first) + (last_for or 1 / info.fps)
+
+
+def _check_pauses(where: str, info: VideoInfo, settings: FrameSettings) -> Iterator[Finding]:
+    """What training does to a clip whose frames stand still for longer than one of training's."""
+    times = info.times[settings.skip_start : info.num_frames - settings.skip_end]
+    paused = standstill(times, STANDSTILL / min(settings.fps, info.fps))
+    if paused > MOST_STANDSTILL * info.duration:
+        yield finding(
+            "variable-rate",
+            where,
+            f"has a variable frame rate: its picture stands still for {paused:.3g} of its {info.duration:.3g} seconds, "
+            "which training passes over",
+            f"to train the pauses too, encode it at a constant rate: ffmpeg -i IN -vf fps={settings.fps:g} OUT",
+        )
 
 
 def _check_speed(where: str, seconds: float, settings: FrameSettings) -> Iterator[Finding]:
@@ -154,9 +193,16 @@ def _check_pixels(where: str, info: VideoInfo) -> Iterator[Finding]:
         )
 
 
-def check_image(where: str, image: tuple[int, int], info: VideoInfo) -> Iterator[Finding]:
-    """Whether an image (height, width) has the shape of its clip: both are cut to the training size, each by itself."""
-    (height, width), shape = image, (info.height, info.width)
+def check_image(where: str, image: ImageInfo, info: VideoInfo) -> Iterator[Finding]:
+    """What is worth knowing about a sample's image, and whether it has the shape of the clip, as it is cut likewise."""
+    if image.transparency:
+        yield finding(
+            "alpha",
+            where,
+            f"has an image with transparency ({image.transparency}), which is dropped: what lies under it is trained",
+            "put it on a background first",
+        )
+    height, width, shape = image.height, image.width, (info.height, info.width)
     ratio = (width / height) / (shape[1] / shape[0])
     if max(ratio, 1 / ratio) > 1 + SAME_SHAPE:
         yield finding(

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
+from cogtune.data.stamp import Stamp, check_unchanged
 from cogtune.errors import CogtuneError
 
 if TYPE_CHECKING:
     import av.container
+    import av.packet
     import av.video
 
 
@@ -78,18 +79,21 @@ class VideoInfo:
     """What a clip is.
 
     Args:
-        num_frames: frames that decoding gives, as far as the container tells.
-        fps: frames a second, on average.
-        height, width: pixels of a frame as shown, ``rotation`` applied.
-        duration: seconds.
+        num_frames: frames that decoding gives.
+        fps: frames a second by their timestamps; of an uneven clip, outside its pauses.
+        height, width: pixels of a frame as shown, ``mirrored`` and ``rotation`` applied.
+        duration: seconds from the first frame to the end of the last, which counts as long as the usual one.
         codec: its short name, such as ``h264``.
         pixel_format: how the file stores pixels, such as ``yuv420p``.
         rotation: degrees counterclockwise by which players turn it: 0, 90, 180 or 270.
-        pixel_aspect: width over height of one pixel; 1.0 when square.
+        pixel_aspect: width over height of one pixel as shown; 1.0 when square.
         bits: of one colour of one pixel.
         hdr: ``PQ``, ``HLG`` or ``BT.2020`` when its colours are meant for a brighter or wider screen; else empty.
         alpha: whether the pixels can be see-through.
-        uneven: share (0 to 1) of the frames that follow the one before much sooner or later than is usual in the clip.
+        uneven: share (0 to 1) of the clip's time by which frames come sooner or later than is usual in it.
+        mirrored: whether players change left and right, before they turn it.
+        interlaced: whether each frame holds the rows of two moments.
+        times: seconds from the first frame to each, rising; empty when they are evenly spaced at ``fps``.
     """
 
     num_frames: int
@@ -105,6 +109,18 @@ class VideoInfo:
     hdr: str = ""
     alpha: bool = False
     uneven: float = 0.0
+    mirrored: bool = False
+    interlaced: bool = False
+    times: tuple[float, ...] = ()
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> VideoInfo:
+        """What ``dataclasses.asdict`` gave, read back from JSON."""
+        return cls(**{**fields, "times": tuple(fields["times"])})
+
+    def time_of(self, index: int) -> float:
+        """When a frame is shown, in seconds from the first one on."""
+        return self.times[index] if self.times else index / self.fps
 
 
 @dataclass(frozen=True)
@@ -126,39 +142,6 @@ class Decoded:
     failure: str = ""
 
 
-def probe(path: Path) -> VideoInfo:
-    """What the clip in ``path`` is, from its container and its first decoded frame.
-
-    Raises:
-        VideoError: the clip is missing, empty, no video, cut short or damaged.
-    """
-    with opened(path) as (container, stream):
-        frame = _first_frame(path, container, stream)
-        num_frames, uneven = _promised_frames(path, stream)
-        rate = stream.average_rate or stream.guessed_rate
-        duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-        if not rate and not duration:
-            raise DamagedVideo(path, "says neither its frame rate nor its duration")
-        fps = float(rate) if rate else num_frames / duration
-        turns = quarter_turns(frame)
-        height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-        return VideoInfo(
-            num_frames=num_frames,
-            fps=fps,
-            height=height,
-            width=width,
-            duration=duration or num_frames / fps,
-            codec=stream.codec_context.codec.canonical_name,
-            pixel_format=frame.format.name,
-            rotation=90 * turns,
-            pixel_aspect=float(stream.sample_aspect_ratio or 1),
-            bits=max(component.bits for component in frame.format.components),
-            hdr=_hdr(stream.codec_context),
-            alpha=_has_alpha(frame, stream),
-            uneven=uneven,
-        )
-
-
 def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> Decoded:
     """Decode a clip to its end, going on after what is damaged.
 
@@ -173,7 +156,7 @@ def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> Decoded:
     failure = ""
     shape = None
     with opened(path) as (container, stream):
-        for packet in _demuxed(path, container, stream):
+        for packet in demuxed(path, container, stream):
             tick()
             try:
                 pictures = packet.decode()
@@ -212,11 +195,6 @@ def check_decoded(path: Path, promised: int, decoded: Decoded) -> None:
 # --------------------------------------------------------------------------------------------------- reading
 
 
-def _has_alpha(frame: av.VideoFrame, stream: av.video.VideoStream) -> bool:
-    """Whether a pixel has an opacity; WebM keeps it beside the picture, and says so in a tag."""
-    return any(component.is_alpha for component in frame.format.components) or stream.metadata.get("alpha_mode") == "1"
-
-
 def import_av() -> Any:
     """The library ``av``.
 
@@ -231,8 +209,15 @@ def import_av() -> Any:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.video.VideoStream]]:
-    """The container and its first stream of moving pictures, ready to decode on the calling thread."""
+def opened(
+    path: Path, stamp: Stamp | None = None
+) -> Iterator[tuple[av.container.InputContainer, av.video.VideoStream]]:
+    """The container and the best of its streams of moving pictures, ready to decode on the calling thread.
+
+    Raises:
+        VideoError: it cannot be opened, or holds no moving pictures.
+        FileChanged: it is another file than the one that stood at ``stamp``.
+    """
     av = import_av()
     if not path.is_file():
         raise MissingVideo(path, "is a folder" if path.is_dir() else "is not there")
@@ -250,16 +235,30 @@ def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.video.V
     except (OSError, av.FFmpegError) as error:
         raise DamagedVideo(path, f"cannot be opened: {reason_of(error)}") from error
     with container:
-        pictures = [
-            stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic
-        ]
-        if not pictures:
+        check_unchanged(path, stamp)
+        if not (streams := moving_pictures(container)):
             raise NoVideoStream(path, "has no video stream")
-        stream = pictures[0]
+        stream = streams[0]
         if stream.codec_context is None:
             raise DamagedVideo(path, "is in a codec that this build of PyAV cannot decode")
         stream.codec_context.thread_count = 1
         yield container, stream
+
+
+def moving_pictures(container: av.container.InputContainer) -> list[av.video.VideoStream]:
+    """The streams of moving pictures, best first: those that can be decoded, then by their pixels.
+
+    A cover picture is none of them; of what may be a preview, a poster and the film itself, the film comes first.
+    """
+    kinds = import_av().stream.Disposition
+    streams = [stream for stream in container.streams.video if not stream.disposition & kinds.attached_pic]
+
+    def rank(stream: av.video.VideoStream) -> tuple[bool, bool, int]:
+        context: Any = stream.codec_context
+        still = stream.frames == 1 or bool(stream.disposition & kinds.timed_thumbnails)
+        return context is not None, not still, context.width * context.height if context is not None else 0
+
+    return sorted(streams, key=rank, reverse=True)
 
 
 _BOXES = frozenset(b"ftyp moov mdat moof free skip wide uuid meta sidx mfra styp".split())
@@ -302,45 +301,28 @@ def reason_of(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
-def _promised_frames(path: Path, stream: av.video.VideoStream) -> tuple[int, float]:
-    """How many frames decoding will give: entries of the index, or packets, less those an edit list hides.
+def demuxed(
+    path: Path, container: av.container.InputContainer, stream: av.video.VideoStream
+) -> Iterator[av.packet.Packet[av.video.VideoStream]]:
+    """The packets of an opened clip, from the first key frame on if it has one, and the empty one that ends them.
 
-    Also the share of them that are unevenly spaced in time.
+    What comes before a key frame builds on frames that were cut away, and gives no picture.
+
+    Raises:
+        DamagedVideo: the file cannot be read to its end.
     """
-    index = stream.index_entries
-    if stream.frames and len(index) == stream.frames:
-        times = [entry.timestamp for entry in index if not entry.is_discard]
-        return len(times), _uneven(times)
-    with opened(path) as (container, again):
-        packets = (packet for packet in _demuxed(path, container, again) if packet.size and not packet.is_discard)
-        maybe = [packet.dts if packet.pts is None else packet.pts for packet in packets]
-    return len(maybe), _uneven(sorted(time for time in maybe if time is not None))
-
-
-def _uneven(times: Sequence[int]) -> float:
-    """The share of the gaps between rising times that are over a tenth, and over a tick, off the usual one."""
-    gaps = [later - earlier for earlier, later in pairwise(times)]
-    if len(set(gaps)) <= 1:
-        return 0.0
-    usual = sorted(gaps)[len(gaps) // 2]
-    return sum(abs(gap - usual) > max(1, usual / 10) for gap in gaps) / len(gaps)
-
-
-_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
-_BT2020_PRIMARIES = 9
-"""Numbers of ITU-T H.273."""
-
-
-def _hdr(context: Any) -> str:
-    return _HDR_TRANSFERS.get(context.color_trc) or ("BT.2020" if context.color_primaries == _BT2020_PRIMARIES else "")
-
-
-def _demuxed(path: Path, container: av.container.InputContainer, stream: av.video.VideoStream) -> Iterator[Any]:
     av = import_av()
+    leading: list[Any] | None = []
     try:
-        yield from container.demux(stream)
+        for packet in container.demux(stream):
+            if leading is None or packet.is_keyframe:
+                leading = None
+                yield packet
+            else:
+                leading.append(packet)
     except av.FFmpegError as error:
         raise DamagedVideo(path, f"cannot be read to its end: {reason_of(error)}") from error
+    yield from leading or ()
 
 
 def decoded_frames(
@@ -353,30 +335,13 @@ def decoded_frames(
     """
     av = import_av()
     count = 0
-    try:
-        for frame in container.decode(stream):
+    for packet in demuxed(path, container, stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            raise DamagedVideo(path, f"cannot be decoded beyond frame {count}: {reason_of(error)}") from error
+        for frame in frames:
             if frame.is_corrupt:  # the decoder guessed its missing parts, and what follows builds on them
                 raise DamagedVideo(path, f"is damaged at frame {count}")
             yield frame
             count += 1
-    except av.FFmpegError as error:
-        raise DamagedVideo(path, f"cannot be decoded beyond frame {count}: {reason_of(error)}") from error
-
-
-def _first_frame(path: Path, container: av.container.InputContainer, stream: av.video.VideoStream) -> av.VideoFrame:
-    """A frame from the start of a clip: of its first packet alone if that will do, which spares those in the queue."""
-    av = import_av()
-    with contextlib.suppress(av.FFmpegError):
-        packet = next(container.demux(stream))
-        for frame in [*packet.decode(), *stream.codec_context.decode(None)]:
-            if not frame.is_corrupt:
-                return frame
-    with opened(path) as (again, stream_again):
-        for frame in decoded_frames(path, again, stream_again):
-            return frame
-    raise DamagedVideo(path, "has a video stream without a single frame")
-
-
-def quarter_turns(frame: av.VideoFrame) -> int:
-    """By how many quarters players turn a frame counterclockwise."""
-    return round(frame.rotation / 90) % 4

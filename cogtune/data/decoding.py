@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import multiprocessing
 import os
 import queue
 import signal
@@ -20,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import TYPE_CHECKING
 
+from cogtune.children import Context, end_with_creator, forking
 from cogtune.data.index import ClipJob, ImageJob
 from cogtune.errors import CogtuneError
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 LOOKAHEAD_BYTES = 2 << 30
 """Pixels that may be in memory at a time, in work or waiting for the encoder: 40 clips of 49x480x720."""
+
+MOST_HELD = 128
+"""Jobs that may be in work or waiting at a time, however small: each takes a file handle, of which 1024 are common."""
 
 DECODE_SECONDS = 300.0
 """A decoder that works longer than this on one clip is taken to hang; one of 49 frames takes about a second."""
@@ -64,15 +67,15 @@ def load(job: PixelJob) -> torch.Tensor:
     """The pixels of a job, decoded and fitted.
 
     Raises:
-        CogtuneError: the file cannot be read, or is too short.
+        CogtuneError: the file cannot be read, is too short, or is not the one that the job's key was made of.
     """
     from cogtune.data.frames import load_clip, load_image
 
     if isinstance(job, ClipJob):
-        return load_clip(job.video, job.frames)
+        return load_clip(job.video, job.frames, job.stamp)
     if job.from_video:
-        return load_clip(job.source, job.frames)[0]
-    return load_image(job.source, job.frames.size, job.frames)
+        return load_clip(job.source, job.frames, job.stamp)[0]
+    return load_image(job.source, job.frames.size, job.frames, job.stamp)
 
 
 @contextlib.contextmanager
@@ -125,6 +128,7 @@ def _serve(connection: Connection, load: Callable[[PixelJob], torch.Tensor]) -> 
     """Do the jobs that come in until the other side hangs up."""
     import torch
 
+    end_with_creator()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the encoding process decides when to stop
     torch.set_num_threads(1)
@@ -157,9 +161,7 @@ def _shared_memory() -> int:
 class _Decoder:
     """One decoder process and the pipe to it."""
 
-    def __init__(self, load: Callable[[PixelJob], torch.Tensor]) -> None:
-        context = multiprocessing.get_context("forkserver")  # a process that knows nothing of CUDA forks them
-        context.set_forkserver_preload(["torch", "numpy", "av", "cogtune.data.frames"])
+    def __init__(self, context: Context, load: Callable[[PixelJob], torch.Tensor]) -> None:
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs, load), daemon=True)
         self.process.start()
@@ -214,7 +216,8 @@ class _Pool:
         self.waiting = list(reversed(jobs))
         self.count = len(jobs)
         self.limit, self.patience, self.load = limit, patience, load
-        self.held = 0
+        self.context = forking(["torch", "numpy", "av", "cogtune.data.frames"])  # it knows nothing of CUDA
+        self.held = self.count_held = 0
         self.closed = False
         self.room = threading.Condition()
         self.ready: queue.SimpleQueue[Decoded | Failure | BaseException] = queue.SimpleQueue()
@@ -269,15 +272,16 @@ class _Pool:
         with self.room:  # close() sees every decoder there is
             if self.closed:
                 return None
-            self.decoders[number] = _Decoder(self.load)
+            self.decoders[number] = _Decoder(self.context, self.load)
             return self.decoders[number]
 
     def _next_job(self) -> PixelJob | None:
         with self.room:
             while self.waiting and not self.closed:
                 needed = _bytes_of(self.waiting[-1])
-                if not self.held or self.held + needed <= self.limit:
+                if not self.held or (self.held + needed <= self.limit and self.count_held < MOST_HELD):
                     self.held += needed
+                    self.count_held += 1
                     return self.waiting.pop()
                 self.room.wait()
             return None
@@ -285,4 +289,5 @@ class _Pool:
     def _give_back(self, count: int) -> None:
         with self.room:
             self.held -= count
+            self.count_held -= 1
             self.room.notify_all()

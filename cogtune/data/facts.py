@@ -9,6 +9,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from cogtune.data.stamp import FileChanged, stamp_of
+from cogtune.data.stamp import Stamp as FullStamp
 from cogtune.data.video import VideoInfo, probe
 from cogtune.errors import CogtuneError
 from cogtune.files import digest_file, explained, read_json, write_text
@@ -64,14 +66,29 @@ class Facts:
         """The fact ``name`` about a file, found out by ``find`` unless it is known; what ``find`` raises is not kept.
 
         Raises:
+            FileChanged: the file was changed meanwhile.
             CogtuneError: there is no such file.
         """
         stamp = self.stamp(path)
         value = self.known(path, name, stamp)
         if value is None:
             value = find(path)
+            if self.stamp(path) != stamp:
+                raise FileChanged(path)
             self.learn(path, name, value, stamp)
         return value
+
+    def current(self, path: Path) -> FullStamp:
+        """How a file stands whose digest was asked for, for those who read it later.
+
+        Raises:
+            FileChanged: it does not stand as it stood then.
+            CogtuneError: there is no such file.
+        """
+        stamp = stamp_of(path)
+        if self.known(path, "digest", stamp[:2]) is None:
+            raise FileChanged(path)
+        return stamp
 
     def digest(self, path: Path) -> str:
         """A digest of the file's bytes.
@@ -95,7 +112,7 @@ class Facts:
     def known_probe(self, path: Path, stamp: Stamp) -> VideoInfo | None:
         """What the clip is that stands at ``stamp``, if that is known in all that this version tells."""
         known = self.known(path, "probe", stamp)
-        return VideoInfo(**known) if isinstance(known, dict) and known.keys() == _TOLD else None
+        return VideoInfo.from_dict(known) if isinstance(known, dict) and known.keys() == _TOLD else None
 
     def learn_probe(self, path: Path, info: VideoInfo, stamp: Stamp) -> None:
         """Remember what a clip is that stood at ``stamp``."""

@@ -28,6 +28,9 @@ FINDINGS: dict[str, Kind] = {
     "bad-row": Kind("error", "A row of a table cannot be read: its quotes, its number of values, its JSON or a type."),
     "missing-value": Kind("error", "A row of a table has no caption or no path."),
     "other-layout": Kind("note", "The folder could be read in another way too; --format chooses."),
+    "read-as": Kind("note", "Something is not as documented, and was read because it is plain what is meant."),
+    "left-out": Kind("note", "Clips or images in the folder that no line, row or caption names: they are not read."),
+    "own-files": Kind("note", "Files that cogtune itself wrote into the folder; they are not read as data."),
     "no-samples": Kind("error", "The dataset holds no sample at all."),
     "bad-path": Kind("error", "A line is not a path that this system can open."),
     "outside-folder": Kind("error", "A path leaves the dataset's folder: absolute, by .. or by a link."),
@@ -45,14 +48,15 @@ FINDINGS: dict[str, Kind] = {
     "unreadable-image": Kind("error", "An image cannot be opened or decoded."),
     "too-short": Kind("error", "A clip gives fewer frames than training takes."),
     "slow": Kind("warning", "A clip has fewer frames a second than training: its motion is learned sped up."),
-    "variable-rate": Kind("warning", "A clip's frames are not evenly spaced in time: its motion becomes uneven."),
-    "rotated": Kind("note", "A clip is stored turned; it is trained as players show it."),
+    "variable-rate": Kind("warning", "A clip's picture stands still now and then, which training passes over."),
+    "rotated": Kind("note", "A clip is stored turned or mirrored; it is trained as players show it."),
+    "interlaced": Kind("warning", "A clip is interlaced: it is trained with combed edges."),
     "pixel-aspect": Kind("warning", "A clip's pixels are not square: it is trained squeezed."),
     "upscaled": Kind("warning", "A clip is smaller than the training size and gets enlarged."),
     "cropped": Kind("warning", "More than a quarter of each frame is cut away to fit the training shape."),
     "deep-colour": Kind("note", "A clip has more than 8 bits a colour; it is trained with 8."),
     "hdr": Kind("warning", "A clip's colours are meant for an HDR or wide-gamut screen: it is trained pale."),
-    "alpha": Kind("warning", "A clip has transparency, which is dropped."),
+    "alpha": Kind("warning", "A clip or an image has transparency, which is dropped."),
     "image-shape": Kind("warning", "An image is of another shape than its clip, so the two are cut differently."),
     "barred": Kind("warning", "More than a quarter of what is trained would be black bars (--reshape letterbox)."),
     "stretched": Kind("warning", "Frames are distorted to the training shape (--reshape stretch)."),
@@ -98,6 +102,16 @@ def finding(code: str, where: str, message: str, hint: str = "") -> Finding:
         KeyError: the code has no row: a fault of the program, not of the data.
     """
     return Finding(code, FINDINGS[code].severity, where, message, hint)
+
+
+def not_utf8(name: str, number: int, error: UnicodeDecodeError) -> Finding:
+    """The finding about a line of ``name``, from the error of decoding that line."""
+    return finding(
+        "not-utf8",
+        f"{name}:{number}",
+        f"byte {error.start + 1} of line {number}, 0x{error.object[error.start]:02x}, is not UTF-8",
+        f"save {name} again as UTF-8",
+    )
 
 
 def listed(items: Sequence[object], most: int = 8) -> str:

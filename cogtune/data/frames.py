@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cogtune.data import timing
 from cogtune.data.container import VideoInfo
-from cogtune.data.images import opened_image
+from cogtune.data.images import read_image
+from cogtune.data.stamp import Stamp
 from cogtune.data.video import Pixels, iter_frames
 from cogtune.files import digest
 from cogtune.geometry import (
@@ -124,9 +126,15 @@ class View:
 
 def frames_given(info: VideoInfo, settings: FrameSettings) -> int:
     """How many frames a clip gives at most, with what is skipped left out: at the settings' rate, or uniformly all."""
-    end = info.num_frames - settings.skip_end
     if settings.sampling == "uniform":
-        return max(0, end - settings.skip_start)
+        return max(0, info.num_frames - settings.skip_end - settings.skip_start)
+    return _longest_at_rate(info, settings)
+
+
+def _longest_at_rate(info: VideoInfo, settings: FrameSettings) -> int:
+    end = info.num_frames - settings.skip_end
+    if info.times:
+        return len(timing.at_rate(info.times[: max(0, end)], settings.fps, settings.skip_start))
     return longest_at(end, info.fps, settings.fps, settings.skip_start)
 
 
@@ -162,9 +170,7 @@ def loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
     taken, and the pixels that are not the clip's own because it is enlarged.
     """
     source, target = (info.height, info.width), (size.height, size.width)
-    end = info.num_frames - settings.skip_end
-    at_rate = longest_at(end, info.fps, settings.fps, settings.skip_start)
-    unused = max(0.0, 1.0 - size.num_frames / max(1, at_rate))
+    unused = max(0.0, 1.0 - size.num_frames / max(1, _longest_at_rate(info, settings)))
     return shape_loss(source, target) + unused + enlargement_loss(source, fit(source, target, settings.reshape))
 
 
@@ -190,12 +196,29 @@ def view(info: VideoInfo, settings: FrameSettings, identity: str = "") -> View:
 def _indices(info: VideoInfo, settings: FrameSettings, identity: str) -> list[int]:
     first, end, count = settings.skip_start, info.num_frames - settings.skip_end, settings.size.num_frames
     if settings.sampling == "uniform":
+        if info.times:
+            return timing.spread(info.times, first, end, count)
         return spread_indices(first, end, count)
+    if info.times:
+        return _indices_by_time(info, settings, identity)
     indices = frame_indices(end, info.fps, count, settings.fps, first)
     if settings.sampling == "random-start":
         later = int(_drawn(settings.seed, identity, "start") * (end - indices[-1]))
         indices = [index + later for index in indices]
     return indices
+
+
+def _indices_by_time(info: VideoInfo, settings: FrameSettings, identity: str) -> list[int]:
+    """The frames taken at a rate of a clip that is not evenly spaced."""
+    first, end, count = settings.skip_start, info.num_frames - settings.skip_end, settings.size.num_frames
+    times = info.times[: max(0, end)]
+    given = len(timing.at_rate(times, settings.fps, first))
+    if given < count:
+        raise ValueError(f"gives {given} frames at {settings.fps:g} fps by their timestamps, and {count} are needed")
+    if settings.sampling == "random-start":
+        last = timing.last_start(times, settings.fps, count, first, end)
+        first += int(_drawn(settings.seed, identity, "start") * (last - first + 1))
+    return timing.at_rate(times, settings.fps, first)[:count]
 
 
 def _drawn(seed: int, identity: str, what: str) -> float:
@@ -225,43 +248,37 @@ def reshape(frames: Pixels, size: Size, crop: Crop | None = None) -> torch.Tenso
     )
 
 
-def load_clip(path: Path, seen: View) -> torch.Tensor:
+def load_clip(path: Path, seen: View, stamp: Stamp | None = None) -> torch.Tensor:
     """The frames of a clip as training sees them: ``uint8 [F, 3, height, width]``.
 
-    Beside the result, one frame of the clip's own size is in memory at a time.
+    Apart from the result, one frame of the clip's own size is in memory at a time.
+
+    Args:
+        stamp: how the file has to stand while it is read.
 
     Raises:
-        CogtuneError: the clip cannot be read, or has other frames than the view was made for.
+        CogtuneError: the clip cannot be read, has other frames than the view was made for, or changed.
     """
     import torch
 
     size = seen.size
     clip = torch.empty((size.num_frames, 3, size.height, size.width), dtype=torch.uint8)
-    for position, frame in enumerate(iter_frames(path, seen.indices)):
+    for position, frame in enumerate(iter_frames(path, seen.indices, stamp=stamp)):
         clip[position] = reshape(frame[np.newaxis], size, seen.crop_of((frame.shape[0], frame.shape[1])))[0]
     return clip
 
 
-def load_image(path: Path, size: Size, seen: View | None = None) -> torch.Tensor:
+def load_image(path: Path, size: Size, seen: View | None = None, stamp: Stamp | None = None) -> torch.Tensor:
     """A conditioning image: ``uint8 [3, height, width]``, fitted as the frames of its clip's view are.
 
     Without a view, as for sampling, its aspect is kept and the middle cut out.
 
+    Args:
+        stamp: how the file has to stand while it is read.
+
     Raises:
-        CogtuneError: the file is no image, or cannot be read.
+        CogtuneError: the file is no image, cannot be read, or changed.
     """
-    pixels = read_image(path)
+    pixels = read_image(path, stamp)
     crop = seen.crop_of((pixels.shape[0], pixels.shape[1])) if seen else None
     return reshape(pixels[np.newaxis], size, crop)[0]
-
-
-def read_image(path: Path) -> Pixels:
-    """The picture in ``path``, turned as its EXIF orientation says: ``uint8 [H, W, 3]``.
-
-    Raises:
-        CogtuneError: the file is no image, or cannot be read.
-    """
-    from PIL import ImageOps
-
-    with opened_image(path) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))

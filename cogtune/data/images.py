@@ -1,51 +1,186 @@
-"""Image files: opened, turned upright, and measured without being decoded."""
+"""Image files: the one reader of stills, wherever they come from, and what can be said of one from its header."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cogtune.data.stamp import FileChanged, Stamp, check_unchanged
 from cogtune.errors import CogtuneError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from PIL import Image
+
+HINT = "save it as a PNG or JPEG with 8 bits a colour, or leave it out"
 
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 """Values of EXIF's orientation by which width and height change places."""
 
 
+@dataclass(frozen=True)
+class ImageInfo:
+    """What an image is.
+
+    Args:
+        height, width: pixels as shown.
+        transparency: the mode that Pillow gives it, such as ``RGBA``, if a pixel of it is see-through; else empty.
+    """
+
+    height: int
+    width: int
+    transparency: str = ""
+
+
 @contextlib.contextmanager
-def opened_image(path: Path) -> Iterator[Image.Image]:
+def opened_image(path: Path, stamp: Stamp | None = None) -> Iterator[Image.Image]:
     """The picture in ``path``, of which only the header is read yet.
 
+    Args:
+        stamp: how the file has to stand while it is read.
+
     Raises:
-        CogtuneError: the file is no image or cannot be read; also in place of such errors inside the block.
+        CogtuneError: the file is no image, cannot be read or changed; also in place of such errors inside the block.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or "it is no image, or damaged"
-        hint = "make it a PNG or JPEG, or leave it out"
-        raise CogtuneError(f"cannot read the image {path}: {reason}", hint) from error
+        with path.open("rb") as handle:
+            stat = os.fstat(handle.fileno())
+            if stamp is not None and (stat.st_size, stat.st_mtime_ns, stat.st_ino) != stamp:
+                raise FileChanged(path)
+            with _large_ones_allowed(), Image.open(handle) as image:
+                yield image
+        check_unchanged(path, stamp)
+    except UnidentifiedImageError as error:
+        raise CogtuneError(f"cannot read the image {path}: it is in no known image format", HINT) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, error) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is damaged"
+        raise CogtuneError(f"cannot read the image {path}: {reason}", HINT) from error
 
 
-def measure_image(path: Path, *, full: bool) -> tuple[int, int]:
-    """Height and width of the picture in ``path`` as it is shown; with ``full``, every pixel is decoded too.
+@contextlib.contextmanager
+def _large_ones_allowed() -> Iterator[None]:
+    """Without Pillow's warning about sizes that it reads all the same."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def _too_large(path: Path, error: Exception) -> CogtuneError:
+    figures = [f"{int(figure):,}" for figure in re.findall(r"\d+", str(error))]
+    pixels = f"{figures[0]} pixels, and at most {figures[1]} are read" if len(figures) == 2 else "its size is not read"
+    return CogtuneError(f"cannot read the image {path}: it is too large ({pixels})", "make it smaller, or leave it out")
+
+
+def measure_image(path: Path, *, full: bool) -> ImageInfo:
+    """What the picture in ``path`` is; every pixel is decoded with ``full``, or where it may be see-through.
 
     Raises:
-        CogtuneError: the file is no image, or cannot be read.
+        CogtuneError: the file is no image, cannot be read, or has pixels that :func:`read_image` refuses.
     """
     from PIL import Image
 
     with opened_image(path) as image:
+        _check_kind(path, image)
         if full:
             image.load()
         width, height = image.size
         exif = Image.Image.getexif(image)  # a PNG's own method would decode it, to look behind the pixels too
-        return (width, height) if exif.get(_ORIENTATION) in _ON_ITS_SIDE else (height, width)
+        if exif.get(_ORIENTATION) in _ON_ITS_SIDE:
+            width, height = height, width
+        return ImageInfo(height, width, transparency_of(image))
+
+
+def transparency_warning(path: Path) -> str:
+    """What a user has to know of a picture that a video is to start from, if it is see-through somewhere; else nothing.
+
+    Raises:
+        CogtuneError: it cannot be read.
+    """
+    mode = measure_image(path, full=False).transparency
+    return (
+        f"{path} has transparency ({mode}), which is dropped: the video starts from what lies under it" if mode else ""
+    )
+
+
+def transparency_of(image: Image.Image) -> str:
+    """The image's mode if a pixel of it is see-through, else nothing."""
+    if not image.has_transparency_data:
+        return ""
+    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return image.mode if isinstance(lowest, int | float) and lowest < 255 else ""
+
+
+def read_image(path: Path, stamp: Stamp | None = None) -> npt.NDArray[np.uint8]:
+    """The picture in ``path``, turned as its EXIF orientation says: ``uint8 [H, W, 3]``.
+
+    16 bits a colour become 8. What lies under transparency is kept, as it is of a clip.
+
+    Args:
+        stamp: how the file has to stand while it is read.
+
+    Raises:
+        CogtuneError: the file is no image, cannot be read, changed, or has pixels of which it is not known which value
+            is white.
+    """
+    import numpy as np
+    from PIL import ImageOps
+
+    with opened_image(path, stamp) as image:
+        _check_kind(path, image)
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in _SIXTEEN_BITS:
+            grey = _to_eight_bits(np.asarray(upright), image)
+            return np.repeat(grey[..., np.newaxis], 3, axis=2)
+        if upright.mode in ("RGBa", "La"):  # multiplied by the opacity, which has to be taken out again
+            upright = upright.convert("RGBA" if upright.mode == "RGBa" else "LA")
+        return np.array(upright.convert("RGB"))
+
+
+_SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
+"""Modes of Pillow for grey of 16 bits; ``I`` is used for it by some formats."""
+
+_SIXTEEN_BITS_AS_I = frozenset({"PNG", "PPM"})
+"""Formats of which Pillow gives 16 bits as 32; those of others may be anything."""
+
+_REFUSED = {
+    "I": "its pixels are 32-bit integers, and the file does not say which value is white",
+    "F": "its pixels are floating-point numbers, and the file does not say which value is white",
+    "LAB": "its pixels are CIE L*a*b*",
+}
+"""Modes of Pillow that are not guessed at, and why."""
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+"""Tags of TIFF 6.0, and a value of the second."""
+
+
+def _check_kind(path: Path, image: Image.Image) -> None:
+    reason = _REFUSED.get(image.mode)
+    if reason and not (image.mode == "I" and image.format in _SIXTEEN_BITS_AS_I):
+        raise CogtuneError(f"cannot read the image {path}: {reason}", HINT)
+
+
+def _to_eight_bits(grey: npt.NDArray[np.generic], image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Grey of up to 16 bits as 8: white becomes 255, whatever the depth."""
+    import numpy as np
+
+    tags = getattr(image, "tag_v2", {})
+    white = 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
+    levels = np.rint(np.clip(grey.astype(np.float32) / white, 0, 1) * 255)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        levels = 255 - levels
+    eight: npt.NDArray[np.uint8] = levels.astype(np.uint8)
+    return eight

@@ -10,12 +10,16 @@ from typing import Any
 from cogtune.data.cache import Store
 from cogtune.data.frames import FrameSettings, View, view
 from cogtune.data.sources import Sample
+from cogtune.data.stamp import Stamp
 from cogtune.errors import CogtuneError
 from cogtune.files import digest, read_json, write_json
 from cogtune.geometry import Size
 
 FORMAT = 2
 """Part of every key: raise it when what an entry holds changes."""
+
+READING = 2
+"""Part of the keys of clips and images: raise it when other pixels are read of the same file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +91,12 @@ def caption_of(sample: Sample, id_token: str) -> str:
 
 @dataclass(frozen=True)
 class ClipJob:
-    """A clip that has no entry yet."""
+    """A clip that has no entry yet; ``stamp`` is how it stood when its key was made."""
 
     key: str
     video: Path
     frames: View
+    stamp: Stamp | None = None
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,16 @@ class TextJob:
 
 @dataclass(frozen=True)
 class ImageJob:
-    """A conditioning frame that has no entry yet: an image file, or the first chosen frame of a clip."""
+    """A conditioning frame that has no entry yet: an image file, or the first chosen frame of a clip.
+
+    ``stamp`` is how the file stood when its key was made.
+    """
 
     key: str
     source: Path
     from_video: bool
     frames: View
+    stamp: Stamp | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,7 @@ def make_index(store: Store, samples: Sequence[Sample], recipe: Recipe) -> Index
         latents = digest(
             {
                 "format": FORMAT,
+                "reading": READING,
                 "clip": bytes_of_clip,
                 "indices": seen.indices,
                 "fitted": _fitted(seen),
@@ -187,11 +197,13 @@ def jobs(store: Store, samples: Sequence[Sample], index: Index, recipe: Recipe) 
     images: dict[str, ImageJob] = {}
     for sample, row in zip(samples, index.rows, strict=True):
         seen = _view_of(store, sample, recipe)
-        clips.setdefault(row.latents, ClipJob(row.latents, sample.video, seen))
+        stamp = store.facts.current(sample.video)
+        clips.setdefault(row.latents, ClipJob(row.latents, sample.video, seen, stamp))
         texts.setdefault(row.text, TextJob(row.text, caption_of(sample, recipe.id_token)))
         if row.image is not None:
             source = sample.image or sample.video
-            images.setdefault(row.image, ImageJob(row.image, source, sample.image is None, seen.first_frame()))
+            stamp = stamp if sample.image is None else store.facts.current(sample.image)
+            images.setdefault(row.image, ImageJob(row.image, source, sample.image is None, seen.first_frame(), stamp))
     return Todo(tuple(clips.values()), tuple(texts.values()), tuple(images.values()))
 
 
@@ -214,7 +226,7 @@ def image_key(source: str, seen: View, *, from_video: bool) -> str:
         if from_video
         else [seen.size.height, seen.size.width, seen.reshape, seen.place]
     )
-    return digest({"format": FORMAT, "source": source, "video": from_video, "fitted": fitted})
+    return digest({"format": FORMAT, "reading": READING, "source": source, "video": from_video, "fitted": fitted})
 
 
 def text_key(caption: str, recipe: Recipe) -> str:

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from cogtune.children import environment
 from cogtune.data.container import VideoInfo
+from cogtune.data.images import ImageInfo
 from cogtune.data.inspector import stall_seconds
 from cogtune.errors import CogtuneError
+from cogtune.safe_path import STANDARD_LIBRARY
 
 COMMAND = (sys.executable, "-m", "cogtune.data.inspector")
 """What starts one of the processes."""
@@ -50,12 +53,12 @@ class Seen:
 
     Args:
         info: what the clip is, when it could be opened.
-        image: height and width of the image, when there is one that could be opened.
+        image: what the image is, when there is one that could be opened.
         problems: code, message and hint of each thing that is wrong.
     """
 
     info: VideoInfo | None
-    image: tuple[int, int] | None
+    image: ImageInfo | None
     problems: tuple[tuple[str, str, str], ...]
 
 
@@ -65,13 +68,13 @@ class _Worker:
     def __init__(self) -> None:
         self.place, self.job, self.attempt = -1, Job(Path()), 0
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in end())
-        paths = os.pathsep.join(path for path in sys.path if path)
         self.process = subprocess.Popen(
             COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env={**os.environ, "PYTHONPATH": paths},
+            cwd=STANDARD_LIBRARY,
+            env=environment(),
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -79,7 +82,8 @@ class _Worker:
 
     def ask(self, place: int, job: Job, attempt: int) -> None:
         self.place, self.job, self.attempt = place, job, attempt
-        question = {"video": str(job.video), "image": job.image and str(job.image), "full": job.full}
+        image = job.image and str(job.image.absolute())  # it works in another folder
+        question = {"video": str(job.video.absolute()), "image": image, "full": job.full}
         with contextlib.suppress(BrokenPipeError):  # it is dead: its silence will tell
             self.questions.write(json.dumps(question).encode() + b"\n")
             self.questions.flush()
@@ -97,8 +101,8 @@ class _Worker:
         if "failed" in value:
             message, hint = value["failed"]
             raise CogtuneError(message, hint)
-        info = None if value["info"] is None else VideoInfo(**value["info"])
-        image = None if value["image"] is None else (int(value["image"][0]), int(value["image"][1]))
+        info = None if value["info"] is None else VideoInfo.from_dict(value["info"])
+        image = None if value["image"] is None else ImageInfo(**value["image"])
         return Seen(info, image, tuple((code, message, hint) for code, message, hint in value["problems"]))
 
     def epitaph(self) -> Seen:

@@ -16,8 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cogtune.data.container import DamagedVideo, VideoError, check_decoded, decode_all, import_av, probe
-from cogtune.data.images import measure_image
+from cogtune.children import end_with_command
+from cogtune.data.container import DamagedVideo, VideoError, check_decoded, decode_all, import_av
+from cogtune.data.images import HINT, measure_image
+from cogtune.data.probing import probe
 from cogtune.errors import CogtuneError
 
 STALL_VARIABLE = "COGTUNE_STALL_SECONDS"
@@ -41,7 +43,7 @@ def stall_seconds() -> float:
 
 
 def look(job: dict[str, Any], limit: float) -> dict[str, Any]:
-    """What there is to say of one clip and its image: ``info``, ``image`` (height, width) and ``problems``.
+    """What there is to say of one clip and its image: ``info`` and ``image`` as dicts, and ``problems``.
 
     Args:
         job: ``video``, ``image`` or None, and ``full``: whether every frame is decoded.
@@ -55,7 +57,7 @@ def look(job: dict[str, Any], limit: float) -> dict[str, Any]:
 
     try:
         _allow_for_size(video, limit)
-        info = probe(video)
+        info = probe(video, tick)
         answer["info"] = asdict(info)
         if job["full"]:
             check_decoded(video, info.num_frames, decode_all(video, tick))
@@ -74,10 +76,10 @@ def _look_at_image(image: Path, answer: dict[str, Any], limit: float, *, full: b
         return
     try:
         _allow_for_size(image, limit)
-        answer["image"] = measure_image(image, full=full)
+        answer["image"] = asdict(measure_image(image, full=full))
     except Exception as error:
         if not isinstance(error, CogtuneError):
-            error = CogtuneError(f"cannot read the image {image}: {error}", "make it a PNG or JPEG, or leave it out")
+            error = CogtuneError(f"cannot read the image {image}: {error}", HINT)
         answer["problems"].append(["unreadable-image", error.message, error.hint])
 
 
@@ -112,6 +114,7 @@ def main() -> int:
     """Answer every line of stdin, until there are no more."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
+    end_with_command()
     _prepare()
     try:
         import_av()

@@ -1,21 +1,26 @@
-"""What every layout of a dataset shares: the sample, how a folder is to be read, and which paths may be opened."""
+"""What every layout of a dataset shares: the sample, what a layout is, and how its paths become samples."""
 
 from __future__ import annotations
 
-import codecs
-import os
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from cogtune.config import DataFormat
 from cogtune.data.findings import Finding, finding
-from cogtune.files import explained
+from cogtune.data.folder import Folder, Reading
+from cogtune.data.nearest import Nearest
+from cogtune.data.spelling import nfc, unquoted
 
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"})
-"""File names that are taken for clips in a layout without a list of them (compared in lower case)."""
+__all__ = ["Content", "Entry", "Folder", "Layout", "Place", "Reading", "Sample", "ids", "shortened", "to_samples"]
+
+_TOP = PurePosixPath()
+
+_TOLD_EVERY = 1000
+"""Entries after which it is told how far reading is."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Sample:
     """One training pair.
 
     Args:
-        id: the clip's path in the dataset, with ``/`` and without suffix; unique in the dataset.
+        id: the clip's path in the dataset, with ``/`` and without suffix, in composed Unicode; unique in the dataset.
         video: the clip's file.
         caption: its text, without surrounding blanks.
         image: the conditioning image of an image-to-video sample, when the dataset has one.
@@ -35,23 +40,17 @@ class Sample:
     image: Path | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What the user says about a folder; what is None is found out.
+@dataclass(frozen=True)
+class Unpaired:
+    """What a dataset lists that could not be paired: it is looked at all the same, so that all is told at once.
 
     Args:
-        format: how the folder is laid out.
-        caption_column, video_column, image_column: the columns of a table that hold captions and paths.
-        allow_outside: whether paths may leave the folder.
-        media: where clips that are stored inside a file are written out; ``.cogtune/media`` in the folder when None.
+        clips: samples without a caption of their own.
+        captions: samples without a clip, each with its list and line for an id.
     """
 
-    format: DataFormat | None = None
-    caption_column: str | None = None
-    video_column: str | None = None
-    image_column: str | None = None
-    allow_outside: bool = False
-    media: Path | None = None
+    clips: tuple[Sample, ...] = ()
+    captions: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Content:
     announced: str
     samples: list[Sample]
     findings: list[Finding]
+    unpaired: Unpaired = field(default_factory=Unpaired)
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,15 @@ class Layout:
         expects: the files it is made of, in words.
         detect: the one of ``formats`` that a folder is in, or None when it is laid out in another way.
         read: the folder's samples and findings.
+        almost: as ``detect``, for a folder that is in no layout as documented, but plainly meant to be in this one.
     """
 
     formats: tuple[DataFormat, ...]
     name: str
     expects: str
-    detect: Callable[[Path, Reading], DataFormat | None]
-    read: Callable[[Path, Reading], Content]
+    detect: Callable[[Folder], DataFormat | None]
+    read: Callable[[Folder], Content]
+    almost: Callable[[Folder], DataFormat | None] = lambda _folder: None
 
 
 # ------------------------------------------------------------------------------------------------ lists of paths
@@ -106,66 +108,118 @@ class Entry:
     image: Place | None
 
 
-def to_samples(root: Path, entries: Iterable[Entry], reading: Reading, findings: list[Finding]) -> list[Sample]:
-    """A sample of every entry that is whole and whose paths may be opened; ``findings`` gets what is wrong."""
-    inside = root.resolve()
-    usable: list[tuple[Entry, PurePosixPath, PurePosixPath | None]] = []
-    for entry in entries:
-        video = _checked_path(inside, entry.video, reading, findings)
-        image = None if entry.image is None else _checked_path(inside, entry.image, reading, findings)
+@dataclass(frozen=True)
+class _Located:
+    """A file that an entry names: its path in the dataset, where it is, and the hint if it is not there."""
+
+    path: PurePosixPath
+    file: Path
+    hint: str = ""
+
+
+def to_samples(
+    folder: Folder,
+    entries: Sequence[Entry],
+    findings: list[Finding],
+    *,
+    base: PurePosixPath = _TOP,
+    role: Literal["video", "image"] = "video",
+) -> list[Sample]:
+    """A sample of every entry that is whole and whose paths may be opened; ``findings`` gets what is wrong.
+
+    Args:
+        base: the folder that paths start at, relative to the dataset's.
+        role: what the entries' ``video`` is, in lists that are looked at one by one.
+    """
+    paths = _Paths(folder, base)
+    usable: list[tuple[Entry, _Located, _Located | None]] = []
+    for number, entry in enumerate(entries, start=1):
+        video = paths.locate(entry.video, findings)
+        image = None if entry.image is None else paths.locate(entry.image, findings)
         if entry.caption is not None and video is not None and (image is not None or entry.image is None):
             usable.append((entry, video, image))
+        if number % _TOLD_EVERY == 0 or number == len(entries):
+            folder.tell(number, len(entries))
     samples = []
-    for identity, (entry, video, image) in zip(ids([video for _, video, _ in usable]), usable, strict=True):
-        files = {"video": entry.video.file or root / video}
-        if image is not None and entry.image is not None:
-            files["image"] = entry.image.file or root / image
-        samples.append(Sample(identity, files["video"], entry.caption or "", files.get("image")))
-        for code, file in (("missing-video", video), ("missing-image", image)):
-            if file is not None and not files[code.removeprefix("missing-")].is_file():
-                findings.append(finding(code, identity, f"{file} is not there", _where_to_look(root, file)))
+    names = ids([PurePosixPath(nfc(str(video.path))) for _, video, _ in usable])
+    for identity, (entry, video, image) in zip(names, usable, strict=True):
+        samples.append(Sample(identity, video.file, entry.caption or "", image.file if image else None))
+        for code, located in ((f"missing-{role}", video), ("missing-image", image)):
+            if located is not None and located.hint:
+                where = identity if role == "video" else entry.video.where
+                findings.append(finding(code, where, f"{located.path} is not there", located.hint))
     return samples
 
 
-def _where_to_look(root: Path, file: PurePosixPath) -> str:
-    if "\\" in str(file):
-        return "write / between folders, not \\"
-    if (root / "videos" / file).is_file():
-        return f"paths start at the dataset's folder: write videos/{file}"
-    return f"paths start at {root}"
+class _Paths:
+    """Paths as lists and tables have them become files of the dataset."""
 
+    def __init__(self, folder: Folder, base: PurePosixPath) -> None:
+        self.folder, self.base = folder, base
+        self._roots = (str(folder.root.absolute()), str(folder.inside))
+        self._nearest = Nearest(folder)
 
-def _checked_path(inside: Path, place: Place, reading: Reading, findings: list[Finding]) -> PurePosixPath | None:
-    """The path at a place, relative to the dataset, or None and a finding when it must not be opened."""
-    if place.text is None:
-        return None
-    if place.file is not None:
-        return PurePosixPath(place.text)
-    plain = posixpath.normpath(place.text)
-    try:
-        target = (inside / plain).resolve()
-        target.is_file()
-        if target == inside:
+    def locate(self, place: Place, findings: list[Finding]) -> _Located | None:
+        """The file at a place, or None and a finding when it must not be opened."""
+        if place.text is None:
+            return None
+        if place.file is not None:
+            return _Located(PurePosixPath(nfc(place.text)), place.file)
+        try:
+            path, leaves, there = self._found(place.text, place.where)
+        except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL character
+            reason = getattr(error, "strerror", None) or error
+            message = f"{shortened(place.text)!r} is not a usable path: {reason}"
+            findings.append(finding("bad-path", place.where, message, "name a file in the dataset's folder"))
+            return None
+        if leaves:
+            findings.append(self._outside(place, path))
+            return None
+        hint = "" if there else self._nearest.where_to_look(path)
+        return _Located(PurePosixPath(path), self.folder.root / path, hint)
+
+    def _found(self, text: str, where: str) -> tuple[str, bool, bool]:
+        """The path that is meant, whether it leaves the dataset, and whether there is a file.
+
+        Raises:
+            OSError, RuntimeError, ValueError: it is not a usable path.
+        """
+        paths = [self._inside(text, base) for base in dict.fromkeys((self.base, _TOP))]
+        looks = [(path, *self._look(path)) for path in paths]
+        for path, leaves, there in looks:
+            if there:
+                return path, leaves, there
+        for path in paths:
+            if (same := self._nearest.same_file(path)) is not None:
+                self.folder.taken(where.rpartition(":")[0], same[1], str(same[0]))
+                return (str(same[0]), *self._look(str(same[0])))
+        return looks[0]
+
+    def _inside(self, text: str, base: PurePosixPath) -> str:
+        """A path from the dataset's folder on, also when it is written as an absolute one of a file in it."""
+        path = posixpath.normpath(text)
+        bare = path if path.startswith("/") else posixpath.normpath(unquoted(text))
+        for root in self._roots if bare.startswith("/") else ():
+            if bare == root or bare.startswith(f"{root}/"):
+                return bare[len(root) + 1 :]
+        return path if path.startswith("/") or not base.parts else posixpath.normpath(f"{base}/{path}")
+
+    def _look(self, path: str) -> tuple[bool, bool]:
+        """Whether a path leaves the dataset, and whether there is a file; what leaves is not looked at."""
+        if path in ("", "."):
             raise ValueError("it is the dataset's folder itself")
-        if PurePosixPath(plain).name in ("", ".."):
+        if PurePosixPath(path).name in ("", ".."):
             raise ValueError("it is a folder")
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL character
-        reason = getattr(error, "strerror", None) or error
-        message = f"{shortened(place.text)!r} is not a usable path: {reason}"
-        findings.append(finding("bad-path", place.where, message, "name a file in the dataset's folder"))
-        return None
-    leaves = PurePosixPath(place.text).is_absolute() or not target.is_relative_to(inside)
-    if leaves and not reading.allow_outside:
-        findings.append(
-            finding(
-                "outside-folder",
-                place.where,
-                f"{shortened(place.text)} leaves the dataset's folder",
-                "put the file in the dataset's folder and write its path relative to that, or give --allow-outside",
-            )
-        )
-        return None
-    return PurePosixPath(plain)
+        if self.folder.leads_out(path):
+            return True, not path.startswith(("/", "../"))
+        return False, (self.folder.root / path).is_file()
+
+    def _outside(self, place: Place, path: str) -> Finding:
+        hint = "put the file in the dataset's folder and write its path relative to that, or give --allow-outside"
+        if near := self._nearest.elsewhere(path):
+            hint = f"{near} is in the dataset's folder: write that, or give --allow-outside"
+        message = f"{shortened(place.text or '')} leaves the dataset's folder"
+        return finding("outside-folder", place.where, message, hint)
 
 
 def shortened(text: str, most: int = 120) -> str:
@@ -173,76 +227,18 @@ def shortened(text: str, most: int = 120) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-# --------------------------------------------------------------------------------------------------------- files
-
-
-def read_text_bytes(root: Path, name: str, findings: list[Finding]) -> bytes | None:
-    """What is in a text file, without the byte order mark; None and a finding when it is UTF-16.
-
-    Raises:
-        CogtuneError: the file cannot be read.
-    """
-    with explained(root / name, "read"):
-        data = (root / name).read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        findings.append(finding("not-utf8", name, f"{name} is UTF-16, not UTF-8", "save it again as UTF-8"))
-        return None
-    return data.removeprefix(codecs.BOM_UTF8)
-
-
-def not_utf8(name: str, number: int, error: UnicodeDecodeError) -> Finding:
-    """The finding about a line of ``name``, from the error of decoding that line."""
-    return finding(
-        "not-utf8",
-        f"{name}:{number}",
-        f"byte {error.start + 1} of line {number}, 0x{error.object[error.start]:02x}, is not UTF-8",
-        f"save {name} again as UTF-8",
-    )
-
-
-def files_under(
-    root: Path, *, follow: bool, refused: Callable[[OSError], None] | None = None
-) -> dict[PurePosixPath, None]:
-    """Every file under ``root``, sorted, hidden ones left out; linked folders too, unless they lead out and ``follow``.
-
-    A linked folder that leads to another place in the dataset is never entered: its files are there already.
-    A folder that cannot be read is passed by; ``refused`` gets its error.
-    """
-    found: list[PurePosixPath] = []
-    inside = root.resolve()
-    entered = {inside}
-    for folder, folders, names in os.walk(root, onerror=refused, followlinks=follow):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if follow:
-            folders[:] = [name for name in folders if _enter(Path(folder, name), inside, entered)]
-        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        found += [relative / name for name in names if not name.startswith(".")]
-    return dict.fromkeys(sorted(found))
-
-
-def _enter(folder: Path, inside: Path, entered: set[Path]) -> bool:
-    """Whether to walk into a folder: not twice, which a loop of links would do without end."""
-    target = Path(os.path.realpath(folder))
-    if target in entered or (folder.is_symlink() and target.is_relative_to(inside)):
-        return False
-    entered.add(target)
-    return True
-
-
-def is_clip(file: PurePosixPath) -> bool:
-    """Whether a file is a clip, by its name."""
-    return file.suffix.lower() in VIDEO_SUFFIXES
-
-
 def ids(videos: Sequence[PurePosixPath]) -> Iterator[str]:
     """A unique id each: the path without suffix, unless that tells two clips apart; ``#2`` on a repeat."""
     stems = Counter(video.with_suffix("") for video in set(videos))
     taken: set[str] = set()
+    counts: dict[str, int] = {}
     for video in videos:
-        plain = str(video if stems[video.with_suffix("")] > 1 else video.with_suffix(""))
-        identity, count = plain, 1
+        stem = video.with_suffix("")
+        plain = str(video if stems[stem] > 1 else stem)
+        identity, count = plain, counts.get(plain, 1)
         while identity in taken:
             count += 1
             identity = f"{plain}#{count}"
+        counts[plain] = count
         taken.add(identity)
         yield identity

@@ -3,75 +3,228 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
 
 from cogtune.config import DataFormat
-from cogtune.data.findings import Finding, finding
-from cogtune.data.layouts import Content, Layout, Reading, Sample, files_under, ids, is_clip
+from cogtune.data.findings import Finding, finding, listed
+from cogtune.data.folder import Folder
+from cogtune.data.layouts import Content, Layout, Sample, ids
+from cogtune.data.lines import is_unicode
+from cogtune.data.media import (
+    CAPTION_FOLDERS,
+    CAPTION_SUFFIX,
+    OTHER_CAPTION_SUFFIXES,
+    is_clip,
+    is_image,
+    may_be_clip,
+)
+from cogtune.data.own import is_quarantine, is_sampled
+from cogtune.data.spelling import nfc, normal
+from cogtune.errors import counted
 from cogtune.files import explained
 
 
-def _read(root: Path, reading: Reading) -> Content:
-    inside = root.resolve()
-    findings: list[Finding] = []
-    unread: list[OSError] = []
-    files = files_under(root, follow=reading.allow_outside, refused=unread.append)
-    for error in unread:
-        folder = os.path.relpath(error.filename, root)
-        message = f"the folder {folder} cannot be read: {error.strerror}"
-        findings.append(finding("bad-path", folder, message, "check its permissions, or move it out of the dataset"))
-    clips = []
-    for file in filter(is_clip, files):
-        shown = str(file).encode(errors="backslashreplace").decode()
-        if shown != str(file):
-            message = f"the file name {shown} is not UTF-8"
-            findings.append(finding("bad-path", shown, message, "rename the file"))
-        elif reading.allow_outside or (root / file).resolve().is_relative_to(inside):
-            clips.append(file)
-        else:
-            message = f"{file} is a link that leaves the dataset's folder"
-            hint = "copy the file itself to this place, or give --allow-outside"
-            findings.append(finding("outside-folder", shown, message, hint))
+@dataclass(frozen=True)
+class _Caption:
+    """The file of a clip's caption, and how it is unlike what is documented; empty when it is like that."""
+
+    file: PurePosixPath
+    how: str = ""
+
+
+class _Pairs:
+    """The clips and captions of a folder, by name, whatever their Unicode form."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    @cached_property
+    def texts(self) -> dict[str, dict[str, PurePosixPath]]:
+        """The files that may be captions: by path without suffix, then by suffix in lower case."""
+        found: defaultdict[str, dict[str, PurePosixPath]] = defaultdict(dict)
+        for file in self.folder.files:
+            suffix = file.suffix.lower()
+            if suffix == CAPTION_SUFFIX or suffix in OTHER_CAPTION_SUFFIXES:
+                exact = file.suffix == suffix
+                if exact or suffix not in found[_key(file)]:
+                    found[_key(file)][suffix] = file
+        return dict(found)
+
+    def caption_of(self, clip: PurePosixPath) -> _Caption | None:
+        """The caption of a clip: beside it, as documented or under another suffix; else in a folder of captions."""
+        if (beside := self._named(_key(clip))) is not None:
+            return beside
+        if (beside := self._named(nfc(str(clip)))) is not None:
+            return _Caption(beside.file, "a caption is called a.mp4.txt, not a.txt")
+        for key, name in self._in_folders(clip):
+            if (apart := self._named(key)) is not None:
+                return _Caption(apart.file, f"captions are in {name}/, not beside their clips")
+        return None
+
+    def _named(self, key: str) -> _Caption | None:
+        there = self.texts.get(key)
+        if there is None:
+            return None
+        if CAPTION_SUFFIX in there:
+            file = there[CAPTION_SUFFIX]
+            how = "" if file.suffix == CAPTION_SUFFIX else f"captions end in {file.suffix}, not .txt"
+            return _Caption(file, how)
+        suffix = next(suffix for suffix in OTHER_CAPTION_SUFFIXES if suffix in there)
+        return _Caption(there[suffix], f"captions end in {there[suffix].suffix}, not .txt")
+
+    @cached_property
+    def _caption_folders(self) -> dict[str, str]:
+        """The folders of captions that there are, by their name in lower case."""
+        there = {part for file in self.folder.files for part in file.parts[:-1]}
+        return {name.lower(): name for name in sorted(there) if name.lower() in CAPTION_FOLDERS}
+
+    def _in_folders(self, clip: PurePosixPath) -> Iterator[tuple[str, str]]:
+        """Where a caption may be: one folder of its clip's path gives way to one of captions, or gets one beside."""
+        stem = clip.with_suffix("")
+        for name in CAPTION_FOLDERS:
+            folder = self._caption_folders.get(name)
+            if folder is None:
+                continue
+            for place in range(len(stem.parts)):
+                yield nfc("/".join((*stem.parts[:place], folder, *stem.parts[place + 1 :]))), folder
+                yield nfc("/".join((*stem.parts[:place], folder, *stem.parts[place:]))), folder
+
+    @cached_property
+    def clips(self) -> dict[PurePosixPath, _Caption | None]:
+        """Every clip with its caption. What may be a clip or something else is one when it has a caption."""
+        pairs = {file: self.caption_of(file) for file in self.folder.files if may_be_clip(file)}
+        return {file: caption for file, caption in pairs.items() if caption is not None or is_clip(file)}
+
+
+def _key(file: PurePosixPath) -> str:
+    return nfc(str(file.with_suffix("")))
+
+
+def _read(folder: Folder) -> Content:
+    pairs, findings = _Pairs(folder), list[Finding]()
+    clips = [clip for clip in pairs.clips if _is_usable(folder, clip, findings)]
+    for error in folder.refused:
+        name = os.path.relpath(error.filename, folder.root)
+        message = f"the folder {name} cannot be read: {error.strerror}"
+        findings.append(finding("bad-path", name, message, "check its permissions, or move it out of the dataset"))
+    sampled = {clip for clip in clips if pairs.clips[clip] is None and is_sampled(folder.root / clip)}
+    clips = [clip for clip in clips if clip not in sampled]
     samples = []
-    for identity, clip in zip(ids(clips), clips, strict=True):
-        text = _read_caption(root, identity, clip, reading, findings)
-        samples.append(Sample(identity, root / clip, text))
-    captioned = {clip.with_suffix(".txt") for clip in files if is_clip(clip)}
-    for file in files:
-        if file.suffix == ".txt" and file not in captioned:
-            message = f"{file} has no clip beside it"
-            findings.append(finding("stray-caption", str(file), message, "add its clip, or remove the file"))
+    names = ids([PurePosixPath(nfc(str(clip))) for clip in clips])
+    for number, (identity, clip) in enumerate(zip(names, clips, strict=True), start=1):
+        text = _read_caption(folder, identity, clip, pairs.clips[clip], findings)
+        samples.append(Sample(identity, folder.root / clip, text))
+        if number % 1000 == 0:
+            folder.tell(number, len(clips))
+    own = [*folder.own, *sorted(map(str, sampled)), *_check_strays(pairs, findings)]
+    if own:
+        message = f"cogtune wrote {listed(own, 5)}, which is not read as data"
+        findings.append(finding("own-files", str(folder.root), message))
+    findings += _left_out(pairs)
     return Content(BESIDE.name, samples, findings)
 
 
-def _read_caption(root: Path, identity: str, clip: PurePosixPath, reading: Reading, findings: list[Finding]) -> str:
+def _is_usable(folder: Folder, clip: PurePosixPath, findings: list[Finding]) -> bool:
+    shown = str(clip).encode(errors="backslashreplace").decode()
+    if not is_unicode(str(clip)):
+        findings.append(finding("bad-path", shown, f"the file name {shown} is not UTF-8", "rename the file"))
+        return False
+    if (problem := folder.outside(clip, shown)) is not None:
+        findings.append(problem)
+        return False
+    return True
+
+
+def _read_caption(
+    folder: Folder, identity: str, clip: PurePosixPath, caption: _Caption | None, findings: list[Finding]
+) -> str:
     """The whole text of a sample's caption file; empty, with a finding, when it cannot be had."""
-    file = clip.with_suffix(".txt")
-    if not reading.allow_outside and not (root / file).resolve().is_relative_to(root.resolve()):
-        message = f"its caption {file} is a link that leaves the dataset's folder"
-        hint = "copy the file itself to this place, or give --allow-outside"
-        problem = finding("outside-folder", identity, message, hint)
-    elif not (root / file).is_file():  # a pipe would be waited for without end
-        state = "is no plain file" if (root / file).exists() else "is not there"
-        message = f"{clip} has no caption: {file} {state}"
-        problem = finding("missing-caption", identity, message, f"describe the clip in {file}")
+    file = clip.with_suffix(CAPTION_SUFFIX) if caption is None else caption.file
+    path = folder.root / file
+    if caption is not None and (problem := folder.outside(file, identity, "its caption ")) is not None:
+        findings.append(problem)
+    elif caption is None or not path.is_file():  # a pipe would be waited for without end
+        state = "is no plain file" if path.exists() else "is not there"
+        other = _almost(folder, clip) if caption is None else ""
+        message = f"{clip} has no caption: {file} {state}{other}"
+        findings.append(finding("missing-caption", identity, message, f"describe the clip in {file}"))
     else:
-        with explained(root / file, "read"):
-            data = (root / file).read_bytes()
+        with explained(path, "read"):
+            data = path.read_bytes()
         try:
-            return data.decode("utf-8-sig").strip()
+            text = data.decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             byte = error.start - data.rfind(b"\n", 0, error.start)
             message = f"byte {byte} of line {line} of {file}, 0x{data[error.start]:02x}, is not UTF-8"
-            problem = finding("not-utf8", identity, message, f"save {file} again as UTF-8")
-    findings.append(problem)
+            findings.append(finding("not-utf8", identity, message, f"save {file} again as UTF-8"))
+        else:
+            if caption.how:
+                folder.taken(str(folder.root), caption.how, str(file))
+            return text
     return ""
 
 
-def _detect(root: Path, reading: Reading) -> DataFormat | None:
-    files = files_under(root, follow=reading.allow_outside)
-    return "beside" if any(is_clip(file) and file.with_suffix(".txt") in files for file in files) else None
+def _almost(folder: Folder, clip: PurePosixPath) -> str:
+    """What lies beside a clip under its name and is no caption that can be read, in words."""
+    alike = folder.by_stem.get(_normal_stem(clip), [])
+    others = [file.name for file in alike if not may_be_clip(file) and not is_image(file)]
+    return f"; {listed(others, 3)} is, which is not read as one" if others else ""
+
+
+def _normal_stem(file: PurePosixPath) -> str:
+    return normal(str(file.with_suffix("")))
+
+
+def _check_strays(pairs: _Pairs, findings: list[Finding]) -> list[str]:
+    """Tell of captions without a clip; the quarantine files among them are given back."""
+    folder = pairs.folder
+    used = {caption.file for caption in pairs.clips.values() if caption is not None}
+    quarantines: list[str] = []
+    passed_over: list[PurePosixPath] = []
+    for file in folder.files:
+        if file.suffix.lower() not in (CAPTION_SUFFIX, *OTHER_CAPTION_SUFFIXES) or file in used:
+            continue
+        if used.intersection(pairs.texts.get(_key(file), {}).values()):
+            passed_over.append(file)  # a.caption where a.txt was read
+            continue
+        if not folder.leads_out(file) and is_quarantine(folder.root / file):
+            quarantines.append(str(file))
+            continue
+        alike = [other for other in folder.by_stem.get(_normal_stem(file), []) if other != file]
+        there = f"; {listed([other.name for other in alike], 3)} is not known as a video" if alike else ""
+        message = f"{file} has no clip beside it{there}"
+        findings.append(finding("stray-caption", str(file), message, "add its clip, or remove the file"))
+    if passed_over:
+        message = f"{listed(passed_over, 3)} not read: another caption of the same clip was"
+        findings.append(finding("left-out", str(folder.root), message, "keep one caption for each clip"))
+    return quarantines
+
+
+def _left_out(pairs: _Pairs) -> Iterator[Finding]:
+    """A note of pictures, and of what might be clips, that no caption goes with."""
+    root = str(pairs.folder.root)
+    images = [file for file in pairs.folder.files if is_image(file)]
+    others = [file for file in pairs.folder.files if may_be_clip(file) and file not in pairs.clips]
+    if images:
+        message = f"{counted(len(images), 'picture')} beside captions and clips not read: {listed(images, 3)}"
+        yield finding("left-out", root, message, "images.txt, or a table, gives a clip its image")
+    if others:
+        message = f"without a caption, and so not taken for {counted(len(others), 'clip')}: {listed(others, 3)}"
+        yield finding("left-out", root, message, "put a caption beside each that is one")
+
+
+def _detect(folder: Folder) -> DataFormat | None:
+    pairs = _Pairs(folder).clips.values()
+    return "beside" if any(caption is not None and not caption.how for caption in pairs) else None
+
+
+def _almost_detect(folder: Folder) -> DataFormat | None:
+    return "beside" if any(caption is not None for caption in _Pairs(folder).clips.values()) else None
 
 
 BESIDE = Layout(
@@ -80,4 +233,5 @@ BESIDE = Layout(
     "a folder of clips, each with a text file of the same name beside it (a.mp4, a.txt)",
     _detect,
     _read,
+    _almost_detect,
 )

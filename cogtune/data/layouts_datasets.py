@@ -6,17 +6,21 @@ Clips and images that are stored as bytes are written out once, each under the d
 from __future__ import annotations
 
 import hashlib
+import os
+import posixpath
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from cogtune.config import DataFormat
-from cogtune.data.findings import Finding, listed
-from cogtune.data.layouts import Content, Entry, Layout, Reading, to_samples
+from cogtune.data.findings import Finding, finding, listed
+from cogtune.data.folder import Folder
+from cogtune.data.layouts import Content, Entry, Layout, shortened, to_samples
 from cogtune.data.layouts_rows import USUAL_NAMES, choose_columns, entry_of
 from cogtune.errors import CogtuneError, said_by
-from cogtune.files import write_atomic
+from cogtune.files import explained, read_json, write_atomic
 
 SAVED = ("state.json", "dataset_dict.json")
 """What ``save_to_disk`` leaves: of one split, of several."""
@@ -28,40 +32,178 @@ _USUAL_NAMES = {
 }
 """With those of WebDataset, whose columns are the files' suffixes."""
 
+_COPY = "copy it to this place, or give --allow-outside"
+
 _KEY = "__key__"
 """WebDataset's column of names."""
 
 
-def _read(root: Path, reading: Reading) -> Content:
+def _read(folder: Folder) -> Content:
+    root, reading = folder.root, folder.reading
     media = reading.media or root / ".cogtune" / "media"
-    name, table = _load(root, media)
+    if problems := _reaches_out(folder):
+        return Content(DATASETS.name, [], problems)
+    name, table = _load(folder, media)
     columns = choose_columns(name, table.column_names, reading, _USUAL_NAMES)
     used = [column for column in (columns.video, columns.caption, columns.image) if column is not None]
     findings: list[Finding] = []
     key = [_KEY] if _KEY in table.column_names and _KEY not in used else []
     roles = {"video": columns.video, **({"image": columns.image} if columns.image is not None else {})}
-
-    def entries() -> Iterator[Entry]:
-        for number, row in enumerate(_rows(root, table.select_columns([*used, *key])), start=1):
-            files: dict[str, Path | None] = {}
-            for role, column in roles.items():
-                unnamed = f"{row[_KEY] if key else f'{name}/{number:06d}'}{'.mp4' if role == 'video' else '.png'}"
-                row[column], files[role] = _file_of(row[column], unnamed, root, media)
-            entry = entry_of(name, (number, row), columns, findings)
-            if entry is not None:
-                image = entry.image and replace(entry.image, file=files["image"])
-                yield replace(entry, video=replace(entry.video, file=files["video"]), image=image)
-
-    samples = to_samples(root, entries(), reading, findings)
+    entries: list[Entry] = []
+    for number, row in enumerate(_rows(root, table.select_columns([*used, *key])), start=1):
+        files: dict[str, Path | None] = {}
+        for role, column in roles.items():
+            unnamed = f"{row[_KEY] if key else f'{name}/{number:06d}'}{'.mp4' if role == 'video' else '.png'}"
+            row[column], files[role] = _file_of(row[column], unnamed, root, media)
+        entry = entry_of(name, (number, row), columns, findings)
+        if entry is not None:
+            image = entry.image and replace(entry.image, file=files["image"])
+            entries.append(replace(entry, video=replace(entry.video, file=files["video"]), image=image))
+    samples = to_samples(folder, entries, findings)
     return Content(f"the {name} split that the datasets library reads: {', '.join(used)}", samples, findings)
 
 
-def _load(root: Path, media: Path) -> tuple[str, Any]:
+# ------------------------------------------------------------------------------------------ what it would open
+
+
+def _is_saved(folder: Folder) -> bool:
+    return any(name in folder.top for name in SAVED)
+
+
+def _reaches_out(folder: Folder) -> list[Finding]:
+    """What the library would open outside the folder: links, and files that its own descriptions name.
+
+    Raises:
+        CogtuneError: a description cannot be read; or cogtune's own files lie where the library would read them.
+    """
+    if not _is_saved(folder):
+        _refuse_own_files(folder)
+    if folder.reading.allow_outside:
+        return []
+    problems = [problem for file in folder.files if (problem := folder.outside(file, str(file))) is not None]
+    problems += [
+        finding("outside-folder", sub, f"{sub} is a link that leaves the dataset's folder", _COPY)
+        for sub in _links_out(folder)
+    ]
+    if problems:  # what is a link is not read, not even to see what it names
+        return problems
+    for where, named in _named_files(folder):
+        plain = posixpath.normpath(named)
+        if "://" in named or "::" in named:
+            leaves, hint = True, "download those files into the dataset's folder"
+        else:
+            parent = PurePosixPath(where).parent if PurePosixPath(where).name in SAVED else PurePosixPath()
+            try:
+                leaves = plain.startswith(("/", "../")) or plain == ".." or folder.leads_out(parent / plain)
+            except (OSError, RuntimeError, ValueError):
+                leaves = True
+            hint = "put the files in the dataset's folder"
+        if leaves:
+            message = f"{where} names {shortened(named)!r}, which is outside the dataset's folder"
+            problems.append(finding("outside-folder", where, message, f"{hint}, or give --allow-outside"))
+    return problems
+
+
+def _links_out(folder: Folder) -> list[str]:
+    """The folders that are links leading out; they are not walked into, but the library would."""
+    found = []
+    for at in sorted({parent for file in folder.files for parent in file.parents} | {PurePosixPath()}):
+        with os.scandir(folder.root / at) as entries:
+            links = [entry.name for entry in entries if entry.is_symlink() and entry.is_dir()]
+        found += [str(at / name) for name in links if folder.leads_out(at / name)]
+    return found
+
+
+def _named_files(folder: Folder) -> Iterator[tuple[str, str]]:
+    """Every file that a description in the folder names: where, and the name or pattern.
+
+    Raises:
+        CogtuneError: a description is not what it should be.
+    """
+    for file in folder.files:
+        if file.name == "state.json":
+            for item in _of_type(_json(folder, file).get("_data_files", []), list, file, "_data_files"):
+                entry = _of_type(item, dict, file, "_data_files")
+                yield str(file), _of_type(entry.get("filename"), str, file, "filename")
+        elif file.name == "dataset_dict.json":
+            for split in _of_type(_json(folder, file).get("splits", []), list, file, "splits"):
+                yield str(file), _of_type(split, str, file, "splits")
+    if not _is_saved(folder) and "README.md" in folder.top:
+        for text in _texts(_card(folder).get("configs")):
+            yield "README.md", text
+
+
+def _card(folder: Folder) -> Mapping[str, Any]:
+    """What the head of a dataset's card says.
+
+    Raises:
+        CogtuneError: it is not YAML.
+    """
+    import yaml
+
+    with explained(folder.root / "README.md", "read"):
+        text = (folder.root / "README.md").read_text(encoding="utf-8-sig", errors="replace")
+    head = re.match(r"\s*---[ \t]*\r?\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
+    try:
+        value = yaml.safe_load(head[1]) if head else None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise CogtuneError(
+            f"the head of {folder.root / 'README.md'} is not YAML: {str(error).splitlines()[0]}",
+            "correct it, or remove it: the datasets library reads there which files are data",
+        ) from error
+    return value if isinstance(value, Mapping) else {}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a description, of which some name files: those that do not have no path that leads out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _json(folder: Folder, file: PurePosixPath) -> dict[str, Any]:
+    return _of_type(read_json(folder.root / file), dict, file, "all of it")
+
+
+T = TypeVar("T")
+
+
+def _of_type(value: Any, kind: type[T], file: PurePosixPath, what: str) -> T:
+    if not isinstance(value, kind):
+        raise CogtuneError(
+            f"{file} is not what save_to_disk writes: {what} is {type(value).__name__}, not {kind.__name__}",
+            "save the dataset again",
+        )
+    return value
+
+
+def _refuse_own_files(folder: Folder) -> None:
+    """The library takes every clip in the folder, those of a run's samples included.
+
+    Raises:
+        CogtuneError: cogtune wrote something into the folder.
+    """
+    _ = folder.files
+    if folder.own:
+        raise CogtuneError(
+            f"{folder.root} also holds what cogtune wrote, which the datasets library would read: "
+            f"{listed(folder.own, 5)}",
+            "move it out of the dataset's folder, and choose an --output outside of it",
+        )
+
+
+def _load(folder: Folder, media: Path) -> tuple[str, Any]:
     """The name of the split to read and its ``datasets.Dataset``, whose clips and images are not decoded.
 
     Raises:
         CogtuneError: the library is not installed or cannot read the folder, or no split is the obvious one.
     """
+    root = folder.root
     try:
         import datasets
     except ImportError as error:
@@ -71,7 +213,7 @@ def _load(root: Path, media: Path) -> tuple[str, Any]:
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        if any((root / name).is_file() for name in SAVED):
+        if _is_saved(folder):
             splits = datasets.load_from_disk(str(root))
         else:
             splits = datasets.load_dataset(str(root), cache_dir=str(media.parent / "datasets"))
@@ -129,8 +271,8 @@ def _written(data: bytes, media: Path, suffix: str) -> Path:
     return path
 
 
-def _detect(root: Path, _reading: Reading) -> DataFormat | None:
-    return "datasets" if any((root / name).is_file() for name in SAVED) else None
+def _detect(folder: Folder) -> DataFormat | None:
+    return "datasets" if _is_saved(folder) else None
 
 
 DATASETS = Layout(

@@ -5,56 +5,73 @@ from __future__ import annotations
 from pathlib import Path
 
 from cogtune.config import DataFormat
-from cogtune.data.findings import Finding, finding, listed
-from cogtune.data.layouts import Content, Entry, Layout, Place, Reading, not_utf8, read_text_bytes, to_samples
+from cogtune.data.findings import Finding, finding, listed, not_utf8
+from cogtune.data.folder import Folder
+from cogtune.data.layouts import Content, Entry, Layout, Place, Sample, Unpaired, to_samples
+from cogtune.data.lines import listed_lines
+from cogtune.data.nearest import same_name
+from cogtune.errors import counted
 
 CAPTIONS, VIDEOS, IMAGES = "prompts.txt", "videos.txt", "images.txt"
 
+_OTHER_NAMES = {
+    CAPTIONS: ("prompt.txt", "captions.txt", "caption.txt"),
+    VIDEOS: ("video.txt",),
+    IMAGES: ("image.txt",),
+}
+"""What the lists are called elsewhere, in the order of preference; upper and lower case do not matter."""
 
-def _read(root: Path, reading: Reading) -> Content:
+Lines = dict[str, list[str | None]]
+"""The lines of each list, by what it is documented as; None for one that is not UTF-8, which is told."""
+
+
+def _read(folder: Folder) -> Content:
     findings: list[Finding] = []
-    lists: dict[str, list[str | None]] = {}
-    complete = True
+    files = _files(folder)
+    lists: Lines = {}
     for name, partner in ((CAPTIONS, VIDEOS), (VIDEOS, CAPTIONS), (IMAGES, "")):
-        if (root / name).is_file():
-            lines = _read_lines(root, name, findings)
-            if lines is None:
-                complete = False
-            else:
+        if name in files:
+            lines = _read_lines(folder, files[name], findings)
+            if lines is not None:
                 lists[name] = lines
         elif partner:
-            complete = False
-            state = f"{partner} is there, but {name} is not" if (root / partner).is_file() else f"there is no {name}"
+            state = f"{files[partner]} is there, but {name} is not" if partner in files else f"there is no {name}"
             findings.append(finding("missing-list", name, state, f"a dataset is {LISTS.expects}"))
-    if complete:
-        unpaired = [*_blank_lines(lists), *_unequal_counts(lists)]
-        findings += unpaired
-        complete = not unpaired
-    samples = to_samples(root, _entries(lists), reading, findings) if complete else []
-    return Content(LISTS.name, samples, findings)
+    unpaired = [*_blank_lines(files, lists), *_unequal_counts(files, lists)]
+    findings += unpaired
+    if unpaired or lists.keys() != files.keys() or not {CAPTIONS, VIDEOS} <= lists.keys():
+        return Content(LISTS.name, [], findings, _look_at_each(folder, files, lists, findings))
+    return Content(LISTS.name, to_samples(folder, _entries(files, lists), findings), findings)
 
 
-def _read_lines(root: Path, name: str, findings: list[Finding]) -> list[str | None] | None:
-    """The stripped lines of a list, blank ones at its end left out; None for a line that is not UTF-8.
+def _files(folder: Folder) -> dict[str, str]:
+    """The file that each list is in, by what it is documented as; a note of those that are called otherwise."""
+    found = {}
+    for name, others in _OTHER_NAMES.items():
+        file = same_name(name, folder.top, others)
+        if file is not None:
+            found[name] = file
+    if CAPTIONS in found or VIDEOS in found:
+        for name, file in found.items():
+            if file != name:
+                folder.taken(file, f"it is read as the list {name}", file)
+    return found
 
-    None in place of the list when the whole file is in another encoding.
-    """
-    data = read_text_bytes(root, name, findings)
+
+def _read_lines(folder: Folder, file: str, findings: list[Finding]) -> list[str | None] | None:
+    """The lines of a list; None in place of the list when the whole file cannot be read."""
+    data = folder.read_text(file, findings)
     if data is None:
         return None
     lines: list[str | None] = []
-    for number, raw in enumerate(data.splitlines(), start=1):
-        try:
-            lines.append(raw.decode().strip())
-        except UnicodeDecodeError as error:
-            lines.append(None)
-            findings.append(not_utf8(name, number, error))
-    while lines and lines[-1] == "":
-        lines.pop()
+    for number, line in enumerate(listed_lines(data), start=1):
+        if isinstance(line, UnicodeDecodeError):
+            findings.append(not_utf8(file, number, line))
+        lines.append(line if isinstance(line, str) else None)
     return lines
 
 
-def _blank_lines(lists: dict[str, list[str | None]]) -> list[Finding]:
+def _blank_lines(files: dict[str, str], lists: Lines) -> list[Finding]:
     findings = []
     for name, lines in lists.items():
         blank = [number for number, line in enumerate(lines, start=1) if line == ""]
@@ -63,21 +80,21 @@ def _blank_lines(lists: dict[str, list[str | None]]) -> list[Finding]:
             findings.append(
                 finding(
                     "blank-line",
-                    f"{name}:{blank[0]}",
-                    f"{lines_are} blank in {name}: lines may have shifted, so nothing is paired",
+                    f"{files[name]}:{blank[0]}",
+                    f"{lines_are} blank in {files[name]}: lines may have shifted, so nothing is paired",
                     "line N of each list is one sample: fill the line in, or delete it from every list",
                 )
             )
     return findings
 
 
-def _unequal_counts(lists: dict[str, list[str | None]]) -> list[Finding]:
-    counts = {name: len(lines) for name, lines in lists.items()}
+def _unequal_counts(files: dict[str, str], lists: Lines) -> list[Finding]:
+    counts = {files[name]: len(lines) for name, lines in lists.items()}
     if len(set(counts.values())) <= 1:
         return []
     longest = max(counts, key=lambda name: counts[name])
     alone = min(counts.values()) + 1
-    shown = [f"{name} has {count} line{'' if count == 1 else 's'}" for name, count in counts.items()]
+    shown = [f"{name} has {counted(count, 'line')}" for name, count in counts.items()]
     return [
         finding(
             "line-counts",
@@ -88,20 +105,45 @@ def _unequal_counts(lists: dict[str, list[str | None]]) -> list[Finding]:
     ]
 
 
-def _entries(lists: dict[str, list[str | None]]) -> list[Entry]:
+def _entries(files: dict[str, str], lists: Lines) -> list[Entry]:
     """Line N of every list is one entry."""
+    videos, images = lists[VIDEOS], lists.get(IMAGES)
     return [
         Entry(
             caption,
-            Place(lists[VIDEOS][number - 1], f"{VIDEOS}:{number}"),
-            Place(lists[IMAGES][number - 1], f"{IMAGES}:{number}") if IMAGES in lists else None,
+            Place(videos[number - 1], f"{files[VIDEOS]}:{number}"),
+            Place(images[number - 1], f"{files[IMAGES]}:{number}") if images is not None else None,
         )
         for number, caption in enumerate(lists[CAPTIONS], start=1)
     ]
 
 
-def _detect(root: Path, _reading: Reading) -> DataFormat | None:
-    return "lists" if (root / CAPTIONS).is_file() or (root / VIDEOS).is_file() else None
+def _look_at_each(folder: Folder, files: dict[str, str], lists: Lines, findings: list[Finding]) -> Unpaired:
+    """The lines of lists that cannot be paired, each by itself: what else is wrong is told at the same time."""
+    clips: list[Sample] = []
+    for name in (VIDEOS, IMAGES):
+        entries = [
+            Entry("", Place(line, f"{files[name]}:{number}"), None)
+            for number, line in enumerate(lists.get(name, []), start=1)
+            if line
+        ]
+        samples = to_samples(folder, entries, findings, role="video" if name == VIDEOS else "image")
+        clips += samples if name == VIDEOS else []
+    captions = [
+        Sample(f"{files[CAPTIONS]}:{number}", Path(), line)
+        for number, line in enumerate(lists.get(CAPTIONS, []), start=1)
+        if line
+    ]
+    return Unpaired(tuple(clips), tuple(captions))
+
+
+def _detect(folder: Folder) -> DataFormat | None:
+    return "lists" if CAPTIONS in folder.top or VIDEOS in folder.top else None
+
+
+def _almost(folder: Folder) -> DataFormat | None:
+    both = all(same_name(name, folder.top, _OTHER_NAMES[name]) is not None for name in (CAPTIONS, VIDEOS))
+    return "lists" if both else None
 
 
 LISTS = Layout(
@@ -110,4 +152,5 @@ LISTS = Layout(
     f"{CAPTIONS} and {VIDEOS}, with {IMAGES} if each clip has an image: line N of each is one sample",
     _detect,
     _read,
+    _almost,
 )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cogtune.data.findings import Finding, finding, listed
-from cogtune.data.layouts import Entry, Place, Reading, shortened
+from cogtune.data.folder import Reading
+from cogtune.data.layouts import Entry, Place, shortened
+from cogtune.data.lines import is_unicode
+from cogtune.data.media import is_clip
 from cogtune.errors import CogtuneError, did_you_mean
 
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
@@ -19,8 +22,8 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
 """What people call the columns, in the order of preference; compared in lower case, blanks and dashes as ``_``."""
 
 
-_LINES = frozenset({".csv", ".tsv", ".jsonl"})
-"""Tables that a text editor opens, whose rows are found by their line."""
+_ROWS = {".csv": "line", ".tsv": "line", ".jsonl": "line", ".json": "item"}
+"""What is counted in a table: of one that a text editor opens, its lines."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,23 @@ def choose_columns(
             chosen[role] = column
     if problems:
         shown = [repr(shortened(column, 60)) for column in columns]
-        commas = "; its values have to be parted by commas" if name.endswith(".csv") and len(columns) == 1 else ""
+        if any(is_clip(PurePosixPath(column)) for column in columns):
+            problems.append("its first row holds a clip: the names of the columns are missing above it")
         raise CogtuneError(
-            f"{name} cannot be read by its columns: {listed(shown, 20)}{commas}",
+            f"{name} cannot be read by its columns: {listed(shown, 20)}",
             "name them with --video-column, --caption-column and --image-column; --format chooses another layout",
             details=problems,
         )
     return Columns(chosen["video"], chosen["caption"], chosen.get("image"))
+
+
+def fits(columns: Sequence[str], reading: Reading) -> bool:
+    """Whether :func:`choose_columns` finds among ``columns`` those that a sample needs."""
+    try:
+        choose_columns("", columns, reading)
+    except CogtuneError:
+        return False
+    return True
 
 
 def _usual(names: Sequence[str], columns: Sequence[str]) -> str | None:
@@ -76,7 +89,7 @@ def entry_of(name: str, row: tuple[int, Mapping[str, Any]], columns: Columns, fi
     """The entry that a numbered row of ``name`` makes, or None and findings of all that is wrong with it."""
     number, values = row
     where = f"{name}:{number}"
-    line = f"line {number}" if Path(name).suffix.lower() in _LINES else f"row {number}"
+    line = f"{_ROWS.get(Path(name).suffix.lower(), 'row')} {number}"
     problems = []
     for role, column in (("caption", columns.caption), ("video", columns.video), ("image", columns.image)):
         value = None if column is None else values.get(column)
@@ -87,7 +100,7 @@ def entry_of(name: str, row: tuple[int, Mapping[str, Any]], columns: Columns, fi
         elif not isinstance(value, str):
             message = f"the '{column}' of {line} is {_kind(value)}, not a text"
             problems.append(finding("bad-row", where, message, "put it in quotes"))
-        elif not _is_unicode(value):
+        elif not is_unicode(value):
             message = f"the '{column}' of {line} holds half a character (a lone surrogate)"
             problems.append(finding("not-utf8", where, message, f"save {name} again as UTF-8"))
     findings += problems
@@ -99,14 +112,6 @@ def entry_of(name: str, row: tuple[int, Mapping[str, Any]], columns: Columns, fi
         Place(values[columns.video].strip(), where),
         Place(image, where) if image else None,
     )
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _kind(value: object) -> str:

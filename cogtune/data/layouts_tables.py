@@ -2,44 +2,64 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from cogtune.config import DataFormat
-from cogtune.data.findings import Finding, finding, listed
-from cogtune.data.layouts import Content, Layout, Reading, not_utf8, read_text_bytes, shortened, to_samples
-from cogtune.data.layouts_rows import Columns, choose_columns, entry_of
+from cogtune.data.delimited import Table, read_delimited
+from cogtune.data.findings import Finding, listed
+from cogtune.data.folder import Folder
+from cogtune.data.json_rows import is_array, read_json_rows
+from cogtune.data.layouts import Content, Layout, shortened, to_samples
+from cogtune.data.layouts_rows import Columns, choose_columns, entry_of, fits
 from cogtune.errors import CogtuneError
-from cogtune.files import explained
 
 _STEM = "metadata"
 """The table of this name is the dataset's, whatever other tables lie beside it."""
 
+_SUFFIXES: dict[str, DataFormat] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
+
+_DELIMITERS: dict[DataFormat, str] = {"csv": ",", "tsv": "\t"}
+
+_TRAINING = "train"
+"""The sub-folder whose table is read where several have one."""
+
 
 @dataclass(frozen=True)
-class _Table:
-    """The rows of a table by column name, each with the line or row it begins at."""
+class _Found:
+    """A table: its path in the dataset, its format, and how it is unlike what is documented."""
 
-    columns: Sequence[str]
-    rows: Sequence[tuple[int, Mapping[str, Any]]]
+    name: str
+    format: DataFormat
+    how: str = ""
+
+    @property
+    def is_metadata(self) -> bool:
+        return PurePosixPath(self.name).stem.lower() == _STEM
 
 
-def _read(root: Path, reading: Reading) -> Content:
-    name, table_format = _the_table(root, reading)
-    findings: list[Finding] = []
-    if table_format == "parquet":
-        table, columns = _read_parquet(root, name, reading)
+def _read(folder: Folder) -> Content:
+    found, reading = _the_table(folder), folder.reading
+    name, findings = found.name, list[Finding]()
+    if found.how:
+        folder.taken(name, found.how, name)
+    if (problem := folder.outside(name, name)) is not None:
+        return Content(name, [], [problem])
+    if found.format == "parquet":
+        table, columns = _read_parquet(folder, name)
     else:
-        table = _READERS[table_format](root, name, findings)
+        if found.format in _DELIMITERS:
+            delimiter = _DELIMITERS[found.format]
+            table = read_delimited(folder, name, findings, delimiter, lambda header: fits(header, reading))
+        else:
+            table = read_json_rows(folder, name, findings)
         if not table.columns:
             return Content(name, [], findings)
         columns = choose_columns(name, table.columns, reading)
     entries = [entry for row in table.rows if (entry := entry_of(name, row, columns, findings)) is not None]
-    samples = to_samples(root, entries, reading, findings)
+    samples = to_samples(folder, entries, findings, base=PurePosixPath(name).parent)
     used = [column for column in (columns.video, columns.caption, columns.image) if column is not None]
     return Content(f"{name}: {', '.join(used)}", samples, findings)
 
@@ -47,170 +67,83 @@ def _read(root: Path, reading: Reading) -> Content:
 # ------------------------------------------------------------------------------------------------ which table
 
 
-def _tables(root: Path) -> list[tuple[str, DataFormat]]:
-    """Every table in the folder itself, with its format."""
-    found: list[tuple[str, DataFormat]] = []
-    with explained(root, "read"):
-        for path in sorted(root.iterdir()):
-            suffix = path.suffix.lower()
-            if suffix in _SUFFIXES and path.name.isprintable() and not path.name.startswith(".") and path.is_file():
-                found.append((path.name, _SUFFIXES[suffix]))
-    return found
+def _tables(folder: Folder) -> list[_Found]:
+    """Every table in the folder itself."""
+    names = [name for name in folder.top if name.isprintable()]
+    return [
+        _Found(name, _SUFFIXES[suffix]) for name in names if (suffix := PurePosixPath(name).suffix.lower()) in _SUFFIXES
+    ]
 
 
-def _the_table(root: Path, reading: Reading) -> tuple[str, DataFormat]:
+def _almost_tables(folder: Folder) -> list[_Found]:
+    """The tables that are called otherwise, or are elsewhere than documented: JSON arrays, and those of sub-folders."""
+    arrays = [_Found(name, "jsonl") for name in folder.top if _is_array(folder, name)]
+    return arrays or list(_below(folder))
+
+
+def _below(folder: Folder) -> Iterator[_Found]:
+    for sub in folder.subfolders:
+        how = f"the table is in the folder {sub}/, where its paths start"
+        for name in folder.files_in(sub):
+            path = PurePosixPath(name)
+            if path.stem.lower() != _STEM:
+                continue
+            if path.suffix.lower() in _SUFFIXES:
+                yield _Found(f"{sub}/{name}", _SUFFIXES[path.suffix.lower()], how)
+            elif _is_array(folder, f"{sub}/{name}"):
+                yield _Found(f"{sub}/{name}", "jsonl", how)
+
+
+def _is_array(folder: Folder, name: str) -> bool:
+    return name.lower().endswith(".json") and not folder.leads_out(name) and is_array(folder.root / name)
+
+
+def _the_table(folder: Folder) -> _Found:
     """The table to read: of those in the format asked for, the one called metadata, else the only one."""
-    tables = _tables(root)
-    meant = [table for table in tables if reading.format in (None, table[1])]
+    root, wanted = folder.root, folder.reading.format
+    tables = _tables(folder)
+    meant = [table for table in tables if wanted in (None, table.format)]
     if not meant:
-        there = f"; {listed([name for name, _ in tables], 3)} is there" if tables else ""
-        raise CogtuneError(f"there is no .{reading.format} file in {root}{there}", "give another --format")
-    meant = [table for table in meant if Path(table[0]).stem.lower() == _STEM] or meant
+        meant = [table for table in _almost_tables(folder) if wanted in (None, table.format)]
+        of_training = [table for table in meant if PurePosixPath(table.name).parts[0].lower() == _TRAINING]
+        if len(of_training) == 1:
+            return _with_others(of_training[0], meant)
+    if not meant:
+        there = f"; {listed([table.name for table in tables], 3)} is there" if tables else ""
+        raise CogtuneError(f"there is no .{wanted} file in {root}{there}", "give another --format")
+    meant = [table for table in meant if table.is_metadata] or meant
     if len(meant) > 1:
-        formats = sorted({table_format for _, table_format in meant})
+        formats = sorted({table.format for table in meant})
         choice = f", or choose with --format {' or '.join(formats)}" if len(formats) > 1 else ""
+        advice = f"call the right one {_STEM}{PurePosixPath(meant[0].name).suffix}{choice}; "
         raise CogtuneError(
-            f"{root} holds several tables: {listed([name for name, _ in meant])}",
-            f"call the right one {_STEM}{Path(meant[0][0]).suffix}{choice}; --format beside reads none of them",
+            f"{root} holds several tables: {listed([table.name for table in meant])}",
+            "give the folder of one of them" if meant[0].how else f"{advice}--format beside reads none of them",
         )
     return meant[0]
 
 
-def _detect(root: Path, _reading: Reading) -> DataFormat | None:
-    tables = _tables(root)
-    return tables[0][1] if tables else None
+def _with_others(table: _Found, meant: list[_Found]) -> _Found:
+    """The table of the training split, whose note names the others."""
+    others = [other.name for other in meant if other != table]
+    how = f"{table.how}; not read: {listed(others, 3)}" if others else table.how
+    return _Found(table.name, table.format, how)
 
 
-# ---------------------------------------------------------------------------------------------- comma and tab
+def _detect(folder: Folder) -> DataFormat | None:
+    tables = _tables(folder)
+    return tables[0].format if tables else None
 
 
-class _Lines:
-    """An iterator over lines that can be set back, to read on after a quote that is never closed."""
-
-    def __init__(self, lines: Sequence[str]) -> None:
-        self.lines = lines
-        self.next = 0
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        if self.next == len(self.lines):
-            raise StopIteration
-        self.next += 1
-        return self.lines[self.next - 1]
-
-
-def _read_delimited(root: Path, name: str, findings: list[Finding], delimiter: str) -> _Table:
-    data = read_text_bytes(root, name, findings)
-    if data is None:
-        return _Table((), ())
-    raw = data.splitlines(keepends=True)
-    columns: list[str] = []
-    rows: list[tuple[int, Mapping[str, Any]]] = []
-    lines = _Lines([line.decode(errors="surrogateescape") for line in raw])
-    for first, fields in _csv_rows(lines, delimiter):
-        where = f"{name}:{first}"
-        broken = _first_not_utf8(name, raw, first, lines.next)
-        problem = None
-        if broken is not None:
-            problem = broken
-        elif isinstance(fields, csv.Error):
-            message = f"line {first} cannot be read: {fields}"
-            hint = 'a text with quotes in it goes between quotes, and each quote in it is written twice ("")'
-            problem = finding("bad-row", where, message, hint)
-        elif columns and len(fields) != len(columns):
-            count = f"{len(fields)} value{'' if len(fields) == 1 else 's'}"
-            message = f"line {first} has {count}, but there are {len(columns)} columns"
-            problem = finding("bad-row", where, message, "put a text between double quotes if the delimiter is in it")
-        elif columns:
-            rows.append((first, dict(zip(columns, fields, strict=True))))
-        else:
-            columns = [column.strip() for column in fields]
-        if problem is not None:
-            findings.append(problem)
-            if not columns:
-                return _Table((), ())
-    return _Table(columns, rows)
-
-
-def _csv_rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """The rows, or what is wrong with each, with the number of the line it begins at; blank lines left out.
-
-    Strict, since a lenient reader makes one caption of everything behind a stray quote. After such a row it goes
-    on with the line after the quote.
-    """
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    while True:
-        first = lines.next + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            lines.next = first
-            yield first, error
-            continue
-        if any(field.strip() for field in fields):
-            yield first, fields
-
-
-def _first_not_utf8(name: str, raw: Sequence[bytes], first: int, last: int) -> Finding | None:
-    for number, line in enumerate(raw[first - 1 : last], start=first):
-        try:
-            line.decode()
-        except UnicodeDecodeError as error:
-            return not_utf8(name, number, error)
-    return None
-
-
-def _read_csv(root: Path, name: str, findings: list[Finding]) -> _Table:
-    return _read_delimited(root, name, findings, ",")
-
-
-def _read_tsv(root: Path, name: str, findings: list[Finding]) -> _Table:
-    return _read_delimited(root, name, findings, "\t")
-
-
-# ------------------------------------------------------------------------------------------------- JSON Lines
-
-
-def _read_json_lines(root: Path, name: str, findings: list[Finding]) -> _Table:
-    data = read_text_bytes(root, name, findings)
-    columns: dict[str, None] = {}
-    rows: list[tuple[int, Mapping[str, Any]]] = []
-    for number, raw in enumerate((data or b"").splitlines(), start=1):
-        where = f"{name}:{number}"
-        try:
-            line = raw.decode()
-        except UnicodeDecodeError as error:
-            findings.append(not_utf8(name, number, error))
-            continue
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            message = f"line {number} is not JSON: {error}"
-            findings.append(
-                finding("bad-row", where, message, 'a line is one sample: {"file_name": ..., "prompt": ...}')
-            )
-            continue
-        if not isinstance(value, dict):
-            message = f"line {number} holds {shortened(line.strip(), 40)}, not names with values"
-            findings.append(
-                finding("bad-row", where, message, 'a line is one sample: {"file_name": ..., "prompt": ...}')
-            )
-            continue
-        columns.update(dict.fromkeys(value))
-        rows.append((number, value))
-    return _Table(tuple(columns), rows)
+def _almost(folder: Folder) -> DataFormat | None:
+    tables = _almost_tables(folder)
+    return tables[0].format if tables else None
 
 
 # ---------------------------------------------------------------------------------------------------- Parquet
 
 
-def _read_parquet(root: Path, name: str, reading: Reading) -> tuple[_Table, Columns]:
+def _read_parquet(folder: Folder, name: str) -> tuple[Table, Columns]:
     """The rows, with the columns chosen, since only those are read.
 
     Raises:
@@ -224,11 +157,11 @@ def _read_parquet(root: Path, name: str, reading: Reading) -> tuple[_Table, Colu
             f"reading {name} takes pyarrow, which is not installed", "pip install 'cogtune[parquet]'"
         ) from error
 
-    path = root / name
+    path = folder.root / name
     try:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
-            columns = choose_columns(name, schema.names, reading)
+            columns = choose_columns(name, schema.names, folder.reading)
             used = [column for column in (columns.video, columns.caption, columns.image) if column is not None]
             wrong = [
                 f"'{column}' holds {shortened(str(schema.field(column).type), 80)}"
@@ -245,7 +178,7 @@ def _read_parquet(root: Path, name: str, reading: Reading) -> tuple[_Table, Colu
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CogtuneError(f"cannot read {path}: {reason}", "restore the file or make it again") from error
-    return _Table(schema.names, list(enumerate(values, start=1))), columns
+    return Table(schema.names, list(enumerate(values, start=1))), columns
 
 
 def _is_text(types: Any, kind: Any) -> bool:
@@ -254,18 +187,11 @@ def _is_text(types: Any, kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
 
 
-_READERS: dict[DataFormat, Callable[[Path, str, list[Finding]], _Table]] = {
-    "csv": _read_csv,
-    "tsv": _read_tsv,
-    "jsonl": _read_json_lines,
-}
-
-_SUFFIXES: dict[str, DataFormat] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
-
 TABLE = Layout(
     ("csv", "tsv", "jsonl", "parquet"),
     "table",
     f"a table {_STEM}.csv, .tsv, .jsonl or .parquet, with a column of paths and one of captions",
     _detect,
     _read,
+    _almost,
 )

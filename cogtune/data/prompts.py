@@ -77,7 +77,8 @@ def prompt_jobs(store: Store, prompts: Sequence[Prompt], recipe: Recipe) -> tupl
         if prompt.image is not None:
             seen = _view_of(store, prompt.image, recipe.frames, from_video=prompt.from_video)
             image = image_key(store.facts.digest(prompt.image), seen, from_video=prompt.from_video)
-            images.append(ImageJob(image, prompt.image, prompt.from_video, seen))
+            stamp = store.facts.current(prompt.image)
+            images.append(ImageJob(image, prompt.image, prompt.from_video, seen, stamp))
         rows.append(PromptRow(prompt.text, text, image, str(prompt.image) if prompt.image else None))
     return tuple(rows), Todo((), tuple(texts), tuple(images))
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cogtune.config import DataFormat
 from cogtune.data.findings import Finding, finding, listed
-from cogtune.data.layouts import Layout, Reading, Sample, files_under, is_clip
+from cogtune.data.folder import Folder, Reading
+from cogtune.data.layouts import Content, Layout, Sample, Unpaired
 from cogtune.data.layouts_beside import BESIDE
 from cogtune.data.layouts_datasets import DATASETS
 from cogtune.data.layouts_lists import CAPTIONS, IMAGES, LISTS, VIDEOS
 from cogtune.data.layouts_tables import TABLE
+from cogtune.data.media import is_clip
+from cogtune.data.nearest import what_is_there
 from cogtune.download import home, snapshot
-from cogtune.errors import CogtuneError
+from cogtune.errors import CogtuneError, counted
 
 __all__ = [
     "CAPTIONS",
@@ -36,22 +40,28 @@ class Dataset:
     """What a folder holds: the pairs that could be made, and all that stood in the way of others.
 
     ``samples`` names some files that are missing (each has its finding), and none outside ``root`` unless that was
-    allowed. ``layout`` says in words how the folder was read.
+    allowed. ``layout`` says in words how the folder was read. ``unpaired`` is what is listed and makes no sample.
     """
 
     root: Path
     layout: str
     samples: tuple[Sample, ...]
     findings: tuple[Finding, ...]
+    unpaired: Unpaired = field(default_factory=Unpaired)
 
 
 _AS_FOUND = Reading()
 
 
-def read_dataset(root: Path, reading: Reading = _AS_FOUND) -> Dataset:
+def read_dataset(
+    root: Path, reading: Reading = _AS_FOUND, tell: Callable[[int, int], None] = lambda _done, _total: None
+) -> Dataset:
     """The dataset in the folder ``root``, in whichever of :data:`LAYOUTS` it is.
 
     No clip is opened: what is wrong with the lists, rows, paths and missing files becomes findings, all of it.
+
+    Args:
+        tell: called now and then with how many entries are done, and of how many.
 
     Raises:
         CogtuneError: there is no such folder, it is in no known layout or not in the one asked for, it holds several
@@ -60,10 +70,11 @@ def read_dataset(root: Path, reading: Reading = _AS_FOUND) -> Dataset:
     if not root.is_dir():
         state = "is a file, not a folder" if root.is_file() else "does not exist"
         raise CogtuneError(f"the dataset folder {root} {state}", f"a dataset is {_expected()}")
-    layout, others = _layout_of(root, reading)
+    folder = Folder(root, reading, tell)
+    layout, others = _layout_of(folder)
     if layout not in (TABLE, DATASETS):
         _refuse_columns(root, layout, reading)
-    content = layout.read(root, reading)
+    content = layout.read(folder)
     samples, findings = content.samples, [*content.findings]
     if not samples and not findings:
         message = f"{root} lists no sample"
@@ -71,22 +82,42 @@ def read_dataset(root: Path, reading: Reading = _AS_FOUND) -> Dataset:
     for other, other_format in others:
         message = f"read as {content.announced}; it could also be read as {other.name}"
         findings.append(finding("other-layout", str(root), message, f"--format {other_format} reads it as that"))
-    return Dataset(root, content.announced, tuple(samples), tuple(findings))
+    findings += [*folder.notes(), *_not_named(folder, layout, content)]
+    return Dataset(root, content.announced, tuple(samples), tuple(findings), content.unpaired)
 
 
-def _layout_of(root: Path, reading: Reading) -> tuple[Layout, list[tuple[Layout, DataFormat]]]:
-    """The layout to read a folder by, and the others that it seems to be in when none was asked for."""
-    if reading.format is not None:
-        return next(layout for layout in LAYOUTS if reading.format in layout.formats), []
-    detected = [(layout, found) for layout in LAYOUTS if (found := layout.detect(root, reading)) is not None]
+def _not_named(folder: Folder, layout: Layout, content: Content) -> list[Finding]:
+    """A note of the clips in the folder that lists or a table do not name, when all that they name could be read."""
+    if layout not in (LISTS, TABLE) or any(found.severity == "error" for found in content.findings):
+        return []
+    named = {sample.video for sample in content.samples}
+    rest = [file for file in folder.files if is_clip(file) and folder.root / file not in named]
+    if not rest:
+        return []
+    message = f"{counted(len(rest), 'clip')} in the folder that {content.announced} does not name: {listed(rest, 3)}"
+    return [finding("left-out", str(folder.root), message)]
+
+
+def _layout_of(folder: Folder) -> tuple[Layout, list[tuple[Layout, DataFormat]]]:
+    """The layout to read a folder by, and the others that it seems to be in when none was asked for.
+
+    Raises:
+        CogtuneError: it is in none.
+    """
+    root, wanted = folder.root, folder.reading.format
+    if wanted is not None:
+        return next(layout for layout in LAYOUTS if wanted in layout.formats), []
+    detected = [(layout, found) for layout in LAYOUTS if (found := layout.detect(folder)) is not None]
+    detected = detected or [(layout, found) for layout in LAYOUTS if (found := layout.almost(folder)) is not None][:1]
     if detected:
         return detected[0][0], detected[1:]
-    clips = [path for path in files_under(root, follow=reading.allow_outside) if is_clip(path)]
+    clips = [path for path in folder.files if is_clip(path)]
     if clips:
-        problem = f"{root} holds {len(clips)} clips ({listed(clips, 3)}), but nothing says what they show"
+        problem = f"{root} holds {counted(len(clips), 'clip')} ({listed(clips, 3)}), but nothing says what they show"
     else:
         problem = f"{root} holds no dataset: neither lists of clips nor captioned clips nor a table of them"
-    raise CogtuneError(problem, f"a dataset is {_expected()}")
+    nearest = what_is_there(folder)
+    raise CogtuneError(f"{problem}; {nearest}" if nearest else problem, f"a dataset is {_expected()}")
 
 
 def _refuse_columns(root: Path, layout: Layout, reading: Reading) -> None:

@@ -3,17 +3,19 @@
 Frames are ``uint8 [H, W, 3]``, red, green, blue, upright as players show them. PyAV decodes, from the first
 frame on: what it gives is what the container holds, edit lists and all. decord gives the same pixels on 8-bit
 H.264 and can stand in by ``decoder="decord"`` or ``COGTUNE_DECODER=decord``. It seeks, so it is the faster
-where the first frame wanted lies several hundred frames into a clip, and the slower elsewhere.
+where the first frame wanted lies several hundred frames into a clip, and the slower elsewhere; clips of which it
+gives other pixels (:func:`_decord_reads`) are left to PyAV.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,19 +31,26 @@ from cogtune.data.container import (
     VideoInfo,
     decoded_frames,
     import_av,
+    moving_pictures,
     opened,
-    probe,
-    quarter_turns,
     reason_of,
 )
+from cogtune.data.orientation import orientation_of, turned_by_rotation
+from cogtune.data.probing import probe
+from cogtune.data.stamp import FileChanged, Stamp, check_unchanged
 from cogtune.errors import CogtuneError, did_you_mean
 from cogtune.files import write_atomic
+
+if TYPE_CHECKING:
+    import av.container
+    import av.video
 
 __all__ = [
     "CutShort",
     "DamagedVideo",
     "Decoder",
     "EmptyVideo",
+    "FileChanged",
     "MissingVideo",
     "NoVideoStream",
     "NotAVideo",
@@ -62,16 +71,20 @@ Decoder = Literal["pyav", "decord"]
 DECODER_VARIABLE = "COGTUNE_DECODER"
 
 
-def iter_frames(path: Path, indices: Iterable[int], decoder: Decoder | None = None) -> Iterator[Pixels]:
+def iter_frames(
+    path: Path, indices: Iterable[int], decoder: Decoder | None = None, *, stamp: Stamp | None = None
+) -> Iterator[Pixels]:
     """The frames with these indices, ``uint8 [H, W, 3]``, in rising order and each once, one at a time.
 
     Args:
         path: the clip.
         indices: counted from 0 in the order in which frames are shown.
         decoder: by default what ``COGTUNE_DECODER`` says, else PyAV.
+        stamp: how the file has to stand while it is read; looked at once it is open, and after the last frame.
 
     Raises:
         VideoError: the clip cannot be read, or ends before the last of ``indices``.
+        FileChanged: the file does not stand at ``stamp``.
         CogtuneError: there is no such decoder, or it is not installed.
     """
     wanted = sorted(set(indices))
@@ -84,7 +97,12 @@ def iter_frames(path: Path, indices: Iterable[int], decoder: Decoder | None = No
             f"there is no decoder '{name}'{did_you_mean(name, _DECODERS)}",
             f"set {DECODER_VARIABLE} to one of {', '.join(_DECODERS)}, or leave it out",
         )
-    return read(path, wanted)
+    return _unchanged(path, read(path, wanted, stamp), stamp)
+
+
+def _unchanged(path: Path, frames: Iterator[Pixels], stamp: Stamp | None) -> Iterator[Pixels]:
+    yield from frames
+    check_unchanged(path, stamp)
 
 
 def read_frames(path: Path, indices: Sequence[int], decoder: Decoder | None = None) -> Pixels:
@@ -131,16 +149,17 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float) -> None:
 # --------------------------------------------------------------------------------------------------- reading
 
 
-def _iter_pyav(path: Path, wanted: list[int]) -> Iterator[Pixels]:
+def _iter_pyav(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator[Pixels]:
     if not wanted:
         return
     position, shape, count = 0, None, 0
-    with opened(path) as (container, stream):
+    with opened(path, stamp) as (container, stream):
         for count, frame in enumerate(decoded_frames(path, container, stream), start=1):
             if count - 1 < wanted[position]:
                 continue
             # swscale's own threads cost more than they bring at these sizes
-            pixels = np.rot90(frame.to_ndarray(format="rgb24", threads=1), quarter_turns(frame))
+            stored: Any = frame.to_ndarray(format="rgb24", threads=1, src_colorspace=_colour_matrix(frame))
+            pixels = orientation_of(frame).apply(stored)
             shape = shape or pixels.shape
             if pixels.shape != shape:
                 raise DamagedVideo(path, f"changes its frame size at frame {count - 1}")
@@ -151,11 +170,26 @@ def _iter_pyav(path: Path, wanted: list[int]) -> Iterator[Pixels]:
     raise CutShort(path, f"is cut short: it ends after {count} frames, and frame {wanted[-1]} was asked for")
 
 
+_UNSPECIFIED = 2
+_HD = (720, 1280)
+
+
+def _colour_matrix(frame: av.VideoFrame) -> int:
+    """The number of ITU-T H.273 of the matrix that made a frame's colours.
+
+    What has no tag is taken as players take it: BT.709 from a height of 720 or a width of 1280 on, else BT.601.
+    """
+    is_yuv = not frame.format.is_rgb
+    if frame.colorspace == _UNSPECIFIED and is_yuv and (frame.height >= _HD[0] or frame.width >= _HD[1]):
+        return _BT709
+    return int(frame.colorspace)
+
+
 _DECORD_BATCH = 8
 """Frames that decord hands over at a time: whole clips of large frames would not fit in memory."""
 
 
-def _iter_decord(path: Path, wanted: list[int]) -> Iterator[Pixels]:
+def _iter_decord(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator[Pixels]:
     try:
         import decord
     except ImportError as error:
@@ -170,16 +204,53 @@ def _iter_decord(path: Path, wanted: list[int]) -> Iterator[Pixels]:
     available = probe(path).num_frames
     if wanted[-1] >= available:
         raise CutShort(path, f"is cut short: it ends after {available} frames, and frame {wanted[-1]} was asked for")
+    with opened(path, stamp) as (container, stream):
+        first = next(decoded_frames(path, container, stream))
+        fits = _decord_reads(container, first)
+    reader = _open_decord(path) if fits else None
+    check_unchanged(path, stamp)
+    if reader is None or len(reader) != available:
+        yield from _iter_pyav(path, wanted, stamp)
+        return
     try:
-        reader = decord.VideoReader(str(path.absolute()), num_threads=1)
         for start in range(0, len(wanted), _DECORD_BATCH):
-            yield from reader.get_batch(wanted[start : start + _DECORD_BATCH]).asnumpy()
+            for pixels in reader.get_batch(wanted[start : start + _DECORD_BATCH]).asnumpy():
+                stored = np.rot90(pixels, -turned_by_rotation(first).turns)
+                yield np.ascontiguousarray(orientation_of(first).apply(stored))
     except (decord.DECORDError, IndexError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DamagedVideo(path, f"cannot be decoded by decord: {reason}") from error
 
 
-_DECODERS: dict[str, Callable[[Path, list[int]], Iterator[Pixels]]] = {
+def _open_decord(path: Path) -> Any:
+    """A ``decord.VideoReader``; None for a file that it cannot open, such as one in a codec newer than it."""
+    import decord
+
+    with contextlib.suppress(decord.DECORDError, RuntimeError):
+        return decord.VideoReader(str(path.absolute()), num_threads=1)
+    return None
+
+
+_DECORD_CONTAINERS = ("mp4", "matroska")
+"""In others, such as MPEG-TS, it was seen to give other frames than those that were asked for."""
+
+
+def _decord_reads(container: av.container.InputContainer, first: av.VideoFrame) -> bool:
+    """Whether decord gives a clip's frames as PyAV does.
+
+    It chooses a stream of its own, knows one matrix for colours without a tag, and mixes the fields of interlaced
+    frames otherwise.
+    """
+    return (
+        any(name in container.format.name for name in _DECORD_CONTAINERS)
+        and len(moving_pictures(container)) == 1
+        and _colour_matrix(first) == first.colorspace
+        and not first.interlaced_frame
+        and all(component.bits == 8 for component in first.format.components)
+    )
+
+
+_DECODERS: dict[str, Callable[[Path, list[int], Stamp | None], Iterator[Pixels]]] = {
     "pyav": _iter_pyav,
     "decord": _iter_decord,
 }

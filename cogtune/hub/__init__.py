@@ -14,17 +14,16 @@ from cogtune.hub.local import (
     check_tensors,
     find_weights,
     newest_samples,
-    prompt_beside,
     read_stamp,
     refuse_files_elsewhere,
     run_folder,
     stamp_beside,
-    text_beside,
     weight_files,
 )
 from cogtune.hub.public import public_file, public_run_yaml
 from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address, upload
 from cogtune.resolving import read_mapping
+from cogtune.sample_videos import prompt_of, said_of
 
 __all__ = ["PushResult", "push"]
 
@@ -92,8 +91,10 @@ def push(
     config = read_mapping(folder / "run.yaml") if folder else {}
     videos = newest_samples(folder, stamp.get("step")) if folder else {}
     if folder and not allow_outside:
-        refuse_files_elsewhere([*videos.values(), *map(text_beside, videos.values())], folder)
-    samples = tuple(SampleVideo(path, prompt_beside(video)) for path, video in videos.items())
+        refuse_files_elsewhere(
+            [*videos.values(), *(file for video in videos.values() for file in said_of(video))], folder
+        )
+    samples = tuple(SampleVideo(path, prompt_of(video)) for path, video in videos.items())
     facts = gather_facts(repo_id, weights.kind, weights.path, stamp, config, samples)
 
     endpoint = hub_address()

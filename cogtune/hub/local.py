@@ -13,10 +13,11 @@ from cogtune.card import Kind
 from cogtune.checkpoints import STATE_NAME, checkpoints
 from cogtune.containment import leads_out, refuse_links
 from cogtune.errors import CogtuneError
-from cogtune.files import explained, read_bytes
+from cogtune.files import explained
 from cogtune.model_configs import read_index
 from cogtune.models import LORA_WEIGHTS_NAME
 from cogtune.reading import Schema, read_as, read_object
+from cogtune.sample_videos import FOLDER, step_folders
 
 INDEX_SUFFIX = ".safetensors.index.json"
 """How the name of the list of shards of one model ends."""
@@ -188,8 +189,8 @@ def newest_samples(run: Path, step: object) -> dict[str, Path]:
 
     Where there are no such folders, those in ``samples/``.
     """
-    folder = run / "samples"
-    by_step = {int(path.name[5:]): path for path in folder.glob("step-*") if path.name[5:].isdigit()}
+    by_step = dict(step_folders(run))
+    folder = run / FOLDER
     if by_step:
         reached = [number for number in by_step if not isinstance(step, int) or number <= step]
         if not reached:
@@ -197,17 +198,6 @@ def newest_samples(run: Path, step: object) -> dict[str, Path]:
         folder = by_step[max(reached)]
     videos = sorted(path for path in folder.rglob("*.mp4") if not path.name.startswith("."))
     return {path.relative_to(run).as_posix(): path for path in videos}
-
-
-def text_beside(video: Path) -> Path:
-    """Where the prompt of a video is, if anywhere: ``boat.txt`` for ``boat.mp4``, as in a dataset."""
-    return video.with_suffix(".txt")
-
-
-def prompt_beside(video: Path) -> str | None:
-    """The prompt beside a video."""
-    beside = text_beside(video)
-    return read_bytes(beside, 1 << 20).decode(errors="replace").strip() or None if beside.is_file() else None
 
 
 def stamp_beside(weights: Weights) -> Path | None:

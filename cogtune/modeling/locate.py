@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from cogtune.download import snapshot
+from cogtune.download import cached_file, snapshot
 from cogtune.errors import CogtuneError, UsageError, did_you_mean, said_by
-from cogtune.models import TINY, VARIANTS, ModelSpec, published, published_spec, read_spec
+from cogtune.models import TINY, VARIANTS, ModelSpec, Variant, published, published_spec, read_spec
 
 _CONFIGS = ("model_index.json", "*/*.json")
 _WEIGHTS = (*_CONFIGS, "*/*.safetensors", "*/*.model", "*/*.txt", "LICENSE*")
@@ -38,8 +38,8 @@ def locate(reference: str, *, weights: bool = True) -> Path:
         from cogtune.modeling.random_weights import tiny_model
 
         return tiny_model(name)
-    if reference.lower() in VARIANTS:
-        reference = VARIANTS[reference.lower()].hub_id
+    if (row := published(reference)) is not None:
+        reference = hub_id_here(row)
     if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
         raise UsageError(
             f"there is no model '{reference}'{did_you_mean(reference, VARIANTS)}",
@@ -51,6 +51,19 @@ def locate(reference: str, *, weights: bool = True) -> Path:
         patterns=_WEIGHTS if weights else _CONFIGS,
         otherwise="check the network, or give --model a folder that holds the checkpoint; tiny:2b needs no download",
     )
+
+
+def hub_id_here(row: Variant) -> str:
+    """The Hub id of a published model under which it is on this machine, its first one where it is under none.
+
+    A copy with weights is preferred to one of the configs alone.
+    """
+    weights = "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors.index.json"
+    for name in (*reversed(weights), "model_index.json"):
+        for repo_id in row.hub_ids:
+            if cached_file(repo_id, name) is not None:
+                return repo_id
+    return row.hub_id
 
 
 def spec_of(model: str) -> ModelSpec:

@@ -287,10 +287,13 @@ def _tokenizer_model() -> bytes:
     return made.getvalue()
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """The files of a published T5 tokenizer: ``spiece.model`` and the names of the special tokens."""
+def write_tokenizer(folder: Path, model: bytes, *, max_tokens: int = 226) -> None:
+    """The files of a published T5 tokenizer: ``spiece.model`` and the names of the special tokens.
+
+    Args:
+        model: a SentencePiece model whose first pieces are ``<pad>``, ``</s>`` and ``<unk>``.
+    """
     folder.mkdir()
-    model = _tokenizer_model()
     (folder / "spiece.model").write_bytes(model)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
     extra = [f"<extra_id_{number}>" for number in range(_EXTRA_IDS)]
@@ -308,7 +311,7 @@ def _write_tokenizer(folder: Path) -> None:
             "clean_up_tokenization_spaces": True,
             "extra_ids": _EXTRA_IDS,
             "legacy": True,
-            "model_max_length": 226,
+            "model_max_length": max_tokens,
             "tokenizer_class": "T5Tokenizer",
             **special,
         },
@@ -342,7 +345,7 @@ def write_pipeline(
         dtype = DTYPES["fp32" if scale == "tiny" else variant.trained_in]
     # Saving a text encoder imports DeepSpeed, which logs to stdout; that is for results
     with contextlib.redirect_stdout(sys.stderr), written_folder(folder) as aside, explained(folder):
-        _write_tokenizer(aside / "tokenizer")
+        write_tokenizer(aside / "tokenizer", _tokenizer_model())
         CogVideoXDDIMScheduler(**scheduler_config(variant, scale)).save_pretrained(aside / "scheduler")
         # The largest files that the published checkpoints have
         shards = {"text_encoder": "5GB", "transformer": "10GB", "vae": "10GB"}
@@ -402,7 +405,7 @@ def write_for_encoding(
     """
     dtype = DTYPES["fp32" if scale == "tiny" else variant.trained_in]
     with written_folder(folder) as aside, explained(folder):
-        _write_tokenizer(aside / "tokenizer")
+        write_tokenizer(aside / "tokenizer", _tokenizer_model())
         CogVideoXDDIMScheduler(**scheduler_config(variant, scale)).save_pretrained(aside / "scheduler")
         build_text_encoder(variant, scale, device=device, dtype=dtype, seed=seed).save_pretrained(
             aside / "text_encoder", max_shard_size="5GB"

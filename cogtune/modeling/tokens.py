@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cogtune.models import TINY, VARIANTS
+from cogtune.download import cached_file
+from cogtune.models import TINY, published
 
 MODEL = "spiece.model"
 
@@ -38,6 +39,20 @@ def token_counter(reference: str, id_token: str = "") -> CountTokens | None:
     return count
 
 
+def cut_short(prompts: Sequence[str], limit: int, count: CountTokens | None) -> list[str]:
+    """What is to be said of each prompt that is longer than the ``limit`` of tokens that the model reads.
+
+    Args:
+        count: as :func:`token_counter` gives it; nothing is said without.
+    """
+    counts = count(prompts) if count is not None else []
+    return [
+        f"{prompt[:40].strip()!r}... has {tokens} tokens, and the model reads {limit}: the end of it is ignored"
+        for prompt, tokens in zip(prompts, counts, strict=False)
+        if tokens > limit
+    ]
+
+
 def _tokenizer_file(reference: str) -> Path | None:
     folder = Path(reference).expanduser()
     if reference.startswith(TINY) and not folder.is_dir():
@@ -47,12 +62,8 @@ def _tokenizer_file(reference: str) -> Path | None:
     if folder.is_dir():
         file = folder / "tokenizer" / MODEL
         return file if file.is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    variant = VARIANTS.get(reference.lower())
-    try:
-        found = try_to_load_from_cache(variant.hub_id if variant else reference, f"tokenizer/{MODEL}")
-    except HFValidationError:
-        return None
-    return Path(found) if isinstance(found, str) else None
+    row = published(reference)
+    for repo_id in row.hub_ids if row is not None else (reference,):
+        if (found := cached_file(repo_id, f"tokenizer/{MODEL}")) is not None:
+            return found
+    return None

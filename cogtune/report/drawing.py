@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import queue
 import signal
 from collections import deque
@@ -14,6 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from cogtune.children import Context, end_with_creator, forking
 from cogtune.data.frames import View
 from cogtune.report.pictures import Shown, show_clip
 
@@ -58,7 +58,8 @@ def drawn(
         yield from (None if task is None else _attempt(draw, task) for task in tasks)
         return
     free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
-    processes = [_Process(draw, patience) for _ in range(workers)]
+    context = forking(["torch", "numpy", "av", "PIL.Image", "cogtune.data.frames"])
+    processes = [_Process(context, draw, patience) for _ in range(workers)]
     for process in processes:
         free.put(process)
 
@@ -98,6 +99,7 @@ def _serve(connection: Connection, draw: Draw) -> None:
     """In the process: draw what comes in until the other side hangs up."""
     import torch
 
+    end_with_creator()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the one that started us ends us
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -109,7 +111,8 @@ def _serve(connection: Connection, draw: Draw) -> None:
 class _Process:
     """One drawing process, started when it is needed and anew when it is gone."""
 
-    def __init__(self, draw: Draw, patience: float) -> None:
+    def __init__(self, context: Context, draw: Draw, patience: float) -> None:
+        self._context = context
         self._draw, self._patience = draw, patience
         self._connection: Connection | None = None
         self._process: BaseProcess | None = None
@@ -132,10 +135,8 @@ class _Process:
     def _start(self) -> Connection:
         if self._closed:
             raise EOFError
-        context = multiprocessing.get_context("forkserver")  # a process without threads forks them
-        context.set_forkserver_preload(["torch", "numpy", "av", "PIL.Image", "cogtune.data.frames"])
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._draw), daemon=True)
+        self._connection, theirs = self._context.Pipe()
+        self._process = self._context.Process(target=_serve, args=(theirs, self._draw), daemon=True)
         self._process.start()
         theirs.close()
         self._connection.recv()  # its imports are done, and take none of the clip's time

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cogtune.data.frames import View, read_image, reshape
+from cogtune.data.frames import View, reshape
+from cogtune.data.images import read_image
 from cogtune.data.video import Pixels, iter_frames
 from cogtune.geometry import Crop, Size, cover
 from cogtune.report.page import Html, tag

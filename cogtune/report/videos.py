@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,15 +10,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from cogtune import console
 from cogtune.containment import leads_out
 from cogtune.errors import CogtuneError
-from cogtune.files import read_json
-from cogtune.reading import Schema, problems_in, refuse
 from cogtune.report.page import Html, section, tag
 from cogtune.report.pictures import bytes_each, data_uri, shrink, to_jpeg
-
-FOLDER, LIST_NAME = "samples", "samples.json"
+from cogtune.sample_videos import FOLDER, read_list, step_folders
 
 MOST_STEPS = 12
 """How many steps' videos of one prompt are shown: the first, the last, and others evenly between."""
@@ -27,7 +22,6 @@ MOST_STEPS = 12
 MOST_PROMPTS = 24
 
 _POSTER_WIDTH = 320
-_STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -42,38 +36,12 @@ class Scene:
 def find_videos(output: Path) -> dict[Scene, dict[int, Path]]:
     """The videos of a run, by scene in the order of the lists, then by step. What is damaged or gone is left out."""
     found: defaultdict[Scene, dict[int, Path]] = defaultdict(dict)
-    folders = [(int(match[1]), path) for path in (output / FOLDER).glob("*") if (match := _STEP.fullmatch(path.name))]
-    for step, folder in sorted(folders):
-        for entry in _entries(folder / LIST_NAME):
-            video = folder / entry.file
-            if Path(entry.file).name == entry.file and video.is_file() and not leads_out(video, output):
-                scene = Scene(entry.prompt, Path(entry.image).name if entry.image else None, entry.seed)
-                found[scene][step] = video
+    for step, folder in step_folders(output):
+        for entry in read_list(folder):
+            scene = Scene(entry.prompt, Path(entry.image).name if entry.image else None, entry.seed)
+            if not leads_out(folder / entry.file, output):
+                found[scene][step] = folder / entry.file
     return dict(found)
-
-
-class _Entry(Schema):
-    """What the list says of one video."""
-
-    file: str
-    prompt: str = ""
-    image: str | None = None
-    seed: int | None = None
-
-
-def _entries(path: Path) -> list[_Entry]:
-    """What the list of a step says; nothing when there is none, or with a warning when it is damaged."""
-    if not path.exists():
-        return []
-    try:
-        value = read_json(path)
-        values = value if isinstance(value, list) else [value]
-        refuse((f"{path}: {problem}" for entry in values for problem in problems_in(entry, _Entry)), "")
-    except CogtuneError as error:
-        for problem in error.details or (error.message,):
-            console.warn(f"left out of the report: {problem}")
-        return []
-    return [_Entry.model_validate(entry) for entry in values]
 
 
 def spread(steps: list[int], most: int = MOST_STEPS) -> list[int]:

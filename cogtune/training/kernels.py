@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import get_default_build_root
 
+from cogtune import console
 from cogtune.locks import alone_in
 
 _FOLDER = "TORCH_EXTENSIONS_DIR"
@@ -29,7 +30,9 @@ def building() -> Iterator[None]:
     before = os.environ.get(_FOLDER)
     version = f"cogtune-{sys.implementation.cache_tag}-torch-{torch.__version__}"
     folder = Path(before or get_default_build_root()) / version
-    with alone_in(folder, wait=True):
+    with alone_in(folder, wait=True, waiting="waiting for DeepSpeed's kernels, which another process compiles"):
+        if not list(folder.glob("*/*.so")):
+            console.note("compiling DeepSpeed's kernels for this machine, once: this takes a few minutes")
         for left in folder.glob("*/lock"):
             left.unlink()
         os.environ[_FOLDER] = str(folder)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from cogtune.arrangement import Arrangement
 from cogtune.checkpoints import checkpoints
 from cogtune.config import RunConfig
 from cogtune.data.batches import Batch, Share, batches
@@ -41,6 +42,8 @@ class Training:
     """Asked after every step and while the run is looked at, by every process; the same answer for all."""
     saves: bool = True
     """Whether checkpoints are written; a bench writes none."""
+    arrangement: Arrangement | None = None
+    """Of the memory engine, where the run uses it."""
 
 
 def train(run: Training) -> bool:

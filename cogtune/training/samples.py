@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +24,20 @@ from cogtune.files import (
     read_json,
     remove_folder,
     remove_partials,
-    write_json,
 )
 from cogtune.geometry import Size
 from cogtune.modeling.locate import loading
 from cogtune.modeling.sampling import NotFinite, pipeline_class, render, scheduler_for, unit_image
 from cogtune.models import ModelSpec
+from cogtune.sample_videos import FOLDER, SampleEntry, file_name, read_list, step_folder, step_folders, write_list
 from cogtune.training.checkpoint import Trainee
-
-FOLDER = "samples"
-LIST_NAME = "samples.json"
-"""In the folder of a step: what each of its videos shows."""
-
-_STEP = re.compile(r"step-(\d+)")
-
-
-def step_folder(output: Path, step: int) -> Path:
-    """Where the sample videos of a step are, or will be."""
-    return output / FOLDER / f"step-{step:06d}"
 
 
 def remove_later(output: Path, first_step: int) -> None:
     """Delete the sample videos that a run starting from ``first_step`` makes anew, and what a killed run left."""
     remove_partials(output / FOLDER)
-    for path in (output / FOLDER).glob("*"):
-        match = _STEP.fullmatch(path.name)
-        if match and (int(match[1]) > first_step or first_step == 0):
+    for step, path in step_folders(output):
+        if step > first_step or first_step == 0:
             remove_folder(path)
 
 
@@ -75,8 +62,7 @@ class Scenes:
 
     def file_name(self, number: int) -> str:
         """What the video of prompt ``number`` is called."""
-        words = re.sub(r"[^a-z0-9]+", "-", self.prompts[number].prompt.lower()).strip("-")
-        return f"{number:02d}-{words[:40].strip('-') or 'video'}.mp4"
+        return file_name(number, self.prompts[number].prompt)
 
 
 class OneAtATime:
@@ -134,18 +120,18 @@ def make_samples(
             _render_share(trainee, scenes, aside, tell)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_json(aside / LIST_NAME, _entries(scenes, aside))
+            write_list(aside, _entries(scenes, aside))
             publish_folder(aside, target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     accelerator.wait_for_everyone()
-    return list(read_json(target / LIST_NAME))
+    return [asdict(entry) for entry in read_list(target)]
 
 
-def _entries(scenes: Scenes, folder: Path) -> list[dict[str, Any]]:
+def _entries(scenes: Scenes, folder: Path) -> list[SampleEntry]:
     return [
-        {"prompt": row.prompt, "image": row.image_file, "seed": scenes.seed, "file": scenes.file_name(number)}
+        SampleEntry(row.prompt, row.image_file, scenes.seed, scenes.file_name(number))
         for number, row in enumerate(scenes.prompts)
         if (folder / scenes.file_name(number)).is_file()
     ]

@@ -14,6 +14,7 @@ from diffusers import CogVideoXTransformer3DModel
 from safetensors import safe_open
 
 from cogtune import __version__, console
+from cogtune.arrangement import Arrangement
 from cogtune.checkpoints import check_fits, read_state
 from cogtune.config import RunConfig
 from cogtune.data.cache import Store
@@ -25,6 +26,7 @@ from cogtune.modeling.adapters import add_lora, announce_dora_to_deepspeed
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.encode import VideoEncoder
 from cogtune.modeling.locate import loading
+from cogtune.modeling.lora_files import initial_lora, start_from
 from cogtune.plan import Plan
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import Trainee
@@ -32,6 +34,7 @@ from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
 from cogtune.training.kernels import load_collectives
 from cogtune.training.loop import Training
 from cogtune.training.machines import require_one_output, require_one_run
+from cogtune.training.memory import attach_engine
 from cogtune.training.objective import Objective, Sampling
 from cogtune.training.optimizers import build_optimizer
 from cogtune.training.samples import Scenes
@@ -51,7 +54,7 @@ def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | No
     accelerator = _accelerator(plan)
     require_one_run(plan)
     require_one_output(accelerator, plan)
-    trainee = _trainee(plan, accelerator, base_dtype)
+    trainee, arrangement = _trainee(plan, accelerator, base_dtype)
     store, index = Store(plan.config.cache_dir or plan.config.data / ".cogtune"), Index.read(plan.index)
     validation = Index.read(plan.validation) if plan.validation else None
     return Training(
@@ -65,6 +68,7 @@ def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | No
         facts=facts_of(plan) | ({"validation": _about(validation)} if validation else {}),
         plans=_plans(plan, store, index, validation),
         should_stop=lambda: _any_process(accelerator, stop()),
+        arrangement=arrangement,
     )
 
 
@@ -96,7 +100,9 @@ def _accelerator(plan: Plan) -> Accelerator:
     return accelerator
 
 
-def _trainee(plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | None) -> Trainee:
+def _trainee(
+    plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | None
+) -> tuple[Trainee, Arrangement | None]:
     config, folder = plan.config, plan.checkpoint / "transformer"
     is_lora = config.type == "lora"
     with loading(folder):
@@ -116,17 +122,25 @@ def _trainee(plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | Non
             dora=config.dora,
             rslora=config.rslora,
         )
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    if _compiles(config, accelerator.device):
+        if plan.resume is None and (lora := initial_lora(config, plan.spec)) is not None:
+            start_from(transformer, lora)
+    compiled = _compiles(config, accelerator.device)
+    if compiled:
         # One graph more for each size, for no gradient, and for a first block that none passes; PyTorch gives up at 8.
         torch._dynamo.config.cache_size_limit = 8 * max(1, len(plan.buckets))
-        for block in transformer.transformer_blocks:  # all alike: compiled once, and each weight keeps its name
-            block.compile(dynamic=False)
+    arrangement = None
+    if config.uses_engine:
+        arrangement = attach_engine(plan, transformer, accelerator.device, compiled=compiled)
+    else:
+        if config.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        if compiled:
+            for block in transformer.transformer_blocks:  # all alike: compiled once, and each weight keeps its name
+                block.compile(dynamic=False)
     model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer, config))
     if config.dora and config.strategy.startswith("zero3"):
         announce_dora_to_deepspeed(transformer)
-    return Trainee(accelerator, model, transformer, optimizer, is_lora)
+    return Trainee(accelerator, model, transformer, optimizer, is_lora), arrangement
 
 
 def _load_as_fp32(folder: Path, device: torch.device) -> CogVideoXTransformer3DModel:
@@ -258,4 +272,4 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "prompt": plan.prompt,
         "dataset": {"samples": plan.samples, "digest": plan.identity["data"]},
         "identity": dict(plan.identity),
-    }
+    } | ({"init_lora": dict(plan.began_with)} if plan.began_with else {})

@@ -17,11 +17,12 @@ from cogtune.config import RunConfig
 from cogtune.data.cache import Store
 from cogtune.data.index import Row
 from cogtune.errors import CogtuneError
+from cogtune.sample_videos import step_folder
 from cogtune.training.checkpoint import Trainee
 from cogtune.training.evaluate import evaluate
 from cogtune.training.metrics import METRICS_NAME, MetricsFile, Smoothed, gib_in_use, read_metrics
 from cogtune.training.objective import Objective
-from cogtune.training.samples import Scenes, make_samples, step_folder
+from cogtune.training.samples import Scenes, make_samples
 from cogtune.training.trackers import Shown, Trackers
 
 

@@ -1,0 +1,192 @@
+"""How our processes start and end: none imports from the working folder, none outlives the one that it works for."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.context import ForkServerContext, SpawnContext
+from typing import TYPE_CHECKING
+
+from cogtune.safe_path import STANDARD_LIBRARY, search_path
+
+if TYPE_CHECKING:
+    import psutil
+
+PARENT_PID = "COGTUNE_PARENT_PID"
+"""Environment variable by which a process knows the command that it works for."""
+
+FAMILY = "COGTUNE_FAMILY"
+"""Environment variable that all processes of one piece of work share, whoever started each."""
+
+GRACE = 5.0
+"""Seconds that a process has to end in good order once the command that it works for is gone."""
+
+_LOOKS = 0.5
+"""Seconds between two looks at whether a process is still there."""
+
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows knows one way alone
+_PR_SET_PDEATHSIG = 1
+_FOLDERS = ("_HOME", "_DIR", "_CACHE", "_BUNDLE", "TMPDIR")
+
+
+Context = ForkServerContext | SpawnContext
+
+
+# ------------------------------------------------------------------------------------------------ the start
+
+
+def environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a process of ours, which is to start in :data:`STANDARD_LIBRARY`.
+
+    Args:
+        defaults: variables that it gets where the user has not set them.
+    """
+    variables = {**(defaults or {}), **os.environ}
+    for name, value in variables.items():
+        if name.endswith(_FOLDERS) and value and not value.startswith(("~", "$")):
+            variables[name] = os.path.abspath(value)  # noqa: PTH100 (it starts in another folder)
+    variables["PYTHONPATH"] = os.pathsep.join(search_path())
+    variables["PYTHONSAFEPATH"] = "1"
+    variables[PARENT_PID] = str(os.getpid())
+    return variables
+
+
+def forking(preload: Sequence[str]) -> Context:
+    """What makes processes of functions: forked by a server without threads, which has imported ``preload``.
+
+    Call it before threads are started: the server starts in another folder than this process works in.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    with _in_standard_library():
+        forkserver.ensure_running()
+    return context
+
+
+@contextlib.contextmanager
+def _in_standard_library() -> Iterator[None]:
+    try:
+        here = os.getcwd()  # noqa: PTH109
+    except OSError:  # it was deleted
+        here = STANDARD_LIBRARY
+    if os.path.realpath(here) == os.path.realpath(STANDARD_LIBRARY):
+        yield
+        return
+    os.chdir(STANDARD_LIBRARY)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+# -------------------------------------------------------------------------------------------------- the end
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that ended and was not waited for does not."""
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def find(pid: int) -> psutil.Process | None:
+    """The process of that number, when it is alive."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+    except (psutil.NoSuchProcess, psutil.AccessDenied, ValueError):
+        return None
+    return process if is_alive(process) else None
+
+
+def end_with_command(ask: Callable[[], float] = lambda: 0.0) -> None:
+    """From now on, this process ends when its parent does, or the command that it works for.
+
+    Args:
+        ask: called then, in a thread, to have it end in good order; gives the seconds after which it is killed, with
+            all of its children.
+    """
+    parent, number = os.getppid(), int(os.environ.get(PARENT_PID, "0"))
+    command = find(number) if number else None
+    if number and command is None:
+        _kill_this_with_children()
+
+    def wait() -> None:
+        while os.getppid() == parent and (command is None or is_alive(command)):
+            time.sleep(_LOOKS)
+        time.sleep(ask())
+        _kill_this_with_children()
+
+    threading.Thread(target=wait, daemon=True, name="cogtune-lifeline").start()
+
+
+def end_with_creator() -> None:
+    """From now on, this process of :mod:`multiprocessing` is killed when the one that wanted it ends."""
+    if sys.platform == "linux":  # even where a library keeps Python's threads from running
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(_KILL), 0, 0, 0)
+    creator = multiprocessing.parent_process()
+    if creator is None:
+        return
+
+    def wait() -> None:
+        creator.join()
+        os.kill(os.getpid(), _KILL)
+
+    threading.Thread(target=wait, daemon=True, name="cogtune-lifeline").start()
+
+
+def _kill_this_with_children() -> None:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+    os.kill(os.getpid(), _KILL)
+
+
+def members(name: str, value: str) -> list[psutil.Process]:
+    """The processes that are alive and in whose environment ``name`` had ``value`` from their start."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(name) == value and is_alive(process):
+                found.append(process)
+    return found
+
+
+def kill_family(family: str, *, grace: float = 0.0) -> None:
+    """Kill what is left of a piece of work: whoever started it, and whoever is its parent by now.
+
+    Args:
+        family: the value of :data:`FAMILY` that they share.
+        grace: seconds that they have to end by themselves.
+    """
+    import psutil
+
+    until = time.monotonic() + grace
+    while left := members(FAMILY, family):
+        if time.monotonic() >= until:
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        if time.monotonic() > until + 10:  # the system itself holds them: nobody can do more
+            return
+        time.sleep(0.05)

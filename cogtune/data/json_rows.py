@@ -1,0 +1,106 @@
+"""Tables of JSON objects: a line each (JSON Lines), or all of them in one array."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cogtune.data.delimited import Table
+from cogtune.data.findings import Finding, finding, not_utf8
+from cogtune.data.folder import Folder
+from cogtune.data.layouts import shortened
+from cogtune.data.lines import lines_of
+from cogtune.errors import CogtuneError
+
+_HEAD = 4096
+
+_EXAMPLE = '{"file_name": ..., "prompt": ...}'
+
+
+class _Repeated(ValueError):
+    """A name that an object has twice: which of the two is meant cannot be known."""
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        repeated, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise _Repeated(f"it has {shortened(repeated, 60)!r} twice")
+    return value
+
+
+def is_array(path: Path) -> bool:
+    """Whether a JSON file begins as an array of objects does."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").split()
+    except OSError:
+        return False
+    return b"".join(head).startswith((b"[{", b"[]"))
+
+
+def read_json_rows(folder: Folder, name: str, findings: list[Finding]) -> Table:
+    """The objects in a file; what is wrong with a line or an item becomes a finding."""
+    data = folder.read_text(name, findings)
+    if data is None:
+        return Table((), ())
+    if is_array(folder.root / name):
+        return _read_array(folder, name, data, findings)
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    columns: dict[str, None] = {}
+    for number, line in lines_of(data):
+        if isinstance(line, UnicodeDecodeError):
+            findings.append(not_utf8(name, number, line))
+            continue
+        if not line:
+            continue
+        where = f"{name}:{number}"
+        try:
+            value = json.loads(line, object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
+            reason = f"cannot be read: {error}" if isinstance(error, _Repeated) else f"is not JSON: {error}"
+            findings.append(finding("bad-row", where, f"line {number} {reason}", f"a line is one sample: {_EXAMPLE}"))
+            continue
+        if isinstance(value, dict):
+            columns.update(dict.fromkeys(value))
+            rows.append((number, value))
+        else:
+            findings.append(_no_object(where, f"line {number}", line))
+    return Table(tuple(columns), rows)
+
+
+def _read_array(folder: Folder, name: str, data: bytes, findings: list[Finding]) -> Table:
+    """The items of an array.
+
+    Raises:
+        CogtuneError: it is not JSON.
+    """
+    try:
+        values = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"{name} is not UTF-8: 0x{data[error.start]:02x} in line {line}"
+        findings.append(finding("not-utf8", f"{name}:{line}", message, f"save {name} again as UTF-8"))
+        return Table((), ())
+    except (ValueError, RecursionError) as error:
+        raise CogtuneError(
+            f"{name} begins as a JSON array, and cannot be read as one: {error}", f"an item is one sample: {_EXAMPLE}"
+        ) from error
+    folder.taken(name, "it is a JSON array, read as a table with an item for each sample", name)
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    columns: dict[str, None] = {}
+    for number, value in enumerate(values, start=1):
+        if isinstance(value, dict):
+            columns.update(dict.fromkeys(value))
+            rows.append((number, value))
+        else:
+            findings.append(_no_object(f"{name}:{number}", f"item {number}", repr(value)))
+    return Table(tuple(columns), rows)
+
+
+def _no_object(where: str, what: str, shown: str) -> Finding:
+    message = f"{what} holds {shortened(shown, 40)}, not names with values"
+    return finding("bad-row", where, message, f"a sample is an object: {_EXAMPLE}")

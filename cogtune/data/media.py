@@ -1,0 +1,69 @@
+"""Which files are clips, images and captions, by their names."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".divx",
+        ".dv",
+        ".f4v",
+        ".flv",
+        ".m1v",
+        ".m2v",
+        ".m4v",
+        ".mjpeg",
+        ".mjpg",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpe",
+        ".mpeg",
+        ".mpg",
+        ".mxf",
+        ".nut",
+        ".ogm",
+        ".ogv",
+        ".qt",
+        ".rm",
+        ".rmvb",
+        ".vob",
+        ".webm",
+        ".wmv",
+        ".y4m",
+    }
+)
+"""File names that are taken for clips in a layout without a list of them (compared in lower case)."""
+
+ALSO_SUFFIXES = frozenset({".apng", ".avif", ".gif", ".m2ts", ".mts", ".ts", ".webp"})
+"""Names of clips and of other things too: they are clips where a caption lies beside them."""
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff"})
+
+CAPTION_SUFFIX = ".txt"
+
+OTHER_CAPTION_SUFFIXES = (".caption", ".captions", ".cap", ".prompt")
+"""Names of captions beside clips in other programs, in the order of preference."""
+
+CAPTION_FOLDERS = ("labels", "captions", "caption", "prompts", "texts", "text", "txt")
+"""Folders in which captions lie, under their clips' names, in other programs; in the order of preference."""
+
+
+def is_clip(file: PurePosixPath) -> bool:
+    """Whether a file is a clip, by its name."""
+    return file.suffix.lower() in VIDEO_SUFFIXES
+
+
+def may_be_clip(file: PurePosixPath) -> bool:
+    """Whether a file is a clip by its name, or may be one."""
+    return file.suffix.lower() in VIDEO_SUFFIXES or file.suffix.lower() in ALSO_SUFFIXES
+
+
+def is_image(file: PurePosixPath) -> bool:
+    """Whether a file is a still, by its name."""
+    return file.suffix.lower() in IMAGE_SUFFIXES

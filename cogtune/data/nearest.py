@@ -1,0 +1,135 @@
+"""The nearest thing to what is not there: read where it is plain what is meant, else named in the hint."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import posixpath
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from cogtune.data.findings import listed
+from cogtune.data.folder import Folder
+from cogtune.data.media import may_be_clip
+from cogtune.data.spelling import nfc, normal, unquoted
+
+_MOST_COMPARED = 5000
+"""Names that are compared with those that are not there, in all: what grows with the product would have no end."""
+
+_MOST_ALIKE = 20
+"""Names in one spelling that are looked at."""
+
+_TABLES = {".xlsx", ".xls", ".ods", ".xml", ".yaml", ".yml", ".db", ".sqlite", ".feather"}
+_PACKED = {".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"}
+
+
+class Nearest:
+    """Finds the nearest file to paths that are not there; each costs little, however many they are."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self._prefixes: list[str] = []
+        """What was missing in front of paths so far: what one lacks, the next one does, too."""
+        self._patience = _MOST_COMPARED
+
+    def same_file(self, text: str) -> tuple[PurePosixPath, str] | None:
+        """The one file that a path which is not there must mean, and how it differs; None when that is not plain."""
+        plain = unquoted(text)
+        slashed = plain if "/" in plain else plain.replace("\\", "/")
+        path = posixpath.normpath(slashed)
+        there = self.folder.by_spelling.get(normal(path), [])
+        alike = [file for file in there[:_MOST_ALIKE] if nfc(str(file)) == nfc(path)] or there
+        if len(alike) != 1:
+            return None
+        if plain != text:
+            return alike[0], "quotes around a path are not part of it"
+        if slashed != plain:
+            return alike[0], "\\ in a path is read as /"
+        if nfc(str(alike[0])) == nfc(path):
+            return alike[0], "a path and its file's name are in different Unicode forms (NFC and NFD)"
+        return alike[0], "a path and its file's name differ in upper and lower case"
+
+    def where_to_look(self, text: str) -> str:
+        """The hint about a path that is not there: the nearest file, or where paths start."""
+        path = PurePosixPath(posixpath.normpath(unquoted(text).replace("\\", "/")))
+        if "://" in text:
+            return "download it into the dataset's folder, and write its path there"
+        if found := self.elsewhere(text):
+            return f"paths start at the dataset's folder: write {found}"
+        if not path.is_absolute() and path.name:
+            of_stem = self.folder.by_stem.get(normal(str(path.with_suffix(""))), [])
+            if clips := [file for file in of_stem[:_MOST_ALIKE] if may_be_clip(file) == may_be_clip(path)]:
+                return f"{listed(clips, 3)} is there: write that if it is meant"
+            if near := self._misspelt(path):
+                return f"did you mean {near}?"
+        return f"paths start at {self.folder.root}"
+
+    def elsewhere(self, text: str) -> str:
+        """The file that a path means in another folder of the dataset; empty when there is none, or several."""
+        path = posixpath.normpath(unquoted(text).replace("\\", "/"))
+        wanted = normal(path).lstrip("/")
+        for prefix in self._prefixes:
+            if found := self.folder.by_spelling.get(prefix + wanted):
+                return str(found[0])
+        parts = wanted.split("/")
+        for begin in range(len(parts)):  # a path of another machine: its end may be the same
+            if found := self.folder.by_spelling.get("/".join(parts[begin:])):
+                return str(found[0])
+        of_name = self.folder.by_name.get(parts[-1], [])
+        if len(of_name) > self._patience:
+            return ""
+        self._patience -= len(of_name)
+        for file in of_name:
+            if normal(str(file)).endswith(f"/{wanted}"):
+                self._prefixes.append(normal(str(file)).removesuffix(wanted))
+                return str(file)
+        return str(of_name[0]) if len(of_name) == 1 else ""
+
+    def _misspelt(self, path: PurePosixPath) -> str:
+        if len(self.folder.files) > self._patience:
+            return ""
+        self._patience -= len(self.folder.files)
+        names = [str(file) for file in self.folder.files if file.suffix.lower() == path.suffix.lower()]
+        near = difflib.get_close_matches(str(path), names, n=1, cutoff=0.8)
+        return near[0] if near else ""
+
+
+def same_name(name: str, there: Iterable[str], others: Sequence[str] = ()) -> str | None:
+    """The file among ``there`` that is called ``name``, or so but for upper and lower case, or as one of ``others``."""
+    known = sorted(there)
+    if name in known:
+        return name
+    for wanted in (name, *others):
+        alike = [other for other in known if normal(other) == normal(wanted)]
+        if alike:
+            return alike[0]
+    return None
+
+
+def look_alike(path: Path) -> str:
+    """The hint about a file of the user's that is not there: the nearest name in its folder, or nothing."""
+    try:
+        names = [other.name for other in itertools.islice(path.parent.iterdir(), _MOST_COMPARED)]
+    except OSError:
+        return ""
+    same = [name for name in names if normal(name) == normal(unquoted(path.name))]
+    near = same or difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def what_is_there(folder: Folder) -> str:
+    """What a folder that is no dataset holds instead, with what would make one of it; empty when there is nothing."""
+    tables = [name for name in folder.top if PurePosixPath(name).suffix.lower() in _TABLES]
+    objects = [name for name in folder.top if name.lower().endswith(".json")]
+    packed = [name for name in folder.top if PurePosixPath(name).suffix.lower() in _PACKED]
+    shards = [name for name in folder.top if name.lower().endswith((".tar", ".arrow"))]
+    lists = [name for name in folder.subfolders if same_name("videos.txt", folder.files_in(name)) is not None]
+    if lists:
+        return f"{listed(lists, 3)} in it holds lists: give that folder"
+    if shards:
+        return f"{listed(shards, 3)} is there: --format datasets reads what the datasets library can load"
+    if tables:
+        return f"{listed(tables, 3)} is there: save it as CSV"
+    if objects:
+        return f"{listed(objects, 3)} is there, but holds no array of objects, one for each sample"
+    return f"{listed(packed, 3)} is there: unpack it first" if packed else ""

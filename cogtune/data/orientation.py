@@ -1,0 +1,68 @@
+"""How players show a stored frame: its whole display matrix, mirrors included."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import av.video
+    import numpy as np
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """One of the eight ways in which a frame can be shown: mirrored left to right first, then turned.
+
+    Args:
+        turns: quarter turns counterclockwise, 0 to 3.
+        mirrored: whether left and right change places before the turn.
+    """
+
+    turns: int = 0
+    mirrored: bool = False
+
+    @property
+    def on_its_side(self) -> bool:
+        """Whether height and width change places."""
+        return self.turns % 2 == 1
+
+    def apply(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The stored frame ``[H, W, 3]`` as it is shown."""
+        import numpy as np
+
+        return np.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)
+
+
+_DISPLAY_MATRIX = "DISPLAYMATRIX"
+
+
+def orientation_of(frame: av.VideoFrame) -> Orientation:
+    """The orientation that a decoded frame's display matrix asks for; arbitrary angles become the nearest quarter."""
+    data: Any = frame.side_data.get(_DISPLAY_MATRIX)
+    return Orientation() if data is None else from_matrix(bytes(data))
+
+
+def from_matrix(matrix: bytes) -> Orientation:
+    """The orientation that a display matrix stands for.
+
+    Args:
+        matrix: nine 32-bit integers ``a b u, c d v, x y w`` in the byte order of this machine, as libavutil keeps
+            them: a stored point (p, q) is shown at (a p + c q, b p + d q), with q counted downwards.
+    """
+    if len(matrix) != 36:
+        return Orientation()
+    a, b, _, c, d, *_ = struct.unpack("=9i", matrix)
+    mirrored = a * d - b * c < 0
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Orientation(2 if d < 0 else 0, mirrored)
+    # the stored frame's left-to-right axis becomes the vertical one: upwards after one turn, or one of a mirrored frame
+    upwards = b < 0
+    return Orientation(1 if upwards != mirrored else 3, mirrored)
+
+
+def turned_by_rotation(frame: av.VideoFrame) -> Orientation:
+    """What a decoder does that knows a display matrix by its angle alone."""
+    return Orientation(round(frame.rotation / 90) % 4)

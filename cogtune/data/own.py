@@ -1,0 +1,71 @@
+"""What cogtune itself writes into a dataset's folder: known as such, so that it is never read as data.
+
+A run's folder is known by what lies in it, a checkpoint, a step's sample videos and a cache likewise; a video of
+``cogtune infer`` by a comment in the file; a quarantine file by its first line. Layouts that name their files, lists
+and tables, read what they name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+MARK = "sampled by cogtune"
+"""The comment in the metadata of every video that cogtune samples."""
+
+QUARANTINE_HEADER = "# samples to leave out: "
+"""What a quarantine file begins with."""
+
+RUN_FILES = frozenset({"metrics.jsonl", "run.yaml", "report.html", "machine.json", "trackers.json", "merge.json"})
+"""Files that a run leaves in its folder."""
+
+_HEAD = 1 << 20
+"""Bytes from a video's beginning within which its metadata are: they are written in front."""
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_SAMPLES = re.compile(r"step-\d+")
+_LAUNCH = re.compile(r"launch(-.+)?|dry-run")
+_LOGS = "logs"
+
+
+def is_run(folders: Collection[str], files: Collection[str]) -> bool:
+    """Whether a folder of this content is a run's: it says how it was configured, and holds something of a run."""
+    made = any(_LAUNCH.fullmatch(name) or _CHECKPOINT.fullmatch(name) or name == "samples" for name in folders)
+    return made and ("run.yaml" in files or "metrics.jsonl" in files)
+
+
+def is_own(name: str, folders: Collection[str], files: Collection[str]) -> bool:
+    """Whether a folder of this name and content was written by cogtune as a whole."""
+    return (
+        is_run(folders, files)
+        or ("state.json" in files and _CHECKPOINT.fullmatch(name) is not None)
+        or ("samples.json" in files and _SAMPLES.fullmatch(name) is not None)
+        or ("files.json" in files and "latents" in folders)
+    )
+
+
+def of_run(name: str) -> bool:
+    """Whether a folder of this name, in a run's folder, is the run's; ``samples`` may hold something else, too."""
+    return name == _LOGS or (_LAUNCH.fullmatch(name) or _CHECKPOINT.fullmatch(name)) is not None
+
+
+def is_sampled(video: Path) -> bool:
+    """Whether a video was sampled by cogtune; False for one that cannot be read."""
+    return _begins_with(video, MARK, _HEAD)
+
+
+def is_quarantine(text: Path) -> bool:
+    """Whether a text file is a list of samples to leave out, written by ``dataset validate``."""
+    return _begins_with(text, QUARANTINE_HEADER, len(QUARANTINE_HEADER))
+
+
+def _begins_with(path: Path, text: str, most: int) -> bool:
+    """Whether ``text`` is within the first ``most`` bytes of a file."""
+    try:
+        if not path.is_file():  # a pipe would be waited for without end
+            return False
+        with path.open("rb") as file:
+            return text.encode() in file.read(most)
+    except OSError:
+        return False

@@ -1,0 +1,218 @@
+"""What a clip is: its size, colours and orientation from one frame, its frames and their times from its packets.
+
+Packets are not frames: some are shown never, or with another one, and some cannot be decoded because what they build on
+was cut away. Where packets leave a doubt, the clip is decoded to be sure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cogtune.data.container import DamagedVideo, VideoInfo, decoded_frames, demuxed, import_av, opened
+from cogtune.data.orientation import orientation_of
+from cogtune.data.timing import Timing, measure
+
+if TYPE_CHECKING:
+    import av.container
+    import av.packet
+    import av.video
+
+
+def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
+    """What the clip in ``path`` is, from its container and its first decoded frame; if need be, from all of them.
+
+    Args:
+        tick: called again and again while frames come.
+
+    Raises:
+        VideoError: the clip is missing, empty, no video, cut short or damaged.
+    """
+    with opened(path) as (container, stream):
+        start = _start(path, container, stream)
+        frame = start.frame
+        count, ticks = _shown_frames(path, container, stream, start, tick)
+        timing = _timing(stream, count, ticks)
+        shown = orientation_of(frame)
+        height, width = (frame.width, frame.height) if shown.on_its_side else (frame.height, frame.width)
+        aspect = float(stream.sample_aspect_ratio or 1)
+        return VideoInfo(
+            num_frames=count,
+            fps=timing.fps,
+            height=height,
+            width=width,
+            duration=(timing.times[-1] if timing.times else (count - 1) / timing.fps) + 1 / timing.fps,
+            codec=stream.codec_context.codec.canonical_name,
+            pixel_format=frame.format.name,
+            rotation=90 * shown.turns,
+            pixel_aspect=1 / aspect if shown.on_its_side else aspect,
+            bits=max(component.bits for component in frame.format.components),
+            hdr=_hdr(stream.codec_context),
+            alpha=_has_alpha(frame, stream),
+            uneven=timing.uneven,
+            mirrored=shown.mirrored,
+            interlaced=frame.interlaced_frame,
+            times=timing.times,
+        )
+
+
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+_BT2020_PRIMARIES = 9
+"""Numbers of ITU-T H.273."""
+
+
+def _hdr(context: Any) -> str:
+    return _HDR_TRANSFERS.get(context.color_trc) or ("BT.2020" if context.color_primaries == _BT2020_PRIMARIES else "")
+
+
+def _has_alpha(frame: av.VideoFrame, stream: av.video.VideoStream) -> bool:
+    """Whether a pixel has an opacity; WebM keeps it apart from the picture, and says so in a tag."""
+    return any(component.is_alpha for component in frame.format.components) or stream.metadata.get("alpha_mode") == "1"
+
+
+# ---------------------------------------------------------------------------------------------- the first frame
+
+
+@dataclass(frozen=True)
+class _Start:
+    """How a clip begins.
+
+    Args:
+        frame: its first, whole.
+        clean: whether its first packet is a key frame, and its second one is shown after it.
+    """
+
+    frame: av.VideoFrame
+    clean: bool
+
+
+def _start(path: Path, container: av.container.InputContainer, stream: av.video.VideoStream) -> _Start:
+    """How a clip begins: from its first packets alone if these will do, which spares the frames in the queue."""
+    av = import_av()
+    with contextlib.suppress(av.FFmpegError):
+        packets = container.demux(stream)
+        first = next(packets)
+        for frame in [*first.decode(), *stream.codec_context.decode(None)]:
+            if not frame.is_corrupt:
+                # frames that build on what was cut away come right after the first key frame, and are shown before it
+                second = next(packets)
+                later = first.pts is not None and second.pts is not None and second.pts > first.pts
+                return _Start(frame, first.is_keyframe and (later or not second.size))
+    with opened(path) as (again, stream_again):
+        for frame in decoded_frames(path, again, stream_again):
+            return _Start(frame, False)
+    raise DamagedVideo(path, "has a video stream without a single frame")
+
+
+# ------------------------------------------------------------------------------------------- counting frames
+
+
+def _shown_frames(
+    path: Path,
+    container: av.container.InputContainer,
+    stream: av.video.VideoStream,
+    start: _Start,
+    tick: Callable[[], None],
+) -> tuple[int, Sequence[int]]:
+    """How many frames decoding gives, and when each is shown, in rising ticks of the stream.
+
+    The timestamps are as many as the frames, or it is not known to which frame each belongs and there are none.
+    """
+    codec = stream.codec_context.codec
+    in_mp4 = "mp4" in container.format.name
+    reliable = start.clean and (codec.intra_only or codec.canonical_name in _FRAMES_AS_PACKETS or in_mp4)
+    index = stream.index_entries
+    if (
+        reliable
+        and stream.frames
+        and len(index) == stream.frames
+        and codec.canonical_name not in _SHOWN
+        and all(entry.size for entry in index)
+    ):
+        times = [entry.timestamp for entry in index if not entry.is_discard]
+        timing = measure(times, _tick_of(stream))
+        if timing is None or not timing.times:  # else these are times of decoding, and not those of showing
+            return len(times), times
+    shown = _shown_packets(path, codec.canonical_name, tick)
+    stamps = sorted(packet for packet in shown if packet is not None)
+    whole_packets = in_mp4 or not start.frame.interlaced_frame  # else each field of a frame may be a packet
+    if reliable and whole_packets and len(set(stamps)) == len(shown) and stamps[0] == shown[0]:
+        return len(shown), stamps
+    frames = _decoded_times(path, tick)
+    if len(stamps) == len(frames):
+        return len(frames), stamps
+    known = [time for time in frames if time is not None]
+    return len(frames), known if len(known) == len(frames) else ()
+
+
+_FRAMES_AS_PACKETS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
+"""Codecs of which a packet holds one frame in any container, but for what is looked at here; others may pack several
+into one, or leave one empty. What decodes without other frames does neither."""
+
+
+def _shown_packets(path: Path, codec: str, tick: Callable[[], None]) -> list[int | None]:
+    """The timestamp of each packet that holds a frame which is shown."""
+    is_shown: Callable[[Any], bool] = _SHOWN.get(codec, lambda _: True)
+    with opened(path) as (container, stream):
+        found = []
+        for packet in demuxed(path, container, stream):
+            tick()
+            if packet.size and not packet.is_discard and is_shown(packet):
+                found.append(packet.pts)
+        return found
+
+
+def _decoded_times(path: Path, tick: Callable[[], None]) -> list[int | None]:
+    """The timestamp of each frame that decoding gives."""
+    with opened(path) as (container, stream):
+        times = []
+        for frame in decoded_frames(path, container, stream):
+            tick()
+            times.append(frame.pts)
+        return times
+
+
+def _vp8_is_shown(packet: Any) -> bool:
+    """The bit ``show_frame`` of RFC 6386, 9.1."""
+    return bool(memoryview(packet)[0] & 0x10)
+
+
+def _vp9_is_shown(packet: Any) -> bool:
+    """Whether a packet shows a frame: by its uncompressed header, or as a superframe, which ends in one that is shown.
+
+    VP9 bitstream specification, 6.2 and annex B.
+    """
+    data = memoryview(packet)
+    marker = data[-1]
+    length = 2 + ((marker >> 3 & 3) + 1) * ((marker & 7) + 1)
+    if marker & 0xE0 == 0xC0 and len(data) >= length and data[-length] == marker:
+        return True
+    place = 2 if data[0] & 0x30 == 0x30 else 3  # profile 3 has a reserved bit before it
+    existing, shown = data[0] >> place & 1, data[0] >> (place - 2) & 1
+    return bool(existing or shown)
+
+
+_SHOWN: dict[str, Callable[[Any], bool]] = {"vp8": _vp8_is_shown, "vp9": _vp9_is_shown}
+"""Of codecs with packets whose frames are never shown: how to tell."""
+
+
+# ---------------------------------------------------------------------------------------------------- times
+
+
+def _tick_of(stream: av.video.VideoStream) -> Fraction:
+    return stream.time_base or Fraction(1, 1000)
+
+
+def _timing(stream: av.video.VideoStream, count: int, ticks: Sequence[int]) -> Timing:
+    """The timing that the timestamps show; without usable ones, what the container claims."""
+    claimed = (stream.average_rate, stream.guessed_rate)
+    timing = measure(ticks, _tick_of(stream), claimed)
+    if timing is not None:
+        return timing
+    duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+    rate = claimed[0] or (None if count == 1 else claimed[1])
+    return Timing(float(rate) if rate else count / duration if duration else 1.0)

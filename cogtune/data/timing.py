@@ -1,0 +1,161 @@
+"""When a clip's frames are shown: its rate measured from timestamps, and frames chosen by them.
+
+Times are seconds from the clip's first frame on. Of a clip whose frames are evenly spaced none are kept: its rate says
+it all, and :mod:`cogtune.geometry` chooses among its frames.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate, pairwise
+from statistics import median_low
+
+SAME_TIME = 0.1
+"""By how much of the usual gap a frame may be off and still count as evenly spaced."""
+
+PAUSE = 3.0
+"""A gap of more than this many usual ones is a pause, and says nothing about the rate."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When the frames of a clip are shown.
+
+    Args:
+        fps: frames a second; of an uneven clip, outside its pauses.
+        times: of each frame, rising; empty when they are evenly spaced at ``fps``.
+        uneven: the share (0 to 1) of the clip's time by which its gaps are longer or shorter than the usual one.
+    """
+
+    fps: float
+    times: tuple[float, ...] = ()
+    uneven: float = 0.0
+
+
+def measure(ticks: Sequence[int], tick: Fraction, claimed: Iterable[Fraction | None] = ()) -> Timing | None:
+    """The timing that timestamps show; None when they show none, being fewer than two or all alike.
+
+    Args:
+        ticks: the timestamp of each frame, in the order in which frames are shown.
+        tick: seconds of one.
+        claimed: rates that the container or the codec names. The first that agrees with the timestamps, which are
+            rounded to their ticks, is taken for the exact one.
+    """
+    gaps = [later - earlier for earlier, later in pairwise(ticks)]
+    rising = [gap for gap in gaps if gap > 0]
+    if not rising:
+        return None
+    usual = median_low(rising)
+    times = [*accumulate((usual if gap < 0 else gap for gap in gaps), initial=0)]  # a clock set back goes on
+    measured = Fraction(len(gaps), times[-1]) / tick
+    for rate in (*claimed, measured):
+        if rate and _is_even(times, float(1 / rate / tick)):
+            return Timing(float(rate))
+    moving = [gap for gap in rising if gap <= PAUSE * usual]
+    fps = len(moving) / (sum(moving) * tick)
+    off = sum(abs(gap - usual) for gap in gaps if abs(gap - usual) > _rounding(usual))
+    return Timing(float(fps), tuple(round(float(time * tick), 6) for time in times), min(1.0, off / times[-1]))
+
+
+def _is_even(times: Sequence[int], gap: float) -> bool:
+    """Whether frames are at multiples of ``gap``, give or take the tick that their times are rounded to."""
+    allowed = _rounding(gap)
+    return all(abs(time - index * gap) <= allowed for index, time in enumerate(times))
+
+
+def _rounding(gap: float) -> float:
+    """By how many ticks a frame may be off: what rounding explains, but never a frame that is missing."""
+    return max(min(1.0, gap / 4), SAME_TIME * gap)
+
+
+# ------------------------------------------------------------------------------------------- choosing frames
+
+
+def at_rate(times: Sequence[float], fps: float, start: int = 0) -> list[int]:
+    """As many frames as there are at ``fps`` from frame ``start`` on: those nearest to ``k / fps`` seconds after it.
+
+    A gap longer than ``1 / fps`` counts as that long, so that no frame is taken twice: what stands still is passed
+    over, and a part slower than ``fps`` is taken frame by frame.
+    """
+    if start >= len(times):
+        return []
+    gaps = [later - earlier for earlier, later in pairwise(times[start:])]
+    clock = _clock(gaps, 1 / fps)
+    reach = clock[-1] + min([1 / fps, *gaps[-1:]]) / 2
+    chosen, count = [start], 1
+    while (target := count / fps) < reach - _SAME:
+        index = start + _nearest(clock, target)
+        if index <= chosen[-1]:  # the clip's end
+            break
+        chosen.append(index)
+        count += 1
+    return chosen
+
+
+def spread(times: Sequence[float], first: int, end: int, num_frames: int) -> list[int]:
+    """``num_frames`` frames spread evenly in time from frame ``first`` to frame ``end - 1``, none twice.
+
+    A gap longer than the distance between the frames taken counts as that long.
+
+    Raises:
+        ValueError: there are too few to choose from; the message says how many it needs.
+    """
+    if end - first < num_frames:
+        raise ValueError(f"needs {num_frames} frames to spread {num_frames} over it, but has {max(0, end - first)}")
+    if num_frames == 1:
+        return [first]
+    gaps = [later - earlier for earlier, later in pairwise(times[first:end])]
+    rest, parts = sum(gaps), num_frames - 1
+    for gap in sorted(gaps, reverse=True):
+        if parts <= 1 or gap * parts <= rest:
+            break
+        rest, parts = rest - gap, parts - 1  # longer than what is left for each: it is one step by itself
+    step = rest / parts
+    clock = _clock(gaps, step)
+    chosen = [first]
+    for number in range(1, num_frames - 1):
+        index = first + _nearest(clock, number * step)
+        chosen.append(min(max(index, chosen[-1] + 1), end - num_frames + number))
+    return [*chosen, end - 1]
+
+
+def last_start(times: Sequence[float], fps: float, num_frames: int, first: int, end: int) -> int:
+    """The last frame from ``first`` on that ``num_frames`` frames at ``fps`` can start from and end before ``end``.
+
+    ``first`` itself where there is none.
+    """
+    low, high = first, max(first, end - num_frames)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(at_rate(times[:end], fps, middle)) >= num_frames:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def standstill(times: Sequence[float], longest: float) -> float:
+    """Seconds by which gaps between frames are longer than ``longest``, all together."""
+    return sum(max(0.0, later - earlier - longest) for earlier, later in pairwise(times))
+
+
+_SAME = 1e-6
+"""Times are kept to the microsecond."""
+
+
+def _clock(gaps: Sequence[float], longest: float) -> list[float]:
+    """The times of frames where no gap counts as longer than ``longest``."""
+    return [*accumulate((min(gap, longest) for gap in gaps), initial=0.0)]
+
+
+def _nearest(clock: Sequence[float], target: float) -> int:
+    """The frame nearest to ``target``; of two equally near, the later."""
+    later = bisect_left(clock, target - _SAME)
+    if later == len(clock):
+        return later - 1
+    if later and target - clock[later - 1] < clock[later] - target - _SAME:
+        return later - 1
+    return later

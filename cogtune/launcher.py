@@ -1,0 +1,25 @@
+"""``accelerate launch`` in a process of ours: it ends when the command that started it does.
+
+Started by :mod:`cogtune.launch` as ``python -m cogtune.launcher`` with the words behind ``accelerate launch``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cogtune import console
+from cogtune.children import GRACE, end_with_command
+
+
+def main() -> None:
+    """Run ``accelerate launch``; it exits with its own status."""
+    end_with_command(lambda: GRACE + 1)  # the workers have until then, and one of them a checkpoint to write
+    sys.stdout, sys.stderr = console.lenient(sys.stdout), console.lenient(sys.stderr)
+    from accelerate.commands.accelerate_cli import main as accelerate
+
+    sys.argv[:1] = ["accelerate", "launch"]
+    accelerate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""The memory engine: frozen weights streamed through the card, activations kept or moved, blocks compiled."""
+
+from cogtune.modeling.engine.engine import Engine, attach
+
+__all__ = ["Engine", "attach"]

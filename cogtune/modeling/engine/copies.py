@@ -1,0 +1,40 @@
+"""Copies between host and card that run beside the computation; plain copies on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class CopyLane:
+    """A stream of copies in one direction, ordered against the computation's stream.
+
+    On a device without streams a copy is made at once and every event is None.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def copy(self, target: Tensor, source: Tensor, *, after: torch.cuda.Event | None = None) -> torch.cuda.Event | None:
+        """Copy once all that was enqueued for computation so far is done; an event of the copy's end.
+
+        Args:
+            after: an event of another lane that the copy has to wait for too.
+        """
+        if self._stream is None:
+            target.copy_(source)
+            return None
+        self._stream.wait_event(torch.cuda.current_stream(self._device).record_event())
+        if after is not None:
+            self._stream.wait_event(after)
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+        done: torch.cuda.Event = self._stream.record_event()
+        return done
+
+
+def wait_for(event: torch.cuda.Event | None) -> None:
+    """Have the computation that is enqueued from here on wait for a copy."""
+    if event is not None:
+        torch.cuda.current_stream().wait_event(event)

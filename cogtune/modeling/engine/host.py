@@ -1,0 +1,100 @@
+"""Host memory for what is not on the card: large regions, pinned where the system gives pinned memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 256
+_PORTABLE = 1
+"""``cudaHostRegisterPortable``: pinned for every context of the process."""
+
+SMALLEST_REGION = 2**28
+_OF_LARGE = 8.4
+"""A new region has room for so many tensors like the one that asked for it: eight, and the small ones between them."""
+
+
+def aligned(size: int) -> int:
+    """``size`` in bytes, rounded up to where a tensor may start."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+@dataclass
+class _Region:
+    memory: Tensor
+    used: int = 0
+
+
+class HostArena:
+    """Regions of host memory that are handed out from the front and all taken back at once.
+
+    PyTorch rounds each pinned allocation up to a power of two; here pages are registered with CUDA as they are.
+    """
+
+    def __init__(self, *, pin: bool, tell: Callable[[str], None] = lambda _: None) -> None:
+        """An empty arena.
+
+        Args:
+            pin: whether to register the memory with CUDA, so that copies run beside the computation.
+            tell: told once when the system does not give pinned memory.
+        """
+        self._pin = pin
+        self._tell = tell
+        self._regions: list[_Region] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes asked of the system."""
+        return sum(region.memory.numel() for region in self._regions)
+
+    def take(self, size: int) -> Tensor:
+        """``size`` bytes as uint8; what they hold is not defined."""
+        room = aligned(size)
+        for region in self._regions:
+            if region.used + room <= region.memory.numel():
+                break
+        else:
+            region = self.reserve(max(SMALLEST_REGION, int(room * _OF_LARGE)))
+        region.used += room
+        return region.memory[region.used - room : region.used - room + size]
+
+    def reserve(self, size: int) -> _Region:
+        """Ask the system for a region of ``size`` bytes at once."""
+        self._regions.append(_Region(self._allocate(size)))
+        return self._regions[-1]
+
+    def reset(self) -> None:
+        """Hand out from the front again: what was taken is free."""
+        for region in self._regions:
+            region.used = 0
+
+    def _allocate(self, size: int) -> Tensor:
+        region = torch.empty(size, dtype=torch.uint8)
+        if self._pin:
+            problem = _register(region)
+            if problem is not None:
+                self._pin = False
+                self._tell(
+                    f"the system gives no more pinned host memory ({problem}): copies to and from it will hold the "
+                    "computation up"
+                )
+        return region
+
+
+def _register(region: Tensor) -> str | None:
+    """Pin the pages of ``region`` until it is freed; CUDA's own words where it refuses."""
+    runtime = torch.cuda.cudart()
+    status = runtime.cudaHostRegister(region.data_ptr(), region.numel(), _PORTABLE)
+    if int(status) != 0:
+        return str(runtime.cudaGetErrorString(status))
+    weakref.finalize(region, _unregister, region.data_ptr()).atexit = False
+    return None
+
+
+def _unregister(address: int) -> None:
+    torch.cuda.synchronize()  # a copy may be under way
+    torch.cuda.cudart().cudaHostUnregister(address)

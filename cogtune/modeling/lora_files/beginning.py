@@ -1,0 +1,127 @@
+"""A training that begins with a LoRA: its adapter is the file's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from cogtune import layers
+from cogtune.config import RunConfig
+from cogtune.errors import UsageError
+from cogtune.files import digest_file
+from cogtune.modeling.lora_files.opening import find_lora
+from cogtune.modeling.lora_files.reading import Lora, check_fits, read_lora
+from cogtune.models import ModelSpec
+from cogtune.resolving import Resolved
+
+_WEAK = ("default", "preset ")
+"""How the sources of values begin that give way to the file's."""
+
+
+def with_init_lora(resolved: Resolved, spec: ModelSpec, tell: Callable[[str], None]) -> Resolved:
+    """The configuration with the adapter that its ``init_lora`` has; unchanged without one.
+
+    Args:
+        tell: is given what is assumed of a file that does not say how strong it is.
+
+    Raises:
+        UsageError: the run asks for another adapter than the file's, or for one that a run cannot have.
+        CogtuneError: the file cannot be read, or does not fit the model.
+    """
+    config = resolved.config
+    if config.init_lora is None:
+        return resolved
+    if config.type != "lora":
+        raise UsageError(
+            f"--init-lora begins a training of type lora, and this is {config.type}",
+            "leave --init-lora out, or use --type lora",
+        )
+    file = find_lora(config.init_lora)
+    lora = check_fits(read_lora(file), spec, config.model)
+    found = _adapter_of(lora, spec)
+    problems = _limits(lora)
+    values: dict[str, Any] = {"init_lora": file}
+    provenance = dict(resolved.provenance)
+    for key, (value, told, same) in found.items():
+        if provenance[key].startswith(_WEAK):
+            values[key], provenance[key] = value, str(file)
+        elif not same(config):
+            problems.append(f"{key}: {_shown(getattr(config, key))} ({provenance[key]}), and the file has {told}")
+    if problems:
+        raise UsageError(
+            f"this run cannot begin with {file}", "leave these options out to take what the file has", details=problems
+        )
+    if lora.without_alpha and "alpha" in found and values.get("alpha") is not None:
+        tell(f"{file} does not say the alpha: it is taken for the rank, {lora.ranks[0]}; --alpha gives another")
+    return replace(resolved, config=config.model_copy(update=values), provenance=provenance)
+
+
+def initial_lora(config: RunConfig, spec: ModelSpec) -> Lora | None:
+    """The LoRA that a run begins with, at the run's strength.
+
+    Raises:
+        CogtuneError: it is not there any more, or another.
+    """
+    if config.init_lora is None:
+        return None
+    lora = check_fits(read_lora(config.init_lora), spec, config.model)
+    return lora.with_alpha(config.lora_alpha) if lora.without_alpha else lora
+
+
+def describe_init(config: RunConfig) -> dict[str, Any] | None:
+    """What is recorded of the file that a run begins with."""
+    if config.init_lora is None:
+        return None
+    return {"file": config.init_lora.name, "digest": digest_file(config.init_lora)}
+
+
+def _limits(lora: Lora) -> list[str]:
+    """Why no run can have the file's adapter, if so."""
+    problems = []
+    if len(lora.ranks) > 1:
+        problems.append(f"its layers have ranks from {min(lora.ranks)} to {max(lora.ranks)}: a run has one")
+    elif len(lora.alphas) > 1:
+        problems.append(f"its layers have alphas from {min(lora.alphas):g} to {max(lora.alphas):g}: a run has one")
+    return problems
+
+
+def _adapter_of(lora: Lora, spec: ModelSpec) -> Mapping[str, tuple[Any, str, Any]]:
+    """For each key of the adapter: the file's value, the same in words, and whether a configuration has it."""
+    rank, alpha = lora.ranks[0], lora.alphas[0]
+    names, targets = set(lora.pairs), _targets(lora, spec)
+    kinds = {"dora": lora.dora, "rslora": lora.rslora}
+    return {
+        "rank": (rank, str(rank), lambda config: config.rank == rank),
+        "alpha": (
+            alpha,
+            f"{alpha:g}",
+            lambda config: bool(lora.without_alpha) or (config.alpha if config.alpha is not None else alpha) == alpha,
+        ),
+        "target_modules": (
+            targets,
+            ", ".join(targets) if len(targets) < 9 else f"{len(targets)} layers",
+            lambda config: set(layers.targeted(spec, config.target_modules)) == names,
+        ),
+        **{
+            key: (
+                value,
+                "it" if value else "it not",
+                lambda config, key=key, value=value: getattr(config, key) == value,
+            )
+            for key, value in kinds.items()
+        },
+    }
+
+
+def _targets(lora: Lora, spec: ModelSpec) -> tuple[str, ...]:
+    """The layers of a LoRA as ``target_modules``: by the ends of their names where these say no more, else by name."""
+    ends = [end for end in layers.names(spec) if set(layers.targeted(spec, [end])) <= set(lora.pairs)]
+    short = [end for end in ends if not any(end != other and end.endswith(f".{other}") for other in ends)]
+    return tuple(short) if set(layers.targeted(spec, short)) == set(lora.pairs) else tuple(sorted(lora.pairs))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ", ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)

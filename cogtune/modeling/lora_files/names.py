@@ -1,0 +1,165 @@
+"""What programs call the tensors of a LoRA, and which layer of the diffusers transformer each belongs to.
+
+Sources, for CogVideoX: diffusers' ``save_lora_weights`` (``transformer.LAYER.lora_A.weight``); PEFT
+(``base_model.model.LAYER.lora_A.weight``, in a raw state dict ``lora_A.default.weight``); kohya's sd-scripts and
+musubi-tuner (``lora_unet_LAYER.lora_down.weight`` with the layer's dots as underscores, and ``.alpha``); VideoX-Fun
+(the same with ``lora_unet__``); ComfyUI (``diffusion_model.LAYER``); DiffSynth-Studio (``blocks.N``, ``to_out``,
+``ff.0``).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from cogtune import layers
+from cogtune.models import VARIANTS, published_spec
+
+Part = Literal["down", "up", "alpha", "magnitude"]
+"""Of a layer's adapter: A, which lowers to the rank, B, which raises from it, alpha, and DoRA's magnitudes."""
+
+_PARTS: dict[str, Part] = {
+    "lora_A": "down",
+    "lora_down": "down",
+    "lora.down": "down",
+    "lora_linear_layer.down": "down",
+    "lora_B": "up",
+    "lora_up": "up",
+    "lora.up": "up",
+    "lora_linear_layer.up": "up",
+    "lora_magnitude_vector": "magnitude",
+    "dora_scale": "magnitude",
+}
+
+_KEY = re.compile(
+    rf"(?P<layer>.+?)[._](?P<part>{'|'.join(map(re.escape, _PARTS))})"
+    r"(?:[._](?P<adapter>(?!weight$|bias$)[^.]+?))?(?:[._](?P<leaf>weight|bias))?"
+)
+_ALPHA = re.compile(r"(?P<layer>.+)[._]alpha")
+
+_PREFIXES = (
+    "base_model_model_",
+    "base_model_",
+    "diffusion_model_",
+    "lora_unet_",
+    "lora_transformer_",
+    "lycoris_",
+    "pipe_dit_",
+    "dit_",
+    "unet_",
+    "denoiser_",
+    "module_",
+    "model_",
+    "transformer_",
+    "_",
+)
+"""What stands in front of a layer's name, with dots as underscores; several of them may."""
+
+_OTHER_NAMES = {
+    "attn1_to_out": "attn1_to_out_0",
+    "ff_0": "ff_net_0_proj",
+    "ff_2": "ff_net_2",
+    "patchify_proj": "patch_embed_proj",
+    "context_embedder": "patch_embed_text_proj",
+    "time_embedder_timestep_embedder_0": "time_embedding_linear_1",
+    "time_embedder_timestep_embedder_2": "time_embedding_linear_2",
+}
+"""DiffSynth-Studio's names of layers, with dots as underscores."""
+
+_BLOCK = re.compile(r"(?:transformer_)?blocks_(\d+)_(.+)")
+_FIRST = "transformer_blocks.0."
+
+OTHER_METHODS = {
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "oft_": "OFT",
+    "boft_": "BOFT",
+    "vera_": "VeRA",
+    "lora_mid": "a Tucker decomposition (LoCon)",
+    "ia3_": "IA3",
+    "diff_b": "changed biases",
+    ".diff": "whole changed weights",
+    "lora_embedding_": "adapted embeddings",
+}
+"""Signs in a tensor's name of what is no LoRA, and what it is."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a tensor's name says."""
+
+    layer: str
+    """The layer as diffusers calls it."""
+    part: Part
+    adapter: str
+    """PEFT's name of the adapter, where a file tells it; else empty."""
+    written: str
+    """The part as the file calls it."""
+
+
+def understand(key: str) -> Named | None:
+    """What the name of a LoRA's tensor says; None where it names no part of an adapter, or no layer of CogVideoX."""
+    key = key.replace("_orig_mod.", "")  # of a compiled model
+    match = _KEY.fullmatch(key)
+    if match is not None:
+        if match["leaf"] == "bias":
+            return None
+        layer = layer_name(match["layer"])
+        return Named(layer, _PARTS[match["part"]], match["adapter"] or "", match["part"]) if layer else None
+    match = _ALPHA.fullmatch(key)
+    if match is None:
+        return None
+    layer = layer_name(match["layer"])
+    return Named(layer, "alpha", "", "alpha") if layer else None
+
+
+def layer_name(written: str) -> str | None:
+    """The layer that any program means by ``written``, as diffusers calls it; its block may be any. None for no layer.
+
+    >>> layer_name("lora_unet__transformer_blocks_7_attn1_to_out_0")
+    'transformer_blocks.7.attn1.to_out.0'
+    """
+    flat = written.replace(".", "_")
+    while True:
+        if (found := _known(flat)) is not None:
+            return found
+        prefix = next((prefix for prefix in _PREFIXES if flat.startswith(prefix)), None)
+        if prefix is None:
+            return None
+        flat = flat.removeprefix(prefix)
+
+
+def _known(flat: str) -> str | None:
+    outside, inside = _names()
+    match = _BLOCK.fullmatch(flat)
+    if match is None:
+        return outside.get(_OTHER_NAMES.get(flat, flat))
+    name = inside.get(_OTHER_NAMES.get(match[2], match[2]))
+    return name and f"transformer_blocks.{int(match[1])}.{name}"
+
+
+@functools.cache
+def _names() -> tuple[dict[str, str], dict[str, str]]:
+    """The layers outside the blocks and those inside one, by their names with dots as underscores."""
+    every = layers.layers(published_spec(VARIANTS["1.5-5b-i2v"]))  # the one that has all of them
+    outside = [name for name in every if not name.startswith("transformer_blocks.")]
+    inside = [name.removeprefix(_FIRST) for name in every if name.startswith(_FIRST)]
+    return {name.replace(".", "_"): name for name in outside}, {name.replace(".", "_"): name for name in inside}
+
+
+def layout_of(keys: list[str]) -> str:
+    """What the way of naming is called, by the programs that use it."""
+    signs = (
+        ("lora_unet__", "VideoX-Fun"),
+        ("lora_unet_", "kohya, musubi-tuner"),
+        ("base_model.", "PEFT"),
+        ("diffusion_model.", "ComfyUI"),
+        ("transformer.", "diffusers"),
+        ("blocks.", "DiffSynth-Studio"),
+    )
+    for sign, name in signs:
+        if any(key.startswith(sign) for key in keys):
+            return name
+    return "names without a prefix"

@@ -1,0 +1,193 @@
+"""Getting tensors and settings out of a LoRA file, whichever program wrote it. Nothing in a file is executed."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cogtune.checkpoints import checkpoints, refuse_shards
+from cogtune.errors import CogtuneError, UsageError
+from cogtune.files import explained, read_json
+from cogtune.models import LORA_WEIGHTS_NAME
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's settings, in the folder of an adapter."""
+
+FILE_NAMES = (LORA_WEIGHTS_NAME, "adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin")
+"""What diffusers and PEFT call a LoRA in a folder, those to be preferred first."""
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+"""How the names of LoRA files end."""
+
+_WRAPPERS = ("state_dict", "module", "model", "lora", "network", "weights")
+"""Keys under which a file of ``torch.save`` may hold its weights."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is in a LoRA file."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    """PEFT's ``LoraConfig`` as far as it is written down: in the header, or in the folder of an adapter."""
+    header: Mapping[str, str]
+    """What else the header says."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What cogtune wrote about the run; empty for a file made by another program."""
+        return _json(self.header.get("cogtune"))
+
+    @property
+    def network_alpha(self) -> float | None:
+        """Alpha as kohya's programs write it into the header."""
+        try:
+            alpha = float(self.header.get("ss_network_alpha", ""))
+        except ValueError:
+            return None
+        return alpha if math.isfinite(alpha) and alpha > 0 else None
+
+
+def _file_in(folder: Path) -> Path | None:
+    """The LoRA file directly in ``folder``: by diffusers' or PEFT's name, or the only one that may be it."""
+    for name in FILE_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = [path for path in folder.glob("*") if path.suffix in SUFFIXES and path.is_file()]
+    return others[0] if len(others) == 1 and others[0].suffix == ".safetensors" else None
+
+
+def find_lora(path: Path) -> Path:
+    """The LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if path.is_file():
+        return path
+    for folder in (path, *reversed(checkpoints(path))):
+        if (found := _file_in(folder)) is not None:
+            return found
+    refuse_shards(path)
+    if not path.exists():
+        raise UsageError(
+            f"there is no LoRA in {path}: no such file or folder",
+            "give a run's folder, a checkpoint, or a LoRA file; fetch one from the Hub with `hf download` first",
+        )
+    below = sorted(found for folder in path.glob("*/") if (found := _file_in(folder)) is not None)
+    raise UsageError(
+        f"there is no LoRA in {path} itself, and no checkpoint of cogtune",
+        "give one of the files below" if below else "give a run's folder, a checkpoint, or a LoRA file",
+        details=[str(file) for file in below],
+    )
+
+
+def open_file(path: Path) -> Opened:
+    """The tensors and settings in ``path``; the form is told by its bytes, not by its name.
+
+    Raises:
+        CogtuneError: it cannot be read, or is something else.
+    """
+    with explained(path, "read"), path.open("rb") as file:
+        start, size = file.read(512), path.stat().st_size
+    _refuse_text(path, start, size)
+    header: dict[str, str] = {}
+    pickled = start[:2] == b"PK" or start[:1] == b"\x80"
+    if pickled and start[8:9] != b"{":  # a safetensors file begins with eight bytes of its header's length
+        tensors = _unpickled(path)
+    else:
+        tensors, header = _safetensors(path)
+    return Opened(path, tensors, _config_of(path, header), header)
+
+
+def _refuse_text(path: Path, start: bytes, size: int) -> None:
+    """Tell what a download may have left in place of weights."""
+    text = start.lstrip().lower()
+    if size == 0:
+        raise CogtuneError(f"{path} is empty", "copy or download it again")
+    if text.startswith(b"version https://git-lfs"):
+        raise CogtuneError(f"{path} is a Git LFS pointer, not the weights", "run `git lfs pull` where it comes from")
+    if text.startswith((b"<!doctype", b"<html")):
+        raise CogtuneError(
+            f"{path} is a web page, not weights", "download the file itself, for example with `hf download`"
+        )
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with explained(path, "read"), safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise CogtuneError(
+            f"{path} is not a LoRA file: {error}", "give a run's folder, or a LoRA as .safetensors, .bin or .pt"
+        ) from error
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file of ``torch.save``.
+
+    Raises:
+        CogtuneError: it is damaged, or holds what is more than tensors.
+    """
+    try:
+        with explained(path, "read"):
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CogtuneError(
+            f"{path} holds more than weights, and opening it could run code that is in it",
+            "have the program that made it save a .safetensors file",
+        ) from error
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, zipfile.BadZipFile) as error:
+        reason = (str(error).splitlines() or ["it is cut short"])[0]
+        raise CogtuneError(f"{path} cannot be read: {reason}", "copy or download it again") from error
+    while isinstance(value, dict) and not any(isinstance(item, Tensor) for item in value.values()):
+        inner = next((value[name] for name in _WRAPPERS if isinstance(value.get(name), dict)), None)
+        if inner is None:
+            break
+        value = inner
+    return dict(_numbers(value)) if isinstance(value, dict) else {}
+
+
+def _numbers(value: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    for key, item in value.items():
+        if isinstance(item, Tensor):
+            yield str(key), item
+        elif isinstance(item, (int, float)) and str(key).endswith("alpha"):
+            yield str(key), torch.tensor(float(item))
+
+
+def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    """PEFT's settings: from the header, as diffusers or finetrainers write them, or from the adapter's folder."""
+    written = _json(header.get(LORA_ADAPTER_METADATA_KEY))
+    if written:
+        prefix = "transformer."
+        return {key.removeprefix(prefix): value for key, value in written.items() if key.startswith(prefix)} or written
+    if config := _json(header.get("lora_config")):
+        return config
+    beside = path.with_name(ADAPTER_CONFIG)
+    if path.name.startswith("adapter_model") and beside.is_file():
+        value = read_json(beside)
+        if not isinstance(value, dict):
+            raise CogtuneError(f"{beside} holds no settings of an adapter", "copy the adapter's folder again")
+        return value
+    return {}
+
+
+def _json(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,296 @@
+"""One form for every LoRA: which layers it adapts, with which matrices, and how strongly."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cogtune import layers
+from cogtune.errors import CogtuneError
+from cogtune.modeling.lora_files.names import OTHER_METHODS, Named, layout_of, understand
+from cogtune.modeling.lora_files.opening import Opened, open_file
+from cogtune.models import VARIANTS, ModelSpec, published_spec
+
+_SHOWN = 3
+"""Examples that are told of each kind of problem."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The adapter of one layer."""
+
+    down: Tensor
+    """A: ``[rank, inputs]``, of a convolution ``[rank, inputs, height, width]``."""
+    up: Tensor
+    """B: ``[outputs, rank]``, of a convolution ``[outputs, rank, 1, 1]``."""
+    alpha: float | None = None
+    """None where the file does not say."""
+    magnitude: Tensor | None = None
+    """DoRA's, ``[outputs]``."""
+
+    @property
+    def rank(self) -> int:
+        """Of the change of the weight."""
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A LoRA file, whoever wrote it."""
+
+    path: Path
+    layout: str
+    """How its tensors are named, by the programs that do so."""
+    pairs: Mapping[str, Pair]
+    """By the diffusers name of the layer."""
+    rslora: bool = False
+    facts: Mapping[str, Any]
+    """What cogtune wrote about the run; empty for a file made by another program."""
+
+    @property
+    def dora(self) -> bool:
+        """Whether it has magnitudes."""
+        return any(pair.magnitude is not None for pair in self.pairs.values())
+
+    @property
+    def ranks(self) -> list[int]:
+        """All that occur, the most frequent first."""
+        return [rank for rank, _ in Counter(pair.rank for pair in self.pairs.values()).most_common()]
+
+    @property
+    def alphas(self) -> list[float]:
+        """All that occur, the most frequent first; where the file says none, a layer's alpha counts as its rank."""
+        return [alpha for alpha, _ in Counter(map(self.alpha_of, self.pairs)).most_common()]
+
+    @property
+    def without_alpha(self) -> list[str]:
+        """The layers of which the file does not say how strongly they are changed."""
+        return [name for name, pair in self.pairs.items() if pair.alpha is None]
+
+    def alpha_of(self, layer: str) -> float:
+        """Alpha of a layer, the rank where the file does not say."""
+        pair = self.pairs[layer]
+        return float(pair.rank if pair.alpha is None else pair.alpha)
+
+    def scale_of(self, layer: str) -> float:
+        """What the product B A is multiplied by."""
+        rank = self.pairs[layer].rank
+        return self.alpha_of(layer) / (math.sqrt(rank) if self.rslora else rank)
+
+    def with_alpha(self, alpha: float) -> Lora:
+        """The same at another strength, alike for all layers."""
+        return replace(self, pairs={name: replace(pair, alpha=alpha) for name, pair in self.pairs.items()})
+
+
+def read_lora(path: Path) -> Lora:
+    """The LoRA in ``path``, if every tensor of it belongs to a layer that a CogVideoX transformer may have.
+
+    Raises:
+        CogtuneError: it cannot be read, is something else, or has parts that would be left out; with every kind of
+            problem, how many tensors have it, and examples.
+    """
+    opened = open_file(path)
+    method = str(opened.config.get("peft_type", "LORA")).upper()
+    if method != "LORA":
+        raise CogtuneError(f"{path} is an adapter of the kind {method}, not a LoRA", "cogtune reads LoRA and DoRA")
+    parts, problems = _sorted(opened)
+    pairs, more = _paired(parts, opened)
+    problems += more
+    if not problems and opened.config.get("use_dora") and any(pair.magnitude is None for pair in pairs.values()):
+        problems.append("it says that it is a DoRA, and has no magnitudes")
+    if problems:
+        raise CogtuneError(f"{path} is not used: a part of it would be left out", _what_now(opened), details=problems)
+    return Lora(
+        path=path,
+        layout=layout_of(list(opened.tensors)),
+        pairs=pairs,
+        rslora=bool(opened.config.get("use_rslora")),
+        facts=opened.facts,
+    )
+
+
+def _sorted(opened: Opened) -> tuple[dict[str, dict[str, tuple[str, Named, Tensor]]], list[str]]:
+    """The tensors by layer and part, and what is wrong with their names and values."""
+    parts: dict[str, dict[str, tuple[str, Named, Tensor]]] = {}
+    lost, doubled, empty, broken, adapters = [], [], [], [], set()
+    for key, tensor in opened.tensors.items():
+        named = understand(key)
+        if named is None:
+            lost.append(key)
+            continue
+        if named.part != "alpha":
+            adapters.add(named.adapter)
+        if tensor.numel() == 0:
+            empty.append(key)
+        elif not tensor.is_floating_point() and named.part != "alpha":
+            broken.append(f"{key} ({tensor.dtype})")
+        elif not bool(tensor.float().isfinite().all()):
+            broken.append(key)
+        if named.part in (of_layer := parts.setdefault(named.layer, {})):
+            doubled.append(f"{of_layer[named.part][0]} and {key}")
+        of_layer[named.part] = (key, named, tensor)
+    if len(lost) == len(opened.tensors):
+        raise CogtuneError(f"{opened.path} holds no LoRA of CogVideoX{_example(lost)}", _what_now(opened))
+    count = len(opened.tensors)
+    kinds = (
+        (lost, f"{len(lost)} of its {count} tensors belong to no layer of CogVideoX that a LoRA can change"),
+        (doubled, "two tensors are for the same part of one layer"),
+        (empty, f"{len(empty)} tensors are empty: they were not gathered from all GPUs before saving"),
+        (broken, f"{len(broken)} tensors are not finite numbers"),
+    )
+    problems = [f"{told}{_example(found)}" for found, told in kinds if found]
+    if len(adapters) > 1:
+        names = ", ".join(sorted(name or "one without a name" for name in adapters))
+        problems.append(f"it holds several adapters: {names}")
+    return parts, problems
+
+
+def _paired(
+    parts: Mapping[str, Mapping[str, tuple[str, Named, Tensor]]], opened: Opened
+) -> tuple[dict[str, Pair], list[str]]:
+    """The adapter of each layer, and which are not whole."""
+    pairs, halves, ranks, problems = {}, [], [], []
+    for layer, found in parts.items():
+        if "down" not in found or "up" not in found:
+            halves.append(next(iter(found.values()))[0])
+            continue
+        down, up = found["down"][2], found["up"][2]
+        if down.dim() < 2 or up.dim() < 2 or down.shape[0] != up.shape[1]:
+            ranks.append(f"{layer} ({_by(down.shape)} and {_by(up.shape)})")
+            continue
+        magnitude = None
+        if "magnitude" in found:
+            key, named, tensor = found["magnitude"]
+            magnitude = tensor.flatten()
+            by_inputs = named.written == "dora_scale" and tensor.dim() > 1 and tensor.shape[0] == 1
+            if by_inputs or magnitude.numel() != up.shape[0]:
+                problems.append(
+                    f"{key} is of the shape {_by(tensor.shape)}: of DoRA, one magnitude for each of the "
+                    f"{up.shape[0]} outputs is understood"
+                )
+        alpha = _alpha_of(layer, found, opened, problems)
+        pairs[layer] = Pair(down, up, alpha, magnitude)
+    kinds = (
+        (halves, f"{len(halves)} layers have only a part of their adapter"),
+        (ranks, f"the two matrices of {len(ranks)} layers are not of one rank"),
+    )
+    return pairs, [*(f"{told}{_example(which)}" for which, told in kinds if which), *problems]
+
+
+def _alpha_of(
+    layer: str, found: Mapping[str, tuple[str, Named, Tensor]], opened: Opened, problems: list[str]
+) -> float | None:
+    """Alpha of a layer: from its own tensor, else from PEFT's settings, kohya's header, or what cogtune wrote."""
+    if "alpha" in found:
+        key, _, tensor = found["alpha"]
+        if tensor.numel() != 1 or float(tensor) <= 0:
+            value = f"{float(tensor):g}" if tensor.numel() == 1 else f"of the shape {_by(tensor.shape)}"
+            problems.append(f"{key} is {value}, not a number above 0")
+            return None
+        return float(tensor)
+    config = opened.config
+    pattern = config.get("alpha_pattern") or {}
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", layer):  # as PEFT reads it
+            return float(value)
+    for said in (config.get("lora_alpha"), opened.network_alpha, opened.facts.get("alpha")):
+        if isinstance(said, (int, float)):
+            return float(said)
+    return None
+
+
+def check_fits(lora: Lora, spec: ModelSpec, base: str) -> Lora:
+    """The LoRA with its matrices in the shapes of the base's weights.
+
+    Args:
+        base: what the user calls the base.
+
+    Raises:
+        CogtuneError: it changes layers that the base does not have, or that are of another size.
+    """
+    shapes = layers.weight_shapes(spec)
+    missing = [name for name in lora.pairs if name not in shapes]
+    fitted, wrong = {}, []
+    for name, pair in lora.pairs.items():
+        if name in missing:
+            continue
+        if (found := _fitted(pair, shapes[name])) is None:
+            wrong.append(f"{name}: {_by(_adapts(pair))} in the LoRA, {_by(shapes[name])} in the base")
+        else:
+            fitted[name] = found
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} of its {len(lora.pairs)} layers are not in the base{_example(missing)}")
+    if wrong:
+        problems.append(f"{len(wrong)} of its {len(lora.pairs)} layers have weights of another size{_example(wrong)}")
+    if problems:
+        others = fitting_models(lora)
+        raise CogtuneError(
+            f"{lora.path} does not fit {base}",
+            f"it fits {', '.join(others)}: is --model right?" if others else "it was made for another model",
+            details=problems,
+        )
+    return replace(lora, pairs=fitted)
+
+
+def fitting_models(lora: Lora) -> list[str]:
+    """The published models that have all layers of a LoRA, in the same sizes."""
+    found = []
+    for name, row in VARIANTS.items():
+        shapes = layers.weight_shapes(published_spec(row))
+        if all(layer in shapes and _fitted(pair, shapes[layer]) for layer, pair in lora.pairs.items()):
+            found.append(name)
+    return found
+
+
+def _adapts(pair: Pair) -> tuple[int, ...]:
+    """The shape of the weight that a pair changes."""
+    return (pair.up.shape[0], *pair.down.shape[1:])
+
+
+def _fitted(pair: Pair, weight: Sequence[int]) -> Pair | None:
+    """The pair for a weight of that shape, whatever dimensions of 1 a program adds to it; None if it is of another."""
+    outputs, *inputs = weight
+    if [size for size in pair.down.shape[1:] if size != 1] != [size for size in inputs if size != 1]:
+        return None
+    if pair.up.shape[0] != outputs or pair.up.numel() != outputs * pair.rank:
+        return None
+    ones = [1] * (len(inputs) - 1)
+    return replace(
+        pair,
+        down=pair.down.reshape(pair.rank, *inputs).contiguous(),
+        up=pair.up.reshape(outputs, pair.rank, *ones).contiguous(),
+    )
+
+
+def _what_now(opened: Opened) -> str:
+    """What to do with a file that is not used."""
+    keys = list(opened.tensors)
+    for sign, method in OTHER_METHODS.items():
+        if any(sign in key for key in keys):
+            return f"it has tensors of {method}, and cogtune reads LoRA and DoRA"
+    if any(key.startswith(("lora_te", "text_encoder")) for key in keys):
+        return "it adapts a text encoder too, and CogVideoX is trained without: was it made for another model?"
+    if any("lora" in key for key in keys):
+        return "it was made for another model, or by a program whose names cogtune does not know"
+    if not keys:
+        return "copy or download it again, or have the program that made it save it once more"
+    return "whole weights are given to --model: a run, a checkpoint or a merged folder"
+
+
+def _by(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape)) or "a number"
+
+
+def _example(found: Sequence[str]) -> str:
+    if not found:
+        return ""
+    rest = len(found) - _SHOWN
+    return f": {', '.join(found[:_SHOWN])}" + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,183 @@
+"""The nano models: small CogVideoX pipelines that can draw the world of :mod:`cogtune.data.nano_world`.
+
+Four transformers share a VAE, a text encoder and a tokenizer. On disk they are parts in one folder::
+
+    tokenizer/  text_encoder/  vae/  transformer-2b/  transformer-5b/  transformer-5b-i2v/  transformer-1.5-5b-i2v/
+
+from which :func:`write_nano` makes a pipeline in the diffusers layout. What tells one variant from another (positions,
+patches, schedules) is as in the published models; sizes are their own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+
+from cogtune.errors import CogtuneError, UsageError, did_you_mean
+from cogtune.files import explained, write_json, written_folder
+from cogtune.geometry import NANO_SIZE, SPATIAL_COMPRESSION
+from cogtune.modeling import random_weights
+from cogtune.models import Variant
+from cogtune.models import variant as find_variant
+
+NANO_VARIANTS = ("2b", "5b", "5b-i2v", "1.5-5b-i2v")
+
+SHARED_PARTS = ("tokenizer", "text_encoder", "vae")
+
+TEXT_TOKENS = 48
+"""Tokens of a caption. Fewer than the published 226, of which most would be padding: they would be 65 % of all."""
+
+TEXT_WIDTH = 64
+
+SCALING_FACTOR = 0.7
+"""Of all four: the VAE's training ends by giving its latents a deviation of 1 / 0.7."""
+
+_LAYERS, _HEADS, _HEAD_DIM, _TIMESTEP_WIDTH = 5, 8, 16, 32
+_VAE_CHANNELS, _VAE_LAYERS, _VAE_GROUPS = (16, 32, 48, 48), 1, 8
+
+
+def transformer_part(name: str) -> str:
+    """The folder of the transformer of variant ``name`` among the parts."""
+    return f"transformer-{name}"
+
+
+def nano_variant(name: str) -> Variant:
+    """The published model that a nano one is built like.
+
+    Raises:
+        UsageError: there is no nano model of this name.
+    """
+    if name not in NANO_VARIANTS:
+        raise UsageError(
+            f"there is no nano model '{name}'{did_you_mean(name, NANO_VARIANTS)}", f"one of {', '.join(NANO_VARIANTS)}"
+        )
+    return find_variant(name)
+
+
+def nano_transformer_config(row: Variant) -> dict[str, Any]:
+    """Arguments of ``CogVideoXTransformer3DModel``."""
+    return random_weights.transformer_config(row, "tiny") | {
+        "num_layers": _LAYERS,
+        "num_attention_heads": _HEADS,
+        "attention_head_dim": _HEAD_DIM,
+        "time_embed_dim": _TIMESTEP_WIDTH,
+        "ofs_embed_dim": _TIMESTEP_WIDTH if row.ofs_embed_dim else None,
+        "text_embed_dim": TEXT_WIDTH,
+        "sample_height": NANO_SIZE.height // SPATIAL_COMPRESSION,
+        "sample_width": NANO_SIZE.width // SPATIAL_COMPRESSION,
+        "sample_frames": NANO_SIZE.num_frames,
+        "max_text_seq_length": TEXT_TOKENS,
+    }
+
+
+def nano_vae_config(row: Variant) -> dict[str, Any]:
+    """Arguments of ``AutoencoderKLCogVideoX``; ``invert_scale_latents`` alone differs between variants."""
+    return random_weights.vae_config(row, "tiny") | {
+        "block_out_channels": list(_VAE_CHANNELS),
+        "layers_per_block": _VAE_LAYERS,
+        "norm_num_groups": _VAE_GROUPS,
+        "scaling_factor": SCALING_FACTOR,
+    }
+
+
+def nano_text_config(vocabulary: int) -> dict[str, Any]:
+    """Arguments of ``T5Config`` for so many tokens."""
+    return random_weights.text_encoder_config(find_variant("5b"), "tiny") | {
+        "vocab_size": vocabulary,
+        "d_model": TEXT_WIDTH,
+        "d_kv": 16,
+        "d_ff": 128,
+        "dropout_rate": 0.0,
+    }
+
+
+def new_vae(seed: int = 0) -> AutoencoderKLCogVideoX:
+    """A VAE to be trained."""
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        return AutoencoderKLCogVideoX(**nano_vae_config(find_variant("5b")))
+
+
+def new_transformer(name: str, seed: int = 0) -> CogVideoXTransformer3DModel:
+    """A transformer to be trained: torch's own weights, but for gates that are open and an output that is zero."""
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
+        model = CogVideoXTransformer3DModel(**nano_transformer_config(nano_variant(name)))
+        for buffer in model.buffers():
+            buffer.data = buffer.data.float()
+        for block in model.transformer_blocks:
+            for norm in (block.norm1, block.norm2):  # shift, scale and gate of the video, then those of the text
+                gates = norm.linear.bias.view(6, -1)
+                gates[2] += 1.0
+                gates[5] += 1.0
+        model.proj_out.weight.zero_()
+        model.proj_out.bias.zero_()
+    return model
+
+
+@torch.no_grad()
+def normalise_latents(vae: AutoencoderKLCogVideoX, deviations: torch.Tensor) -> None:
+    """Give every latent channel a deviation of ``1 / SCALING_FACTOR``, with no change of what is decoded.
+
+    Args:
+        deviations: of the channels now, ``[C]``, over encoded clips.
+    """
+    gain = 1.0 / (SCALING_FACTOR * deviations)
+    channels = len(gain)
+    out = vae.encoder.conv_out.conv
+    out.weight[:channels] *= gain.view(-1, 1, 1, 1, 1)
+    out.bias[:channels] *= gain
+    out.bias[channels:] += 2 * gain.log()  # of the variance
+    readers = [vae.decoder.conv_in] + [
+        getattr(module, part)
+        for module in vae.decoder.modules()
+        for part in ("conv_y", "conv_b")
+        if hasattr(module, part)
+    ]
+    for reader in readers:
+        reader.conv.weight /= gain.view(1, -1, 1, 1, 1)
+
+
+def write_nano(name: str, parts: Path, folder: Path) -> Path:
+    """Write the pipeline ``name`` to ``folder`` from the ``parts``, completely or not at all.
+
+    Returns:
+        ``folder``, which ``DiffusionPipeline.from_pretrained`` loads. Its calls want
+        ``max_sequence_length=pipeline.transformer.config.max_text_seq_length``, as for any model but the published.
+
+    Raises:
+        UsageError: there is no nano model of this name.
+        CogtuneError: a part is missing, or the folder cannot be written.
+    """
+    row = nano_variant(name)
+    wanted = [*SHARED_PARTS, transformer_part(name)]
+    missing = [part for part in wanted if not (parts / part).is_dir()]
+    if missing:
+        raise CogtuneError(f"{parts} has no {', '.join(missing)}", "the scripts in tools/nano make them")
+    with written_folder(folder) as aside, explained(folder):
+        for part in wanted:
+            target = aside / ("transformer" if part == wanted[-1] else part)
+            shutil.copytree(parts / part, target, copy_function=shutil.copyfile)
+        config = json.loads((aside / "vae" / "config.json").read_text())
+        write_json(aside / "vae" / "config.json", config | {"invert_scale_latents": row.invert_scale_latents})
+        scheduler = random_weights.scheduler_config(row, "tiny")
+        CogVideoXDDIMScheduler(**scheduler).save_pretrained(aside / "scheduler")
+        write_json(
+            aside / "model_index.json",
+            {
+                "_class_name": "CogVideoXImageToVideoPipeline" if row.image_to_video else "CogVideoXPipeline",
+                "_diffusers_version": diffusers.__version__,
+                "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
+                "text_encoder": ["transformers", "T5EncoderModel"],
+                "tokenizer": ["transformers", "T5Tokenizer"],
+                "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
+                "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+            },
+        )
+    return folder

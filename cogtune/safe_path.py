@@ -1,0 +1,32 @@
+"""Keeps the working folder off the path that modules are imported from: it may be a dataset of somebody else's.
+
+Imports nothing that Python has not loaded by itself, so that nothing is looked for before the path is clean.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+STANDARD_LIBRARY = os.path.dirname(os.__file__)  # noqa: PTH120 (pathlib is not loaded yet)
+"""Where our processes start. ``python -m`` and ``python -c`` put the folder they start in first on the path, and up to
+Python 3.10 nothing but the folder itself can keep them from it; this one is on the path anyway."""
+
+_HOME = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120
+
+
+def search_path() -> list[str]:
+    """``sys.path`` with absolute entries, without the working folder, unless cogtune itself was imported from it."""
+    try:
+        here = os.path.realpath(os.getcwd())  # noqa: PTH109
+    except OSError:  # it was deleted
+        here = ""
+    absolute = [os.path.abspath(entry) for entry in sys.path if entry or here == _HOME]  # noqa: PTH100
+    kept = (_HOME, os.path.realpath(STANDARD_LIBRARY))
+    return [entry for entry in absolute if os.path.realpath(entry) != here or here in kept]
+
+
+def leave_working_folder_out() -> None:
+    """Take the working folder off this process's path, and off that of the interpreters that it starts."""
+    sys.path[:] = search_path()
+    os.environ["PYTHONSAFEPATH"] = "1"  # heard from Python 3.11 on

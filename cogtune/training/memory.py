@@ -1,0 +1,67 @@
+"""The memory engine of a run: its arrangement planned for the card that is here, and held to the run's budget."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+
+from cogtune import console
+from cogtune.arrangement import Arrangement, AttentionKernel
+from cogtune.download import home
+from cogtune.errors import UsageError
+from cogtune.estimate import estimate, plan_arrangement
+from cogtune.geometry import video_tokens
+from cogtune.modeling.devices import DTYPES
+from cogtune.modeling.engine import attach
+from cogtune.modeling.engine.attention import FLASH_4, fastest, has_flash_4
+from cogtune.plan import Plan, size_of
+
+
+def attach_engine(
+    plan: Plan, transformer: CogVideoXTransformer3DModel, device: torch.device, *, compiled: bool
+) -> Arrangement:
+    """Put a memory engine into the run's transformer, with the budget's limit on PyTorch's memory; its arrangement.
+
+    Raises:
+        UsageError: an attention kernel was asked for that cannot be used here.
+    """
+    config, spec = plan.config, plan.spec
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())  # with its number, which a limit on memory needs
+    kernel = _kernel(plan, device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    arrangement, _ = plan_arrangement(config, spec, gpu=name, kernel=kernel)
+    if config.vram_bytes is not None and device.type == "cuda":
+        context = estimate(config, spec, arrangement=arrangement).memory.context
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (config.vram_bytes - context) / total), device)
+    console.note(arrangement.describe(spec.num_layers))
+    engine = attach(
+        transformer,
+        arrangement,
+        device=device,
+        kernel=arrangement.attention,
+        backend="inductor" if compiled else None,
+        tell=console.warn,
+    )
+    # DDP would send every process the slots' content, whichever blocks they hold.
+    transformer._ddp_params_and_buffers_to_ignore = engine.streamed_names()
+    return arrangement
+
+
+def _kernel(plan: Plan, device: torch.device) -> AttentionKernel | None:
+    """The attention kernel to use: the one asked for, or the fastest for the run's largest samples."""
+    config, spec = plan.config, plan.spec
+    if config.attention is not None and config.attention != "auto":
+        if config.attention == FLASH_4 and not has_flash_4():
+            raise UsageError(
+                "--attention flash-attn-4: the package is not installed, or has no backward pass for this GPU",
+                "pip install 'cogtune[flash-attn-4]', or leave --attention out",
+            )
+        return config.attention if device.type == "cuda" else None
+    if config.attention is None and config.vram_bytes is None:
+        return None
+    dtype = DTYPES[config.precision]
+    tokens = video_tokens(size_of(config, spec), spec.patch_size, spec.patch_size_t) + spec.max_text_seq_length
+    shape = (config.batch_size, spec.num_attention_heads, tokens, spec.attention_head_dim)
+    return fastest(shape, dtype, device, home() / "attention.json")

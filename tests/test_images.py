@@ -1,0 +1,264 @@
+"""Stills come out at their right brightness or are refused, and what is dropped of them is told."""
+
+from __future__ import annotations
+
+import ast
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cogtune import generate
+from cogtune.checking import watched_by
+from cogtune.config import RunConfig
+from cogtune.data.checks import Report, check_dataset
+from cogtune.data.facts import Facts
+from cogtune.data.frames import FrameSettings
+from cogtune.data.images import ImageInfo, measure_image, read_image
+from cogtune.data.sources import Dataset, read_dataset
+from cogtune.data.stamp import FileChanged, stamp_of
+from cogtune.data.video import write_video
+from cogtune.errors import CogtuneError, UsageError
+from cogtune.generate import Recipe, Request
+from cogtune.geometry import Size
+from cogtune.models import read_spec
+
+RAMP = np.linspace(0, 65535, 64 * 48).round().astype(np.uint16).reshape(48, 64)
+"""Grey of 16 bits from black to white."""
+
+EIGHT_BITS = np.rint(RAMP / 257).astype(int)
+
+
+def sixteen(path: Path, levels: np.ndarray = RAMP, **options: object) -> Path:
+    Image.fromarray(levels).save(path, **options)
+    return path
+
+
+def retagged(path: Path, tag: int, value: int) -> Path:
+    """A TIFF with another value of a tag of one short number."""
+    data = bytearray(path.read_bytes())
+    entry = data.index(tag.to_bytes(2, "little") + (3).to_bytes(2, "little") + (1).to_bytes(4, "little"))
+    data[entry + 8 : entry + 10] = value.to_bytes(2, "little")
+    path.write_bytes(data)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- depth
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.pgm", "a.jp2"])
+def test_grey_of_sixteen_bits_is_scaled(tmp_path: Path, name: str) -> None:
+    pixels = read_image(sixteen(tmp_path / name, **({"irreversible": False} if name == "a.jp2" else {})))
+    assert pixels.shape == (48, 64, 3)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - EIGHT_BITS[..., np.newaxis]).max() <= 1
+
+
+def test_a_tiff_whose_white_is_zero_is_not_a_negative(tmp_path: Path) -> None:
+    path = retagged(sixteen(tmp_path / "a.tiff"), 262, 0)
+    assert np.abs(read_image(path)[..., 0].astype(int) - (255 - EIGHT_BITS)).max() <= 1
+
+
+def test_white_of_twelve_bits_is_white(tmp_path: Path) -> None:
+    path = retagged(sixteen(tmp_path / "a.tiff", np.full_like(RAMP, 65535)), 258, 12)
+    with Image.open(path) as image:
+        assert np.asarray(image).max() == 4095
+    assert read_image(path).min() == 255
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "1", "P", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("level", [0, 255])
+def test_black_and_white_stay_so_in_every_mode(tmp_path: Path, mode: str, level: int) -> None:
+    path = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr") else "a.png")
+    Image.new("RGB", (24, 16), (level,) * 3).convert(mode).save(path)
+    assert np.array_equal(read_image(path), np.full((16, 24, 3), level))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (RAMP.astype(np.int32), "its pixels are 32-bit integers"),
+        ((RAMP / 65535).astype(np.float32), "its pixels are floating-point numbers"),
+    ],
+)
+def test_pixels_whose_white_is_not_known_are_refused(tmp_path: Path, pixels: np.ndarray, reason: str) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.tiff")
+    for read in (read_image, lambda path: measure_image(path, full=False)):
+        with pytest.raises(CogtuneError, match=rf"a\.tiff: {reason}, and the file does not say which") as caught:
+            read(tmp_path / "a.tiff")
+        assert "8 bits" in caught.value.hint
+
+
+def test_lab_colours_are_refused(tmp_path: Path) -> None:
+    Image.new("LAB", (8, 8)).save(tmp_path / "a.tiff")
+    with pytest.raises(CogtuneError, match=r"its pixels are CIE L\*a\*b\*"):
+        read_image(tmp_path / "a.tiff")
+
+
+# -------------------------------------------------------------------------------------------------- orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("depth", [8, 16])
+def test_every_exif_orientation_is_applied(tmp_path: Path, orientation: int, depth: int) -> None:
+    stored = np.zeros((16, 24), np.uint16)
+    stored[:8, :6], stored[:8, 18:], stored[8:, :6] = 60000, 40000, 20000
+    stored = stored if depth == 16 else (stored / 257).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    ways: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+        1: lambda picture: picture,
+        2: np.fliplr,
+        3: lambda picture: np.rot90(picture, 2),
+        4: np.flipud,
+        5: np.transpose,
+        6: lambda picture: np.rot90(picture, -1),
+        7: lambda picture: np.rot90(picture, 2).T,
+        8: np.rot90,
+    }
+    expected = np.rint(ways[orientation](stored) / (257 if depth == 16 else 1))
+    assert np.array_equal(read_image(tmp_path / "a.png")[..., 0], expected)
+    assert measure_image(tmp_path / "a.png", full=False) == ImageInfo(*expected.shape)
+
+
+# ------------------------------------------------------------------------------------------------- transparency
+
+
+def cutout(path: Path, mode: str = "RGBA", alpha: int = 0) -> Path:
+    """Red, and see-through in its left half unless ``alpha`` says otherwise."""
+    picture = Image.new("RGBA", (96, 64), (255, 0, 0, 255))
+    picture.paste((255, 0, 0, alpha), (0, 0, 48, 64))
+    if mode == "P":
+        indexed = Image.new("P", (96, 64), 1)
+        indexed.putpalette([255, 0, 0, 255, 0, 0])
+        indexed.paste(0, (0, 0, 48, 64))
+        indexed.save(path, transparency=0)
+    elif mode == "RGB":
+        picture.convert("RGB").save(path, transparency=(255, 0, 0))
+    else:
+        picture.convert(mode).save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_an_image_that_is_see_through_somewhere_is_known(tmp_path: Path, mode: str) -> None:
+    path = cutout(tmp_path / "a.png", mode)
+    assert measure_image(path, full=False) == ImageInfo(64, 96, mode)
+    assert np.array_equal(read_image(path)[0, 0], (76, 76, 76) if mode == "LA" else (255, 0, 0))
+
+
+def test_an_opaque_image_is_not_told_of(tmp_path: Path) -> None:
+    assert measure_image(cutout(tmp_path / "a.png", alpha=255), full=True).transparency == ""
+
+
+def dataset(root: Path) -> Dataset:
+    root.mkdir(exist_ok=True)
+    write_video(root / "a.mp4", np.zeros((12, 64, 96, 3), np.uint8), 8)
+    (root / "prompts.txt").write_text("A black frame.\n")
+    (root / "videos.txt").write_text("a.mp4\n")
+    (root / "images.txt").write_text("a.png\n")
+    return read_dataset(root)
+
+
+def check(root: Path, facts: Facts | None = None) -> Report:
+    return check_dataset(dataset(root), FrameSettings(size=Size(9, 64, 96), fps=8), facts=facts)
+
+
+def test_validate_tells_of_it_and_remembers(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    cutout(root / "a.png")
+    facts = Facts(tmp_path / "files.json")
+    for _ in range(2):
+        (found,) = check(root, facts).findings
+        assert (found.code, found.where) == ("alpha", "a")
+        assert found.message == "has an image with transparency (RGBA), which is dropped: what lies under it is trained"
+        facts.save()
+        facts = Facts(tmp_path / "files.json")
+
+
+def test_the_image_of_a_sample_video_is_looked_at_before_a_run(
+    tmp_path: Path, tiny: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cutout(tmp_path / "see-through.png")
+    Image.fromarray((RAMP / 65535).astype(np.float32)).save(tmp_path / "float.tiff")
+    data = dataset(tmp_path / "data")
+    wanted = {"validation_prompts": "one:::two", "data": tmp_path / "data"}
+    config = RunConfig(**wanted, validation_images=f"{tmp_path / 'see-through.png'}:::{tmp_path / 'float.tiff'}")
+    with pytest.raises(UsageError) as caught:
+        watched_by(config, read_spec(tiny("5b-i2v")), data)
+    (problem,) = caught.value.details
+    assert "float.tiff: its pixels are floating-point numbers" in problem
+    assert "see-through.png has transparency (RGBA), which is dropped" in capsys.readouterr().err
+
+
+def test_infer_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    image = cutout(tmp_path / "a.png")
+    recipe = Recipe(
+        base=tmp_path,
+        transformer=None,
+        lora=None,
+        spec=None,  # type: ignore[arg-type]
+        prompt="",
+        image=image,
+        size=Size(9, 64, 96),
+        fps=8,
+        precision="fp32",
+    )
+    monkeypatch.setattr(generate, "fill_in", lambda request: recipe)
+    monkeypatch.setattr(generate, "load_pipeline", lambda recipe: None)
+    monkeypatch.setattr(generate, "sample", lambda *_: np.zeros((9, 64, 96, 3), np.uint8))
+    generate.generate(Request(image=image), tmp_path / "out.mp4")
+    assert "a.png has transparency (RGBA), which is dropped: the video starts from" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------- size
+
+
+def test_a_picture_that_is_too_large_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("1", (30_000, 30_000)).save(path)
+    for read in (read_image, lambda path: measure_image(path, full=True)):
+        with pytest.raises(
+            CogtuneError, match=r"it is too large \(900,000,000 pixels, and at most 178,956,970 are read"
+        ):
+            read(path)
+
+
+def test_a_large_picture_is_read_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("1", (10_000, 9_000)).save(path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert measure_image(path, full=False) == ImageInfo(9_000, 10_000)
+    assert caught == []
+
+
+# ------------------------------------------------------------------------------------------------------ exchange
+
+
+def test_an_image_that_was_exchanged_is_not_read(tmp_path: Path) -> None:
+    path = sixteen(tmp_path / "a.png")
+    stamp = stamp_of(path)
+    assert read_image(path, stamp).shape == (48, 64, 3)
+    other = sixteen(tmp_path / "b.png")
+    os.utime(other, ns=(stamp[1], stamp[1]))
+    other.replace(path)  # as long, and as old
+    with pytest.raises(FileChanged, match=r"a\.png changed while it was being read"):
+        read_image(path, stamp)
+
+
+def test_there_is_one_reader_of_stills() -> None:
+    """Pillow opens files in one module, so that what is said of stills here holds wherever they come from."""
+    package = Path(generate.__file__).parent
+    opening = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value).endswith("Image"):
+                opening.add(path.relative_to(package).as_posix())
+    assert opening == {"data/images.py"}

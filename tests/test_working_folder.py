@@ -1,0 +1,117 @@
+"""What lies in the folder that one works in is data: no process of ours imports a module from there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Cogtune, Ran
+
+from cogtune import safe_path
+from cogtune.children import PARENT_PID, environment
+from cogtune.safe_path import STANDARD_LIBRARY, search_path
+
+PROGRAM = Path(sys.executable).with_name("cogtune")
+TINY = ["--preset", "cpu-lora-tiny", "--data", "."]
+
+
+@pytest.fixture
+def hostile(clips: Path, tmp_path: Path) -> Path:
+    """A dataset with a module of every name that Python or a library of ours could look for; each leaves a mark."""
+    folder = tmp_path / "downloaded"
+    shutil.copytree(clips, folder, ignore=shutil.ignore_patterns(".cogtune"))
+    names = {name for name in (*sys.stdlib_module_names, *packages_distributions()) if name.isidentifier()}
+    for name in names:
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r} + ' ')\n")
+    return folder
+
+
+def run(folder: Path, *words: object) -> Ran:
+    """The installed program in that folder; none of the modules there ran."""
+    done = subprocess.run([PROGRAM, *map(str, words)], cwd=folder, capture_output=True, text=True, check=False)
+    ran = folder.parent / "ran"
+    assert not ran.exists(), f"{words}: {ran.read_text()} ran"
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def test_the_modules_would_run(hostile: Path) -> None:
+    """So that the other tests can fail."""
+    subprocess.run([sys.executable, "-c", "import json"], cwd=hostile, check=True)
+    assert (hostile.parent / "ran").read_text() == "json "
+
+
+def test_looking_at_a_dataset_runs_nothing_in_it(hostile: Path) -> None:
+    assert "0 errors" in run(hostile, "dataset", "validate", ".", "--preset", "cpu-lora-tiny", "--report", "p.html").out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_command_runs_what_lies_in_the_working_folder(hostile: Path, tmp_path: Path) -> None:
+    """Nor a process that one of them starts: decoders, accelerate's launcher, its workers, what compiles for them."""
+    cache = ["--cache-dir", tmp_path / "cache"]
+    run(hostile, "dataset", "cache", ".", "--preset", "cpu-lora-tiny", "--workers", 2, *cache)
+    two = ["--num-processes", 2, "--strategy", "zero2"]
+    run(hostile, "train", *TINY, *cache, "--steps", 1, *two, "--output", tmp_path / "zero")
+    run(hostile, "merge-zero", tmp_path / "zero" / "checkpoint-1", "--output", tmp_path / "merged")
+    run(hostile, "infer", "--lora", tmp_path / "merged", "--steps", 1, "--output", tmp_path / "video.mp4")
+    run(hostile, "push", tmp_path / "zero", "someone/something", "--dry-run")
+    run(hostile, "bench", "--preset", "cpu-lora-tiny", "--steps", 2)  # trains in one process
+    run(hostile, "dataset", "bench", "--model", "tiny:2b", "--clips", 2, "--size", "9x64x96")
+
+
+@pytest.mark.slow
+def test_every_process_starts_where_there_is_nothing_to_import(clips: Path, tmp_path: Path) -> None:
+    """The only thing that helps on Python 3.10, which puts the folder that a process starts in first on its path."""
+    seen = set()
+    running = subprocess.Popen(
+        [
+            sys.executable, "-m", "cogtune", "train", "--preset", "cpu-lora-tiny", "--data", clips, "--steps", "1",
+            "--num-processes", "2", "--workers", "1", "--cache-dir", tmp_path / "cache", "--output", tmp_path / "out",
+        ],
+        cwd=tmp_path,
+    )  # fmt: skip
+    while running.poll() is None:
+        time.sleep(0.1)
+        for process in psutil.Process(running.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it ended
+                words = " ".join(process.cmdline())
+                kind = next((kind for kind in STARTED if kind in words), words)
+                seen.add((kind, process.cwd()))
+    assert running.returncode == 0
+    assert {kind for kind, _ in seen} >= {*STARTED}
+    assert {folder for kind, folder in seen if kind in STARTED} == {os.path.realpath(STANDARD_LIBRARY)}
+
+
+STARTED = ("cogtune.data.inspector", "cogtune.encoding", "cogtune.launcher", "cogtune.worker", "multiprocessing")
+
+
+def test_the_path_of_a_process_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", ".", str(tmp_path), str(tmp_path / "link"), "lib", "/usr/lib/x"])
+    assert search_path() == [str(tmp_path / "lib"), "/usr/lib/x"]
+    monkeypatch.setattr(safe_path, "_HOME", str(tmp_path))  # cogtune itself was imported from here
+    assert search_path()[0] == str(tmp_path)
+    monkeypatch.setattr(safe_path, "_HOME", "/elsewhere")
+    monkeypatch.setenv("HF_HOME", "hub")
+    monkeypatch.setenv("WANDB_DIR", "~/wandb")
+    ours = environment({"HF_HOME": "x", "MORE": "1"})
+    assert (ours["HF_HOME"], ours["WANDB_DIR"], ours["MORE"]) == (str(tmp_path / "hub"), "~/wandb", "1")
+    assert (ours["PYTHONSAFEPATH"], ours[PARENT_PID]) == ("1", str(os.getpid()))
+
+
+def test_a_folder_that_was_deleted_is_no_obstacle(tmp_path: Path, cogtune: Cogtune) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f"cd {gone} && rmdir {gone} && exec {PROGRAM} presets"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,193 @@
+"""Train one of nano's transformers with cogtune itself, from random weights.
+
+    python tools/nano/train_transformer.py 5b --parts build/nano --data build/nano/data --seconds 560
+
+The text encoder and the VAE have to be among the parts. The first call writes a pipeline whose transformer is new,
+fills the cache, measures how fast a step is, and starts ``cogtune train --type sft``. When its time is up the run is
+stopped as by Ctrl-C, which saves a checkpoint; the same command goes on from there. When the last step is done, the
+transformer goes to the parts, in fp16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from common import Deadline, best_device, machine, note, say
+from diffusers import CogVideoXTransformer3DModel
+
+from cogtune.checkpoints import checkpoints
+from cogtune.data import nano_world as world
+from cogtune.modeling.nano import NANO_VARIANTS, SHARED_PARTS, new_transformer, transformer_part, write_nano
+
+_PROBE_STEPS = 120
+_STOP_SECONDS = 25.0
+"""What a stopped run may take to save, and what comes after it."""
+
+
+def cogtune(*arguments: str | Path, log: Path, deadline: Deadline | None = None) -> int | None:
+    """Run the program, its output into ``log``; its exit code, or None when it was stopped for lack of time."""
+    command = [sys.executable, "-m", "cogtune", *map(str, arguments)]
+    say(shlex.join(["cogtune", *command[3:]]))
+    with log.open("ab") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            return process.wait(None if deadline is None else max(1.0, deadline.left))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            return None
+
+
+def settings(given: argparse.Namespace, model: Path, output: Path, steps: int) -> list[str]:
+    """The flags of a run; ``--learning-rate`` falls along a cosine to nothing, which does what an average would."""
+    flags: dict[str, Any] = {
+        "type": "sft",
+        "model": model,
+        "data": given.data,
+        "cache-dir": given.cache_dir or given.data / ".cogtune",
+        "output": output,
+        "precision": given.precision,
+        "fps": world.FPS,
+        "size": world.SIZE,
+        "steps": steps,
+        "batch-size": given.batch_size,
+        "learning-rate": given.learning_rate,
+        "lr-scheduler": "cosine",
+        "warmup-steps": min(200, steps // 10),
+        "beta2": 0.99,
+        "weight-decay": 0.0,
+        "caption-dropout": 0.1,
+        "checkpoint-every": max(1, min(2000, steps)),
+        "keep-checkpoints": 1,
+        "seed": given.seed,
+    }
+    switches = ["--no-gradient-checkpointing", "--compile" if given.compile else "--no-compile"]
+    return [part for name, value in flags.items() for part in (f"--{name}", str(value))] + switches
+
+
+def pace(output: Path) -> float:
+    """Seconds a step, by the last half of a run's figures."""
+    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    seconds = [line["seconds"] for line in steps if "seconds" in line]
+    return median(seconds[len(seconds) // 2 :])
+
+
+def losses(output: Path, points: int = 60) -> list[list[float]]:
+    """The run's loss, averaged over ``points`` stretches of it: ``[last step, loss]`` each."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    width = max(1, len(steps) // points)
+    blocks = [steps[start : start + width] for start in range(0, len(steps), width)]
+    return [[block[-1][0], round(sum(loss for _, loss in block) / len(block), 5)] for block in blocks]
+
+
+def with_new_transformer(given: argparse.Namespace, folder: Path) -> Path:
+    """The pipeline that training starts from, written at the first call."""
+    target = folder / "model"
+    if not target.is_dir():
+        aside = folder / "parts"
+        shutil.rmtree(aside, ignore_errors=True)
+        for part in SHARED_PARTS:
+            shutil.copytree(given.parts / part, aside / part)
+        new_transformer(given.variant, given.seed).save_pretrained(aside / transformer_part(given.variant))
+        write_nano(given.variant, aside, target)
+        shutil.rmtree(aside)
+    return target
+
+
+def finish(given: argparse.Namespace, output: Path, steps: int) -> None:
+    """Put the trained transformer among the parts, in fp16, and write down how it came to be."""
+    folder = given.parts / transformer_part(given.variant)
+    trained = CogVideoXTransformer3DModel.from_pretrained(checkpoints(output)[-1] / "transformer")
+    trained.half().save_pretrained(folder)
+    facts = {
+        "steps": steps,
+        "batch_size": given.batch_size,
+        "learning_rate": given.learning_rate,
+        "seed": given.seed,
+        "data": json.loads((given.data / "world.json").read_text()),
+        "seconds_a_step": round(pace(output), 4),
+        "losses": losses(output),
+        **machine(best_device(None)),
+    }
+    note(given.parts, transformer_part(given.variant), facts)
+    say(f"{folder} written; loss {facts['losses'][-1][1]}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("variant", choices=NANO_VARIANTS)
+    parser.add_argument("--parts", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--cache-dir", type=Path)
+    parser.add_argument("--work", type=Path, help="where the run is kept [default: PARTS/runs/VARIANT]")
+    parser.add_argument("--seconds", type=float, default=560.0, help="of this call")
+    parser.add_argument("--total-seconds", type=float, help="of training in all calls together [default: SECONDS]")
+    parser.add_argument("--steps", type=int, help="in all; by default as many as fit into the total")
+    parser.add_argument("--cache-only", action="store_true", help="fill the cache and stop")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--precision", default="bf16" if torch.cuda.is_available() else "fp32")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    deadline = Deadline(given.seconds - _STOP_SECONDS)
+    work = given.work or given.parts / "runs" / given.variant
+    work.mkdir(parents=True, exist_ok=True)
+    output, log, chosen = work / "out", work / "log.txt", work / "steps.json"
+    model = with_new_transformer(given, work)
+
+    if given.cache_only or not chosen.is_file():
+        flags = settings(given, model, output, 1)
+        fit = [flags[flags.index(name) + at] for name in _CACHED for at in (0, 1)]
+        if cogtune("dataset", "cache", given.data, *fit, log=log) != 0:
+            say(f"the cache could not be filled: see {log}")
+            return 1
+        say("the cache is full")
+    if given.cache_only:
+        return 0
+    if not chosen.is_file():
+        steps = given.steps
+        if steps is None:
+            probe = work / "probe"
+            if cogtune("train", *settings(given, model, probe, _PROBE_STEPS), "--overwrite", log=log) != 0:
+                say(f"the probe failed: see {log}")
+                return 1
+            seconds = pace(probe)
+            steps = int(0.96 * (given.total_seconds or deadline.left - 20) / seconds)
+            say(f"{1000 * seconds:.0f} ms a step: {steps} steps fit")
+            shutil.rmtree(probe)
+        chosen.write_text(json.dumps(steps))
+    steps = json.loads(chosen.read_text())
+    goes_on = bool(checkpoints(output))
+    how = (
+        ["--resume", "latest", "--output", output]
+        if goes_on
+        else [*settings(given, model, output, steps), "--overwrite"]
+    )
+    code = cogtune("train", *how, log=log, deadline=deadline)
+    done = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()][-1]
+    say(f"step {done} of {steps}, loss {losses(output)[-1][1]}, {1000 * pace(output):.0f} ms a step")
+    if code == 0 and done == steps:
+        finish(given, output, steps)
+    return code or 0
+
+
+_CACHED = ("--model", "--cache-dir", "--precision", "--fps", "--size")
+"""The flags that ``dataset cache`` takes too."""
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Train nano's VAE: python tools/nano/train_vae.py --parts build/nano --seconds 420
+
+Every batch is drawn on the device, so that there is no data to prepare. Half of it is what the world shows, half is
+made stranger (channels exchanged, mirrored, one clip's shape put into another), so that the VAE keeps things that it
+was not trained on. It stops in time, saves its state, and goes on from it when it is started again. At the end latents
+get the deviation that the models' scaling factor asks for, and weights are written in fp16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import Deadline, best_device, load_state, machine, note, save_state, say
+from diffusers import AutoencoderKLCogVideoX
+
+from cogtune.data import nano_world as world
+from cogtune.geometry import Size
+from cogtune.modeling.nano import new_vae, normalise_latents
+
+_MEASURED = 20
+"""Steps after which the number of steps that fit is decided."""
+_HELD_OUT_SEED = 987_654
+
+
+def foreground(clips: torch.Tensor) -> torch.Tensor:
+    """Where a clip ``[B, 3, F, H, W]`` differs from its leftmost column, which is background: ``[B, 1, F, H, W]``."""
+    return ((clips - clips[..., :1]).abs().amax(dim=1, keepdim=True) > 0.1).to(clips.dtype)
+
+
+def batch_at(step: int, size: int, seed: int, device: torch.device) -> torch.Tensor:
+    """Clips ``[B, 3, F, H, W]`` in [-1, 1]: a function of the seed and the step."""
+    clips = world.draw_batch(world.training_scenes(seed, range(step * size, (step + 1) * size)), device)
+    random = np.random.default_rng([seed, step, 2])
+    half = size // 2
+    strange = clips[half:]
+    strange = strange[:, random.permutation(3).tolist()]
+    mirrored = [dim for dim in (2, 3, 4) if random.random() < 0.5]
+    strange = strange.flip(mirrored) if mirrored else strange
+    strange = strange * float(random.choice([1.0, 1.0, -1.0]))
+    strange = strange * float(random.uniform(0.7, 1.0)) + float(random.uniform(-0.15, 0.15))
+    mixed = len(strange) // 2
+    if mixed:
+        there = foreground(clips[:mixed])
+        strange = torch.cat([clips[:mixed] * there + strange[:mixed] * (1 - there), strange[mixed:]])
+    return torch.cat([clips[:half], strange.clip(-1, 1)])
+
+
+def cropped(clips: torch.Tensor, crop: Size | None, step: int) -> torch.Tensor:
+    """The same part of each clip, at random; for trials on a CPU."""
+    if crop is None:
+        return clips
+    random = np.random.default_rng(step)
+    height, width = (
+        random.integers(0, have - want + 1)
+        for have, want in zip(clips.shape[3:], (crop.height, crop.width), strict=True)
+    )
+    return clips[:, :, : crop.num_frames, height : height + crop.height, width : width + crop.width]
+
+
+def loss_of(
+    vae: AutoencoderKLCogVideoX, clips: torch.Tensor, there: torch.Tensor, kl_weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, and the mean squared error alone. The shape, a twentieth of the frame, counts four times."""
+    posterior = vae.encode(clips).latent_dist
+    decoded = vae.decode(posterior.sample()).sample.float()
+    weight = 1 + 3 * there
+    error = decoded - clips
+    rebuilt = (weight * (error.abs() + 2 * error.square())).mean()
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return rebuilt + kl_weight * kl, error.detach().square().mean()
+
+
+@torch.no_grad()
+def quality(vae: AutoencoderKLCogVideoX, scenes: list[world.Scene], device: torch.device) -> list[float]:
+    """PSNR in dB of each decoded clip, as 8-bit frames against those that were drawn."""
+    values = []
+    for scene in scenes:
+        clip = world.draw_batch([scene], device)
+        decoded = vae.decode(vae.encode(clip.to(vae.dtype)).latent_dist.mode()).sample.float()
+        pixels = ((decoded.clip(-1, 1) + 1) * 127.5).round()
+        error = ((pixels - ((clip + 1) * 127.5).round()) / 255).square().mean()
+        values.append(float(-10 * torch.log10(error.clip(1e-10))))
+    return values
+
+
+def judged(vae: AutoencoderKLCogVideoX, device: torch.device, count: int) -> dict[str, dict[str, float]]:
+    """PSNR on known things at places not trained on, on held-out combinations, and on things never seen."""
+    random = np.random.default_rng(_HELD_OUT_SEED)
+    held = [world.scene_of(subject, random) for subject, _ in world.held_out_prompts()[:count]]
+    new = [
+        world.scene_of(world.Subject(colour, shape, motion, background), random)
+        for colour, shape, motion in (("pink", "heart", "beats"), ("turquoise", "moon", "zigzags"))
+        for background in world.backgrounds_for(colour)
+    ]
+    groups = {"known": world.training_scenes(_HELD_OUT_SEED, range(count)), "held out": held, "new": new[:count]}
+    judged = {}
+    for name, scenes in groups.items():
+        values = quality(vae, scenes, device)
+        judged[name] = {"clips": len(values), "mean": round(float(np.mean(values)), 2), "least": round(min(values), 2)}
+    return judged
+
+
+@torch.no_grad()
+def deviations(vae: AutoencoderKLCogVideoX, device: torch.device, clips: int) -> torch.Tensor:
+    """The deviation of each latent channel ``[C]``, over clips of the world."""
+    latents = []
+    for start in range(0, clips, 8):
+        numbers = range(start, min(start + 8, clips))
+        drawn = world.draw_batch(world.training_scenes(_HELD_OUT_SEED, numbers), device)
+        latents.append(vae.encode(drawn).latent_dist.sample())
+    return torch.cat(latents).transpose(0, 1).flatten(1).std(dim=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=420.0, help="of this call; the last 40 go to the figures")
+    parser.add_argument("--steps", type=int, help="in all; by default as many as fit into the first call's seconds")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--kl-weight", type=float, default=2e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--judge", type=int, default=64, help="clips a group for the figures at the end")
+    parser.add_argument("--reserve", type=float, default=40.0, help="seconds kept for them")
+    parser.add_argument(
+        "--crop", type=Size.parse, help="train on parts of clips, such as 9x32x32; for a trial on a CPU"
+    )
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device")
+    given = parser.parse_args()
+    device, deadline = best_device(given.device), Deadline(given.seconds - given.reserve)
+    half = device.type == "cuda"
+    torch.backends.cudnn.benchmark = True
+    vae = new_vae(given.seed).to(device)
+    if half:
+        vae = vae.to(memory_format=torch.channels_last_3d)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=given.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    path = given.parts / "vae-state.pt"
+    state = load_state(path, device)
+    step, total, losses, spent = 0, given.steps, [], 0.0
+    if state is not None:
+        vae.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, total, losses, spent = state["step"], state["total"], state["losses"], state["seconds"]
+        say(f"goes on at step {step} of {total}")
+    if given.compile:
+        vae.encoder.compile()
+        vae.decoder.compile()
+    torch.manual_seed(given.seed + step)
+    began = measured = time.monotonic()
+    sums = torch.zeros(2, device=device)
+    while (total is None or step < total) and not deadline:
+        rate = given.learning_rate * min(1.0, (step + 1) / 100)
+        if total is not None:  # level for the first 40 %, then down to nothing
+            rate *= min(1.0, max(0.01, (total - step) / (0.6 * total)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        clips = batch_at(step, given.batch_size, given.seed, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            parts = (cropped(tensor, given.crop, step) for tensor in (clips, foreground(clips)))
+            loss, squared = loss_of(vae, *parts, given.kl_weight)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        sums += torch.stack([loss.detach(), squared])
+        step += 1
+        if total is None and step == _MEASURED // 2:
+            measured = float(sums[0]) * 0 + time.monotonic()  # reading a sum waits for the device
+        if total is None and step == _MEASURED:
+            pace = (float(sums[0]) * 0 + time.monotonic() - measured) / (_MEASURED - _MEASURED // 2)
+            total = step + int(deadline.left / pace * 0.97)
+            say(f"{pace * 1000:.0f} ms a step: {total} steps fit")
+        every = 10 if step <= 100 else 100
+        if step % every == 0:
+            mean, error = (sums / every).tolist()
+            sums.zero_()
+            losses.append([step, round(mean, 5), round(-10 * float(np.log10(error / 4)), 2)])
+            say(f"step {step}: loss {mean:.5f}, {losses[-1][2]:.2f} dB, rate {rate:.2g}")
+    spent += time.monotonic() - began
+    save_state(
+        path,
+        {
+            "model": vae.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "total": total,
+            "losses": losses,
+            "seconds": spent,
+        },
+    )
+    say(f"saved at step {step} of {total}")
+    finished = new_vae()
+    finished.load_state_dict(vae.state_dict())
+    finished.to(device).eval()
+    normalise_latents(finished, deviations(finished, device, given.judge))
+    finished.half().cpu().save_pretrained(given.parts / "vae")
+    figures = judged(finished.float().to(device), device, given.judge)
+    say(f"PSNR in dB: {figures}")
+    facts = {
+        "done": step == total,
+        "steps": step,
+        "batch_size": given.batch_size,
+        "learning_rate": given.learning_rate,
+        "kl_weight": given.kl_weight,
+        "seed": given.seed,
+        "world": world.WORLD_VERSION,
+        "seconds": round(spent, 1),
+        "losses": losses,
+        "psnr": figures,
+        **machine(device),
+    }
+    note(given.parts, "vae", facts)
+
+
+if __name__ == "__main__":
+    main()
