@@ -71,7 +71,7 @@ KINDS = {
     "clip list": Kind("data/*.txt", ("validate",)),
     "clip": Kind("data/videos/*.mp4", ("validate",)),
     "what is known of clips": Kind("data/.cogtune/files.json", ("status",), is_ours=True),
-    "cache entry": Kind("data/.cogtune/*/??/*.safetensors", ("verify", "status")),
+    "cache entry": Kind("data/.cogtune/*/??/*.safetensors", ("verify",)),
     "pipeline index": Kind("model/model_index.json", ("encode", "infer", "push_model")),
     "transformer config": Kind("model/transformer/config.json", ("infer", "plan", "push_model")),
     "VAE config": Kind("model/vae/config.json", ("encode", "infer", "push_model")),

@@ -221,7 +221,7 @@ def test_nothing_outside_is_touched(world: World, part: str, monkeypatch: pytest
     with serve(hub) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         for name, words in commands(world).items():
-            if (name, part) == ("train", "run.yaml"):  # it names that file itself
+            if (name, part) in (("train", "run.yaml"), ("merge", "run's folders")):  # they name the link themselves
                 continue
             status, said, touched = run(*words)
             refused += status != 0
