@@ -14,11 +14,14 @@ from typing import TextIO
 from cogtune.errors import CogtuneError
 from cogtune.files import explained
 
-_FOLDERS = ("latents", "text", "image", "media", "datasets", "job", "launch*", "dry-run*", "logs", "samples")
-"""Folders of a cache and of a run whose entries are written in place or deleted."""
+_FOLDERS = {
+    **dict.fromkeys(("latents", "text", "image", "media", "datasets", "job", "launch*", "dry-run*", "logs"), 1),
+    **dict.fromkeys(("samples", "checkpoint-*"), 2),
+}
+"""Folders of a cache and of a run whose files are written, read and deleted, and how many levels of them."""
 
-_ENTRIES = (*_FOLDERS, ".*", "checkpoint-*", "metrics.jsonl", "files.json", "wandb", "trackio", "tensorboard")
-"""What else a cache or a run has at its top; links of other names are the user's own."""
+_FILES = (".*", "run.yaml", "metrics.jsonl", "files.json", "wandb", "trackio", "tensorboard")
+"""What else is at the top of a cache or a run; links of other names are the user's own."""
 
 
 def leads_out(path: Path, root: Path) -> bool:
@@ -27,21 +30,30 @@ def leads_out(path: Path, root: Path) -> bool:
     return real != inside and not real.startswith(inside.rstrip(os.sep) + os.sep)
 
 
-def _links(folder: Path) -> Iterator[Path]:
+def _links(folder: Path, levels: int) -> Iterator[Path]:
     with explained(folder, "read"), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
                 yield Path(entry.path)
+            elif levels > 1 and entry.is_dir():
+                yield from _links(Path(entry.path), levels - 1)
+
+
+def _is_merged(folder: Path) -> bool:
+    """Whether a folder is a merged model, whose links to its base model's parts are only read."""
+    return (folder / "model_index.json").is_file()
 
 
 def links_out(folder: Path) -> list[Path]:
     """The links by which writing in ``folder``, a cache or a run's output, would reach files elsewhere."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in _links(folder) if any(fnmatch(path.name, name) for name in _ENTRIES)]
-    for place in sorted(folder.iterdir()):
-        if any(fnmatch(place.name, name) for name in _FOLDERS) and place.is_dir() and not place.is_symlink():
-            found += _links(place)
+    found: list[Path] = []
+    for place in folder.iterdir() if folder.is_dir() else ():
+        levels = next((levels for name, levels in _FOLDERS.items() if fnmatch(place.name, name)), 0)
+        if place.is_symlink():
+            if levels or any(fnmatch(place.name, name) for name in _FILES):
+                found.append(place)
+        elif levels and place.is_dir() and not _is_merged(place):
+            found += _links(place, levels)
     return [path for path in sorted(found) if leads_out(path, folder)]
 
 

@@ -53,6 +53,7 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
         )
     if resume is not None and file is None and preset_name is None:
         run = Path(flags.get("output", "out")) if resume == "latest" else Path(resume).absolute().parent
+        refuse_links_out(run)
         if (run / RUN_NAME).is_file():
             resolved = read_run(run, flags)
             _tell_of_changes(resolved, choose(resume, run), flags)

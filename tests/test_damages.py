@@ -71,7 +71,7 @@ KINDS = {
     "clip list": Kind("data/*.txt", ("validate",)),
     "clip": Kind("data/videos/*.mp4", ("validate",)),
     "what is known of clips": Kind("data/.cogtune/files.json", ("status",), is_ours=True),
-    "cache entry": Kind("data/.cogtune/*/??/*.safetensors", ("verify", "status")),
+    "cache entry": Kind("data/.cogtune/*/??/*.safetensors", ("verify",)),
     "pipeline index": Kind("model/model_index.json", ("encode", "infer", "push_model")),
     "transformer config": Kind("model/transformer/config.json", ("infer", "plan", "push_model")),
     "VAE config": Kind("model/vae/config.json", ("encode", "infer", "push_model")),
@@ -312,7 +312,7 @@ def _tried(tree: Tree, usual: Callable[[str], Outcome], number: int) -> str:
         with limits():
             after = getattr(tree, command)()
         fault = _fault(kind, path, tree.root, before, after, time.process_time() - began)
-        said = (after.err.strip().splitlines() or [after.out.strip()[-300:]])[0][:300]
+        said = (after.err.partition("error:")[2] or after.err[-300:]).strip()[:300]
     except TooSlow:
         fault, said = "never ended", ""
     finally:

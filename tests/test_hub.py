@@ -232,7 +232,7 @@ def test_secrets_and_local_paths_stay_at_home(hub: Hub, run: Path, tmp_path: Pat
         "wandb_api_key": "0123456789abcdef",
         "hub_token": "nothing-that-looks-like-one",
         "note": "login with hf_abcdefghijklmnopqrstuvwx",
-        "tracker": "https://anna:pa55@tracker.example/boats",
+        "tracked_at": "https://anna:pa55@tracker.example/boats",
         "extra": ["--seed=1", "--cache=/home/anna/cache", "C:\\Users\\anna"],
     }
     lines = (run / "run.yaml").read_text().splitlines()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogtune.card import SampleVideo, gather_facts, model_card
+from cogtune.containment import links_out
 from cogtune.hub.local import (
     Weights,
     check_tensors,
@@ -126,6 +127,8 @@ def _refuse_files_elsewhere(run: Path, folder: Path | None, weights: Weights) ->
     if run.is_dir():
         within = sorted(weights.path.rglob("*")) if weights.path.is_dir() else []
         refuse_files_elsewhere([weights.path, *(path for path in within if path.is_symlink())], run)
-    for file in (stamp_beside(weights), folder and folder / "run.yaml"):
-        if file is not None:
-            refuse_files_elsewhere([file], file.parent)
+    stamp = stamp_beside(weights)
+    if stamp is not None:
+        refuse_files_elsewhere([stamp], stamp.parent)
+    if folder is not None:
+        refuse_files_elsewhere(links_out(folder), folder)

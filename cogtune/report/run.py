@@ -106,10 +106,15 @@ class _Machine(Schema):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
+def _is_blank(path: Path) -> bool:
+    """Whether a process has kept room for its words, and said nothing yet."""
+    return not read_bytes(path, MOST_JSON).strip()
+
+
 def _read(path: Path, schema: type[S]) -> S:
     """What a file of the run says; nothing when there is none, or with a warning when it is damaged."""
     try:
-        if path.is_file() and read_bytes(path, MOST_JSON).strip():  # blank as long as the process has said nothing
+        if path.is_file() and not (schema is _Said and _is_blank(path)):
             if CHECKSUM in (value := read_json(path)) and not is_sealed(value):
                 raise CogtuneError(f"{path} is damaged: it is not what was written", "")
             return read_as(path, schema)
