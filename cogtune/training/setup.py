@@ -121,7 +121,7 @@ def _trainee(
             dora=config.dora,
             rslora=config.rslora,
         )
-    compiled = _compiles(config, accelerator.device)
+    compiled = _compiles(config, accelerator.device) and not (config.uses_engine and config.dora)
     if compiled:
         # One graph more for each size, for no gradient, and for a first block that none passes; PyTorch gives up at 8.
         torch._dynamo.config.cache_size_limit = 8 * max(1, len(plan.buckets))
