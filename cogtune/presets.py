@@ -135,7 +135,6 @@ _BUDGETS: tuple[Preset, ...] = (
     _budget("8gb", "5b"),
     _budget("8gb", "5b-i2v"),
     _budget("16gb", "1.5-5b"),
-    _budget("16gb", "1.5-5b-i2v"),
 )
 """LoRA presets for cards smaller than those of the table, at the models' own sizes."""
 
