@@ -177,11 +177,16 @@ class Wanted:
     attention: AttentionKernel | None = None
 
 
-def unplanned(wanted: Wanted) -> Arrangement:
+def _keeps(work: Workload) -> tuple[Keep, ...]:
+    """What a block may be planned to keep; eager blocks cannot part with attention's outputs."""
+    return ("attention", "inputs") if work.compiled else ("inputs",)
+
+
+def unplanned(work: Workload, wanted: Wanted) -> Arrangement:
     """The arrangement of what is given alone: all else stays on the card."""
     return Arrangement(
         streamed_blocks=wanted.streamed_blocks or 0,
-        keep=wanted.keep or "attention",
+        keep=wanted.keep or _keeps(work)[0],
         kept_whole=wanted.kept_whole or 0,
         offloaded_blocks=wanted.offloaded_blocks or 0,
         attention=wanted.attention,
@@ -207,7 +212,7 @@ def arrange(work: Workload, budget: int, speed: Speed, wanted: Wanted) -> tuple[
 def _candidates(work: Workload, room: float, wanted: Wanted) -> Iterator[Arrangement]:
     """Arrangements with no more blocks offloaded than the room asks for, and with all of them."""
     every = range(work.blocks + 1)
-    keeps: tuple[Keep, ...] = ("attention", "inputs") if wanted.keep is None else (wanted.keep,)
+    keeps = _keeps(work) if wanted.keep is None else (wanted.keep,)
     for keep in keeps:
         kept = kept_bytes(work, keep)
         for whole in every if wanted.kept_whole is None else (wanted.kept_whole,):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cogtune.arrangement import Arrangement
 from cogtune.config import RunConfig
 from cogtune.errors import CogtuneError
 from cogtune.files import explained, write_text
@@ -73,6 +74,11 @@ class Measurement:
         return resolve(preset_name=self.preset, flags=changes).config
 
     @property
+    def planned(self) -> Arrangement | None:
+        """The memory engine's arrangement, where the run used it."""
+        return None if self.arrangement is None else Arrangement.from_dict(self.arrangement)
+
+    @property
     def place(self) -> str:
         """On what it was measured, such as ``4 x H200``, or ``1 of 8 x H200``."""
         return f"{'1 of ' if self.alone else ''}{self.gpus} x {self.gpu.removeprefix('NVIDIA ')}"
@@ -127,9 +133,13 @@ def recorded() -> tuple[Measurement, ...]:
 def of_preset(name: str, rows: Sequence[Measurement]) -> Measurement | None:
     """The measurement of a preset as it is, on the most GPUs, and of those the latest; None when there is none.
 
-    One process without the others counts where no whole run was measured.
+    One process without the others counts where no whole run was measured; so does a run of another preset whose
+    changes make the same configuration of it.
     """
     whole = [row for row in rows if row.preset == name and row.recipe == "preset" and not row.changes]
+    if not whole:
+        same = resolve(preset_name=name).config
+        whole = [row for row in rows if row.recipe == "preset" and row.changes and row.config == same]
     return max(whole, key=lambda row: (not row.alone, row.gpus, row.date), default=None)
 
 

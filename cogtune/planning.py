@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cogtune.arrangement import Arrangement
 from cogtune.caching import clips_by_size, frame_settings
 from cogtune.config import RunConfig
 from cogtune.data.sources import Reading, read_dataset
@@ -70,6 +71,8 @@ class Outlook:
         """What and how much, as the table shows it."""
         needs, config = self.needs, self.config
         rows = [(f"each GPU: {name}", f"{getattr(needs.memory, key) / GIB:.2f} GiB") for key, name in _PARTS.items()]
+        if needs.arrangement is not None:
+            rows.append(("each GPU: arrangement", self._arrangement(needs.arrangement)))
         assumed = "" if self.counted else " (assumed)"
         rows += [
             ("each GPU: PyTorch reserves", f"{needs.memory.reserved / GIB:.1f} GiB"),
@@ -85,6 +88,13 @@ class Outlook:
             ("command", self.command),
         ]
         return rows
+
+    def _arrangement(self, arrangement: Arrangement) -> str:
+        """The memory engine's arrangement and why it is this one."""
+        words = arrangement.describe(self.spec.num_layers)
+        if self.config.vram is None:
+            return f"{words} (as given)"
+        return f"{words} (the fastest by the estimate that fits {self.config.vram})"
 
     @property
     def _checkpoints(self) -> int:
@@ -108,6 +118,7 @@ class Outlook:
             "gpu_memory": memory | {"reserved": self.needs.memory.reserved, "card": self.needs.memory.card},
             "host_memory": self.needs.host,
             "cache": self.needs.cache_per_sample * self.samples,
+            "arrangement": self.needs.arrangement.to_dict() if self.needs.arrangement is not None else None,
             "checkpoint": self.needs.checkpoint,
             "checkpoints": self._checkpoints,
             "samples": self.samples,

@@ -17,7 +17,7 @@ from cogtune.models import VARIANTS, Precision
 TrainingType = Literal["lora", "sft"]
 Strategy = Literal["ddp", "zero2", "zero2-offload", "zero3", "zero3-offload"]
 
-CARDS_GB: dict[str, int] = {"4080": 16, "4090": 24, "5090": 32, "a100": 80}
+CARDS_GB: dict[str, int] = {"6gb": 6, "8gb": 8, "16gb": 16, "4080": 16, "4090": 24, "5090": 32, "a100": 80}
 """Memory of each card the presets are named after, in GB of 10^9 bytes, as cards are sold."""
 
 _TYPE_VALUES: dict[TrainingType, dict[str, Any]] = {
@@ -113,6 +113,32 @@ _TABLE: tuple[Preset, ...] = (
 )
 
 
+def _budget(card: str, model: str) -> Preset:
+    """A LoRA on any card of a size, by the memory engine."""
+    row = VARIANTS[model]
+    return Preset(
+        name=f"{card}-lora-{model}",
+        card=card,
+        gpus=1,
+        model=model,
+        type="lora",
+        strategy="ddp",
+        precision=row.trained_in,
+        size=row.native,
+        promised_gb=None,
+        more=(("vram", f"{CARDS_GB[card]}GB"),),
+    )
+
+
+_BUDGETS: tuple[Preset, ...] = (
+    _budget("6gb", "2b"),
+    _budget("8gb", "5b"),
+    _budget("8gb", "5b-i2v"),
+    _budget("16gb", "1.5-5b"),
+)
+"""LoRA presets for cards smaller than those of the table, at the models' own sizes."""
+
+
 def _trial(training_type: TrainingType, *more: tuple[str, Any]) -> Preset:
     return Preset(
         name=f"cpu-{training_type}-tiny",
@@ -131,8 +157,8 @@ def _trial(training_type: TrainingType, *more: tuple[str, Any]) -> Preset:
 _TRIAL: tuple[Preset, ...] = (_trial("lora", ("rank", 8)), _trial("sft"))
 """Presets that need no GPU and no download: a random model of a few megabytes, to try the program with."""
 
-PRESETS: dict[str, Preset] = {row.name: row for row in (*_TABLE, *_TRIAL)}
-"""Every preset by name: the 26 rows of the table, then those for trying the program on a CPU."""
+PRESETS: dict[str, Preset] = {row.name: row for row in (*_TABLE, *_BUDGETS, *_TRIAL)}
+"""Every preset by name: the 26 rows of the table, those of less memory, and those for trying the program on a CPU."""
 
 
 def preset(name: str, others: Iterable[str] = ()) -> Preset:

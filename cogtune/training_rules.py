@@ -107,6 +107,8 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
         problems.append(f"{given}: for type lora, and this is {config.type}")
     if config.strategy != "ddp":
         problems.append(f"{given}: for strategy ddp, and this is {config.strategy}")
+    if config.dora and config.compile:
+        problems.append(f"compile: DoRA's layers cannot be compiled with {given}; leave it out")
     for key in ("stream_blocks", "keep_everything", "offload_activations"):
         value = getattr(config, key)
         if value is not None and value > spec.num_layers:

@@ -73,7 +73,9 @@ of_every_recorded_run = pytest.mark.parametrize(
 
 @of_every_recorded_run
 def test_every_recorded_peak_is_estimated(row: Measurement) -> None:
-    needs = estimate(row.config, spec_for(PRESETS[row.preset or ""].model), gpu=row.gpu, alone=row.alone)
+    needs = estimate(
+        row.config, spec_for(PRESETS[row.preset or ""].model), gpu=row.gpu, alone=row.alone, arrangement=row.planned
+    )
     assert needs.memory.reserved / GIB == pytest.approx(row.peak_gib, rel=WITHIN)
     if row.card_gb is not None:
         assert needs.memory.card / GB == pytest.approx(row.card_gb, rel=WITHIN)
@@ -82,7 +84,7 @@ def test_every_recorded_peak_is_estimated(row: Measurement) -> None:
 @of_every_recorded_run
 def test_the_host_and_the_time_of_every_recorded_run_are_estimated(row: Measurement) -> None:
     """What little a run without offload takes of the host depends on its compilers: that is held from above alone."""
-    needs = estimate(row.config, spec_for(PRESETS[row.preset or ""].model), gpu=row.gpu)
+    needs = estimate(row.config, spec_for(PRESETS[row.preset or ""].model), gpu=row.gpu, arrangement=row.planned)
     assert row.step_s == pytest.approx(needs.seconds, rel=0.10)
     assert row.host_gib is not None
     if row.alone:  # the host has all of a run's processes

@@ -24,7 +24,7 @@ from cogtune.files import write_text
 from cogtune.fit import Machine, problems, this_machine
 from cogtune.measurements import FILE, add, read
 from cogtune.modeling.locate import spec_of
-from cogtune.presets import PRESETS, preset
+from cogtune.presets import CARDS_GB, PRESETS, preset
 from cogtune.resolving import Resolved, resolve
 
 STEPS, WARMUP = 3, 2
@@ -51,7 +51,7 @@ def presets_for(machine: Machine, names: Sequence[str] = (), *, alone: bool = Fa
         resolved = resolve(preset_name=row.name, flags=flags)
         config = resolved.config
         fits = not problems(config, estimate(config, spec_of(config.model)), machine)
-        if names or (row.promised_gb is not None and fits and (config.num_processes > 1) == several):
+        if names or (row.card in CARDS_GB and fits and (config.num_processes > 1) == several):
             yield row.name, resolved
 
 

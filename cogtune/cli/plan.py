@@ -26,6 +26,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what a run will take, before anything is downloaded: memory of GPU and host, disk, time, the command."""
+    from cogtune.estimate import check_arrangement
     from cogtune.fit import fitted, this_machine
     from cogtune.modeling.locate import spec_of
     from cogtune.plan import advice, check
@@ -41,6 +42,7 @@ def plan(
     if fit:
         resolved = fitted(resolved, spec, machine)
     check(resolved.config, spec)
+    check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")
     for told in advice(resolved.config, spec):
         console.note(told)
     found = outlook(resolved.config.anchored(), spec, machine, () if samples is None else (samples,))

@@ -52,6 +52,7 @@ def train(
     Values come from the preset, then the file, then flags; OUTPUT/run.yaml keeps each with where it came from.
     """
     from cogtune import runs
+    from cogtune.estimate import check_arrangement
     from cogtune.fit import fitted, refuse_unfit, this_machine
     from cogtune.launch_configs import check_machines
     from cogtune.modeling.locate import spec_of
@@ -82,6 +83,7 @@ def train(
         console.say(f"written to {slurm}, with its configuration in {settings}; start it with: {command}")
         return
     check_machines(resolved.config)
+    check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")
     if not force and not dry_run:
         refuse_unfit(resolved.config, spec, machine, preset)
     if smoke:

@@ -124,7 +124,7 @@ def _trainee(
         )
         if plan.resume is None and (lora := initial_lora(config, plan.spec)) is not None:
             start_from(transformer, lora)
-    compiled = _compiles(config, accelerator.device)
+    compiled = _compiles(config, accelerator.device) and not (config.uses_engine and config.dora)
     if compiled:
         # One graph more for each size, for no gradient, and for a first block that none passes; PyTorch gives up at 8.
         torch._dynamo.config.cache_size_limit = 8 * max(1, len(plan.buckets))
