@@ -9,6 +9,7 @@ badly, to see that it runs.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -74,12 +75,16 @@ def transformers(given: argparse.Namespace, gpus: list[int | None], deadline: De
     left = [name for name in given.variants if transformer_part(name) not in recorded(given.parts)]
     common = ["--parts", given.parts, "--data", given.data]
     if cache_only:
-        # 2b, 5b and 5b-i2v read the same clips' latents; those of 1.5 have another VAE config, so entries of their own
-        for group in ([name for name in left if not name.startswith("1.5")], [n for n in left if n.startswith("1.5")]):
-            for name in group:
-                run = Started(given.parts, gpus[0], "train_transformer", name, *common, "--cache-only")
-                if not run.wait():
-                    return False
+        # 2b, 5b and 5b-i2v read the same latents, one after the other; 1.5 has a cache of its own
+        groups = [[name for name in left if name.startswith("1.5") == own] for own in (False, True)]
+        for names in itertools.zip_longest(*groups):
+            turn = [
+                Started(given.parts, gpus[number % len(gpus)], "train_transformer", name, *common, "--cache-only")
+                for number, name in enumerate(names)
+                if name is not None
+            ]
+            if not all_well(turn):
+                return False
         return True
     if given.smoke:
         common += ["--steps", 8, "--batch-size", 4]
