@@ -21,6 +21,8 @@ Array = npt.NDArray[np.float64]
 
 _LEAST_DISTANCE = 45.0
 """How far in RGB a pixel must lie from its background to count as something."""
+_MOST_SPREAD = 50.0
+"""How far in RGB half of a thing's pixels may lie from its median: it is one colour."""
 _LEAST_AREA, _MOST_AREA = 60.0, 2000.0
 _LEAST_FRAMES = 0.8
 """Share of the frames that have to show the thing, and as the same shape."""
@@ -84,7 +86,7 @@ def _paint(pixels: Array, distance: Array) -> Array | None:
     colours = pixels[inside]
     paint: Array = np.median(colours, axis=0)
     spread = float(np.median(np.sqrt(((colours - paint) ** 2).sum(-1))))
-    return paint if spread < 30.0 else None
+    return paint if spread < _MOST_SPREAD else None
 
 
 def _main_part(cover: Array) -> Array:
@@ -134,7 +136,8 @@ def _standard(cover: Array, path: Array) -> Array:
     columns, lines = left[:, None, :], above[:, :, None]
     upper = padded[frame, lines, columns] * (1 - right) + padded[frame, lines, columns + 1] * right
     lower = padded[frame, lines + 1, columns] * (1 - right) + padded[frame, lines + 1, columns + 1] * right
-    return upper * (1 - below) + lower * below
+    pictures: Array = upper * (1 - below) + lower * below
+    return pictures
 
 
 @functools.lru_cache(maxsize=1)

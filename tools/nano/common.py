@@ -67,8 +67,12 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def note(parts: Path, part: str, facts: dict[str, Any]) -> None:
-    """Put ``facts`` about ``part`` into ``record.json`` beside the parts, with the hashes of its files."""
-    path = parts / "record.json"
-    record = json.loads(path.read_text()) if path.is_file() else {}
-    record[part] = facts | {"files": folder_hashes(parts / part)}
-    path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    """Write ``facts`` about ``part`` to ``records/PART.json`` beside the parts, with the hashes of its files."""
+    path = parts / "records" / f"{part}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts | {"files": folder_hashes(parts / part)}, indent=1, sort_keys=True) + "\n")
+
+
+def recorded(parts: Path) -> dict[str, dict[str, Any]]:
+    """What :func:`note` wrote, by part."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted((parts / "records").glob("*.json"))}

@@ -56,7 +56,7 @@ def settings(given: argparse.Namespace, model: Path, output: Path, steps: int) -
         "type": "sft",
         "model": model,
         "data": given.data,
-        "cache-dir": given.cache_dir or given.data / ".cogtune",
+        "cache-dir": given.cache_dir,
         "output": output,
         "precision": given.precision,
         "fps": world.FPS,
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("variant", choices=NANO_VARIANTS)
     parser.add_argument("--parts", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--cache-dir", type=Path)
+    parser.add_argument("--cache-dir", type=Path, help="[default: DATA/.cogtune, and DATA/.cogtune-1.5 for 1.5]")
     parser.add_argument("--work", type=Path, help="where the run is kept [default: PARTS/runs/VARIANT]")
     parser.add_argument("--seconds", type=float, default=560.0, help="of this call")
     parser.add_argument("--total-seconds", type=float, help="of training in all calls together [default: SECONDS]")
@@ -143,6 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
+    # its VAE's config is another one, so that it shares no entry, and both can be filled at the same time
+    given.cache_dir = given.cache_dir or given.data / (
+        ".cogtune-1.5" if given.variant.startswith("1.5") else ".cogtune"
+    )
     deadline = Deadline(given.seconds - _STOP_SECONDS)
     work = given.work or given.parts / "runs" / given.variant
     work.mkdir(parents=True, exist_ok=True)

@@ -138,22 +138,25 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     vae = new_vae(given.seed).to(device)
     if half:
-        vae = vae.to(memory_format=torch.channels_last_3d)
+        for parameter in vae.parameters():
+            if parameter.dim() == 5:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=given.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     path = given.parts / "vae-state.pt"
     state = load_state(path, device)
     step, total, losses, spent = 0, given.steps, [], 0.0
+    sums = torch.zeros(2, device=device)
     if state is not None:
         vae.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, total, losses, spent = state["step"], state["total"], state["losses"], state["seconds"]
+        sums = state["sums"]
         say(f"goes on at step {step} of {total}")
     if given.compile:
         vae.encoder.compile()
         vae.decoder.compile()
     torch.manual_seed(given.seed + step)
     began = measured = time.monotonic()
-    sums = torch.zeros(2, device=device)
     while (total is None or step < total) and not deadline:
         rate = given.learning_rate * min(1.0, (step + 1) / 100)
         if total is not None:  # level for the first 40 %, then down to nothing
@@ -189,6 +192,7 @@ def main() -> None:
             "model": vae.state_dict(),
             "optimizer": optimizer.state_dict(),
             "step": step,
+            "sums": sums,
             "total": total,
             "losses": losses,
             "seconds": spent,
