@@ -2,14 +2,11 @@
 
 import importlib.util
 import itertools
-<<<<<<< HEAD
-=======
 import json
 import os
 import shutil
 import subprocess
 import sys
->>>>>>> nano
 from collections import Counter
 from pathlib import Path
 
