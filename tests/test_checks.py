@@ -289,7 +289,7 @@ CASES: dict[str, tuple[Callable[[Path], Report], str, str]] = {
     "other-layout": (_other_layout, "ROOT", "read as lists; it could also be read as table"),
     "read-as": (_called_otherwise, "prompt.txt", "read as prompts.txt"),
     "left-out": (_unlisted, "ROOT", "1 clip in the folder that lists does not name: other.mp4"),
-    "own-files": (_sampled, "ROOT", "cogtune wrote video.mp4, which is not read as data"),
+    "own-files": (_sampled, "ROOT", "cogtune wrote video.mp4: not read as data"),
     "no-samples": (_with_lists([], []), "ROOT", "ROOT lists no sample"),
     "bad-path": (
         _with_lists(["a"], ["."]),

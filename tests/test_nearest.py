@@ -257,7 +257,7 @@ def test_all_that_is_wrong_with_prompts_is_told(tmp_path: Path) -> None:
     assert caught.value.details == (
         f"validation_prompts: {tmp_path}/p.txt is not UTF-8 in line 3",
         f"validation_prompts: {tmp_path}/p.txt is blank in lines 2 and 4",
-        "validation_images: 1 image for 2 prompts",
+        "validation_images: 1 image for 5 prompts",
         f"validation_images: there is no file {tmp_path}/First.png; did you mean {tmp_path}/first.png?",
     )
 

@@ -54,7 +54,7 @@ def test_a_sampled_video_is_known_by_its_mark(tmp_path: Path) -> None:
     dataset = read_dataset(root)
     assert ids(dataset) == ["a", "other"]
     assert of_code(dataset, "missing-caption") == ["other.mp4 has no caption: other.txt is not there"]
-    assert of_code(dataset, "own-files") == ["cogtune wrote video.mp4, which is not read as data"]
+    assert of_code(dataset, "own-files") == ["cogtune wrote video.mp4: not read as data"]
     (root / "video.txt").write_text("With a caption it is data, as the user wants.")
     assert ids(read_dataset(root)) == ["a", "other", "video"]
 
@@ -66,7 +66,7 @@ def test_a_quarantine_file_is_no_caption(tmp_path: Path) -> None:
     again = read_dataset(root)
     assert ids(again) == ["a"]
     assert [(found.code, found.message) for found in again.findings] == [
-        ("own-files", "cogtune wrote bad.txt, which is not read as data")
+        ("own-files", "cogtune wrote bad.txt: not read as data")
     ]
 
 
@@ -80,6 +80,7 @@ def test_only_what_looks_like_a_run_is_passed_by(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.e2e
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("where", ["data/out", "data"])
 def test_a_run_inside_its_dataset_goes_on(tmp_path: Path, cogtune: Cogtune, where: str) -> None:
     data, output = beside(tmp_path / "data", "a", "b"), tmp_path / where

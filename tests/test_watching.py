@@ -265,7 +265,7 @@ def test_everything_wrong_with_the_prompts_is_told_at_once(clips: Path, tmp_path
     flags = {"validation_prompts": str(file), "validation_images": "x.png:::y.png"}
     with pytest.raises(UsageError) as caught:
         plan_for(clips, tmp_path / "out", model="tiny:5b-i2v", **flags)
-    assert caught.value.details[0] == f"validation_prompts: {file} has blank lines: 2"
+    assert caught.value.details[0] == f"validation_prompts: {file} is blank in line 2"
     assert "2 images for 3 prompts" in caught.value.details[1]
     assert "there is no file" in caught.value.details[2]
     with pytest.raises(UsageError) as caught:

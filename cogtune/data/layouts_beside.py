@@ -129,7 +129,7 @@ def _read(folder: Folder) -> Content:
             folder.tell(number, len(clips))
     own = [*folder.own, *sorted(map(str, sampled)), *_check_strays(pairs, findings)]
     if own:
-        message = f"cogtune wrote {listed(own, 5)}, which is not read as data"
+        message = f"cogtune wrote {listed(own, 5)}: not read as data"
         findings.append(finding("own-files", str(folder.root), message))
     findings += _left_out(pairs)
     return Content(BESIDE.name, samples, findings)

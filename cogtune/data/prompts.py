@@ -126,7 +126,9 @@ def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: 
         counts = f"{counted(len(images), 'image')} for {counted(len(texts), 'prompt')}"
         problems.append(f"validation_images: {counts}")
     problems += [
-        f"validation_images: there is no file {image}{look_alike(image)}" for image in images if not image.is_file()
+        f"validation_images: there is no file {image}{look_alike(image)}"
+        for image in images
+        if image != Path() and not image.is_file()
     ]
     if problems:
         raise UsageError("the sample videos cannot be made as they are configured", details=problems)
@@ -170,8 +172,10 @@ def _listed(value: str | None, key: str, problems: list[str]) -> list[str]:
         problems.append(f"{key}: {path} is blank in {_lines(blank)}")
     if not lines:
         problems.append(f"{key}: {path} is empty")
-    entries = [line for line in lines if isinstance(line, str) and line]
-    return [str(path.parent / entry) for entry in entries] if key == "validation_images" else entries
+    entries = [line if isinstance(line, str) else "" for line in lines]  # what is wrong with these is told already
+    if key == "validation_images":
+        return [str(path.parent / entry) if entry else "" for entry in entries]
+    return entries
 
 
 def _lines(numbers: Sequence[int]) -> str:
