@@ -96,7 +96,7 @@ def test_a_damaged_shard_is_told(strategy: str, clips: Path, tmp_path: Path) -> 
         (shards / name).write_bytes(whole[:middle] + flipped + whole[middle + 8 :])
         plan = plan_for(clips, tmp_path / "out", steps=2, resume="latest", **flags)
         started = start_workers(plan)
-        started[rank].join(60)
+        started[rank].join(240)
         for process in started:
             process.kill()
         said = LaunchFiles(tmp_path / "out" / "launch").report(rank).read()
