@@ -73,9 +73,10 @@ def assert_nothing_lost(found: list[dict[str, Any]]) -> None:
     assert {one["stands"] for one in found} >= {"old", "new"}
 
 
+@pytest.mark.timeout(1200)  # two processes that import torch, and two merges a trial, beside whatever else is at work
 @pytest.mark.parametrize("what", ["merge", "lora"])
 def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
-    found = trials(what, library, clips, tmp_path, share=40)
+    found = trials(what, library, clips, tmp_path, share=24)
     assert found[0]["calls"] > 30
     assert_nothing_lost(found)
 
