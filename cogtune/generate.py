@@ -20,12 +20,14 @@ from cogtune.data.video import write_video
 from cogtune.errors import CogtuneError, UsageError
 from cogtune.files import explained, read_json, remove_leftovers
 from cogtune.geometry import Size
+from cogtune.model_configs import TransformerConfig
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.locate import loading, locate
 from cogtune.modeling.lora_files import Lora, add_to, check_fits, find_lora, fitting_models, read_lora
 from cogtune.modeling.sampling import Frames, pipeline_class, render, scheduler_for, unit_image
 from cogtune.modeling.tokens import cut_short, token_counter
 from cogtune.models import ModelSpec, Precision, fingerprint, read_spec
+from cogtune.reading import read_as
 
 MERGE_NAME = "merge.json"
 """In a merged folder: what it was merged from."""
@@ -213,6 +215,7 @@ def load_pipeline(recipe: Recipe) -> DiffusionPipeline:
     dtype = DTYPES[recipe.precision]
     own = {}
     if recipe.transformer is not None:
+        read_as(recipe.transformer / "config.json", TransformerConfig)
         with loading(recipe.transformer):
             own["transformer"] = CogVideoXTransformer3DModel.from_pretrained(recipe.transformer, dtype=dtype)
     with loading(recipe.base):

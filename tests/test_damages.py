@@ -35,6 +35,8 @@ COUNT = int(os.environ.get("COGTUNE_DAMAGES", "2000"))
 """Damages of the whole test; each has a number, so that ``COGTUNE_DAMAGES_FROM`` starts behind those before it."""
 FIRST = int(os.environ.get("COGTUNE_DAMAGES_FROM", "0"))
 
+pytestmark = pytest.mark.timeout(1800)
+
 SAMPLED = 60
 SECONDS = 30
 EXTRA_BYTES = 1 << 30
@@ -343,7 +345,6 @@ def test_there_are_files_of_each_kind(tree: Tree, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_a_sample_of_the_damages(tree: Tree, usual: Callable[[str], Outcome]) -> None:
     assert _all_tried(tree, usual, range(SAMPLED)) == []
 

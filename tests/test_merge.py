@@ -808,7 +808,10 @@ def test_a_damaged_base_is_told(tmp_path: Path, base: Path) -> None:
     checkpoint = write_zero(tmp_path / "c", random_weights())
     config = json.loads((base / "transformer" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": "x"}))
-    with pytest.raises(CogtuneError, match=r"no transformer can be made from .*config\.json"):
+    with pytest.raises(
+        CogtuneError,
+        match=r"no transformer can be made from .*config\.json\n  - num_layers: input",
+    ):
         merge_checkpoint(checkpoint, base=tmp_path)
 
 

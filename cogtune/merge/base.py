@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from cogtune.errors import CogtuneError
 from cogtune.files import read_json
 from cogtune.merge.zero import LoadedSource
+from cogtune.model_configs import TransformerConfig
+from cogtune.reading import problems_in, read_object
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,13 @@ def expected_shapes(transformer: Path) -> dict[str, tuple[int, ...]]:
         CogtuneError: the configuration is damaged.
     """
     path = transformer / "config.json"
+    config = read_object(path)
+    problems = problems_in(config, TransformerConfig)
+    if problems:
+        raise CogtuneError(f"no transformer can be made from {path}", "restore the file", details=problems)
     try:
         with torch.device("meta"):
-            model = CogVideoXTransformer3DModel.from_config(_object(path))
+            model = CogVideoXTransformer3DModel.from_config(config)
     except (AttributeError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise CogtuneError(f"no transformer can be made from {path}: {error}", "restore the file") from error
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
