@@ -42,6 +42,9 @@ _OFFLOAD_TAX = 0.012 / (9 * GIB)
 _STREAM_TAX = 0.004 / (20.8 * GIB)
 """The same of each byte of weights, copied twice a step."""
 
+_REGIONS = 1.12
+"""What the host's regions take for each byte of activations in them."""
+
 KERNEL_SPEED: dict[AttentionKernel | None, float] = {
     None: 1.0,
     "cudnn": 1.0,
@@ -143,8 +146,13 @@ def card_bytes(work: Workload, arrangement: Arrangement) -> int:
 
 def host_bytes(work: Workload, arrangement: Arrangement) -> int:
     """Host memory that one process's weights and activations take."""
-    offloaded = min(arrangement.offloaded_blocks, work.blocks - arrangement.kept_whole)
-    return int(arrangement.streamed_blocks * work.block_weights + offloaded * kept_bytes(work, arrangement.keep))
+    return int(arrangement.streamed_blocks * work.block_weights + _REGIONS * _offloaded(work, arrangement))
+
+
+def _offloaded(work: Workload, arrangement: Arrangement) -> float:
+    """Bytes of activations that go to the host."""
+    blocks = min(arrangement.offloaded_blocks, work.blocks - arrangement.kept_whole)
+    return blocks * kept_bytes(work, arrangement.keep)
 
 
 def seconds(work: Workload, arrangement: Arrangement, speed: Speed) -> float:
@@ -160,7 +168,7 @@ def seconds(work: Workload, arrangement: Arrangement, speed: Speed) -> float:
             + work.numbers * traffic / speed.memory
         )
     weights = float(arrangement.streamed_blocks * work.block_weights)
-    saved = host_bytes(work, arrangement) - weights
+    saved = _offloaded(work, arrangement)
     forward, backward = computing * _FORWARD, computing * (1 - _FORWARD)
     exposed = max(0.0, max(weights, saved) / speed.link - forward) + max(0.0, (weights + saved) / speed.link - backward)
     return work.passes * (computing + exposed + saved * _OFFLOAD_TAX + 2 * weights * _STREAM_TAX)

@@ -243,7 +243,7 @@ def what_would_fit(config: RunConfig, spec: ModelSpec, machine: Machine) -> str:
     """
     now = estimate(config, spec).memory.card
     limit = min(now, machine.card_bytes + 1) if machine.cards else now
-    options = [(words, estimate(leaner, spec)) for words, leaner in _leaner(config, spec)]
+    options = [(words, estimate(leaner, spec)) for words, leaner in _leaner(config, spec, limit)]
     for words, needs in options:
         if needs.memory.card < limit and needs.host <= machine.host:
             return f"{words} takes {needs.memory.card / GB:.1f} GB in place of {now / GB:.1f}, by the estimate"
@@ -261,8 +261,12 @@ def _on(row: Preset, cards: int) -> RunConfig:
     return RunConfig.model_validate({**row.values(), "num_processes": min(row.gpus, cards)})
 
 
-def _leaner(config: RunConfig, spec: ModelSpec) -> Iterator[tuple[str, RunConfig]]:
-    """The same run with one option changed that saves memory, with the flags in words."""
+def _leaner(config: RunConfig, spec: ModelSpec, limit: int) -> Iterator[tuple[str, RunConfig]]:
+    """The same run with one option changed that saves memory, with the flags in words.
+
+    Args:
+        limit: bytes of a card that it may take.
+    """
 
     def changed(words: str, **values: object) -> tuple[str, RunConfig]:
         return words, config.model_copy(update=values)
@@ -279,6 +283,9 @@ def _leaner(config: RunConfig, spec: ModelSpec) -> Iterator[tuple[str, RunConfig
         yield changed("--precision bf16", precision="bf16")
     if config.size is not None and _volume(Size.parse(config.size)) > _volume(spec.native):
         yield changed(f"--size {spec.native}, the model's own,", size=None)
+    if config.type == "lora" and config.strategy == "ddp" and not config.uses_engine:
+        budget = f"{limit // GB}GB"
+        yield changed(f"--vram {budget}", vram=budget)
     if config.type == "sft":
         leaner: tuple[Strategy, ...] = ("zero2-offload",) if config.num_processes == 1 else _BY_SPEED
         changes: list[dict[str, Any]] = [

@@ -73,9 +73,8 @@ of_every_recorded_run = pytest.mark.parametrize(
 
 @of_every_recorded_run
 def test_every_recorded_peak_is_estimated(row: Measurement) -> None:
-    needs = estimate(
-        row.config, spec_for(PRESETS[row.preset or ""].model), gpu=row.gpu, alone=row.alone, arrangement=row.planned
-    )
+    spec = spec_for(PRESETS[row.preset or ""].model)
+    needs = estimate(row.config, spec, gpu=row.gpu, alone=row.alone, arrangement=row.planned)
     assert needs.memory.reserved / GIB == pytest.approx(row.peak_gib, rel=WITHIN)
     if row.card_gb is not None:
         assert needs.memory.card / GB == pytest.approx(row.card_gb, rel=WITHIN)
@@ -195,9 +194,10 @@ def test_a_run_that_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
             refuse_unfit(config, spec_for(PRESETS[preset].model), machine, preset)
         return f"{caught.value.message} | {caught.value.hint}"
 
-    assert "--preset 4080-lora-2b" in told("4090-lora-5b", cards(1, 16.9))
+    assert "--preset 8gb-lora-5b;" in told("4090-lora-5b", cards(1, 16.9))
+    assert "--preset 6gb-lora-2b;" in told("4090-lora-5b", cards(1, 6))
     assert "this machine has 1 x NVIDIA Card of 24.0 GB" in told("a100-lora-1.5-5b", cards(1, 24))
-    assert "--preset 4090-lora-5b;" in told("a100-lora-1.5-5b", cards(1, 24))
+    assert "--preset 16gb-lora-1.5-5b;" in told("a100-lora-1.5-5b", cards(1, 24))
     assert "--strategy zero2-offload --num-processes 1" in told("8xa100-sft-5b-zero2", cards(1, 80))
     assert "needs 8 GPUs, and this machine has 4 x" in told("8x4090-sft-2b-zero2", cards(4, 24))
     assert "no preset fits" in told("4090-lora-5b", cards(1, 4))

@@ -14,11 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Cogtune
+from diffusers import CogVideoXTransformer3DModel
 from plain_training import plain_losses
 
+from cogtune.arrangement import Arrangement, AttentionKernel
 from cogtune.data.video import probe
+from cogtune.modeling.adapters import add_lora
+from cogtune.modeling.conditioning import conditioning_of, predict
+from cogtune.modeling.engine import attach
+from cogtune.modeling.engine.attention import has_flash_4
 from cogtune.modeling.random_weights import build_transformer, build_vae, write_pipeline
-from cogtune.models import VARIANTS, Variant, read_spec
+from cogtune.models import VARIANTS, Variant, published_spec, read_spec
 from cogtune.plan import Plan
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
@@ -117,3 +123,54 @@ def test_a_sampled_video_has_the_size_asked_for(encoders: Path, tmp_path: Path, 
     cogtune("infer", "--model", encoders, "--prompt", "a boat", "--steps", 2, "--output", "boat.mp4")
     info = probe(tmp_path / "boat.mp4")
     assert (info.num_frames, info.height, info.width, info.fps) == (49, 480, 720, 8.0)
+
+
+def four_steps(arrangement: Arrangement, kernel: AttentionKernel = "cudnn") -> tuple[list[float], list[float]]:
+    """Losses, of training and without gradients, and gradient norms of a 5b of five blocks at its native size."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    device, spec = torch.device("cuda", 0), published_spec(VARIANTS["5b"])
+    config = build_transformer(VARIANTS["5b"], "full", device="meta", dtype=torch.bfloat16).config
+    with device:
+        model = CogVideoXTransformer3DModel.from_config({**config, "num_layers": 5}).to(torch.bfloat16)
+    add_lora(model, rank=16, alpha=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"], seed=1)
+    attach(model, arrangement, device=device, kernel=kernel, backend="inductor")
+    model.to(device).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
+    random = torch.Generator(device).manual_seed(2)
+    losses, norms = [], []
+    for _ in range(4):
+        noisy = torch.randn(1, 13, 16, 60, 90, device=device, generator=random).bfloat16()
+        text = torch.randn(1, 226, 4096, device=device, generator=random).bfloat16()
+        inputs = (noisy, text, torch.tensor([500], device=device), None, conditioning_of(noisy, spec))
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = predict(model, *inputs).float().square().mean()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, 1.0)))
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+            losses += [loss.item(), predict(model, *inputs).float().square().mean().item()]
+    return losses, norms
+
+
+def test_arrangements_of_the_memory_engine_train_alike() -> None:
+    """As nearly as two runs of one arrangement: 4e-6 in loss and 3e-5 in norm on an H200, by attention's backward."""
+    here = four_steps(Arrangement())
+    for arrangement in (
+        Arrangement(streamed_blocks=5, offloaded_blocks=5),
+        Arrangement(streamed_blocks=5, slots=1, offloaded_blocks=3),
+    ):
+        losses, norms = four_steps(arrangement)
+        assert losses == pytest.approx(here[0], rel=1e-4)
+        assert norms == pytest.approx(here[1], rel=1e-3)
+
+
+def test_flash_attention_4_trains_alike() -> None:
+    if not has_flash_4():
+        pytest.skip("flash-attn-4 is not installed, or has no backward pass for this GPU")
+    losses, norms = four_steps(Arrangement(streamed_blocks=5, offloaded_blocks=5), "flash-attn-4")
+    cudnn = four_steps(Arrangement())
+    assert losses == pytest.approx(cudnn[0], rel=1e-3)
+    assert norms == pytest.approx(cudnn[1], rel=1e-2)

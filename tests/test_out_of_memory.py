@@ -42,7 +42,8 @@ def advice(preset: str, card_gb: int, cards: int = 1, *, host_gib: int = 512, **
         ("4090-sft-2b-zero2-offload", 1, 10, {}, "--type lora --strategy ddp takes"),
         ("8xa100-sft-5b-zero2", 8, 32, {}, "--strategy zero3 takes"),
         ("8x4090-sft-2b-zero3", 8, 15, {}, "--strategy zero2 takes"),
-        ("4090-lora-5b", 1, 16, {}, "no one option is enough; --preset 4080-lora-2b takes"),
+        ("4090-lora-5b", 1, 16, {}, "--vram 16GB takes"),
+        ("8gb-lora-5b", 1, 6, {}, "no one option is enough; --preset 6gb-lora-2b takes"),
         ("4090-lora-5b", 1, 2, {}, "a smaller --size"),
         ("4090-lora-5b", 0, 0, {"batch_size": 2}, "--batch-size 1 --gradient-accumulation-steps 2 takes"),
     ],
@@ -55,9 +56,9 @@ def test_the_next_leaner_thing_that_fits(
 
 def test_a_preset_is_named_with_what_it_takes_here() -> None:
     """It is for eight GPUs, and there are four; and a flag of the run, which stays, would not go with it."""
-    told = advice("8xa100-sft-5b-zero2", 18, 4, host_gib=30)
+    told = advice("8xa100-sft-5b-zero2", 18, 4, host_gib=24)
     assert told.startswith("no one option is enough; --preset 8x4090-sft-2b-zero2 --num-processes 4 takes")
-    told = advice("8xa100-sft-5b-zero2", 18, 4, host_gib=30, strategy="ddp", optimizer="came")
+    told = advice("8xa100-sft-5b-zero2", 18, 4, host_gib=24, strategy="ddp", optimizer="came")
     assert "--preset 8x4090-sft-2b-zero2 --num-processes 4 --optimizer adamw takes" in told
 
 

@@ -94,9 +94,8 @@ def errors(rows: Sequence[Measurement]) -> list[tuple[str, str, str, str]]:
     found = []
     for row in rows:
         if row.recipe == "preset" and row.preset in PRESETS:
-            needs = estimate(
-                row.config, spec_of(row.config.model), gpu=row.gpu, alone=row.alone, arrangement=row.planned
-            )
+            spec = spec_of(row.config.model)
+            needs = estimate(row.config, spec, gpu=row.gpu, alone=row.alone, arrangement=row.planned)
             mine = needs.memory.reserved / GIB
             found.append(
                 (row.command, f"{row.peak_gib:.2f}", f"{mine:.2f}", f"{100 * (mine / row.peak_gib - 1):+.1f} %")
