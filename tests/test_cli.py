@@ -13,6 +13,7 @@ import pytest
 from conftest import Cogtune
 
 from cogtune.cli import main
+from cogtune.presets import PRESETS
 
 COMMANDS = [
     [],
@@ -138,7 +139,7 @@ def test_a_model_that_cannot_be_downloaded_is_told(cogtune: Cogtune, clips: Path
 
 def test_presets_are_listed_and_shown(cogtune: Cogtune) -> None:
     rows = json.loads(cogtune("presets", "--json").out)
-    assert len(rows) == 28
+    assert len(rows) == len(PRESETS)
     assert rows[1] == {
         "preset": "4090-lora-5b",
         "hardware": "4090",
