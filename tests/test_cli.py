@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from cogtune.cli import main
 from cogtune.cli.app import app
+from cogtune.presets import PRESETS
 
 COMMANDS = [
     [],
@@ -143,7 +144,7 @@ def test_a_model_that_cannot_be_downloaded_is_told(cogtune: Cogtune, clips: Path
 
 def test_presets_are_listed_and_shown(cogtune: Cogtune) -> None:
     rows = json.loads(cogtune("presets", "--json").out)
-    assert len(rows) == 28
+    assert len(rows) == len(PRESETS)
     assert rows[1] == {
         "preset": "4090-lora-5b",
         "hardware": "4090",

@@ -10,6 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from cogtune.config import ENGINE_KEYS
 from cogtune.errors import CogtuneError
 from cogtune.files import PARTIAL_SUFFIX, write_text
 from cogtune.plan import Plan
@@ -40,6 +41,7 @@ _OWN = {
     "main_process_ip",
     "main_process_port",
     "nccl_timeout",
+    *ENGINE_KEYS,
 }
 """Settings that each machine may have for itself. What model and data are is compared by their content."""
 
