@@ -8,6 +8,7 @@ models never see.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -353,14 +354,11 @@ def training_scenes(seed: int, numbers: Iterable[int]) -> list[Scene]:
 
 
 _TRAINING = known_subjects()
-_ORDERS: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
 
 
+@functools.lru_cache(maxsize=64)
 def _order(seed: int, block: int) -> npt.NDArray[np.int64]:
-    if (seed, block) not in _ORDERS:
-        _ORDERS.clear() if len(_ORDERS) > 64 else None
-        _ORDERS[seed, block] = np.random.default_rng([seed, block]).permutation(len(_TRAINING))
-    return _ORDERS[seed, block]
+    return np.random.default_rng([seed, block]).permutation(len(_TRAINING))
 
 
 def draw(scene: Scene) -> Pixels:
