@@ -67,6 +67,7 @@ def train(
 
     Values come from the preset, then the file, then flags; OUTPUT/run.yaml keeps each with where it came from.
     """
+    from cogtune.commands import run_summary
     from cogtune.commands import train as runs
     from cogtune.config.launchers import check_machines
     from cogtune.models.locate import spec_of
@@ -112,7 +113,7 @@ def train(
         return
     if dry_run:
         ready = runs.prepare_run(resolved, resume=resume, overwrite=overwrite, dry_run=True)
-        console.table("", ("key", "value", "from"), runs.describe(ready.plan))
+        console.table("", ("key", "value", "from"), run_summary.describe(ready.plan))
         counts = tuple(ready.plan.buckets.values())
         found = estimate_run(ready.plan.config, spec, machine, counts, ready.files.folder)
         console.table("", ("what", "how much"), found.rows())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cogtune.commands.run_summary import results
 from cogtune.commands.validate import check_output, checked_dataset, read_for_training, validation_set, with_data_here
 from cogtune.config.resolving import Resolved, resolve
 from cogtune.config.run_config import RunConfig
@@ -364,49 +364,3 @@ def _refuse_to_overwrite(output: Path, start_from: Path | None) -> None:
             f"{output} holds {', '.join(later)}, which a run from {start_from.name} would make anew",
             "use --overwrite to delete them, choose another --output, or --resume latest",
         )
-
-
-def _described_sizes(plan: Plan) -> list[tuple[str, str, str]]:
-    if not plan.config.buckets:
-        source = " and ".join(key for key in ("size", "frames") if getattr(plan.config, key)) or "the model"
-        return [("training size", str(plan.size), source)]
-    shared = [f"{size} ({plan.buckets.get(size, 0)})" for size in plan.config.buckets]
-    return [("training sizes (samples)", ", ".join(shared), "buckets")]
-
-
-def _described_start(plan: Plan) -> tuple[str, str, str]:
-    if plan.resume is not None:
-        return ("starts from", str(plan.resume), "--resume")
-    if plan.config.init_lora is not None:
-        return ("starts from", str(plan.config.init_lora), "init_lora")
-    return ("starts from", "the base model", "model")
-
-
-def describe(plan: Plan) -> list[tuple[str, str, str]]:
-    """A plan as rows of key, value and where the value came from."""
-    derived = [
-        ("base model", str(plan.checkpoint), "model"),
-        *_described_sizes(plan),
-        ("tokens per sample", f"{plan.tokens:,}", "the largest size" if plan.config.buckets else "size"),
-        ("frames per second", f"{plan.fps:g}", "fps" if plan.config.fps else "the model"),
-        ("samples", str(plan.samples), "data"),
-        ("samples per step", str(plan.config.global_batch), "batch size x accumulation x processes"),
-        ("optimizer steps", str(plan.total_steps), "epochs" if plan.config.epochs else "steps"),
-        _described_start(plan),
-    ]
-    values = plan.config.to_dict()
-    return [(key, str(value), plan.provenance[key]) for key, value in values.items()] + derived
-
-
-def results(plan: Plan) -> list[str]:
-    """What a finished run made, and the next command."""
-    output = plan.config.output
-    newest = checkpoints(output)[-1]
-    where = shlex.quote(str(output))
-    page = [str(RunFolder(output).page)] if (RunFolder(output).page).is_file() else []
-    if plan.config.type == "lora":
-        image = " --image FIRST_FRAME.png" if plan.spec.image_to_video else ""
-        return [f"{output / LORA_WEIGHTS_NAME}", *page, f"next: cogtune infer --lora {where}{image}"]
-    if not plan.config.sharding.uses_deepspeed:
-        return [f"{newest / 'transformer'}", *page, f"next: cogtune infer --model {where}"]
-    return [f"{newest}", *page, f"next: cogtune merge-zero {shlex.quote(str(newest))}"]

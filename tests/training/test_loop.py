@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from cogtune.commands import train
+from cogtune.commands import run_summary, train
 from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.data.batches import RankSampler, batches
@@ -140,7 +140,7 @@ def test_a_run_with_buckets_resumes_within_an_epoch_to_the_bit(
     assert dict(plan.buckets) == {str(other): 1, "17x64x96": 5}
     assert plan.total_steps == 6  # each passes of 2: 5 for two epochs of five samples, 1 for two of one
     assert plan.size == Size(17, 64, 96)
-    assert ("training sizes (samples)", f"17x64x96 (5), {other} (1)", "buckets") in train.describe(plan)
+    assert ("training sizes (samples)", f"17x64x96 (5), {other} (1)", "buckets") in run_summary.describe(plan)
     straight = train_here(plan)
     train_here(plan_for(clips, tmp_path / "broken", **flags), stop_after=4)
     assert read_state(tmp_path / "broken" / "checkpoint-4")["step"] == 4
