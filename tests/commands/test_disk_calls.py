@@ -82,7 +82,7 @@ def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_p
     assert_nothing_lost(found)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("what", ["merge", "lora", "sft"])
 def test_a_fault_at_every_disk_call(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
