@@ -16,7 +16,7 @@ from cogtune.system import console
 
 _HEAD = """# Memory and time of every preset
 
-Made by `make docs` from `cogtune/measurements.json`. Each measurement is a run of `cogtune bench` (see
+Made by `make docs` from `cogtune/planning/measurements.json`. Each measurement is a run of `cogtune bench` (see
 [Bench](bench.md)), which trains on random weights of the real size: the same command gives it again. The estimates are
 those of `cogtune plan` (see [Plan](plan.md)), for as many GPUs as the preset names; a test holds them to within 8 % of
 every measurement. GB are 10^9 bytes, as cards are sold, and count everything on the fullest card; GiB are 2^30 bytes of
