@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -51,6 +52,8 @@ def quiet_libraries() -> None:
 
     To be called before they are imported. Downloads from the Hub still show their progress.
     """
+    if "DEEPSPEED_LOG_LEVEL" not in os.environ:  # DeepSpeed 0.19 sets its logger's level at import, whatever it was
+        logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     for name, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
 

@@ -388,3 +388,12 @@ def test_every_command_ends_its_help_with_examples_that_it_would_take() -> None:
             words = shlex.split(example)
             assert words[: 1 + len(name.split())] == ["cogtune", *name.split()]
             leaves[name].make_context(name, words[1 + len(name.split()) :])  # raises for what it does not take
+
+
+def test_a_first_use_of_a_tiny_model_shows_no_librarys_warning(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
+    """Making the model imports DeepSpeed, which warns where there is no GPU."""
+    ran = cogtune(
+        *("dataset", "validate", clips, "--model", "tiny:2b", "--size", "9x64x96"),
+        env={"COGTUNE_HOME": str(tmp_path / "home")},
+    )
+    assert "WARNING" not in ran.err
