@@ -28,6 +28,7 @@ from cogtune.models.geometry import (
     spread_indices,
 )
 from cogtune.system.digests import digest
+from cogtune.system.errors import counted
 
 if TYPE_CHECKING:
     import torch
@@ -214,7 +215,9 @@ def _indices_by_time(info: VideoInfo, settings: FrameSettings, identity: str) ->
     times = info.times[: max(0, end)]
     given = len(timing.at_rate(times, settings.fps, first))
     if given < count:
-        raise ValueError(f"gives {given} frames at {settings.fps:g} fps by their timestamps, and {count} are needed")
+        raise ValueError(
+            f"gives {counted(given, 'frame')} at {settings.fps:g} fps by their timestamps, and {count} are needed"
+        )
     if settings.sampling == "random-start":
         last = timing.last_start(times, settings.fps, count, first, end)
         first += int(_drawn(settings.seed, identity, "start") * (last - first + 1))

@@ -24,7 +24,7 @@ from cogtune.data.frames import FrameSettings
 from cogtune.data.layouts import own_files
 from cogtune.data.sources import read_dataset
 from cogtune.data.validation import inspection
-from cogtune.data.validation.captions import normal_form, not_english
+from cogtune.data.validation.captions import count_words, normal_form, not_english
 from cogtune.data.validation.checks import ValidationReport, check_dataset
 from cogtune.data.video.clips import write_video
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
@@ -726,3 +726,19 @@ def test_items_are_listed_in_words() -> None:
 def test_findings_know_how_bad_they_are() -> None:
     assert SEVERITIES == ("error", "warning", "note")
     assert finding("slow", "a", "b", "c") == Finding("slow", "warning", "a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("mouse", 1),
+        ("a small mouse runs", 4),
+        ("一只红色的球慢慢滚过草地", 12),
+        ("赤い球がゆっくり転がる", 11),
+        ("ลูกบอลสีแดงกลิ้งช้าๆ", 20),
+        ("红球 rolls", 3),
+        ("", 0),
+    ],
+)
+def test_scripts_without_blanks_are_not_one_word(caption: str, words: int) -> None:
+    assert count_words(caption) == words

@@ -11,6 +11,7 @@ from cogtune.data.video.container import VideoInfo
 from cogtune.data.video.images import ImageInfo
 from cogtune.data.video.timing import standstill
 from cogtune.models.geometry import FRAME_STEP, Reshape, fit, legal_frame_counts, nearest_below, shape_loss
+from cogtune.system.errors import counted
 
 MOST_CROPPED = 0.25
 """The share of a frame that may be cut away, or be black bars, before it is worth a warning."""
@@ -81,7 +82,7 @@ def _check_length(where: str, info: VideoInfo, settings: FrameSettings, *, any_f
         yield finding(
             "too-short",
             where,
-            f"gives {given} frames{rate}{skipped}, and training takes {count} "
+            f"gives {counted(given, 'frame')}{rate}{skipped}, and training takes {count} "
             f"(it has {info.num_frames} at {info.fps:.4g} fps)",
             f"use a longer clip, or ask for {fits} frames" if fits and any_frames else otherwise,
         )

@@ -38,7 +38,7 @@ from cogtune.data.video.container import (
 from cogtune.data.video.orientation import orientation_of, turned_by_rotation
 from cogtune.data.video.probing import probe
 from cogtune.data.video.stamp import FileChanged, Stamp, check_unchanged
-from cogtune.system.errors import CogtuneError, did_you_mean
+from cogtune.system.errors import CogtuneError, counted, did_you_mean
 from cogtune.system.files import write_atomic
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _iter_pyav(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator[P
             position += 1
             if position == len(wanted):
                 return
-    raise CutShort(path, f"is cut short: it ends after {count} frames, and frame {wanted[-1]} was asked for")
+    raise CutShort(path, f"is cut short: it ends after {counted(count, 'frame')}, and frame {wanted[-1]} was asked for")
 
 
 _UNSPECIFIED = 2
@@ -204,7 +204,9 @@ def _iter_decord(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator
     # decord fills up with copies of the last frame what an edit list hides: the container is asked first
     available = probe(path).num_frames
     if wanted[-1] >= available:
-        raise CutShort(path, f"is cut short: it ends after {available} frames, and frame {wanted[-1]} was asked for")
+        raise CutShort(
+            path, f"is cut short: it ends after {counted(available, 'frame')}, and frame {wanted[-1]} was asked for"
+        )
     with opened(path, stamp) as (container, stream):
         first = next(decoded_frames(path, container, stream))
         fits = _decord_reads(container, first)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from cogtune.data.video.stamp import Stamp, check_unchanged
-from cogtune.system.errors import CogtuneError
+from cogtune.system.errors import CogtuneError, counted
 
 if TYPE_CHECKING:
     import av.container
@@ -189,7 +189,7 @@ def check_decoded(path: Path, promised: int, decoded: DecodeResult) -> None:
             told.append(f"{decoded.failed} packets that give no frame ({decoded.failure})")
         raise DamagedVideo(path, f"is damaged: {' and '.join(told)}")
     if decoded.frames < promised:
-        raise CutShort(path, f"is cut short: it promises {promised} frames and gives {decoded.frames}")
+        raise CutShort(path, f"is cut short: it promises {counted(promised, 'frame')} and gives {decoded.frames}")
 
 
 # --------------------------------------------------------------------------------------------------- reading
