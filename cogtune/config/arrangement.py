@@ -16,8 +16,6 @@ AttentionKernel = Literal["cudnn", "flash", "efficient", "flash-attn-4"]
 """PyTorch's three fused kernels, and that of the package flash-attn-4."""
 
 KEEPS: tuple[Keep, ...] = get_args(Keep)
-KERNELS: tuple[AttentionKernel, ...] = get_args(AttentionKernel)
-
 SLOTS = 2
 """Places on the card that streamed blocks take turns in."""
 

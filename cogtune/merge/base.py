@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from cogtune.merge.sources import LoadedSource
 from cogtune.models.configs import TransformerConfig
 from cogtune.system.errors import CogtuneError
-from cogtune.system.json_files import read_json
 from cogtune.system.reading import problems_in, read_object
 
 
@@ -43,16 +42,9 @@ def find_base(given: Path | None, state: Mapping[str, Any], *, needed: bool) -> 
         if given is None and not needed:
             return None
         raise CogtuneError(f"there is no base model in {path}", hint)
-    if _object(config).get("_class_name") != CogVideoXTransformer3DModel.__name__:
+    if read_object(config).get("_class_name") != CogVideoXTransformer3DModel.__name__:
         raise CogtuneError(f"{config} is not the configuration of a CogVideoX transformer", hint)
     return base
-
-
-def _object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise CogtuneError(f"{path} holds a {type(value).__name__}, not an object", "restore the file")
-    return value
 
 
 def expected_shapes(transformer: Path) -> dict[str, tuple[int, ...]]:
@@ -86,7 +78,7 @@ def stored_weights(transformer: Path) -> dict[str, LoadedSource]:
     index = transformer / f"{_WEIGHTS}.index.json"
     names = {_WEIGHTS}
     if index.is_file():
-        named = _object(index).get("weight_map")
+        named = read_object(index).get("weight_map")
         names = {name for name in named.values() if isinstance(name, str)} if isinstance(named, dict) else set()
     found = {}
     for path in (transformer / name for name in sorted(names) if name == Path(name).name):
@@ -115,7 +107,7 @@ def _tensor_in(path: Path, key: str) -> torch.Tensor:
 
 def other_components(pipeline: Path) -> tuple[list[Path], list[str]]:
     """The folders beside ``transformer`` that the pipeline is made of, and what is missing of them here."""
-    index = _object(pipeline / "model_index.json")
+    index = read_object(pipeline / "model_index.json")
     # an entry of two nulls is a component that the pipeline can do without, and does
     present = [name for name, value in index.items() if isinstance(value, list) and value and value[0]]
     if outside := [name for name in present if name != Path(name).name]:

@@ -116,7 +116,8 @@ def _read(path: Path, schema: type[S]) -> S:
     """What a file of the run says; nothing when there is none, or with a warning when it is damaged."""
     try:
         if path.is_file() and not (schema is _Said and _is_blank(path)):
-            if CHECKSUM in (value := read_json(path)) and not is_sealed(value):
+            value = read_json(path)
+            if isinstance(value, dict) and CHECKSUM in value and not is_sealed(value):
                 raise CogtuneError(f"{path} is damaged: it is not what was written", "")
             return read_as(path, schema)
     except CogtuneError as error:

@@ -271,3 +271,15 @@ def test_the_command_makes_it_again(cogtune: Any, tmp_path: Path) -> None:
     a_run(tmp_path / "out", [step(1)])
     assert cogtune("report").out == "out/report.html\n"
     assert "run.yaml" in cogtune("report", "nothing", status=1).err
+
+
+@pytest.mark.parametrize("name", ["machine.json", "plan.json", "rank-0.json"])
+@pytest.mark.parametrize("content", ["5", "null", '"checksum"', "[]"])
+def test_a_file_of_another_type_is_left_out_with_a_warning(
+    name: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "run.yaml").write_text("steps: 1\n")
+    (tmp_path / "launch" / name).write_text(content)
+    assert write_run_report(tmp_path).is_file()
+    assert name in capsys.readouterr().err
