@@ -25,7 +25,7 @@ from cogtune.models.locate import loading, locate
 from cogtune.models.tokens import cut_short, token_counter
 from cogtune.models.variants import Precision
 from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
-from cogtune.run.folder import MERGE_NAME
+from cogtune.run.folder import AVERAGE_NAME, MERGE_NAME
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import os_errors_explained
@@ -203,6 +203,8 @@ def _is_here(facts: Mapping[str, Any], model: str) -> bool:
 
 def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
     """The fully trained transformer that a run or a checkpoint holds, with the run's facts; None if it is neither."""
+    if folder.name == AVERAGE_NAME and (folder / "transformer").is_dir() and (folder.parent / STATE_NAME).is_file():
+        return folder / "transformer", read_state(folder.parent)
     for candidate in (folder, *reversed(checkpoints(folder))):
         if (candidate / STATE_NAME).is_file() and (candidate / "transformer").is_dir():
             return candidate / "transformer", read_state(candidate)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-Tag = Literal["resume", "machine", "reading", "frames", "network", "engine", "untimed"]
+Tag = Literal["resume", "machine", "reading", "frames", "network", "engine", "stream", "untimed"]
 """What is known of a field:
 
 - ``resume``: a resumed run must have the value of its checkpoint
@@ -16,6 +16,7 @@ Tag = Literal["resume", "machine", "reading", "frames", "network", "engine", "un
 - ``frames``: says what is taken of each clip
 - ``network``: is about the network, and nobody else's business
 - ``engine``: an option of the memory engine; a run that sets none of them does without
+- ``stream``: an option of strategy ``stream`` alone
 - ``untimed``: neither a step's time nor its memory depends on it
 """
 

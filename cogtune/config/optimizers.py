@@ -31,11 +31,13 @@ class OptimizerFacts:
     """What it is imported as."""
     not_under_zero: str = ""
     """Why DeepSpeed cannot run it; empty where it can."""
+    streams: bool = False
+    """Whether it can be done block by block, as strategy ``stream`` does."""
 
 
 OPTIMIZERS: dict[OptimizerName, OptimizerFacts] = {
-    "adamw": OptimizerFacts(state_bytes=8),
-    "adam": OptimizerFacts(state_bytes=8),
+    "adamw": OptimizerFacts(state_bytes=8, streams=True),
+    "adam": OptimizerFacts(state_bytes=8, streams=True),
     "prodigy": OptimizerFacts(
         state_bytes=16,
         usual_rate=1.0,  # it finds the size of its steps itself, and the rate only scales them (arXiv 2306.06101)
@@ -64,6 +66,16 @@ OPTIMIZERS: dict[OptimizerName, OptimizerFacts] = {
 """Every optimizer."""
 
 
+def why_not_with(optimizer: OptimizerName, strategy: Strategy) -> str:
+    """Why an optimizer cannot run under a strategy; empty where it can."""
+    facts = OPTIMIZERS[optimizer]
+    if STRATEGIES[strategy].streams and not facts.streams:
+        return (
+            f"it steps block by block, as {' and '.join(name for name, row in OPTIMIZERS.items() if row.streams)} can"
+        )
+    return facts.not_under_zero if STRATEGIES[strategy].uses_deepspeed else ""
+
+
 def goes_with(optimizer: OptimizerName, strategy: Strategy) -> bool:
     """Whether an optimizer can run under a strategy."""
-    return not (STRATEGIES[strategy].uses_deepspeed and OPTIMIZERS[optimizer].not_under_zero)
+    return not why_not_with(optimizer, strategy)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,6 +17,7 @@ from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import Size
 from cogtune.models.variants import VARIANTS
 from cogtune.planning.estimate import GIB, Estimate, estimate
+from cogtune.planning.host_memory import limited, with_formats
 from cogtune.system import console
 from cogtune.system.errors import UsageError
 from cogtune.system.gpus import Gpu, gpus
@@ -53,16 +52,9 @@ class Hardware:
         return f"{len(self.cards)} x {self.cards[0].name} of {self.card_bytes / GB:.1f} GB"
 
 
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
 def local_hardware() -> Hardware:
     """The cards that are visible here, and the host's memory, or what a container may have of it."""
-    host = int(psutil.virtual_memory().total)
-    for path in _CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
-            host = min(host, int(Path(path).read_text()))
-    return Hardware(gpus(), host)
+    return Hardware(gpus(), limited(int(psutil.virtual_memory().total)))
 
 
 def problems(config: RunConfig, needs: Estimate, machine: Hardware, *, sure: float = SURE) -> list[str]:
@@ -84,6 +76,7 @@ def problems(config: RunConfig, needs: Estimate, machine: Hardware, *, sure: flo
 
 def _fits_whole(config: RunConfig, spec: ModelSpec, machine: Hardware) -> bool:
     """Whether a run may be proposed: the whole of its estimate fits."""
+    config = with_formats(config, spec, machine.host)
     return not problems(config, estimate(config, spec), machine, sure=1.0)
 
 
@@ -183,9 +176,13 @@ def _tried(config: RunConfig, machine: Hardware) -> Iterator[RunConfig]:
             continue  # nothing to share with anyone
         if facts.uses_deepspeed and config.type == "lora":
             continue  # an adapter has little that could be shared out
-        if not goes_with(config.optimizer, strategy):
+        if not goes_with(config.optimizer, strategy) or (facts.streams and not _may_stream(config)):
             continue
         yield config.model_copy(update={"strategy": strategy, "num_processes": count * config.num_machines})
+
+
+def _may_stream(config: RunConfig) -> bool:
+    return config.type == "sft" and config.precision != "fp16" and config.num_machines == 1
 
 
 def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
@@ -292,7 +289,7 @@ def _leaner(config: RunConfig, spec: ModelSpec, limit: int) -> Iterator[tuple[st
         changes: list[dict[str, Any]] = [
             {"strategy": other} if goes_with(config.optimizer, other) else {"strategy": other, "optimizer": "adamw"}
             for other in leaner
-            if other != config.strategy
+            if other != config.strategy and (not STRATEGIES[other].streams or _may_stream(config))
         ]
         for values in (*changes, {"type": "lora", "strategy": "ddp"}):
             after = config.model_copy(update=values)

@@ -169,6 +169,10 @@ def check_fits(
         CogtuneError: with every difference, or when another version wrote it.
     """
     before = state["identity"]
+    if "ema" in identity and "ema" not in before:
+        raise CogtuneError(
+            f"{checkpoint} has no moving average of the weights", "leave --ema out, or start anew in another --output"
+        )
     unknown = [key for key in identity if key not in before]
     if unknown and before.get("strategy") == identity.get("strategy"):  # each strategy has keys of its own
         raise CogtuneError(

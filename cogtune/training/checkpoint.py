@@ -21,14 +21,17 @@ from torch import Tensor
 
 from cogtune.config.run_config import RunConfig
 from cogtune.modeling.adapters import load_lora, save_lora
+from cogtune.modeling.engine.trained import TrainedWeights
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import FORMAT, STATE_NAME, changed_files, checkpoints, fingerprints, read_state
-from cogtune.run.folder import RunFolder
+from cogtune.run.folder import AVERAGE_NAME, RunFolder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, said_by
 from cogtune.system.files import open_regular, os_errors_explained, write_text
 from cogtune.system.folders import partial_folder, partial_path, publish_folder, remove_folder
 from cogtune.system.json_files import write_sealed
+from cogtune.training import streamed
+from cogtune.training.average import WeightAverage
 
 OPTIMIZER_NAME = "optimizer.pt"
 ZERO_TAG = "pytorch_model"
@@ -44,7 +47,32 @@ class TrainState:
     """The prepared model: the transformer, or DDP or a DeepSpeed engine around it."""
     transformer: CogVideoXTransformer3DModel
     optimizer: Any
+    """None where ``streamed`` is its own."""
     is_lora: bool
+    streamed: TrainedWeights | None = None
+    """Under strategy ``stream``, what holds the weights."""
+    average: WeightAverage | None = None
+    """Of the weights, where there is one that ``streamed`` does not hold."""
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Have the next step of the optimizer made with another learning rate."""
+        if self.streamed is not None:
+            self.streamed.learning_rate = rate
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    @property
+    def averages(self) -> bool:
+        """Whether a moving average of the weights is kept."""
+        return self.average is not None or (self.streamed is not None and self.streamed.rule.decay is not None)
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """While the block runs, let the model compute with the moving average of its weights. Collective."""
+        if self.streamed is not None:
+            return self.streamed.averaged()
+        assert self.average is not None  # who calls has asked whether there is one
+        return self.average.swapped()
 
     @property
     def is_zero(self) -> bool:
@@ -90,17 +118,21 @@ def save(trainee: TrainState, config: RunConfig, step: int, facts: Mapping[str, 
                 raise failure
             files = _own_fingerprints(trainee, aside)
         files = {name: value for own in gather_object([files]) for name, value in own.items()}
+    if trainee.streamed is not None:
+        _save_streamed(trainee, trainee.streamed, aside)
     weights = whole_trainables(trainee) if trainee.is_lora else {}
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:
             if trainee.is_lora:
                 save_lora(aside / LORA_WEIGHTS_NAME, trainee.transformer, facts, weights)
-            elif not trainee.is_zero:
+            elif not trainee.is_zero and trainee.streamed is None:
                 with os_errors_explained(target):
                     trainee.transformer.save_pretrained(aside / "transformer")
+            if trainee.average is not None:
+                _save_average(trainee, trainee.average, aside / AVERAGE_NAME, facts)
             if trainee.is_zero:
                 write_text(aside / "latest", ZERO_TAG)  # as DeepSpeed does, for its own tools
-            else:
+            elif trainee.streamed is None:
                 _save_optimizer(trainee, aside / OPTIMIZER_NAME)
             with os_errors_explained(target):
                 others = [path for path in _files(aside) if path.relative_to(aside).as_posix() not in files]
@@ -176,9 +208,37 @@ def _save_shards(trainee: TrainState, aside: Path) -> list[Exception]:
     return failures
 
 
+def _save_streamed(trainee: TrainState, weights: TrainedWeights, aside: Path) -> None:
+    """Write the transformer, and each process its share of the state. Collective."""
+    accelerator = trainee.accelerator
+    weights.settle()
+    folders = {False: aside / "transformer"}
+    if trainee.averages:
+        folders[True] = aside / AVERAGE_NAME / "transformer"
+    for averaged, folder in folders.items():
+        with _all_or_none(accelerator, aside):
+            streamed.save_transformer(
+                weights, trainee.transformer, folder, writes=accelerator.is_main_process, averaged=averaged
+            )
+    with _all_or_none(accelerator, aside):
+        streamed.save_state(weights, aside, accelerator.process_index)
+
+
+def _save_average(trainee: TrainState, average: WeightAverage, folder: Path, facts: Mapping[str, Any]) -> None:
+    with os_errors_explained(folder):
+        folder.mkdir()
+        if not trainee.is_lora:
+            with average.swapped():
+                trainee.transformer.save_pretrained(folder / "transformer")
+            return
+    save_lora(folder / LORA_WEIGHTS_NAME, trainee.transformer, facts, average.values)
+
+
 def _save_optimizer(trainee: TrainState, path: Path) -> None:
     scaler = trainee.accelerator.scaler
     state = {"optimizer": trainee.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+    if trainee.average is not None:
+        state["average"] = trainee.average.values
     with os_errors_explained(path):
         torch.save(state, path)
 
@@ -251,6 +311,9 @@ def load(trainee: TrainState, checkpoint: Path) -> None:
             if loaded is None:
                 raise CogtuneError(f"{checkpoint} has no ZeRO shards", "resume from another checkpoint")
             return
+        if trainee.streamed is not None:
+            streamed.load(trainee.streamed, checkpoint, trainee.accelerator.process_index)
+            return
         if trainee.is_lora:
             load_lora(checkpoint / LORA_WEIGHTS_NAME, trainee.transformer)
         else:
@@ -261,6 +324,8 @@ def load(trainee: TrainState, checkpoint: Path) -> None:
         trainee.optimizer.load_state_dict(state["optimizer"])
         if trainee.accelerator.scaler is not None and state["scaler"]:
             trainee.accelerator.scaler.load_state_dict(state["scaler"])
+        if trainee.average is not None:
+            trainee.average.resume(state["average"])
     except torch.OutOfMemoryError:
         raise
     except (

@@ -72,8 +72,7 @@ def train(run: Training) -> bool:
         trainee.model.train()
         for passes in batches(run.store, run.index, share, done, total):
             learning_rate = rate(done)
-            for group in trainee.optimizer.param_groups:
-                group["lr"] = learning_rate
+            trainee.set_learning_rate(learning_rate)
             loss = sum(_forward_backward(run, batch, done) for batch in passes) / len(passes)
             grad_norm = _update(trainee, config, passes, done)
             done += 1
@@ -125,6 +124,8 @@ def _update(trainee: TrainState, config: RunConfig, passes: Sequence[Batch], ste
     """
     if trainee.is_zero:  # DeepSpeed did all of it in the last backward pass
         norm = float(trainee.model.get_global_grad_norm() or 0.0)
+    elif trainee.streamed is not None:
+        norm = trainee.streamed.step(config.max_grad_norm)
     else:
         trainable = [parameter for parameter in trainee.transformer.parameters() if parameter.requires_grad]
         if _scales_here(trainee) and len(passes) > 1:
@@ -132,6 +133,8 @@ def _update(trainee: TrainState, config: RunConfig, passes: Sequence[Batch], ste
         norm = float(trainee.accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
         trainee.optimizer.step()
         trainee.optimizer.zero_grad()
+        if trainee.average is not None:
+            trainee.average.update()
     if not math.isfinite(norm) and _loss_scale(trainee) <= 1:
         mine = [sample for batch in passes for sample in batch.ids]  # the norm is that of all processes' samples
         raise _not_finite(f"the gradient norm is {norm}", gather_object(mine), config, step)

@@ -21,7 +21,7 @@ from cogtune.modeling.sampling import NotFinite, pipeline_class, render, schedul
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import Size
 from cogtune.models.locate import loading
-from cogtune.run.folder import RunFolder
+from cogtune.run.folder import AVERAGE_NAME, RunFolder
 from cogtune.run.sample_videos import SampleEntry, file_name, read_list, step_folder, step_folders, write_list
 from cogtune.system import console
 from cogtune.system.folders import partial_folder, partial_path, publish_folder, remove_folder, remove_partials
@@ -56,9 +56,10 @@ class ValidationVideos:
     guidance: float
     output: Path
 
-    def file_name(self, number: int) -> str:
-        """What the video of prompt ``number`` is called."""
-        return file_name(number, self.prompts[number].prompt)
+    def file_name(self, number: int, *, averaged: bool = False) -> str:
+        """What the video of prompt ``number`` is called, made with the weights or with their moving average."""
+        name = file_name(number, self.prompts[number].prompt)
+        return f"{AVERAGE_NAME}-{name}" if averaged else name
 
 
 class UnbatchedGuidance:
@@ -114,6 +115,9 @@ def render_validation_videos(
     try:
         with _undisturbed(trainee):
             _render_share(trainee, scenes, aside, tell)
+            if trainee.averages:
+                with trainee.averaged():
+                    _render_share(trainee, scenes, aside, tell, averaged=True)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_list(aside, _entries(scenes, aside))
@@ -128,13 +132,21 @@ def render_validation_videos(
 
 def _entries(scenes: ValidationVideos, folder: Path) -> list[SampleEntry]:
     return [
-        SampleEntry(row.prompt, row.image_file, scenes.seed, scenes.file_name(number))
+        SampleEntry(row.prompt, row.image_file, scenes.seed, name, averaged)
+        for averaged in (False, True)
         for number, row in enumerate(scenes.prompts)
-        if (folder / scenes.file_name(number)).is_file()
+        if (folder / (name := scenes.file_name(number, averaged=averaged))).is_file()
     ]
 
 
-def _render_share(trainee: TrainState, scenes: ValidationVideos, folder: Path, tell: Callable[[str], None]) -> None:
+def _render_share(
+    trainee: TrainState,
+    scenes: ValidationVideos,
+    folder: Path,
+    tell: Callable[[str], None],
+    *,
+    averaged: bool = False,
+) -> None:
     """This process's videos. The VAE is in memory only meanwhile."""
     accelerator, count = trainee.accelerator, len(scenes.prompts)
     turns = -(-count // accelerator.num_processes)
@@ -161,7 +173,7 @@ def _render_share(trainee: TrainState, scenes: ValidationVideos, folder: Path, t
             console.warn(f"no sample video of '{row.prompt}': {error.message}")
             continue
         if number < count:
-            write_video(folder / scenes.file_name(number), frames, scenes.fps, own_files.MARK)
+            write_video(folder / scenes.file_name(number, averaged=averaged), frames, scenes.fps, own_files.MARK)
 
 
 def _pipeline(trainee: TrainState, scenes: ValidationVideos) -> Any:

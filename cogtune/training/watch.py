@@ -27,6 +27,15 @@ from cogtune.training.objective import Objective
 from cogtune.training.samples import ValidationVideos, render_validation_videos
 from cogtune.training.trackers import Shown, Trackers
 
+EMA_PREFIX = "ema_"
+"""In ``metrics.jsonl``, before the name of a loss of the weights' moving average."""
+
+_OF = {
+    "validation_loss": "on the validation data",
+    "ema_eval_loss": "of the average",
+    "ema_validation_loss": "of the average on the validation data",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSchedule:
@@ -82,6 +91,7 @@ class TrainMonitor:
         self._should_stop = should_stop
         self._loss, self._pace = MovingAverage(WINDOW), MovingAverage(WINDOW)
         self._evaluated: dict[str, float] = {}
+        """The last losses at fixed noise, by their names in ``metrics.jsonl``."""
         self._began = time.perf_counter()
 
     def look_before(self, step: int) -> bool:
@@ -154,9 +164,21 @@ class TrainMonitor:
             raise _Stopped
 
     def _evaluate(self, step: int) -> None:
+        values = self._measure(step, "")
+        if self._trainee.averages:
+            with self._trainee.averaged():
+                values |= self._measure(step, EMA_PREFIX)
+        self._metrics.write({"step": step, **values})
+        told = [f"{self._evaluated['eval_loss']:.4f}"]
+        told += [f"{value:.4f} {_OF[name]}" for name, value in self._evaluated.items() if name in _OF]
+        console.note(f"step {step}: loss at fixed noise {', '.join(told)}")
+
+    def _measure(self, step: int, prefix: str) -> dict[str, Any]:
+        """The losses at fixed noise of the weights as they are, each under its name with ``prefix``."""
         accelerator = self._trainee.accelerator
         values: dict[str, Any] = {}
-        for name, rows in self._plans.measured.items():
+        for kind, rows in self._plans.measured.items():
+            name = f"{prefix}{kind}"
             found = evaluate(
                 self._trainee.model,
                 self._objective,
@@ -175,12 +197,7 @@ class TrainMonitor:
             self._evaluated[name] = found.loss
             by_timestep = {f"{name}/timestep {timestep}": loss for timestep, loss in found.by_timestep.items()}
             self._trackers.log({name: found.loss, **by_timestep}, step)
-        self._metrics.write({"step": step, **values})
-        told = [f"{self._evaluated['eval_loss']:.4f}"]
-        told += [
-            f"{value:.4f} on the validation data" for name, value in self._evaluated.items() if name != "eval_loss"
-        ]
-        console.note(f"step {step}: loss at fixed noise {', '.join(told)}")
+        return values
 
     def _sample(self, step: int) -> None:
         assert self._plans.scenes is not None

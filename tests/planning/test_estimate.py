@@ -19,7 +19,7 @@ from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.layers import layers, names, transformer_parameters
 from cogtune.models.locate import spec_of
 from cogtune.models.variants import VARIANTS
-from cogtune.planning import fit
+from cogtune.planning import fit, host_memory
 from cogtune.planning.estimate import GIB, Estimate, Memory, estimate, lora_parameters
 from cogtune.planning.fit import GB, Hardware, fitted, nearest_preset, problems, refuse_unfit
 from cogtune.planning.measurements import Measurement, recorded
@@ -235,7 +235,7 @@ def test_the_hosts_memory_counts() -> None:
         assert fits or f"GiB of host memory, and this machine has {gib} GiB" in told[0]
     with pytest.raises(UsageError) as caught:
         fitted(big, spec, replace(cards(1, 80), host=96 * GIB))  # its estimate is 101: allowed, but not proposed
-    assert [line.partition(": ")[0] for line in caught.value.details] == ["ddp", "zero2-offload"]
+    assert [line.partition(": ")[0] for line in caught.value.details] == ["ddp", "zero2-offload", "stream"]
     assert "needs 92.7 GB on each GPU" in caught.value.details[0]
     assert "needs about 101 GiB of host memory" in caught.value.details[1]
     assert nearest_preset(big.config, spec, replace(cards(1, 80), host=96 * GIB)).name == "4090-lora-5b"  # type: ignore[union-attr]
@@ -243,7 +243,7 @@ def test_the_hosts_memory_counts() -> None:
 
 def test_a_containers_limit_is_the_machines_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(fit, "_CGROUP_LIMITS", (str(limit),))
+    monkeypatch.setattr(host_memory, "_CGROUP_LIMITS", (str(limit),))
     whole = fit.local_hardware().host
     for text, host in (("max", whole), (str(2**62), whole), (str(2 * GIB), 2 * GIB)):
         limit.write_text(text + "\n")

@@ -42,7 +42,7 @@ def start_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> list[Ba
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    if plan.config.strategy != "ddp":
+    if plan.config.sharding.uses_deepspeed:
         shared |= {
             "ACCELERATE_USE_DEEPSPEED": "true",
             "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(files.deepspeed),

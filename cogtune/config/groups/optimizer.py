@@ -55,6 +55,13 @@ class OptimizerFields(BaseModel):
         True, help_text="Prodigy: keep a warm-up's small rates out of the estimate of the step size.", tags=("resume",)
     )
     max_grad_norm: float = _optimizer(1.0, gt=0, help_text="Gradients are clipped to this norm.")
+    ema: float | None = _optimizer(
+        None,
+        gt=0,
+        lt=1,
+        help_text="Keep a moving average of the trained weights with this decay, such as 0.999, on the host: it is "
+        "measured, sampled and saved as well as the weights. [default: none]",
+    )
 
 
 class ScheduleFields(BaseModel):

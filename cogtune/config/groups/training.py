@@ -13,6 +13,7 @@ from cogtune.config.arrangement import AttentionKernel, Keep
 from cogtune.config.choices import TimestepDistribution, bytes_of
 from cogtune.config.fields import option
 from cogtune.config.presets import TrainingType
+from cogtune.config.stream import MasterWeights, Moments
 
 _training = functools.partial(option, panel="Training")
 _lora = functools.partial(option, panel="LoRA")
@@ -55,8 +56,8 @@ class MemoryFields(BaseModel):
 
     vram: str | None = _memory(
         None,
-        help_text="Memory that a LoRA run may take of each card, such as 8GB: weights and activations are kept in host "
-        "memory as far as they do not fit. [default: no limit, and everything on the card]",
+        help_text="Memory that a run of type lora or strategy stream may take of each card, such as 8GB: weights and "
+        "activations are kept in host memory as far as they do not fit. [default: no limit]",
         tags=("machine", "engine"),
     )
     stream_blocks: int | None = _memory(
@@ -92,9 +93,27 @@ class MemoryFields(BaseModel):
         tags=("machine", "engine"),
     )
 
-    @field_validator("vram")
+    host_memory: str | None = _memory(
+        None,
+        help_text="Memory that strategy stream may take of the host, such as 64GB: decides in which format the "
+        "optimizer's state is kept. [default: what is free]",
+        tags=("machine", "stream", "untimed"),
+    )
+    master_weights: MasterWeights | None = _memory(
+        None,
+        help_text="What strategy stream keeps beside bf16 weights: an fp32 copy; split, the 16 bits that bf16 leaves "
+        "out; or nothing, with stochastic rounding. [default: fp32 where the host has room, else split]",
+        tags=("stream",),
+    )
+    moments: Moments | None = _memory(
+        None,
+        help_text="Format of Adam's moments under strategy stream. [default: fp32 where the host has room, else 8bit]",
+        tags=("stream",),
+    )
+
+    @field_validator("vram", "host_memory")
     @classmethod
-    def _vram_reads(cls, text: str | None) -> str | None:
+    def _amount_reads(cls, text: str | None) -> str | None:
         if text is not None and bytes_of(text) <= 0:
             raise ValueError(f"'{text}' is not an amount of memory: write it in GB or GiB, such as 8GB")
         return text

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+_distributed: Any = torch.distributed
+# Their names from torch 2.13 on, and those before.
+_gather = getattr(_distributed, "all_gather_single", None) or _distributed.all_gather_into_tensor
+_reduce = getattr(_distributed, "reduce_scatter_single", None) or _distributed.reduce_scatter_tensor
 
 
 @dataclass(frozen=True)
@@ -19,14 +25,14 @@ class Shares:
         """Fill a buffer, of which this process's share is right, with the others'. Collective."""
         if self.count > 1:
             own = whole.view(self.count, -1)[self.rank].clone()
-            torch.distributed.all_gather_into_tensor(whole, own)
+            _gather(whole, own)
 
     def mean(self, whole: Tensor) -> Tensor:
         """This process's share of the processes' mean of a buffer, which is used up. Collective."""
         if self.count == 1:
             return whole
         own = torch.empty_like(whole.view(self.count, -1)[self.rank])
-        torch.distributed.reduce_scatter_tensor(own, whole)
+        _reduce(own, whole)
         return own.div_(self.count)
 
     def sum(self, values: Tensor) -> Tensor:

@@ -102,6 +102,8 @@ class TrainedWeights:
         self._up, self._down = CopyLane(device), CopyLane(device)
         self._accumulates = accumulates
         self._in_fp32 = accumulates or self._shares.count > 1
+        self.learning_rate = 0.0
+        """Of the next step."""
         self._passes = 0
         self._steps = 0
         self._step: Step | None = None
@@ -169,14 +171,14 @@ class TrainedWeights:
 
     # What training asks for.
 
-    def step(self, learning_rate: float, max_norm: float) -> float:
+    def step(self, max_norm: float) -> float:
         """Take the gradients that were collected for a step, which is done when weights are needed; their norm.
 
         Gradients are clipped to ``max_norm`` as ``torch.nn.utils.clip_grad_norm_`` does it. Collective.
         """
         total = self._norm()
         self._steps += 1
-        self._step = Step(self._steps, learning_rate, (max_norm / (total + 1e-6)).clamp(max=1.0))
+        self._step = Step(self._steps, self.learning_rate, (max_norm / (total + 1e-6)).clamp(max=1.0))
         self._pending = set(range(self._count + 1))
         self._passes = 0
         for slot in self._states:
@@ -365,26 +367,20 @@ class TrainedWeights:
             before = self._states[place].memory["gradient"][: part.layout.share]
             wait_for(self._up.copy(before, part.gradient, after=(part.gradient_down, self._states[place].free)))
             own.add_(before)
-        part.norms = {
-            piece.parameter: torch.linalg.vector_norm(own[piece.place].float()) for piece in part.pieces
-        }
+        part.norms = {piece.parameter: torch.linalg.vector_norm(own[piece.place].float()) for piece in part.pieces}
         part.gradient_down = self._staged[place] = self._down.copy(part.gradient, own)
 
     def _norm(self) -> Tensor:
         """The norm of all gradients."""
         zero = torch.zeros((), device=self._device)
-        norms = {
-            name: part.norms.get(number, zero) for part in self.parts for number, name in enumerate(part.names)
-        }
+        norms = {name: part.norms.get(number, zero) for part in self.parts for number, name in enumerate(part.names)}
         by_parameter = torch.stack([norms[name] for name in self._order])
         if self._shares.count > 1:
             return self._shares.sum(by_parameter.square()).sum().sqrt()
         return torch.linalg.vector_norm(by_parameter)
 
 
-def _members(
-    transformer: torch.nn.Module, blocks: Sequence[torch.nn.Module]
-) -> list[dict[str, torch.nn.Parameter]]:
+def _members(transformer: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> list[dict[str, torch.nn.Parameter]]:
     """The parameters of each block by their names in the transformer, and last those of no block."""
     named = dict(transformer.named_parameters())
     members: list[dict[str, torch.nn.Parameter]] = []
