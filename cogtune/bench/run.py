@@ -274,6 +274,8 @@ def _plan(request: BenchRequest, made: _Stage, recipe: Recipe) -> Plan:
     }
     if recipe == "plain":
         changes |= _PLAIN
+        if request.resolved.config.sharding.streams:
+            changes |= {"strategy": "ddp", **dict.fromkeys(tagged("stream"))}
     config = request.resolved.config.model_copy(update=changes)
     index = Index.read(made.index)
     return make_plan(

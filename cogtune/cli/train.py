@@ -73,6 +73,7 @@ def train(
     from cogtune.models.locate import spec_of
     from cogtune.planning.estimate import check_arrangement
     from cogtune.planning.fit import fitted, local_hardware, refuse_unfit
+    from cogtune.planning.host_memory import with_state
     from cogtune.planning.summary import estimate_run
 
     resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
@@ -100,6 +101,8 @@ def train(
         console.say(f"written to {slurm}, with its configuration in {settings}; start it with: {command}")
         return
     check_machines(resolved.config)
+    if resume is None:
+        resolved = with_state(resolved, spec)
     check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")
     if not force and not dry_run:
         refuse_unfit(resolved.config, spec, machine, preset)

@@ -17,7 +17,17 @@ from cogtune.system.errors import UsageError, did_you_mean
 
 TrainingType = Literal["lora", "sft"]
 
-CARDS_GB: dict[str, int] = {"6gb": 6, "8gb": 8, "12gb": 12, "16gb": 16, "24gb": 24, "4080": 16, "4090": 24, "5090": 32, "a100": 80}
+CARDS_GB: dict[str, int] = {
+    "6gb": 6,
+    "8gb": 8,
+    "12gb": 12,
+    "16gb": 16,
+    "24gb": 24,
+    "4080": 16,
+    "4090": 24,
+    "5090": 32,
+    "a100": 80,
+}
 """Memory of each card the presets are named after, in GB of 10^9 bytes, as cards are sold."""
 
 _TYPE_VALUES: dict[TrainingType, dict[str, Any]] = {

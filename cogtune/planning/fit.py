@@ -108,7 +108,7 @@ def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Hardware, name: st
     Raises:
         UsageError: it does not fit; the hint names what does.
     """
-    needs = estimate(config, spec)
+    needs = estimate(with_formats(config, spec, machine.host), spec)
     found = problems(config, needs, machine)
     if found:
         raise UsageError(
@@ -198,7 +198,7 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
     if chosen is None:
         reasons = [
             f"{tried.strategy}: {'; '.join(problems(tried, estimate(tried, spec), machine, sure=1.0))}"
-            for tried in _tried(config, machine)
+            for tried in (with_formats(tried, spec, machine.host) for tried in _tried(config, machine))
         ]
         if config.type == "sft" and not goes_with(config.optimizer, "zero2"):
             reasons.append(f"the others: optimizer {config.optimizer} does not go with them")
@@ -223,7 +223,9 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Pre
             variant.num_layers != spec.num_layers,
         )
 
-    rows: Sequence[Preset] = sorted((row for row in PRESETS.values() if row.model in VARIANTS), key=distance)
+    # None whose figures are estimates alone.
+    known = (row for row in PRESETS.values() if row.model in VARIANTS and not STRATEGIES[row.strategy].streams)
+    rows: Sequence[Preset] = sorted(known, key=distance)
     for row in rows:
         count = min(row.gpus, len(machine.cards))
         if count == 1 and row.gpus > 1:

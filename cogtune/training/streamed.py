@@ -102,8 +102,8 @@ def save_transformer(
     failure: BaseException | None = None
     for number, parts in enumerate(files):
         tensors: dict[str, Tensor] = {}
-        for part in parts:
-            tensors |= weights.whole(part, averaged=averaged)
+        for place in parts:
+            tensors |= weights.whole(place, averaged=averaged)
         if number == 0:
             tensors |= {name: value.cpu() for name, value in buffers.items()}
         name = f"{WEIGHTS}{f'-{number + 1:05d}-of-{len(files):05d}' if len(files) > 1 else ''}.safetensors"

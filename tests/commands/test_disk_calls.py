@@ -75,7 +75,7 @@ def assert_nothing_lost(found: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.timeout(1200)  # two processes that import torch, and two merges a trial, beside whatever else is at work
-@pytest.mark.parametrize("what", ["merge", "lora"])
+@pytest.mark.parametrize("what", ["merge", "lora", "stream"])
 def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
     found = trials(what, library, clips, tmp_path, share=24)
     assert found[0]["calls"] > 30
@@ -84,7 +84,7 @@ def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_p
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("what", ["merge", "lora", "sft"])
+@pytest.mark.parametrize("what", ["merge", "lora", "sft", "stream"])
 def test_a_fault_at_every_disk_call(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
     found = trials(what, library, clips, tmp_path, share=None)
     assert len(found) > 100

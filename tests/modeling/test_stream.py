@@ -195,8 +195,7 @@ def test_steps_are_those_of_plain_adamw(name: str, tiny: Callable[[str], Path]) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("passes", [1, 2])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("name", "passes"), [*((name, 2) for name in VARIANTS), ("5b", 1)])
 def test_fifty_steps_are_those_of_plain_adamw(name: str, passes: int, tiny: Callable[[str], Path]) -> None:
     case = Case(steps=50, passes=passes)
     assert_same(streamed(tiny(name), case), plainly(tiny(name), case))
@@ -258,7 +257,7 @@ def test_eight_bits_hold_a_number_to_the_nearest_code(signed: bool) -> None:
     assert torch.equal(back[BLOCK : 2 * BLOCK], torch.zeros(BLOCK))
     every = decode(torch.arange(256, dtype=torch.uint8), torch.ones(1), signed=signed)
     assert every.unique().numel() == 256
-    assert (every.min().item(), every.max().item()) == ((-0.9929687976837158 if signed else 0.0), 1.0)
+    assert (every.min().item(), every.max().item()) == (pytest.approx(-0.992969 if signed else 0.0), 1.0)
     nearest = (numbers.view(8, BLOCK, 1) - every * scales.view(8, 1, 1)).abs().amin(2).view(-1)
     assert torch.allclose((numbers - back).abs(), nearest, atol=1e-6)
 

@@ -65,13 +65,13 @@ def merging(root: Path) -> Work:
     return prepare, work, stands
 
 
-def saving(kind: str) -> Callable[[Path], Work]:
-    """The second checkpoint of a run that keeps one."""
+def saving(kind: str, **more: Any) -> Callable[[Path], Work]:
+    """The second checkpoint of a run that keeps one; ``more`` are flags of it."""
 
     def make(root: Path) -> Work:
         jobs.fill_cache = fill_here
         data, first = Path(os.environ["DISK_TRIALS_DATA"]), root / "first"
-        flags: dict[str, Any] = {"type": kind, "keep_checkpoints": 1, "eval_every": 0}
+        flags: dict[str, Any] = {"type": kind, "keep_checkpoints": 1, "eval_every": 0, **more}
         train_here(plan_for(data, first, steps=1, **flags))
         plan = plan_for(data, root / "second", steps=2, resume=str(first / "checkpoint-1"), **flags)
         training = set_up_here(plan)
@@ -86,7 +86,9 @@ def saving(kind: str) -> Callable[[Path], Work]:
         def stands(trial: Path) -> str:
             whole = []
             for path in checkpoints(trial):
-                if changed_files(path, read_state(path)) or not torch.load(path / "optimizer.pt", weights_only=True):
+                streamed = path / "stream-state-00.safetensors"
+                kept = streamed.is_file() or torch.load(path / "optimizer.pt", weights_only=True)
+                if changed_files(path, read_state(path)) or not kept:
                     return "neither"
                 whole.append(path.name)
             return " and ".join({"checkpoint-1": "old", "checkpoint-2": "new"}[name] for name in whole) or "neither"
@@ -96,7 +98,12 @@ def saving(kind: str) -> Callable[[Path], Work]:
     return make
 
 
-KINDS = {"merge": merging, "lora": saving("lora"), "sft": saving("sft")}
+KINDS = {
+    "merge": merging,
+    "lora": saving("lora"),
+    "sft": saving("sft"),
+    "stream": saving("sft", strategy="stream", ema=0.9),
+}
 
 
 def main() -> None:

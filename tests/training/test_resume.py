@@ -164,7 +164,7 @@ def assert_whole(output: Path) -> None:
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize(
     ("kind", "strategy", "kills"),
-    [("lora", "ddp", 20), ("sft", "ddp", 20), ("lora", "zero3", 6), ("sft", "zero2", 6)],
+    [("lora", "ddp", 20), ("sft", "ddp", 20), ("lora", "zero3", 6), ("sft", "zero2", 6), ("sft", "stream", 20)],
 )
 def test_a_run_killed_at_many_moments_is_the_run_that_was_not(
     kind: str, strategy: str, kills: int, clips: Path, tmp_path: Path

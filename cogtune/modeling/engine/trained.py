@@ -377,7 +377,8 @@ class TrainedWeights:
         by_parameter = torch.stack([norms[name] for name in self._order])
         if self._shares.count > 1:
             return self._shares.sum(by_parameter.square()).sum().sqrt()
-        return torch.linalg.vector_norm(by_parameter)
+        norm: Tensor = torch.linalg.vector_norm(by_parameter)
+        return norm
 
 
 def _members(transformer: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> list[dict[str, torch.nn.Parameter]]:
