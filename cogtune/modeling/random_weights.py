@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +36,7 @@ from cogtune.system.digests import digest
 from cogtune.system.files import PARTIAL_SUFFIX, os_errors_explained
 from cogtune.system.folders import written_folder
 from cogtune.system.json_files import write_json
+from cogtune.system.scratch import scratch_folder
 
 _FORMAT = 1
 """Raise it when the files of a tiny pipeline change for a reason that :func:`tiny_model` cannot see."""
@@ -328,8 +328,8 @@ def tiny_model(name: str) -> Path:
         return target
     with os_errors_explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=PARTIAL_SUFFIX, dir=target.parent) as own:
-            made = write_pipeline(row, Path(own) / target.name)
+        with scratch_folder(f".{target.name}.", target.parent, PARTIAL_SUFFIX) as own:
+            made = write_pipeline(row, own / target.name)
             try:
                 made.rename(target)
             except OSError:
