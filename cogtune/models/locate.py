@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -94,6 +95,8 @@ def loading(folder: Path) -> Iterator[None]:
     Raises:
         CogtuneError: in place of the library's own error.
     """
+    torch = sys.modules.get("torch")
+    dtype = torch.get_default_dtype() if torch is not None else None
     try:
         yield
     except (CogtuneError, MemoryError):
@@ -105,3 +108,6 @@ def loading(folder: Path) -> Iterator[None]:
             f"{folder} cannot be loaded: {said_by(error)}",
             "a file in it is damaged or missing: fetch, copy or merge it again",
         ) from error
+    finally:
+        if torch is not None:
+            torch.set_default_dtype(dtype)  # diffusers leaves it as it was needed when a config cannot be used

@@ -82,6 +82,9 @@ def save(trainee: TrainState, config: RunConfig, step: int, facts: Mapping[str, 
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:
             partial_folder(target)
+            if trainee.is_zero:
+                with os_errors_explained(target):
+                    (aside / ZERO_TAG).mkdir()  # DeepSpeed goes on where it cannot make it
     files: dict[str, str] = {}
     if trainee.is_zero:
         failures = _save_shards(trainee, aside)
