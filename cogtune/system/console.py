@@ -52,10 +52,13 @@ def quiet_libraries() -> None:
 
     To be called before they are imported. Downloads from the Hub still show their progress.
     """
-    if "DEEPSPEED_LOG_LEVEL" not in os.environ:  # DeepSpeed 0.19 sets its logger's level at import, whatever it was
-        logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     for name, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
+    # DeepSpeed 0.19 sets its logger's level at import, whatever the variable says; a filter holds. A child process
+    # inherits the variable and not the filter.
+    level = logging.getLevelName(os.environ["DEEPSPEED_LOG_LEVEL"].upper())  # a text where there is no such level
+    lowest = level if isinstance(level, int) else logging.NOTSET
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= lowest)
 
 
 class _Stream:
