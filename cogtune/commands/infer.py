@@ -82,7 +82,7 @@ class SamplingConfig:
 
 
 def fill_in(request: InferRequest) -> SamplingConfig:
-    """Everything the request leaves open, from the run's own facts and the model's configs.
+    """Return everything the request leaves open, from the run's own facts and the model's configs.
 
     Raises:
         UsageError: something is needed that neither gives, or the model cannot do it.
@@ -139,7 +139,7 @@ def fill_in(request: InferRequest) -> SamplingConfig:
 
 
 def _asked_lora(request: InferRequest) -> Lora | None:
-    """The LoRA that is asked for, at the strength that is asked for."""
+    """Return the LoRA that is asked for, at the strength that is asked for."""
     if request.lora is None:
         alone = [
             f"--{name} is the strength of a LoRA, and there is none: add --lora"
@@ -153,7 +153,7 @@ def _asked_lora(request: InferRequest) -> Lora | None:
 
 
 def _at_strength(lora: Lora, alpha: float | None) -> Lora:
-    """The LoRA with the alpha that is asked for; what is assumed of a file that does not say it is told."""
+    """Return the LoRA with the alpha that is asked for; what is assumed of a file that does not say it is told."""
     if lora.changes_nothing:
         console.warn(f"{lora.path} changes nothing: all of its B matrices are zero, as before a training's first step")
     silent, rank = lora.without_alpha, lora.ranks[0]
@@ -172,7 +172,7 @@ def _at_strength(lora: Lora, alpha: float | None) -> Lora:
 
 
 def _problems(request: InferRequest, spec: ModelSpec, size: Size, precision: Precision) -> list[str]:
-    """Why the model cannot do what is asked of it."""
+    """Return why the model cannot do what is asked of it."""
     problems = [f"--size {size}: {problem}" for problem in spec.size_problems(size)]
     problems += [f"--precision {problem}" for problem in spec.precision_problems(precision)]
     problems += [f"--steps {problem}" for problem in spec.steps_problems(request.steps)]
@@ -197,7 +197,7 @@ def _compare_bases(adapter: Mapping[str, Any], transformer: Path) -> None:
 
 
 def _is_here(facts: Mapping[str, Any], model: str) -> bool:
-    """Whether the folder the run used is still there, and is the model asked for."""
+    """Return whether the folder the run used is still there, and is the model asked for."""
     return facts.get("base_model") == model and Path(facts.get("model_path", "/nowhere")).is_dir()
 
 
@@ -210,7 +210,7 @@ def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
 
 
 def load_pipeline(recipe: SamplingConfig) -> DiffusionPipeline:
-    """The diffusers pipeline with the fine-tuned weights and the guides' scheduler, on the GPU if there is one.
+    """Return the diffusers pipeline with the fine-tuned weights and the guides' scheduler, on the GPU if there is one.
 
     Raises:
         CogtuneError: a file of it is damaged.
@@ -273,7 +273,7 @@ class Made:
 
 
 def free_name(path: Path) -> Path:
-    """``path``, or the first of ``NAME-2``, ``NAME-3`` and so on that is not taken."""
+    """Return ``path``, or the first of ``NAME-2``, ``NAME-3`` and so on that is not taken."""
     number, found = 1, path
     while os.path.lexists(found):
         number += 1

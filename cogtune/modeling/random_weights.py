@@ -85,7 +85,7 @@ def build_transformer(
 def build_vae(
     variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
 ) -> AutoencoderKLCogVideoX:
-    """A VAE with random weights, made in ``dtype`` straight on ``device``."""
+    """Return a VAE with random weights, made in ``dtype`` straight on ``device``."""
     with _made_on(torch.device(device), dtype, seed):
         model = AutoencoderKLCogVideoX(**vae_config(variant, scale))
         if scale == "tiny":
@@ -96,7 +96,7 @@ def build_vae(
 def build_text_encoder(
     variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
 ) -> T5EncoderModel:
-    """A T5 encoder with random weights, made in ``dtype`` straight on ``device``."""
+    """Return a T5 encoder with random weights, made in ``dtype`` straight on ``device``."""
     with _made_on(torch.device(device), dtype, seed):
         model = T5EncoderModel(T5Config(**text_encoder_config(variant, scale)))
     return model.eval()
@@ -133,7 +133,7 @@ def _liven_vae(model: AutoencoderKLCogVideoX) -> None:
 
 @lru_cache(maxsize=1)
 def _tokenizer_model() -> bytes:
-    """A SentencePiece unigram model of our own words, whose special pieces stand where T5 has them."""
+    """Return a SentencePiece unigram model of our own words, whose special pieces stand where T5 has them."""
     made = io.BytesIO()
     ring = WORDS + WORDS[:6]
     phrases = (" ".join(ring[start : start + 7]) + "." for start in range(len(WORDS)))

@@ -17,7 +17,7 @@ _WEIGHTS = (*_CONFIGS, "*/*.safetensors", "*/*.model", "*/*.txt", "LICENSE*")
 
 
 def locate(reference: str, *, weights: bool = True) -> Path:
-    """The local folder of a model, downloaded or made first when it is not there.
+    """Return the local folder of a model, downloaded or made first when it is not there.
 
     Args:
         reference: a variant's short name, a Hub id, a local folder, or ``tiny:VARIANT``.
@@ -59,7 +59,7 @@ def locate(reference: str, *, weights: bool = True) -> Path:
 
 
 def hub_id_here(row: Variant) -> str:
-    """The Hub id of a published model under which it is on this machine, its first one where it is under none.
+    """Return the Hub id of a published model under which it is on this machine, its first one where it is under none.
 
     A copy with weights is preferred to one of the configs alone.
     """
@@ -72,7 +72,7 @@ def hub_id_here(row: Variant) -> str:
 
 
 def spec_of(model: str) -> ModelSpec:
-    """What the configs of a model say; those of a published one need not be on this machine.
+    """Return what the configs of a model say; those of a published one need not be on this machine.
 
     Raises:
         CogtuneError: there is no such model.

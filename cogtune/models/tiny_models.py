@@ -44,7 +44,7 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz 0123456789 .
 
 
 def tiny_model(name: str) -> Path:
-    """The tiny pipeline of variant ``name`` in the user's cache folder, made at the first call.
+    """Return the tiny pipeline of variant ``name`` in the user's cache folder, made at the first call.
 
     The cache folder is ``$COGTUNE_HOME``, or ``~/.cache/cogtune``. Several processes may ask at once: each makes its
     own, the first to finish gives it its name, and the others take that one.

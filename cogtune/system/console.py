@@ -111,7 +111,7 @@ def _results_explained() -> Iterator[None]:
 
 
 def lenient(stream: TextIO) -> TextIO:
-    """``stream`` for remarks: no work is lost because one of them cannot be written."""
+    """Return ``stream`` for remarks: no work is lost because one of them cannot be written."""
     return stream if isinstance(stream, _Lenient) else cast(TextIO, _Lenient(stream))
 
 
@@ -160,7 +160,7 @@ def _console(stream: TextIO) -> Console:
 
 
 def is_quiet() -> bool:
-    """Whether remarks are left out."""
+    """Return whether remarks are left out."""
     return _settings.quiet
 
 
@@ -206,7 +206,7 @@ def error(problem: CogtuneError) -> None:
 
 
 def escape(text: str) -> str:
-    """``text`` as it is to be seen: its square brackets are no markup of rich's, nor its characters commands."""
+    """Return ``text`` as it is to be seen: its square brackets are no markup of rich's, nor its characters commands."""
     from rich.markup import escape as rich_escape
 
     return rich_escape(printable(text))
@@ -339,7 +339,7 @@ class _LiveDashboard(Dashboard):
 
 
 def span(seconds: float) -> str:
-    """A length of time for people: ``45 s``, ``12 min``, ``3 h 20 min``."""
+    """Return a length of time for people: ``45 s``, ``12 min``, ``3 h 20 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

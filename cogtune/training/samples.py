@@ -57,7 +57,7 @@ class ValidationVideos:
     output: Path
 
     def file_name(self, number: int) -> str:
-        """What the video of prompt ``number`` is called."""
+        """Return what the video of prompt ``number`` is called."""
         return file_name(number, self.prompts[number].prompt)
 
 
@@ -74,13 +74,13 @@ class UnbatchedGuidance:
         self.dtype = trainee.transformer.dtype
 
     def cache_context(self, _name: str) -> contextlib.AbstractContextManager[None]:
-        """Where a pipeline may keep attention caches; none are kept."""
+        """Return where a pipeline may keep attention caches; none are kept."""
         return contextlib.nullcontext()
 
     def __call__(
         self, *, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor, **shared: Any
     ) -> tuple[Tensor]:
-        """What the transformer answers, ``[B, F, C, h, w]``."""
+        """Return what the transformer answers, ``[B, F, C, h, w]``."""
         shared.pop("attention_kwargs", None)
         rows = zip(hidden_states.split(1), encoder_hidden_states.split(1), timestep.split(1), strict=True)
         answers = [
@@ -165,7 +165,7 @@ def _render_share(trainee: TrainState, scenes: ValidationVideos, folder: Path, t
 
 
 def _pipeline(trainee: TrainState, scenes: ValidationVideos) -> Any:
-    """The diffusers pipeline around the model in training, without a text encoder."""
+    """Return the diffusers pipeline around the model in training, without a text encoder."""
     with loading(scenes.checkpoint / "vae"):
         vae = AutoencoderKLCogVideoX.from_pretrained(scenes.checkpoint / "vae", dtype=scenes.dtype)
     vae.to(trainee.accelerator.device).eval()

@@ -44,11 +44,11 @@ class EvalSchedule:
     """Called in this process after each measurement and each round of sample videos."""
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether the losses at fixed noise are measured at ``step``."""
+        """Return whether the losses at fixed noise are measured at ``step``."""
         return self._is_due(self.eval_every, step)
 
     def samples_at(self, step: int) -> bool:
-        """Whether sample videos are made at ``step``."""
+        """Return whether sample videos are made at ``step``."""
         return self.scenes is not None and self._is_due(self.sample_every, step)
 
     def _is_due(self, every: int, step: int) -> bool:
@@ -198,7 +198,7 @@ class TrainMonitor:
         self._trackers.show([Shown(video["prompt"], folder / video["file"], fps) for video in videos], step)
 
     def _as_on_main(self, seen: bool) -> bool:
-        """What the main process sees of the run's folder; another machine may have no part in it."""
+        """Return what the main process sees of the run's folder; another machine may have no part in it."""
         accelerator = self._trainee.accelerator
         mine = torch.tensor(float(seen and accelerator.is_main_process), device=accelerator.device)
         total: torch.Tensor = accelerator.reduce(mine, "sum")
