@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogtune.cli import bench, dataset, demo, infer, merge, model, plan, presets, push, report, train
+from cogtune.cli import bench, dataset, demo, infer, lora, merge, model, plan, presets, push, report, train
 from cogtune.cli.examples import epilog
 from cogtune.cli.once import Commands
 
@@ -46,6 +46,7 @@ def root(
 
 
 app.add_typer(dataset.app, name="dataset")
+app.add_typer(lora.app, name="lora")
 app.command("train", epilog=epilog("train"))(train.train)
 app.command("report", epilog=epilog("report"))(report.report)
 app.command("merge-zero", epilog=epilog("merge-zero"))(merge.merge_zero)
