@@ -60,6 +60,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cogtune bench --preset 4090-lora-5b",
         "cogtune bench --preset 4090-lora-5b --compare plain",
     ),
+    "doctor": ("cogtune doctor", "cogtune doctor --json"),
     "demo": ("cogtune demo", "cogtune demo my-demo"),
     "random-model": ("cogtune random-model 5b model", "cogtune random-model 2b model --scale full"),
 }
