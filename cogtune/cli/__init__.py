@@ -17,9 +17,9 @@ def main(arguments: list[str] | None = None) -> None:
         from cogtune.system.safe_path import leave_working_folder_out
 
         leave_working_folder_out()
-        from cogtune.cli.ending import end_in_good_order
+        from cogtune.cli.signals import raise_on_signals
 
-        end_in_good_order()
+        raise_on_signals()
         words = sys.argv[1:] if arguments is None else arguments
         flags = {word for word in words if word in _ANYWHERE}
         words = [word for word in words if word not in _ANYWHERE]
@@ -30,10 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
         status = 130  # errors.EXIT_INTERRUPTED, which may not be loaded
     except SystemExit as end:
         status = end.code
-    ending = sys.modules.get("cogtune.cli.ending")
+    ending = sys.modules.get("cogtune.cli.signals")
     if ending is None:  # Ctrl-C came before it was loaded
         sys.exit(130)
-    ending.end_now(status)
+    ending.exit_now(status)
 
 
 def _status(words: list[str], debug: bool) -> int:

@@ -8,7 +8,7 @@ import typer
 
 from cogtune.cli import bench, dataset, demo, infer, merge, model, plan, presets, push, report, train
 from cogtune.cli.examples import epilog
-from cogtune.cli.once import Commands
+from cogtune.cli.single_options import Commands
 
 app = Commands(
     name="cogtune",

@@ -21,7 +21,7 @@ def _measured_fields() -> list[str]:
     return [name for name in RunConfig.model_fields if name not in untimed]
 
 
-def set_in(file: Path) -> tuple[str | None, dict[str, Any]]:
+def preset_and_changes(file: Path) -> tuple[str | None, dict[str, Any]]:
     """Return the preset that a file of keys starts from, and what it sets that a step depends on."""
     from cogtune.config.resolving import read_mapping
 
@@ -74,7 +74,7 @@ def bench(
     if config is not None:
         more = ["--config", str(config), *more]
     resolved = resolve(preset_name=preset, file=config, flags=flags)
-    started_from, set_there = set_in(config) if config is not None else (None, {})
+    started_from, set_there = preset_and_changes(config) if config is not None else (None, {})
     request = BenchRequest(
         resolved=resolved,
         preset=preset or started_from,

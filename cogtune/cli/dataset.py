@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cogtune.cli.examples import epilog
-from cogtune.cli.once import Commands
 from cogtune.cli.options import ConfigFile, Flags, Json, PresetName, with_config_flags
+from cogtune.cli.single_options import Commands
 from cogtune.config.run_config import tagged
 from cogtune.system import console
 
@@ -136,19 +136,19 @@ def cache(
 
 def _status(config: RunConfig, as_json: bool) -> None:
     from cogtune.commands.cache import look
-    from cogtune.encoding.jobs import in_gb
+    from cogtune.encoding.jobs import format_bytes
     from cogtune.system.errors import counted
 
     status = look(config)
     if as_json:
         console.emit(status.to_json())
         return
-    rows = [(name, str(part.cached), str(part.missing), in_gb(part.size)) for name, part in status.parts.items()]
+    rows = [(name, str(part.cached), str(part.missing), format_bytes(part.size)) for name, part in status.parts.items()]
     console.table("", ("", "cached", "missing", "size"), rows)
     complete = "complete" if status.complete else "not complete"
     console.say(f"{status.root}: {counted(status.samples, 'sample')}, {complete}")
     if status.others:
-        others = f"{counted(status.others, 'more entry', 'more entries')}, {in_gb(status.others_size)}"
+        others = f"{counted(status.others, 'more entry', 'more entries')}, {format_bytes(status.others_size)}"
         console.say(f"{others}, not used by this: see --prune")
 
 
@@ -169,14 +169,14 @@ def _verify(config: RunConfig, as_json: bool) -> None:
 
 def _prune(config: RunConfig, as_json: bool, *, yes: bool) -> None:
     from cogtune.commands.cache import delete, unused
-    from cogtune.encoding.jobs import in_gb
+    from cogtune.encoding.jobs import format_bytes
     from cogtune.system.errors import counted
 
     store, entries = unused(config)
     count, size = len(entries), sum(entry.size for entry in entries)
     noun = counted(count, "entry", "entries")
     if not as_json:
-        console.say(f"{noun} in {store.root}, {in_gb(size)}, not used by this dataset configured like this")
+        console.say(f"{noun} in {store.root}, {format_bytes(size)}, not used by this dataset configured like this")
     agreed = yes or (count > 0 and not as_json and sys.stdin.isatty() and typer.confirm("Delete them?"))
     if agreed:
         delete(store, entries)

@@ -45,7 +45,7 @@ def plan(
     check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")
     for told in advice(resolved.config, spec):
         console.note(told)
-    found = estimate_run(resolved.config.anchored(), spec, machine, () if samples is None else (samples,))
+    found = estimate_run(resolved.config.with_absolute_paths(), spec, machine, () if samples is None else (samples,))
     if as_json:
         console.emit(found.to_dict())
     else:

@@ -47,7 +47,7 @@ _SHORT = (0, 5, 7, 8)
 def listing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the columns and the rows of the list, the user's own presets last."""
     from cogtune.config.presets import PRESETS
-    from cogtune.config.resolving import own_presets, resolve
+    from cogtune.config.resolving import resolve, user_presets
     from cogtune.planning.measurements import of_preset, recorded
 
     columns = ("preset", "hardware", "model", "type", "strategy", "precision", "size", "guides' VRAM", "measured VRAM")
@@ -67,7 +67,7 @@ def listing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
                 f"{measured.whole_card} ({measured.place})" if measured and measured.whole_card else "",
             )
         )
-    for name, path in own_presets().items():
+    for name, path in user_presets().items():
         if name in PRESETS:
             console.warn(f"{path} is not used: a preset that comes with cogtune has its name")
             continue

@@ -64,7 +64,7 @@ def look(config: RunConfig) -> CacheStatus:
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
     """
-    prepared, _ = train.survey(config)
+    prepared, _ = train.missing_entries(config)
     sizes = {(entry.kind, entry.key): entry.size for entry in prepared.store.entries()}
     wanted, missing = _keys(prepared.jobs), _keys(prepared.todo)
     parts = {}
@@ -93,9 +93,9 @@ def verify(config: RunConfig) -> tuple[int, list[tuple[Path, str]]]:
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or another process is filling the cache.
     """
-    prepared, spec = train.survey(config)
+    prepared, spec = train.missing_entries(config)
     store = prepared.store
-    _see_that_it_exists(store)
+    _require_cache(store)
     shapes = jobs.shapes(prepared.jobs, spec)
     with exclusive_folder(store.root):
         entries = list(store.entries())
@@ -119,8 +119,8 @@ def unused(config: RunConfig) -> tuple[Store, list[CacheEntry]]:
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
     """
-    prepared, _ = train.survey(config)
-    _see_that_it_exists(prepared.store)
+    prepared, _ = train.missing_entries(config)
+    _require_cache(prepared.store)
     wanted = _keys(prepared.jobs)
     return prepared.store, [entry for entry in prepared.store.entries() if (entry.kind, entry.key) not in wanted]
 
@@ -137,6 +137,6 @@ def delete(store: Store, entries: Sequence[CacheEntry]) -> None:
             store.delete(entry.kind, entry.key)
 
 
-def _see_that_it_exists(store: Store) -> None:
+def _require_cache(store: Store) -> None:
     if not store.root.is_dir():
         raise CogtuneError(f"there is no cache in {store.root}", "`cogtune dataset cache` makes it")

@@ -88,7 +88,7 @@ def fill_in(request: InferRequest) -> SamplingConfig:
         UsageError: something is needed that neither gives, or the model cannot do it.
         CogtuneError: the model or the LoRA cannot be read.
     """
-    lora = _asked_lora(request)
+    lora = _requested_lora(request)
     adapter: Mapping[str, Any] = lora.facts if lora is not None else {}
     facts = adapter
     transformer = None
@@ -119,7 +119,7 @@ def fill_in(request: InferRequest) -> SamplingConfig:
     if problems or prompt is None:
         raise UsageError("this cannot be sampled", details=problems)
     if lora is not None:
-        lora = _at_strength(check_fits(lora, spec, str(request.model or base)), request.lora_alpha)
+        lora = _with_alpha(check_fits(lora, spec, str(request.model or base)), request.lora_alpha)
     _compare_bases(adapter, transformer or base / "transformer")
     for advice in spec.size_advice(size):
         console.note(f"size {advice}")
@@ -138,7 +138,7 @@ def fill_in(request: InferRequest) -> SamplingConfig:
     )
 
 
-def _asked_lora(request: InferRequest) -> Lora | None:
+def _requested_lora(request: InferRequest) -> Lora | None:
     """Return the LoRA that is asked for, at the strength that is asked for."""
     if request.lora is None:
         alone = [
@@ -152,7 +152,7 @@ def _asked_lora(request: InferRequest) -> Lora | None:
     return read_lora(find_lora(request.lora))
 
 
-def _at_strength(lora: Lora, alpha: float | None) -> Lora:
+def _with_alpha(lora: Lora, alpha: float | None) -> Lora:
     """Return the LoRA with the alpha that is asked for; what is assumed of a file that does not say it is told."""
     if lora.changes_nothing:
         console.warn(f"{lora.path} changes nothing: all of its B matrices are zero, as before a training's first step")

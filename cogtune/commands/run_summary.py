@@ -29,7 +29,7 @@ def _described_start(plan: Plan) -> tuple[str, str, str]:
 def describe(plan: Plan) -> list[tuple[str, str, str]]:
     """Return a plan as rows of key, value and where the value came from."""
     derived = [
-        ("base model", str(plan.checkpoint), "model"),
+        ("base model", str(plan.base_model_dir), "model"),
         *_described_sizes(plan),
         ("tokens per sample", f"{plan.tokens:,}", "the largest size" if plan.config.buckets else "size"),
         ("frames per second", f"{plan.fps:g}", "fps" if plan.config.fps else "the model"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cogtune.config.launchers import meeting_port
+from cogtune.config.launchers import rendezvous_port
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
 from cogtune.data.sources import is_on_hub
@@ -35,7 +35,7 @@ def write_job(path: Path, resolved: Resolved, *, flags: Sequence[str] = ()) -> P
         CogtuneError: they cannot be written.
     """
     before = resolved.config
-    config = before.anchored()
+    config = before.with_absolute_paths()
     if not before.data.is_dir():  # one on the Hub: its name is no path
         config = config.model_copy(update={"data": before.data, "cache_dir": before.cache_dir})
         if not is_on_hub(str(before.data)):
@@ -65,7 +65,9 @@ def _script(config: RunConfig, settings: Path, flags: Sequence[str]) -> str:
     data = shlex.quote(str(config.data))
     train = f"{program} train --config {here}{''.join(f' {shlex.quote(word)}' for word in flags)}"
     if config.num_machines > 1:
-        train += f' --machine-rank "$SLURM_NODEID" --main-process-ip "$MAIN" --main-process-port {meeting_port(config)}'
+        train += (
+            f' --machine-rank "$SLURM_NODEID" --main-process-ip "$MAIN" --main-process-port {rendezvous_port(config)}'
+        )
     return f"""#!/bin/bash
 #SBATCH --job-name=cogtune
 #SBATCH --nodes={config.num_machines}

@@ -82,7 +82,7 @@ def smoke(resolved: Resolved) -> SmokeResult:
         CogtuneError: what would have stopped the run, or the folder holds something else.
     """
     began = time.monotonic()
-    whole = resolved.config.anchored()
+    whole = resolved.config.with_absolute_paths()
     config = whole.model_copy(update={**_SMALL, "output": RunFolder(whole.output).smoke})
     counts: dict[Size, int] = {}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cogtune.commands.run_summary import results
 from cogtune.commands.validate import check_output, checked_dataset, read_for_training, validation_set, with_data_here
+from cogtune.config.choices import FORMER_FORMATS
 from cogtune.config.resolving import Resolved, resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.index import EncodeJobs, Index, caption_of
@@ -18,7 +19,8 @@ from cogtune.data.frames import FrameSettings
 from cogtune.data.prompts import ValidationSet, write_prompts
 from cogtune.data.sources import Dataset
 from cogtune.encoding import jobs
-from cogtune.models.checkpoint_configs import ModelSpec, fingerprint, read_spec
+from cogtune.models.checkpoint_configs import ModelSpec, read_spec
+from cogtune.models.checkpoint_configs import fingerprint as component_fingerprint
 from cogtune.models.geometry import Size
 from cogtune.models.locate import locate
 from cogtune.models.variants import LORA_WEIGHTS_NAME
@@ -60,7 +62,7 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
         refuse_links_out(run)
         if (RunFolder(run).run_yaml).is_file():
             resolved = read_run(run, flags)
-            _tell_of_changes(resolved, choose_checkpoint(resume, run), flags)
+            _warn_of_changes(resolved, choose_checkpoint(resume, run), flags)
             return resolved
         choose_checkpoint(resume, Path(flags.get("output", "out")))  # one that is not there is told before all else
         raise UsageError(
@@ -70,12 +72,13 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
     return resolve(preset_name=preset_name, file=file, flags=flags)
 
 
-def _tell_of_changes(resolved: Resolved, checkpoint: Path, flags: Mapping[str, Any]) -> None:
+def _warn_of_changes(resolved: Resolved, checkpoint: Path, flags: Mapping[str, Any]) -> None:
     """Warn of what a run's file says otherwise than the checkpoint was trained with: it may have been changed since."""
     trained = read_state(checkpoint).get("config")
     if not isinstance(trained, dict):
         return
-    apart = ("output", "data", *flags)  # a run's folders may have moved, and flags are said again
+    trained = trained | {"format": FORMER_FORMATS.get(trained.get("format"), trained.get("format"))}
+    apart = ("output", "data", *flags)  # a run's folders may have moved, and flags are given again
     values = resolved.config.to_dict()
     changed = [
         f"{key}: {trained[key]!r} in {checkpoint.name}, {value!r} in {RUN_NAME}"
@@ -106,19 +109,19 @@ class CacheResult:
         return {"cache": str(self.root), "samples": self.samples, **jobs.totals(self.results)}
 
 
-def survey(config: RunConfig) -> tuple[jobs.PreparedCache, ModelSpec]:
+def missing_entries(config: RunConfig) -> tuple[jobs.PreparedCache, ModelSpec]:
     """Return what a dataset needs of its cache, and what is there; nothing is downloaded or written.
 
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
     """
-    config = with_data_here(config, download=False).anchored()
-    checkpoint = locate(config.model, weights=False)
-    spec = read_spec(checkpoint)
+    config = with_data_here(config, download=False).with_absolute_paths()
+    base_model_dir = locate(config.model, weights=False)
+    spec = read_spec(base_model_dir)
     check_config(config, spec)
     dataset = read_for_training(config)
     watched = validation_set(config, spec, dataset, read_for_training)
-    return jobs.prepare(config, spec, checkpoint, dataset, watched, remember=False), spec
+    return jobs.prepare(config, spec, base_model_dir, dataset, watched, remember=False), spec
 
 
 def cache(config: RunConfig, *, processes: int | None = None) -> CacheResult:
@@ -131,18 +134,18 @@ def cache(config: RunConfig, *, processes: int | None = None) -> CacheResult:
         UsageError: more processes than GPUs.
         CogtuneError: something in the dataset stands in the way, or encoding failed.
     """
-    with elsewhere_offered(config):
+    with suggest_cache_dir(config):
         return _cache(config, processes)
 
 
 @contextlib.contextmanager
-def elsewhere_offered(config: RunConfig) -> Iterator[None]:
+def suggest_cache_dir(config: RunConfig) -> Iterator[None]:
     """Tell of a cache that cannot be written with the flag that puts it elsewhere.
 
     Raises:
         CogtuneError: the block's own.
     """
-    root = jobs.store_of(config.anchored()).root
+    root = jobs.store_of(config.with_absolute_paths()).root
     try:
         yield
     except CogtuneError as error:
@@ -152,9 +155,9 @@ def elsewhere_offered(config: RunConfig) -> Iterator[None]:
 
 
 def _cache(config: RunConfig, processes: int | None) -> CacheResult:
-    config = with_data_here(config).anchored()
-    checkpoint = locate(config.model)
-    spec = read_spec(checkpoint)
+    config = with_data_here(config).with_absolute_paths()
+    base_model_dir = locate(config.model)
+    spec = read_spec(base_model_dir)
     check_config(config, spec)
     dataset = checked_dataset(config, spec)
     here = len(gpus())
@@ -165,7 +168,7 @@ def _cache(config: RunConfig, processes: int | None) -> CacheResult:
         )
     config = config.model_copy(update={"num_processes": max(1, here), "num_machines": 1})
     watched = validation_set(config, spec, dataset)
-    prepared, done, results = _encoded(config, spec, checkpoint, dataset, watched, processes=processes)
+    prepared, done, results = _encode_missing(config, spec, base_model_dir, dataset, watched, processes=processes)
     return CacheResult(prepared.store.root, len(dataset.samples), done, tuple(results))
 
 
@@ -175,10 +178,10 @@ def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[st
     Raises:
         CogtuneError: something stands in the way, or the run failed or was stopped.
     """
-    output = resolved.config.anchored().output
+    output = resolved.config.with_absolute_paths().output
     is_main = resolved.config.machine_rank == 0  # other machines may share its output folder
     with run_lock(output) if is_main else contextlib.nullcontext():
-        with elsewhere_offered(resolved.config):
+        with suggest_cache_dir(resolved.config):
             ready = prepare_run(resolved, resume=resume, overwrite=overwrite, dry_run=False)
         launch.start(ready.plan, ready.files)
     return results(ready.plan) if is_main else []
@@ -214,7 +217,7 @@ def prepare_run(
     Raises:
         CogtuneError: with everything that stands in the way.
     """
-    config = with_data_here(resolved.config, download=not dry_run).anchored()
+    config = with_data_here(resolved.config, download=not dry_run).with_absolute_paths()
     resolved = replace(resolved, config=config)
     if resume == "latest" and config.machine_rank and not checkpoints(config.output):
         raise UsageError(
@@ -225,17 +228,17 @@ def prepare_run(
     if not overwrite:
         _refuse_to_overwrite(config.output, start_from)
     refuse_links_out(config.output)
-    checkpoint = locate(config.model, weights=not dry_run)
-    spec = read_spec(checkpoint)
-    began_with = None
+    base_model_dir = locate(config.model, weights=not dry_run)
+    spec = read_spec(base_model_dir)
+    init_lora = None
     if start_from is not None:
-        began_with = read_state(start_from).get("init_lora")
+        init_lora = read_state(start_from).get("init_lora")
     elif config.init_lora is not None:
         from cogtune.modeling.lora_files import describe_init, with_init_lora
 
         resolved = with_init_lora(resolved, spec, console.warn)
         config = resolved.config
-        began_with = describe_init(config)
+        init_lora = describe_init(config)
         targets = ", ".join(config.target_modules) if len(config.target_modules) < 9 else "its layers"
         told = f"rank {config.rank}, alpha {config.lora_alpha:g}, on {targets}"
         console.note(f"the run begins with {config.init_lora}: {told}")
@@ -248,25 +251,26 @@ def prepare_run(
     if only is not None:
         dataset = only(dataset, jobs.frame_settings(config, spec))
         watched = replace(watched, prompts=watched.prompts[:1])
-    if any((checkpoint / "transformer").glob("*.safetensors")):
-        prepared = jobs.prepare(config, spec, checkpoint, dataset, watched)
-        _check_start(start_from, config, *_made_of(config, checkpoint, prepared))  # before hours of encoding
+    if any((base_model_dir / "transformer").glob("*.safetensors")):
+        prepared = jobs.prepare(config, spec, base_model_dir, dataset, watched)
+        # Before hours of encoding, and again below with the clips as they were encoded.
+        _check_start(start_from, config, *_fingerprint_and_counts(config, base_model_dir, prepared))
         left = str(prepared.todo) if prepared.todo else ""
         if prepared.todo and not dry_run:
-            prepared, left = _encoded(config, spec, checkpoint, dataset, watched)[0], ""
-        identity, buckets = _made_of(config, checkpoint, prepared)  # of the clips as they were encoded
+            prepared, left = _encode_missing(config, spec, base_model_dir, dataset, watched)[0], ""
+        fingerprint, buckets = _fingerprint_and_counts(config, base_model_dir, prepared)
     else:  # a dry run with a model that is not on this machine
         nothing = Index((), "")
         none = EncodeJobs((), (), ())
         prepared = jobs.PreparedCache(Store(config.output), nothing, nothing, (), none, none)
-        left, identity = f"everything, after downloading {config.model}", {}
+        left, fingerprint = f"everything, after downloading {config.model}", {}
         buckets = jobs.clips_by_size(dataset, jobs.frame_settings(config, spec))
-        _check_start(start_from, config, identity, buckets)
+        _check_start(start_from, config, fingerprint, buckets)
     folder = "dry-run" if dry_run else RunFolder(config.output).launch(config.machine_rank).name
     launch_folder = config.output / folder
     plan = make_plan(
         resolved,
-        checkpoint=checkpoint,
+        base_model_dir=base_model_dir,
         spec=spec,
         samples=len(dataset.samples),
         buckets=buckets,
@@ -274,10 +278,10 @@ def prepare_run(
         index=launch_folder / "index.json",
         validation=launch_folder / "validation.json" if prepared.validation.rows else None,
         prompts=launch_folder / "prompts.json" if prepared.prompts else None,
-        identity=identity,
+        fingerprint=fingerprint,
         resume=start_from,
         overwrite=overwrite,
-        began_with=began_with,
+        init_lora=init_lora,
     )
     files = launch.write_files(plan, resolved.to_yaml(), folder)
     _warn_of_overlap(prepared)
@@ -289,22 +293,23 @@ def prepare_run(
     return PreparedRun(plan, files, left)
 
 
-def _made_of(
-    config: RunConfig, checkpoint: Path, prepared: jobs.PreparedCache
+def _fingerprint_and_counts(
+    config: RunConfig, base_model_dir: Path, prepared: jobs.PreparedCache
 ) -> tuple[dict[str, Any], dict[Size, int]]:
-    """Return what must be the same for a resumed run to be the same run, and the clips of each size."""
-    identity = resume_fingerprint(config, base=fingerprint(checkpoint, "transformer"), data=prepared.index.digest)
-    return identity, {size: len(positions) for size, positions in prepared.index.buckets.items()}
+    """Return the run's resume fingerprint and the number of clips of each size."""
+    base = component_fingerprint(base_model_dir, "transformer")
+    fingerprint = resume_fingerprint(config, base=base, data=prepared.index.digest)
+    return fingerprint, {size: len(positions) for size, positions in prepared.index.buckets.items()}
 
 
 def _check_start(
-    start_from: Path | None, config: RunConfig, identity: Mapping[str, Any], buckets: Mapping[Size, int]
+    start_from: Path | None, config: RunConfig, fingerprint: Mapping[str, Any], buckets: Mapping[Size, int]
 ) -> None:
     """Refuse a checkpoint that does not fit the run, or from which nothing is left to do."""
     if start_from is None:
         return
     state = read_state(start_from)
-    check_fits(start_from, state, identity, model=config.model, samples=sum(buckets.values()))
+    check_fits(start_from, state, fingerprint, model=config.model, samples=sum(buckets.values()))
     total, step = config.total_steps(*buckets.values()), int(state["step"])
     if step > total or (step == total and start_from.parent != config.output):  # nothing to do, or only to publish
         raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")
@@ -317,26 +322,26 @@ def _warn_of_overlap(prepared: jobs.PreparedCache) -> None:
         console.warn(f"trained on too, so the validation loss says less: {', '.join(both)}")
 
 
-def _encoded(
+def _encode_missing(
     config: RunConfig,
     spec: ModelSpec,
-    checkpoint: Path,
+    base_model_dir: Path,
     dataset: Dataset,
     watched: ValidationSet,
     *,
     processes: int | None = None,
 ) -> tuple[jobs.PreparedCache, EncodeJobs | None, list[dict[str, Any]]]:
     """What a run reads with every entry made, what was made just now, and how. One program at a time fills a cache."""
-    prepared = jobs.prepare(config, spec, checkpoint, dataset, watched)
+    prepared = jobs.prepare(config, spec, base_model_dir, dataset, watched)
     if not prepared.todo:
         return prepared, None, []
     with exclusive_folder(prepared.store.root, wait=True):
         prepared.store.sweep()
         # another process may have been here meanwhile
-        prepared = jobs.prepare(config, spec, checkpoint, dataset, watched)
+        prepared = jobs.prepare(config, spec, base_model_dir, dataset, watched)
         if not prepared.todo:
             return prepared, None, []
-        job = jobs.job_for(prepared, config, spec, checkpoint, processes=processes)
+        job = jobs.make_encode_plan(prepared, config, spec, base_model_dir, processes=processes)
         jobs.check_space(job, spec)
         console.note(f"encoding {prepared.todo}")
         results = jobs.fill_cache(job)

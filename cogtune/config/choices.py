@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "beside", "datasets"]
+DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "sidecar", "datasets"]
+
+FORMER_FORMATS: dict[object, DataFormat] = {"beside": "sidecar"}
+"""Names of formats in the files of runs made by cogtune 0.1, and what they are called now."""
 
 Switch = Literal["auto", "on", "off"]
 """Of what is decided by the hardware unless the user knows better."""
@@ -31,7 +34,7 @@ SEPARATOR = ":::"
 _UNITS = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20}
 
 
-def bytes_of(text: str) -> int:
+def parse_bytes(text: str) -> int:
     """Return the bytes that an amount such as ``8GB`` means; 0 where it is none."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
     return int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0

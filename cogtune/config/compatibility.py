@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from cogtune.config.optimizers import OPTIMIZERS, goes_with
+from cogtune.config.optimizers import OPTIMIZERS, is_compatible
 from cogtune.config.run_config import RunConfig, tagged
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec
@@ -31,7 +31,7 @@ def problems_of_training(config: RunConfig, spec: ModelSpec) -> list[str]:
 def _optimizer_problems(config: RunConfig) -> list[str]:
     needs = OPTIMIZERS[config.optimizer]
     problems = []
-    if not goes_with(config.optimizer, config.strategy):
+    if not is_compatible(config.optimizer, config.strategy):
         problems.append(
             f"optimizer {config.optimizer} does not go with strategy {config.strategy}: {needs.not_under_zero}"
         )

@@ -35,7 +35,7 @@ def accelerate_config(config: RunConfig, deepspeed_file: Path) -> dict[str, Any]
         "use_cpu": False,
     }
     if config.num_machines > 1:
-        shared |= {"main_process_ip": config.main_process_ip, "main_process_port": meeting_port(config)}
+        shared |= {"main_process_ip": config.main_process_ip, "main_process_port": rendezvous_port(config)}
     if config.sharding.uses_deepspeed:
         # "standard": every machine starts its own processes, as with DDP, rather than one through ssh
         deepspeed = {
@@ -61,26 +61,26 @@ def check_machines(config: RunConfig) -> None:
         )
 
 
-def meeting_port(config: RunConfig) -> int:
+def rendezvous_port(config: RunConfig) -> int:
     """The port of machine 0 at which the processes meet; 0 for a free one, which several machines cannot agree on."""
     return config.main_process_port or (_PORT if config.num_machines > 1 else 0)
 
 
-def meeting_point(config: RunConfig) -> str:
+def rendezvous(config: RunConfig) -> str:
     """Return where the processes of several machines meet, in words."""
-    return f"{config.main_process_ip} port {meeting_port(config)}"
+    return f"{config.main_process_ip} port {rendezvous_port(config)}"
 
 
-def machines_missing(config: RunConfig) -> CogtuneError:
+def rendezvous_timeout(config: RunConfig) -> CogtuneError:
     """Return what is told when the machines of a run did not meet in time."""
     waited = f"within {config.nccl_timeout:g} minutes (--nccl-timeout)"
     if config.machine_rank == 0:
         return CogtuneError(
-            f"not all of the {config.num_machines} machines came to {meeting_point(config)} {waited}",
+            f"not all of the {config.num_machines} machines came to {rendezvous(config)} {waited}",
             "start the same command on each, with its own --machine-rank, and see what those say that were started",
         )
     return CogtuneError(
-        f"machine 0 could not be met at {meeting_point(config)} {waited}",
+        f"machine 0 could not be met at {rendezvous(config)} {waited}",
         "start the same command there, with --machine-rank 0; it must be reachable from here at that address and port",
     )
 

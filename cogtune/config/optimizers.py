@@ -24,7 +24,7 @@ class OptimizerFacts:
     """Of its state, for each trained number, on the GPU."""
     host_bytes: int = 0
     """The same in the host's memory, with a copy of the weights."""
-    usual_rate: float = USUAL_RATE
+    default_learning_rate: float = USUAL_RATE
     package: str = ""
     """What it is installed as; nothing for those that come with torch."""
     module: str = ""
@@ -38,7 +38,7 @@ OPTIMIZERS: dict[OptimizerName, OptimizerFacts] = {
     "adam": OptimizerFacts(state_bytes=8),
     "prodigy": OptimizerFacts(
         state_bytes=16,
-        usual_rate=1.0,  # it finds the size of its steps itself, and the rate only scales them (arXiv 2306.06101)
+        default_learning_rate=1.0,  # only scales the step size that it estimates (arXiv 2306.06101)
         package="prodigyopt",
         module="prodigyopt",
         not_under_zero="it estimates its step from all gradients, and a ZeRO process has a part of them",
@@ -64,6 +64,6 @@ OPTIMIZERS: dict[OptimizerName, OptimizerFacts] = {
 """Every optimizer."""
 
 
-def goes_with(optimizer: OptimizerName, strategy: Strategy) -> bool:
+def is_compatible(optimizer: OptimizerName, strategy: Strategy) -> bool:
     """Return whether an optimizer can run under a strategy."""
     return not (STRATEGIES[strategy].uses_deepspeed and OPTIMIZERS[optimizer].not_under_zero)

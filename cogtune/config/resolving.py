@@ -130,13 +130,13 @@ def preset_values(name: str) -> dict[str, Any]:
     path = Path(name)
     if path.suffix in _YAML_NAMES:
         return read_mapping(path)
-    mine = own_presets()
+    mine = user_presets()
     if name in mine and name not in PRESETS:
         return read_mapping(mine[name])
     return preset(name, mine).values()
 
 
-def own_presets() -> dict[str, Path]:
+def user_presets() -> dict[str, Path]:
     """The user's own presets, by name: the YAML files in ``~/.config/cogtune/presets`` (or ``$XDG_CONFIG_HOME``'s)."""
     configs = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     found = (path for path in (configs / "cogtune" / "presets").glob("*") if path.suffix in _YAML_NAMES)
@@ -213,8 +213,8 @@ def resolve(
             no = "no-" if value is False else ""
             provenance[key] = source if source != "flag" else f"--{no}{key.replace('_', '-')}"
         if "optimizer" in layer and "learning_rate" not in layer:
-            usual = _usual_rate(layer["optimizer"])
-            if usual != _usual_rate(before):
+            usual = _default_learning_rate(layer["optimizer"])
+            if usual != _default_learning_rate(before):
                 values["learning_rate"], provenance["learning_rate"] = usual, provenance["optimizer"]
         for key, weaker in _IN_PLACE_OF:
             if key in layer and weaker not in layer and values.get(weaker):
@@ -233,5 +233,5 @@ def resolve(
     return Resolved(config, provenance)
 
 
-def _usual_rate(optimizer: Any) -> float:
-    return next((facts.usual_rate for name, facts in OPTIMIZERS.items() if name == optimizer), USUAL_RATE)
+def _default_learning_rate(optimizer: Any) -> float:
+    return next((facts.default_learning_rate for name, facts in OPTIMIZERS.items() if name == optimizer), USUAL_RATE)

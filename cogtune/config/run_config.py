@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ConfigDict, ValidationInfo, field_validator
 
-from cogtune.config.choices import SEPARATOR, bytes_of
+from cogtune.config.choices import SEPARATOR, parse_bytes
 from cogtune.config.fields import Tag, tags_of
 from cogtune.config.groups.data import DataFields, ModelFields, SampleFields
 from cogtune.config.groups.machines import MachineFields
@@ -78,10 +78,10 @@ class RunConfig(
     @property
     def cache_folder(self) -> Path:
         """Where encoded clips and captions are kept."""
-        return self.cache_dir or self.usual_cache_folder
+        return self.cache_dir or self.default_cache_folder
 
     @property
-    def usual_cache_folder(self) -> Path:
+    def default_cache_folder(self) -> Path:
         """Where they are kept unless ``cache_dir`` says otherwise."""
         return self.data / ".cogtune"
 
@@ -121,7 +121,7 @@ class RunConfig(
     @property
     def vram_bytes(self) -> int | None:
         """The run's budget of each card's memory; None for no limit."""
-        return None if self.vram is None else bytes_of(self.vram)
+        return None if self.vram is None else parse_bytes(self.vram)
 
     @property
     def local_processes(self) -> int:
@@ -157,7 +157,7 @@ class RunConfig(
             return self.sample_every
         return self.checkpoint_every if self.validation_prompts else 0
 
-    def anchored(self) -> RunConfig:
+    def with_absolute_paths(self) -> RunConfig:
         """Return the same with every local path absolute, so that it means the same from any folder."""
         paths: dict[str, Any] = {key: _absolute(getattr(self, key)) for key in ("data", "output")}
         paths["cache_dir"] = _absolute(self.cache_folder)

@@ -158,13 +158,13 @@ def test_more_processes_than_gpus_are_refused(configured: Configured, monkeypatc
     monkeypatch.setattr(caching, "fill_cache", lambda job: jobs.append(job) or [])
     train.cache(configured())
     train.cache(configured(), processes=2)
-    monkeypatch.setattr(caching, "seconds_of", lambda work: 1000.0)
+    monkeypatch.setattr(caching, "estimated_seconds", lambda work: 1000.0)
     train.cache(configured())
     train.prepare_run(
         resolve(preset_name="cpu-lora-tiny", flags={**configured().model_dump(exclude_unset=True), "num_processes": 4}),
         resume=None, overwrite=False, dry_run=False,
     )  # fmt: skip
-    assert [job.engine.processes for job in jobs] == [1, 2, 2, 2]
+    assert [job.options.processes for job in jobs] == [1, 2, 2, 2]
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import check_config
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.training import machines
-from cogtune.training.machines import require_one_output, require_one_run
+from cogtune.training.machines import require_same_settings, require_shared_output
 from tests.conftest import Cogtune, Ran
 
 TWO = {"num_processes": 16, "num_machines": 2, "machine_rank": 1, "main_process_ip": "10.0.0.1"}
@@ -83,7 +83,7 @@ class Together:
             plan: Any = SimpleNamespace(config=RunConfig(num_processes=2, **config), resume=resume)
             accelerator: Any = SimpleNamespace(is_main_process=rank == 0)
             try:
-                require_one_output(accelerator, plan)
+                require_shared_output(accelerator, plan)
             except CogtuneError as error:
                 return error.message
             return ""
@@ -123,9 +123,11 @@ def test_machines_with_other_settings_are_refused(tmp_path: Path, monkeypatch: p
             together.is_machine(rank)
             own = {"machine_rank": rank, "output": tmp_path / str(rank), "data": tmp_path / f"data{rank}"}
             config = RunConfig(num_machines=2, num_processes=2, **own, **(other if rank else {}))
-            plan: Any = SimpleNamespace(config=config, identity={"data": "abc", "seed": config.seed}, total_steps=9)
+            plan: Any = SimpleNamespace(
+                config=config, resume_fingerprint={"data": "abc", "seed": config.seed}, total_steps=9
+            )
             try:
-                require_one_run(plan)
+                require_same_settings(plan)
             except CogtuneError as error:
                 return error.details
             return ()

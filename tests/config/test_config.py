@@ -200,7 +200,7 @@ def test_a_preset_of_ones_own_is_a_file_of_the_same_keys(tmp_path: Path) -> None
 
 def test_paths_are_anchored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = resolve().config.anchored()
+    config = resolve().config.with_absolute_paths()
     assert config.data == tmp_path / "data"
     assert config.cache_dir == tmp_path / "data" / ".cogtune"
 
@@ -307,6 +307,12 @@ def test_anchored_paths_have_no_way_back_in_them(tmp_path: Path, monkeypatch: py
     (tmp_path / "in").mkdir()
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path / "in")
-    config = resolve(flags={"data": "../data", "output": "../out", "model": "../model"}).config.anchored()
+    config = resolve(flags={"data": "../data", "output": "../out", "model": "../model"}).config.with_absolute_paths()
     assert (config.data, config.output, config.model) == (tmp_path / "data", tmp_path / "out", str(tmp_path / "model"))
     assert config.cache_dir == tmp_path / "data" / ".cogtune"
+
+
+def test_a_run_of_cogtune_0_1_may_name_the_sidecar_layout_as_it_was_called(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("format: beside\n")
+    assert resolve(file=file).config.format == "sidecar"

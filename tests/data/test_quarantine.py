@@ -140,7 +140,7 @@ def test_the_file_is_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.chdir(tmp_path)
     config = resolve(flags={"quarantine": "q.txt"}).config
     assert config.quarantine == Path("q.txt")
-    assert config.anchored().quarantine == tmp_path / "q.txt"
+    assert config.with_absolute_paths().quarantine == tmp_path / "q.txt"
 
 
 # ---------------------------------------------------------------------------------------------------- tokens
@@ -203,4 +203,4 @@ def test_a_run_is_of_the_samples_that_remain(
     fewer = tmp_path / "fewer.txt"
     fewer.write_text("videos.txt:3\nb\nd\n")
     other = plan_for(half_broken, tmp_path / "other", quarantine=fewer)
-    assert other.identity != plan.identity
+    assert other.resume_fingerprint != plan.resume_fingerprint

@@ -195,7 +195,7 @@ def test_full_training_starts_from_the_bases_own_values_in_fp32(
 
     monkeypatch.setattr(CogVideoXTransformer3DModel, "from_pretrained", noted)
     plan = plan_for(clips, tmp_path / "out", model=str(base), steps=1, type="sft", precision="bf16")
-    transformer = set_up_here(plan).trainee.transformer
+    transformer = set_up_here(plan).train_state.transformer
     assert read == [stored or torch.float32]
     assert {weight.dtype for weight in transformer.parameters()} == {torch.float32}
     assert_same(dict(transformer.named_parameters()), dict(expected.named_parameters()))
@@ -423,7 +423,7 @@ def test_an_adapter_on_every_layer_that_can_have_one_is_trained_and_loads(
     weights = load_file(tmp_path / "out" / LORA_WEIGHTS_NAME)
     trained = {key.split(".lora_")[0] for key in weights if "lora_B" in key and weights[key].any()}
     assert {key.removeprefix("transformer.") for key in trained} >= {"patch_embed.proj", "proj_out", "norm_out.linear"}
-    plain = CogVideoXTransformer3DModel.from_pretrained(plan.checkpoint / "transformer")
+    plain = CogVideoXTransformer3DModel.from_pretrained(plan.base_model_dir / "transformer")
     plain.load_lora_adapter(tmp_path / "out", weight_name=LORA_WEIGHTS_NAME)
     loaded = plain.state_dict()
     for key, value in weights.items():
@@ -592,11 +592,11 @@ def test_whatever_a_library_says_of_a_damaged_checkpoint_is_told(error: Exceptio
             raise error
 
     accelerator = SimpleNamespace(process_index=0)
-    trainee = SimpleNamespace(is_zero=True, model=Engine(), is_lora=False, accelerator=accelerator)
+    train_state = SimpleNamespace(is_zero=True, model=Engine(), is_lora=False, accelerator=accelerator)
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "state.json").write_text('{"format": 1, "step": 4, "identity": {}}')
     with pytest.raises(CogtuneError, match=r"checkpoint-4 is damaged: .+") as caught:
-        checkpoint.load(trainee, tmp_path / "checkpoint-4")  # type: ignore[arg-type]
+        checkpoint.load(train_state, tmp_path / "checkpoint-4")  # type: ignore[arg-type]
     assert caught.value.hint == "resume from an earlier checkpoint"
 
 
@@ -730,15 +730,15 @@ def test_the_loss_scale_of_fp16_is_in_the_checkpoint(
 ) -> None:
     """A scaler that has already come down from its start is not sent up again by a resume; fp16 itself needs a GPU."""
     plan = plan_for(clips, tmp_path / "out", steps=1)
-    trainee = set_up_here(plan).trainee
+    train_state = set_up_here(plan).train_state
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=50)
-    monkeypatch.setattr(trainee.accelerator, "scaler", scaler)
+    monkeypatch.setattr(train_state.accelerator, "scaler", scaler)
     scaler.scale(torch.ones(()))
     monkeypatch.setattr(scaler, "_growth_tracker", torch.tensor(7, dtype=torch.int32))
-    checkpoint.save(trainee, plan.config, 1, {"identity": {}})
+    checkpoint.save(train_state, plan.config, 1, {"identity": {}})
     fresh = torch.amp.GradScaler("cpu", init_scale=65536.0)
-    monkeypatch.setattr(trainee.accelerator, "scaler", fresh)
-    checkpoint.load(trainee, tmp_path / "out" / "checkpoint-1")
+    monkeypatch.setattr(train_state.accelerator, "scaler", fresh)
+    checkpoint.load(train_state, tmp_path / "out" / "checkpoint-1")
     assert fresh.get_scale() == 1024.0
     assert fresh.state_dict()["_growth_tracker"] == 7
     assert fresh.get_growth_interval() == 50

@@ -401,7 +401,7 @@ def test_sample_videos_are_shared_out_over_the_processes(
 
     plan = plan_for(clips, tmp_path / "out", steps=1, **SAMPLED | {"validation_prompts": "a:::b:::c"})
     training = set_up_here(plan)
-    assert training.plans.scenes is not None
+    assert training.schedule.validation_videos is not None
     rounds: list[int] = []
     monkeypatch.setattr(module, "_pipeline", lambda *_: None)
     monkeypatch.setattr(module, "render", lambda *_, **__: rounds.append(rank))
@@ -409,8 +409,8 @@ def test_sample_videos_are_shared_out_over_the_processes(
     written: dict[int, list[str]] = {0: [], 1: []}
     for rank in (0, 1):
         accelerator = SimpleNamespace(num_processes=2, process_index=rank, device=torch.device("cpu"))
-        share = replace(training.trainee, accelerator=accelerator)
-        module._render_share(share, training.plans.scenes, tmp_path, lambda _: None)
+        share = replace(training.train_state, accelerator=accelerator)
+        module._render_share(share, training.schedule.validation_videos, tmp_path, lambda _: None)
     assert written == {0: ["00-a.mp4", "02-c.mp4"], 1: ["01-b.mp4"]}
     assert rounds == [0, 0, 1, 1]
 
@@ -500,6 +500,6 @@ def test_the_report_is_drawn_at_each_evaluation(clips: Path, tmp_path: Path, mon
     def draw(output: Path, state: str) -> None:
         drawn.append((state, max(line["step"] for line in read_lines(output))))
 
-    monkeypatch.setattr(worker, "draw_report", draw)
+    monkeypatch.setattr(worker, "write_report", draw)
     train_here(plan_for(clips, tmp_path / "out", steps=3, eval_every=2))
     assert drawn == [("under way", 0), ("under way", 2), ("under way", 3), ("ended", 3)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationInfo, field_validator
 
-from cogtune.config.choices import DataFormat, Switch
+from cogtune.config.choices import FORMER_FORMATS, DataFormat, Switch
 from cogtune.config.fields import option
 from cogtune.models.geometry import FrameSampling, Reshape, Size
 from cogtune.models.variants import Precision
@@ -89,6 +89,11 @@ class DataFields(BaseModel):
         help_text="Compile the VAE's encoder; auto on a GPU with more clips than the compile costs.",
         tags=("machine", "untimed"),
     )
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _current_name(cls, value: object) -> object:
+        return FORMER_FORMATS.get(value, value) if isinstance(value, str) else value
 
 
 class SampleFields(BaseModel):

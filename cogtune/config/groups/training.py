@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, field_validator
 
 from cogtune.config.arrangement import AttentionKernel, Keep
-from cogtune.config.choices import TimestepDistribution, bytes_of
+from cogtune.config.choices import TimestepDistribution, parse_bytes
 from cogtune.config.fields import option
 from cogtune.config.presets import TrainingType
 
@@ -95,7 +95,7 @@ class MemoryFields(BaseModel):
     @field_validator("vram")
     @classmethod
     def _vram_reads(cls, text: str | None) -> str | None:
-        if text is not None and bytes_of(text) <= 0:
+        if text is not None and parse_bytes(text) <= 0:
             raise ValueError(f"'{text}' is not an amount of memory: write it in GB or GiB, such as 8GB")
         return text
 

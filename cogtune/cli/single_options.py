@@ -32,7 +32,7 @@ def _refuse_twice(command: Any, context: Any, words: list[str]) -> None:
         )
 
 
-class OnceCommand(TyperCommand):
+class SingleOptionCommand(TyperCommand):
     """A command whose options are given once, but for those that take several values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -42,7 +42,7 @@ class OnceCommand(TyperCommand):
         return parsed
 
 
-class OnceGroup(TyperGroup):
+class SingleOptionGroup(TyperGroup):
     """A group of commands of which the same holds for its own options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -56,8 +56,8 @@ class Commands(typer.Typer):
     """A Typer app all of whose commands are of these kinds."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(cls=OnceGroup, **settings)
+        super().__init__(cls=SingleOptionGroup, **settings)
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:
         """As Typer's, with the class of the command filled in."""
-        return super().command(name, **{"cls": OnceCommand, **settings})
+        return super().command(name, **{"cls": SingleOptionCommand, **settings})

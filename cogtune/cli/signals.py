@@ -21,7 +21,7 @@ _again = threading.Event()
 _ended = threading.Event()
 
 
-def end_in_good_order() -> None:
+def raise_on_signals() -> None:
     """From now on, Ctrl-C raises KeyboardInterrupt; SIGTERM, and a terminal that hangs up, SystemExit."""
     signal.signal(signal.SIGINT, _hear)
     signal.signal(signal.SIGTERM, _hear)
@@ -30,7 +30,7 @@ def end_in_good_order() -> None:
     sys.unraisablehook = _unraisable
 
 
-def end_now(status: Any) -> NoReturn:
+def exit_now(status: Any) -> NoReturn:
     """Exit; Ctrl-C while Python tidies up ends that, rather than show where it was."""
     _ended.set()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
