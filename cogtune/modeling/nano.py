@@ -19,7 +19,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 
-from cogtune.modeling import random_configs
+from cogtune.models import random_configs
 from cogtune.models.geometry import NANO_SIZE, SPATIAL_COMPRESSION
 from cogtune.models.variants import Variant
 from cogtune.models.variants import variant as find_variant

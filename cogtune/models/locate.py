@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec, read_spec
 from cogtune.models.download import cached_file, snapshot
+from cogtune.models.tiny_models import tiny_model
 from cogtune.models.variants import TINY, VARIANTS, Variant, published
 from cogtune.system.errors import CogtuneError, UsageError, did_you_mean, said_by
-
-_TINY_MODEL = "cogtune.modeling.random_weights:tiny_model"
-"""Makes a tiny model. Named rather than imported, since it needs torch and this package does without."""
 
 _CONFIGS = ("model_index.json", "*/*.json")
 _WEIGHTS = (*_CONFIGS, "*/*.safetensors", "*/*.model", "*/*.txt", "LICENSE*")
@@ -45,7 +42,6 @@ def locate(reference: str, *, weights: bool = True) -> Path:
                 f"there is no tiny model '{name}'{did_you_mean(name, VARIANTS)}",
                 f"tiny:{{{','.join(VARIANTS)}}}",
             )
-        tiny_model: Callable[[str], Path] = pkgutil.resolve_name(_TINY_MODEL)
         return tiny_model(name)
     if (row := published(reference)) is not None:
         reference = hub_id_here(row)

@@ -19,7 +19,8 @@ from cogtune.modeling.engine.activations import SMALLEST, OffloadedActivations
 from cogtune.modeling.engine.attention import FLASH_4, FlashAttention4Processor, flash_attention_4, using
 from cogtune.modeling.engine.compute import BlockFunction, Rotary, block_function
 from cogtune.modeling.engine.host import HostArena
-from cogtune.modeling.engine.weights import StreamedWeights
+from cogtune.modeling.engine.trained import TrainedWeights
+from cogtune.modeling.engine.weights import BlockWeights, StreamedWeights
 
 
 class _BackwardBegins(torch.autograd.Function):
@@ -56,6 +57,7 @@ class Engine:
         backend: str | None,
         smallest: int,
         tell: Callable[[str], None],
+        trained: TrainedWeights | None,
     ) -> None:
         self._transformer = transformer
         self._blocks = list(blocks_of(transformer))
@@ -66,9 +68,9 @@ class Engine:
         pin = device.type == "cuda"
         streamed = arrangement.streamed(count)
         self._place = {block: place for place, block in enumerate(streamed)}
-        self._weights: StreamedWeights | None = None
+        self._weights: BlockWeights | None = trained
         self._arenas = []
-        if streamed:
+        if streamed and trained is None:
             arena = HostArena(pin=pin, tell=tell)
             self._arenas.append(arena)
             self._weights = StreamedWeights(
@@ -179,6 +181,7 @@ def attach(
     backend: str | None = None,
     smallest: int = SMALLEST,
     tell: Callable[[str], None] = lambda _: None,
+    trained: TrainedWeights | None = None,
 ) -> Engine:
     """Put an engine between a CogVideoX transformer and its blocks.
 
@@ -191,12 +194,22 @@ def attach(
         backend: of ``torch.compile`` for the blocks; None to run them eagerly.
         smallest: bytes from which on a saved tensor is moved to the host.
         tell: told what the user should know, such as that the system does not give pinned memory.
+        trained: the weights of all blocks, where they are trained; the arrangement streams every block then.
     """
     if kernel == FLASH_4:
         transformer.set_attn_processor(FlashAttention4Processor(flash_attention_4()))  # type: ignore[operator]
     engine = Engine(
-        transformer, arrangement, device=device, kernel=kernel, backend=backend, smallest=smallest, tell=tell
+        transformer,
+        arrangement,
+        device=device,
+        kernel=kernel,
+        backend=backend,
+        smallest=smallest,
+        tell=tell,
+        trained=trained,
     )
+    if trained is not None:
+        transformer.register_forward_pre_hook(lambda _module, _inputs: trained.begin())
 
     def forward_of(number: int) -> Callable[..., tuple[Tensor, Tensor]]:
         def forward(
