@@ -1,4 +1,4 @@
-"""What ``cogtune train`` does, from a configuration to a finished run: look, encode, plan, launch."""
+"""``cogtune train`` from a configuration to a finished run: check, encode, plan, launch."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ from cogtune.system.locks import WORKER_LOCK, exclusive_folder
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that only has to be launched."""
+    """A run that is ready to launch."""
 
     plan: Plan
     files: LaunchFiles
     left: str
-    """What a dry run left to encode, in words; empty when all is cached."""
+    """What remains to be encoded after a dry run, as text; empty if everything is cached."""
 
 
 def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str, Any], resume: str | None) -> Resolved:
-    """Return the configuration of a run; a resumed one starts from its own ``run.yaml`` unless told otherwise.
+    """Resolve the configuration of a run; a resumed run starts from its own ``run.yaml`` unless a file is given.
 
     Raises:
-        UsageError: with every mistake, or there is nothing to resume from.
+        UsageError: with every mistake, or if there is nothing to resume from.
     """
     if resume is not None and flags.get("init_lora") is not None:
         raise UsageError(
-            "--init-lora is for a new run: a resumed one has the weights of its checkpoint", "leave --init-lora out"
+            "--init-lora cannot be used with --resume", "remove --init-lora: the weights come from the checkpoint"
         )
     if resume is not None and file is None and preset_name is None:
         run = Path(flags.get("output", "out")) if resume == "latest" else Path(resume).absolute().parent
@@ -66,14 +66,14 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
             return resolved
         choose_checkpoint(resume, Path(flags.get("output", "out")))  # one that is not there is told before all else
         raise UsageError(
-            f"{RunFolder(run).run_yaml} is missing, which says how the run was configured",
-            "give the --preset or --config that it was started with",
+            f"cannot resume: the run's configuration {RunFolder(run).run_yaml} is missing",
+            "pass the --preset or --config that it was started with",
         )
     return resolve(preset_name=preset_name, file=file, flags=flags)
 
 
 def _warn_of_changes(resolved: Resolved, checkpoint: Path, flags: Mapping[str, Any]) -> None:
-    """Warn of what a run's file says otherwise than the checkpoint was trained with: it may have been changed since."""
+    """Warn about settings in ``run.yaml`` that differ from those the checkpoint was trained with."""
     trained = read_state(checkpoint).get("config")
     if not isinstance(trained, dict):
         return
@@ -86,31 +86,31 @@ def _warn_of_changes(resolved: Resolved, checkpoint: Path, flags: Mapping[str, A
         if key in trained and trained[key] != value and key not in apart
     ]
     if changed:
-        console.warn(f"{RUN_NAME} was changed since {checkpoint.name} was saved: {'; '.join(changed)}")
+        console.warn(f"{RUN_NAME} has changed since {checkpoint.name} was saved: {'; '.join(changed)}")
 
 
 @dataclass(frozen=True)
 class CacheResult:
-    """What ``dataset cache`` did."""
+    """The result of ``dataset cache``."""
 
     root: Path
     samples: int
     done: EncodeJobs | None
-    """What was encoded just now; None when all was there."""
+    """What was encoded; None if everything was cached."""
     results: tuple[dict[str, Any], ...]
-    """What each process did: the fields of :class:`cogtune.encoding.worker.EncodeOutcome`."""
+    """Each process's result: the fields of :class:`cogtune.encoding.worker.EncodeOutcome`."""
 
     def __str__(self) -> str:
         everything = f"{counted(self.samples, 'sample')} in {self.root}"
         return f"encoded {self.done}: {everything}" if self.done else f"nothing to do: {everything}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON-able values, with what :func:`cogtune.encoding.jobs.totals` tells."""
+        """Return the result as JSON-able values, with the figures of :func:`cogtune.encoding.jobs.totals`."""
         return {"cache": str(self.root), "samples": self.samples, **jobs.totals(self.results)}
 
 
 def missing_entries(config: RunConfig) -> tuple[jobs.PreparedCache, ModelSpec]:
-    """Return what a dataset needs of its cache, and what is there; nothing is downloaded or written.
+    """Find out which cache entries a dataset needs and which exist, without downloading or writing anything.
 
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
@@ -128,11 +128,11 @@ def cache(config: RunConfig, *, processes: int | None = None) -> CacheResult:
     """Encode what is missing of a dataset.
 
     Args:
-        processes: that share the work; by default one a GPU, or fewer where there is little to do.
+        processes: number of processes; by default one per GPU, or fewer if there is little to do.
 
     Raises:
         UsageError: more processes than GPUs.
-        CogtuneError: something in the dataset stands in the way, or encoding failed.
+        CogtuneError: the dataset has errors, or encoding failed.
     """
     with suggest_cache_dir(config):
         return _cache(config, processes)
@@ -140,7 +140,7 @@ def cache(config: RunConfig, *, processes: int | None = None) -> CacheResult:
 
 @contextlib.contextmanager
 def suggest_cache_dir(config: RunConfig) -> Iterator[None]:
-    """Tell of a cache that cannot be written with the flag that puts it elsewhere.
+    """Add a hint about ``--cache-dir`` to an error about a cache that cannot be written.
 
     Raises:
         CogtuneError: the block's own.
@@ -163,8 +163,8 @@ def _cache(config: RunConfig, processes: int | None) -> CacheResult:
     here = len(gpus())
     if processes and here and processes > here:
         raise UsageError(
-            f"--num-processes {processes}, and there {'is' if here == 1 else 'are'} {counted(here, 'GPU')}",
-            "each process needs one of its own",
+            f"--num-processes {processes} is more than the number of GPUs ({here})",
+            "each process needs its own GPU",
         )
     config = config.model_copy(update={"num_processes": max(1, here), "num_machines": 1})
     watched = validation_set(config, spec, dataset)
@@ -173,10 +173,10 @@ def _cache(config: RunConfig, processes: int | None) -> CacheResult:
 
 
 def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[str]:
-    """Get a run ready, launch it and wait for its end; what it made, in words.
+    """Prepare a run, launch it and wait for it to finish; return what it wrote, as text.
 
     Raises:
-        CogtuneError: something stands in the way, or the run failed or was stopped.
+        CogtuneError: the run cannot start, failed, or was stopped.
     """
     output = resolved.config.with_absolute_paths().output
     is_main = resolved.config.machine_rank == 0  # other machines may share its output folder
@@ -189,9 +189,9 @@ def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[st
 
 @contextlib.contextmanager
 def run_lock(output: Path) -> Iterator[None]:
-    """Hold a run's folder; refused while another run, or a worker that outlived its program, is at work there."""
+    """Lock a run's folder against other runs, and against a worker that outlived its launcher."""
     if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is a file, and a run needs a folder", "choose another --output")
+        raise UsageError(f"--output {output} is a file, not a folder", "choose another --output")
     with exclusive_folder(output):
         with exclusive_folder(output, WORKER_LOCK):
             pass
@@ -209,20 +209,20 @@ def prepare_run(
     """Check everything, encode what is missing, and write the run's files.
 
     Args:
-        resume: ``latest`` or a checkpoint's path, to go on from it.
-        overwrite: let the run, once it is sure to start, delete what it makes anew.
-        dry_run: download and encode nothing; only look, and write the files, into a folder of their own.
-        only: gives the part of the dataset to train on, and then one sample video is enough.
+        resume: ``latest`` or the path of a checkpoint to resume from.
+        overwrite: let the run delete an earlier run's checkpoints and samples once it is certain to start.
+        dry_run: download and encode nothing; check, and write the files to a separate folder.
+        only: returns the part of the dataset to train on; one sample video is made then.
 
     Raises:
-        CogtuneError: with everything that stands in the way.
+        CogtuneError: with all reasons why the run cannot start.
     """
     config = with_data_here(resolved.config, download=not dry_run).with_absolute_paths()
     resolved = replace(resolved, config=config)
     if resume == "latest" and config.machine_rank and not checkpoints(config.output):
         raise UsageError(
             f"{config.output} has no checkpoint to resume from",
-            "a run of several machines goes on only where all of them see the output folder of machine 0",
+            "to resume on several machines, all of them must see the output folder of machine 0",
         )
     start_from = None if resume is None else choose_checkpoint(resume, config.output)
     if not overwrite:
@@ -241,7 +241,7 @@ def prepare_run(
         init_lora = describe_init(config)
         targets = ", ".join(config.target_modules) if len(config.target_modules) < 9 else "its layers"
         told = f"rank {config.rank}, alpha {config.lora_alpha:g}, on {targets}"
-        console.note(f"the run begins with {config.init_lora}: {told}")
+        console.note(f"starting from {config.init_lora}: {told}")
     check_config(config, spec)
     for told in advice(config, spec):
         console.note(told)
@@ -305,21 +305,23 @@ def _fingerprint_and_counts(
 def _check_start(
     start_from: Path | None, config: RunConfig, fingerprint: Mapping[str, Any], buckets: Mapping[Size, int]
 ) -> None:
-    """Refuse a checkpoint that does not fit the run, or from which nothing is left to do."""
+    """Reject a checkpoint that does not fit the run, or from which nothing is left to do."""
     if start_from is None:
         return
     state = read_state(start_from)
     check_fits(start_from, state, fingerprint, model=config.model, samples=sum(buckets.values()))
     total, step = config.total_steps(*buckets.values()), int(state["step"])
     if step > total or (step == total and start_from.parent != config.output):  # nothing to do, or only to publish
-        raise UsageError(f"{start_from} is at step {step}, and the run ends at {total}", "ask for more --steps")
+        raise UsageError(f"{start_from} is at step {step}, but the run ends at step {total}", "increase --steps")
 
 
 def _warn_of_overlap(prepared: jobs.PreparedCache) -> None:
     trained_on = {row.latents for row in prepared.index.rows}
     both = [row.id for row in prepared.validation.rows if row.latents in trained_on]
     if both:
-        console.warn(f"trained on too, so the validation loss says less: {', '.join(both)}")
+        console.warn(
+            f"the validation loss is less meaningful, since these samples are also trained on: {', '.join(both)}"
+        )
 
 
 def _encode_missing(
@@ -331,7 +333,7 @@ def _encode_missing(
     *,
     processes: int | None = None,
 ) -> tuple[jobs.PreparedCache, EncodeJobs | None, list[dict[str, Any]]]:
-    """What a run reads with every entry made, what was made just now, and how. One program at a time fills a cache."""
+    """Encode what is missing; return the complete cache, what was encoded, and each process's result."""
     prepared = jobs.prepare(config, spec, base_model_dir, dataset, watched)
     if not prepared.todo:
         return prepared, None, []
@@ -349,10 +351,10 @@ def _encode_missing(
 
 
 def _refuse_to_overwrite(output: Path, start_from: Path | None) -> None:
-    """See that a run does not take the place of what another made in the same folder.
+    """Reject a run that would replace what another run wrote to the same folder.
 
     Raises:
-        UsageError: there is something that it would take the place of.
+        UsageError: the folder holds such files.
     """
     if start_from is None:
         there = [path.name for path in checkpoints(output)]
@@ -360,12 +362,12 @@ def _refuse_to_overwrite(output: Path, start_from: Path | None) -> None:
         if there:
             raise UsageError(
                 f"{output} already holds a run: {', '.join(there)}",
-                "go on with --resume latest, choose another --output, or start anew with --overwrite",
+                "use --resume latest to continue it, --overwrite to start over, or choose another --output",
             )
         return
     later = [path.name for path in checkpoints_after(output, int(read_state(start_from)["step"]))]
     if later:
         raise UsageError(
-            f"{output} holds {', '.join(later)}, which a run from {start_from.name} would make anew",
-            "use --overwrite to delete them, choose another --output, or --resume latest",
+            f"{output} holds {', '.join(later)}, which a run from {start_from.name} would replace",
+            "use --overwrite to delete them, --resume latest to continue from the last one, or choose another --output",
         )

@@ -113,7 +113,7 @@ def test_prune_keeps_what_this_configuration_uses_and_nothing_else(configured: C
 
 def test_a_cache_that_is_not_there_is_told(configured: Configured, tmp_path: Path) -> None:
     for ask in (cache.verify, cache.unused):
-        with pytest.raises(CogtuneError, match="there is no cache in"):
+        with pytest.raises(CogtuneError, match="no cache in"):
             ask(configured(cache_dir=tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
 
@@ -140,7 +140,7 @@ def test_the_commands_print_it(configured: Configured, capsys: pytest.CaptureFix
     assert json.loads(said("--verify", "--json")) == {"entries": 18, "damaged": []}
     told = said("--prune", "--id-token", "sks")
     assert "6 entries in" in told
-    assert told.endswith("nothing was deleted; --yes deletes them\n")
+    assert told.endswith("nothing was deleted; pass --yes to delete them\n")
     assert json.loads(said("--prune", "--id-token", "sks", "--json"))["deleted"] is False
     assert said("--prune", "--id-token", "sks", "--yes").endswith("deleted\n")
     assert "0 entries in" in said("--prune", "--id-token", "sks", "--yes")

@@ -189,7 +189,7 @@ def test_a_job_takes_no_files_place_and_carries_its_flags(clips: Path, tmp_path:
         (tmp_path / "folder").mkdir(exist_ok=True)
         assert f"{place} is there already" in cogtune(*run, place, status=2).err
     assert not (tmp_path / "folder.yaml").exists()
-    assert "goes with neither" in cogtune(*run, "smoke.sh", "--smoke", status=2).err
+    assert "--slurm cannot be used with --smoke" in cogtune(*run, "smoke.sh", "--smoke", status=2).err
     said = cogtune(*run, "a job.sh", "--output", tmp_path / "an output of 5%").out
     assert "sbatch 'a job.sh'" in said
     log = f'#SBATCH --output="{tmp_path}/an output of 5%%/logs/slurm-%j.log"\n'

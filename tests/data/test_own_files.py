@@ -141,7 +141,9 @@ def test_the_datasets_library_is_not_given_a_runs_files(tmp_path: Path) -> None:
     assert takes_every_file(root)
     for output in (root / "out", root):
         config = resolve(flags={"data": root, "output": output, "format": "datasets"}).config
-        with pytest.raises(UsageError, match="is inside the dataset, of which the datasets library reads every file"):
+        with pytest.raises(
+            UsageError, match="is inside the dataset, and the datasets library would read its videos as data"
+        ):
             validate.check_output(config)
     validate.check_output(resolve(flags={"data": root, "output": root / "out"}).config)
     a_run(root / "out")

@@ -125,14 +125,14 @@ def test_what_validate_writes_train_accepts(
     assert report.counts["error"] == 2
     assert list(read_quarantine(file)) == ["videos.txt:3", "b"]
     assert "q.txt names 2 samples to leave out" in capsys.readouterr().err
-    with pytest.raises(CogtuneError, match="cannot be trained on as it is"):
+    with pytest.raises(CogtuneError, match="has errors and cannot be used for training"):
         validate.checked_dataset(config, spec)
     file.write_text(file.read_text() + "gone\n")
     kept = validate.checked_dataset(config.model_copy(update={"quarantine": file}), spec)
     assert [sample.id for sample in kept.samples] == ["a", "d"]
     told = capsys.readouterr().err
     assert f"2 samples are left out, as {file} says" in told
-    assert "names what" in told
+    assert "lists samples that are not in" in told
     assert "does not have: gone" in told
 
 

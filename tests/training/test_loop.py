@@ -360,7 +360,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_encoded(
     monkeypatch.setattr(jobs, "fill_cache", None)
     with pytest.raises(CogtuneError, match="checkpoint-2 does not fit this run"):
         plan_for(clips, tmp_path / "out", steps=4, resume="latest", size="9x64x64", rank=4)
-    with pytest.raises(UsageError, match="is at step 2, and the run ends at 1"):
+    with pytest.raises(UsageError, match="is at step 2, but the run ends at step 1"):
         plan_for(clips, tmp_path / "out", steps=1, resume="latest", validation_prompts="another one", sample_every=1)
 
 
@@ -518,10 +518,10 @@ def test_a_dry_run_leaves_a_run_as_it_was(clips: Path, tmp_path: Path) -> None:
 
 def test_a_finished_run_cannot_end_before_its_checkpoint(clips: Path, tmp_path: Path) -> None:
     train_here(plan_for(clips, tmp_path / "out", steps=2))
-    with pytest.raises(UsageError, match="is at step 2, and the run ends at 1"):
+    with pytest.raises(UsageError, match="is at step 2, but the run ends at step 1"):
         plan_for(clips, tmp_path / "out", steps=1, resume="latest")
     newest = str(tmp_path / "out" / "checkpoint-2")
-    with pytest.raises(UsageError, match="is at step 2, and the run ends at 2"):
+    with pytest.raises(UsageError, match="is at step 2, but the run ends at step 2"):
         plan_for(clips, tmp_path / "other", steps=2, resume=newest)
     (tmp_path / "out" / LORA_WEIGHTS_NAME).unlink()  # as if killed between the last checkpoint and its publishing
     train_here(plan_for(clips, tmp_path / "out", steps=2, resume="latest"))

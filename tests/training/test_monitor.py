@@ -140,7 +140,7 @@ def test_validation_data_is_checked_as_training_data_is(clips: Path, tmp_path: P
     with pytest.raises(CogtuneError, match="bad cannot be trained on as it is") as caught:
         plan_for(clips, tmp_path / "out", validation_data=bad)
     assert broken.stem in caught.value.details[0]
-    with pytest.raises(UsageError, match="the validation data is the training data"):
+    with pytest.raises(UsageError, match="--validation-data is the training data"):
         plan_for(clips, tmp_path / "out", validation_data=clips)
 
 
@@ -148,7 +148,7 @@ def test_clips_that_are_in_both_are_told(clips: Path, tmp_path: Path, capsys: py
     copy = tmp_path / "copy"
     draw_dataset(copy)
     plan_for(clips, tmp_path / "out", validation_data=copy, validation_samples=1)
-    assert "trained on too, so the validation loss says less" in capsys.readouterr().err
+    assert "the validation loss is less meaningful, since these samples are also trained on" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_was_due_when_a_run_was_stopped_is_made_up_for(clips: Path, tmp_path: Path) -> None:
