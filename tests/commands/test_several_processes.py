@@ -151,12 +151,12 @@ def test_a_mark_that_a_network_file_system_shows_late(tmp_path: Path, monkeypatc
 def test_machines_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(UsageError) as caught:
         resolve(flags={"num_processes": 3, "num_machines": 2, "machine_rank": 2})
-    assert "3 processes cannot be shared out evenly over 2 machines" in caught.value.details[0]
+    assert "3 processes cannot be divided evenly over 2 machines" in caught.value.details[0]
     with pytest.raises(UsageError) as caught:
         resolve(flags={"num_processes": 4, "num_machines": 2, "machine_rank": 2})
-    assert "2 is not one of 2 machines" in caught.value.details[0]
+    assert "2 is out of range for 2 machines" in caught.value.details[0]
     config = resolve(flags={"num_processes": 4, "num_machines": 2}).config
-    with pytest.raises(UsageError, match="nothing says where"):
+    with pytest.raises(UsageError, match="--main-process-ip is required"):
         check_machines(config)
 
 
@@ -342,10 +342,10 @@ def test_a_machine_that_never_comes_is_not_waited_for_for_ever(clips: Path, tmp_
         port = free_port()
         told = alone(0, port, strategy)
         assert f"waiting for 1 other machine at 127.0.0.1 port {port}, at most 0.05 minutes" in told
-        assert f"error: not all of the 2 machines came to 127.0.0.1 port {port} within 0.05 minutes" in told
-        assert "hint: start the same command on each" in told
+        assert f"error: not all of the 2 machines connected to 127.0.0.1 port {port} within 0.05 minutes" in told
+        assert "hint: run the same command on each" in told
     port = free_port()
-    assert f"error: machine 0 could not be met at 127.0.0.1 port {port} within 0.05 minutes" in alone(1, port)
+    assert f"error: cannot connect to machine 0 at 127.0.0.1 port {port} within 0.05 minutes" in alone(1, port)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

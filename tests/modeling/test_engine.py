@@ -413,17 +413,20 @@ def test_amounts_of_memory_are_read(text: str, size: int) -> None:
     if size == 0:
         with pytest.raises(UsageError) as caught:
             resolve(flags={"vram": text})
-        assert "is not an amount of memory: write it in GB or GiB, such as 8GB" in caught.value.details[0]
+        assert "is not an amount of memory; write it in GB or GiB, such as 8GB" in caught.value.details[0]
 
 
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ({"type": "sft", "vram": "8GB"}, "vram: for type lora, and this is sft"),
-        ({"strategy": "zero2", "keep_activations": "inputs"}, "keep_activations: for strategy ddp, and this is zero2"),
-        ({"stream_blocks": 43}, "stream_blocks 43: 5b has 42 blocks"),
-        ({"vram": "8GB", "dora": True, "compile": True}, "compile: DoRA's layers cannot be compiled with vram"),
-        ({"keep_everything": 20, "offload_activations": 23}, "are 43 blocks together, and 5b has 42"),
+        ({"type": "sft", "vram": "8GB"}, "vram: only supported for type lora, not sft"),
+        (
+            {"strategy": "zero2", "keep_activations": "inputs"},
+            "keep_activations: only supported for strategy ddp, not zero2",
+        ),
+        ({"stream_blocks": 43}, "stream_blocks 43: 5b has only 42 blocks"),
+        ({"vram": "8GB", "dora": True, "compile": True}, "compile: DoRA layers cannot be compiled with vram"),
+        ({"keep_everything": 20, "offload_activations": 23}, "add up to 43 blocks, but 5b has 42"),
     ],
 )
 def test_what_the_engine_cannot_do_is_refused(flags: dict[str, Any], told: str) -> None:

@@ -404,9 +404,9 @@ def test_targets_that_match_no_layer_are_told_before_anything_is_encoded(clips: 
         plan_for(clips, tmp_path / "out", steps=1, target_modules=["to_q", "to_vv", "2", "attn1"])
     told = caught.value.details
     assert [line.split(";")[0] for line in told] == [
-        "target_modules to_vv: no layer's name ends so",
-        "target_modules 2: no layer's name ends so",
-        "target_modules attn1: no layer's name ends so",
+        "target_modules to_vv: no layer has this name",
+        "target_modules 2: no layer has this name",
+        "target_modules attn1: no layer has this name",
     ]
     assert "did you mean 'to_v'?" in told[0]
     assert not (tmp_path / "out").exists()

@@ -365,26 +365,20 @@ class TrainedWeights:
             before = self._states[place].memory["gradient"][: part.layout.share]
             wait_for(self._up.copy(before, part.gradient, after=(part.gradient_down, self._states[place].free)))
             own.add_(before)
-        part.norms = {
-            piece.parameter: torch.linalg.vector_norm(own[piece.place].float()) for piece in part.pieces
-        }
+        part.norms = {piece.parameter: torch.linalg.vector_norm(own[piece.place].float()) for piece in part.pieces}
         part.gradient_down = self._staged[place] = self._down.copy(part.gradient, own)
 
     def _norm(self) -> Tensor:
         """The norm of all gradients."""
         zero = torch.zeros((), device=self._device)
-        norms = {
-            name: part.norms.get(number, zero) for part in self.parts for number, name in enumerate(part.names)
-        }
+        norms = {name: part.norms.get(number, zero) for part in self.parts for number, name in enumerate(part.names)}
         by_parameter = torch.stack([norms[name] for name in self._order])
         if self._shares.count > 1:
             return self._shares.sum(by_parameter.square()).sum().sqrt()
         return torch.linalg.vector_norm(by_parameter)
 
 
-def _members(
-    transformer: torch.nn.Module, blocks: Sequence[torch.nn.Module]
-) -> list[dict[str, torch.nn.Parameter]]:
+def _members(transformer: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> list[dict[str, torch.nn.Parameter]]:
     """The parameters of each block by their names in the transformer, and last those of no block."""
     named = dict(transformer.named_parameters())
     members: list[dict[str, torch.nn.Parameter]] = []
