@@ -58,12 +58,12 @@ def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: P
         size, fps = size_of(config, spec), fps_of(config, spec)
         data = _draw(home / f"data-{size}-{clips}", size, fps, clips)
         prepared = jobs.prepare(config, spec, model, read_dataset(data))
-        job = jobs.job_for(prepared, config, spec, model, processes=processes or max(1, len(gpus())))
+        job = jobs.make_encode_plan(prepared, config, spec, model, processes=processes or max(1, len(gpus())))
         jobs.check_space(job, spec)
         console.note(f"encoding {prepared.todo}")
         with watched() as peaks:
             results = jobs.fill_cache(job)
-    workers = config.workers if config.workers is not None else default_workers(job.engine.processes)
+    workers = config.workers if config.workers is not None else default_workers(job.options.processes)
     return {
         "gpu": gpus()[0].name if gpus() else "none",
         "model": config.model,

@@ -232,12 +232,12 @@ def _plan(request: BenchRequest, made: _Stage, recipe: Recipe) -> Plan:
     index = Index.read(made.index)
     return make_plan(
         replace(request.resolved, config=config),
-        checkpoint=made.model,
+        base_model_dir=made.model,
         spec=made.spec,
         samples=len(index.rows),
         prompt="",
         index=made.index,
-        identity=resume_fingerprint(config, base="bench", data=index.digest),
+        fingerprint=resume_fingerprint(config, base="bench", data=index.digest),
         resume=None,
     )
 

@@ -19,7 +19,7 @@ _WRITE_PIPELINE = "cogtune.modeling.random_weights:write_pipeline"
 _FORMAT = 1
 """Raise it when the files of a tiny pipeline change for a reason that :func:`tiny_model` cannot see."""
 
-# How a tiny model's first weights differ from torch's own: see _liven_transformer and _liven_vae.
+# How a tiny model's first weights differ from torch's own: see _widen_transformer_init and _widen_vae_init.
 GATE_BIAS = 1.0
 EMBEDDING_GAIN = 0.5
 OUTPUT_GAIN = 1.5

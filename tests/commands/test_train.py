@@ -275,6 +275,6 @@ def test_the_demo(cogtune: Cogtune, tmp_path: Path) -> None:
     info = probe(video)
     assert (info.num_frames, info.height, info.width, info.codec) == (9, 64, 96, "h264")
     assert str(Path("cogtune-demo") / "video.mp4") in told
-    assert "next, with a GPU" in told
+    assert "next, with a 24 GB GPU" in told
     (tmp_path / "mine").mkdir()
-    assert "already there" in cogtune("demo", "mine", status=2).err
+    assert "already exists" in cogtune("demo", "mine", status=2).err

@@ -101,7 +101,7 @@ def test_where_it_began_is_recorded_and_a_resumed_run_needs_the_file_no_more(
     plan = train.prepare_run(resolved, resume="latest", overwrite=False, dry_run=False).plan
     assert losses(train_here(plan))[-1] == losses(whole)[-1]
     assert read_facts(out / LORA_WEIGHTS_NAME)["init_lora"] == about
-    with pytest.raises(UsageError, match="--init-lora is for a new run"):
+    with pytest.raises(UsageError, match="--init-lora cannot be used with --resume"):
         train.configure(preset_name=None, file=None, flags={"output": out, "init_lora": file}, resume="latest")
 
 
@@ -130,7 +130,7 @@ def test_what_the_run_asks_for_and_the_file_lacks_is_told_at_once(
         "attn1.to_q",
     )
     assert "type lora" in refused(clips, tmp_path, init_lora=run, type="sft").message
-    assert f"the run begins with {run / LORA_WEIGHTS_NAME}: rank 4, alpha 2, on" in capsys.readouterr().err
+    assert f"starting from {run / LORA_WEIGHTS_NAME}: rank 4, alpha 2, on" in capsys.readouterr().err
     assert "there is no LoRA in" in refused(clips, tmp_path, init_lora=tmp_path / "gone").message
     assert "does not fit tiny" in refused(clips, tmp_path, init_lora=wide(tmp_path)).message
 

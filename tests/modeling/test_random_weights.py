@@ -185,7 +185,7 @@ def test_weights_are_random_and_torch_is_left_as_it_was(build: Callable[..., Any
 
 
 def test_the_default_dtype_comes_back_after_a_failure() -> None:
-    with pytest.raises(ZeroDivisionError), random_weights._made_on(CPU, torch.float16, 0):
+    with pytest.raises(ZeroDivisionError), random_weights._seeded_init(CPU, torch.float16, 0):
         raise ZeroDivisionError
     assert torch.get_default_dtype() == torch.float32
 

@@ -221,10 +221,10 @@ def test_what_does_not_go_together_is_told_at_once(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError) as caught:
         check_config(resolve(flags=flags).config, published_spec(VARIANTS["5b"]))
     assert [detail.split(":")[0] for detail in caught.value.details] == [
-        "optimizer came does not go with strategy zero2",
-        "optimizer came needs came-pytorch, which is not installed",
+        "optimizer came cannot be used with strategy zero2",
+        "optimizer came requires came-pytorch, which is not installed",
         "lr_scheduler constant has no warm-up",
-        "lr_pieces is for lr_scheduler piecewise_constant, and this is constant",
+        "lr_pieces requires lr_scheduler piecewise_constant, not constant",
         "timestep_range 900,1000",
     ]
     assert "cogtune[optimizers]" in caught.value.details[1]
@@ -244,11 +244,11 @@ def test_deepspeed_runs_adam_and_adamw_alone(name: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"lr_pieces": "1:10"}, "'1:10' is no list of pieces: write SHARE:STEP,...,SHARE, such as 1:100,0.1"),
-        ({"lr_pieces": "1:10,0.5:5,0.1"}, "'1:10,0.5:5,0.1': the steps at which the pieces end must rise"),
-        ({"timestep_range": "900"}, "'900' is not a range: write LOW,HIGH, such as 500,999"),
-        ({"image_noise": "-3"}, "'-3' is no noise: write MEAN,STD of its log, such as -3,0.5, or off"),
-        ({"image_noise": "-3,-1"}, "'-3,-1' is no noise: write MEAN,STD of its log, such as -3,0.5, or off"),
+        ({"lr_pieces": "1:10"}, "'1:10' is not a list of pieces; write FACTOR:STEP,...,FACTOR, such as 1:100,0.1"),
+        ({"lr_pieces": "1:10,0.5:5,0.1"}, "'1:10,0.5:5,0.1': the steps must be increasing"),
+        ({"timestep_range": "900"}, "'900' is not a range; write LOW,HIGH, such as 500,999"),
+        ({"image_noise": "-3"}, "'-3' is not valid; write MEAN,STD of the noise's log, such as -3,0.5, or off"),
+        ({"image_noise": "-3,-1"}, "'-3,-1' is not valid; write MEAN,STD of the noise's log, such as -3,0.5, or off"),
     ],
 )
 def test_values_that_do_not_read_are_told(values: dict[str, str], told: str) -> None:

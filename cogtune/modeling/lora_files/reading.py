@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cogtune.modeling.lora_files.names import OTHER_METHODS, Named, layout_of, understand
-from cogtune.modeling.lora_files.opening import Opened, open_file
+from cogtune.modeling.lora_files.lora_file import LoraFile, open_file
+from cogtune.modeling.lora_files.names import OTHER_METHODS, TensorName, layout_of, parse_name
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.variants import VARIANTS
@@ -126,12 +126,12 @@ def read_lora(path: Path) -> Lora:
     )
 
 
-def _sorted(opened: Opened) -> tuple[dict[str, dict[str, tuple[str, Named, Tensor]]], list[str]]:
+def _sorted(opened: LoraFile) -> tuple[dict[str, dict[str, tuple[str, TensorName, Tensor]]], list[str]]:
     """Return the tensors by layer and part, and what is wrong with their names and values."""
-    parts: dict[str, dict[str, tuple[str, Named, Tensor]]] = {}
+    parts: dict[str, dict[str, tuple[str, TensorName, Tensor]]] = {}
     lost, doubled, empty, broken, adapters = [], [], [], [], set()
     for key, tensor in opened.tensors.items():
-        named = understand(key)
+        named = parse_name(key)
         if named is None:
             lost.append(key)
             continue
@@ -163,7 +163,7 @@ def _sorted(opened: Opened) -> tuple[dict[str, dict[str, tuple[str, Named, Tenso
 
 
 def _paired(
-    parts: Mapping[str, Mapping[str, tuple[str, Named, Tensor]]], opened: Opened
+    parts: Mapping[str, Mapping[str, tuple[str, TensorName, Tensor]]], opened: LoraFile
 ) -> tuple[dict[str, Pair], list[str]]:
     """Return the adapter of each layer, and which are not whole."""
     pairs, halves, ranks, problems = {}, [], [], []
@@ -195,7 +195,7 @@ def _paired(
 
 
 def _alpha_of(
-    layer: str, found: Mapping[str, tuple[str, Named, Tensor]], opened: Opened, problems: list[str]
+    layer: str, found: Mapping[str, tuple[str, TensorName, Tensor]], opened: LoraFile, problems: list[str]
 ) -> float | None:
     """Alpha of a layer: from its own tensor, else from PEFT's settings, kohya's header, or what cogtune wrote."""
     if "alpha" in found:
@@ -299,7 +299,7 @@ def _fitted(pair: Pair, weight: Sequence[int]) -> Pair | None:
     )
 
 
-def _what_now(opened: Opened) -> str:
+def _what_now(opened: LoraFile) -> str:
     """Return what to do with a file that is not used."""
     keys = list(opened.tensors)
     for sign, method in OTHER_METHODS.items():

@@ -40,7 +40,7 @@ _WRAPPERS = ("state_dict", "module", "model", "lora", "network", "weights")
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoraFile:
     """What is in a LoRA file."""
 
     path: Path
@@ -111,7 +111,7 @@ def find_lora(path: Path) -> Path:
     )
 
 
-def open_file(path: Path) -> Opened:
+def open_file(path: Path) -> LoraFile:
     """Return the tensors and settings in ``path``; the form is told by its bytes, not by its name.
 
     Raises:
@@ -126,7 +126,7 @@ def open_file(path: Path) -> Opened:
         tensors = _unpickled(path)
     else:
         tensors, header = _safetensors(path)
-    return Opened(path, tensors, _config_of(path, header), header)
+    return LoraFile(path, tensors, _config_of(path, header), header)
 
 
 def _refuse_text(path: Path, start: bytes, size: int) -> None:
