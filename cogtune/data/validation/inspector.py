@@ -63,7 +63,9 @@ def look(job: dict[str, Any], limit: float) -> dict[str, Any]:
         info = probe(video, tick)
         answer["info"] = asdict(info)
         if job["full"]:
-            check_decoded(video, info.num_frames, decode_all(video, tick))
+            decoded = decode_all(video, tick)
+            answer["info"]["interlaced"] |= decoded.interlaced
+            check_decoded(video, info.num_frames, decoded)
     except Exception as error:
         problem = error if isinstance(error, VideoError) else _unforeseen(video, error)
         answer["problems"].append([problem.code, f"{video.name} {problem.reason}", problem.advice])
