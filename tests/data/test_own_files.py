@@ -301,6 +301,35 @@ def test_a_card_that_names_files_elsewhere_is_refused(tmp_path: Path, secret: Pa
     assert {(found.code, found.where) for found in dataset.findings} == {("outside-folder", "README.md")}
 
 
+def _with_override(root: Path) -> Path:
+    """The folder with what its card says moved to the file that overrides it."""
+    (root / ".huggingface.yaml").write_text((root / "README.md").read_text().split("---\n")[1])
+    (root / "README.md").write_text("---\npretty_name: ok\n---\n")
+    return root
+
+
+def test_what_overrides_a_card_is_held_to_the_same(tmp_path: Path, secret: Path) -> None:
+    pytest.importorskip("datasets")
+    root = _with_override(_card(tmp_path / "data", "../secret/metadata.csv"))
+    dataset = read_dataset(root, LayoutOptions(format="datasets"))
+    assert dataset.samples == ()
+    assert {(found.code, found.where) for found in dataset.findings} == {("outside-folder", ".huggingface.yaml")}
+    (tmp_path / "elsewhere.yaml").write_text("{}")
+    (root / ".huggingface.yaml").unlink()
+    (root / ".huggingface.yaml").symlink_to(tmp_path / "elsewhere.yaml")
+    (found,) = read_dataset(root, LayoutOptions(format="datasets")).findings
+    assert found.message == ".huggingface.yaml is a link that leaves the dataset's folder"
+
+
+def test_a_card_ends_where_the_library_ends_it(tmp_path: Path, secret: Path) -> None:
+    pytest.importorskip("datasets")
+    root = _card(tmp_path / "data", "../secret/metadata.csv")
+    card = (root / "README.md").read_text()
+    (root / "README.md").write_text(card.replace("configs:", "---x: 1\nconfigs:"))
+    dataset = read_dataset(root, LayoutOptions(format="datasets"))
+    assert {(found.code, found.where) for found in dataset.findings} == {("outside-folder", "README.md")}
+
+
 def test_a_card_that_names_its_own_files_is_read(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     root = _card(tmp_path / "data", [{"split": "train", "path": "tables/*.csv"}])

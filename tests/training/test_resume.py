@@ -18,7 +18,7 @@ from cogtune.merge import merge_checkpoint
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints
 from cogtune.run.launch import LaunchFiles
-from cogtune.training.kernels import building
+from cogtune.training.kernels import ADAM, building
 from tests.support.forked_workers import kill_workers, run_workers, start_workers
 from tests.support.runs_in_process import fill_here, plan_for, read_lines, train_here
 
@@ -140,7 +140,7 @@ def test_buckets_on_two_processes_are_those_of_one_and_go_on_to_the_bit(
 @pytest.mark.slow
 def test_what_a_run_killed_while_it_built_left_stops_no_other(clips: Path, tmp_path: Path) -> None:
     anyones = Path(os.environ["TORCH_EXTENSIONS_DIR"])
-    with building():
+    with building(ADAM):
         for kernel in ("cpu_adam", "deepspeed_shm_comm"):
             lock = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / kernel / "lock"
             lock.parent.mkdir(exist_ok=True)
