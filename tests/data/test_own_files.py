@@ -21,6 +21,7 @@ from cogtune.data.video.clips import write_video
 from cogtune.run.checkpoints import checkpoints
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.conftest import Cogtune
+from tests.support.sampling import sampled
 
 
 def frames(grey: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -78,10 +79,9 @@ def test_only_what_looks_like_a_run_is_passed_by(tmp_path: Path) -> None:
     assert dataset.findings == ()
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("where", ["data/out", "data"])
+@pytest.mark.parametrize("where", sampled(["data/out", "data"], "data"))
 def test_a_run_inside_its_dataset_goes_on(tmp_path: Path, cogtune: Cogtune, where: str) -> None:
     data, output = sidecar(tmp_path / "data", "a", "b"), tmp_path / where
     before = ids(read_dataset(data))
