@@ -58,12 +58,12 @@ def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: P
         size, fps = size_of(config, spec), fps_of(config, spec)
         data = _draw(home / f"data-{size}-{clips}", size, fps, clips)
         prepared = jobs.prepare(config, spec, model, read_dataset(data))
-        job = jobs.job_for(prepared, config, spec, model, processes=processes or max(1, len(gpus())))
+        job = jobs.make_encode_plan(prepared, config, spec, model, processes=processes or max(1, len(gpus())))
         jobs.check_space(job, spec)
         console.note(f"encoding {prepared.todo}")
         with watched() as peaks:
             results = jobs.fill_cache(job)
-    workers = config.workers if config.workers is not None else default_workers(job.engine.processes)
+    workers = config.workers if config.workers is not None else default_workers(job.options.processes)
     return {
         "gpu": gpus()[0].name if gpus() else "none",
         "model": config.model,
@@ -76,7 +76,7 @@ def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: P
 
 
 def _model(row: Variant, folder: Path, *, tiny: bool) -> Path:
-    """The random model in ``folder``, made by another process, so that the GPU is free again."""
+    """Return the random model in ``folder``, made by another process, so that the GPU is free again."""
     if not folder.is_dir():
         console.note(f"making a random {row.name}")
         with ProcessPoolExecutor(1, forking(_PRELOAD), end_with_creator) as pool:
@@ -92,7 +92,7 @@ def _write_model(row: Variant, folder: Path, *, tiny: bool) -> None:
 
 
 def _draw(folder: Path, size: Size, fps: float, clips: int) -> Path:
-    """A dataset of ``clips`` different files, each long and large enough for ``size``."""
+    """Return a dataset of ``clips`` different files, each long and large enough for ``size``."""
     if folder.is_dir() and (folder / CAPTIONS).is_file():
         return folder
     console.note("drawing clips")

@@ -11,12 +11,12 @@ from cogtune.hub.card import SampleVideo, gather_facts, model_card
 from cogtune.hub.local import (
     Weights,
     check_tensors,
+    find_stamp,
     find_weights,
     newest_samples,
     read_stamp,
     refuse_files_elsewhere,
     run_folder,
-    stamp_beside,
     weight_files,
 )
 from cogtune.hub.public import public_file, public_run_yaml
@@ -128,7 +128,7 @@ def _refuse_files_elsewhere(run: Path, folder: Path | None, weights: Weights) ->
     if run.is_dir():
         within = sorted(weights.path.rglob("*")) if weights.path.is_dir() else []
         refuse_files_elsewhere([weights.path, *(path for path in within if path.is_symlink())], run)
-    stamp = stamp_beside(weights)
+    stamp = find_stamp(weights)
     if stamp is not None:
         refuse_files_elsewhere([stamp], stamp.parent)
     if folder is not None:

@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import PARTIAL_SUFFIX, aside_path, finish_file, os_errors_explained, sync_folder
+from cogtune.system.files import PARTIAL_SUFFIX, finish_file, os_errors_explained, sync_folder, temporary_path
 
 
 def partial_path(target: Path) -> Path:
-    """The name under which :func:`partial_folder` has a folder filled."""
+    """Return the name under which :func:`partial_folder` has a folder filled."""
     return target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
 
 
 def partial_folder(target: Path) -> Path:
-    """A fresh folder beside ``target`` to fill; :func:`publish_folder` gives it its name.
+    """Return a fresh folder beside ``target`` to fill; :func:`publish_folder` gives it its name.
 
     Separate from a context manager because several processes may fill one folder together.
 
@@ -134,7 +134,7 @@ _REPLACED = f".replaced{PARTIAL_SUFFIX}"
 
 
 def _replaced(target: Path) -> Path:
-    """Where a folder stands while another takes its place in two steps."""
+    """Return where a folder stands while another takes its place in two steps."""
     return target.with_name(f".{target.name}{_REPLACED}")
 
 
@@ -154,7 +154,7 @@ def remove_folder(folder: Path) -> str:
     Raises:
         CogtuneError: it keeps its name.
     """
-    doomed = aside_path(folder)
+    doomed = temporary_path(folder)
     with os_errors_explained(folder, "delete"):
         folder.rename(doomed)
     return _discard(doomed, folder)
@@ -163,7 +163,7 @@ def remove_folder(folder: Path) -> str:
 def _discard(folder: Path, target: Path) -> str:
     """Delete what has a temporary name and was, or was to be, ``target``; what is left of it, as a remark."""
     with contextlib.suppress(OSError):  # another folder may be about to get this name
-        doomed = aside_path(target)
+        doomed = temporary_path(target)
         folder.rename(doomed)
         folder = doomed
     try:

@@ -227,7 +227,7 @@ class Tree:
         except CogtuneError as error:
             return Outcome(error.exit_code, "", f"error: {error}")
         except Exception as error:  # what the command line would call unforeseen
-            return Outcome(1, "", f"something unforeseen: {type(error).__name__}: {error}")
+            return Outcome(1, "", f"unexpected error: {type(error).__name__}: {error}")
         return Outcome(0, "", "", self._measured())
 
     def _measured(self) -> str:
@@ -295,7 +295,7 @@ def _is_named(path: Path, root: Path, said: str) -> bool:
 def _fault(kind: Kind, path: Path, root: Path, before: Outcome, after: Outcome, seconds: float) -> str:
     """What is wrong with how a damaged file was taken; empty when nothing is."""
     said = after.out + after.err
-    if "something unforeseen" in said or "Traceback" in said:
+    if "unexpected error" in said or "Traceback" in said:
         return "unforeseen"
     if seconds > SECONDS:
         return f"took {seconds:.0f} s"

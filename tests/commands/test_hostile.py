@@ -172,7 +172,7 @@ def test_nothing_outside_is_touched(good: Path, home: Path, tmp_path: Path, monk
             if status != 0:
                 noticed.add(given.name)
             found = {
-                "unforeseen": "something unforeseen" in said or "Traceback" in said,
+                "unforeseen": "unexpected error" in said or "Traceback" in said,
                 "shown": "of anna" in said,
                 "opened": inside,
                 "read": private.read(),

@@ -126,7 +126,7 @@ def saving(kind: str, strategy: str = "ddp") -> Callable[[Path], Work]:
 
         def work(trial: Path) -> None:
             config = plan.config.model_copy(update={"output": trial})
-            checkpoint.save(training.trainee, config, 2, {**training.facts, "step": 2})
+            checkpoint.save(training.train_state, config, 2, {**training.facts, "step": 2})
 
         def stands(trial: Path) -> str:
             whole = []
