@@ -82,7 +82,7 @@ def save(train_state: TrainState, config: RunConfig, step: int, facts: Mapping[s
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:
             partial_folder(target)
-            if trainee.is_zero:
+            if train_state.is_zero:
                 with os_errors_explained(target):
                     (aside / ZERO_TAG).mkdir()  # DeepSpeed goes on where it cannot make it
     files: dict[str, str] = {}

@@ -80,7 +80,7 @@ KINDS = ("merge", "lora", "sft", "zero", "cache", "infer", "report", "push")
 
 
 @pytest.mark.timeout(1200)  # two processes that import torch, and two merges a trial, beside whatever else is at work
-@pytest.mark.parametrize("what", KINDS)
+@pytest.mark.parametrize("what", ["merge", "lora", "cache", "push"])
 @pytest.mark.slow
 def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
     found = trials(what, library, clips, tmp_path, share=12)
