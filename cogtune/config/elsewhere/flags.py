@@ -38,8 +38,6 @@ KEPT: dict[str, str] = {
     "skip_frames_start": "skip_start",
     "skip_frames_end": "skip_end",
     "caption_dropout_p": "caption_dropout",
-    "flow_logit_mean": "timestep_mean",
-    "flow_logit_std": "timestep_std",
     "guidance_scale": "sample_guidance",
 }
 """Flags whose value becomes that of a key, as it is."""
@@ -65,7 +63,6 @@ TOGETHER: dict[str, str] = {
     **dict.fromkeys(("validation_images", "validation_videos", "validation_prompt", "validation_epochs"), "validation"),
     **dict.fromkeys(("validation_prompt_separator", "validation_dataset_file"), "validation"),
     **dict.fromkeys(("validation_every_n_epochs", "validation_every_n_steps"), "validation"),
-    "flow_weighting_scheme": "timesteps",
     **dict.fromkeys(("strategy", "offload_params_grads", "low_vram"), "memory"),
     **dict.fromkeys(("parallel_backend", "pp_degree", "dp_degree", "dp_shards", "cp_degree", "tp_degree"), "parallel"),
 }
@@ -120,7 +117,7 @@ NOTHING: dict[str, str] = {
     "variant": "the repository's own weights are taken",
     "cache_dir": "set HF_HOME for downloads; `cache_dir` here is the cache of encoded clips",
     "dataset_config_name": "the dataset's default configuration is read",
-    "fps": "that program wrote it into sample videos alone; `fps` here is the rate taken from clips",
+    "fps": "that program takes no frames by it; `fps` here is the rate taken from clips, with `sampling: head`",
     "enable_packing": "`buckets` trains at several sizes",
     "caption_dropout_technique": "dropped captions are empty",
     **dict.fromkeys(
@@ -129,6 +126,9 @@ NOTHING: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
+            "flow_weighting_scheme",
+            "flow_logit_mean",
+            "flow_logit_std",
             "flow_resolution_shifting",
             "flow_base_image_seq_len",
             "flow_max_image_seq_len",
@@ -137,7 +137,7 @@ NOTHING: dict[str, str] = {
             "flow_shift",
             "flow_mode_scale",
         ),
-        "for models trained by flow matching, which CogVideoX is not",
+        "for models trained by flow matching, which CogVideoX is not; `timestep_sampling` draws timesteps here",
     ),
     "layerwise_upcasting_modules": "`vram` keeps a LoRA run within a card's memory",
     "layerwise_upcasting_storage_dtype": "`vram` keeps a LoRA run within a card's memory",

@@ -8,9 +8,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from cogtune.config.elsewhere import launching, watching
+from cogtune.config.elsewhere import launching, optimizing, watching
 from cogtune.config.elsewhere.translating import Imported, Remark, existing
-from cogtune.config.optimizers import OPTIMIZERS
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import FRAME_STEP, Size
@@ -240,83 +239,11 @@ def precision(made: Imported) -> None:
 
 def recompute(made: Imported) -> None:
     """Gradient checkpointing."""
-    words = made.given.flags.get("gradient_checkpointing")
-    if words is None:
-        return
-    on = made.on("gradient_checkpointing")
-    made.set("gradient_checkpointing", on, "gradient_checkpointing")
-
-
-def optimizer(made: Imported) -> None:
-    """The optimizer, if it is here."""
-    name = (made.word("optimizer") or "adamw").lower()
-    small = next((flag for flag in ("use_8bit", "use_8bit_adam", "use_8bit_bnb", "use_4bit") if made.on(flag)), None)
-    wanted = {"adam": "adam", "adamw": "adamw", "prodigy": "prodigy", "came": "came"}.get(name)
-    wanted = {"adamw-bnb-8bit": "adamw-8bit", "adamw_bnb_8bit": "adamw-8bit", "adam-bnb-8bit": "adamw-8bit"}.get(
-        name, wanted
-    )
-    if wanted is None:
-        made.problems.append(f"--optimizer {name}: there are {', '.join(OPTIMIZERS)}")
-        wanted = "adamw"
-    if small and wanted in ("adam", "adamw"):
-        wanted = "adamw-8bit"
-        made.say(small, "kept", "optimizer: adamw-8bit" + (", not 4 bits" if small == "use_4bit" else ""))
-    elif made.on("use_cpu_offload_optimizer") and wanted in ("adam", "adamw"):
-        wanted = "adamw-offload"
-        made.say("use_cpu_offload_optimizer", "kept", "optimizer: adamw-offload")
-    needs = OPTIMIZERS[wanted]  # type: ignore[index]
-    note = ""
-    if needs.module and importlib.util.find_spec(needs.module) is None:
-        note = f"{wanted} needs {needs.package}, which is not installed here: pip install 'cogtune[optimizers]'"
-        wanted = "adamw"
-    if made.word("optimizer") or wanted != "adamw":
-        made.set("optimizer", wanted, "optimizer" if made.word("optimizer") or small is None else small, note)
-    for flag in ("beta3", "prodigy_beta3"):
-        if made.has(flag) and wanted in ("prodigy", "came"):
-            made.set("beta3", made.number(flag), flag)
-        elif made.has(flag):
-            made.say(flag, "none", f"{wanted} has no third decay")
-    switches = {
-        "prodigy_decouple": "prodigy_decouple",
-        "prodigy_use_bias_correction": "prodigy_bias_correction",
-        "prodigy_safeguard_warmup": "prodigy_safeguard_warmup",
-    }
-    for flag, key in switches.items():
-        if wanted == "prodigy":
-            made.set(key, made.on(flag), flag)
-        elif made.has(flag):
-            made.say(flag, "none", "for prodigy")
-    rest = ("use_8bit", "use_8bit_adam", "use_8bit_bnb", "use_4bit", "use_torchao", "use_cpu_offload_optimizer")
-    for flag in rest:
-        if made.has(flag) and flag not in made.told:
-            made.say(flag, "none", "`optimizer` decides, and it is off or does not go with it")
-
-
-def schedule(made: Imported) -> None:
-    """The learning rate's way."""
-    name = made.word("lr_scheduler") or "constant_with_warmup"
-    if made.word("lr_scheduler"):
-        made.set("lr_scheduler", name, "lr_scheduler")
-    warmup = made.number("lr_warmup_steps")
-    if warmup is not None:
-        steps = made.values.get("steps")
-        if name in ("constant", "piecewise_constant"):
-            made.say("lr_warmup_steps", "none", f"{name} has no warm-up, there as well")
-        elif isinstance(steps, int) and warmup >= steps:
-            lower = max(0, steps // 10)
-            made.set("warmup_steps", lower, "lr_warmup_steps", f"{warmup:g} are not below the {steps} steps of the run")
-        else:
-            made.set("warmup_steps", warmup, "lr_warmup_steps")
-    if made.has("scale_lr"):
-        if not made.on("scale_lr"):
-            made.say("scale_lr", "none", "it is off")
-            return
-        keys = ("gradient_accumulation_steps", "batch_size", "num_processes")
-        factor = 1
-        for key in keys:
-            factor *= int(made.values.get(key, 1))
-        made.set("learning_rate", float(made.values.get("learning_rate", 1e-4)) * factor, "scale_lr",
-                 f"times {factor}, for batch, accumulation and GPUs")  # fmt: skip
+    if made.has("gradient_checkpointing"):
+        made.set("gradient_checkpointing", made.on("gradient_checkpointing"), "gradient_checkpointing")
+    elif made.given.program in ("diffusers", "CogVideoX Factory", "finetrainers"):
+        text = "on unless you set gradient_checkpointing: false; the same result in far less memory"
+        made.remarks.append(Remark("--gradient_checkpointing", "(off, its default)", "better", text))
 
 
 def targets(made: Imported) -> None:
@@ -367,19 +294,6 @@ def timeout(made: Imported) -> None:
         made.set("nccl_timeout", seconds / 60, "nccl_timeout", "in minutes")
 
 
-def timesteps(made: Imported) -> None:
-    """How timesteps are drawn."""
-    if words := made.given.flags.get("flow_weighting_scheme"):
-        made.say("flow_weighting_scheme", "none", "CogVideoX is not trained by flow matching, there as well: "
-                 f"{words[0]} has no effect on it; `timestep_sampling` draws as you like")  # fmt: skip
-    for key in ("timestep_mean", "timestep_std"):
-        if key in made.values:
-            flag = "flow_logit_mean" if key == "timestep_mean" else "flow_logit_std"
-            made.drop(key)
-            made.remarks = [remark for remark in made.remarks if remark.flag != f"--{flag}"]
-            made.say(flag, "none", "without effect on CogVideoX, there as well")
-
-
 def lora_only(made: Imported) -> None:
     """What full fine-tuning has no use for."""
     if made.values.get("type") == "sft":
@@ -397,13 +311,12 @@ ALL: tuple[Callable[[Imported], None], ...] = (
     length,
     precision,
     recompute,
-    optimizer,
+    optimizing.optimizer,
     launching.strategy,
-    schedule,
+    optimizing.schedule,
     targets,
     tracker,
     timeout,
-    timesteps,
     watching.validation,
     lora_only,
 )
