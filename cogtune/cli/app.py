@@ -23,7 +23,7 @@ from cogtune.cli import (
     train,
 )
 from cogtune.cli.examples import epilog
-from cogtune.cli.once import Commands
+from cogtune.cli.single_options import Commands
 
 app = Commands(
     name="cogtune",
@@ -49,9 +49,9 @@ def root(
     version: Annotated[  # noqa: ARG001 (its callback answers)
         bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of a failure.")] = False,  # noqa: ARG001 (main reads it)
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,  # noqa: ARG001 (main reads it)
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="No remarks and no progress; results and errors only.")
+        bool, typer.Option("--quiet", help="Print results and errors only, without remarks or progress.")
     ] = False,
 ) -> None:
     """Fine-tune the CogVideoX video models: from a folder of clips to a LoRA or new weights, and to the Hub."""

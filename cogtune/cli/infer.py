@@ -25,14 +25,16 @@ def infer(
         str | None,
         typer.Option(
             "--model",
-            help="Base model, or the result of full fine-tuning: a run, a checkpoint, a merged folder. "
-            r"\[default: what the LoRA was trained on]",
+            help="Base model, or the result of full fine-tuning: a run, a checkpoint or a merged folder. "
+            r"\[default: the model the LoRA was trained on]",
             show_default=False,
         ),
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", help=r"What to show. \[default: the run's first caption]", show_default=False),
+        typer.Option(
+            "--prompt", help=r"What the video should show. \[default: the run's first caption]", show_default=False
+        ),
     ] = None,
     image: Annotated[
         Path | None,
@@ -42,34 +44,34 @@ def infer(
         Path | None,
         typer.Option(
             "--output",
-            help=r"The video to write, .mp4. \[default: video.mp4, or video-2.mp4 and so on where that is taken]",
+            help=r"Video file to write (.mp4). \[default: video.mp4, or video-2.mp4 and so on if it exists]",
             show_default=False,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file that --output names.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the --output file if it exists.")] = False,
     size: Annotated[
         str | None,
         typer.Option("--size", help=r"Frames x height x width. \[default: as trained]", show_default=False),
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option("--fps", help=r"Frames per second of the file. \[default: as trained]", min=1),
+        typer.Option("--fps", help=r"Frames per second of the video file. \[default: as trained]", min=1),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed gives another video.", min=0, max=2**63 - 1)] = 42,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed.", min=0, max=2**63 - 1)] = 42,
     steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", min=1)] = 50,
     guidance: Annotated[float, typer.Option("--guidance", help="How closely to follow the prompt.", min=1)] = 6.0,
     lora_scale: Annotated[
         float | None,
         typer.Option(
-            "--lora-scale", help=r"Multiplies the strength of the LoRA. \[default: 1, as trained]", show_default=False
+            "--lora-scale", help=r"Factor on the LoRA's strength. \[default: 1, as trained]", show_default=False
         ),
     ] = None,
     lora_alpha: Annotated[
         float | None,
         typer.Option(
             "--lora-alpha",
-            help=r"Alpha that the LoRA was trained with, for a file that does not say. \[default: what the file says, "
-            "else its rank]",
+            help=r"Alpha the LoRA was trained with, if its file does not record it. \[default: the file's alpha, "
+            "or else its rank]",
             show_default=False,
         ),
     ] = None,
@@ -78,12 +80,12 @@ def infer(
         typer.Option("--precision", help=r"Number format. \[default: as trained]", show_default=False),
     ] = None,
 ) -> None:
-    """Sample a video; model, prompt, size and LoRA strength come from the run."""
+    """Sample a video. Model, prompt, size and LoRA strength default to those of the run."""
     from cogtune.models.geometry import Size
     from cogtune.system.errors import UsageError
 
     endless = [
-        f"--{name}: {value} is not a number to work with"
+        f"--{name}: {value} is not a finite number"
         for name, value in (
             ("fps", fps),
             ("guidance", guidance),
@@ -93,15 +95,15 @@ def infer(
         if value is not None and not math.isfinite(value)
     ]
     if lora_alpha is not None and lora_alpha <= 0:
-        endless.append(f"--lora-alpha: {lora_alpha:g} is not above 0")
+        endless.append(f"--lora-alpha: {lora_alpha:g} is not greater than 0")
     if endless:
-        raise UsageError("this cannot be sampled", "give numbers that fit", details=endless)
+        raise UsageError("invalid options", "correct these values", details=endless)
     try:
         asked = Size.parse(size) if size else None
     except ValueError as error:
         raise UsageError(f"--size: {error}") from error
     if output is not None and output.suffix.lower() != ".mp4":
-        raise UsageError(f"--output {output}: videos are written as .mp4", "give a name that ends in .mp4")
+        raise UsageError(f"--output {output}: the file name must end in .mp4", "choose a name such as video.mp4")
     from cogtune.commands.infer import InferRequest, generate
 
     request = InferRequest(

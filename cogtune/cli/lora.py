@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from cogtune.cli.examples import epilog
-from cogtune.cli.once import Commands
 from cogtune.cli.options import Json
+from cogtune.cli.single_options import Commands
 from cogtune.models.lora_layouts import LayoutName
 from cogtune.system import console
 

@@ -1,4 +1,4 @@
-"""Sampling videos: base model, size, frame rate and LoRA strength come from the run unless said otherwise."""
+"""Sampling videos. Base model, size, frame rate and LoRA strength default to those of the run."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from cogtune.system.reading import read_as
 """In a merged folder: what it was merged from."""
 
 VIDEO_NAME = "video.mp4"
-"""What a video is called when nobody says."""
+"""The default name of a video."""
 
 OFFLOAD_BELOW_GIB = 48
-"""On a smaller GPU, encoder, transformer and VAE take turns on it."""
+"""On a smaller GPU, text encoder, transformer and VAE are moved to it one at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferRequest:
-    """What to sample. None means: as the run or the model has it."""
+    """What to sample. None means the run's or the model's value."""
 
     lora: Path | None = None
-    """A LoRA file of any program, an adapter's folder, a checkpoint, or a run's folder."""
+    """A LoRA file of any program, an adapter folder, a checkpoint, or a run folder."""
     model: str | None = None
     """Base model; or the result of full fine-tuning: a run, a checkpoint or a merged folder."""
     prompt: str | None = None
@@ -59,9 +59,9 @@ class InferRequest:
     steps: int = 50
     guidance: float = 6.0
     lora_scale: float | None = None
-    """The LoRA's strength is multiplied by it; 1 when None."""
+    """Factor on the LoRA's strength; 1 when None."""
     lora_alpha: float | None = None
-    """The LoRA's alpha, for a file that does not say; None leaves it to the file, else to the rank."""
+    """The LoRA's alpha, if its file does not record it; None for the file's, or else the rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,25 +70,25 @@ class SamplingConfig:
 
     base: Path
     transformer: Path | None
-    """A folder of fine-tuned weights in place of the base's own."""
+    """A folder of fine-tuned transformer weights that replace the base's."""
     lora: Lora | None
     spec: ModelSpec
     prompt: str
     first_frame: torch.Tensor | None
-    """Of an image-to-video model: ``[3, H, W]`` uint8."""
+    """The image of an image-to-video model: ``[3, H, W]`` uint8."""
     size: Size
     fps: float
     precision: Precision
 
 
 def fill_in(request: InferRequest) -> SamplingConfig:
-    """Everything the request leaves open, from the run's own facts and the model's configs.
+    """Fill in what the request leaves open from the run's metadata and the model's configs.
 
     Raises:
-        UsageError: something is needed that neither gives, or the model cannot do it.
+        UsageError: a required value is missing from both, or the model does not support the request.
         CogtuneError: the model or the LoRA cannot be read.
     """
-    lora = _asked_lora(request)
+    lora = _requested_lora(request)
     adapter: Mapping[str, Any] = lora.facts if lora is not None else {}
     facts = adapter
     transformer = None
@@ -103,10 +103,10 @@ def fill_in(request: InferRequest) -> SamplingConfig:
     model = model or facts.get("base_model")
     if model is None:
         fitting = fitting_models(lora) if lora is not None else []
-        others = f"; of the published ones it fits {', '.join(fitting)}" if fitting else ""
+        others = f"; its layers match {', '.join(fitting)}" if fitting else ""
         raise UsageError(
-            "which model? neither --model nor the LoRA file says",
-            f"add --model 5b, or the base the LoRA was trained on{others}",
+            "no base model: --model is missing and the LoRA file does not name one",
+            f"pass --model with the model the LoRA was trained on, such as --model 5b{others}",
         )
     base = locate(facts["model_path"] if _is_here(facts, model) else model)
     spec = read_spec(base)
@@ -115,11 +115,11 @@ def fill_in(request: InferRequest) -> SamplingConfig:
     prompt = facts.get("prompt") if request.prompt is None else request.prompt
     problems = _problems(request, spec, size, precision)
     if prompt is None:
-        problems.insert(0, "--prompt: say what to show")
+        problems.insert(0, "--prompt is required")
     if problems or prompt is None:
-        raise UsageError("this cannot be sampled", details=problems)
+        raise UsageError("cannot sample this video", details=problems)
     if lora is not None:
-        lora = _at_strength(check_fits(lora, spec, str(request.model or base)), request.lora_alpha)
+        lora = _with_alpha(check_fits(lora, spec, str(request.model or base)), request.lora_alpha)
     _compare_bases(adapter, transformer or base / "transformer")
     for advice in spec.size_advice(size):
         console.note(f"size {advice}")
@@ -138,11 +138,11 @@ def fill_in(request: InferRequest) -> SamplingConfig:
     )
 
 
-def _asked_lora(request: InferRequest) -> Lora | None:
-    """The LoRA that is asked for, at the strength that is asked for."""
+def _requested_lora(request: InferRequest) -> Lora | None:
+    """Read the requested LoRA at the requested strength."""
     if request.lora is None:
         alone = [
-            f"--{name} is the strength of a LoRA, and there is none: add --lora"
+            f"--{name} requires --lora"
             for name, value in (("lora-scale", request.lora_scale), ("lora-alpha", request.lora_alpha))
             if value is not None
         ]
@@ -152,57 +152,57 @@ def _asked_lora(request: InferRequest) -> Lora | None:
     return read_lora(find_lora(request.lora))
 
 
-def _at_strength(lora: Lora, alpha: float | None) -> Lora:
-    """The LoRA with the alpha that is asked for; what is assumed of a file that does not say it is told."""
+def _with_alpha(lora: Lora, alpha: float | None) -> Lora:
+    """Apply the requested alpha to the LoRA, and say which alpha is assumed if its file does not record one."""
     if lora.changes_nothing:
-        console.warn(f"{lora.path} changes nothing: all of its B matrices are zero, as before a training's first step")
+        console.warn(f"{lora.path} has no effect: all of its B matrices are zero, as in an untrained LoRA")
     silent, rank = lora.without_alpha, lora.ranks[0]
     if alpha is None:
         if silent:
             whole = "" if len(silent) == len(lora.pairs) else f" of {len(silent)} of its {len(lora.pairs)} layers"
             console.warn(
-                f"{lora.path} does not say the alpha{whole}: it is taken for the rank, {rank}, which is full strength. "
-                f"If it was trained with another, such as {rank / 2:g}, give that as --lora-alpha"
+                f"{lora.path} does not record the alpha{whole}; assuming the rank, {rank} (full strength). "
+                f"If it was trained with another alpha, such as {rank / 2:g}, pass it as --lora-alpha"
             )
         return lora
     if not silent and any(said != alpha for said in lora.alphas):
         told = ", ".join(f"{said:g}" for said in lora.alphas)
-        console.note(f"--lora-alpha {alpha:g} is used; {lora.path} says {told}")
+        console.note(f"using --lora-alpha {alpha:g} instead of {told}, which {lora.path} records")
     return lora.with_alpha(alpha)
 
 
 def _problems(request: InferRequest, spec: ModelSpec, size: Size, precision: Precision) -> list[str]:
-    """Why the model cannot do what is asked of it."""
+    """List why the model cannot sample what is requested."""
     problems = [f"--size {size}: {problem}" for problem in spec.size_problems(size)]
     problems += [f"--precision {problem}" for problem in spec.precision_problems(precision)]
     problems += [f"--steps {problem}" for problem in spec.steps_problems(request.steps)]
     if spec.image_to_video and request.image is None:
-        problems.append("--image: an image-to-video model needs the first frame")
+        problems.append("--image is required for an image-to-video model")
     if request.image is not None:
         if not spec.image_to_video:
-            problems.append("--image: this is a text-to-video model, it takes none")
+            problems.append("--image is not supported by a text-to-video model")
         elif not request.image.is_file():
-            problems.append(f"--image: there is no file {request.image}: give the picture that the video starts with")
+            problems.append(f"--image: no such file: {request.image}")
     return problems
 
 
 def _compare_bases(adapter: Mapping[str, Any], transformer: Path) -> None:
-    """Warn when a LoRA's facts name other weights than those in the folder ``transformer``."""
+    """Warn if a LoRA's metadata names weights other than those in the folder ``transformer``."""
     trained_on = (adapter.get("identity") or {}).get("model")
     if trained_on is not None and trained_on != fingerprint(transformer.parent, transformer.name):
         console.warn(
-            f"the LoRA was trained on {adapter.get('base_model')}, whose weights are not those in "
-            f"{transformer.parent}: the video may be poor"
+            f"the LoRA was trained on {adapter.get('base_model')}, whose weights differ from those in "
+            f"{transformer.parent}; the video may be poor"
         )
 
 
 def _is_here(facts: Mapping[str, Any], model: str) -> bool:
-    """Whether the folder the run used is still there, and is the model asked for."""
+    """Return whether the model folder the run used still exists and is the requested model."""
     return facts.get("base_model") == model and Path(facts.get("model_path", "/nowhere")).is_dir()
 
 
 def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """The fully trained transformer that a run or a checkpoint holds, with the run's facts; None if it is neither."""
+    """Find the fully trained transformer in a run or a checkpoint, with the run's metadata; None if it is neither."""
     for candidate in (folder, *reversed(checkpoints(folder))):
         if (candidate / STATE_NAME).is_file() and (candidate / "transformer").is_dir():
             return candidate / "transformer", read_state(candidate)
@@ -210,7 +210,7 @@ def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
 
 
 def load_pipeline(recipe: SamplingConfig) -> DiffusionPipeline:
-    """The diffusers pipeline with the fine-tuned weights and the guides' scheduler, on the GPU if there is one.
+    """Load the diffusers pipeline with the fine-tuned weights and the guides' scheduler, on the GPU if there is one.
 
     Raises:
         CogtuneError: a file of it is damaged.
@@ -266,14 +266,14 @@ def sample(
 
 @dataclass(frozen=True)
 class Made:
-    """A video that was made, and of what."""
+    """A sampled video and its settings."""
 
     recipe: SamplingConfig
     video: Path
 
 
 def free_name(path: Path) -> Path:
-    """``path``, or the first of ``NAME-2``, ``NAME-3`` and so on that is not taken."""
+    """Return ``path``, or the first of ``NAME-2``, ``NAME-3`` and so on that does not exist."""
     number, found = 1, path
     while os.path.lexists(found):
         number += 1
@@ -282,23 +282,23 @@ def free_name(path: Path) -> Path:
 
 
 def _check_output(output: Path, *, force: bool) -> None:
-    """Refuse a name that cannot be written, before the minutes that sampling takes.
+    """Reject an output that cannot be written, before the minutes that sampling takes.
 
     Raises:
-        UsageError: a file has that name, and may not be replaced.
-        CogtuneError: a folder has that name, or its own folder is a file or not writable.
+        UsageError: the file exists and may not be replaced.
+        CogtuneError: it is a folder, or its parent is a file or not writable.
     """
     with os_errors_explained(output):
         if output.is_dir():
-            raise CogtuneError(f"cannot write {output}: a folder has that name", "give --output another name")
+            raise CogtuneError(f"cannot write {output}: it is a folder", "choose another --output")
         if os.path.lexists(output) and not force:
-            raise UsageError(f"{output} is there already", "give --output another name, or --force to replace it")
+            raise UsageError(f"{output} already exists", "choose another --output, or use --force to overwrite it")
         folder = next(above for above in output.absolute().parents if above.exists())
         if not folder.is_dir():
-            raise CogtuneError(f"cannot write {output}: {folder} is a file", "give an --output in a folder")
+            raise CogtuneError(f"cannot write {output}: {folder} is a file", "choose an --output inside a folder")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise CogtuneError(
-                f"cannot write {output}: {folder} is not writable", "check who owns it, or give another --output"
+                f"cannot write {output}: {folder} is not writable", "check its permissions, or choose another --output"
             )
 
 
@@ -309,10 +309,10 @@ def generate(
     *,
     force: bool = False,
 ) -> Made:
-    """Sample what is asked for and write it to ``output`` (mp4); nothing is replaced unless ``force`` says so.
+    """Sample a video and write it to ``output`` (mp4), which is replaced only with ``force``.
 
     Args:
-        output: by default ``video.mp4``, or ``video-2.mp4`` and so on where that is taken.
+        output: by default ``video.mp4``, or ``video-2.mp4`` and so on if it exists.
 
     Raises:
         CogtuneError: as :func:`fill_in`, or the image cannot be read, or the video cannot be written; where possible

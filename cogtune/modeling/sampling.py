@@ -27,18 +27,18 @@ class NotFinite(CogtuneError):
 
 
 def pipeline_class(spec: ModelSpec) -> type[DiffusionPipeline]:
-    """The diffusers pipeline that samples this model."""
+    """Return the diffusers pipeline that samples this model."""
     kind: type[DiffusionPipeline] = CogVideoXImageToVideoPipeline if spec.image_to_video else CogVideoXPipeline
     return kind
 
 
 def uses_dynamic_guidance(spec: ModelSpec) -> bool:
-    """Whether the guides sample this model with DPM and dynamic guidance; 2b, with its shifted SNR, is not."""
+    """Return whether the guides sample this model with DPM and dynamic guidance; 2b, with its shifted SNR, is not."""
     return spec.snr_shift_scale == 1.0
 
 
 def scheduler_for(spec: ModelSpec, config: Any) -> Any:
-    """The guides' scheduler: DPM with trailing spacing, and DDIM for a model trained with a shifted SNR (2b).
+    """Return the guides' scheduler: DPM with trailing spacing, and DDIM for a model trained with a shifted SNR (2b).
 
     Args:
         config: of the checkpoint's own scheduler.
@@ -96,5 +96,5 @@ def render(
 
 
 def unit_image(pixels: torch.Tensor) -> torch.Tensor:
-    """A first frame ``[3, H, W]`` uint8 as the pipelines take it: ``[1, 3, H, W]`` in [0, 1]."""
+    """Return a first frame ``[3, H, W]`` uint8 as the pipelines take it: ``[1, 3, H, W]`` in [0, 1]."""
     return pixels.float().div(255).unsqueeze(0)

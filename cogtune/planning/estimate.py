@@ -17,8 +17,8 @@ from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import SPATIAL_COMPRESSION, latent_frames
 from cogtune.models.layers import layers, targeted, transformer_parameters
 from cogtune.planning import arrangements
-from cogtune.planning.arrangements import Wanted, Workload
-from cogtune.planning.speeds import SPEEDS, seconds_of_step, speed_of, tokens_of, work_of
+from cogtune.planning.arrangements import RequestedArrangement, Workload
+from cogtune.planning.speeds import SPEEDS, flops_of_step, seconds_of_step, speed_of, tokens_of
 from cogtune.run.plan import size_of
 from cogtune.system.errors import UsageError
 
@@ -121,7 +121,7 @@ def estimate(
     alone: bool = False,
     arrangement: Arrangement | None = None,
 ) -> Estimate:
-    """What a run of ``config`` on a model built like ``spec`` will take.
+    """Return what a run of ``config`` on a model built like ``spec`` will take.
 
     Args:
         gpu: name of the card, for the time.
@@ -168,7 +168,7 @@ def _with_engine(config: RunConfig, spec: ModelSpec, gpu: str, arrangement: Arra
 def plan_arrangement(
     config: RunConfig, spec: ModelSpec, *, gpu: str = "", kernel: AttentionKernel | None = None
 ) -> tuple[Arrangement, bool]:
-    """The arrangement of a run that uses the memory engine, and whether its estimate fits the run's budget.
+    """Return the arrangement of a run that uses the memory engine, and whether its estimate fits the run's budget.
 
     Args:
         gpu: name of the card; of an unknown one the speed is assumed to be that of a 4090.
@@ -176,7 +176,7 @@ def plan_arrangement(
     """
     given = config.attention if config.attention != "auto" else None
     keep = config.keep_activations or (None if config.gradient_checkpointing else "everything")
-    wanted = Wanted(
+    wanted = RequestedArrangement(
         streamed_blocks=config.stream_blocks,
         keep=keep,
         kept_whole=config.keep_everything,
@@ -207,7 +207,7 @@ def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None
 
 
 def workload(config: RunConfig, spec: ModelSpec) -> Workload:
-    """What of a LoRA step does not depend on the memory engine's arrangement."""
+    """Return what of a LoRA step does not depend on the memory engine's arrangement."""
     item = _BYTES[config.precision]
     width = spec.num_attention_heads * spec.attention_head_dim
     whole, adapter = transformer_parameters(spec), lora_parameters(spec, config)
@@ -335,5 +335,5 @@ def _checkpoint(config: RunConfig, spec: ModelSpec) -> int:
 
 
 def _flops(config: RunConfig, spec: ModelSpec) -> float:
-    matmul, attention = work_of(config, spec)
+    matmul, attention = flops_of_step(config, spec)
     return matmul + attention

@@ -81,7 +81,7 @@ class WorkerReport:
         return True
 
     def read(self) -> dict[str, Any] | None:
-        """What was said last; None when nothing was."""
+        """Return what was said last; None when nothing was."""
         try:
             return dict(json.loads(self.path.read_bytes()))
         except (OSError, ValueError):
@@ -216,7 +216,7 @@ def cannot_pin(error: Exception) -> bool:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a GPU's memory is used up."""
+    """Return whether an error says that a GPU's memory is used up."""
     is_torchs = type(error).__name__ == "OutOfMemoryError"
     return is_torchs or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
 
@@ -299,7 +299,7 @@ def _signals_heard() -> Iterator[list[int]]:
 def _end_of(
     child: subprocess.Popen[bytes], reports: Sequence[WorkerReport], received: Sequence[int], family: str
 ) -> int:
-    """The child's exit status, once it ended or was made to.
+    """Return the child's exit status, once it ended or was made to.
 
     It is looked for time and again, since a signal that another thread got ends no wait.
     """

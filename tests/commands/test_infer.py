@@ -60,7 +60,7 @@ def test_an_empty_prompt_is_a_prompt(lora: Callable[..., Path]) -> None:
     assert fill_in(InferRequest(lora=lora())).prompt == "a red disc"
     with pytest.raises(UsageError) as caught:
         fill_in(InferRequest(lora=lora(prompt=None)))
-    assert caught.value.details == ("--prompt: say what to show",)
+    assert caught.value.details == ("--prompt is required",)
 
 
 def test_a_model_with_a_damaged_file_is_told(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
@@ -127,7 +127,7 @@ def test_an_output_that_cannot_be_written_is_told_before_sampling(
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file").touch()
     for output, why in (
-        (tmp_path / "folder.mp4", "a folder has that name"),
+        (tmp_path / "folder.mp4", "it is a folder"),
         (tmp_path / "file" / "x.mp4", f"cannot write {tmp_path}/file/x.mp4: "),
         (tmp_path / "file" / "deeper" / "x.mp4", f"cannot write {tmp_path}/file/deeper/x.mp4: "),
     ):
@@ -198,7 +198,7 @@ def test_a_lora_of_any_program_changes_the_video_alike(
     assert "alpha" not in capsys.readouterr().err
     full = video(tmp_path / "full.mp4", lora=foreign("noprefix"))
     told = capsys.readouterr().err
-    assert "does not say the alpha: it is taken for the rank, 8" in told
+    assert "does not record the alpha; assuming the rank, 8" in told
     assert "--lora-alpha" in told
     assert full not in (without, known["kohya"])
     given = video(tmp_path / "given.mp4", lora=foreign("noprefix"), lora_alpha=4)
@@ -208,7 +208,7 @@ def test_a_lora_of_any_program_changes_the_video_alike(
     assert video(tmp_path / "doubled.mp4", lora=foreign("kohya"), lora_scale=2) == full
     capsys.readouterr()
     assert video(tmp_path / "other.mp4", lora=foreign("kohya"), lora_alpha=8) == full
-    assert "--lora-alpha 8 is used; " in capsys.readouterr().err
+    assert "using --lora-alpha 8 instead of " in capsys.readouterr().err
     with pytest.raises(CogtuneError, match="does not fit tiny:2b") as caught:
         video(tmp_path / "toomany.mp4", lora=foreign("toomany"))
     assert "8 of its 16" not in str(caught.value)
@@ -223,7 +223,7 @@ def test_a_lora_given_as_the_model_is_told(lora: Callable[..., Path]) -> None:
 
 def test_a_lora_that_changes_nothing_is_told(lora: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     fill_in(InferRequest(lora=lora()))
-    assert "changes nothing: all of its B matrices are zero" in capsys.readouterr().err
+    assert "has no effect: all of its B matrices are zero" in capsys.readouterr().err
 
 
 def test_a_strength_without_a_lora_is_refused() -> None:
@@ -237,13 +237,13 @@ def test_a_foreign_lora_without_a_model_names_what_it_fits(tmp_path: Path) -> No
     save_file(
         {f"{name}A.weight": torch.ones(1, 1920), f"{name}B.weight": torch.ones(1920, 1)}, tmp_path / "a.safetensors"
     )
-    with pytest.raises(UsageError, match="which model") as caught:
+    with pytest.raises(UsageError, match="no base model: --model is missing") as caught:
         fill_in(InferRequest(lora=tmp_path / "a.safetensors", prompt="x"))
-    assert caught.value.hint.endswith("of the published ones it fits 2b")
+    assert caught.value.hint.endswith("its layers match 2b")
 
 
 def refused(**asked: Any) -> tuple[str, ...]:
-    with pytest.raises(UsageError, match="this cannot be sampled") as caught:
+    with pytest.raises(UsageError, match="cannot sample this video") as caught:
         fill_in(InferRequest(**{"prompt": "x", **asked}))
     return caught.value.details
 
@@ -255,7 +255,7 @@ def test_what_the_model_cannot_do_is_told_at_once_and_before_it_is_loaded(tmp_pa
     assert "the model has 1000 timesteps" in told[2]
     missing = tmp_path / "missing.png"
     (line,) = refused(model="tiny:5b-i2v", image=missing)
-    assert line == f"--image: there is no file {missing}: give the picture that the video starts with"
+    assert line == f"--image: no such file: {missing}"
     (line,) = refused(model="tiny:5b-i2v", image=tmp_path / "x.png", size=Size(17, 64, 96))[:1]
     assert "learned positions, and they are for 9x64x96 alone" in line
     assert fill_in(InferRequest(model="tiny:2b", prompt="x", precision="fp16", steps=1000)).precision == "fp16"

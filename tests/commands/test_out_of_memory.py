@@ -11,7 +11,7 @@ import torch
 from cogtune.config.resolving import resolve
 from cogtune.models.checkpoint_configs import published_spec
 from cogtune.models.variants import published
-from cogtune.planning.fit import GB, Hardware, what_would_fit
+from cogtune.planning.fit import GB, Hardware, suggest_fit
 from cogtune.run.launch import LaunchFiles
 from cogtune.system.gpus import Gpu
 from cogtune.system.processes import cannot_pin, is_out_of_memory
@@ -24,7 +24,7 @@ def advice(preset: str, card_gb: int, cards: int = 1, *, host_gib: int = 512, **
     row = published(config.model)
     assert row is not None
     machine = Hardware((Gpu("card", card_gb * GB, 0),) * cards, host_gib * 2**30)
-    return what_would_fit(config, published_spec(row), machine)
+    return suggest_fit(config, published_spec(row), machine)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ _PREFIX = "transformer."
 
 
 def peft_config(lora: Lora) -> dict[str, Any]:
-    """PEFT's ``LoraConfig`` of a LoRA, exact for every layer."""
+    """Return PEFT's ``LoraConfig`` of a LoRA, exact for every layer."""
     rank, alpha = lora.ranks[0], lora.alphas[0]
     return {
         "r": rank,
@@ -36,7 +36,7 @@ def _only(name: str) -> str:
 
 
 def weights(lora: Lora) -> dict[str, Tensor]:
-    """The tensors under the names that diffusers gives them."""
+    """Return the tensors under the names that diffusers gives them."""
     found = {}
     for name, pair in lora.pairs.items():
         found[f"{_PREFIX}{name}.lora_A.weight"] = pair.down
@@ -117,7 +117,7 @@ def check_applied(
 
 
 def _adapted(transformer: CogVideoXTransformer3DModel, adapter: str) -> dict[str, Any]:
-    """The layers that have an adapter of that name."""
+    """Return the layers that have an adapter of that name."""
     return {
         name: module
         for name, module in transformer.named_modules()
@@ -126,7 +126,7 @@ def _adapted(transformer: CogVideoXTransformer3DModel, adapter: str) -> dict[str
 
 
 def _parts(module: Any, adapter: str, pair: Pair) -> list[tuple[torch.nn.Parameter, Tensor]]:
-    """The model's parameters beside the file's values for them."""
+    """Return the model's parameters beside the file's values for them."""
     found = [(module.lora_A[adapter].weight, pair.down), (module.lora_B[adapter].weight, pair.up)]
     if pair.magnitude is not None and adapter in module.lora_magnitude_vector:
         magnitude = module.lora_magnitude_vector[adapter].weight

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cogtune.modeling.lora_files.applying import peft_config
-from cogtune.modeling.lora_files.opening import ADAPTER_CONFIG, WITHOUT_ALPHA
+from cogtune.modeling.lora_files.lora_file import ADAPTER_CONFIG, WITHOUT_ALPHA
 from cogtune.modeling.lora_files.reading import Lora, Pair
 from cogtune.models.lora_layouts import LAYOUTS, Layout, LayoutName
 from cogtune.run.checkpoints import FACTS, lora_facts

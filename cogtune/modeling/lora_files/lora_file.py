@@ -40,7 +40,7 @@ _WRAPPERS = ("state_dict", "module", "model", "lora", "network", "weights")
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoraFile:
     """What is in a LoRA file."""
 
     path: Path
@@ -74,7 +74,7 @@ class Opened:
 
 
 def _file_in(folder: Path) -> Path | None:
-    """The LoRA file directly in ``folder``: by diffusers' or PEFT's name, or the only one that may be it."""
+    """Return the LoRA file directly in ``folder``: by diffusers' or PEFT's name, or the only one that may be it."""
     for name in FILE_NAMES:
         if (folder / name).is_file():
             return folder / name
@@ -83,7 +83,7 @@ def _file_in(folder: Path) -> Path | None:
 
 
 def find_lora(path: Path) -> Path:
-    """The LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
+    """Return the LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
 
     Raises:
         UsageError: there is none.
@@ -111,8 +111,8 @@ def find_lora(path: Path) -> Path:
     )
 
 
-def open_file(path: Path) -> Opened:
-    """The tensors and settings in ``path``; the form is told by its bytes, not by its name.
+def open_file(path: Path) -> LoraFile:
+    """Return the tensors and settings in ``path``; the form is told by its bytes, not by its name.
 
     Raises:
         CogtuneError: it cannot be read, or is something else.
@@ -126,7 +126,7 @@ def open_file(path: Path) -> Opened:
         tensors = _unpickled(path)
     else:
         tensors, header = _safetensors(path)
-    return Opened(path, tensors, _config_of(path, header), header)
+    return LoraFile(path, tensors, _config_of(path, header), header)
 
 
 def _refuse_text(path: Path, start: bytes, size: int) -> None:
@@ -153,7 +153,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file of ``torch.save``.
+    """Return the tensors in a file of ``torch.save``.
 
     Raises:
         CogtuneError: it is damaged, or holds what is more than tensors.
