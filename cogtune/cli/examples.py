@@ -60,6 +60,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cogtune bench --preset 4090-lora-5b",
         "cogtune bench --preset 4090-lora-5b --compare plain",
     ),
+    "import": (
+        "cogtune import CogVideo/finetune/train_ddp_t2v.sh --output run.yaml",
+        "cogtune import quickstart/scripts/t2v/config.yaml",
+        "cogtune import train.sh --leave-out my_flag --json",
+    ),
     "doctor": ("cogtune doctor", "cogtune doctor --json"),
     "demo": ("cogtune demo", "cogtune demo my-demo"),
     "random-model": ("cogtune random-model 5b model", "cogtune random-model 2b model --scale full"),
