@@ -28,8 +28,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "infer": (
         'cogtune infer --lora out/ --prompt "a steamboat on a wide river"',
-        "cogtune infer --lora out/checkpoint-500 --lora-scale 0.8 --seed 7 --output half.mp4",
-        'cogtune infer --model 5b-i2v --image first.png --prompt "the boat leaves the pier"',
+        "cogtune infer --lora out/ --prompt prompts.txt --num-videos 4 --lora-scale 0.5,1 --grid --output videos/",
+        'cogtune infer --model 5b-i2v --image first.png --prompt "the boat leaves the pier" --vram 8GB',
     ),
     "push": ("cogtune push out/ user/name", "cogtune push out/checkpoint-500 user/name --private"),
     "presets": ("cogtune presets", "cogtune presets 4090-lora-5b"),

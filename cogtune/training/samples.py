@@ -17,7 +17,14 @@ from cogtune.data.cache.store import Store
 from cogtune.data.layouts import own_files
 from cogtune.data.prompts import PromptRow
 from cogtune.data.video.clips import write_video
-from cogtune.modeling.sampling import NotFinite, pipeline_class, render, scheduler_for, unit_image
+from cogtune.modeling.sampling import (
+    NotFinite,
+    UnbatchedGuidance,
+    pipeline_class,
+    render,
+    scheduler_for,
+    unit_image,
+)
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import Size
 from cogtune.models.locate import loading
@@ -59,35 +66,6 @@ class ValidationVideos:
     def file_name(self, number: int) -> str:
         """What the video of prompt ``number`` is called."""
         return file_name(number, self.prompts[number].prompt)
-
-
-class UnbatchedGuidance:
-    """The model in training as a pipeline wants its transformer: guidance's two samples go through one by one.
-
-    So compiled blocks meet the shape that they were compiled for, and activations take half the memory.
-    """
-
-    def __init__(self, trainee: TrainState) -> None:
-        # DDP's own forward pass may synchronise, and the processes' numbers of videos differ; DeepSpeed's is needed.
-        self._model = trainee.model if trainee.is_zero else trainee.transformer
-        self.config = trainee.transformer.config
-        self.dtype = trainee.transformer.dtype
-
-    def cache_context(self, _name: str) -> contextlib.AbstractContextManager[None]:
-        """Where a pipeline may keep attention caches; none are kept."""
-        return contextlib.nullcontext()
-
-    def __call__(
-        self, *, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor, **shared: Any
-    ) -> tuple[Tensor]:
-        """What the transformer answers, ``[B, F, C, h, w]``."""
-        shared.pop("attention_kwargs", None)
-        rows = zip(hidden_states.split(1), encoder_hidden_states.split(1), timestep.split(1), strict=True)
-        answers = [
-            self._model(hidden_states=hidden, encoder_hidden_states=text, timestep=time, **shared)[0]
-            for hidden, text, time in rows
-        ]
-        return (torch.cat(answers),)
 
 
 def render_validation_videos(
@@ -171,9 +149,15 @@ def _pipeline(trainee: TrainState, scenes: ValidationVideos) -> Any:
     vae.to(trainee.accelerator.device).eval()
     vae.enable_slicing()
     vae.enable_tiling()
+    # DDP's own forward pass may synchronise, and the processes' numbers of videos differ; DeepSpeed's is needed.
+    model = trainee.model if trainee.is_zero else trainee.transformer
     scheduler = scheduler_for(scenes.spec, read_json(scenes.checkpoint / "scheduler" / "scheduler_config.json"))
     pipeline = pipeline_class(scenes.spec)(
-        tokenizer=None, text_encoder=None, vae=vae, transformer=UnbatchedGuidance(trainee), scheduler=scheduler
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae,
+        transformer=UnbatchedGuidance(trainee.transformer, model),
+        scheduler=scheduler,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

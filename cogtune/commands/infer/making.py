@@ -1,0 +1,173 @@
+"""Sampling what is asked for and not there yet: one model for all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cogtune.commands.infer.filling import SamplingConfig, fill_in
+from cogtune.commands.infer.outputs import Shot, check_output, free_name, grid_path, names_file, shots_of
+from cogtune.commands.infer.request import InferRequest, Row
+from cogtune.data.frames import load_clip, load_image
+from cogtune.data.layouts import own_files
+from cogtune.data.video.sampled import frames_of, side_by_side, write_sampled
+from cogtune.modeling.sampler import Sampler, SamplerSetup, Scene
+from cogtune.modeling.sampling import steps_taken
+from cogtune.planning.sampling import what_fits
+from cogtune.system import console
+from cogtune.system.errors import CogtuneError
+from cogtune.system.folders import remove_leftovers
+from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory, room_of
+
+MOST_COLUMNS = 4
+"""Videos beside each other in a grid of one for each prompt."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A video that is there now."""
+
+    path: Path
+    prompt: str
+    recipe: SamplingConfig
+
+
+def generate(request: InferRequest) -> list[Made]:
+    """Sample what is asked for and is not there yet; nothing is replaced unless the request says so.
+
+    Raises:
+        CogtuneError: as :func:`fill_in`, or a video cannot be written, or the card's memory is not enough; where
+            possible before the model is loaded.
+    """
+    output = request.output or Path()
+    check_output(output, is_folder=not names_file(request.output))
+    if names_file(request.output):
+        remove_leftovers(output.parent, output.name)
+    recipe = fill_in(request)
+    shots = shots_of(recipe, request)
+    for shot in shots:
+        if shot.done:
+            console.note(f"{shot.path} is there already and is left as it is (--force makes it again)")
+    todo = [shot for shot in shots if not shot.done]
+    paths = {shot: shot.path for shot in shots if shot.done}
+    if todo:
+        paths |= _sample(recipe, todo, request)
+    made = [Made(paths[shot], shot.row.prompt, recipe) for shot in shots]
+    if request.grid and len(shots) > 1:
+        made.append(Made(_grid(recipe, shots, [paths[shot] for shot in shots]), "all of them, side by side", recipe))
+    return made
+
+
+def setup_of(recipe: SamplingConfig) -> SamplerSetup:
+    """What has to be loaded for a request."""
+    return SamplerSetup(
+        base=recipe.base,
+        transformer=recipe.transformer,
+        loras=recipe.loras,
+        spec=recipe.spec,
+        precision=recipe.precision,
+        scheduler=recipe.scheduler,
+        arrangement=recipe.arrangement,
+        room=recipe.room,
+    )
+
+
+def scene_of(recipe: SamplingConfig, row: Row, seed: int, scale: float = 1.0) -> Scene:
+    """One video with its pictures read.
+
+    Raises:
+        CogtuneError: one cannot be read.
+    """
+    clip = load_clip(row.video, recipe.views[row.video]) if row.video is not None else None
+    image = load_image(row.image, recipe.size) if row.image is not None else None
+    if image is None and clip is not None and recipe.spec.image_to_video:
+        image = clip[0]
+    return Scene(
+        prompt=row.prompt,
+        negative_prompt=recipe.negative_prompt,
+        seed=seed,
+        size=recipe.size,
+        steps=recipe.steps,
+        guidance=recipe.guidance,
+        lora_scale=scale,
+        image=image,
+        clip=clip,
+        strength=recipe.strength if clip is not None else 1.0,
+    )
+
+
+def _sample(recipe: SamplingConfig, shots: Sequence[Shot], request: InferRequest) -> dict[Shot, Path]:
+    """Sample videos and write each as soon as it is there; where they are."""
+    if recipe.arrangement != type(recipe.arrangement)():
+        console.note(f"sampling: {recipe.arrangement.describe(recipe.spec.num_layers)}")
+    texts = [recipe.negative_prompt, *(shot.row.prompt for shot in shots)]
+    strength = recipe.strength if recipe.views else 1.0
+    steps = steps_taken(recipe.steps, strength)
+    paths = {}
+    with _memory_explained(recipe), console.progress("sampling", steps * len(shots)) as progress:
+        sampler = Sampler(setup_of(recipe), texts, console.warn)
+        for number, shot in enumerate(shots, 1):
+            status = f"video {number} of {len(shots)}"
+            scene = scene_of(recipe, shot.row, shot.seed, shot.scale)
+            frames = sampler.sample(scene, partial(_advance, progress, status))
+            remove_leftovers(shot.path.parent, shot.path.name)
+            # Another program may have written one meanwhile.
+            path = shot.path if request.force or not os.path.lexists(shot.path) else free_name(shot.path)
+            write_sampled(path, frames, recipe.fps, shot.facts, own_files.MARK)
+            paths[shot] = path
+            if len(shots) > 1:
+                console.note(f"{path} ({number} of {len(shots)})")
+    return paths
+
+
+def _advance(progress: console.Progress, status: str, _step: int) -> None:
+    progress.advance(1, status)
+
+
+@contextlib.contextmanager
+def _memory_explained(recipe: SamplingConfig) -> Iterator[None]:
+    """Tell an error of exhausted memory on the card as what is free, and what would fit.
+
+    Raises:
+        CogtuneError: in place of PyTorch's error, and of those of cuBLAS and CUDA.
+    """
+    try:
+        yield
+    except CogtuneError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        room = room_of(error)
+        fits = "a smaller --size or fewer --frames take less"
+        if room is not None:
+            fits = what_fits(
+                recipe.spec,
+                recipe.size,
+                recipe.precision,
+                room.free,
+                tried=recipe.arrangement,
+                adapters=recipe.adapters,
+            )
+        raise out_of_memory(error, fits, doing="sampling") from error
+
+
+def _grid(recipe: SamplingConfig, shots: Sequence[Shot], paths: Sequence[Path]) -> Path:
+    """One video of all: a row for each prompt where it has several videos, else as many as go side by side."""
+    path = grid_path(shots)
+    if path.exists():
+        console.note(f"{path} is there already and is left as it is")
+        return path
+    several = len(recipe.seeds) * len(recipe.scales)
+    columns = several if several > 1 and len(recipe.rows) > 1 else min(MOST_COLUMNS, len(paths))
+    rows = [[frames_of(one) for one in paths[start : start + columns]] for start in range(0, len(paths), columns)]
+    facts = {
+        "prompt": " | ".join(dict.fromkeys(shot.row.prompt for shot in shots)),
+        "videos": [dict(shot.facts) for shot in shots],
+    }
+    write_sampled(path, side_by_side(rows), recipe.fps, facts, own_files.MARK)
+    return path
