@@ -49,7 +49,7 @@ def lay_out(root: Path, sources: list[Path], count: int) -> None:
 
 
 def measure(root: Path, *, full: bool) -> tuple[ValidationReport, float, float, float]:
-    """The report, seconds, seconds of processor time, and GiB of this process and those it started."""
+    """Return the report, seconds, seconds of processor time, and GiB of this process and those it started."""
     dataset = read_dataset(root)
     with watched() as peaks:
         begun, used = time.perf_counter(), sum(os.times()[:4])

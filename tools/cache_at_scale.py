@@ -67,7 +67,7 @@ def make(folder: Path, samples: int, model: Path) -> None:
 
 
 def processor_seconds() -> float:
-    """What the processes that were started and have ended took of the processor."""
+    """Return what the processes that were started and have ended took of the processor."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -76,7 +76,7 @@ def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: P
 
 
 def _model(row: Variant, folder: Path, *, tiny: bool) -> Path:
-    """The random model in ``folder``, made by another process, so that the GPU is free again."""
+    """Return the random model in ``folder``, made by another process, so that the GPU is free again."""
     if not folder.is_dir():
         console.note(f"making a random {row.name}")
         with ProcessPoolExecutor(1, forking(_PRELOAD), end_with_creator) as pool:
@@ -92,7 +92,7 @@ def _write_model(row: Variant, folder: Path, *, tiny: bool) -> None:
 
 
 def _draw(folder: Path, size: Size, fps: float, clips: int) -> Path:
-    """A dataset of ``clips`` different files, each long and large enough for ``size``."""
+    """Return a dataset of ``clips`` different files, each long and large enough for ``size``."""
     if folder.is_dir() and (folder / CAPTIONS).is_file():
         return folder
     console.note("drawing clips")

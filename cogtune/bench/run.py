@@ -144,7 +144,7 @@ def bench(request: BenchRequest, recipes: Sequence[Recipe] = ("preset",)) -> Ite
 
 
 def _narrowed(request: BenchRequest) -> BenchRequest:
-    """The request for one machine, at one size, with no tracker."""
+    """Return the request for one machine, at one size, with no tracker."""
     config = request.resolved.config
     _known(config)
     spec = spec_of(config.model)
@@ -185,7 +185,7 @@ def _check_alone(config: RunConfig) -> None:
 
 
 def _present(request: BenchRequest, config: RunConfig) -> RunConfig:
-    """The configuration of the processes that are started."""
+    """Return the configuration of the processes that are started."""
     return config.model_copy(update={"num_processes": 1}) if request.alone else config
 
 
@@ -297,7 +297,7 @@ def _in(unit: int, sizes: Sequence[int]) -> tuple[float, ...]:
 
 
 def command_of(preset: str | None, flags: Mapping[str, Any], more: Sequence[str]) -> str:
-    """The command line that gives the same bench again."""
+    """Return the command line that gives the same bench again."""
     words = ["cogtune", "bench"]
     if preset is not None:
         words += ["--preset", preset]

@@ -20,7 +20,7 @@ from cogtune.training.worker import memory_explained
 
 
 def memory_file(files: LaunchFiles, rank: int) -> Path:
-    """Where process ``rank`` writes what it took."""
+    """Return where process ``rank`` writes what it took."""
     return files.folder / f"bench-{rank}.json"
 
 

@@ -76,7 +76,7 @@ def _status(words: list[str], debug: bool) -> int:
         if debug:
             raise
         if is_out_of_memory(error):
-            console.error(out_of_memory(error, "a smaller --size takes less; see `cogtune presets` for what fits"))
+            console.error(out_of_memory(error, "use a smaller --size; `cogtune presets` lists what fits"))
             return EXIT_FAILURE
         console.error(
             CogtuneError(

@@ -22,7 +22,7 @@ def _measured_fields() -> list[str]:
 
 
 def set_in(file: Path) -> tuple[str | None, dict[str, Any]]:
-    """The preset that a file of keys starts from, and what it sets that a step depends on."""
+    """Return the preset that a file of keys starts from, and what it sets that a step depends on."""
     from cogtune.config.resolving import read_mapping
 
     values = read_mapping(file)

@@ -60,7 +60,7 @@ def _insist() -> None:
 
 
 def _is_on_its_way() -> bool:
-    """Whether what runs now runs because the program ends: to leave a block, say."""
+    """Return whether what runs now runs because the program ends: to leave a block, say."""
     error = sys.exc_info()[1]
     while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
         error = error.__context__

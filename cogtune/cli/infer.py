@@ -86,7 +86,10 @@ def infer(
         int, typer.Option("--num-videos", help="Videos of each prompt.", min=1, rich_help_panel=_INPUTS)
     ] = 1,
     seed: Annotated[
-        int, typer.Option("--seed", help="Of the first video; each other has the next one.", min=0, max=2**63 - 1)
+        int,
+        typer.Option(
+            "--seed", help="Seed of the first video of each prompt; the next ones count up.", min=0, max=2**63 - 1
+        ),
     ] = 42,
     size: Annotated[
         str | None,
@@ -177,7 +180,9 @@ def infer(
         bool,
         typer.Option("--grid", help="Write one more video, of all of them side by side.", rich_help_panel=_FILES),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Make again what is there.", rich_help_panel=_FILES)] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make videos that already exist again.", rich_help_panel=_FILES)
+    ] = False,
 ) -> None:
     """Sample videos; model, prompt, size and LoRA strength come from the run."""
     from cogtune.commands.infer import InferRequest, generate
@@ -214,7 +219,7 @@ def infer(
 
 
 def _numbers(text: str | None) -> tuple[float, ...]:
-    """The numbers of ``0.5,1,1.5``.
+    """Parse ``0.5,1,1.5``.
 
     Raises:
         UsageError: one of them is none.

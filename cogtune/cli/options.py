@@ -29,7 +29,7 @@ Fit = Annotated[
 
 
 def _flag(name: str, *, first: bool = False) -> tuple[Any, typer.models.OptionInfo]:
-    """The type and the option of one configuration field; ``first`` puts it into the panel at the top."""
+    """Return the type and the option of one configuration field; ``first`` puts it into the panel at the top."""
     field = RunConfig.model_fields[name]
     kind: Any = field.annotation
     if get_origin(kind) is tuple:

@@ -45,7 +45,7 @@ _SHORT = (0, 5, 7, 8)
 
 
 def listing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The columns and the rows of the list, the user's own presets last."""
+    """Return the columns and the rows of the list, the user's own presets last."""
     from cogtune.config.presets import PRESETS
     from cogtune.config.resolving import own_presets, resolve
     from cogtune.planning.measurements import of_preset, recorded

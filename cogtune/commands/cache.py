@@ -48,7 +48,7 @@ class CacheStatus:
         return not any(part.missing for part in self.parts.values())
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON-able values."""
+        """Return the same as JSON-able values."""
         return {
             "cache": str(self.root),
             "samples": self.samples,
@@ -59,7 +59,7 @@ class CacheStatus:
 
 
 def look(config: RunConfig) -> CacheStatus:
-    """What the cache holds of a dataset and what is missing; nothing is written.
+    """Return what the cache holds of a dataset and what is missing; nothing is written.
 
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
@@ -114,7 +114,7 @@ def verify(config: RunConfig) -> tuple[int, list[tuple[Path, str]]]:
 
 
 def unused(config: RunConfig) -> tuple[Store, list[CacheEntry]]:
-    """The cache, and its entries that this dataset under this configuration does not use.
+    """Return the cache, and its entries that this dataset under this configuration does not use.
 
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.

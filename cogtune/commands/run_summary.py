@@ -27,7 +27,7 @@ def _described_start(plan: Plan) -> tuple[str, str, str]:
 
 
 def describe(plan: Plan) -> list[tuple[str, str, str]]:
-    """A plan as rows of key, value and where the value came from."""
+    """Return a plan as rows of key, value and where the value came from."""
     derived = [
         ("base model", str(plan.checkpoint), "model"),
         *_described_sizes(plan),
@@ -43,7 +43,7 @@ def describe(plan: Plan) -> list[tuple[str, str, str]]:
 
 
 def results(plan: Plan) -> list[str]:
-    """What a finished run made, and the next command."""
+    """Return what a finished run made, and the next command."""
     output = plan.config.output
     newest = checkpoints(output)[-1]
     where = shlex.quote(str(output))

@@ -63,7 +63,7 @@ class SmokeResult:
     folder: Path
 
     def lines(self) -> list[str]:
-        """The same for people."""
+        """Return the same for people."""
         cards = local_hardware().cards
         of = f" of {min(card.total for card in cards) / GIB:.1f}" if cards else ""
         return [
@@ -100,7 +100,7 @@ def smoke(resolved: Resolved) -> SmokeResult:
 
 
 def _largest(dataset: Dataset, settings: FrameSettings, size: Size) -> Dataset:
-    """The first sample that is trained at ``size``, alone."""
+    """Return the first sample that is trained at ``size``, alone."""
     chosen = next(sample for sample in dataset.samples if settings_for(probe(sample.video), settings).size == size)
     return replace(dataset, samples=(chosen,))
 

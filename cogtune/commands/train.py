@@ -46,7 +46,7 @@ class PreparedRun:
 
 
 def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str, Any], resume: str | None) -> Resolved:
-    """The configuration of a run; a resumed one starts from its own ``run.yaml`` unless told otherwise.
+    """Return the configuration of a run; a resumed one starts from its own ``run.yaml`` unless told otherwise.
 
     Raises:
         UsageError: with every mistake, or there is nothing to resume from.
@@ -102,12 +102,12 @@ class CacheResult:
         return f"encoded {self.done}: {everything}" if self.done else f"nothing to do: {everything}"
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON-able values, with what :func:`cogtune.encoding.jobs.totals` tells."""
+        """Return the same as JSON-able values, with what :func:`cogtune.encoding.jobs.totals` tells."""
         return {"cache": str(self.root), "samples": self.samples, **jobs.totals(self.results)}
 
 
 def survey(config: RunConfig) -> tuple[jobs.PreparedCache, ModelSpec]:
-    """What a dataset needs of its cache, and what is there; nothing is downloaded or written.
+    """Return what a dataset needs of its cache, and what is there; nothing is downloaded or written.
 
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
@@ -292,7 +292,7 @@ def prepare_run(
 def _made_of(
     config: RunConfig, checkpoint: Path, prepared: jobs.PreparedCache
 ) -> tuple[dict[str, Any], dict[Size, int]]:
-    """What must be the same for a resumed run to be the same run, and the clips of each size."""
+    """Return what must be the same for a resumed run to be the same run, and the clips of each size."""
     identity = resume_fingerprint(config, base=fingerprint(checkpoint, "transformer"), data=prepared.index.digest)
     return identity, {size: len(positions) for size, positions in prepared.index.buckets.items()}
 

@@ -76,7 +76,7 @@ def _checked(
 
 
 def with_data_here(config: RunConfig, *, download: bool = True) -> RunConfig:
-    """The same with a folder on this machine for its dataset, which may be one on the Hub."""
+    """Return the same with a folder on this machine for its dataset, which may be one on the Hub."""
     found = {"data": locate_dataset(str(config.data), download=download)}
     if config.validation_data is not None:
         found["validation_data"] = locate_dataset(str(config.validation_data), download=download)
@@ -97,7 +97,7 @@ def _read(config: RunConfig) -> Dataset:
 
 
 def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
-    """The dataset, when nothing in it stands in the way of training.
+    """Return the dataset, when nothing in it stands in the way of training.
 
     Raises:
         CogtuneError: with every error found.
@@ -141,7 +141,7 @@ def check_output(config: RunConfig) -> None:
 
 
 def read_for_training(config: RunConfig) -> Dataset:
-    """The dataset without what its quarantine file leaves out; nothing in it is looked at."""
+    """Return the dataset without what its quarantine file leaves out; nothing in it is looked at."""
     dataset, file = _read(config), config.quarantine
     if file is None:
         return dataset
@@ -157,7 +157,7 @@ def read_for_training(config: RunConfig) -> Dataset:
 def validation_set(
     config: RunConfig, spec: ModelSpec, dataset: Dataset, read: Callable[[RunConfig], Dataset] | None = None
 ) -> ValidationSet:
-    """The validation samples and the prompts of a run, looked at as the training data is.
+    """Return the validation samples and the prompts of a run, looked at as the training data is.
 
     Args:
         read: reads the validation data; by default so that it is checked, too.
@@ -199,7 +199,7 @@ def _check_images(images: Sequence[Path]) -> None:
 
 
 def _validate_command(config: RunConfig, spec: ModelSpec) -> str:
-    """The command that checks the dataset against what this run takes from it."""
+    """Return the command that checks the dataset against what this run takes from it."""
     settings = jobs.frame_settings(config, spec)
     words = ["cogtune", "dataset", "validate", str(config.data), "--model", config.model]
     words += ["--buckets", ",".join(config.buckets)] if config.buckets else ["--size", str(settings.size)]

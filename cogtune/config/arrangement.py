@@ -37,16 +37,16 @@ class Arrangement:
     """The attention kernel; None for PyTorch's own choice."""
 
     def keep_of(self, block: int, blocks: int) -> Keep:
-        """What block number ``block`` of ``blocks`` keeps."""
+        """Return what block number ``block`` of ``blocks`` keeps."""
         return "everything" if block >= blocks - self.kept_whole else self.keep
 
     def streamed(self, blocks: int) -> tuple[int, ...]:
-        """The numbers of the streamed blocks: spread evenly, so that copies have the most time."""
+        """Return the numbers of the streamed blocks: spread evenly, so that copies have the most time."""
         count = min(self.streamed_blocks, blocks)
         return tuple((2 * number + 1) * blocks // (2 * count) for number in range(count))
 
     def describe(self, blocks: int) -> str:
-        """The arrangement as a short text, such as ``weights of 42 of 42 blocks on the host; ...``."""
+        """Return the arrangement as a short text, such as ``weights of 42 of 42 blocks on the host; ...``."""
         kept = {
             "inputs": "block inputs kept",
             "attention": "attention outputs kept",
@@ -62,12 +62,12 @@ class Arrangement:
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
+        """Return the fields as JSON-able values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Arrangement:
-        """The arrangement of :meth:`to_dict`'s values."""
+        """Return the arrangement of :meth:`to_dict`'s values."""
         return cls(**value)
 
 

@@ -35,6 +35,6 @@ _UNITS = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20}
 
 
 def bytes_of(text: str) -> int:
-    """The bytes that an amount such as ``8GB`` means; 0 where it is none."""
+    """Return the bytes that an amount such as ``8GB`` means; 0 where it is none."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
     return int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0

@@ -17,7 +17,7 @@ _WITHOUT_WARMUP = ("constant", "piecewise_constant")
 
 
 def problems_of_training(config: RunConfig, spec: ModelSpec) -> list[str]:
-    """Everything about optimizer, schedule, timesteps and adapter that cannot be done, in words."""
+    """Return everything about optimizer, schedule, timesteps and adapter that cannot be done, in words."""
     return [
         *_optimizer_problems(config),
         *_schedule_problems(config),

@@ -21,17 +21,17 @@ Tag = Literal["resume", "machine", "reading", "frames", "network", "engine", "un
 
 
 def option(default: Any, help_text: str, *, panel: str, tags: tuple[Tag, ...] = (), **limits: Any) -> Any:
-    """A field with its flag's help and panel; ``limits`` are pydantic's (``ge``, ``lt``, ...)."""
+    """Return a field with its flag's help and panel; ``limits`` are pydantic's (``ge``, ``lt``, ...)."""
     return Field(default, description=help_text, json_schema_extra={"panel": panel, "tags": list(tags)}, **limits)
 
 
 def panel_of(field: FieldInfo) -> str:
-    """The panel of ``--help`` that a field's flag stands in."""
+    """Return the panel of ``--help`` that a field's flag stands in."""
     return str(_extra(field)["panel"])
 
 
 def tags_of(field: FieldInfo) -> list[Tag]:
-    """What is known of a field."""
+    """Return what is known of a field."""
     tags: list[Tag] = _extra(field)["tags"]
     return tags
 

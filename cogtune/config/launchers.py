@@ -22,7 +22,7 @@ ZERO2_LAYOUT = "groups of powers of two"
 
 
 def accelerate_config(config: RunConfig, deepspeed_file: Path) -> dict[str, Any]:
-    """The file ``accelerate launch`` reads. With DeepSpeed, precision stands in DeepSpeed's own file alone."""
+    """Return the file ``accelerate launch`` reads. With DeepSpeed, precision stands in DeepSpeed's own file alone."""
     shared: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
         "debug": False,
@@ -67,12 +67,12 @@ def meeting_port(config: RunConfig) -> int:
 
 
 def meeting_point(config: RunConfig) -> str:
-    """Where the processes of several machines meet, in words."""
+    """Return where the processes of several machines meet, in words."""
     return f"{config.main_process_ip} port {meeting_port(config)}"
 
 
 def machines_missing(config: RunConfig) -> CogtuneError:
-    """What is told when the machines of a run did not meet in time."""
+    """Return what is told when the machines of a run did not meet in time."""
     waited = f"within {config.nccl_timeout:g} minutes (--nccl-timeout)"
     if config.machine_rank == 0:
         return CogtuneError(
@@ -86,12 +86,12 @@ def machines_missing(config: RunConfig) -> CogtuneError:
 
 
 def mixed_precision(config: RunConfig) -> str:
-    """Accelerate's word for the run's precision."""
+    """Return Accelerate's word for the run's precision."""
     return "no" if config.precision == "fp32" else config.precision
 
 
 def largest_group(trained: int, processes: int) -> int:
-    """How many of ``trained`` numbers ZeRO-2 handles as one at most, unless a single parameter is more.
+    """Return how many of ``trained`` numbers ZeRO-2 handles as one at most, unless a single parameter is more.
 
     A process's part of them is a power of two, which torch rounds a pinned buffer up to, and there are at least four.
     """
@@ -100,7 +100,7 @@ def largest_group(trained: int, processes: int) -> int:
 
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
-    """DeepSpeed's file, or None for DDP. Every figure in it comes from the run's configuration."""
+    """Return DeepSpeed's file, or None for DDP. Every figure in it comes from the run's configuration."""
     if not config.sharding.uses_deepspeed:
         return None
     stage = config.sharding.zero_stage

@@ -65,5 +65,5 @@ OPTIMIZERS: dict[OptimizerName, OptimizerFacts] = {
 
 
 def goes_with(optimizer: OptimizerName, strategy: Strategy) -> bool:
-    """Whether an optimizer can run under a strategy."""
+    """Return whether an optimizer can run under a strategy."""
     return not (STRATEGIES[strategy].uses_deepspeed and OPTIMIZERS[optimizer].not_under_zero)

@@ -45,7 +45,7 @@ class Preset:
     """Further configuration keys, in place of the type's usual ones."""
 
     def values(self) -> dict[str, Any]:
-        """The configuration keys this preset sets, with their values."""
+        """Return the configuration keys this preset sets, with their values."""
         shared: dict[str, Any] = {
             "model": VARIANTS[self.model].hub_id if self.model in VARIANTS else self.model,
             "type": self.type,
@@ -114,7 +114,7 @@ _TABLE: tuple[Preset, ...] = (
 
 
 def _budget(card: str, model: str) -> Preset:
-    """A LoRA on any card of a size, by the memory engine."""
+    """Return a LoRA on any card of a size, by the memory engine."""
     row = VARIANTS[model]
     return Preset(
         name=f"{card}-lora-{model}",
@@ -162,7 +162,7 @@ PRESETS: dict[str, Preset] = {row.name: row for row in (*_TABLE, *_BUDGETS, *_TR
 
 
 def preset(name: str, others: Iterable[str] = ()) -> Preset:
-    """The preset called ``name``.
+    """Return the preset called ``name``.
 
     Args:
         others: names that are there too, for the word on a typo.

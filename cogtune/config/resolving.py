@@ -31,7 +31,7 @@ class Resolved:
     provenance: Mapping[str, str]
 
     def to_yaml(self) -> str:
-        """The configuration as ``run.yaml``: every key, each with its source as a comment."""
+        """Return the configuration as ``run.yaml``: every key, each with its source as a comment."""
         lines = ["# The resolved configuration of this run. `cogtune train --config run.yaml` repeats it."]
         for key, value in self.config.to_dict().items():
             text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
@@ -67,7 +67,7 @@ MOST_YAML = 1 << 20
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values in a YAML file.
+    """Return the keys and values in a YAML file.
 
     Raises:
         UsageError: it is a folder, not UTF-8, not YAML, or not a mapping; a key is there twice, or aliases are.
@@ -100,7 +100,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def _layers(
     preset_name: str | None, file: Path | None, flags: Mapping[str, Any]
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    """``(source, values)`` from the weakest to the strongest, and the problems met on the way."""
+    """Return ``(source, values)`` from the weakest to the strongest, and the problems met on the way."""
     problems: list[str] = []
     layers: list[tuple[str, dict[str, Any]]] = []
     from_file = read_mapping(file) if file is not None else {}
@@ -121,7 +121,7 @@ _YAML_NAMES = (".yaml", ".yml")
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """The keys that a preset sets: one of the built-in ones, one of the user's own, or a YAML file.
+    """Return the keys that a preset sets: one of the built-in ones, one of the user's own, or a YAML file.
 
     Raises:
         UsageError: there is no such preset, or the file is not a mapping.

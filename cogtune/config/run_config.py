@@ -24,12 +24,12 @@ def _absolute(path: Path) -> Path:
 
 
 def is_list_file(value: str) -> bool:
-    """Whether prompts or images are given as the text file that lists them, rather than in a line."""
+    """Return whether prompts or images are given as the text file that lists them, rather than in a line."""
     return SEPARATOR not in value and value.lower().endswith(".txt")
 
 
 def _anchored_list(value: str, *, of_files: bool) -> str:
-    """The same with absolute paths."""
+    """Return the same with absolute paths."""
     if is_list_file(value):
         return str(_absolute(Path(value)))
     return SEPARATOR.join(str(_absolute(Path(part.strip()))) for part in value.split(SEPARATOR)) if of_files else value
@@ -86,7 +86,7 @@ class RunConfig(
         return self.data / ".cogtune"
 
     def compiles_blocks(self, *, on_gpu: bool = True) -> bool:
-        """Whether the transformer's blocks are compiled.
+        """Return whether the transformer's blocks are compiled.
 
         By default on a GPU, unless ZeRO-3 gathers every weight by hooks, which break a graph apart.
         """
@@ -158,7 +158,7 @@ class RunConfig(
         return self.checkpoint_every if self.validation_prompts else 0
 
     def anchored(self) -> RunConfig:
-        """The same with every local path absolute, so that it means the same from any folder."""
+        """Return the same with every local path absolute, so that it means the same from any folder."""
         paths: dict[str, Any] = {key: _absolute(getattr(self, key)) for key in ("data", "output")}
         paths["cache_dir"] = _absolute(self.cache_folder)
         if self.init_lora is not None:
@@ -175,10 +175,10 @@ class RunConfig(
         return self.model_copy(update=paths)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values, in order."""
+        """Return the fields as JSON-able values, in order."""
         return self.model_dump(mode="json")
 
 
 def tagged(tag: Tag) -> tuple[str, ...]:
-    """The names of the fields with a tag, in order."""
+    """Return the names of the fields with a tag, in order."""
     return tuple(name for name, field in RunConfig.model_fields.items() if tag in tags_of(field))

@@ -111,16 +111,16 @@ class ClipView:
         return top, left, bottom - top, right - left
 
     def first_frame(self) -> ClipView:
-        """The same for the first of the frames alone."""
+        """Return the same for the first of the frames alone."""
         return replace(self, indices=self.indices[:1], size=replace(self.size, num_frames=1))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
+        """Return the fields as JSON-able values."""
         return asdict(self) | {"size": str(self.size)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ClipView:
-        """The view that :meth:`to_dict` gave."""
+        """Return the view that :meth:`to_dict` gave."""
         size, (height, width) = Size.parse(fields["size"]), fields["source"]
         return cls(**{**fields, "indices": tuple(fields["indices"]), "size": size, "source": (height, width)})
 
@@ -140,7 +140,7 @@ def _longest_at_rate(info: VideoInfo, settings: FrameSettings) -> int:
 
 
 def settings_for(info: VideoInfo, settings: FrameSettings) -> FrameSettings:
-    """The settings with the one size that a clip is trained at.
+    """Return the settings with the one size that a clip is trained at.
 
     Of the buckets that the clip is long enough for, that is the one of the least :func:`bucket_loss`, and of equals the
     one named first; when the clip is too short for all, the shortest of them.
@@ -157,7 +157,7 @@ def settings_for(info: VideoInfo, settings: FrameSettings) -> FrameSettings:
 
 
 def clips_per_bucket(infos: Iterable[VideoInfo], settings: FrameSettings) -> dict[Size, list[VideoInfo]]:
-    """The bucket plan: the clips of each size that training takes, every size among them."""
+    """Return the bucket plan: the clips of each size that training takes, every size among them."""
     plan: dict[Size, list[VideoInfo]] = {size: [] for size in settings.sizes}
     for info in infos:
         plan[settings_for(info, settings).size].append(info)
@@ -165,7 +165,7 @@ def clips_per_bucket(infos: Iterable[VideoInfo], settings: FrameSettings) -> dic
 
 
 def bucket_loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
-    """What a clip loses when it is trained at ``size``: the sum of three shares, each from 0 to 1.
+    """Return what a clip loses when it is trained at ``size``: the sum of three shares, each from 0 to 1.
 
     What its change of shape costs (:func:`cogtune.models.geometry.shape_loss`), the frames at the training rate that
     are not taken, and the pixels that are not the clip's own because it is enlarged.
@@ -176,7 +176,7 @@ def bucket_loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
 
 
 def view(info: VideoInfo, settings: FrameSettings, identity: str = "") -> ClipView:
-    """What training sees of a clip.
+    """Return what training sees of a clip.
 
     Args:
         identity: the digest of the clip's bytes; needed where :attr:`FrameSettings.draws`.
@@ -210,7 +210,7 @@ def _indices(info: VideoInfo, settings: FrameSettings, identity: str) -> list[in
 
 
 def _indices_by_time(info: VideoInfo, settings: FrameSettings, identity: str) -> list[int]:
-    """The frames taken at a rate of a clip that is not evenly spaced."""
+    """Return the frames taken at a rate of a clip that is not evenly spaced."""
     first, end, count = settings.skip_start, info.num_frames - settings.skip_end, settings.size.num_frames
     times = info.times[: max(0, end)]
     given = len(timing.at_rate(times, settings.fps, first))
@@ -225,7 +225,7 @@ def _indices_by_time(info: VideoInfo, settings: FrameSettings, identity: str) ->
 
 
 def _drawn(seed: int, identity: str, what: str) -> float:
-    """A number from 0 up to 1 that belongs to one clip."""
+    """Return a number from 0 up to 1 that belongs to one clip."""
     if not identity:
         raise TypeError(f"the {what} is drawn from the clip's digest, which was not given")
     return int(digest([seed, identity, what])[:12], 16) / 16**12
@@ -252,7 +252,7 @@ def reshape(frames: Pixels, size: Size, crop: Crop | None = None) -> torch.Tenso
 
 
 def load_clip(path: Path, seen: ClipView, stamp: Stamp | None = None) -> torch.Tensor:
-    """The frames of a clip as training sees them: ``uint8 [F, 3, height, width]``.
+    """Return the frames of a clip as training sees them: ``uint8 [F, 3, height, width]``.
 
     Apart from the result, one frame of the clip's own size is in memory at a time.
 
@@ -272,7 +272,7 @@ def load_clip(path: Path, seen: ClipView, stamp: Stamp | None = None) -> torch.T
 
 
 def load_image(path: Path, size: Size, seen: ClipView | None = None, stamp: Stamp | None = None) -> torch.Tensor:
-    """A conditioning image: ``uint8 [3, height, width]``, fitted as the frames of its clip's view are.
+    """Return a conditioning image: ``uint8 [3, height, width]``, fitted as the frames of its clip's view are.
 
     Without a view, as for sampling, its aspect is kept and the middle cut out.
 

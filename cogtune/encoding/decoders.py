@@ -64,7 +64,7 @@ def default_workers(processes: int = 1) -> int:
 
 
 def load(job: PixelJob) -> torch.Tensor:
-    """The pixels of a job, decoded and fitted.
+    """Return the pixels of a job, decoded and fitted.
 
     Raises:
         CogtuneError: the file cannot be read, is too short, or is not the one that the job's key was made of.
@@ -148,7 +148,7 @@ def _serve(connection: Connection, load: Callable[[PixelJob], torch.Tensor]) -> 
 
 
 def _shared_memory() -> int:
-    """A descriptor of memory without a name: nothing is left of it when its last user dies."""
+    """Return a descriptor of memory without a name: nothing is left of it when its last user dies."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("cogtune-pixels")
     with tempfile.TemporaryFile() as file:
@@ -169,7 +169,7 @@ class _Decoder:
         theirs.close()
 
     def do(self, job: PixelJob, patience: float) -> DecodedJob | DecodeFailure:
-        """The job done; when the decoder dies or hangs, it is gone afterwards."""
+        """Return the job done; when the decoder dies or hangs, it is gone afterwards."""
         import torch
 
         try:

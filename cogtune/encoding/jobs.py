@@ -65,7 +65,7 @@ class PreparedCache:
 
 
 def frame_settings(config: RunConfig, spec: ModelSpec) -> FrameSettings:
-    """Which frames of a clip are taken, and how they are fitted."""
+    """Return which frames of a clip are taken, and how they are fitted."""
     return FrameSettings(
         size=size_of(config, spec),
         fps=fps_of(config, spec),
@@ -79,7 +79,7 @@ def frame_settings(config: RunConfig, spec: ModelSpec) -> FrameSettings:
 
 
 def clips_by_size(dataset: Dataset, settings: FrameSettings) -> dict[Size, int]:
-    """How many samples are trained at each size; every clip is opened.
+    """Return how many samples are trained at each size; every clip is opened.
 
     Raises:
         CogtuneError: a clip cannot be read.
@@ -88,7 +88,7 @@ def clips_by_size(dataset: Dataset, settings: FrameSettings) -> dict[Size, int]:
 
 
 def store_of(config: RunConfig) -> Store:
-    """Where the entries of a run's dataset are kept.
+    """Return where the entries of a run's dataset are kept.
 
     Raises:
         CogtuneError: writing there would reach files elsewhere, by a link that leads out.
@@ -183,7 +183,7 @@ class EncodePlan:
 
     @classmethod
     def read(cls, path: Path) -> EncodePlan:
-        """The job saved at ``path``.
+        """Return the job saved at ``path``.
 
         Raises:
             CogtuneError: there is none, or it is not what was saved.
@@ -241,12 +241,12 @@ def _clip_seconds(job: ClipJob) -> float:
 
 
 def seconds_of(work: EncodeJobs) -> float:
-    """About how long one H200 takes."""
+    """Return about how long one H200 takes."""
     return sum(map(_clip_seconds, work.clips)) + _TEXT_SECONDS * len(work.texts)
 
 
 def share(work: EncodeJobs, rank: int, processes: int) -> EncodeJobs:
-    """The part of the work that process ``rank`` does; the parts take about equally long.
+    """Return the part of the work that process ``rank`` does; the parts take about equally long.
 
     Captions go to as few processes as makes sense, since the text encoder takes long to load; clips are dealt out, the
     largest first, to whoever has least to do.
@@ -271,7 +271,7 @@ _ENTRY_OVERHEAD = 4096
 
 
 def shapes(work: EncodeJobs, spec: ModelSpec) -> dict[tuple[EntryKind, str], tuple[int, ...]]:
-    """The shape of each entry that ``work`` makes, by kind and key."""
+    """Return the shape of each entry that ``work`` makes, by kind and key."""
     found: dict[tuple[EntryKind, str], tuple[int, ...]] = {}
     for clip in work.clips:
         size = clip.frames.size
@@ -289,7 +289,7 @@ def shapes(work: EncodeJobs, spec: ModelSpec) -> dict[tuple[EntryKind, str], tup
 
 
 def bytes_needed(work: EncodeJobs, spec: ModelSpec, precision: Precision) -> int:
-    """What the entries that ``work`` makes will take on the disk."""
+    """Return what the entries that ``work`` makes will take on the disk."""
     itemsize = 4 if precision == "fp32" else 2
     return sum(
         math.prod(shape) * (1 if kind == "image" else itemsize) + _ENTRY_OVERHEAD
@@ -326,7 +326,7 @@ def in_gb(count: int) -> str:
 
 
 def result_path(folder: Path, rank: int) -> Path:
-    """Where process ``rank`` writes what it did."""
+    """Return where process ``rank`` writes what it did."""
     return folder / f"result-{rank}.json"
 
 
@@ -364,7 +364,7 @@ def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
 
 
 def totals(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the processes of a job did together, JSON-able.
+    """Return what the processes of a job did together, JSON-able.
 
     Rates and shares leave out each process's first clip, before which it loads and compiles; ``seconds`` do not.
     """

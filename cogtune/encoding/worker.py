@@ -115,9 +115,9 @@ def encode(job: EncodePlan, stop: StopRequest, *, rank: int = 0, device: torch.d
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        fits = "a smaller --size takes less, and so does ending what else uses the GPU"
+        fits = "use a smaller --size, or free memory on the GPU"
         if job.engine.tiling == "off":
-            fits = "--vae-tiling auto encodes in tiles what does not fit in one piece"
+            fits = "use --vae-tiling auto, which encodes in tiles what does not fit in one piece"
         raise out_of_memory(error, fits, doing="encoding") from error
 
 

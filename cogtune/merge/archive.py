@@ -55,7 +55,7 @@ class Record:
     crc: int | None
 
     def is_sound(self, on_bytes: Callable[[int], None]) -> bool:
-        """Whether the bytes are all there and have their checksum; tells ``on_bytes`` how many were read."""
+        """Return whether the bytes are all there and have their checksum; tells ``on_bytes`` how many were read."""
         crc = 0
         with os_errors_explained(self.path, "read"), self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
@@ -107,7 +107,7 @@ class StoredTensor:
             yield _read(self.record, self.dtype, self.offset + begin, min(step, start + length - begin))
 
     def _places(self, begin: int, end: int) -> torch.Tensor:
-        """Where in the record the values ``begin`` to ``end`` are: one place may hold many (a stride of 0)."""
+        """Return where in the record the values ``begin`` to ``end`` are: one place may hold many (a stride of 0)."""
         left, places = torch.arange(begin, end), torch.full((end - begin,), self.offset)
         for size, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
             places += left % size * stride
@@ -129,7 +129,7 @@ def _read(record: Record, dtype: torch.dtype, start: int, count: int) -> torch.T
 
 
 def name_when_saved(path: Path) -> str:
-    """The name that torch.save was given for a file, which it keeps as the folder of all that is inside.
+    """Return the name that torch.save was given for a file, which it keeps as the folder of all that is inside.
 
     Raises:
         CogtuneError: it cannot be read.
@@ -216,7 +216,7 @@ class _Unpickler(CarefulUnpickler):
 
 
 def read_archive(path: Path) -> Any:
-    """The object that ``torch.save`` wrote to ``path``, with a :class:`StoredTensor` for every tensor.
+    """Return the object that ``torch.save`` wrote to ``path``, with a :class:`StoredTensor` for every tensor.
 
     Reads the description of the objects only. Objects of unknown classes become inert stand-ins.
 
@@ -253,7 +253,7 @@ def read_archive(path: Path) -> Any:
 def _records(
     path: Path, file: BinaryIO, members: Sequence[zipfile.ZipInfo], folder: str, *, has_checksums: bool, start: int = 0
 ) -> dict[str, Record]:
-    """The tensors' bytes in a zip that begins at ``start`` of ``path``, by their names.
+    """Return the tensors' bytes in a zip that begins at ``start`` of ``path``, by their names.
 
     Raises:
         ValueError: one is compressed, or lies elsewhere than the zip says.
@@ -301,7 +301,7 @@ class _Window(io.RawIOBase):
 
 
 def records_at(path: Path, file: BinaryIO, start: int, length: int) -> list[Record]:
-    """The tensors' bytes in what torch.save wrote to a part of a file.
+    """Return the tensors' bytes in what torch.save wrote to a part of a file.
 
     Raises:
         ValueError: there is no such thing there, or it is cut short.
@@ -320,7 +320,7 @@ def records_at(path: Path, file: BinaryIO, start: int, length: int) -> list[Reco
 
 
 def _data_offset(file: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Where a zip member's bytes begin: its own header says how long its name and extra field are."""
+    """Return where a zip member's bytes begin: its own header says how long its name and extra field are."""
     file.seek(info.header_offset)
     header = file.read(30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04" or info.compress_type != zipfile.ZIP_STORED:

@@ -229,7 +229,7 @@ def _content(
     dtype: Precision | None,
     lora_alpha: float | None,
 ) -> _Content:
-    """What a checkpoint becomes, compared with the base model's keys and shapes."""
+    """Return what a checkpoint becomes, compared with the base model's keys and shapes."""
     expected = expected_shapes(base.transformer) if base else None
     left_out: list[str] = []
     from_base: list[str] = []
@@ -257,13 +257,13 @@ def _content(
 
 
 def _beside(checkpoint: Path) -> Path:
-    """Where a merge goes when nothing else is said: ``checkpoint-500-merged`` beside ``checkpoint-500``."""
+    """Return where a merge goes when nothing else is said: ``checkpoint-500-merged`` beside ``checkpoint-500``."""
     named = checkpoint if checkpoint.name.strip(".") else checkpoint.resolve()
     return named.with_name(f"{named.name}-merged")
 
 
 def _run_state(folder: Path) -> dict[str, Any]:
-    """What a checkpoint of cogtune says about its run; empty for another program's."""
+    """Return what a checkpoint of cogtune says about its run; empty for another program's."""
     path = folder / STATE_NAME
     state = read_json(path) if path.is_file() else None
     if not isinstance(state, dict) or "format" not in state:
@@ -301,7 +301,7 @@ def _check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
 
 
 def _contents(folder: Path) -> list[str]:
-    """All files and links in ``folder``, by their paths inside it."""
+    """Return all files and links in ``folder``, by their paths inside it."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
@@ -354,7 +354,7 @@ def _write(
 
 
 def _norms(written: Mapping[str, Written]) -> dict[str, Any]:
-    """The norm of all written weights, and of each block's, to tell two merges apart at a glance."""
+    """Return the norm of all written weights, and of each block's, to tell two merges apart at a glance."""
     blocks: dict[str, float] = {}
     for name, tensor in written.items():
         words = name.removeprefix("transformer.").split(".")

@@ -30,7 +30,7 @@ class Fitted:
 def fit_transformer(
     zero: SavedWeights, expected: Mapping[str, tuple[int, ...]], stored: Callable[[], Mapping[str, Values]]
 ) -> Fitted:
-    """What makes up the base model's every key.
+    """Return what makes up the base model's every key.
 
     Args:
         stored: gives the base model's own weights, so far as they are on this machine.
@@ -63,7 +63,7 @@ def fit_transformer(
 
 
 def own_name(name: str) -> str:
-    """A parameter's name without what wrappers (compilation, DDP, FSDP, peft) add to it."""
+    """Return a parameter's name without what wrappers (compilation, DDP, FSDP, peft) add to it."""
     for inner in _WITHIN:
         name = name.replace(inner, "")
     while wrapper := next((wrapper for wrapper in _WRAPPERS if name.startswith(wrapper)), None):
@@ -72,11 +72,11 @@ def own_name(name: str) -> str:
 
 
 def truncated(problems: list[str], most: int = 20) -> list[str]:
-    """A whole model's worth of like problems, cut to what can be read."""
+    """Return a whole model's worth of like problems, cut to what can be read."""
     rest = len(problems) - most
     return problems if rest <= 0 else [*problems[:most], f"and {rest} more"]
 
 
 def shape_text(shape: Iterable[int]) -> str:
-    """A shape in words: 64x32."""
+    """Return a shape in words: 64x32."""
     return "x".join(map(str, shape))

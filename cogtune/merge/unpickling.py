@@ -23,7 +23,7 @@ class CarefulUnpickler(_Pure):  # type: ignore[misc]
     stack: list[Any]
 
     def load(self) -> Any:
-        """The object; the garbage collector, which would look at all others again and again, waits meanwhile."""
+        """Return the object; the garbage collector, which would look at all others again and again, waits meanwhile."""
         collects = gc.isenabled()
         gc.disable()
         try:
@@ -33,7 +33,7 @@ class CarefulUnpickler(_Pure):  # type: ignore[misc]
                 gc.enable()
 
     def is_key(self, value: Any) -> bool:
-        """Whether a value may be a key: its size is known, as that of nested containers is not."""
+        """Return whether a value may be a key: its size is known, as that of nested containers is not."""
         if isinstance(value, tuple):
             return all(isinstance(item, (str, int, float)) for item in value)
         return isinstance(value, (str, bytes, int, float, torch.dtype, type(None)))

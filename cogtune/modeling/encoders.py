@@ -50,13 +50,13 @@ def pixels_to_unit(frames: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def worth_compiling(clips: int, size: Size) -> bool:
-    """Whether so many clips of one size are encoded sooner with the compile than without: 105 of 49x480x720."""
+    """Return whether so many clips of one size are encoded sooner with the compile than without: 105 of 49x480x720."""
     share = size.num_frames * size.height * size.width / (49 * _NATIVE)
     return clips * SAVED_SECONDS * share > COMPILE_SECONDS
 
 
 def untiled_bytes(size: Size, dtype: torch.dtype) -> int:
-    """About how much memory the VAE takes to encode a clip in one piece.
+    """Return about how much memory the VAE takes to encode a clip in one piece.
 
     It works through 8 frames at a time, and what is left over goes with the first 8 (``_encode`` in diffusers).
     """

@@ -1,4 +1,4 @@
-"""A model loaded for sampling: in the memory there is, for as many videos as are asked for."""
+"""A model loaded for sampling in the memory available, for any number of videos."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Sampler:
 
         Args:
             texts: every prompt and negative prompt that will be asked for.
-            tell: told what the user should know of how it is done.
+            tell: called with remarks for the user.
 
         Raises:
             CogtuneError: a file is damaged, or a LoRA was not taken over as it is.
@@ -124,7 +124,7 @@ class Sampler:
         return [weight for _, weight in self.setup.loras]
 
     def _encoded(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Embeddings ``[1, L, D]`` by text, on the device; one by one where the encoder fits, as the pipelines do."""
+        """Encode texts to ``[1, L, D]`` on the device; one by one if the encoder fits, as the pipelines do."""
         setup = self.setup
         encoder = TextEncoder(
             setup.base,
@@ -180,5 +180,5 @@ class Sampler:
 
 
 def _name(number: int) -> str:
-    """What the adapter of a LoRA is called."""
+    """Return the name of a LoRA's adapter."""
     return f"lora-{number}"

@@ -33,18 +33,18 @@ class NotFinite(CogtuneError):
 
 
 def pipeline_class(spec: ModelSpec) -> type[DiffusionPipeline]:
-    """The diffusers pipeline that samples this model."""
+    """Return the diffusers pipeline that samples this model."""
     kind: type[DiffusionPipeline] = CogVideoXImageToVideoPipeline if spec.image_to_video else CogVideoXPipeline
     return kind
 
 
 def uses_dynamic_guidance(scheduler: Any) -> bool:
-    """Whether the guides let guidance grow on the way, as they do with DPM."""
+    """Return whether guidance grows over the steps, as the guides do with DPM."""
     return isinstance(scheduler, CogVideoXDPMScheduler)
 
 
 def scheduler_for(spec: ModelSpec, config: Any, name: SamplingScheduler | None = None) -> Any:
-    """A scheduler with trailing spacing.
+    """Return a scheduler with trailing spacing.
 
     Args:
         config: of the checkpoint's own scheduler.
@@ -69,13 +69,13 @@ class UnbatchedGuidance:
         self.dtype = transformer.dtype
 
     def cache_context(self, _name: str) -> contextlib.AbstractContextManager[None]:
-        """Where a pipeline may keep attention caches; none are kept."""
+        """Return a context for attention caches; none are kept."""
         return contextlib.nullcontext()
 
     def __call__(
         self, *, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor, **shared: Any
     ) -> tuple[Tensor]:
-        """What the transformer answers, ``[B, F, C, h, w]``."""
+        """Return the transformer's output, ``[B, F, C, h, w]``."""
         shared.pop("attention_kwargs", None)
         rows = zip(hidden_states.split(1), encoder_hidden_states.split(1), timestep.split(1), strict=True)
         answers = [
@@ -86,7 +86,7 @@ class UnbatchedGuidance:
 
 
 def steps_taken(steps: int, strength: float) -> int:
-    """How many of the denoising steps a video of that strength goes through, as diffusers counts them."""
+    """Return how many denoising steps are run at a strength, as diffusers counts them."""
     return min(int(steps * strength), steps)
 
 
@@ -154,14 +154,14 @@ def render(
 
 @torch.no_grad()
 def decode(pipeline: DiffusionPipeline, latents: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Frames ``[F, H, W, 3]`` from 0 to 1 of latents ``[1, F, C, h, w]``."""
+    """Decode latents ``[1, F, C, h, w]`` to frames ``[F, H, W, 3]`` in [0, 1]."""
     video = _in_tiles_if_needed(pipeline, lambda: pipeline.decode_latents(latents))
     frames: np.ndarray[Any, np.dtype[np.float32]] = pipeline.video_processor.postprocess_video(video, "np")[0]
     return frames
 
 
 def _in_tiles_if_needed(pipeline: DiffusionPipeline, work: Callable[[], Tensor]) -> Tensor:
-    """Have the VAE work, in tiles from now on where the card's memory is not enough for one piece."""
+    """Run the VAE; switch it to tiles if the GPU runs out of memory."""
     try:
         return work()
     except torch.OutOfMemoryError:
@@ -173,7 +173,7 @@ def _in_tiles_if_needed(pipeline: DiffusionPipeline, work: Callable[[], Tensor])
 
 
 def _from_the_middle(scheduler: Any, steps: int, first: int) -> Any:
-    """A scheduler of ``steps`` timesteps of which the ``first`` ones are left out, wherever a pipeline sets them."""
+    """Return a scheduler of ``steps`` timesteps that skips the ``first`` ones whenever a pipeline sets them."""
     late = type(scheduler).from_config(scheduler.config)
 
     def set_timesteps(device: Any = None, timesteps: Any = None) -> None:  # noqa: ARG001 (a pipeline looks for both)
@@ -187,9 +187,9 @@ def _from_the_middle(scheduler: Any, steps: int, first: int) -> Any:
 
 @torch.no_grad()
 def _noised_latents(pipeline: DiffusionPipeline, spec: ModelSpec, clip: Tensor, generator: torch.Generator) -> Tensor:
-    """The latents ``[1, F, C, h, w]`` of a clip, padded as the model wants it, at the scheduler's first timestep.
+    """Return the latents ``[1, F, C, h, w]`` of a clip, padded for the model, at the scheduler's first timestep.
 
-    Source: diffusers' ``CogVideoXVideoToVideoPipeline.prepare_latents``, which refuses what would need padding.
+    Source: diffusers' ``CogVideoXVideoToVideoPipeline.prepare_latents``; its pipeline rejects clips that need padding.
     """
     vae, device = pipeline.vae, pipeline.device
     video = pixels_to_unit(clip.to(device), vae.dtype).transpose(0, 1).unsqueeze(0)
@@ -202,5 +202,5 @@ def _noised_latents(pipeline: DiffusionPipeline, spec: ModelSpec, clip: Tensor, 
 
 
 def unit_image(pixels: Tensor) -> Tensor:
-    """A first frame ``[3, H, W]`` uint8 as the pipelines take it: ``[1, 3, H, W]`` in [0, 1]."""
+    """Return a first frame ``[3, H, W]`` uint8 as the pipelines take it: ``[1, 3, H, W]`` in [0, 1]."""
     return pixels.float().div(255).unsqueeze(0)

@@ -145,7 +145,7 @@ VARIANTS: dict[str, Variant] = {row.name: row for row in (_2B, _5B, _5B_I2V, _1_
 
 
 def variant(name: str) -> Variant:
-    """The row called ``name``.
+    """Return the row called ``name``.
 
     Raises:
         UsageError: there is none; the message names the nearest.
@@ -166,7 +166,7 @@ TINY = "tiny:"
 
 
 def published(reference: str) -> Variant | None:
-    """The variant that a short name, a Hub id or ``tiny:NAME`` means; None for any other reference."""
+    """Return the variant that a short name, a Hub id or ``tiny:NAME`` means; None for any other reference."""
     name = reference.removeprefix(TINY).lower()
     for row in VARIANTS.values():
         if name in (row.name, *map(str.lower, row.hub_ids)):

@@ -121,7 +121,7 @@ def estimate(
     alone: bool = False,
     arrangement: Arrangement | None = None,
 ) -> Estimate:
-    """What a run of ``config`` on a model built like ``spec`` will take.
+    """Return what a run of ``config`` on a model built like ``spec`` will take.
 
     Args:
         gpu: name of the card, for the time.
@@ -168,7 +168,7 @@ def _with_engine(config: RunConfig, spec: ModelSpec, gpu: str, arrangement: Arra
 def plan_arrangement(
     config: RunConfig, spec: ModelSpec, *, gpu: str = "", kernel: AttentionKernel | None = None
 ) -> tuple[Arrangement, bool]:
-    """The arrangement of a run that uses the memory engine, and whether its estimate fits the run's budget.
+    """Return the arrangement of a run that uses the memory engine, and whether its estimate fits the run's budget.
 
     Args:
         gpu: name of the card; of an unknown one the speed is assumed to be that of a 4090.
@@ -207,7 +207,7 @@ def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None
 
 
 def workload(config: RunConfig, spec: ModelSpec) -> Workload:
-    """What of a LoRA step does not depend on the memory engine's arrangement."""
+    """Return what of a LoRA step does not depend on the memory engine's arrangement."""
     item = BYTES[config.precision]
     width = spec.num_attention_heads * spec.attention_head_dim
     whole, adapter = transformer_parameters(spec), lora_parameters(spec, config)

@@ -57,7 +57,7 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 
 def local_hardware() -> Hardware:
-    """The cards that are visible here, and the host's memory, or what a container may have of it."""
+    """Return the cards that are visible here, and the host's memory, or what a container may have of it."""
     host = int(psutil.virtual_memory().total)
     for path in _CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # "max" is no limit
@@ -66,7 +66,7 @@ def local_hardware() -> Hardware:
 
 
 def problems(config: RunConfig, needs: Estimate, machine: Hardware, *, sure: float = SURE) -> list[str]:
-    """Why a run cannot be made on ``machine``; empty when it can.
+    """Return why a run cannot be made on ``machine``; empty when it can.
 
     Args:
         sure: the share of an estimate that is surely needed.
@@ -83,12 +83,12 @@ def problems(config: RunConfig, needs: Estimate, machine: Hardware, *, sure: flo
 
 
 def _fits_whole(config: RunConfig, spec: ModelSpec, machine: Hardware) -> bool:
-    """Whether a run may be proposed: the whole of its estimate fits."""
+    """Return whether a run may be proposed: the whole of its estimate fits."""
     return not problems(config, estimate(config, spec), machine, sure=1.0)
 
 
 def why_not_tried(config: RunConfig, needs: Estimate, machine: Hardware) -> list[str]:
-    """Why a run cannot even be tried on ``machine``: too few GPUs, or none and too much for a CPU."""
+    """Return why a run cannot even be tried on ``machine``: too few GPUs, or none and too much for a CPU."""
     here = config.local_processes
     if not machine.cards:
         found = []
@@ -147,7 +147,7 @@ def _what_fits(config: RunConfig, spec: ModelSpec, machine: Hardware) -> str:
 
 
 def _smaller(spec: ModelSpec) -> str:
-    """What to say of size where nothing else is left to change."""
+    """Return what to say of size where nothing else is left to change."""
     if spec.learned_positions:
         return f"this model has one size alone, {spec.native}: use a GPU with more memory, or another model"
     return "a smaller --size, with fewer frames, takes less"
@@ -162,7 +162,7 @@ def _flags(before: RunConfig, after: RunConfig) -> str:
 
 
 def _named(row: Preset, config: RunConfig, machine: Hardware) -> str:
-    """The flags that make a preset out of a run of ``config``, which may have set an optimizer."""
+    """Return the flags that make a preset out of a run of ``config``, which may have set an optimizer."""
     words = [f"--preset {row.name}"]
     if row.gpus > 1:
         words.append(f"--num-processes {len(machine.cards)}")
@@ -172,7 +172,7 @@ def _named(row: Preset, config: RunConfig, machine: Hardware) -> str:
 
 
 def _fitting(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Iterator[RunConfig]:
-    """The same training with other strategies and as many GPUs as there are, that fit; fastest first."""
+    """Return the same training with other strategies and as many GPUs as there are, that fit; fastest first."""
     return (tried for tried in _tried(config, machine) if _fits_whole(tried, spec, machine))
 
 
@@ -189,7 +189,7 @@ def _tried(config: RunConfig, machine: Hardware) -> Iterator[RunConfig]:
 
 
 def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
-    """``--fit``: all GPUs, and the fastest strategy that fits them.
+    """Return ``--fit``: all GPUs, and the fastest strategy that fits them.
 
     Raises:
         UsageError: there is no GPU, or none of the strategies fits.
@@ -215,7 +215,7 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
 
 
 def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Preset | None:
-    """The preset most like ``config`` that fits: of the same model, else of the same kind of model, else any."""
+    """Return the preset most like ``config`` that fits: of the same model, else of the same kind of model, else any."""
 
     def distance(row: Preset) -> tuple[bool, ...]:
         variant = VARIANTS[row.model]
@@ -263,7 +263,7 @@ def what_would_fit(config: RunConfig, spec: ModelSpec, machine: Hardware, *, fre
 
 
 def _on(row: Preset, cards: int) -> RunConfig:
-    """What a preset sets, for no more GPUs than there are."""
+    """Return what a preset sets, for no more GPUs than there are."""
     return RunConfig.model_validate({**row.values(), "num_processes": min(row.gpus, cards)})
 
 

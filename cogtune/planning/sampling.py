@@ -1,7 +1,7 @@
-"""What sampling a video takes of a card, and the least that has to be given up for a budget of its memory.
+"""How much of a card's memory sampling takes, and the least to give up for a budget.
 
 Sizes of weights follow from the model's geometry. What a block and the VAE work with is counted from diffusers' code:
-it was not measured, and is meant to be too much rather than too little.
+it was not measured, and errs on the high side.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TOGETHER = 9
 def sampling_bytes(
     spec: ModelSpec, size: Size, precision: Precision, arrangement: SamplingArrangement, *, adapters: int = 0
 ) -> int:
-    """The whole card's memory in use at the peak of sampling one video.
+    """Return the whole card's memory in use at the peak of sampling one video.
 
     Args:
         adapters: numbers in all LoRAs together.
@@ -51,7 +51,7 @@ def sampling_bytes(
 
 
 def decoding_bytes(size: Size, precision: Precision, *, tiles: bool) -> int:
-    """What the VAE works with besides its weights to decode or encode a video."""
+    """Return what the VAE needs besides its weights to decode or encode a video."""
     area = size.height * size.width
     at_once = min(area, _TILE) if tiles else area
     share = at_once / _NATIVE * min(size.num_frames, _TOGETHER) / _TOGETHER * BYTES[precision] / 2
@@ -61,7 +61,7 @@ def decoding_bytes(size: Size, precision: Precision, *, tiles: bool) -> int:
 def plan_sampling(
     spec: ModelSpec, size: Size, precision: Precision, budget: int, *, adapters: int = 0
 ) -> tuple[SamplingArrangement, int, bool]:
-    """The arrangement that gives up the least for ``budget`` bytes of the card, its estimate, and whether it fits.
+    """Return the arrangement that gives up the least for ``budget`` bytes, its estimate, and whether it fits.
 
     Without one that fits it is the one that takes the least.
     """
@@ -82,17 +82,17 @@ def plan_sampling(
 def arrangement_for(
     spec: ModelSpec, size: Size, precision: Precision, budget: int, *, adapters: int = 0
 ) -> SamplingArrangement:
-    """The arrangement for a budget that the user gave.
+    """Return the arrangement for the user's budget.
 
     Raises:
-        UsageError: nothing fits it; with what would be the least.
+        UsageError: nothing fits it; names the least that does.
     """
     arrangement, needed, fits = plan_sampling(spec, size, precision, budget, adapters=adapters)
     if not fits:
         least = needed / (1 - MARGIN) / GB
         raise UsageError(
-            f"--vram {budget / GB:g}GB is not enough: by the estimate {size} takes {least:.1f} GB or more",
-            f"--vram {least + 0.05:.1f}GB, or a smaller --size or fewer --frames",
+            f"--vram {budget / GB:g}GB is too small: {size} takes an estimated {least:.1f} GB or more",
+            f"use --vram {least + 0.05:.1f}GB, a smaller --size or fewer --frames",
         )
     return arrangement
 
@@ -106,7 +106,7 @@ def what_fits(
     tried: SamplingArrangement,
     adapters: int = 0,
 ) -> str:
-    """What to change after sampling was out of memory on a card with ``free`` bytes for it.
+    """Return what to change after sampling ran out of memory on a card with ``free`` bytes for it.
 
     Args:
         tried: the arrangement that was not enough.
@@ -116,6 +116,6 @@ def what_fits(
     arrangement, needed, fits = plan_sampling(spec, size, precision, budget, adapters=adapters)
     if fits and arrangement != tried:
         told = arrangement.describe(spec.num_layers)
-        return f"--vram {budget / GB:.1f}GB takes {needed / GB:.1f} GB, by the estimate: {told}"
-    least = f"end what else uses the GPU, or use another: {size} takes {needed / GB:.1f} GB or more, by the estimate"
-    return least if spec.learned_positions else f"a smaller --size or fewer --frames, or {least}"
+        return f"use --vram {budget / GB:.1f}GB, an estimated {needed / GB:.1f} GB: {told}"
+    least = f"free memory on the GPU or use another: {size} takes an estimated {needed / GB:.1f} GB or more"
+    return least if spec.learned_positions else f"use a smaller --size or fewer --frames, or {least}"

@@ -28,7 +28,7 @@ def work_of(config: RunConfig, spec: ModelSpec) -> tuple[float, float]:
 
 
 def _card(peak_tflops: float, terabytes: float, link: float = 24.0) -> Speed:
-    """A card by its vendor's dense bf16 peak, of which products reach 0.80 and attention 0.42 on an H200.
+    """Return a card by its vendor's dense bf16 peak, of which products reach 0.80 and attention 0.42 on an H200.
 
     Args:
         terabytes: that its memory moves in a second.

@@ -35,7 +35,7 @@ Draw = Callable[[Task], Shown]
 
 
 def draw(task: Task) -> Shown:
-    """The pictures of one clip.
+    """Return the pictures of one clip.
 
     Raises:
         CogtuneError: the clip or the image cannot be read.
@@ -119,7 +119,7 @@ class _Process:
         self._closed = False
 
     def do(self, task: Task) -> Shown | str:
-        """The task done; by one thread at a time."""
+        """Return the task done; by one thread at a time."""
         try:
             connection = self._connection or self._start()
             connection.send(task)

@@ -34,14 +34,14 @@ _VOID = frozenset({"img", "input", "meta"})
 
 
 def text(value: object) -> Html:
-    """``value`` as text that means nothing to a browser; markup stays as it is."""
+    """Return ``value`` as text that means nothing to a browser; markup stays as it is."""
     if isinstance(value, Html):
         return value
     return Html(html.escape(_UNSHOWABLE.sub("\ufffd", str(value))))
 
 
 def join(*children: Child) -> Html:
-    """The children one after the other, text escaped and None left out."""
+    """Return the children one after the other, text escaped and None left out."""
     return Html("".join(_flat(children)))
 
 
@@ -54,7 +54,7 @@ def _flat(children: Iterable[Child]) -> Iterator[str]:
 
 
 def tag(name: str, /, *children: Child, **attributes: object) -> Html:
-    """``<name attributes>children</name>``.
+    """Return ``<name attributes>children</name>``.
 
     Args:
         attributes: ``class_`` stands for ``class``, ``aria_label`` for ``aria-label``; None and False are left out,
@@ -71,12 +71,12 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Html:
 
 
 def section(title: str, *children: Child, **attributes: object) -> Html:
-    """A part of the page under a heading of its own."""
+    """Return a part of the page under a heading of its own."""
     return Html(f"{tag('section', tag('h2', title), *children, **attributes)}\n")
 
 
 def facts(rows: Iterable[tuple[str, Child]]) -> Html:
-    """The figures at the head of a page: each a name and a value."""
+    """Return the figures at the head of a page: each a name and a value."""
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows], class_="facts")
 
 
@@ -88,7 +88,7 @@ def table(
     wide: Container[int] = (),
     sortable: bool = False,
 ) -> Html:
-    """A table that scrolls in a box of its own.
+    """Return a table that scrolls in a box of its own.
 
     Args:
         columns: the headings; without any, the first cell of each row is its heading.

@@ -108,12 +108,12 @@ class _Machine(Schema):
 
 
 def _is_blank(path: Path) -> bool:
-    """Whether a process has kept room for its words, and said nothing yet."""
+    """Return whether a process has kept room for its words, and said nothing yet."""
     return not read_bytes(path, MOST_JSON).strip()
 
 
 def _read(path: Path, schema: type[S]) -> S:
-    """What a file of the run says; nothing when there is none, or with a warning when it is damaged."""
+    """Return what a file of the run says; nothing when there is none, or with a warning when it is damaged."""
     try:
         if path.is_file() and not (schema is _Said and _is_blank(path)):
             value = read_json(path)

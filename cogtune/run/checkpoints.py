@@ -21,12 +21,12 @@ STATE_NAME = "state.json"
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """Return the whole checkpoints of a run, oldest first."""
     return [path for _, path in RunFolder(output).checkpoint_folders() if (path / STATE_NAME).is_file()]
 
 
 def checkpoints_after(output: Path, step: int) -> list[Path]:
-    """The checkpoints of a run that lie behind ``step``: another branch, for a run that goes on from there."""
+    """Return the checkpoints of a run that lie behind ``step``: another branch, for a run that goes on from there."""
     found = RunFolder(output).checkpoint_folders()
     return [path for number, path in found if number > step and (path / STATE_NAME).is_file()]
 
@@ -47,7 +47,7 @@ def refuse_shards(path: Path) -> None:
 
 
 def choose_checkpoint(wanted: str, output: Path) -> Path:
-    """The checkpoint that ``--resume`` names: ``latest`` of the run in ``output``, or a path.
+    """Return the checkpoint that ``--resume`` names: ``latest`` of the run in ``output``, or a path.
 
     Raises:
         UsageError: there is none; the message lists those there are.
@@ -65,7 +65,7 @@ def choose_checkpoint(wanted: str, output: Path) -> Path:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What ``state.json`` of a checkpoint says.
+    """Return what ``state.json`` of a checkpoint says.
 
     Raises:
         CogtuneError: the folder is not a checkpoint of cogtune, or of a newer one.
@@ -92,13 +92,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def stamp(checkpoint: Path) -> str:
-    """What tells a checkpoint from another that took its name: no clock is compared with another."""
+    """Return what tells a checkpoint from another that took its name: no clock is compared with another."""
     stat = (checkpoint / STATE_NAME).stat()
     return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
 
 
 def fingerprints(files: Iterable[Path], checkpoint: Path) -> dict[str, str]:
-    """What tells the files of a checkpoint from any others, by their paths in it.
+    """Return what tells the files of a checkpoint from any others, by their paths in it.
 
     Of a file of ``torch.save`` it is made of the names, sizes and checksums of its parts, which stand at its end: no
     weights are read. Of any other file all bytes are.
@@ -123,7 +123,7 @@ def _fingerprint(path: Path) -> str:
 def changed_files(
     checkpoint: Path, state: Mapping[str, Any], only: Callable[[str], bool] = lambda _: True
 ) -> list[str]:
-    """The files of a checkpoint that are not those that were saved with ``state``, as problems.
+    """Return the files of a checkpoint that are not those that were saved with ``state``, as problems.
 
     Checkpoints of earlier versions do not say it of every file, and those of other programs of none.
 
@@ -213,12 +213,12 @@ _ADAPTER = "lora_adapter_metadata"
 
 
 def lora_facts(facts: Mapping[str, Any], adapter: str) -> str:
-    """A run's facts for a LoRA file's header, with a checksum that holds for the adapter's configuration too."""
+    """Return a run's facts for a LoRA file's header, with a checksum that holds for the adapter's configuration too."""
     return json.dumps(sealed({**facts, "adapter": digest(adapter)}))
 
 
 def facts_in(header: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """What :func:`lora_facts` put into the header of the file ``path``; empty when another program wrote it.
+    """Return what :func:`lora_facts` put into the header of the file ``path``; empty when another program wrote it.
 
     Raises:
         CogtuneError: the header is not as it was written. (Earlier versions gave it no checksum.)

@@ -35,7 +35,7 @@ ENVIRONMENT = {
 
 
 def exported() -> str:
-    """The lines of a shell script that set :data:`ENVIRONMENT`, each variable where it is not set."""
+    """Return the lines of a shell script that set :data:`ENVIRONMENT`, each variable where it is not set."""
     return "\n".join(f'export {name}="${{{name}:-{value}}}"' for name, value in ENVIRONMENT.items())
 
 
@@ -82,11 +82,11 @@ class LaunchFiles:
         return self.folder / RUN_NAME
 
     def report(self, rank: int) -> WorkerReport:
-        """Where process ``rank`` says how it is."""
+        """Return where process ``rank`` says how it is."""
         return WorkerReport(self.folder / f"rank-{rank}.json")
 
     def command(self, config: RunConfig, *worker: str) -> list[str]:
-        """The ``accelerate launch`` command, for each machine of the run.
+        """Return the ``accelerate launch`` command, for each machine of the run.
 
         Args:
             worker: the module that each process runs, and words put behind the plan; the run's own when left out.
@@ -182,7 +182,7 @@ def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None =
 
 
 def _not_met(config: RunConfig, log: str) -> CogtuneError | None:
-    """Why the launchers of several machines did not meet, in words, from what torch and accelerate say of it."""
+    """Return why the launchers of several machines did not meet, in words, from what torch and accelerate say of it."""
     if config.num_machines == 1:
         return None
     if "another process is utilizing it" in log:
@@ -196,13 +196,13 @@ def _not_met(config: RunConfig, log: str) -> CogtuneError | None:
 
 
 def checkpoints_of(plan: Plan) -> list[Path]:
-    """The run's own whole checkpoints, oldest first; not those of another run that it is about to overwrite."""
+    """Return the run's own whole checkpoints, oldest first; not those of another run that it is about to overwrite."""
     found = checkpoints(plan.config.output)
     return [path for path in found if plan.replaces.get(path.name) != stamp(path)]
 
 
 def how_to_go_on(plan: Plan) -> str:
-    """What to do when a run ended before its last step, in words."""
+    """Return what to do when a run ended before its last step, in words."""
     if not checkpoints_of(plan):
         return "no checkpoint was written yet: the same command starts anew"
     return f"go on with: cogtune train --resume latest --output {shlex.quote(str(plan.config.output))}"

@@ -58,7 +58,7 @@ class Plan:
     """Name and digest of the LoRA that the run began with, if it did."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-able values."""
+        """Return the plan as JSON-able values."""
         return {
             "format": FORMAT,
             "config": self.config.to_dict(),
@@ -84,7 +84,7 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        """The plan saved at ``path``.
+        """Return the plan saved at ``path``.
 
         Raises:
             CogtuneError: there is none, another version of cogtune wrote it, or it was changed to what is no plan.
@@ -182,12 +182,12 @@ def check_config(config: RunConfig, spec: ModelSpec) -> None:
 
 
 def advice(config: RunConfig, spec: ModelSpec) -> list[str]:
-    """What is legal about a run's sizes but unlike what the model was trained on."""
+    """Return what is legal about a run's sizes but unlike what the model was trained on."""
     return [f"size {told}" for size in sizes_of(config, spec) for told in spec.size_advice(size)]
 
 
 def sizes_of(config: RunConfig, spec: ModelSpec) -> tuple[Size, ...]:
-    """The sizes to train at: the buckets, else the configured size, else the model's own."""
+    """Return the sizes to train at: the buckets, else the configured size, else the model's own."""
     if config.buckets:
         return tuple(Size.parse(text) for text in config.buckets)
     size = Size.parse(config.size) if config.size else spec.native
@@ -195,7 +195,7 @@ def sizes_of(config: RunConfig, spec: ModelSpec) -> tuple[Size, ...]:
 
 
 def size_of(config: RunConfig, spec: ModelSpec) -> Size:
-    """The size to train at, or the largest of them: the one with the most tokens, and of equals the first."""
+    """Return the size to train at, or the largest of them: the one with the most tokens, and of equals the first."""
     return max(sizes_of(config, spec), key=lambda size: video_tokens(size, spec.patch_size, spec.patch_size_t))
 
 
@@ -205,7 +205,7 @@ def fps_of(config: RunConfig, spec: ModelSpec) -> float:
 
 
 def resume_fingerprint(config: RunConfig, *, base: str, data: str) -> dict[str, Any]:
-    """What has to be the same for a resumed run to be the same run.
+    """Return what has to be the same for a resumed run to be the same run.
 
     Args:
         base: fingerprint of the base model's transformer.
@@ -242,7 +242,7 @@ def make_plan(
     overwrite: bool = False,
     began_with: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Everything a run needs, resolved.
+    """Return everything a run needs, resolved.
 
     Args:
         buckets: how many samples are trained at each size; by default all of them at one.

@@ -143,7 +143,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The bytes of an ordinary file.
+    """Return the bytes of an ordinary file.
 
     Raises:
         CogtuneError: it cannot be read, or has more than ``most`` bytes.

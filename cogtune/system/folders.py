@@ -17,12 +17,12 @@ from cogtune.system.files import PARTIAL_SUFFIX, aside_path, finish_file, os_err
 
 
 def partial_path(target: Path) -> Path:
-    """The name under which :func:`partial_folder` has a folder filled."""
+    """Return the name under which :func:`partial_folder` has a folder filled."""
     return target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
 
 
 def partial_folder(target: Path) -> Path:
-    """A fresh folder beside ``target`` to fill; :func:`publish_folder` gives it its name.
+    """Return a fresh folder beside ``target`` to fill; :func:`publish_folder` gives it its name.
 
     Separate from a context manager because several processes may fill one folder together.
 
@@ -133,7 +133,7 @@ _REPLACED = f".replaced{PARTIAL_SUFFIX}"
 
 
 def _replaced(target: Path) -> Path:
-    """Where a folder stands while another takes its place in two steps."""
+    """Return where a folder stands while another takes its place in two steps."""
     return target.with_name(f".{target.name}{_REPLACED}")
 
 

@@ -38,7 +38,7 @@ class Gpu:
 
     @property
     def free(self) -> int:
-        """Memory in bytes that no program uses now."""
+        """Unused memory in bytes."""
         return max(0, self.total - self.used)
 
 
@@ -52,7 +52,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _handle(library: ctypes.CDLL, word: str) -> ctypes.c_void_p | None:
-    """The card that ``CUDA_VISIBLE_DEVICES`` calls by number or by UUID."""
+    """Return the card that ``CUDA_VISIBLE_DEVICES`` calls by number or by UUID."""
     handle = ctypes.c_void_p()
     if word.isdigit():
         failed = library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(word)), ctypes.byref(handle))
@@ -71,7 +71,7 @@ def _words(library: ctypes.CDLL) -> Sequence[str]:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The cards that CUDA programs started from here may use; none without NVIDIA's driver."""
+    """Return the cards that CUDA programs started from here may use; none without NVIDIA's driver."""
     library = _library()
     if library is None:
         return ()

@@ -1,4 +1,4 @@
-"""A GPU whose memory is used up: how it is known, and what is said of it. One place for everything that computes."""
+"""Running out of GPU memory: how to recognise it and how to report it, for everything that computes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from cogtune.system.gpus import gpus
 GB = 10**9
 
 _NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What CUDA and its libraries say, in errors of other kinds than PyTorch's own, when a GPU's memory is used up."""
+"""What CUDA and its libraries say in errors other than PyTorch's own."""
 
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a GPU's memory is used up."""
+    """Return whether an error says that a GPU is out of memory."""
     is_torchs = type(error).__name__ == "OutOfMemoryError"
     return is_torchs or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
 
 
 def cannot_pin(error: Exception) -> bool:
-    """Whether an error says that the host's memory could not be pinned, of which a system may allow less than there is.
+    """Return whether an error says that host memory could not be pinned, which a system may limit.
 
-    CUDA says the same of it as of a GPU's memory that is used up.
+    CUDA reports it like a GPU that is out of memory.
     """
     where = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
     return is_out_of_memory(error) and any(name.startswith(("pin_memory", "pin_empty")) for name in where)
@@ -34,20 +34,20 @@ def cannot_pin(error: Exception) -> bool:
 
 @dataclass(frozen=True)
 class Room:
-    """A GPU's memory in bytes: what this program could have of it, its own share included, and all there is."""
+    """A GPU's memory in bytes: what this program can have, including what it has, and the total."""
 
     free: int
     total: int
 
     def __str__(self) -> str:
         whole = f"{self.free / GB:.1f} GB of the GPU's {self.total / GB:.1f} GB"
-        return f"{whole} are free for this program"
+        return f"{whole} are available to this program"
 
 
 def room_of(error: BaseException) -> Room | None:
-    """What PyTorch's error says of the GPU's memory, else what the driver says; None when neither does.
+    """Read the GPU's memory from PyTorch's error, else from the driver; None if neither says.
 
-    What other programs use is not free, and neither is what a limit on this process's memory leaves out.
+    Memory that other programs use or that this process may not have is not free.
     """
     text = str(error)
     total, free = _amount(r"total capacity of {}", text), _amount(r"of which {} is free", text)
@@ -65,13 +65,13 @@ def room_of(error: BaseException) -> Room | None:
 
 
 def _amount(pattern: str, text: str) -> int | None:
-    """The bytes that stand in ``text`` where ``{}`` is in the pattern."""
+    """Return the bytes at ``{}`` of the pattern in ``text``."""
     match = re.search(pattern.format(r"(\d+(?:\.\d+)?) (bytes|KiB|MiB|GiB)"), text)
     return int(float(match[1]) * _UNITS[match[2]]) if match else None
 
 
 def out_of_memory(error: BaseException, hint: str, *, doing: str = "", details: tuple[str, ...] = ()) -> CogtuneError:
-    """The error of a GPU whose memory is used up, for the user.
+    """Return the error to show for a GPU that is out of memory.
 
     Args:
         error: PyTorch's, cuBLAS's or CUDA's.

@@ -82,7 +82,7 @@ class WorkerReport:
         return True
 
     def read(self) -> dict[str, Any] | None:
-        """What was said last; None when nothing was."""
+        """Return what was said last; None when nothing was."""
         try:
             return dict(json.loads(self.path.read_bytes()))
         except (OSError, ValueError):
@@ -280,7 +280,7 @@ def _signals_heard() -> Iterator[list[int]]:
 def _end_of(
     child: subprocess.Popen[bytes], reports: Sequence[WorkerReport], received: Sequence[int], family: str
 ) -> int:
-    """The child's exit status, once it ended or was made to.
+    """Return the child's exit status, once it ended or was made to.
 
     It is looked for time and again, since a signal that another thread got ends no wait.
     """

@@ -53,7 +53,7 @@ class TrainState:
 
 
 def whole_trainables(trainee: TrainState) -> dict[str, Tensor]:
-    """The trainable weights by name, on the CPU, gathered from all ranks. Collective: every rank calls it."""
+    """Return the trainable weights by name, on the CPU, gathered from all ranks. Collective: every rank calls it."""
     if not trainee.is_zero:
         return {name: p.detach().cpu() for name, p in trainee.transformer.named_parameters() if p.requires_grad}
     from deepspeed.utils import safe_get_full_fp32_param
@@ -197,7 +197,7 @@ def _is_own(trainee: TrainState, name: str) -> bool:
 
 
 def _own_fingerprints(trainee: TrainState, checkpoint: Path) -> dict[str, str]:
-    """Those of the shards that this process wrote."""
+    """Return those of the shards that this process wrote."""
     shards = (checkpoint / ZERO_TAG).glob("*.pt")
     return fingerprints([path for path in shards if _is_own(trainee, path.name)], checkpoint)
 

@@ -98,7 +98,7 @@ def _save(run: Training, done: int) -> None:
 
 
 def _forward_backward(run: Training, batch: Batch, step: int) -> float:
-    """One forward and backward pass; the mean loss of its samples."""
+    """Return one forward and backward pass; the mean loss of its samples."""
     trainee, config = run.trainee, run.config
     with trainee.accelerator.accumulate(trainee.model):
         loss = run.objective.losses(trainee.model, batch).mean()

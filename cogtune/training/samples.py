@@ -64,7 +64,7 @@ class ValidationVideos:
     output: Path
 
     def file_name(self, number: int) -> str:
-        """What the video of prompt ``number`` is called."""
+        """Return what the video of prompt ``number`` is called."""
         return file_name(number, self.prompts[number].prompt)
 
 
@@ -143,7 +143,7 @@ def _render_share(trainee: TrainState, scenes: ValidationVideos, folder: Path, t
 
 
 def _pipeline(trainee: TrainState, scenes: ValidationVideos) -> Any:
-    """The diffusers pipeline around the model in training, without a text encoder."""
+    """Return the diffusers pipeline around the model in training, without a text encoder."""
     with loading(scenes.checkpoint / "vae"):
         vae = AutoencoderKLCogVideoX.from_pretrained(scenes.checkpoint / "vae", dtype=scenes.dtype)
     vae.to(trainee.accelerator.device).eval()

@@ -148,7 +148,7 @@ def _trainee(
 
 
 def _load_as_fp32(folder: Path, device: torch.device) -> CogVideoXTransformer3DModel:
-    """The base with fp32 weights on ``device``, as full training under DDP keeps them beside its arithmetic.
+    """Return the base with fp32 weights on ``device``, as full training under DDP keeps them beside its arithmetic.
 
     They are read as they are stored, so that they stand in mapped files on the host and not in a copy for each process.
     (DeepSpeed makes fp32 copies of its own.)
@@ -191,7 +191,7 @@ def _objective(plan: Plan, accelerator: Accelerator, null_text: torch.Tensor) ->
 
 
 def timestep_sampling_of(config: RunConfig) -> TimestepSampling:
-    """What the run's draws are drawn from."""
+    """Return what the run's draws are drawn from."""
     return TimestepSampling(
         timesteps=config.timestep_sampling,
         mean=config.timestep_mean,
@@ -248,7 +248,7 @@ def _any_process(accelerator: Accelerator, mine: bool) -> bool:
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:
-    """What travels with the weights: enough to sample from them and to write their card."""
+    """Return what travels with the weights: enough to sample from them and to write their card."""
     config = plan.config
     return {
         "format": 1,

@@ -187,7 +187,7 @@ TRACKERS: dict[Tracker, Callable[[About], Running]] = {
 
 
 def _gif(video: Shown) -> tuple[bytes, int, int]:
-    """A video as an animated GIF of at most :data:`GIF_WIDTH`, with its height and width."""
+    """Return a video as an animated GIF of at most :data:`GIF_WIDTH`, with its height and width."""
     from PIL import Image
 
     frames = [Image.fromarray(frame) for frame in iter_frames(video.path, range(probe(video.path).num_frames))]
@@ -239,7 +239,7 @@ class Trackers:
 
 
 def _aside() -> contextlib.AbstractContextManager[object]:
-    """What trackers print goes where the other libraries' words go: in a run, to its log."""
+    """Return what trackers print goes where the other libraries' words go: in a run, to its log."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
@@ -269,7 +269,7 @@ def _ids(folder: Path) -> dict[str, str]:
 
 
 def told(config: RunConfig) -> dict[str, Any]:
-    """The configuration as trackers get it: of a path its last part alone, and nothing of the network."""
+    """Return the configuration as trackers get it: of a path its last part alone, and nothing of the network."""
     private = tagged("network")
     return {key: _without_folders(value) for key, value in config.to_dict().items() if key not in private}
 

@@ -45,11 +45,11 @@ class EvalSchedule:
     """Called in this process after each measurement and each round of sample videos."""
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether the losses at fixed noise are measured at ``step``."""
+        """Return whether the losses at fixed noise are measured at ``step``."""
         return self._is_due(self.eval_every, step)
 
     def samples_at(self, step: int) -> bool:
-        """Whether sample videos are made at ``step``."""
+        """Return whether sample videos are made at ``step``."""
         return self.scenes is not None and self._is_due(self.sample_every, step)
 
     def _is_due(self, every: int, step: int) -> bool:
@@ -192,8 +192,7 @@ class TrainMonitor:
                 raise
             raise out_of_memory(
                 error,
-                "--sample-every 0 trains without them; `cogtune infer` makes videos from checkpoints, with --vram in "
-                "little memory",
+                "use --sample-every 0 to train without them; `cogtune infer --vram` samples checkpoints in less memory",
                 doing=f"making the sample videos of step {step}",
             ) from error
         counted = "a sample video" if len(videos) == 1 else f"{len(videos)} sample videos"
@@ -203,7 +202,7 @@ class TrainMonitor:
         self._trackers.show([Shown(video["prompt"], folder / video["file"], fps) for video in videos], step)
 
     def _as_on_main(self, seen: bool) -> bool:
-        """What the main process sees of the run's folder; another machine may have no part in it."""
+        """Return what the main process sees of the run's folder; another machine may have no part in it."""
         accelerator = self._trainee.accelerator
         mine = torch.tensor(float(seen and accelerator.is_main_process), device=accelerator.device)
         total: torch.Tensor = accelerator.reduce(mine, "sum")

@@ -390,10 +390,17 @@ def test_every_command_ends_its_help_with_examples_that_it_would_take() -> None:
             leaves[name].make_context(name, words[1 + len(name.split()) :])  # raises for what it does not take
 
 
-def test_a_first_use_of_a_tiny_model_shows_no_librarys_warning(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
-    """Making the model imports DeepSpeed, which warns where there is no GPU."""
-    ran = cogtune(
-        *("dataset", "validate", clips, "--model", "tiny:2b", "--size", "9x64x96"),
-        env={"COGTUNE_HOME": str(tmp_path / "home")},
-    )
-    assert "WARNING" not in ran.err
+@pytest.mark.parametrize(("level", "warned"), [("", False), ("error", False), ("warning", True)])
+def test_a_first_use_of_a_tiny_model_shows_no_librarys_warning(
+    level: str, warned: bool, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making the model imports DeepSpeed, which warns where there is no GPU; "error" is what a child inherits."""
+    monkeypatch.setenv("COGTUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("DEEPSPEED_LOG_LEVEL", raising=False)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if level:
+        monkeypatch.setenv("DEEPSPEED_LOG_LEVEL", level)
+    words = ("dataset", "validate", str(clips), "--model", "tiny:2b", "--size", "9x64x96")
+    ran = subprocess.run([sys.executable, "-m", "cogtune", *words], capture_output=True, text=True, check=True)
+    assert ("Setting accelerator to CPU" in ran.stderr) == warned

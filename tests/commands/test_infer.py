@@ -68,7 +68,7 @@ def test_an_empty_prompt_is_a_prompt(lora: Callable[..., str]) -> None:
     assert fill_in(InferRequest(loras=(lora(),))).rows[0].prompt == "a red disc"
     with pytest.raises(UsageError) as caught:
         fill_in(InferRequest(loras=(lora(prompt=None),)))
-    assert caught.value.details == ("--prompt: say what to show",)
+    assert caught.value.details == ("--prompt is required: the weights come with no caption to start from",)
 
 
 def test_a_model_with_a_damaged_file_is_told(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
@@ -136,7 +136,7 @@ def test_an_output_that_cannot_be_written_is_told_before_sampling(
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file").touch()
     for output, why in (
-        (tmp_path / "folder.mp4", "a folder has that name"),
+        (tmp_path / "folder.mp4", "it is a folder"),
         (tmp_path / "file" / "x.mp4", f"cannot write {tmp_path}/file/x.mp4: "),
         (tmp_path / "file" / "deeper" / "x.mp4", f"cannot write {tmp_path}/file/deeper/x.mp4: "),
     ):
@@ -266,7 +266,7 @@ def test_what_the_model_cannot_do_is_told_at_once_and_before_it_is_loaded(tmp_pa
     assert "the model has 1000 timesteps" in told[2]
     missing = tmp_path / "missing.png"
     (line,) = refused(model="tiny:5b-i2v", images=(missing,))
-    assert line == f"--image: there is no file {missing}: give the picture that the video starts with"
+    assert line == f"--image: no such file: {missing}"
     (line,) = refused(model="tiny:5b-i2v", images=(tmp_path / "x.png",), size="17x64x96")[1:]
     assert "learned positions, and they are for 9x64x96 alone" in line
     assert fill_in(InferRequest(model="tiny:2b", prompts=("x",), precision="fp16", steps=1000)).precision == "fp16"
@@ -337,7 +337,7 @@ def made(**asked: Any) -> list[str]:
 def test_no_video_is_replaced_unless_it_is_asked_for(tmp_path: Path, fake: type[Fake]) -> None:
     there = tmp_path / "mine.mp4"
     there.write_bytes(b"an hour's work")
-    with pytest.raises(UsageError, match=r"mine\.mp4 is there already") as caught:
+    with pytest.raises(UsageError, match=r"mine\.mp4 already exists") as caught:
         made(output=there)
     assert "--force" in caught.value.hint
     assert there.read_bytes() == b"an hour's work"
@@ -363,7 +363,7 @@ def test_what_is_there_is_not_made_again_and_one_model_makes_all_the_rest(
     names = made(prompts=("a boat", "a car"), num_videos=3)
     assert names[2::3] == ["a-boat-44.mp4", "a-car-44.mp4"]
     assert (fake.loaded, [scene.seed for scene in fake.scenes[4:]]) == (2, [44, 44])
-    assert capsys.readouterr().err.count("is there already and is left as it is") == 4
+    assert capsys.readouterr().err.count("already exists: skipped") == 4
     assert (tmp_path / "a-car-43.mp4").stat().st_mtime_ns == before.st_mtime_ns
     made(prompts=("a boat",), steps=49)
     assert fake.loaded == 3, "with other settings it is another video"
@@ -452,7 +452,7 @@ def test_prompts_pictures_and_clips_are_paired(tmp_path: Path, fake: type[Fake])
     assert made(**i2v, prompts=("x",)) == ["x-a-42.mp4", "x-b-42.mp4"]
     with pytest.raises(UsageError) as caught:
         made(**i2v, prompts=("x", "y", "z"))
-    assert caught.value.details == ("3 prompts and 2 images: give one for all, or as many of each",)
+    assert caught.value.details == ("3 prompts and 2 images: pass one for all, or the same number of each",)
 
 
 def test_a_sweep_of_scales_makes_a_video_each(fake: type[Fake], lora: Callable[..., str]) -> None:
@@ -467,7 +467,7 @@ def test_the_runs_id_token_is_put_in_front(lora: Callable[..., str], capsys: pyt
         return [row.prompt for row in fill_in(InferRequest(loras=(lora(id_token="sks"),), prompts=given, **asked)).rows]
 
     assert prompts("a boat", "a sks car", "") == ["sks a boat", "a sks car", ""]
-    assert "the id token 'sks' of the run is put in front" in capsys.readouterr().err
+    assert "adding the run's id token 'sks' to the prompt" in capsys.readouterr().err
     assert prompts() == ["a red disc"], "the run's own caption has it already, or has none"
     assert prompts("a boat", id_token="") == ["a boat"]
     assert prompts("a boat", id_token="bob") == ["bob a boat"]
@@ -492,11 +492,11 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, lora: Callable[..., s
     assert [
         sign
         for sign in (
-            "--strength: 1.5 is not above 0",
+            "--strength must be above 0 and at most 1, got 1.5",
             "--vram: 'much'",
             f"there is no LoRA in {tmp_path / 'none'}",
             f"--prompt: cannot read {tmp_path / 'none.txt'}",
-            f"--video: there is no file {tmp_path / 'clop.mp4'}; did you mean {tmp_path / 'clip.mp4'}?",
+            f"--video: no such file: {tmp_path / 'clop.mp4'}; did you mean {tmp_path / 'clip.mp4'}?",
             "clip.mp4 is",
             "--size 10x64x90: 10 frames",
             "--size 10x64x90: width 90",
@@ -519,11 +519,11 @@ def test_what_a_video_is_made_of_decides_its_frames(
     capsys.readouterr()
     recipe = fill_in(InferRequest(model="tiny:1.5-5b", prompts=("x",), videos=(tmp_path / "short.mp4",)))
     assert recipe.size.num_frames == 9
-    assert "9 frames are made, not 17: --video gives 12 at 16 fps" in capsys.readouterr().err
+    assert "making 9 frames instead of 17: --video has 12 at 16 fps" in capsys.readouterr().err
     (line,) = refused(model="tiny:1.5-5b", videos=(tmp_path / "short.mp4",), frames=17)
     assert "needs 17 frames for 17 at 16 fps" in line
     (line,) = refused(model="tiny:2b", videos=(clip,), steps=3, strength=0.3)
-    assert line == "--strength 0.3: of 3 steps, none would be taken; give more --steps"
+    assert line == "--strength 0.3 leaves none of 3 steps; use more --steps"
 
 
 # ------------------------------------------------------------------------------------------------ from the Hub
@@ -588,5 +588,5 @@ def test_full_weights_on_the_hub_are_given_by_their_id(hub: Hub, tiny: Callable[
     assert recipe.transformer is None
     assert first_of(recipe).shape == (9, 64, 96, 3)
     hub.repositories["anna/other"] = Repository("model", False, {"main": [{"README.md": b"x"}]})
-    with pytest.raises(UsageError, match="anna/other on the Hub is neither a whole model nor a transformer"):
+    with pytest.raises(UsageError, match="anna/other on the Hub is neither a complete model nor a transformer"):
         fill_in(InferRequest(model="anna/other", prompts=("a boat",)))

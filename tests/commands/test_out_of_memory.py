@@ -92,7 +92,7 @@ def test_what_is_free_is_told_and_not_the_total(allowed: str, own: str, free: fl
     assert room is not None
     assert (room.free, room.total) == (int(free * 2**30), 80 * 2**30)
     told = out_of_memory(error, "a smaller --size", doing="sampling")
-    figure = f"{free * 2**30 / GB:.1f} GB of the GPU's 85.9 GB are free for this program"
+    figure = f"{free * 2**30 / GB:.1f} GB of the GPU's 85.9 GB are available to this program"
     assert told.message == f"out of GPU memory while sampling: {figure}"
 
 
@@ -100,7 +100,7 @@ def test_the_driver_is_asked_where_an_error_says_nothing(monkeypatch: pytest.Mon
     error = RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     assert room_of(error) is None
     monkeypatch.setattr("cogtune.system.out_of_memory.gpus", lambda: (Gpu("card", 24 * GB, 20 * GB),))
-    assert str(room_of(error)) == "4.0 GB of the GPU's 24.0 GB are free for this program"
+    assert str(room_of(error)) == "4.0 GB of the GPU's 24.0 GB are available to this program"
 
 
 @pytest.mark.parametrize("card_gb", [24, 80])

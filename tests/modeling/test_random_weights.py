@@ -28,10 +28,12 @@ from cogtune.modeling.conditioning import (
     scale_image_latents,
     scale_video_latents,
 )
-from cogtune.modeling.random_configs import scheduler_config, text_encoder_config, transformer_config, vae_config
-from cogtune.modeling.random_weights import build_text_encoder, build_transformer, build_vae, tiny_model, write_pipeline
+from cogtune.modeling.random_weights import build_text_encoder, build_transformer, build_vae, write_pipeline
+from cogtune.models import tiny_models
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
+from cogtune.models.random_configs import scheduler_config, text_encoder_config, transformer_config, vae_config
+from cogtune.models.tiny_models import tiny_model
 from cogtune.models.variants import VARIANTS
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError, UsageError
@@ -394,7 +396,7 @@ def test_a_tiny_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(random_weights, "write_pipeline", None)
     assert tiny_model("2b") == folder
     assert (folder / "model_index.json").stat().st_mtime_ns == before
-    monkeypatch.setattr(random_weights, "_FORMAT", -1)
+    monkeypatch.setattr(tiny_models, "_FORMAT", -1)
     with pytest.raises(TypeError):  # another format: another folder, to be written
         tiny_model("2b")
     with pytest.raises(UsageError, match="did you mean '5b-i2v'"):
@@ -428,7 +430,7 @@ def test_two_processes_may_ask_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("COGTUNE_HOME", str(tmp_path / "home"))
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from cogtune.modeling.random_weights import tiny_model\n"
+        "from cogtune.models.tiny_models import tiny_model\n"
         "here = Path(sys.argv[1]); (here / sys.argv[2]).touch()\n"
         "while len(list(here.glob('ready*'))) < 2: time.sleep(0.005)\n"
         "print(tiny_model('5b'))"

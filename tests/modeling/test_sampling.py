@@ -302,7 +302,7 @@ def test_the_less_memory_the_more_is_given_up_and_never_more_than_asked_for(name
 
 def test_a_budget_that_is_not_enough_is_told_with_the_least_that_is() -> None:
     spec = published_spec(VARIANTS["5b"])
-    with pytest.raises(UsageError, match="--vram 4GB is not enough") as caught:
+    with pytest.raises(UsageError, match="--vram 4GB is too small") as caught:
         arrangement_for(spec, spec.native, "bf16", 4 * GB)
     least = float(caught.value.hint.split("GB")[0].split()[-1])
     assert arrangement_for(spec, spec.native, "bf16", int(least * GB)).streamed_blocks == spec.num_layers
@@ -312,10 +312,10 @@ def test_out_of_memory_says_what_is_free_and_what_fits(tmp_path: Path, monkeypat
     """A full-size 5b on an H200 of which other programs leave 7.7 GB."""
     spec = published_spec(VARIANTS["5b"])
     told = what_fits(spec, spec.native, "bf16", int(7.9 * GB), tried=SamplingArrangement())
-    assert told.startswith("--vram 7.9GB takes 7.")
+    assert told.startswith("use --vram 7.9GB, an estimated 7.")
     assert "of 42 blocks streamed from the host" in told
     told = what_fits(spec, spec.native, "bf16", 3 * GB, tried=SamplingArrangement())
-    assert told.startswith("a smaller --size or fewer --frames, or end what else uses the GPU")
+    assert told.startswith("use a smaller --size or fewer --frames, or free memory on the GPU")
 
     error = torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.80 GiB of which 1.17 GiB is "
@@ -329,4 +329,4 @@ def test_out_of_memory_says_what_is_free_and_what_fits(tmp_path: Path, monkeypat
     monkeypatch.setattr(making, "Sampler", Exhausted)
     with pytest.raises(CogtuneError, match=r"out of GPU memory while sampling: 7\.7 GB of") as caught:
         making.generate(InferRequest(model="tiny:2b", prompts=("x",), output=tmp_path))
-    assert "by the estimate" in caught.value.hint
+    assert "an estimated" in caught.value.hint

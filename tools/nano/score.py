@@ -30,7 +30,7 @@ _BATCH = 16
 
 
 def pipeline_of(given: argparse.Namespace, folder: Path, device: torch.device) -> tuple[DiffusionPipeline, Any]:
-    """The pipeline, with the transformer of a checkpoint where one is given."""
+    """Return the pipeline, with the transformer of a checkpoint where one is given."""
     if given.transformer is not None:
         (given.parts / transformer_part(given.variant)).mkdir(exist_ok=True)
     write_nano(given.variant, given.parts, folder)

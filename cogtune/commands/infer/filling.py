@@ -1,4 +1,4 @@
-"""Everything a request leaves open, from the run's own facts and the model's configs; all that is wrong at once."""
+"""Filling in what a request leaves open, from the run's facts and the model's configs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from cogtune.system.errors import UsageError
 from cogtune.system.json_files import read_json
 
 SURE = 1.15
-"""On a CPU, the VAE works in tiles where this times its estimate is more than there is free."""
+"""On a CPU, the VAE works in tiles if this times its estimate is more than the free memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +108,9 @@ class Given:
 
 
 def fill_in(request: InferRequest) -> SamplingConfig:
-    """Everything the request leaves open, from the run's own facts and the model's configs.
+    """Return a request with everything filled in from the run's facts and the model's configs.
 
-    The weights of the base model are fetched last, when nothing is wrong any more.
+    The weights of the base model are downloaded last, once nothing is wrong.
 
     Raises:
         UsageError: with everything that is wrong, or that the model cannot do.
@@ -148,12 +148,12 @@ def _given(request: InferRequest, problems: Problems) -> Given:
 
 
 def _filled(request: InferRequest, given: Given, model: Model, problems: Problems) -> SamplingConfig:
-    """The request with what run and model know; its base is that of the configs, and each LoRA's alpha the file's."""
+    """Return the request with what run and model know; its base has configs but maybe no weights yet."""
     spec, facts = model.spec, model.facts
     prompts = _with_token(given.prompts, request, [lora.facts for lora, _ in given.loras] or [facts])
     if not request.prompts:
         prompts = [facts["prompt"]] if facts.get("prompt") is not None else []
-        problems.lines[:0] = [] if prompts else ["--prompt: say what to show"]
+        problems.lines[:0] = [] if prompts else ["--prompt is required: the weights come with no caption to start from"]
     size, views, fps = _frames(request, model, given.clips, problems)
     precision = request.precision or facts.get("precision") or spec.variant.trained_in
     problems.lines += [f"--size {size}: {problem}" for problem in spec.size_problems(size)]
@@ -194,7 +194,7 @@ def _filled(request: InferRequest, given: Given, model: Model, problems: Problem
 
 
 def _model(request: InferRequest, given: Given) -> Model | None:
-    """The base model and the run's facts; None where a LoRA that may name it could not be read.
+    """Return the base model and the run's facts; None if a LoRA that may name it could not be read.
 
     Raises:
         UsageError: nothing says which model, or it has to be merged first.
@@ -217,8 +217,8 @@ def _model(request: InferRequest, given: Given) -> Model | None:
         fitting = fitting_models(loras[0]) if loras else []
         others = f"; of the published ones it fits {', '.join(fitting)}" if fitting else ""
         raise UsageError(
-            "which model? neither --model nor the LoRA file says",
-            f"add --model 5b, or the base the LoRA was trained on{others}",
+            "which model? --model is missing, and no LoRA file names its base",
+            f"pass --model 5b, or the base the LoRA was trained on{others}",
         )
     here = facts.get("base_model") == name and Path(facts.get("model_path", "/nowhere")).is_dir()
     folder = str(facts["model_path"]) if here else name
@@ -231,25 +231,24 @@ def _model(request: InferRequest, given: Given) -> Model | None:
 
 
 def _pushed_transformer(repo_id: str) -> tuple[Path, Mapping[str, Any]]:
-    """A fully trained transformer on the Hub, as `cogtune push` puts it there, with the run's facts.
+    """Fetch a fully trained transformer from the Hub, as `cogtune push` puts it there, with the run's facts.
 
     Raises:
         CogtuneError: it cannot be fetched.
         UsageError: it is something else.
     """
-    again = "check the network"
-    folder = snapshot(repo_id, "model", patterns=[RUN_NAME, "transformer/*"], otherwise=again)
+    folder = snapshot(repo_id, "model", patterns=[RUN_NAME, "transformer/*"], otherwise="check the network")
     found = _trained_transformer(folder)
     if found is None or found[1].get("base_model") is None:
         raise UsageError(
-            f"{repo_id} on the Hub is neither a whole model nor a transformer that cogtune trained",
-            "a LoRA is given as --lora",
+            f"{repo_id} on the Hub is neither a complete model nor a transformer that cogtune trained",
+            "pass a LoRA as --lora",
         )
     return found
 
 
 def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
-    """The fully trained transformer that a run, a checkpoint or what was pushed of one holds, with the run's facts."""
+    """Find the fully trained transformer of a run, a checkpoint or a pushed run, with the run's facts."""
     for candidate in (folder, *reversed(checkpoints(folder))):
         if not (candidate / "transformer").is_dir():
             continue
@@ -263,14 +262,12 @@ def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
 
 
 def _with_token(prompts: list[str], request: InferRequest, facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The prompts with the id token in front that was in front of the captions; those that have it stay."""
+    """Return the prompts with the run's id token in front, unless they contain it."""
     tokens = [str(one.get("id_token") or "") for one in facts] if request.id_token is None else [request.id_token]
     for token in reversed(list(dict.fromkeys(token for token in tokens if token))):
         lacking = [prompt for prompt in prompts if prompt and token.lower() not in prompt.lower()]
         if lacking and request.id_token is None:
-            console.note(
-                f"the id token '{token}' of the run is put in front of the prompt (--id-token '' leaves it out)"
-            )
+            console.note(f"adding the run's id token '{token}' to the prompt; --id-token '' leaves it out")
         prompts = [f"{token} {prompt}" if prompt in lacking else prompt for prompt in prompts]
     return prompts
 
@@ -278,7 +275,7 @@ def _with_token(prompts: list[str], request: InferRequest, facts: Sequence[Mappi
 def _frames(
     request: InferRequest, model: Model, clips: Sequence[Path], problems: Problems
 ) -> tuple[Size, dict[Path, ClipView], float]:
-    """The size and rate of the videos, and what of each clip is taken for them."""
+    """Return the size and rate of the videos, and which frames of each clip are used."""
     spec, facts = model.spec, model.facts
     size = Size.parse(facts["size"]) if "size" in facts else spec.native
     fps = float(request.fps or facts.get("fps") or spec.variant.fps)
@@ -292,7 +289,7 @@ def _frames(
         least = min(frames_given(info, FrameSettings(size=size, fps=fps)) for info in infos.values())
         most = (least - 1) // FRAME_STEP * FRAME_STEP + 1
         if 1 <= most < size.num_frames:
-            console.note(f"{most} frames are made, not {size.num_frames}: --video gives {least} at {fps:g} fps")
+            console.note(f"making {most} frames instead of {size.num_frames}: --video has {least} at {fps:g} fps")
             size = replace(size, num_frames=most)
     views = {}
     for clip, info in infos.items():
@@ -304,24 +301,22 @@ def _frames(
 
 
 def _check_inputs(request: InferRequest, spec: ModelSpec, given: Given, size: Size, problems: Problems) -> None:
-    """Find out whether the model takes the pictures and clips, and whether they can be read."""
+    """Add what is wrong with the images and clips for this model."""
     if spec.image_to_video and not request.images and not request.videos:
-        problems.lines.append("--image: an image-to-video model needs the first frame")
+        problems.lines.append("--image is required: this is an image-to-video model")
     if request.images and not spec.image_to_video:
-        problems.lines.append("--image: this is a text-to-video model, it takes none")
+        problems.lines.append("--image is not supported by this model: it is a text-to-video model")
     elif spec.image_to_video:
         for image in given.images:
             with problems.gathered():
                 load_image(image, size)
     strength = STRENGTH if request.strength is None else request.strength
     if given.clips and 0 < strength <= 1 and steps_taken(request.steps, strength) < 1:
-        problems.lines.append(
-            f"--strength {strength:g}: of {request.steps} steps, none would be taken; give more --steps"
-        )
+        problems.lines.append(f"--strength {strength:g} leaves none of {request.steps} steps; use more --steps")
 
 
 def _arranged(recipe: SamplingConfig, vram: str | None) -> SamplingConfig:
-    """The request with what has to be done in less memory.
+    """Return the request with what has to be done in less memory.
 
     Raises:
         UsageError: the budget is not enough.
@@ -340,7 +335,7 @@ def _arranged(recipe: SamplingConfig, vram: str | None) -> SamplingConfig:
 
 
 def _at_strength(lora: Lora, alpha: float | None) -> Lora:
-    """The LoRA with the alpha that is asked for; what is assumed of a file that does not say it is told."""
+    """Return the LoRA with the alpha that is asked for, and warn of what is assumed."""
     if lora.changes_nothing:
         console.warn(f"{lora.path} changes nothing: all of its B matrices are zero, as before a training's first step")
     silent, rank = lora.without_alpha, lora.ranks[0]
@@ -359,7 +354,7 @@ def _at_strength(lora: Lora, alpha: float | None) -> Lora:
 
 
 def _advise(recipe: SamplingConfig, images: Sequence[Path]) -> None:
-    """Tell what is allowed and may still surprise."""
+    """Warn of what is allowed but may be a mistake."""
     weights = recipe.transformer or recipe.base / "transformer"
     for lora, _ in recipe.loras:
         trained_on = (lora.facts.get("identity") or {}).get("model")

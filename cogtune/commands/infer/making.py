@@ -1,4 +1,4 @@
-"""Sampling what is asked for and not there yet: one model for all of it."""
+"""Sampling the videos that do not exist yet, with one model for all of them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from cogtune.system.folders import remove_leftovers
 from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory, room_of
 
 MOST_COLUMNS = 4
-"""Videos beside each other in a grid of one for each prompt."""
+"""Columns of a grid with one video for each prompt."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """A video that is there now."""
+    """A video that exists now."""
 
     path: Path
     prompt: str
@@ -37,7 +37,7 @@ class Made:
 
 
 def generate(request: InferRequest) -> list[Made]:
-    """Sample what is asked for and is not there yet; nothing is replaced unless the request says so.
+    """Sample the videos of a request that do not exist yet; replace nothing unless the request says so.
 
     Raises:
         CogtuneError: as :func:`fill_in`, or a video cannot be written, or the card's memory is not enough; where
@@ -51,19 +51,19 @@ def generate(request: InferRequest) -> list[Made]:
     shots = shots_of(recipe, request)
     for shot in shots:
         if shot.done:
-            console.note(f"{shot.path} is there already and is left as it is (--force makes it again)")
+            console.note(f"{shot.path} already exists: skipped (--force makes it again)")
     todo = [shot for shot in shots if not shot.done]
     paths = {shot: shot.path for shot in shots if shot.done}
     if todo:
         paths |= _sample(recipe, todo, request)
     made = [Made(paths[shot], shot.row.prompt, recipe) for shot in shots]
     if request.grid and len(shots) > 1:
-        made.append(Made(_grid(recipe, shots, [paths[shot] for shot in shots]), "all of them, side by side", recipe))
+        made.append(Made(_grid(recipe, shots, [paths[shot] for shot in shots]), "all of them side by side", recipe))
     return made
 
 
 def setup_of(recipe: SamplingConfig) -> SamplerSetup:
-    """What has to be loaded for a request."""
+    """Return what has to be loaded for a request."""
     return SamplerSetup(
         base=recipe.base,
         transformer=recipe.transformer,
@@ -77,7 +77,7 @@ def setup_of(recipe: SamplingConfig) -> SamplerSetup:
 
 
 def scene_of(recipe: SamplingConfig, row: Row, seed: int, scale: float = 1.0) -> Scene:
-    """One video with its pictures read.
+    """Return one video with its image and clip loaded.
 
     Raises:
         CogtuneError: one cannot be read.
@@ -101,7 +101,7 @@ def scene_of(recipe: SamplingConfig, row: Row, seed: int, scale: float = 1.0) ->
 
 
 def _sample(recipe: SamplingConfig, shots: Sequence[Shot], request: InferRequest) -> dict[Shot, Path]:
-    """Sample videos and write each as soon as it is there; where they are."""
+    """Sample videos, write each as soon as it is finished, and return their paths."""
     if recipe.arrangement != type(recipe.arrangement)():
         console.note(f"sampling: {recipe.arrangement.describe(recipe.spec.num_layers)}")
     texts = [recipe.negative_prompt, *(shot.row.prompt for shot in shots)]
@@ -130,7 +130,7 @@ def _advance(progress: console.Progress, status: str, _step: int) -> None:
 
 @contextlib.contextmanager
 def _memory_explained(recipe: SamplingConfig) -> Iterator[None]:
-    """Tell an error of exhausted memory on the card as what is free, and what would fit.
+    """Turn an out-of-memory error into what is free and what would fit.
 
     Raises:
         CogtuneError: in place of PyTorch's error, and of those of cuBLAS and CUDA.
@@ -143,7 +143,7 @@ def _memory_explained(recipe: SamplingConfig) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         room = room_of(error)
-        fits = "a smaller --size or fewer --frames take less"
+        fits = "use a smaller --size or fewer --frames"
         if room is not None:
             fits = what_fits(
                 recipe.spec,
@@ -157,10 +157,10 @@ def _memory_explained(recipe: SamplingConfig) -> Iterator[None]:
 
 
 def _grid(recipe: SamplingConfig, shots: Sequence[Shot], paths: Sequence[Path]) -> Path:
-    """One video of all: a row for each prompt where it has several videos, else as many as go side by side."""
+    """Write one video of all: a row for each prompt if it has several videos, else rows of a few columns."""
     path = grid_path(shots)
     if path.exists():
-        console.note(f"{path} is there already and is left as it is")
+        console.note(f"{path} already exists: skipped")
         return path
     several = len(recipe.seeds) * len(recipe.scales)
     columns = several if several > 1 and len(recipe.rows) > 1 else min(MOST_COLUMNS, len(paths))

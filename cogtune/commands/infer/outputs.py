@@ -1,4 +1,4 @@
-"""The files of sampled videos: what each is called, what it says of itself, and whether it is there already."""
+"""The files of sampled videos: their names, their metadata, and which of them already exist."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import os_errors_explained
 
 _NAMES = frozenset({"version", "model", "file"})
-"""What a video says of itself and what does not decide how it looks: digests do."""
+"""Metadata that does not decide how a video looks: digests do."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """One video: what it is made of, where it goes, and whether it is there already."""
+    """One video: what it is made of, where it goes, and whether it already exists."""
 
     row: Row
     seed: int
     scale: float
     path: Path
     facts: Mapping[str, Any]
-    """What its file says of it."""
+    """The file's metadata."""
     done: bool
 
 
 def shots_of(recipe: SamplingConfig, request: InferRequest) -> list[Shot]:
-    """All videos of a request, prompt by prompt.
+    """List all videos of a request, prompt by prompt.
 
     Raises:
-        UsageError: a file is there that is another video, and may not be replaced.
+        UsageError: ``--output`` names a file that exists and is another video.
         CogtuneError: a file cannot be written.
     """
     shared, digests = _shared_facts(recipe), _Digests()
@@ -56,36 +56,36 @@ def shots_of(recipe: SamplingConfig, request: InferRequest) -> list[Shot]:
 
 
 def free_name(path: Path) -> Path:
-    """``path``, or the first of ``NAME-2``, ``NAME-3`` and so on that is not taken."""
+    """Return ``path``, or the first of ``NAME-2``, ``NAME-3`` and so on that is not taken."""
     return next(found for found in _names(path) if not os.path.lexists(found))
 
 
 def check_output(output: Path, *, is_folder: bool) -> None:
-    """Refuse a place that cannot be written, before the minutes that sampling takes.
+    """Reject a place that cannot be written, before the minutes that sampling takes.
 
     Raises:
         CogtuneError: a folder has the name of a file, or its own folder is a file or not writable.
     """
     with os_errors_explained(output):
         if not is_folder and output.is_dir():
-            raise CogtuneError(f"cannot write {output}: a folder has that name", "give --output another name")
+            raise CogtuneError(f"cannot write {output}: it is a folder", "choose another --output")
         place = output.absolute() / "file" if is_folder else output.absolute()
         folder = next(above for above in place.parents if above.exists())
         if not folder.is_dir():
-            raise CogtuneError(f"cannot write {output}: {folder} is a file", "give an --output in a folder")
+            raise CogtuneError(f"cannot write {output}: {folder} is a file", "choose another --output")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise CogtuneError(
-                f"cannot write {output}: {folder} is not writable", "check who owns it, or give another --output"
+                f"cannot write {output}: {folder} is not writable", "check its permissions, or choose another --output"
             )
 
 
 def names_file(output: Path | None) -> bool:
-    """Whether ``--output`` names one video rather than a folder."""
+    """Return whether ``--output`` names one video rather than a folder."""
     return output is not None and output.suffix.lower() in SUFFIXES
 
 
 def grid_path(shots: Sequence[Shot]) -> Path:
-    """The file of a grid: called after what is in it."""
+    """Return the file of a grid, named after a digest of what is in it."""
     first = shots[0].path
     return first.with_name(f"grid-{digest([_deciding(shot.facts) for shot in shots])[:8]}{first.suffix}")
 
@@ -112,13 +112,13 @@ def _name(recipe: SamplingConfig, row: Row, seed: int, scale: float) -> str:
 
 
 def _place(request: InferRequest, name: str, facts: Mapping[str, Any], claimed: set[Path]) -> tuple[Path, bool]:
-    """Where a video goes, and whether it is there already."""
+    """Return where a video goes, and whether it already exists."""
     output = request.output
     if output is not None and names_file(output):
         if not os.path.lexists(output) or request.force:
             return output, False
         if not _is(output, facts):
-            raise UsageError(f"{output} is there already", "give --output another name, or --force to replace it")
+            raise UsageError(f"{output} already exists", "choose another --output, or use --force to replace it")
         return output, True
     folder = output or Path()
     names = _names(folder / f"{name}.{request.format or 'mp4'}")
@@ -127,13 +127,13 @@ def _place(request: InferRequest, name: str, facts: Mapping[str, Any], claimed: 
 
 
 def _is(path: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether a file is the video of these facts."""
+    """Return whether a file is the video of these facts."""
     there = facts_of(path)
     return there is not None and _deciding(there) == _deciding(facts)
 
 
 def _deciding(facts: Any) -> Any:
-    """What of a video's facts decides how it looks."""
+    """Return what of a video's facts decides how it looks."""
     if isinstance(facts, Mapping):
         return {key: _deciding(value) for key, value in facts.items() if key not in _NAMES and key != "comment"}
     return [_deciding(value) for value in facts] if isinstance(facts, list) else facts

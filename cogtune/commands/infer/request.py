@@ -74,7 +74,7 @@ class InferRequest:
 
 @dataclass
 class Problems:
-    """All that is wrong with a request, gathered so that it can be told at once."""
+    """All that is wrong with a request, gathered to be reported at once."""
 
     lines: list[str] = field(default_factory=list)
     errors: list[CogtuneError] = field(default_factory=list)
@@ -88,7 +88,7 @@ class Problems:
             self.errors.append(error)
 
     def refuse(self) -> None:
-        """Stop if there is a problem.
+        """Raise if there is a problem.
 
         Raises:
             UsageError: with all of them.
@@ -112,7 +112,7 @@ class Row:
 
 
 def number_problems(request: InferRequest) -> list[str]:
-    """What is wrong with the numbers of a request."""
+    """Return what is wrong with the numbers of a request."""
     numbers = [
         ("--fps", request.fps),
         ("--guidance", request.guidance),
@@ -121,33 +121,35 @@ def number_problems(request: InferRequest) -> list[str]:
         *(("--lora-scale", scale) for scale in request.lora_scales),
     ]
     found = [
-        f"{name}: {value} is not a number to work with"
+        f"{name}: {value} is not a finite number"
         for name, value in numbers
         if value is not None and not math.isfinite(value)
     ]
     if request.lora_alpha is not None and request.lora_alpha <= 0:
-        found.append(f"--lora-alpha: {request.lora_alpha:g} is not above 0")
+        found.append(f"--lora-alpha must be above 0, got {request.lora_alpha:g}")
     if request.strength is not None and not 0 < request.strength <= 1:
-        found.append(f"--strength: {request.strength:g} is not above 0 and at most 1")
+        found.append(f"--strength must be above 0 and at most 1, got {request.strength:g}")
     if request.strength is not None and not request.videos:
-        found.append("--strength says how far a video is changed, and there is none: add --video")
+        found.append("--strength requires --video")
     if request.seed + request.num_videos - 1 > MOST_SEED:
-        found.append(f"--seed {request.seed}: with --num-videos {request.num_videos} it goes beyond {MOST_SEED}")
+        found.append(
+            f"--seed {request.seed} is too large for --num-videos {request.num_videos}: seeds end at {MOST_SEED}"
+        )
     if request.vram is not None and bytes_of(request.vram) <= 0:
-        found.append(f"--vram: '{request.vram}' is not an amount of memory: write it in GB or GiB, such as 8GB")
+        found.append(f"--vram: '{request.vram}' is not an amount of memory; write it in GB or GiB, such as 8GB")
     if not request.loras:
         found += [
-            f"--{name} is the strength of a LoRA, and there is none: add --lora"
+            f"--{name} requires --lora"
             for name, value in (("lora-scale", request.lora_scales), ("lora-alpha", request.lora_alpha))
             if value not in (None, ())
         ]
     if len(request.loras) > 1 and request.lora_alpha is not None:
-        found.append("--lora-alpha is of one LoRA: give several their strength as --lora FILE:WEIGHT")
+        found.append("--lora-alpha cannot be used with several LoRAs; set their strengths with --lora FILE:WEIGHT")
     return found
 
 
 def lora_and_weight(text: str) -> tuple[str, float]:
-    """What ``--lora`` names, and the weight behind its colon, 1 without."""
+    """Split what ``--lora`` names from the weight after its colon, 1 without."""
     name, colon, weight = text.rpartition(":")
     if colon and not Path(text).exists():
         with contextlib.suppress(ValueError):
@@ -156,7 +158,7 @@ def lora_and_weight(text: str) -> tuple[str, float]:
 
 
 def size_asked(request: InferRequest, default: Size) -> Size:
-    """The size that is asked for, completed from ``default``.
+    """Return the size that is asked for, completed from ``default``.
 
     Raises:
         UsageError: it is written in another way.
@@ -172,12 +174,12 @@ def size_asked(request: InferRequest, default: Size) -> Size:
 
 
 def names_frames(request: InferRequest) -> bool:
-    """Whether the request says how many frames there are to be."""
+    """Return whether the request says how many frames a video has."""
     return request.frames is not None or (request.size is not None and request.size.lower().count("x") > 1)
 
 
 def prompts_asked(request: InferRequest, problems: Problems) -> list[str]:
-    """The prompts of a request, those in files among them."""
+    """Return the prompts of a request, including those in files."""
     found: list[str] = []
     for text in request.prompts:
         if not is_list_file(text):
@@ -208,20 +210,19 @@ def _in_file(path: Path, problems: Problems) -> list[str]:
 
 
 def files_asked(option: str, paths: tuple[Path, ...], problems: Problems) -> list[Path]:
-    """The files that an option names, those in folders in the order of their names."""
+    """Return the files that an option names, those in folders in the order of their names."""
     kind, what = (_may_be_image, "image") if option == "--image" else (may_be_clip, "video")
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.is_file() and kind(PurePosixPath(file.name)))
             if not inside:
-                problems.lines.append(f"{option}: there is no {what} in {path}")
+                problems.lines.append(f"{option}: {path} contains no {what}")
             found += inside
         elif path.is_file():
             found.append(path)
         else:
-            told = "the picture that the video starts with" if option == "--image" else "the clip to start from"
-            problems.lines.append(f"{option}: there is no file {path}{look_alike(path)}: give {told}")
+            problems.lines.append(f"{option}: no such file: {path}{look_alike(path)}")
     return found
 
 
@@ -230,7 +231,7 @@ def _may_be_image(file: PurePosixPath) -> bool:
 
 
 def rows_of(prompts: list[str], images: list[Path], videos: list[Path], problems: Problems) -> list[Row]:
-    """One row for each prompt, image and clip; of these lists, one alone serves all rows."""
+    """Return a row for each prompt, image and clip; a list of one serves all rows."""
     several = {
         name: len(items)
         for name, items in (("prompt", prompts), ("image", images), ("video", videos))
@@ -238,7 +239,7 @@ def rows_of(prompts: list[str], images: list[Path], videos: list[Path], problems
     }
     if len(set(several.values())) > 1:
         told = " and ".join(counted(count, name) for name, count in several.items())
-        problems.lines.append(f"{told}: give one for all, or as many of each")
+        problems.lines.append(f"{told}: pass one for all, or the same number of each")
         return []
     count = max(several.values(), default=1)
 
@@ -254,15 +255,13 @@ def rows_of(prompts: list[str], images: list[Path], videos: list[Path], problems
 
 
 def output_problems(request: InferRequest, problems: Problems, videos: int) -> None:
-    """Find out whether what is to be written can be."""
+    """Add what is wrong with ``--output`` for a number of videos."""
     output = request.output
     if output is None or output.suffix.lower() not in SUFFIXES:
         if output is not None and output.suffix and not output.is_dir() and re.fullmatch(r"\.\w{2,4}", output.suffix):
-            problems.lines.append(
-                f"--output {output}: videos are written as {', '.join(SUFFIXES)}; a folder's name has no such ending"
-            )
+            problems.lines.append(f"--output {output}: expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
         return
     if videos > 1:
-        problems.lines.append(f"--output {output} is one file, and there are {videos} videos: give a folder")
+        problems.lines.append(f"--output {output} names one file for {videos} videos; pass a folder")
     if request.format is not None and output.suffix.lower() != f".{request.format}":
-        problems.lines.append(f"--output {output} does not end in .{request.format}, as --format {request.format} asks")
+        problems.lines.append(f"--output {output} cannot be used with --format {request.format}")

@@ -35,7 +35,7 @@ class Facts:
         self._learned = False
 
     def stamp(self, path: Path) -> Stamp:
-        """How a file stands now; to be taken before a fact about it is found out.
+        """Return how a file stands now; to be taken before a fact about it is found out.
 
         Raises:
             CogtuneError: there is no such file.
@@ -45,7 +45,7 @@ class Facts:
         return stat.st_size, stat.st_mtime_ns
 
     def known(self, path: Path, name: str, stamp: Stamp) -> Any:
-        """The fact ``name`` about a file that stands at ``stamp``; None when it is not known."""
+        """Return the fact ``name`` about a file that stands at ``stamp``; None when it is not known."""
         known = self._all().get(str(path), {})
         return known.get(name) if known.get("stamp") == [*stamp] else None
 
@@ -75,7 +75,7 @@ class Facts:
         return value
 
     def current(self, path: Path) -> FullStamp:
-        """How a file stands whose digest was asked for, for those who read it later.
+        """Return how a file stands whose digest was asked for, for those who read it later.
 
         Raises:
             FileChanged: it does not stand as it stood then.
@@ -87,7 +87,7 @@ class Facts:
         return stamp
 
     def digest(self, path: Path) -> str:
-        """A digest of the file's bytes.
+        """Return a digest of the file's bytes.
 
         Raises:
             CogtuneError: the file cannot be read.
@@ -108,7 +108,7 @@ class Facts:
         return info
 
     def known_probe(self, path: Path, stamp: Stamp) -> VideoInfo | None:
-        """What the clip is that stands at ``stamp``, if that is known in all that this version tells."""
+        """Return what the clip is that stands at ``stamp``, if that is known in all that this version tells."""
         known = self.known(path, "probe", stamp)
         return VideoInfo.from_dict(known) if isinstance(known, dict) and known.keys() == _TOLD else None
 

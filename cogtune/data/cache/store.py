@@ -47,7 +47,7 @@ class Store:
         self.facts = Facts(root / "files.json")
 
     def path(self, kind: EntryKind, key: str) -> Path:
-        """Where the entry of ``key`` is, or will be."""
+        """Return where the entry of ``key`` is, or will be."""
         return self.root / kind / key[:2] / f"{key}{_SUFFIX}"
 
     def holds(self, kind: EntryKind, key: str) -> bool:
@@ -93,7 +93,7 @@ class Store:
         return tensor
 
     def _look(self, kind: EntryKind, key: str) -> tuple[Tensor | None, str]:
-        """An entry's tensor, and what is wrong with it; no word when its bytes are those that were written."""
+        """Return an entry's tensor, and what is wrong with it; no word when its bytes are those that were written."""
         from safetensors import SafetensorError, safe_open
 
         path = self.path(kind, key)
@@ -108,7 +108,7 @@ class Store:
         return tensor, ""
 
     def problem(self, kind: EntryKind, key: str, shape: tuple[int, ...] | None = None) -> str:
-        """What is wrong with an entry, which is read to its end for that; empty when it is sound.
+        """Return what is wrong with an entry, which is read to its end for that; empty when it is sound.
 
         Args:
             shape: what it should have; None when that is not known.

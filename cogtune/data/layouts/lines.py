@@ -12,12 +12,12 @@ MARKS_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def is_utf16(data: bytes) -> bool:
-    """Whether a text file says that it is UTF-16 (or UTF-32)."""
+    """Return whether a text file says that it is UTF-16 (or UTF-32)."""
     return data.startswith(MARKS_UTF16)
 
 
 def raw_lines(data: bytes, *, keepends: bool = False) -> list[bytes]:
-    """The lines of a text file as bytes, without its byte order mark."""
+    """Return the lines of a text file as bytes, without its byte order mark."""
     return data.removeprefix(codecs.BOM_UTF8).splitlines(keepends)
 
 
@@ -31,7 +31,7 @@ def lines_of(data: bytes) -> Iterator[tuple[int, str | UnicodeDecodeError]]:
 
 
 def listed_lines(data: bytes) -> list[str | UnicodeDecodeError]:
-    """The lines of a list, blank ones at its end left out."""
+    """Return the lines of a list, blank ones at its end left out."""
     lines = [line for _, line in lines_of(data)]
     while lines and lines[-1] == "":
         lines.pop()
@@ -39,7 +39,7 @@ def listed_lines(data: bytes) -> list[str | UnicodeDecodeError]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether ``text`` is whole: JSON and file names may hold half a character (a lone surrogate)."""
+    """Return whether ``text`` is whole: JSON and file names may hold half a character (a lone surrogate)."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -102,7 +102,7 @@ class _Pairs:
 
 @lru_cache(maxsize=1)
 def _pairs(folder: Folder) -> _Pairs:
-    """Those of a folder: worked out once for finding out its layout and for reading it."""
+    """Return those of a folder: worked out once for finding out its layout and for reading it."""
     return _Pairs(folder)
 
 
@@ -149,7 +149,7 @@ def _is_usable(folder: Folder, clip: PurePosixPath, findings: list[Finding]) -> 
 def _read_caption(
     folder: Folder, identity: str, clip: PurePosixPath, caption: _Caption | None, findings: list[Finding]
 ) -> str:
-    """The whole text of a sample's caption file; empty, with a finding, when it cannot be had."""
+    """Return the whole text of a sample's caption file; empty, with a finding, when it cannot be had."""
     file = clip.with_suffix(CAPTION_SUFFIX) if caption is None else caption.file
     path = folder.root / file
     if caption is not None and (problem := folder.outside(file, identity, "its caption ")) is not None:
@@ -177,7 +177,7 @@ def _read_caption(
 
 
 def _almost(folder: Folder, clip: PurePosixPath) -> str:
-    """What lies beside a clip under its name and is no caption that can be read, in words."""
+    """Return what lies beside a clip under its name and is no caption that can be read, in words."""
     alike = folder.by_stem.get(_normal_stem(clip), [])
     others = [file.name for file in alike if not may_be_clip(file) and not is_image(file)]
     return f"; {listed(others, 3)} is, which is not read as one" if others else ""

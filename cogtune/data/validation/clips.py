@@ -111,7 +111,7 @@ def _check_length(where: str, info: VideoInfo, settings: FrameSettings, *, any_f
 
 
 def _seconds(info: VideoInfo, first: int, last: int, last_for: float | None = None) -> float:
-    """How long frames ``first`` to ``last`` are shown; the last one for as long as most, or for ``last_for``."""
+    """Return how long frames ``first`` to ``last`` are shown; the last one for as long as most, or for ``last_for``."""
     if last < first:
         return 0.0
     return info.time_of(last) - info.time_of(first) + (last_for or 1 / info.fps)

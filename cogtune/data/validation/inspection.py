@@ -97,7 +97,7 @@ class _Worker:
             self.questions.flush()
 
     def answer(self, line: bytes) -> Inspection | None:
-        """What it found; None when it died over it.
+        """Return what it found; None when it died over it.
 
         Raises:
             CogtuneError: it cannot work at all.
@@ -113,7 +113,7 @@ class _Worker:
         return Inspection(info, image, tuple((code, message, hint) for code, message, hint in value["problems"]))
 
     def epitaph(self) -> Inspection:
-        """The finding about the clip that it died over.
+        """Return the finding about the clip that it died over.
 
         Raises:
             CogtuneError: it never got as far as a clip.

@@ -38,7 +38,7 @@ MOST_MEMORY = 4 << 30
 
 
 def stall_seconds() -> float:
-    """The time limit, from the environment or by default."""
+    """Return the time limit, from the environment or by default."""
     try:
         return max(0.01, float(os.environ[STALL_VARIABLE]))
     except (KeyError, ValueError):
@@ -46,7 +46,7 @@ def stall_seconds() -> float:
 
 
 def look(job: dict[str, Any], limit: float) -> dict[str, Any]:
-    """What there is to say of one clip and its image: ``info`` and ``image`` as dicts, and ``problems``.
+    """Return what there is to say of one clip and its image: ``info`` and ``image`` as dicts, and ``problems``.
 
     Args:
         job: ``video``, ``image`` or None, and ``full``: whether every frame is decoded.

@@ -74,7 +74,7 @@ DECODER_VARIABLE = "COGTUNE_DECODER"
 def iter_frames(
     path: Path, indices: Iterable[int], decoder: Decoder | None = None, *, stamp: Stamp | None = None
 ) -> Iterator[Pixels]:
-    """The frames with these indices, ``uint8 [H, W, 3]``, in rising order and each once, one at a time.
+    """Return the frames with these indices, ``uint8 [H, W, 3]``, in rising order and each once, one at a time.
 
     Args:
         path: the clip.
@@ -106,7 +106,7 @@ def _unchanged(path: Path, frames: Iterator[Pixels], stamp: Stamp | None) -> Ite
 
 
 def read_frames(path: Path, indices: Sequence[int], decoder: Decoder | None = None) -> Pixels:
-    """The frames with these indices in the order given, ``uint8 [F, H, W, 3]``; as :func:`iter_frames`."""
+    """Return the frames with these indices in the order given, ``uint8 [F, H, W, 3]``; as :func:`iter_frames`."""
     if not len(indices):
         raise ValueError("no frame is asked for")
     wanted = sorted(set(indices))
@@ -180,7 +180,7 @@ _HD = (720, 1280)
 
 
 def _colour_matrix(frame: av.VideoFrame) -> int:
-    """The number of ITU-T H.273 of the matrix that made a frame's colours.
+    """Return the number of ITU-T H.273 of the matrix that made a frame's colours.
 
     What has no tag is taken as players take it: BT.709 from a height of 720 or a width of 1280 on, else BT.601.
     """
@@ -230,7 +230,7 @@ def _iter_decord(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator
 
 
 def _open_decord(path: Path) -> Any:
-    """A ``decord.VideoReader``; None for a file that it cannot open, such as one in a codec newer than it."""
+    """Return a ``decord.VideoReader``; None for a file that it cannot open, such as one in a codec newer than it."""
     import decord
 
     with contextlib.suppress(decord.DECORDError, RuntimeError):
@@ -243,7 +243,7 @@ _DECORD_CONTAINERS = ("mp4", "matroska")
 
 
 def _decord_reads(container: av.container.InputContainer, first: av.VideoFrame) -> bool:
-    """Whether decord gives a clip's frames as PyAV does.
+    """Return whether decord gives a clip's frames as PyAV does.
 
     It chooses a stream of its own, knows one matrix for colours without a tag, and mixes the fields of interlaced
     frames otherwise.

@@ -1,4 +1,4 @@
-"""Sampled videos as files: mp4, webp or gif, each with what it was made of in its metadata."""
+"""Sampled videos as mp4, webp or gif files, with what they were made of in their metadata."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def write_sampled(path: Path, frames: Pixels, fps: float, facts: Mapping[str, An
 
 
 def _times(fps: float, count: int) -> list[int]:
-    """Milliseconds that each frame is shown, in the hundredths of a second that GIF has, without drifting."""
+    """Return how many milliseconds each frame is shown, in GIF's hundredths of a second, without drift."""
     ends = [round(100 * (number + 1) / fps) for number in range(count)]
     return [10 * (end - start) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def facts_of(path: Path) -> dict[str, Any] | None:
-    """What a video that :func:`write_sampled` wrote says it was made of; None for any other file."""
+    """Read the facts that :func:`write_sampled` put into a file; None for any other file."""
     text = ""
     with contextlib.suppress(VideoError, OSError, ValueError, CogtuneError):
         if path.suffix.lower() == ".mp4":
@@ -84,7 +84,7 @@ def facts_of(path: Path) -> dict[str, Any] | None:
 
 
 def frames_of(path: Path) -> Pixels:
-    """The frames of a video that :func:`write_sampled` wrote: ``uint8 [F, H, W, 3]``.
+    """Read a video that :func:`write_sampled` wrote: ``uint8 [F, H, W, 3]``.
 
     Raises:
         CogtuneError: it cannot be read.
@@ -98,9 +98,9 @@ def frames_of(path: Path) -> Pixels:
 
 
 def side_by_side(rows: Sequence[Sequence[Pixels]]) -> Pixels:
-    """One video of several of the same size, in rows.
+    """Combine videos of one size into one, in rows.
 
-    Shorter ones stand still at their end, and what is missing in a row is black.
+    Shorter ones hold their last frame, and missing places in a row are black.
     """
     there = [video for row in rows for video in row]
     count, (height, width) = max(map(len, there)), there[0].shape[1:3]

@@ -19,7 +19,7 @@ _PREFIX = "transformer."
 
 
 def peft_config(lora: Lora) -> dict[str, Any]:
-    """PEFT's ``LoraConfig`` of a LoRA, exact for every layer."""
+    """Return PEFT's ``LoraConfig`` of a LoRA, exact for every layer."""
     rank, alpha = lora.ranks[0], lora.alphas[0]
     return {
         "r": rank,
@@ -37,7 +37,7 @@ def _only(name: str) -> str:
 
 
 def weights(lora: Lora) -> dict[str, Tensor]:
-    """The tensors under the names that diffusers gives them."""
+    """Return the tensors under the names that diffusers gives them."""
     found = {}
     for name, pair in lora.pairs.items():
         found[f"{_PREFIX}{name}.lora_A.weight"] = pair.down
@@ -48,7 +48,7 @@ def weights(lora: Lora) -> dict[str, Tensor]:
 
 
 def add_to(transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter: str = "lora", scale: float = 1.0) -> None:
-    """Let a transformer work with a LoRA whose shapes fit it.
+    """Add a LoRA whose shapes fit to a transformer.
 
     Args:
         scale: the strength is multiplied by it.
@@ -60,7 +60,7 @@ def add_to(transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter: str
 
 
 def add_all(transformer: CogVideoXTransformer3DModel, loras: Mapping[str, tuple[Lora, float]]) -> None:
-    """Let a transformer work with several LoRAs at once.
+    """Add several LoRAs to a transformer.
 
     Args:
         loras: by the name of their adapters, each with what its strength is multiplied by.
@@ -77,7 +77,7 @@ def add_all(transformer: CogVideoXTransformer3DModel, loras: Mapping[str, tuple[
 
 
 def scale_all(transformer: CogVideoXTransformer3DModel, scales: Mapping[str, float]) -> None:
-    """Set what the strengths of a transformer's adapters are multiplied by; those that are not named are off."""
+    """Set what the strengths of a transformer's adapters are multiplied by; adapters not named are off."""
     transformer.set_adapters(list(scales), list(scales.values()))
 
 
@@ -129,7 +129,7 @@ def check_applied(
 
 
 def _adapted(transformer: CogVideoXTransformer3DModel, adapter: str) -> dict[str, Any]:
-    """The layers that have an adapter of that name."""
+    """Return the layers that have an adapter of that name."""
     return {
         name: module
         for name, module in transformer.named_modules()
@@ -138,7 +138,7 @@ def _adapted(transformer: CogVideoXTransformer3DModel, adapter: str) -> dict[str
 
 
 def _parts(module: Any, adapter: str, pair: Pair) -> list[tuple[torch.nn.Parameter, Tensor]]:
-    """The model's parameters beside the file's values for them."""
+    """Return the model's parameters beside the file's values for them."""
     found = [(module.lora_A[adapter].weight, pair.down), (module.lora_B[adapter].weight, pair.up)]
     if pair.magnitude is not None and adapter in module.lora_magnitude_vector:
         magnitude = module.lora_magnitude_vector[adapter].weight

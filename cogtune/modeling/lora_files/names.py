@@ -143,7 +143,7 @@ def _known(flat: str) -> str | None:
 
 @functools.cache
 def _names() -> tuple[dict[str, str], dict[str, str]]:
-    """The layers outside the blocks and those inside one, by their names with dots as underscores."""
+    """Return the layers outside the blocks and those inside one, by their names with dots as underscores."""
     every = layers.layers(published_spec(VARIANTS["1.5-5b-i2v"]))  # the one that has all of them
     outside = [name for name in every if not name.startswith("transformer_blocks.")]
     inside = [name.removeprefix(_FIRST) for name in every if name.startswith(_FIRST)]
@@ -151,7 +151,7 @@ def _names() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def layout_of(keys: list[str]) -> str:
-    """What the way of naming is called, by the programs that use it."""
+    """Return what the way of naming is called, by the programs that use it."""
     signs = (
         ("lora_unet__", "VideoX-Fun"),
         ("lora_unet_", "kohya, musubi-tuner"),

@@ -63,7 +63,7 @@ class Opened:
 
 
 def _file_in(folder: Path) -> Path | None:
-    """The LoRA file directly in ``folder``: by diffusers' or PEFT's name, or the only one that may be it."""
+    """Return the LoRA file directly in ``folder``: by diffusers' or PEFT's name, or the only one that may be it."""
     for name in FILE_NAMES:
         if (folder / name).is_file():
             return folder / name
@@ -72,7 +72,7 @@ def _file_in(folder: Path) -> Path | None:
 
 
 def find_lora(path: Path) -> Path:
-    """The LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
+    """Return the LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
 
     Raises:
         UsageError: there is none.
@@ -86,7 +86,7 @@ def find_lora(path: Path) -> Path:
     if not path.exists():
         raise UsageError(
             f"there is no LoRA in {path}: no such file or folder",
-            "give a run's folder, a checkpoint, a LoRA file, or user/name of one on the Hub",
+            "pass a run's folder, a checkpoint, a LoRA file, or user/name of one on the Hub",
         )
     if (path / "model_index.json").is_file():
         raise UsageError(f"{path} is a whole model, not a LoRA", "give it as --model")
@@ -101,7 +101,7 @@ def find_lora(path: Path) -> Path:
 
 
 def lora_at(reference: str) -> Path:
-    """The LoRA file that ``reference`` means: as :func:`find_lora`, or on the Hub as ``user/name[/FILE]``.
+    """Return the LoRA file that ``reference`` means: as :func:`find_lora`, or ``user/name[/FILE]`` on the Hub.
 
     Raises:
         UsageError: there is none.
@@ -116,20 +116,20 @@ def lora_at(reference: str) -> Path:
         repo_id,
         "model",
         patterns=[name] if name else [*FILE_NAMES, ADAPTER_CONFIG],
-        otherwise=f"check the network; or there is no {path} here: check the path",
+        otherwise=f"check the network, and the path if you meant a file: {path} does not exist",
     )
     if name and not (folder / name).is_file():
         raise UsageError(f"the model {repo_id} on the Hub has no file {name}", "check the spelling")
     if not name and _file_in(folder) is None:
         raise UsageError(
             f"the model {repo_id} on the Hub has no LoRA by one of the names {', '.join(FILE_NAMES)}",
-            f"name the file: {repo_id}/FILE.safetensors",
+            f"pass the file too: {repo_id}/FILE.safetensors",
         )
     return find_lora(folder / name if name else folder)
 
 
 def open_file(path: Path) -> Opened:
-    """The tensors and settings in ``path``; the form is told by its bytes, not by its name.
+    """Return the tensors and settings in ``path``; the form is told by its bytes, not by its name.
 
     Raises:
         CogtuneError: it cannot be read, or is something else.
@@ -170,7 +170,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file of ``torch.save``.
+    """Return the tensors in a file of ``torch.save``.
 
     Raises:
         CogtuneError: it is damaged, or holds what is more than tensors.

@@ -87,17 +87,17 @@ class Lora:
         return float(pair.rank if pair.alpha is None else pair.alpha)
 
     def scale_of(self, layer: str) -> float:
-        """What the product B A is multiplied by."""
+        """Return what the product B A is multiplied by."""
         rank = self.pairs[layer].rank
         return self.alpha_of(layer) / (math.sqrt(rank) if self.rslora else rank)
 
     def with_alpha(self, alpha: float) -> Lora:
-        """The same at another strength, alike for all layers."""
+        """Return the same at another strength, alike for all layers."""
         return replace(self, pairs={name: replace(pair, alpha=alpha) for name, pair in self.pairs.items()})
 
 
 def read_lora(path: Path) -> Lora:
-    """The LoRA in ``path``, if every tensor of it belongs to a layer that a CogVideoX transformer may have.
+    """Return the LoRA in ``path``, if every tensor of it belongs to a layer that a CogVideoX transformer may have.
 
     Raises:
         CogtuneError: it cannot be read, is something else, or has parts that would be left out; with every kind of
@@ -124,7 +124,7 @@ def read_lora(path: Path) -> Lora:
 
 
 def _sorted(opened: Opened) -> tuple[dict[str, dict[str, tuple[str, Named, Tensor]]], list[str]]:
-    """The tensors by layer and part, and what is wrong with their names and values."""
+    """Return the tensors by layer and part, and what is wrong with their names and values."""
     parts: dict[str, dict[str, tuple[str, Named, Tensor]]] = {}
     lost, doubled, empty, broken, adapters = [], [], [], [], set()
     for key, tensor in opened.tensors.items():
@@ -162,7 +162,7 @@ def _sorted(opened: Opened) -> tuple[dict[str, dict[str, tuple[str, Named, Tenso
 def _paired(
     parts: Mapping[str, Mapping[str, tuple[str, Named, Tensor]]], opened: Opened
 ) -> tuple[dict[str, Pair], list[str]]:
-    """The adapter of each layer, and which are not whole."""
+    """Return the adapter of each layer, and which are not whole."""
     pairs, halves, ranks, problems = {}, [], [], []
     for layer, found in parts.items():
         if "down" not in found or "up" not in found:
@@ -217,7 +217,7 @@ def _alpha_of(
 
 
 def _of_pattern(pattern: Any, layer: str) -> Any:
-    """What PEFT's ``alpha_pattern`` says of a layer, None if nothing."""
+    """Return what PEFT's ``alpha_pattern`` says of a layer, None if nothing."""
     for key, value in pattern.items() if isinstance(pattern, dict) else ():
         with contextlib.suppress(re.error):
             if re.match(rf"(.*\.)?({key})$", layer):  # as PEFT reads it
@@ -226,7 +226,7 @@ def _of_pattern(pattern: Any, layer: str) -> Any:
 
 
 def check_fits(lora: Lora, spec: ModelSpec, base: str) -> Lora:
-    """The LoRA with its matrices in the shapes of the base's weights.
+    """Return the LoRA with its matrices in the shapes of the base's weights.
 
     Args:
         base: what the user calls the base.
@@ -260,7 +260,7 @@ def check_fits(lora: Lora, spec: ModelSpec, base: str) -> Lora:
 
 
 def fitting_models(lora: Lora) -> list[str]:
-    """The published models that have all layers of a LoRA, in the same sizes."""
+    """Return the published models that have all layers of a LoRA, in the same sizes."""
     found = []
     for name, row in VARIANTS.items():
         shapes = layers.weight_shapes(published_spec(row))
@@ -270,7 +270,7 @@ def fitting_models(lora: Lora) -> list[str]:
 
 
 def _adapts(pair: Pair) -> tuple[int, ...]:
-    """The shape of the weight that a pair changes."""
+    """Return the shape of the weight that a pair changes."""
     return (pair.up.shape[0], *pair.down.shape[1:])
 
 
@@ -290,7 +290,7 @@ def _fitted(pair: Pair, weight: Sequence[int]) -> Pair | None:
 
 
 def _what_now(opened: Opened) -> str:
-    """What to do with a file that is not used."""
+    """Return what to do with a file that is not used."""
     keys = list(opened.tensors)
     for sign, method in OTHER_METHODS.items():
         if any(re.search(sign, key) for key in keys):
