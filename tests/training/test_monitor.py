@@ -488,7 +488,7 @@ def test_sample_videos_that_are_out_of_memory_can_be_done_without(
     monkeypatch.setattr(module, "render", exhausted)
     with pytest.raises(CogtuneError, match="out of GPU memory while making the sample videos of step 0") as caught:
         train_here(plan_for(clips, tmp_path / "out", steps=1, **SAMPLED))
-    assert caught.value.hint.startswith("--sample-every 0")
+    assert caught.value.hint.startswith("use --sample-every 0")
     assert list((tmp_path / "out" / "samples").iterdir()) == []
 
 

@@ -175,7 +175,7 @@ def size_asked(request: InferRequest, default: Size) -> Size:
 
 def names_frames(request: InferRequest) -> bool:
     """Return whether the request says how many frames a video has."""
-    return request.frames is not None or (request.size is not None and request.size.lower().count("x") > 1)
+    return request.frames is not None or len(re.findall("[xX×]", request.size or "")) > 1
 
 
 def prompts_asked(request: InferRequest, problems: Problems) -> list[str]:

@@ -93,8 +93,14 @@ def frames_of(path: Path) -> Pixels:
         return read_frames(path, range(probe(path).num_frames))
     from PIL import ImageSequence
 
+    rate = (facts_of(path) or {}).get("fps")
+    frames: list[Pixels] = []
     with opened_image(path) as image:
-        return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])
+        for picture in ImageSequence.Iterator(image):
+            pixels = np.asarray(picture.convert("RGB"))
+            shown = picture.info.get("duration", 0) / 1000  # of frames that are alike, one stands for all
+            frames += [pixels] * max(1, round(shown * rate) if rate else 1)
+    return np.stack(frames)
 
 
 def side_by_side(rows: Sequence[Sequence[Pixels]]) -> Pixels:

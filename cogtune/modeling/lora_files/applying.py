@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +71,9 @@ def add_all(transformer: CogVideoXTransformer3DModel, loras: Mapping[str, tuple[
     """
     for adapter, (lora, _) in loras.items():
         config = {f"{_PREFIX}{key}": value for key, value in peft_config(lora).items()}
-        transformer.load_lora_adapter(weights(lora), adapter_name=adapter, metadata=config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is what is asked for
+            transformer.load_lora_adapter(weights(lora), adapter_name=adapter, metadata=config)
     scale_all(transformer, {adapter: scale for adapter, (_, scale) in loras.items()})
     for adapter, (lora, scale) in loras.items():
         check_applied(transformer, lora, adapter=adapter, scale=scale)
