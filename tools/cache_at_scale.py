@@ -51,7 +51,9 @@ def make(folder: Path, samples: int, model: Path) -> None:
         path = data / f"{number}.mp4"
         facts.learn_probe(path, info, facts.stamp(path))
     facts.save()
-    config = resolve(preset_name="cpu-lora-tiny", flags={"data": data, "model": str(model)}).config.anchored()
+    config = resolve(
+        preset_name="cpu-lora-tiny", flags={"data": data, "model": str(model)}
+    ).config.with_absolute_paths()
     prepared = prepare(config, read_spec(model), model, read_dataset(data))
     todo, entry = prepared.todo, save({"data": torch.zeros(8)}, {"blake2b": "0" * 32})
     work: dict[EntryKind, Sequence[ClipJob | TextJob | ImageJob]] = {

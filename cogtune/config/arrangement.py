@@ -1,4 +1,4 @@
-"""An arrangement of the memory engine: where a run's weights and activations are, and what is recomputed."""
+"""An arrangement of the memory engine: where weights and activations are kept, and what is recomputed."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from cogtune.data.layouts.folder import Folder, LayoutOptions
 from cogtune.data.layouts.lists import CAPTIONS, IMAGES, LISTS, VIDEOS
 from cogtune.data.layouts.media import is_clip
 from cogtune.data.layouts.nearest import what_is_there
-from cogtune.data.layouts.sidecar import BESIDE
+from cogtune.data.layouts.sidecar import SIDECAR
 from cogtune.data.layouts.tables import TABLE
 from cogtune.models.download import home, snapshot
 from cogtune.system.errors import CogtuneError, counted
@@ -32,7 +32,7 @@ __all__ = [
     "takes_every_file",
 ]
 
-LAYOUTS: tuple[Layout, ...] = (LISTS, TABLE, DATASETS, BESIDE)
+LAYOUTS: tuple[Layout, ...] = (LISTS, TABLE, DATASETS, SIDECAR)
 """The known layouts; the first that a folder is in is used, unless the user names one."""
 
 

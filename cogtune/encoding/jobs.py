@@ -32,7 +32,7 @@ from cogtune.data.cache.index import (
     make_index,
     missing,
 )
-from cogtune.data.cache.store import EntryKind, Store
+from cogtune.data.cache.store import JOB, EntryKind, Store
 from cogtune.data.frames import ClipView, FrameSettings, settings_for
 from cogtune.data.prompts import NOTHING, PromptRow, ValidationSet, prompt_jobs
 from cogtune.data.sources import Dataset
@@ -94,7 +94,7 @@ def store_of(config: RunConfig) -> Store:
         CogtuneError: writing there would reach files elsewhere, by a link that leads out.
     """
     root = config.cache_folder
-    if root == config.usual_cache_folder and leads_out(root, config.data):
+    if root == config.default_cache_folder and leads_out(root, config.data):
         hint = f"delete the link, or, if that is where the cache is to be, give --cache-dir {root.resolve()}"
         refuse_links([root], config.data, hint)
     refuse_links_out(root)
@@ -104,7 +104,7 @@ def store_of(config: RunConfig) -> Store:
 def prepare(
     config: RunConfig,
     spec: ModelSpec,
-    checkpoint: Path,
+    base_model_dir: Path,
     dataset: Dataset,
     watched: ValidationSet = NOTHING,
     *,
@@ -118,10 +118,10 @@ def prepare(
     Raises:
         CogtuneError: a clip or the model cannot be read, or the cache folder not be written.
     """
-    tokens = {part: fingerprint(checkpoint, part) for part in ("text_encoder", "tokenizer")}
+    tokens = {part: fingerprint(base_model_dir, part) for part in ("text_encoder", "tokenizer")}
     recipe = CacheKeySettings(
         frames=frame_settings(config, spec),
-        vae=fingerprint(checkpoint, "vae"),
+        vae=fingerprint(base_model_dir, "vae"),
         text=f"{tokens['text_encoder']}-{tokens['tokenizer']}",
         max_tokens=spec.max_text_seq_length,
         dtype=config.precision,
@@ -155,23 +155,23 @@ class EncodeOptions:
 class EncodePlan:
     """What has to be encoded, and with what."""
 
-    checkpoint: Path
+    base_model_dir: Path
     store: Store
     precision: Precision
     max_tokens: int
     todo: EncodeJobs
-    engine: EncodeOptions
+    options: EncodeOptions
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
         write_sealed(
             path,
             {
-                "checkpoint": str(self.checkpoint),
+                "checkpoint": str(self.base_model_dir),
                 "cache": str(self.store.root),
                 "precision": self.precision,
                 "max_tokens": self.max_tokens,
-                "engine": asdict(self.engine),
+                "engine": asdict(self.options),
                 "clips": [[job.key, str(job.video), job.frames.to_dict(), job.stamp] for job in self.todo.clips],
                 "texts": [[job.key, job.caption] for job in self.todo.texts],
                 "images": [
@@ -209,15 +209,15 @@ class EncodePlan:
         )
 
 
-def job_for(
-    prepared: PreparedCache, config: RunConfig, spec: ModelSpec, checkpoint: Path, *, processes: int | None = None
+def make_encode_plan(
+    prepared: PreparedCache, config: RunConfig, spec: ModelSpec, base_model_dir: Path, *, processes: int | None = None
 ) -> EncodePlan:
     """The job of encoding what ``prepared`` lacks, by so many processes; by default as many as the work is worth."""
     if processes is None:
         most = min(config.local_processes, len(gpus()) or config.local_processes)
-        processes = max(1, min(most, int(seconds_of(prepared.todo) // _START_SECONDS)))
+        processes = max(1, min(most, int(estimated_seconds(prepared.todo) // _START_SECONDS)))
     return EncodePlan(
-        checkpoint,
+        base_model_dir,
         prepared.store,
         config.precision,
         spec.max_text_seq_length,
@@ -240,7 +240,7 @@ def _clip_seconds(job: ClipJob) -> float:
     return _CLIP_SECONDS * size.num_frames * size.height * size.width
 
 
-def seconds_of(work: EncodeJobs) -> float:
+def estimated_seconds(work: EncodeJobs) -> float:
     """Return about how long one H200 takes."""
     return sum(map(_clip_seconds, work.clips)) + _TEXT_SECONDS * len(work.texts)
 
@@ -309,12 +309,13 @@ def check_space(job: EncodePlan, spec: ModelSpec) -> None:
         free = shutil.disk_usage(job.store.root).free
     if needed > free:
         raise CogtuneError(
-            f"the cache needs {in_gb(needed)} more, and {in_gb(free)} are free on the disk of {job.store.root}",
+            f"not enough disk space for the cache in {job.store.root}: it needs {format_bytes(needed)} more, "
+            f"and {format_bytes(free)} are free",
             "free some space, use a smaller --size, or put the cache elsewhere with --cache-dir",
         )
 
 
-def in_gb(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Bytes as people say them, in units of 1000."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
@@ -336,8 +337,8 @@ def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
     Raises:
         CogtuneError: it failed, or was stopped, or some clips could not be decoded; what is done stays done.
     """
-    files = LaunchFiles(job.store.root / "job")
-    processes = job.engine.processes
+    files = LaunchFiles(job.store.root / JOB)
+    processes = job.options.processes
     job.write(files.plan)
     command = [sys.executable, "-m", "cogtune.encoding.worker", str(files.plan)]
     if processes > 1:

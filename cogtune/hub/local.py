@@ -201,7 +201,7 @@ def newest_samples(run: Path, step: object) -> dict[str, Path]:
     return {path.relative_to(run).as_posix(): path for path in videos}
 
 
-def stamp_beside(weights: Weights) -> Path | None:
+def find_stamp(weights: Weights) -> Path | None:
     """Return the file in which cogtune wrote about the run that the weights come from; None when there is none."""
     if weights.kind == "lora":
         return None
@@ -215,7 +215,7 @@ def read_stamp(weights: Weights) -> dict[str, Any]:
     """Return what cogtune wrote about the run beside or inside the weights; empty when another program made them."""
     if weights.kind == "lora":
         return facts_in(header_metadata(weights.path), weights.path)
-    path = stamp_beside(weights)
+    path = find_stamp(weights)
     if path is None:
         return {}
     record = read_object(path)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from cogtune.merge.unpickling import CarefulUnpickler
+from cogtune.merge.unpickling import RestrictedUnpickler
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained
 
@@ -138,13 +138,13 @@ def name_when_saved(path: Path) -> str:
         return f"{archive.namelist()[0].partition('/')[0]}.pt"
 
 
-class _Inert:
+class _Stub:
     """Stands for every class that is not needed: takes anything, does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __call__(self, *_: Any, **__: Any) -> _Inert:
+    def __call__(self, *_: Any, **__: Any) -> _Stub:
         return self
 
     def __setstate__(self, state: Any) -> None:
@@ -195,18 +195,18 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(CarefulUnpickler):
+class _Unpickler(RestrictedUnpickler):
     def __init__(self, file: io.BytesIO, records: dict[str, Record]) -> None:
         super().__init__(file)
         self._records = records
 
     def is_key(self, value: Any) -> bool:
-        return isinstance(value, _Inert) or super().is_key(value)
+        return isinstance(value, _Stub) or super().is_key(value)
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        return _KNOWN.get((module, name), _Inert)
+        return _KNOWN.get((module, name), _Stub)
 
     def persistent_load(self, reference: Any) -> tuple[Record, torch.dtype]:
         _, dtype, key, _, _ = reference

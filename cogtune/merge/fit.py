@@ -38,8 +38,8 @@ def fit_transformer(
     Raises:
         CogtuneError: with everything that does not fit.
     """
-    trained = {own_name(name): source for name, source in zero.trained.items()}
-    kept = {own_name(name): source for name, source in zero.kept.items()}
+    trained = {bare_name(name): source for name, source in zero.trained.items()}
+    kept = {bare_name(name): source for name, source in zero.kept.items()}
     found = trained | {name: source for name, source in kept.items() if name not in trained}
     problems = [f"it trained {name}, which is not in the base model" for name in trained if name not in expected]
     lacking = [name for name in expected if name not in found]
@@ -62,7 +62,7 @@ def fit_transformer(
     return Fitted(sources, sorted(set(kept) - set(expected)), from_base)
 
 
-def own_name(name: str) -> str:
+def bare_name(name: str) -> str:
     """Return a parameter's name without what wrappers (compilation, DDP, FSDP, peft) add to it."""
     for inner in _WITHIN:
         name = name.replace(inner, "")

@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from cogtune.merge.archive import MOST_DESCRIPTION, Record, StoredTensor, read_archive, records_at
 from cogtune.merge.sources import LoadedSource, Part, SavedWeights, Source, Values
-from cogtune.merge.unpickling import CarefulUnpickler
+from cogtune.merge.unpickling import RestrictedUnpickler
 from cogtune.merge.zero import AGAIN
 from cogtune.models.variants import Precision
 from cogtune.system.errors import CogtuneError
@@ -61,7 +61,7 @@ _CLASSES = {
 _PRECISIONS: dict[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-class _Unpickler(CarefulUnpickler):
+class _Unpickler(RestrictedUnpickler):
     def is_key(self, value: Any) -> bool:
         if isinstance(value, MetadataIndex):
             value = (value.fqn, *(value.offset or ()), value.index or 0)

@@ -12,7 +12,7 @@ from typing import Any
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 
-from cogtune.merge.fit import own_name, shape_text, truncated
+from cogtune.merge.fit import bare_name, shape_text, truncated
 from cogtune.merge.sources import SavedWeights, Values
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import FACTS, lora_facts
@@ -63,7 +63,7 @@ def fit_lora(
     problems = []
     adapters = set()
     for name, source in zero.trained.items():
-        match = _NAME.fullmatch(own_name(name))
+        match = _NAME.fullmatch(bare_name(name))
         if match is None:
             problems.append(f"it trained {name} beside the LoRA: a LoRA file cannot hold it")
             continue

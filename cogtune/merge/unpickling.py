@@ -12,7 +12,7 @@ import torch
 _Pure: Any = pickle._Unpickler
 
 
-class CarefulUnpickler(_Pure):  # type: ignore[misc]
+class RestrictedUnpickler(_Pure):  # type: ignore[misc]
     """Refuses keys that may take for ever to hash.
 
     The unpickler that is written in C makes room for as many objects as a damaged number says; this one keeps them in a
@@ -40,7 +40,7 @@ class CarefulUnpickler(_Pure):  # type: ignore[misc]
 
 
 def _checked(load: Callable[[Any], None], keys: Callable[[list[Any]], Iterable[Any]]) -> Callable[[Any], None]:
-    def checked(self: CarefulUnpickler) -> None:
+    def checked(self: RestrictedUnpickler) -> None:
         if not all(map(self.is_key, keys(self.stack))):
             raise pickle.UnpicklingError("a key is a container")
         load(self)
@@ -67,4 +67,4 @@ for _code, _keys in (
     (pickle.ADDITEMS, _every),
     (pickle.FROZENSET, _every),
 ):
-    CarefulUnpickler.dispatch[_code[0]] = _checked(_Pure.dispatch[_code[0]], _keys)
+    RestrictedUnpickler.dispatch[_code[0]] = _checked(_Pure.dispatch[_code[0]], _keys)

@@ -61,7 +61,7 @@ def add_lora(
             parameter.data = parameter.data.float()
 
 
-def announce_dora_to_deepspeed(transformer: CogVideoXTransformer3DModel) -> None:
+def register_dora_with_deepspeed(transformer: CogVideoXTransformer3DModel) -> None:
     """Have ZeRO-3 gather what DoRA's layers read of their neighbours, in forward passes made anew in the backward too.
 
     DeepSpeed finds such reading out by itself in a forward pass, and only for weights that were away at that moment.

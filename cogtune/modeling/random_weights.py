@@ -47,7 +47,7 @@ _EXTRA_IDS = 100
 
 
 @contextlib.contextmanager
-def _made_on(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
+def _seeded_init(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
     """Parameters made inside are born on ``device`` in ``dtype`` from ``seed``; all torch state is put back after."""
     before = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
@@ -73,10 +73,10 @@ def build_transformer(
     variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
 ) -> CogVideoXTransformer3DModel:
     """A transformer with random weights, made in ``dtype`` straight on ``device`` (``meta`` for its shapes alone)."""
-    with _made_on(torch.device(device), dtype, seed):
+    with _seeded_init(torch.device(device), dtype, seed):
         model = CogVideoXTransformer3DModel(**transformer_config(variant, scale))
         if scale == "tiny":
-            _liven_transformer(model)
+            _widen_transformer_init(model)
         for buffer in model.buffers():
             buffer.data = buffer.data.to(dtype)  # diffusers makes positions, a buffer, in fp64
     return model.eval()
@@ -86,10 +86,10 @@ def build_vae(
     variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
 ) -> AutoencoderKLCogVideoX:
     """Return a VAE with random weights, made in ``dtype`` straight on ``device``."""
-    with _made_on(torch.device(device), dtype, seed):
+    with _seeded_init(torch.device(device), dtype, seed):
         model = AutoencoderKLCogVideoX(**vae_config(variant, scale))
         if scale == "tiny":
-            _liven_vae(model)
+            _widen_vae_init(model)
     return model.eval()
 
 
@@ -97,12 +97,12 @@ def build_text_encoder(
     variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
 ) -> T5EncoderModel:
     """Return a T5 encoder with random weights, made in ``dtype`` straight on ``device``."""
-    with _made_on(torch.device(device), dtype, seed):
+    with _seeded_init(torch.device(device), dtype, seed):
         model = T5EncoderModel(T5Config(**text_encoder_config(variant, scale)))
     return model.eval()
 
 
-def _liven_transformer(model: CogVideoXTransformer3DModel) -> None:
+def _widen_transformer_init(model: CogVideoXTransformer3DModel) -> None:
     """Let a LoRA on the attention of a frozen random model change what comes out.
 
     With torch's own initial weights the gates are about 0.1, so that what attention adds hardly shows beside what the
@@ -118,7 +118,7 @@ def _liven_transformer(model: CogVideoXTransformer3DModel) -> None:
     model.proj_out.weight *= OUTPUT_GAIN
 
 
-def _liven_vae(model: AutoencoderKLCogVideoX) -> None:
+def _widen_vae_init(model: AutoencoderKLCogVideoX) -> None:
     """Give latents the spread that a trained VAE gives them.
 
     With torch's own initial weights the latents' deviation is 0.34 and that of the noise on them 1. Here scaled latents

@@ -45,7 +45,7 @@ class SamplerSetup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class SampleInputs:
     """One video to sample."""
 
     prompt: str
@@ -89,7 +89,7 @@ class Sampler:
         self._transformer = self._loaded_transformer()
         self._pipeline = self._made_pipeline()
 
-    def sample(self, scene: Scene, on_step: Callable[[int], None] | None = None) -> Frames:
+    def sample(self, inputs: SampleInputs, on_step: Callable[[int], None] | None = None) -> Frames:
         """Sample one video: frames ``[F, H, W, 3]`` uint8.
 
         Args:
@@ -99,24 +99,24 @@ class Sampler:
             NotFinite: the model or the VAE overflowed.
         """
         if self.setup.loras:
-            scale_all(self._transformer, {_name(n): w * scene.lora_scale for n, w in enumerate(self._weights)})
-        inputs: dict[str, Any] = {
-            "prompt_embeds": self._texts[scene.prompt],
-            "negative_prompt_embeds": self._texts[scene.negative_prompt],
+            scale_all(self._transformer, {_name(n): w * inputs.lora_scale for n, w in enumerate(self._weights)})
+        given: dict[str, Any] = {
+            "prompt_embeds": self._texts[inputs.prompt],
+            "negative_prompt_embeds": self._texts[inputs.negative_prompt],
         }
-        if scene.image is not None:
-            inputs["image"] = unit_image(scene.image)
+        if inputs.image is not None:
+            given["image"] = unit_image(inputs.image)
         return render(
             self._pipeline,
             self.setup.spec,
-            scene.size,
-            steps=scene.steps,
-            guidance=scene.guidance,
-            seed=scene.seed,
-            clip=scene.clip,
-            strength=scene.strength,
+            inputs.size,
+            steps=inputs.steps,
+            guidance=inputs.guidance,
+            seed=inputs.seed,
+            clip=inputs.clip,
+            strength=inputs.strength,
             on_step=on_step,
-            **inputs,
+            **given,
         )
 
     @property

@@ -175,7 +175,7 @@ def seconds(work: Workload, arrangement: Arrangement, speed: Speed) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class RequestedArrangement:
     """What of an arrangement is given; None is for the planner to choose."""
 
     streamed_blocks: int | None = None
@@ -190,7 +190,7 @@ def _keeps(work: Workload) -> tuple[Keep, ...]:
     return ("attention", "inputs") if work.compiled else ("inputs",)
 
 
-def unplanned(work: Workload, wanted: Wanted) -> Arrangement:
+def unplanned(work: Workload, wanted: RequestedArrangement) -> Arrangement:
     """Return the arrangement of what is given alone: all else stays on the card."""
     return Arrangement(
         streamed_blocks=wanted.streamed_blocks or 0,
@@ -201,7 +201,7 @@ def unplanned(work: Workload, wanted: Wanted) -> Arrangement:
     )
 
 
-def arrange(work: Workload, budget: int, speed: Speed, wanted: Wanted) -> tuple[Arrangement, bool]:
+def arrange(work: Workload, budget: int, speed: Speed, wanted: RequestedArrangement) -> tuple[Arrangement, bool]:
     """The fastest arrangement whose estimate fits ``budget`` bytes of the card, and whether there is one that does.
 
     Of those that are as fast but for :data:`WORTH`, it is the one that takes the least of the card; without one that
@@ -217,7 +217,7 @@ def arrange(work: Workload, budget: int, speed: Speed, wanted: Wanted) -> tuple[
     return leanest[2], True
 
 
-def _candidates(work: Workload, room: float, wanted: Wanted) -> Iterator[Arrangement]:
+def _candidates(work: Workload, room: float, wanted: RequestedArrangement) -> Iterator[Arrangement]:
     """Arrangements with no more blocks offloaded than the room asks for, and with all of them."""
     every = range(work.blocks + 1)
     keeps = _keeps(work) if wanted.keep is None else (wanted.keep,)

@@ -17,8 +17,8 @@ from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import SPATIAL_COMPRESSION, latent_frames
 from cogtune.models.layers import block_parameters, layers, targeted, transformer_parameters
 from cogtune.planning import arrangements
-from cogtune.planning.arrangements import Wanted, Workload
-from cogtune.planning.speeds import SPEEDS, seconds_of_step, speed_of, tokens_of, work_of
+from cogtune.planning.arrangements import RequestedArrangement, Workload
+from cogtune.planning.speeds import SPEEDS, flops_of_step, seconds_of_step, speed_of, tokens_of
 from cogtune.run.plan import size_of
 from cogtune.system.errors import UsageError
 
@@ -176,7 +176,7 @@ def plan_arrangement(
     """
     given = config.attention if config.attention != "auto" else None
     keep = config.keep_activations or (None if config.gradient_checkpointing else "everything")
-    wanted = Wanted(
+    wanted = RequestedArrangement(
         streamed_blocks=config.stream_blocks,
         keep=keep,
         kept_whole=config.keep_everything,
@@ -333,5 +333,5 @@ def _checkpoint(config: RunConfig, spec: ModelSpec) -> int:
 
 
 def _flops(config: RunConfig, spec: ModelSpec) -> float:
-    matmul, attention = work_of(config, spec)
+    matmul, attention = flops_of_step(config, spec)
     return matmul + attention

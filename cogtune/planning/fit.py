@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from cogtune.config.optimizers import goes_with
+from cogtune.config.optimizers import is_compatible
 from cogtune.config.presets import PRESETS, Preset
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
@@ -166,7 +166,7 @@ def _named(row: Preset, config: RunConfig, machine: Hardware) -> str:
     words = [f"--preset {row.name}"]
     if row.gpus > 1:
         words.append(f"--num-processes {len(machine.cards)}")
-    if not goes_with(config.optimizer, row.strategy):
+    if not is_compatible(config.optimizer, row.strategy):
         words.append("--optimizer adamw")
     return " ".join(words)
 
@@ -183,7 +183,7 @@ def _tried(config: RunConfig, machine: Hardware) -> Iterator[RunConfig]:
             continue  # nothing to share with anyone
         if facts.uses_deepspeed and config.type == "lora":
             continue  # an adapter has little that could be shared out
-        if not goes_with(config.optimizer, strategy):
+        if not is_compatible(config.optimizer, strategy):
             continue
         yield config.model_copy(update={"strategy": strategy, "num_processes": count * config.num_machines})
 
@@ -203,7 +203,7 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
             f"{tried.strategy}: {'; '.join(problems(tried, estimate(tried, spec), machine, sure=1.0))}"
             for tried in _tried(config, machine)
         ]
-        if config.type == "sft" and not goes_with(config.optimizer, "zero2"):
+        if config.type == "sft" and not is_compatible(config.optimizer, "zero2"):
             reasons.append(f"the others: optimizer {config.optimizer} does not go with them")
         raise UsageError(
             f"--fit found no way to train {config.type} of {spec.variant.name} on this machine: {machine}",
@@ -236,7 +236,7 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Pre
     return None
 
 
-def what_would_fit(config: RunConfig, spec: ModelSpec, machine: Hardware, *, free: int | None = None) -> str:
+def suggest_fit(config: RunConfig, spec: ModelSpec, machine: Hardware, *, free: int | None = None) -> str:
     """What to change after a run of ``config`` was out of GPU memory: one option if one is enough, else a preset.
 
     The options cost more time or change the training more from one to the next; the first that fits by the estimate,
@@ -295,7 +295,7 @@ def _leaner(config: RunConfig, spec: ModelSpec, limit: int) -> Iterator[tuple[st
     if config.type == "sft":
         leaner = [name for name, facts in STRATEGIES.items() if config.num_processes >= facts.worthwhile_from]
         changes: list[dict[str, Any]] = [
-            {"strategy": other} if goes_with(config.optimizer, other) else {"strategy": other, "optimizer": "adamw"}
+            {"strategy": other} if is_compatible(config.optimizer, other) else {"strategy": other, "optimizer": "adamw"}
             for other in leaner
             if other != config.strategy
         ]

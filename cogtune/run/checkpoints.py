@@ -154,7 +154,7 @@ def changed_files(
 def check_fits(
     checkpoint: Path,
     state: Mapping[str, Any],
-    identity: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
     *,
     model: str | None = None,
     samples: int | None = None,
@@ -162,15 +162,15 @@ def check_fits(
     """Refuse a checkpoint that belongs to another run.
 
     Args:
-        identity: what must be the same for the resumed run to be the same run, by name.
+        fingerprint: the run's, as :func:`cogtune.run.plan.resume_fingerprint` returns it.
         model: how the base model is called now, and ``samples`` how many there are, to say what digests stand for.
 
     Raises:
         CogtuneError: with every difference, or when another version wrote it.
     """
     before = state["identity"]
-    unknown = [key for key in identity if key not in before]
-    if unknown and before.get("strategy") == identity.get("strategy"):  # each strategy has keys of its own
+    unknown = [key for key in fingerprint if key not in before]
+    if unknown and before.get("strategy") == fingerprint.get("strategy"):  # each strategy has keys of its own
         raise CogtuneError(
             f"{checkpoint} was written by another version of cogtune: it does not say {', '.join(unknown)}",
             "start anew in another --output; `cogtune merge-zero` still makes weights of a ZeRO checkpoint",
@@ -179,13 +179,13 @@ def check_fits(
     then = {"model": state.get("base_model"), "data": dataset.get("samples") if isinstance(dataset, dict) else None}
     now = {"model": model, "data": samples}
     wrong = []
-    for key, value in identity.items():
+    for key, value in fingerprint.items():
         if key not in before or before[key] == value:
             continue
         if key not in _CHANGED:
             wrong.append(f"{key}: {before[key]!r} in the checkpoint, {value!r} now")
         elif None in (then.get(key), now.get(key)) or then[key] == now[key]:
-            if key != "data" or before.get("model") == identity.get("model"):  # each model encodes it for itself
+            if key != "data" or before.get("model") == fingerprint.get("model"):  # each model encodes it for itself
                 wrong.append(f"{key}: {_CHANGED[key]}")
         else:
             unit = " samples" if key == "data" else ""

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import yaml
 
-from cogtune.config.launchers import accelerate_config, deepspeed_config, machines_missing, meeting_point, meeting_port
+from cogtune.config.launchers import (
+    accelerate_config,
+    deepspeed_config,
+    rendezvous,
+    rendezvous_port,
+    rendezvous_timeout,
+)
 from cogtune.config.run_config import RunConfig
 from cogtune.run.checkpoints import checkpoints, stamp
 from cogtune.run.folder import RUN_NAME, RunFolder
@@ -98,7 +104,7 @@ class LaunchFiles:
             "--config_file",
             str(self.accelerate),
             "--main_process_port",
-            str(meeting_port(config)),
+            str(rendezvous_port(config)),
             "--quiet",
         ]
         if config.num_machines > 1:  # how long the launchers wait for each other; accelerate.yaml has no key for it
@@ -167,7 +173,7 @@ def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None =
     if config.num_machines > 1:
         others = config.num_machines - 1
         console.note(
-            f"waiting for {others} other {'machine' if others == 1 else 'machines'} at {meeting_point(config)}, "
+            f"waiting for {others} other {'machine' if others == 1 else 'machines'} at {rendezvous(config)}, "
             f"at most {config.nccl_timeout:g} minutes"
         )
     processes.supervise(
@@ -187,11 +193,11 @@ def _not_met(config: RunConfig, log: str) -> CogtuneError | None:
         return None
     if "another process is utilizing it" in log:
         return CogtuneError(
-            f"port {meeting_port(config)} of this machine is in use",
+            f"port {rendezvous_port(config)} of this machine is in use",
             "name another as --main-process-port, the same on each machine",
         )
     if "DistStoreError" in log or "DistNetworkError" in log:
-        return machines_missing(config)
+        return rendezvous_timeout(config)
     return None
 
 

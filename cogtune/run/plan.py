@@ -30,7 +30,7 @@ class Plan:
 
     config: RunConfig
     provenance: Mapping[str, str]
-    checkpoint: Path
+    base_model_dir: Path
     """Local folder of the base model."""
     spec: ModelSpec
     size: Size
@@ -47,14 +47,14 @@ class Plan:
     """The same for the samples of the validation data; None without any."""
     prompts: Path | None
     """The prompts of the sample videos with their entries; None for a run that makes none."""
-    identity: Mapping[str, Any]
+    resume_fingerprint: Mapping[str, Any]
     """What has to be the same for a resumed run to be the same run."""
     resume: Path | None
     overwrite: bool
     """Whether checkpoints behind the run's first step may be deleted."""
     replaces: Mapping[str, str]
     """The checkpoints that stood in the output folder when a new run was planned there, each with its stamp."""
-    began_with: Mapping[str, Any] | None = None
+    init_lora: Mapping[str, Any] | None = None
     """Name and digest of the LoRA that the run began with, if it did."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Plan:
             "format": FORMAT,
             "config": self.config.to_dict(),
             "provenance": dict(self.provenance),
-            "checkpoint": str(self.checkpoint),
+            "checkpoint": str(self.base_model_dir),
             "spec": self.spec.to_dict(),
             "size": str(self.size),
             "fps": self.fps,
@@ -75,10 +75,10 @@ class Plan:
             "index": str(self.index),
             "validation": str(self.validation) if self.validation else None,
             "prompts": str(self.prompts) if self.prompts else None,
-            "identity": dict(self.identity),
+            "identity": dict(self.resume_fingerprint),
             "resume": str(self.resume) if self.resume else None,
             "overwrite": self.overwrite,
-            "began_with": dict(self.began_with) if self.began_with else None,
+            "began_with": dict(self.init_lora) if self.init_lora else None,
             "replaces": dict(self.replaces),
         }
 
@@ -97,7 +97,7 @@ class Plan:
             return cls(
                 config=RunConfig.model_validate(saved.config),
                 provenance=saved.provenance,
-                checkpoint=Path(saved.checkpoint),
+                base_model_dir=Path(saved.checkpoint),
                 spec=TypeAdapter(ModelSpec).validate_json(json.dumps(saved.spec), strict=True),
                 size=Size.parse(saved.size),
                 fps=saved.fps,
@@ -108,10 +108,10 @@ class Plan:
                 index=Path(saved.index),
                 validation=Path(saved.validation) if saved.validation else None,
                 prompts=Path(saved.prompts) if saved.prompts else None,
-                identity=saved.identity,
+                resume_fingerprint=saved.identity,
                 resume=Path(saved.resume) if saved.resume else None,
                 overwrite=saved.overwrite,
-                began_with=saved.began_with,
+                init_lora=saved.began_with,
                 replaces=saved.replaces,
             )
         except ValidationError as error:
@@ -212,35 +212,35 @@ def resume_fingerprint(config: RunConfig, *, base: str, data: str) -> dict[str, 
         data: digest of the cache index.
     """
     values = config.to_dict()
-    identity = {key: values[key] for key in tagged("resume")}
-    identity |= {
+    fingerprint = {key: values[key] for key in tagged("resume")}
+    fingerprint |= {
         "alpha": config.lora_alpha,
         "samples per step": config.global_batch,
         "model": base,
         "data": data,
     }
     if config.sharding.uses_deepspeed:  # ZeRO shards belong to a number of processes
-        identity["num_processes"] = config.num_processes
+        fingerprint["num_processes"] = config.num_processes
     if config.sharding.zero_stage == 2:
-        identity["shards"] = ZERO2_LAYOUT
-    return identity
+        fingerprint["shards"] = ZERO2_LAYOUT
+    return fingerprint
 
 
 def make_plan(
     resolved: Resolved,
     *,
-    checkpoint: Path,
+    base_model_dir: Path,
     spec: ModelSpec,
     samples: int,
     buckets: Mapping[Size, int] | None = None,
     prompt: str,
     index: Path,
-    identity: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
     resume: Path | None,
     validation: Path | None = None,
     prompts: Path | None = None,
     overwrite: bool = False,
-    began_with: Mapping[str, Any] | None = None,
+    init_lora: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Return everything a run needs, resolved.
 
@@ -262,7 +262,7 @@ def make_plan(
     return Plan(
         config=config,
         provenance=resolved.provenance,
-        checkpoint=checkpoint,
+        base_model_dir=base_model_dir,
         spec=spec,
         size=size_of(config, spec),
         fps=fps_of(config, spec),
@@ -273,9 +273,9 @@ def make_plan(
         index=index,
         validation=validation,
         prompts=prompts,
-        identity=identity,
+        resume_fingerprint=fingerprint,
         resume=resume,
         overwrite=overwrite,
-        began_with=began_with,
+        init_lora=init_lora,
         replaces={path.name: stamp(path) for path in checkpoints(config.output)} if resume is None else {},
     )

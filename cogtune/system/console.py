@@ -88,16 +88,16 @@ class _Results(_Stream):
     """stdout, where what was asked for goes. One that cannot be written is an error of its own."""
 
     def write(self, text: str) -> int:
-        with _results_explained():
+        with _explain_unwritable_stdout():
             return self._stream.write(text)
 
     def flush(self) -> None:
-        with _results_explained():
+        with _explain_unwritable_stdout():
             self._stream.flush()
 
 
 @contextlib.contextmanager
-def _results_explained() -> Iterator[None]:
+def _explain_unwritable_stdout() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:  # its reader has enough, as `head` does

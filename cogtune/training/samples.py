@@ -36,7 +36,7 @@ from cogtune.system.json_files import read_json
 from cogtune.training.checkpoint import TrainState
 
 
-def remove_later(output: Path, first_step: int) -> None:
+def remove_later_samples(output: Path, first_step: int) -> None:
     """Delete the sample videos that a run starting from ``first_step`` makes anew, and what a killed run left."""
     remove_partials(RunFolder(output).samples)
     for step, path in step_folders(output):
@@ -52,7 +52,7 @@ class ValidationVideos:
     null_text: str
     """Key of the empty prompt's embedding."""
     store: Store
-    checkpoint: Path
+    base_model_dir: Path
     """The base model, for its VAE and its scheduler."""
     spec: ModelSpec
     size: Size
@@ -69,7 +69,10 @@ class ValidationVideos:
 
 
 def render_validation_videos(
-    trainee: TrainState, scenes: ValidationVideos, step: int, tell: Callable[[str], None] = lambda _: None
+    train_state: TrainState,
+    validation_videos: ValidationVideos,
+    step: int,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Sample every prompt into the folder of ``step``; what it holds then. Collective: every process calls it.
 
@@ -83,18 +86,18 @@ def render_validation_videos(
     Raises:
         CogtuneError: a video cannot be written.
     """
-    accelerator = trainee.accelerator
-    target = step_folder(scenes.output, step)
+    accelerator = train_state.accelerator
+    target = step_folder(validation_videos.output, step)
     aside = partial_path(target)
     if accelerator.is_main_process:
         partial_folder(target)
     accelerator.wait_for_everyone()
     try:
-        with _undisturbed(trainee):
-            _render_share(trainee, scenes, aside, tell)
+        with _undisturbed(train_state):
+            _render_share(train_state, validation_videos, aside, tell)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_list(aside, _entries(scenes, aside))
+            write_list(aside, _entries(validation_videos, aside))
             if left := publish_folder(aside, target):
                 console.warn(left)
     except BaseException:
@@ -104,88 +107,94 @@ def render_validation_videos(
     return [asdict(entry) for entry in read_list(target)]
 
 
-def _entries(scenes: ValidationVideos, folder: Path) -> list[SampleEntry]:
+def _entries(validation_videos: ValidationVideos, folder: Path) -> list[SampleEntry]:
     return [
-        SampleEntry(row.prompt, row.image_file, scenes.seed, scenes.file_name(number))
-        for number, row in enumerate(scenes.prompts)
-        if (folder / scenes.file_name(number)).is_file()
+        SampleEntry(row.prompt, row.image_file, validation_videos.seed, validation_videos.file_name(number))
+        for number, row in enumerate(validation_videos.prompts)
+        if (folder / validation_videos.file_name(number)).is_file()
     ]
 
 
-def _render_share(trainee: TrainState, scenes: ValidationVideos, folder: Path, tell: Callable[[str], None]) -> None:
+def _render_share(
+    train_state: TrainState, validation_videos: ValidationVideos, folder: Path, tell: Callable[[str], None]
+) -> None:
     """This process's videos. The VAE is in memory only meanwhile."""
-    accelerator, count = trainee.accelerator, len(scenes.prompts)
+    accelerator, count = train_state.accelerator, len(validation_videos.prompts)
     turns = -(-count // accelerator.num_processes)
-    pipeline = _pipeline(trainee, scenes)
+    pipeline = _pipeline(train_state, validation_videos)
     for turn in range(turns):
         number = turn * accelerator.num_processes + accelerator.process_index
-        row = scenes.prompts[number % count]
+        row = validation_videos.prompts[number % count]
 
         def stepped(done: int, turn: int = turn) -> None:
-            tell(f"sample video {turn + 1}/{turns}, step {done}/{scenes.steps}")
+            tell(f"sample video {turn + 1}/{turns}, step {done}/{validation_videos.steps}")
 
         try:
             frames = render(
                 pipeline,
-                scenes.spec,
-                scenes.size,
-                steps=scenes.steps,
-                guidance=scenes.guidance,
-                seed=scenes.seed,
+                validation_videos.spec,
+                validation_videos.size,
+                steps=validation_videos.steps,
+                guidance=validation_videos.guidance,
+                seed=validation_videos.seed,
                 on_step=stepped,
-                **_inputs(scenes, row, accelerator.device),
+                **_inputs(validation_videos, row, accelerator.device),
             )
         except NotFinite as error:
             console.warn(f"no sample video of '{row.prompt}': {error.message}")
             continue
         if number < count:
-            write_video(folder / scenes.file_name(number), frames, scenes.fps, own_files.MARK)
+            write_video(folder / validation_videos.file_name(number), frames, validation_videos.fps, own_files.MARK)
 
 
-def _pipeline(trainee: TrainState, scenes: ValidationVideos) -> Any:
+def _pipeline(train_state: TrainState, validation_videos: ValidationVideos) -> Any:
     """Return the diffusers pipeline around the model in training, without a text encoder."""
-    with loading(scenes.checkpoint / "vae"):
-        vae = AutoencoderKLCogVideoX.from_pretrained(scenes.checkpoint / "vae", dtype=scenes.dtype)
-    vae.to(trainee.accelerator.device).eval()
+    with loading(validation_videos.base_model_dir / "vae"):
+        vae = AutoencoderKLCogVideoX.from_pretrained(
+            validation_videos.base_model_dir / "vae", dtype=validation_videos.dtype
+        )
+    vae.to(train_state.accelerator.device).eval()
     vae.enable_slicing()
     vae.enable_tiling()
     # DDP's own forward pass may synchronise, and the processes' numbers of videos differ; DeepSpeed's is needed.
-    model = trainee.model if trainee.is_zero else trainee.transformer
-    scheduler = scheduler_for(scenes.spec, read_json(scenes.checkpoint / "scheduler" / "scheduler_config.json"))
-    pipeline = pipeline_class(scenes.spec)(
+    model = train_state.model if train_state.is_zero else train_state.transformer
+    scheduler = scheduler_for(
+        validation_videos.spec, read_json(validation_videos.base_model_dir / "scheduler" / "scheduler_config.json")
+    )
+    pipeline = pipeline_class(validation_videos.spec)(
         tokenizer=None,
         text_encoder=None,
         vae=vae,
-        transformer=UnbatchedGuidance(trainee.transformer, model),
+        transformer=UnbatchedGuidance(train_state.transformer, model),
         scheduler=scheduler,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _inputs(scenes: ValidationVideos, row: PromptRow, device: torch.device) -> dict[str, Any]:
+def _inputs(validation_videos: ValidationVideos, row: PromptRow, device: torch.device) -> dict[str, Any]:
     def embedding(key: str) -> Tensor:
-        return scenes.store.read("text", key).unsqueeze(0).to(device, scenes.dtype)
+        return validation_videos.store.read("text", key).unsqueeze(0).to(device, validation_videos.dtype)
 
-    inputs = {"prompt_embeds": embedding(row.text), "negative_prompt_embeds": embedding(scenes.null_text)}
+    inputs = {"prompt_embeds": embedding(row.text), "negative_prompt_embeds": embedding(validation_videos.null_text)}
     if row.image is not None:
-        inputs["image"] = unit_image(scenes.store.read("image", row.image))
+        inputs["image"] = unit_image(validation_videos.store.read("image", row.image))
     return inputs
 
 
 @contextlib.contextmanager
-def _undisturbed(trainee: TrainState) -> Iterator[None]:
+def _undisturbed(train_state: TrainState) -> Iterator[None]:
     """The model in evaluation mode, and everything that training depends on as before afterwards."""
-    device = trainee.accelerator.device
+    device = train_state.accelerator.device
     on_gpu = device.type == "cuda"
-    was_training = trainee.model.training
+    was_training = train_state.model.training
     with torch.random.fork_rng(devices=[device] if on_gpu else []), torch.no_grad():
-        trainee.model.eval()
+        train_state.model.eval()
         if on_gpu:
             torch.cuda.empty_cache()
         try:
             yield
         finally:
-            trainee.model.train(was_training)
+            train_state.model.train(was_training)
             if on_gpu:
                 torch.cuda.empty_cache()

@@ -22,14 +22,14 @@ from cogtune.data.layouts.own_files import is_sampled
 from cogtune.data.video.clips import write_video
 from cogtune.data.video.sampled import facts_of, frames_of, write_sampled
 from cogtune.modeling.adapters import add_lora, lora_state, save_lora
-from cogtune.modeling.sampler import SamplerSetup, Scene
+from cogtune.modeling.sampler import SampleInputs, SamplerSetup
 from cogtune.models.checkpoint_configs import fingerprint
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.metrics import read_metrics
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.support.hub_server import Hub, Repository, serve
-from tests.support.sampling import first_of
+from tests.support.infer_frames import first_of
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_an_empty_prompt_is_a_prompt(lora: Callable[..., str]) -> None:
     assert fill_in(InferRequest(loras=(lora(),))).rows[0].prompt == "a red disc"
     with pytest.raises(UsageError) as caught:
         fill_in(InferRequest(loras=(lora(prompt=None),)))
-    assert caught.value.details == ("--prompt is required: the weights come with no caption to start from",)
+    assert caught.value.details == ("--prompt is required",)
 
 
 def test_a_model_with_a_damaged_file_is_told(tmp_path: Path, tiny: Callable[[str], Path]) -> None:
@@ -209,7 +209,7 @@ def test_a_lora_of_any_program_changes_the_video_alike(
     assert "alpha" not in capsys.readouterr().err
     full = video(tmp_path / "full.mp4", loras=(foreign("noprefix"),))
     told = capsys.readouterr().err
-    assert "does not say the alpha: it is taken for the rank, 8" in told
+    assert "does not record the alpha; assuming the rank, 8" in told
     assert "--lora-alpha" in told
     assert full not in (without, known["kohya"])
     given = video(tmp_path / "given.mp4", loras=(foreign("noprefix"),), lora_alpha=4)
@@ -219,7 +219,7 @@ def test_a_lora_of_any_program_changes_the_video_alike(
     assert video(tmp_path / "doubled.mp4", loras=(foreign("kohya"),), lora_scales=(2,)) == full
     capsys.readouterr()
     assert video(tmp_path / "other.mp4", loras=(foreign("kohya"),), lora_alpha=8) == full
-    assert "--lora-alpha 8 is used; " in capsys.readouterr().err
+    assert "using --lora-alpha 8 instead of " in capsys.readouterr().err
     with pytest.raises(CogtuneError, match="does not fit tiny:2b") as caught:
         video(tmp_path / "toomany.mp4", loras=(foreign("toomany"),))
     assert "8 of its 16" not in str(caught.value)
@@ -234,7 +234,7 @@ def test_a_lora_given_as_the_model_is_told(lora: Callable[..., str]) -> None:
 
 def test_a_lora_that_changes_nothing_is_told(lora: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     fill_in(InferRequest(loras=(lora(),)))
-    assert "changes nothing: all of its B matrices are zero" in capsys.readouterr().err
+    assert "has no effect: all of its B matrices are zero" in capsys.readouterr().err
 
 
 def test_a_strength_without_a_lora_is_refused() -> None:
@@ -248,13 +248,13 @@ def test_a_foreign_lora_without_a_model_names_what_it_fits(tmp_path: Path) -> No
     save_file(
         {f"{name}A.weight": torch.ones(1, 1920), f"{name}B.weight": torch.ones(1920, 1)}, tmp_path / "a.safetensors"
     )
-    with pytest.raises(UsageError, match="which model") as caught:
+    with pytest.raises(UsageError, match="no base model: --model is missing") as caught:
         fill_in(InferRequest(loras=(str(tmp_path / "a.safetensors"),), prompts=("x",)))
-    assert caught.value.hint.endswith("of the published ones it fits 2b")
+    assert caught.value.hint.endswith("its layers match 2b")
 
 
 def refused(**asked: Any) -> tuple[str, ...]:
-    with pytest.raises(UsageError, match="this cannot be sampled") as caught:
+    with pytest.raises(UsageError, match="cannot sample this video") as caught:
         fill_in(InferRequest(**{"prompts": ("x",), **asked}))
     return caught.value.details
 
@@ -305,18 +305,18 @@ class Fake:
 
     meanwhile: Path | None = None
     """A file that another program writes while a video is sampled."""
-    loaded, scenes = 0, list[Scene]()
+    loaded, inputs_seen = 0, list[SampleInputs]()
 
     def __init__(self, setup: SamplerSetup, texts: Sequence[str], tell: Callable[[str], None]) -> None:
         Fake.loaded += 1
         self.texts = set(texts)
 
-    def sample(self, scene: Scene, on_step: Callable[[int], None]) -> np.ndarray[Any, Any]:
-        assert {scene.prompt, scene.negative_prompt} <= self.texts
-        Fake.scenes.append(scene)
+    def sample(self, inputs: SampleInputs, on_step: Callable[[int], None]) -> np.ndarray[Any, Any]:
+        assert {inputs.prompt, inputs.negative_prompt} <= self.texts
+        Fake.inputs_seen.append(inputs)
         if Fake.meanwhile is not None:
             Fake.meanwhile.write_bytes(b"written by another meanwhile")
-        video = np.full((scene.size.num_frames, 64, 96, 3), scene.seed % 256, np.uint8)
+        video = np.full((inputs.size.num_frames, 64, 96, 3), inputs.seed % 256, np.uint8)
         for number, frame in enumerate(video):
             frame[:8, :8] = 25 * number  # files may hold frames that are alike once
         return video
@@ -327,7 +327,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
     """No model is loaded; the working folder is empty."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(making, "Sampler", Fake)
-    for name, value in (("meanwhile", None), ("loaded", 0), ("scenes", [])):
+    for name, value in (("meanwhile", None), ("loaded", 0), ("inputs_seen", [])):
         monkeypatch.setattr(Fake, name, value)
     return Fake
 
@@ -360,12 +360,12 @@ def test_what_is_there_is_not_made_again_and_one_model_makes_all_the_rest(
     assert made(prompts=("a boat", "a car"), num_videos=2) == [
         f"{what}-{seed}.mp4" for what in ("a-boat", "a-car") for seed in (42, 43)
     ]
-    assert (fake.loaded, len(fake.scenes)) == (1, 4)
+    assert (fake.loaded, len(fake.inputs_seen)) == (1, 4)
     capsys.readouterr()
     before = (tmp_path / "a-car-43.mp4").stat()
     names = made(prompts=("a boat", "a car"), num_videos=3)
     assert names[2::3] == ["a-boat-44.mp4", "a-car-44.mp4"]
-    assert (fake.loaded, [scene.seed for scene in fake.scenes[4:]]) == (2, [44, 44])
+    assert (fake.loaded, [inputs.seed for inputs in fake.inputs_seen[4:]]) == (2, [44, 44])
     assert capsys.readouterr().err.count("already exists: skipped") == 4
     assert (tmp_path / "a-car-43.mp4").stat().st_mtime_ns == before.st_mtime_ns
     made(prompts=("a boat",), steps=49)
@@ -449,7 +449,9 @@ def test_prompts_pictures_and_clips_are_paired(tmp_path: Path, fake: type[Fake])
     (tmp_path / "prompts.txt").write_text("one\n\ntwo\n")
     i2v: dict[str, Any] = {"model": "tiny:5b-i2v", "images": (tmp_path,)}
     assert made(**i2v, prompts=("prompts.txt",)) == ["one-a-42.mp4", "two-b-42.mp4"]
-    assert [(scene.prompt, float(scene.image.float().mean())) for scene in fake.scenes if scene.image is not None] == [
+    assert [
+        (inputs.prompt, float(inputs.image.float().mean())) for inputs in fake.inputs_seen if inputs.image is not None
+    ] == [
         ("one", 100.0),
         ("two", 200.0),
     ]
@@ -463,7 +465,7 @@ def test_a_sweep_of_scales_makes_a_video_each(fake: type[Fake], lora: Callable[.
     assert made(model=None, loras=(lora(),), lora_scales=(0.5, 1, 1.5)) == [
         f"x-42-x{scale}.mp4" for scale in ("0.5", "1", "1.5")
     ]
-    assert [scene.lora_scale for scene in fake.scenes] == [0.5, 1, 1.5]
+    assert [inputs.lora_scale for inputs in fake.inputs_seen] == [0.5, 1, 1.5]
 
 
 def test_the_runs_id_token_is_put_in_front(lora: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -496,7 +498,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, lora: Callable[..., s
     assert [
         sign
         for sign in (
-            "--strength must be above 0 and at most 1, got 1.5",
+            "--strength must be greater than 0 and at most 1, got 1.5",
             "--vram: 'much'",
             f"there is no LoRA in {tmp_path / 'none'}",
             f"--prompt: cannot read {tmp_path / 'none.txt'}",

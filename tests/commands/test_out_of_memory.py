@@ -11,7 +11,7 @@ import torch
 from cogtune.config.resolving import resolve
 from cogtune.models.checkpoint_configs import published_spec
 from cogtune.models.variants import published
-from cogtune.planning.fit import GB, Hardware, what_would_fit
+from cogtune.planning.fit import GB, Hardware, suggest_fit
 from cogtune.run.launch import LaunchFiles
 from cogtune.system.gpus import Gpu
 from cogtune.system.out_of_memory import cannot_pin, is_out_of_memory, out_of_memory, room_of
@@ -24,7 +24,7 @@ def advice(preset: str, card_gb: int, cards: int = 1, *, host_gib: int = 512, **
     row = published(config.model)
     assert row is not None
     machine = Hardware((Gpu("card", card_gb * GB, 0),) * cards, host_gib * 2**30)
-    return what_would_fit(config, published_spec(row), machine)
+    return suggest_fit(config, published_spec(row), machine)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_what_other_programs_use_is_not_offered() -> None:
     row = published(config.model)
     assert row is not None
     machine = Hardware((Gpu("card", 24 * GB, 14 * GB),), 512 * 2**30)
-    assert what_would_fit(config, published_spec(row), machine, free=10 * GB).startswith("--vram 10GB takes")
+    assert suggest_fit(config, published_spec(row), machine, free=10 * GB).startswith("--vram 10GB takes")
 
 
 TORCHS = (

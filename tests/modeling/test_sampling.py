@@ -35,7 +35,7 @@ from cogtune.models.variants import VARIANTS
 from cogtune.planning.sampling import GB, arrangement_for, plan_sampling, sampling_bytes, what_fits
 from cogtune.run.checkpoints import FORMAT
 from cogtune.system.errors import CogtuneError, UsageError
-from tests.support.sampling import first_of, sampled
+from tests.support.infer_frames import first_of, render_request
 
 PROMPT = "a red disc"
 FRAMES = 9
@@ -116,7 +116,7 @@ def test_lora_merged_and_full_weights_give_the_frames_of_plain_diffusers(
     shared |= {"images": (picture,)} if name.endswith("i2v") else {}
 
     lora = lora_of(base, tmp_path / "pytorch_lora_weights.safetensors")
-    ours = sampled(InferRequest(model=str(base), loras=(str(lora),), **shared))
+    ours = render_request(InferRequest(model=str(base), loras=(str(lora),), **shared))
     assert ours.shape == (FRAMES, 64, 96, 3)
     assert np.array_equal(ours, plainly(name, base, lora))
 
@@ -136,7 +136,7 @@ def test_lora_merged_and_full_weights_give_the_frames_of_plain_diffusers(
     expected = plainly(name, base, transformer=changed)
     assert np.abs(expected.astype(int) - ours).max() > 8
     for model in (merged, checkpoint.parent):
-        assert np.array_equal(sampled(InferRequest(model=str(model), **shared)), expected), model
+        assert np.array_equal(render_request(InferRequest(model=str(model), **shared)), expected), model
 
 
 @pytest.mark.parametrize("name", ["2b", "5b"])
@@ -148,7 +148,7 @@ def test_a_video_of_a_video_is_that_of_plain_diffusers(
     pipeline = pipeline_of(CogVideoXVideoToVideoPipeline, tiny(name))
     expected = as_bytes(sampled_by(pipeline, video=video, num_inference_steps=4, strength=strength)[0])
     shared: dict[str, Any] = {"prompts": (PROMPT,), "steps": 4, "precision": "fp32", "fps": 16}
-    ours = sampled(InferRequest(model=f"tiny:{name}", videos=(clip,), strength=strength, **shared))
+    ours = render_request(InferRequest(model=f"tiny:{name}", videos=(clip,), strength=strength, **shared))
     assert np.array_equal(ours, expected)
 
 
@@ -167,7 +167,7 @@ def test_a_video_of_a_video_for_1_5_is_padded_as_the_model_was_trained(tiny: Cal
     with torch.no_grad():
         expected = pipeline.video_processor.postprocess_video(pipeline.decode_latents(made[:, 1:]), "np")[0]
     shared: dict[str, Any] = {"prompts": (PROMPT,), "steps": 4, "precision": "fp32", "size": "17x64x96"}
-    ours = sampled(InferRequest(model="tiny:1.5-5b", videos=(clip,), strength=0.5, **shared))
+    ours = render_request(InferRequest(model="tiny:1.5-5b", videos=(clip,), strength=0.5, **shared))
     assert np.array_equal(ours, as_bytes(expected))
 
 
@@ -177,7 +177,7 @@ def test_an_image_to_video_model_makes_a_video_of_a_video(name: str, tiny: Calla
     shared: dict[str, Any] = {
         "prompts": (PROMPT,), "videos": (clip,), "precision": "fp32", "fps": 16, "frames": FRAMES
     }  # fmt: skip
-    ours = sampled(InferRequest(model=f"tiny:{name}", strength=1.0, steps=2, **shared))
+    ours = render_request(InferRequest(model=f"tiny:{name}", strength=1.0, steps=2, **shared))
     pipeline = pipeline_of(CogVideoXImageToVideoPipeline, tiny(name))
     generator = torch.Generator().manual_seed(42)
     shape = (1, 16, (FRAMES - 1) // 4 + 1, 8, 12)
@@ -188,7 +188,7 @@ def test_an_image_to_video_model_makes_a_video_of_a_video(name: str, tiny: Calla
     expected = sampled_by(pipeline, image=image, num_frames=FRAMES, latents=noise, generator=generator)[0]
     assert np.array_equal(ours, as_bytes(expected))
 
-    near = sampled(InferRequest(model=f"tiny:{name}", strength=0.02, steps=50, **shared)).astype(int)
+    near = render_request(InferRequest(model=f"tiny:{name}", strength=0.02, steps=50, **shared)).astype(int)
     video = pipeline.video_processor.preprocess_video(list(map(Image.fromarray, read_frames(clip, range(FRAMES)))))
     with torch.no_grad():
         seen = pipeline.vae.decode(pipeline.vae.encode(video).latent_dist.mode()).sample
@@ -212,13 +212,13 @@ def test_several_loras_have_their_weights_and_a_sweep_scales_them(tmp_path: Path
     recipe = fill_in(InferRequest(loras=loras, lora_scales=(1.0, 0.5), **shared))
     sampler = Sampler(making.setup_of(recipe), [PROMPT, ""])
     for scale, weights in ((1.0, (0.8, -0.5)), (0.5, (0.4, -0.25)), (1.0, (0.8, -0.5))):
-        ours = sampler.sample(making.scene_of(recipe, recipe.rows[0], 42, scale))
+        ours = sampler.sample(making.load_inputs(recipe, recipe.rows[0], 42, scale))
         assert np.array_equal(ours, expected(*weights)), scale
 
 
 def test_scheduler_and_negative_prompt_are_those_asked_for(tiny: Callable[[str], Path]) -> None:
     shared: dict[str, Any] = {"model": "tiny:2b", "prompts": (PROMPT,), "steps": 2, "precision": "fp32"}
-    ours = sampled(InferRequest(scheduler="dpm", negative_prompt="a boat", guidance=3.0, **shared))
+    ours = render_request(InferRequest(scheduler="dpm", negative_prompt="a boat", guidance=3.0, **shared))
     pipeline = pipeline_of(CogVideoXPipeline, tiny("2b"), CogVideoXDPMScheduler)
     expected = sampled_by(pipeline, num_frames=9, negative_prompt="a boat", guidance_scale=3.0)[0]
     assert np.array_equal(ours, as_bytes(expected))
@@ -245,7 +245,7 @@ def test_streamed_weights_give_the_same_frames_to_the_bit(
         setup = making.setup_of(replace(recipe, arrangement=arrangement, room=room))
         sampler = Sampler(setup, [PROMPT, ""], told.append)
         assert any("layers go there one at a time" in line for line in told) == (room is not None)
-        return [sampler.sample(making.scene_of(recipe, rows, 42, scale)) for scale in both]
+        return [sampler.sample(making.load_inputs(recipe, rows, 42, scale)) for scale in both]
 
     plain = videos(SamplingArrangement())
     assert not np.array_equal(*plain)
@@ -280,7 +280,7 @@ def test_a_vae_that_is_out_of_memory_goes_on_in_tiles(
         return whole(self, *given, **more)
 
     monkeypatch.setattr(AutoencoderKLCogVideoX, "_decode", exhausted)
-    assert sampled(InferRequest(model="tiny:2b", prompts=(PROMPT,), steps=1)).shape == (9, 64, 96, 3)
+    assert render_request(InferRequest(model="tiny:2b", prompts=(PROMPT,), steps=1)).shape == (9, 64, 96, 3)
     assert tried == [False, True]
 
 

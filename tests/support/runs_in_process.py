@@ -36,7 +36,7 @@ class Stop:
 
 def fill_here(job: jobs.EncodePlan) -> list[dict[str, Any]]:
     """Stands in for :func:`cogtune.encoding.jobs.fill_cache`: the same job, done in this process."""
-    outcome = encoding.encode(replace(job, engine=jobs.EncodeOptions(workers=0)), Stop())  # type: ignore[arg-type]
+    outcome = encoding.encode(replace(job, options=jobs.EncodeOptions(workers=0)), Stop())  # type: ignore[arg-type]
     assert outcome.complete
     assert not outcome.failures
     return [asdict(outcome)]

@@ -127,7 +127,7 @@ def fill_in(request: InferRequest) -> SamplingConfig:
         raise AssertionError("a model that is not found is a problem")
     recipe = _filled(request, given, model, problems)
     problems.refuse()
-    loras = tuple((_at_strength(lora, request.lora_alpha), weight) for lora, weight in recipe.loras)
+    loras = tuple((_with_alpha(lora, request.lora_alpha), weight) for lora, weight in recipe.loras)
     recipe = replace(recipe, base=locate(model.folder), loras=loras)
     _advise(recipe, given.images)
     return recipe
@@ -153,7 +153,7 @@ def _filled(request: InferRequest, given: Given, model: Model, problems: Problem
     prompts = _with_token(given.prompts, request, [lora.facts for lora, _ in given.loras] or [facts])
     if not request.prompts:
         prompts = [facts["prompt"]] if facts.get("prompt") is not None else []
-        problems.lines[:0] = [] if prompts else ["--prompt is required: the weights come with no caption to start from"]
+        problems.lines[:0] = [] if prompts else ["--prompt is required"]
     size, views, fps = _frames(request, model, given.clips, problems)
     precision = request.precision or facts.get("precision") or spec.variant.trained_in
     problems.lines += [f"--size {size}: {problem}" for problem in spec.size_problems(size)]
@@ -215,10 +215,10 @@ def _model(request: InferRequest, given: Given) -> Model | None:
         if len(loras) < len(request.loras):
             return None
         fitting = fitting_models(loras[0]) if loras else []
-        others = f"; of the published ones it fits {', '.join(fitting)}" if fitting else ""
+        others = f"; its layers match {', '.join(fitting)}" if fitting else ""
         raise UsageError(
-            "which model? --model is missing, and no LoRA file names its base",
-            f"pass --model 5b, or the base the LoRA was trained on{others}",
+            "no base model: --model is missing and the LoRA file does not name one",
+            f"pass --model with the model the LoRA was trained on, such as --model 5b{others}",
         )
     here = facts.get("base_model") == name and Path(facts.get("model_path", "/nowhere")).is_dir()
     folder = str(facts["model_path"]) if here else name
@@ -303,9 +303,9 @@ def _frames(
 def _check_inputs(request: InferRequest, spec: ModelSpec, given: Given, size: Size, problems: Problems) -> None:
     """Add what is wrong with the images and clips for this model."""
     if spec.image_to_video and not request.images and not request.videos:
-        problems.lines.append("--image is required: this is an image-to-video model")
+        problems.lines.append("--image is required for an image-to-video model")
     if request.images and not spec.image_to_video:
-        problems.lines.append("--image is not supported by this model: it is a text-to-video model")
+        problems.lines.append("--image is not supported by a text-to-video model")
     elif spec.image_to_video:
         for image in given.images:
             with problems.gathered():
@@ -334,22 +334,22 @@ def _arranged(recipe: SamplingConfig, vram: str | None) -> SamplingConfig:
     return replace(recipe, arrangement=plan_sampling(*what, free + CONTEXT, adapters=recipe.adapters)[0])
 
 
-def _at_strength(lora: Lora, alpha: float | None) -> Lora:
+def _with_alpha(lora: Lora, alpha: float | None) -> Lora:
     """Return the LoRA with the alpha that is asked for, and warn of what is assumed."""
     if lora.changes_nothing:
-        console.warn(f"{lora.path} changes nothing: all of its B matrices are zero, as before a training's first step")
+        console.warn(f"{lora.path} has no effect: all of its B matrices are zero, as in an untrained LoRA")
     silent, rank = lora.without_alpha, lora.ranks[0]
     if alpha is None:
         if silent:
             whole = "" if len(silent) == len(lora.pairs) else f" of {len(silent)} of its {len(lora.pairs)} layers"
             console.warn(
-                f"{lora.path} does not say the alpha{whole}: it is taken for the rank, {rank}, which is full strength. "
-                f"If it was trained with another, such as {rank / 2:g}, give that as --lora-alpha"
+                f"{lora.path} does not record the alpha{whole}; assuming the rank, {rank} (full strength). "
+                f"If it was trained with another alpha, such as {rank / 2:g}, pass it as --lora-alpha"
             )
         return lora
     if not silent and any(said != alpha for said in lora.alphas):
         told = ", ".join(f"{said:g}" for said in lora.alphas)
-        console.note(f"--lora-alpha {alpha:g} is used; {lora.path} says {told}")
+        console.note(f"using --lora-alpha {alpha:g} instead of {told}, which {lora.path} records")
     return lora.with_alpha(alpha)
 
 
@@ -360,8 +360,8 @@ def _advise(recipe: SamplingConfig, images: Sequence[Path]) -> None:
         trained_on = (lora.facts.get("identity") or {}).get("model")
         if trained_on is not None and trained_on != fingerprint(weights.parent, weights.name):
             console.warn(
-                f"the LoRA was trained on {lora.facts.get('base_model')}, whose weights are not those in "
-                f"{weights.parent}: the video may be poor"
+                f"the LoRA was trained on {lora.facts.get('base_model')}, whose weights differ from those in "
+                f"{weights.parent}; the video may be poor"
             )
     for advice in recipe.spec.size_advice(recipe.size):
         console.note(f"size {advice}")

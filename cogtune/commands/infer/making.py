@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from cogtune.commands.infer.filling import SamplingConfig, fill_in
-from cogtune.commands.infer.outputs import Shot, check_output, free_name, grid_path, names_file, shots_of
+from cogtune.commands.infer.outputs import PlannedVideo, check_output, free_name, grid_path, names_file, plan_videos
 from cogtune.commands.infer.request import InferRequest, Row
 from cogtune.data.frames import load_clip, load_image
 from cogtune.data.layouts import own_files
 from cogtune.data.video.sampled import frames_of, side_by_side, write_sampled
-from cogtune.modeling.sampler import Sampler, SamplerSetup, Scene
+from cogtune.modeling.sampler import SampleInputs, Sampler, SamplerSetup
 from cogtune.modeling.sampling import steps_taken
 from cogtune.planning.sampling import what_fits
 from cogtune.system import console
@@ -48,17 +48,17 @@ def generate(request: InferRequest) -> list[Made]:
     if names_file(request.output):
         remove_leftovers(output.parent, output.name)
     recipe = fill_in(request)
-    shots = shots_of(recipe, request)
-    for shot in shots:
-        if shot.done:
-            console.note(f"{shot.path} already exists: skipped (--force makes it again)")
-    todo = [shot for shot in shots if not shot.done]
-    paths = {shot: shot.path for shot in shots if shot.done}
+    videos = plan_videos(recipe, request)
+    for video in videos:
+        if video.done:
+            console.note(f"{video.path} already exists: skipped (--force makes it again)")
+    todo = [video for video in videos if not video.done]
+    paths = {video: video.path for video in videos if video.done}
     if todo:
         paths |= _sample(recipe, todo, request)
-    made = [Made(paths[shot], shot.row.prompt, recipe) for shot in shots]
-    if request.grid and len(shots) > 1:
-        made.append(Made(_grid(recipe, shots, [paths[shot] for shot in shots]), "all of them side by side", recipe))
+    made = [Made(paths[video], video.row.prompt, recipe) for video in videos]
+    if request.grid and len(videos) > 1:
+        made.append(Made(_grid(recipe, videos, [paths[video] for video in videos]), "all of them side by side", recipe))
     return made
 
 
@@ -76,7 +76,7 @@ def setup_of(recipe: SamplingConfig) -> SamplerSetup:
     )
 
 
-def scene_of(recipe: SamplingConfig, row: Row, seed: int, scale: float = 1.0) -> Scene:
+def load_inputs(recipe: SamplingConfig, row: Row, seed: int, scale: float = 1.0) -> SampleInputs:
     """Return one video with its image and clip loaded.
 
     Raises:
@@ -86,7 +86,7 @@ def scene_of(recipe: SamplingConfig, row: Row, seed: int, scale: float = 1.0) ->
     image = load_image(row.image, recipe.size) if row.image is not None else None
     if image is None and clip is not None and recipe.spec.image_to_video:
         image = clip[0]
-    return Scene(
+    return SampleInputs(
         prompt=row.prompt,
         negative_prompt=recipe.negative_prompt,
         seed=seed,
@@ -100,27 +100,27 @@ def scene_of(recipe: SamplingConfig, row: Row, seed: int, scale: float = 1.0) ->
     )
 
 
-def _sample(recipe: SamplingConfig, shots: Sequence[Shot], request: InferRequest) -> dict[Shot, Path]:
+def _sample(recipe: SamplingConfig, videos: Sequence[PlannedVideo], request: InferRequest) -> dict[PlannedVideo, Path]:
     """Sample videos, write each as soon as it is finished, and return their paths."""
     if recipe.arrangement != type(recipe.arrangement)():
         console.note(f"sampling: {recipe.arrangement.describe(recipe.spec.num_layers)}")
-    texts = [recipe.negative_prompt, *(shot.row.prompt for shot in shots)]
+    texts = [recipe.negative_prompt, *(video.row.prompt for video in videos)]
     strength = recipe.strength if recipe.views else 1.0
     steps = steps_taken(recipe.steps, strength)
     paths = {}
-    with _memory_explained(recipe), console.progress("sampling", steps * len(shots)) as progress:
+    with _memory_explained(recipe), console.progress("sampling", steps * len(videos)) as progress:
         sampler = Sampler(setup_of(recipe), texts, console.warn)
-        for number, shot in enumerate(shots, 1):
-            status = f"video {number} of {len(shots)}"
-            scene = scene_of(recipe, shot.row, shot.seed, shot.scale)
-            frames = sampler.sample(scene, partial(_advance, progress, status))
-            remove_leftovers(shot.path.parent, shot.path.name)
+        for number, video in enumerate(videos, 1):
+            status = f"video {number} of {len(videos)}"
+            inputs = load_inputs(recipe, video.row, video.seed, video.scale)
+            frames = sampler.sample(inputs, partial(_advance, progress, status))
+            remove_leftovers(video.path.parent, video.path.name)
             # Another program may have written one meanwhile.
-            path = shot.path if request.force or not os.path.lexists(shot.path) else free_name(shot.path)
-            write_sampled(path, frames, recipe.fps, shot.facts, own_files.MARK)
-            paths[shot] = path
-            if len(shots) > 1:
-                console.note(f"{path} ({number} of {len(shots)})")
+            path = video.path if request.force or not os.path.lexists(video.path) else free_name(video.path)
+            write_sampled(path, frames, recipe.fps, video.facts, own_files.MARK)
+            paths[video] = path
+            if len(videos) > 1:
+                console.note(f"{path} ({number} of {len(videos)})")
     return paths
 
 
@@ -156,9 +156,9 @@ def _memory_explained(recipe: SamplingConfig) -> Iterator[None]:
         raise out_of_memory(error, fits, doing="sampling") from error
 
 
-def _grid(recipe: SamplingConfig, shots: Sequence[Shot], paths: Sequence[Path]) -> Path:
+def _grid(recipe: SamplingConfig, videos: Sequence[PlannedVideo], paths: Sequence[Path]) -> Path:
     """Write one video of all: a row for each prompt if it has several videos, else rows of a few columns."""
-    path = grid_path(shots)
+    path = grid_path(videos)
     if path.exists():
         console.note(f"{path} already exists: skipped")
         return path
@@ -166,8 +166,8 @@ def _grid(recipe: SamplingConfig, shots: Sequence[Shot], paths: Sequence[Path]) 
     columns = several if several > 1 and len(recipe.rows) > 1 else min(MOST_COLUMNS, len(paths))
     rows = [[frames_of(one) for one in paths[start : start + columns]] for start in range(0, len(paths), columns)]
     facts = {
-        "prompt": " | ".join(dict.fromkeys(shot.row.prompt for shot in shots)),
-        "videos": [dict(shot.facts) for shot in shots],
+        "prompt": " | ".join(dict.fromkeys(video.row.prompt for video in videos)),
+        "videos": [dict(video.facts) for video in videos],
     }
     write_sampled(path, side_by_side(rows), recipe.fps, facts, own_files.MARK)
     return path

@@ -23,7 +23,7 @@ _NAMES = frozenset({"version", "model", "file"})
 
 
 @dataclass(frozen=True, eq=False)
-class Shot:
+class PlannedVideo:
     """One video: what it is made of, where it goes, and whether it already exists."""
 
     row: Row
@@ -35,7 +35,7 @@ class Shot:
     done: bool
 
 
-def shots_of(recipe: SamplingConfig, request: InferRequest) -> list[Shot]:
+def plan_videos(recipe: SamplingConfig, request: InferRequest) -> list[PlannedVideo]:
     """List all videos of a request, prompt by prompt.
 
     Raises:
@@ -44,15 +44,15 @@ def shots_of(recipe: SamplingConfig, request: InferRequest) -> list[Shot]:
     """
     shared, digests = _shared_facts(recipe), _Digests()
     claimed: set[Path] = set()
-    shots = []
+    videos = []
     for row in recipe.rows:
         for seed in recipe.seeds:
             for scale in recipe.scales:
                 facts = {**_facts(recipe, row, seed, scale, digests), **shared}
                 path, done = _place(request, _name(recipe, row, seed, scale), facts, claimed)
                 claimed.add(path)
-                shots.append(Shot(row, seed, scale, path, facts, done and not request.force))
-    return shots
+                videos.append(PlannedVideo(row, seed, scale, path, facts, done and not request.force))
+    return videos
 
 
 def free_name(path: Path) -> Path:
@@ -72,7 +72,7 @@ def check_output(output: Path, *, is_folder: bool) -> None:
         place = output.absolute() / "file" if is_folder else output.absolute()
         folder = next(above for above in place.parents if above.exists())
         if not folder.is_dir():
-            raise CogtuneError(f"cannot write {output}: {folder} is a file", "choose another --output")
+            raise CogtuneError(f"cannot write {output}: {folder} is a file", "choose an --output inside a folder")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise CogtuneError(
                 f"cannot write {output}: {folder} is not writable", "check its permissions, or choose another --output"
@@ -84,10 +84,10 @@ def names_file(output: Path | None) -> bool:
     return output is not None and output.suffix.lower() in SUFFIXES
 
 
-def grid_path(shots: Sequence[Shot]) -> Path:
+def grid_path(videos: Sequence[PlannedVideo]) -> Path:
     """Return the file of a grid, named after a digest of what is in it."""
-    first = shots[0].path
-    return first.with_name(f"grid-{digest([_deciding(shot.facts) for shot in shots])[:8]}{first.suffix}")
+    first = videos[0].path
+    return first.with_name(f"grid-{digest([_deciding(video.facts) for video in videos])[:8]}{first.suffix}")
 
 
 def _names(path: Path) -> Iterator[Path]:
@@ -118,7 +118,7 @@ def _place(request: InferRequest, name: str, facts: Mapping[str, Any], claimed: 
         if not os.path.lexists(output) or request.force:
             return output, False
         if not _is(output, facts):
-            raise UsageError(f"{output} already exists", "choose another --output, or use --force to replace it")
+            raise UsageError(f"{output} already exists", "choose another --output, or use --force to overwrite it")
         return output, True
     folder = output or Path()
     names = _names(folder / f"{name}.{request.format or 'mp4'}")

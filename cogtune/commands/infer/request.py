@@ -20,7 +20,7 @@ from cogtune.models.variants import Precision, SamplingScheduler
 from cogtune.system.errors import CogtuneError, UsageError, counted
 from cogtune.system.files import os_errors_explained
 
-WRONG = "this cannot be sampled"
+WRONG = "cannot sample this video"
 
 STRENGTH = 0.8
 """Of a video made of another, when nobody says: diffusers' default."""
@@ -126,9 +126,9 @@ def number_problems(request: InferRequest) -> list[str]:
         if value is not None and not math.isfinite(value)
     ]
     if request.lora_alpha is not None and request.lora_alpha <= 0:
-        found.append(f"--lora-alpha must be above 0, got {request.lora_alpha:g}")
+        found.append(f"--lora-alpha must be greater than 0, got {request.lora_alpha:g}")
     if request.strength is not None and not 0 < request.strength <= 1:
-        found.append(f"--strength must be above 0 and at most 1, got {request.strength:g}")
+        found.append(f"--strength must be greater than 0 and at most 1, got {request.strength:g}")
     if request.strength is not None and not request.videos:
         found.append("--strength requires --video")
     if request.seed + request.num_videos - 1 > MOST_SEED:

@@ -153,11 +153,11 @@ def to_samples(
             folder.tell(number, len(entries))
     samples = []
     names = ids([PurePosixPath(nfc(str(video.path))) for _, video, _ in usable])
-    for identity, (entry, video, image) in zip(names, usable, strict=True):
-        samples.append(Sample(identity, video.file, entry.caption or "", image.file if image else None))
+    for sample_id, (entry, video, image) in zip(names, usable, strict=True):
+        samples.append(Sample(sample_id, video.file, entry.caption or "", image.file if image else None))
         for code, located in ((f"missing-{role}", video), ("missing-image", image)):
             if located is not None and located.hint:
-                where = identity if role == "video" else entry.video.where
+                where = sample_id if role == "video" else entry.video.where
                 findings.append(finding(code, where, f"{located.path} is not there", located.hint))
     return samples
 
@@ -246,10 +246,10 @@ def ids(videos: Sequence[PurePosixPath]) -> Iterator[str]:
     for video in videos:
         stem = video.with_suffix("")
         plain = str(video if stems[stem] > 1 else stem)
-        identity, count = plain, counts.get(plain, 1)
-        while identity in taken:
+        sample_id, count = plain, counts.get(plain, 1)
+        while sample_id in taken:
             count += 1
-            identity = f"{plain}#{count}"
+            sample_id = f"{plain}#{count}"
         counts[plain] = count
-        taken.add(identity)
-        yield identity
+        taken.add(sample_id)
+        yield sample_id

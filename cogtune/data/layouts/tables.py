@@ -118,7 +118,7 @@ def _the_table(folder: Folder) -> _Found:
         advice = f"call the right one {_STEM}{PurePosixPath(meant[0].name).suffix}{choice}; "
         raise CogtuneError(
             f"{root} holds several tables: {listed([table.name for table in meant])}",
-            "give the folder of one of them" if meant[0].how else f"{advice}--format beside reads none of them",
+            "give the folder of one of them" if meant[0].how else f"{advice}--format sidecar reads none of them",
         )
     return meant[0]
 

@@ -59,7 +59,7 @@ class ValidationReport:
             "ok": self.ok,
             "counts": dict(self.counts),
             "findings": [asdict(found) for found in self.findings],
-            "clips": [{"id": identity, **_facts_of(info)} for identity, info in self.infos.items()],
+            "clips": [{"id": sample_id, **_facts_of(info)} for sample_id, info in self.infos.items()],
         }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
-from cogtune.modeling.lora_files.opening import find_lora
+from cogtune.modeling.lora_files.lora_file import find_lora
 from cogtune.modeling.lora_files.reading import Lora, check_fits, read_lora
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec

@@ -32,12 +32,16 @@ FILE_NAMES = (LORA_WEIGHTS_NAME, "adapter_model.safetensors", "pytorch_lora_weig
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """How the names of LoRA files end."""
 
+WITHOUT_ALPHA = "cogtune_without_alpha"
+"""The header's key for the layers, as a JSON list, whose alpha was not known where a layout must say one; all if empty.
+"""
+
 _WRAPPERS = ("state_dict", "module", "model", "lora", "network", "weights")
 """Keys under which a file of ``torch.save`` may hold its weights."""
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoraFile:
     """What is in a LoRA file."""
 
     path: Path
@@ -51,6 +55,14 @@ class Opened:
     def facts(self) -> dict[str, Any]:
         """What cogtune wrote about the run; empty for a file made by another program."""
         return _json(self.header.get("cogtune"))
+
+    def says_no_alpha(self, layer: str) -> bool:
+        """Whether the alpha that the settings say of a layer is a stand-in for one that was not known."""
+        try:
+            layers = json.loads(self.header.get(WITHOUT_ALPHA, "null"))
+        except ValueError:
+            return False
+        return isinstance(layers, list) and (not layers or layer in layers)
 
     @property
     def network_alpha(self) -> float | None:
@@ -128,7 +140,7 @@ def lora_at(reference: str) -> Path:
     return find_lora(folder / name if name else folder)
 
 
-def open_file(path: Path) -> Opened:
+def open_file(path: Path) -> LoraFile:
     """Return the tensors and settings in ``path``; the form is told by its bytes, not by its name.
 
     Raises:
@@ -143,7 +155,7 @@ def open_file(path: Path) -> Opened:
         tensors = _unpickled(path)
     else:
         tensors, header = _safetensors(path)
-    return Opened(path, tensors, _config_of(path, header), header)
+    return LoraFile(path, tensors, _config_of(path, header), header)
 
 
 def _refuse_text(path: Path, start: bytes, size: int) -> None:
