@@ -260,7 +260,7 @@ def test_a_video_is_written_over_what_a_killed_one_left(tmp_path: Path, tiny: Ca
     broken = tmp_path / "no-model"
     broken.mkdir()
     with pytest.raises(CogtuneError, match="no model_index"):  # even a run that goes no further
-        generate(InferRequest(model=str(broken), prompt="x"), tmp_path / "video.mp4")
+        generate(InferRequest(model=str(broken), prompts=("x",), output=tmp_path / "video.mp4"))
     assert not left.exists()
 
 
