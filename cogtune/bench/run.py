@@ -32,12 +32,10 @@ from cogtune.system import console
 from cogtune.system.errors import CogtuneError, StoppedError, UsageError
 from cogtune.system.gpus import gpus
 from cogtune.system.json_files import read_json
-from cogtune.system.locks import LOCK, exclusive_folder
+from cogtune.system.scratch import scratch_folder
 from cogtune.system.versions import versions
 
 _FOLDER = "cogtune-bench-"
-_SETTLED = 60.0
-"""Seconds after which a bench's folder is locked if it ever will be."""
 
 _PLAIN: dict[str, Any] = {
     "compile": False,
@@ -79,10 +77,7 @@ class _Stage:
 
 @contextlib.contextmanager
 def _staged(request: BenchRequest) -> Iterator[_Stage]:
-    _remove_left()
-    with contextlib.ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_FOLDER)))
-        stack.enter_context(exclusive_folder(work))
+    with scratch_folder(_FOLDER) as work:
         models = request.keep.absolute() if request.keep is not None else work
         job = _job(request.resolved.config, models)
         if not Path(job.model).is_dir():
@@ -91,15 +86,6 @@ def _staged(request: BenchRequest) -> Iterator[_Stage]:
             stage.prepare(job, work / "stage")
         model = Path(job.model)
         yield _Stage(work, model, read_spec(model), Path(job.cache), Path(job.index))
-
-
-def _remove_left() -> None:
-    """Delete the folders of benches that were killed: such a one may hold a model of 11 GB."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/"):
-        with contextlib.suppress(CogtuneError, OSError):
-            if time.time() - (folder / LOCK).stat().st_mtime > _SETTLED:  # its own is at work on it or was killed
-                with exclusive_folder(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _job(config: RunConfig, models: Path) -> stage.StagingJob:
@@ -174,7 +160,7 @@ def _other(request: BenchRequest) -> BenchRequest | None:
 
 
 def _narrowed(request: BenchRequest) -> BenchRequest:
-    """The request for one machine, at one size, with no tracker."""
+    """Return the request for one machine, at one size, with no tracker."""
     config = request.resolved.config
     _known(config)
     spec = spec_of(config.model)
@@ -216,7 +202,7 @@ def _check_alone(config: RunConfig) -> None:
 
 
 def _present(request: BenchRequest, config: RunConfig) -> RunConfig:
-    """The configuration of the processes that are started."""
+    """Return the configuration of the processes that are started."""
     return config.model_copy(update={"num_processes": 1}) if request.alone else config
 
 
@@ -280,12 +266,12 @@ def _plan(request: BenchRequest, made: _Stage, recipe: Recipe) -> Plan:
     index = Index.read(made.index)
     return make_plan(
         replace(request.resolved, config=config),
-        checkpoint=made.model,
+        base_model_dir=made.model,
         spec=made.spec,
         samples=len(index.rows),
         prompt="",
         index=made.index,
-        identity=resume_fingerprint(config, base="bench", data=index.digest),
+        fingerprint=resume_fingerprint(config, base="bench", data=index.digest),
         resume=None,
     )
 
@@ -331,7 +317,7 @@ def _in(unit: int, sizes: Sequence[int]) -> tuple[float, ...]:
 
 
 def command_of(preset: str | None, flags: Mapping[str, Any], more: Sequence[str]) -> str:
-    """The command line that gives the same bench again."""
+    """Return the command line that gives the same bench again."""
     words = ["cogtune", "bench"]
     if preset is not None:
         words += ["--preset", preset]

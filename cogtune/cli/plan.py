@@ -20,12 +20,15 @@ def plan(
     samples: Annotated[
         int | None,
         typer.Option(
-            "--samples", min=1, help="Clips in the dataset. [default: those in it, else 100]", show_default=False
+            "--samples",
+            min=1,
+            help="Number of clips. [default: as many as the dataset has, or 100 without one]",
+            show_default=False,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a run will take, before anything is downloaded: memory of GPU and host, disk, time, the command."""
+    """Estimate what a run needs, without downloading anything: GPU and host memory, disk, time, the launch command."""
     from cogtune.config.resolving import resolve
     from cogtune.models.locate import spec_of
     from cogtune.planning.estimate import check_arrangement
@@ -47,7 +50,7 @@ def plan(
     check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")
     for told in advice(resolved.config, spec):
         console.note(told)
-    found = estimate_run(resolved.config.anchored(), spec, machine, () if samples is None else (samples,))
+    found = estimate_run(resolved.config.with_absolute_paths(), spec, machine, () if samples is None else (samples,))
     if as_json:
         console.emit(found.to_dict())
     else:

@@ -1,4 +1,4 @@
-"""Which options of training go together, looked at before anything is downloaded, encoded or launched."""
+"""Which training options can be combined, checked before anything is downloaded, encoded or launched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WITHOUT_WARMUP = ("constant", "piecewise_constant")
 
 
 def problems_of_training(config: RunConfig, spec: ModelSpec) -> list[str]:
-    """Everything about optimizer, schedule, timesteps and adapter that cannot be done, in words."""
+    """List every invalid combination of optimizer, schedule, timestep and adapter options, as text."""
     return [
         *_optimizer_problems(config),
         *_schedule_problems(config),
@@ -33,25 +33,25 @@ def _optimizer_problems(config: RunConfig) -> list[str]:
     needs = OPTIMIZERS[config.optimizer]
     problems = []
     if why := why_not_with(config.optimizer, config.strategy):
-        problems.append(f"optimizer {config.optimizer} does not go with strategy {config.strategy}: {why}")
+        problems.append(f"optimizer {config.optimizer} cannot be used with strategy {config.strategy}: {why}")
     if needs.module and importlib.util.find_spec(needs.module) is None:
-        problems.append(f"optimizer {config.optimizer} needs {needs.package}, which is not installed: {EXTRA}")
+        problems.append(f"optimizer {config.optimizer} requires {needs.package}, which is not installed; run `{EXTRA}`")
     if config.ema is not None and config.sharding.uses_deepspeed:
-        problems.append(f"ema: for strategy ddp or stream; under {config.strategy} no process has whole weights")
+        problems.append(f"ema: only supported for strategies ddp and stream, not {config.strategy}")
     return problems
 
 
 def _schedule_problems(config: RunConfig) -> list[str]:
     name, problems = config.lr_scheduler, []
     if config.warmup_steps and name in _WITHOUT_WARMUP:
-        problems.append(f"lr_scheduler {name} has no warm-up: leave warmup_steps out, or use constant_with_warmup")
+        problems.append(f"lr_scheduler {name} has no warm-up; remove warmup_steps, or use constant_with_warmup")
     if name == "piecewise_constant" and config.lr_pieces is None:
-        problems.append("lr_scheduler piecewise_constant needs lr_pieces, such as 1:100,0.1:200,0.01")
+        problems.append("lr_scheduler piecewise_constant requires lr_pieces, such as 1:100,0.1:200,0.01")
     if name != "piecewise_constant" and config.lr_pieces is not None:
-        problems.append(f"lr_pieces is for lr_scheduler piecewise_constant, and this is {name}")
+        problems.append(f"lr_pieces requires lr_scheduler piecewise_constant, not {name}")
     if name == "polynomial" and config.learning_rate <= POLYNOMIAL_END:
         problems.append(
-            f"learning_rate {config.learning_rate:g} is not above {POLYNOMIAL_END:g}, where polynomial ends"
+            f"learning_rate {config.learning_rate:g} must be greater than {POLYNOMIAL_END:g}, where polynomial ends"
         )
     return problems
 
@@ -63,7 +63,7 @@ POLYNOMIAL_END = 1e-7
 def _objective_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
     bounds, last = config.timestep_bounds, spec.num_train_timesteps - 1
     if bounds is not None and not 0 <= bounds[0] <= bounds[1] <= last:
-        return [f"timestep_range {config.timestep_range}: LOW and HIGH have to rise and lie in 0 to {last}"]
+        return [f"timestep_range {config.timestep_range}: LOW must be below HIGH, and both must be in 0 to {last}"]
     return []
 
 
@@ -73,21 +73,21 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
     problems = []
     given = ", ".join(key for key in tagged("engine") if getattr(config, key) is not None)
     if config.type != "lora" and not config.sharding.streams:
-        problems.append(f"{given}: for type lora or strategy stream, and this is {config.type}")
+        problems.append(f"{given}: only supported for type lora or strategy stream, not {config.type}")
     if config.sharding.uses_deepspeed:
-        problems.append(f"{given}: for strategy ddp or stream, and this is {config.strategy}")
+        problems.append(f"{given}: only supported for strategies ddp and stream, not {config.strategy}")
     if config.dora and config.compile:
-        problems.append(f"compile: DoRA's layers cannot be compiled with {given}; leave it out")
+        problems.append(f"compile: DoRA layers cannot be compiled with {given}; remove compile")
     for key in ("stream_blocks", "keep_everything", "offload_activations"):
         value = getattr(config, key)
         if value is not None and value > spec.num_layers:
-            problems.append(f"{key} {value}: {spec.variant.name} has {spec.num_layers} blocks")
+            problems.append(f"{key} {value}: {spec.variant.name} has only {spec.num_layers} blocks")
     if config.keep_everything and config.offload_activations:
         both = config.keep_everything + config.offload_activations
         if both > spec.num_layers:
             problems.append(
                 f"keep_everything {config.keep_everything} and offload_activations {config.offload_activations} "
-                f"are {both} blocks together, and {spec.variant.name} has {spec.num_layers}"
+                f"add up to {both} blocks, but {spec.variant.name} has {spec.num_layers}"
             )
     return problems
 
@@ -118,7 +118,7 @@ def _adapter_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
         return []
     known = layers.names(spec)
     return [
-        f"target_modules {target}: no layer's name ends so{did_you_mean(target, known)}; there are {', '.join(known)}"
+        f"target_modules {target}: no layer has this name{did_you_mean(target, known)}; layers: {', '.join(known)}"
         for target in config.target_modules
         if not layers.targeted(spec, [target])
     ]

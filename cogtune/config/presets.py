@@ -38,7 +38,7 @@ _TYPE_VALUES: dict[TrainingType, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One row: the values a run starts from, and the memory the guides promise for it."""
+    """One row: a run's initial settings, and the memory the guides promise for it."""
 
     name: str
     card: str
@@ -52,10 +52,10 @@ class Preset:
     promised_gb: float | None
     """Whole-card peak that the guides promise, GB of 10^9 bytes; None for a preset that is not in the table."""
     more: tuple[tuple[str, Any], ...] = ()
-    """Further configuration keys, in place of the type's usual ones."""
+    """Further configuration keys, which override the training type's."""
 
     def values(self) -> dict[str, Any]:
-        """The configuration keys this preset sets, with their values."""
+        """Return the configuration keys this preset sets, with their values."""
         shared: dict[str, Any] = {
             "model": VARIANTS[self.model].hub_id if self.model in VARIANTS else self.model,
             "type": self.type,
@@ -128,7 +128,7 @@ def _budget(
     model: str,
     type: TrainingType = "lora",  # noqa: A002 (the field's name)
 ) -> Preset:
-    """A run on any card of a size, by the memory engine."""
+    """Return a run on any card of a size, by the memory engine."""
     row = VARIANTS[model]
     is_lora = type == "lora"
     return Preset(
@@ -175,24 +175,25 @@ def _trial(training_type: TrainingType, *more: tuple[str, Any]) -> Preset:
 
 
 _TRIAL: tuple[Preset, ...] = (_trial("lora", ("rank", 8)), _trial("sft"))
-"""Presets that need no GPU and no download: a random model of a few megabytes, to try the program with."""
+"""Presets for trials without a GPU or a download, with a random model of a few megabytes."""
 
 PRESETS: dict[str, Preset] = {row.name: row for row in (*_TABLE, *_BUDGETS, *_TRIAL)}
-"""Every preset by name: the 26 rows of the table, those of less memory, and those for trying the program on a CPU."""
+"""All presets by name: the 26 rows of the table, those for smaller cards, and those for trials on a CPU."""
 
 
 def preset(name: str, others: Iterable[str] = ()) -> Preset:
-    """The preset called ``name``.
+    """Return the preset called ``name``.
 
     Args:
-        others: names that are there too, for the word on a typo.
+        others: further names to suggest for a typo.
 
     Raises:
-        UsageError: there is none; the message names the nearest.
+        UsageError: it does not exist; the message suggests the nearest name.
     """
     try:
         return PRESETS[name.lower()]
     except KeyError:
         raise UsageError(
-            f"there is no preset '{name}'{did_you_mean(name, [*PRESETS, *others])}", "`cogtune presets` lists them all"
+            f"unknown preset '{name}'{did_you_mean(name, [*PRESETS, *others])}",
+            "run `cogtune presets` to list all presets",
         ) from None

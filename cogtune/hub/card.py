@@ -78,7 +78,7 @@ def gather_facts(
     config: Mapping[str, Any],
     samples: tuple[SampleVideo, ...] = (),
 ) -> CardFacts:
-    """What the weights and their run tell about themselves.
+    """Return what the weights and their run tell about themselves.
 
     Args:
         weights: the LoRA file, or the folder of the transformer or the pipeline.
@@ -126,7 +126,7 @@ _MOST, _MOST_SIDE = 10**15, 65_536
 
 
 def _first(kind: Any, *values: Any) -> Any:
-    """The first of ``values`` that is of ``kind``, or None; a number has to be one that could be meant."""
+    """Return the first of ``values`` that is of ``kind``, or None; a number has to be one that could be meant."""
     return next((value for value in values if isinstance(value, kind) and _is_meant(value)), None)
 
 
@@ -171,7 +171,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]
 
 
 def _hub_id(model: str) -> str | None:
-    """The Hub id of what a run calls its base model; None for one that is only on this machine."""
+    """Return the Hub id of what a run calls its base model; None for one that is only on this machine."""
     row = published(model)
     if row is not None:
         return None if model.startswith(TINY) else row.hub_id
@@ -187,12 +187,12 @@ def _hub_id(model: str) -> str | None:
 
 
 def model_card(facts: CardFacts) -> str:
-    """The README.md of the repository: the metadata block, then Markdown."""
+    """Return the README.md of the repository: the metadata block, then Markdown."""
     return f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(_sections(facts)) + "\n"
 
 
 def _metadata(facts: CardFacts) -> str:
-    """The YAML block. Keys: https://huggingface.co/docs/hub/model-cards#model-card-metadata"""
+    """Return the YAML block. Keys: https://huggingface.co/docs/hub/model-cards#model-card-metadata"""
     from huggingface_hub import ModelCardData
 
     lora = facts.kind == "lora"
@@ -278,7 +278,7 @@ _MOST_CHARACTERS = 2000
 
 
 def _seen(text: str) -> str:
-    """What anyone may have written, without characters that cannot be seen; a long text is cut."""
+    """Return what anyone may have written, without characters that cannot be seen; a long text is cut."""
     shown = printable(text.strip())
     return shown if len(shown) <= _MOST_CHARACTERS else f"{shown[:_MOST_CHARACTERS]}..."
 
@@ -292,12 +292,12 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~$:@-])")
 
 
 def _plain(text: str) -> str:
-    """``text`` as Markdown that shows it and nothing else."""
+    """Return ``text`` as Markdown that shows it and nothing else."""
     return _MARKUP.sub(r"\\\1", html.escape(_one_line(text), quote=False))
 
 
 def _code(text: str) -> str:
-    """``text`` as a code span, whatever it holds."""
+    """Return ``text`` as a code span, whatever it holds."""
     line = _one_line(text).replace("|", "\u00a6")  # a bar would end the cell of a table even in code
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if "`" in line or not line else ""

@@ -45,7 +45,7 @@ class Weights:
 
 
 def find_weights(run: Path) -> tuple[Weights, list[str]]:
-    """The weights of ``run``, or those of its newest checkpoint; and notes on what was chosen.
+    """Return the weights of ``run``, or those of its newest checkpoint; and notes on what was chosen.
 
     Raises:
         CogtuneError: there are none that can be pushed.
@@ -176,7 +176,7 @@ def check_tensors(files: Mapping[str, Path]) -> None:
 
 
 def run_folder(run: Path) -> Path | None:
-    """The folder of the run that the weights come from: the given one, or the one it lies in."""
+    """Return the folder of the run that the weights come from: the given one, or the one it lies in."""
     place = run.absolute() if run.is_dir() else run.absolute().parent
     if RunFolder(place).run_yaml.is_file():
         return place
@@ -186,7 +186,7 @@ def run_folder(run: Path) -> Path | None:
 
 
 def newest_samples(run: Path, step: object) -> dict[str, Path]:
-    """The videos of the newest ``samples/step-N`` up to ``step``, by their path in the repository.
+    """Return the videos of the newest ``samples/step-N`` up to ``step``, by their path in the repository.
 
     Where there are no such folders, those in ``samples/``.
     """
@@ -201,8 +201,8 @@ def newest_samples(run: Path, step: object) -> dict[str, Path]:
     return {path.relative_to(run).as_posix(): path for path in videos}
 
 
-def stamp_beside(weights: Weights) -> Path | None:
-    """The file in which cogtune wrote about the run that the weights come from; None when there is none."""
+def find_stamp(weights: Weights) -> Path | None:
+    """Return the file in which cogtune wrote about the run that the weights come from; None when there is none."""
     if weights.kind == "lora":
         return None
     state, merged = weights.path.parent / STATE_NAME, weights.path / MERGE_NAME
@@ -212,10 +212,10 @@ def stamp_beside(weights: Weights) -> Path | None:
 
 
 def read_stamp(weights: Weights) -> dict[str, Any]:
-    """What cogtune wrote about the run beside or inside the weights; empty when another program made them."""
+    """Return what cogtune wrote about the run beside or inside the weights; empty when another program made them."""
     if weights.kind == "lora":
         return facts_in(header_metadata(weights.path), weights.path)
-    path = stamp_beside(weights)
+    path = find_stamp(weights)
     if path is None:
         return {}
     record = read_object(path)
@@ -233,7 +233,7 @@ def refuse_files_elsewhere(files: Iterable[Path], root: Path) -> None:
 
 
 def header_metadata(path: Path) -> dict[str, str]:
-    """The metadata in the header of a safetensors file."""
+    """Return the metadata in the header of a safetensors file."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as handle:
@@ -241,7 +241,7 @@ def header_metadata(path: Path) -> dict[str, str]:
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The mapping that ``text`` spells as JSON, or None where it spells none."""
+    """Return the mapping that ``text`` spells as JSON, or None where it spells none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -30,7 +30,7 @@ _PRIVATE_TEXT = re.compile(
 
 
 def public_run_yaml(config: Mapping[str, Any], facts: CardFacts) -> bytes:
-    """``run.yaml`` for the repository; a model on this machine's disk is named as the card names it."""
+    """Return ``run.yaml`` for the repository; a model on this machine's disk is named as the card names it."""
     import yaml
 
     public = _without_private(config)
@@ -41,7 +41,7 @@ def public_run_yaml(config: Mapping[str, Any], facts: CardFacts) -> bytes:
 
 
 def public_file(source: Path, base_model: str | None, aside: Path) -> Path | bytes:
-    """``source``, or a version without the secrets and local paths in its settings or its header."""
+    """Return ``source``, or a version without the secrets and local paths in its settings or its header."""
     if source.name == "model_index.json" or source.name.endswith("config.json"):
         config = read_object(source)
         public = _without_private(config, by_key=False)  # a tokenizer's pad_token is no secret
@@ -91,7 +91,7 @@ def _copy_with_metadata(source: Path, target: Path, metadata: Mapping[str, str])
 
 
 def _without_private(value: Any, *, by_key: bool = True) -> Any:
-    """``value`` without the entries that are secrets or paths of this machine.
+    """Return ``value`` without the entries that are secrets or paths of this machine.
 
     Args:
         by_key: take an entry for a secret by its key's name too, not by its value alone.

@@ -16,7 +16,7 @@ _MIXED = (re.compile("[a-z]"), re.compile("[A-Z]"), re.compile("[0-9]"))
 
 
 def redacted(text: str, token: str, keep: tuple[str, ...] = ()) -> str:
-    """``text`` with ``token`` taken out: as it is, reversed, quoted for a URL, in hex, base32 or base64.
+    """Return ``text`` with ``token`` taken out: as it is, reversed, quoted for a URL, in hex, base32 or base64.
 
     What else looks like a secret is taken out, too, since it could be the token in an encoding of the server's own.
 

@@ -63,14 +63,14 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def hub_address() -> str:
-    """The address of the Hub, without a slash at its end: HF_ENDPOINT, or else the client's own."""
+    """Return the address of the Hub, without a slash at its end: HF_ENDPOINT, or else the client's own."""
     from huggingface_hub import constants
 
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def access_token(given: str | None) -> tuple[str, str]:
-    """The access token, and in words where it comes from.
+    """Return the access token, and in words where it comes from.
 
     Raises:
         CogtuneError: there is none, or it cannot be one.
@@ -191,7 +191,7 @@ def _check_kind(target: Target, there: list[str]) -> None:
 
 
 def _replaced_by_a_push(path: str) -> bool:
-    """Whether a file is of the kinds whose names change from push to push: sample videos and shards."""
+    """Return whether a file is of the kinds whose names change from push to push: sample videos and shards."""
     folder, _, name = path.partition("/")
     if folder == "samples":
         return name.endswith(".mp4")
@@ -199,14 +199,14 @@ def _replaced_by_a_push(path: str) -> bool:
 
 
 def _http_error() -> type[Exception]:
-    """The base of what the HTTP library raises: httpx under huggingface_hub 1, httpx2 under 2."""
+    """Return the base of what the HTTP library raises: httpx under huggingface_hub 1, httpx2 under 2."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(base for base in HfHubHTTPError.__bases__ if base.__name__ == "HTTPError")
 
 
 def _failure(error: BaseException, api: HfApi, target: Target, token: str, origin: str) -> CogtuneError:
-    """What went wrong between here and the Hub, in words and without the token."""
+    """Return what went wrong between here and the Hub, in words and without the token."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     chain = [error]

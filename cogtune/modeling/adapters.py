@@ -61,7 +61,7 @@ def add_lora(
             parameter.data = parameter.data.float()
 
 
-def announce_dora_to_deepspeed(transformer: CogVideoXTransformer3DModel) -> None:
+def register_dora_with_deepspeed(transformer: CogVideoXTransformer3DModel) -> None:
     """Have ZeRO-3 gather what DoRA's layers read of their neighbours, in forward passes made anew in the backward too.
 
     DeepSpeed finds such reading out by itself in a forward pass, and only for weights that were away at that moment.
@@ -79,7 +79,7 @@ def announce_dora_to_deepspeed(transformer: CogVideoXTransformer3DModel) -> None
 def lora_state(
     transformer: CogVideoXTransformer3DModel, state: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The adapter's weights by their names in the diffusers format, on the CPU.
+    """Return the adapter's weights by their names in the diffusers format, on the CPU.
 
     Args:
         state: the trainable weights by parameter name, where the module's own are not whole (ZeRO-3).
@@ -137,7 +137,7 @@ def load_lora(path: Path, transformer: CogVideoXTransformer3DModel) -> None:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What cogtune wrote about the run into a LoRA file's header; empty for a file made by another program.
+    """Return what cogtune wrote about the run into a LoRA file's header; empty for a file made by another program.
 
     Raises:
         CogtuneError: the file is missing, not safetensors, or its header is damaged.

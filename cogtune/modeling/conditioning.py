@@ -71,7 +71,7 @@ def scale_image_latents(latents: Tensor, spec: ModelSpec) -> Tensor:
 
 
 def place_image(latents: Tensor, frames: int) -> Tensor:
-    """``[image, 0, 0, ...]``: image latents ``[B, 1, C, h, w]`` in front of zeros, ``frames`` in all."""
+    """Return ``[image, 0, 0, ...]``: image latents ``[B, 1, C, h, w]`` in front of zeros, ``frames`` in all."""
     batch, _, channels, height, width = latents.shape
     return torch.cat([latents, latents.new_zeros(batch, frames - 1, channels, height, width)], dim=1)
 
@@ -107,7 +107,7 @@ def rotary_positions(spec: ModelSpec, frames: int, height: int, width: int, devi
 
 
 def conditioning_of(latents: Tensor, spec: ModelSpec) -> Conditioning:
-    """What goes with (padded) latents ``[B, F, C, h, w]``; the same for every sample of a size."""
+    """Return what goes with (padded) latents ``[B, F, C, h, w]``; the same for every sample of a size."""
     _, frames, _, height, width = latents.shape
     ofs = None if spec.ofs_embed_dim is None else latents.new_full((1,), OFS)
     return Conditioning(rotary_positions(spec, frames, height, width, latents.device), ofs)
@@ -121,7 +121,7 @@ def predict(
     image_latents: Tensor | None,
     conditioning: Conditioning,
 ) -> Tensor:
-    """The transformer's output ``[B, F, C, h, w]`` (v) for noisy latents of the same shape.
+    """Return the transformer's output ``[B, F, C, h, w]`` (v) for noisy latents of the same shape.
 
     Args:
         text: ``[B, L, D]``.

@@ -9,7 +9,7 @@ DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16,
 
 
 def best_device() -> torch.device:
-    """The GPU, if there is one."""
+    """Return the GPU, if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

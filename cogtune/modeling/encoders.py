@@ -50,13 +50,13 @@ def pixels_to_unit(frames: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def worth_compiling(clips: int, size: Size) -> bool:
-    """Whether so many clips of one size are encoded sooner with the compile than without: 105 of 49x480x720."""
+    """Return whether so many clips of one size are encoded sooner with the compile than without: 105 of 49x480x720."""
     share = size.num_frames * size.height * size.width / (49 * _NATIVE)
     return clips * SAVED_SECONDS * share > COMPILE_SECONDS
 
 
 def untiled_bytes(size: Size, dtype: torch.dtype) -> int:
-    """About how much memory the VAE takes to encode a clip in one piece.
+    """Return about how much memory the VAE takes to encode a clip in one piece.
 
     It works through 8 frames at a time, and what is left over goes with the first 8 (``_encode`` in diffusers).
     """
@@ -79,26 +79,34 @@ class TextEncoder:
         max_tokens: int,
         device: torch.device,
         dtype: torch.dtype,
+        room: int | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """Load them.
+
+        Args:
+            room: bytes of the device's memory that may be used; what is free when None.
+            tell: told what was decided.
+        """
         folder = checkpoint / "text_encoder"
         with loading(checkpoint / "tokenizer"):
             self.tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
         with loading(folder):
             weights = _weight_bytes(folder, dtype)
-        fits = device.type == "cpu" or weights + TEXT_ROOM <= free_bytes(device)
+        free = free_bytes(device) if room is None else room
+        fits = weights + TEXT_ROOM <= free or (device.type == "cpu" and room is None)
         home = device if fits else torch.device("cpu")
         with loading(folder):
             self.model = T5EncoderModel.from_pretrained(folder, dtype=dtype, device_map={"": str(home)}).eval()
         self.device = device
+        self.in_layers = not fits
         self.batch = TEXT_BATCH if fits else OFFLOADED_TEXT_BATCH
         self.max_tokens = max_tokens
         if not fits:
             from accelerate import cpu_offload
 
-            free = free_bytes(device) / 2**30
             tell(
-                f"the text encoder takes {weights / 2**30:.1f} GiB, and {free:.1f} are free on the GPU: "
+                f"the text encoder takes {weights / 2**30:.1f} GiB, and {free / 2**30:.1f} are free on the GPU: "
                 "its layers go there one at a time, which is slower"
             )
             cpu_offload(self.model, device)

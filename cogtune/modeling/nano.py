@@ -19,7 +19,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 
-from cogtune.modeling import random_configs
+from cogtune.models import random_configs
 from cogtune.models.geometry import NANO_SIZE, SPATIAL_COMPRESSION
 from cogtune.models.variants import Variant
 from cogtune.models.variants import variant as find_variant
@@ -45,12 +45,12 @@ _VAE_CHANNELS, _VAE_LAYERS, _VAE_GROUPS = (16, 32, 48, 48), 1, 8
 
 
 def transformer_part(name: str) -> str:
-    """The folder of the transformer of variant ``name`` among the parts."""
+    """Return the folder of the transformer of variant ``name`` among the parts."""
     return f"transformer-{name}"
 
 
 def nano_variant(name: str) -> Variant:
-    """The published model that a nano one is built like.
+    """Return the published model that a nano one is built like.
 
     Raises:
         UsageError: there is no nano model of this name.
@@ -100,7 +100,7 @@ def nano_text_config(vocabulary: int) -> dict[str, Any]:
 
 
 def new_vae(seed: int = 0) -> AutoencoderKLCogVideoX:
-    """A VAE to be trained."""
+    """Return a VAE to be trained."""
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
         return AutoencoderKLCogVideoX(**nano_vae_config(find_variant("5b")))

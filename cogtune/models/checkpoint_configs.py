@@ -9,7 +9,15 @@ from typing import Any
 
 from cogtune.models.configs import Configs, read_index
 from cogtune.models.geometry import FRAME_STEP, SPATIAL_COMPRESSION, Size, legal_frame_counts
-from cogtune.models.variants import LEAST_SIDE, LORA_WEIGHTS_NAME, MOST_SIDE, VARIANTS, Precision, Variant
+from cogtune.models.variants import (
+    LEAST_SIDE,
+    LORA_WEIGHTS_NAME,
+    MOST_SIDE,
+    VARIANTS,
+    Precision,
+    SamplingScheduler,
+    Variant,
+)
 from cogtune.system.digests import digest
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained
@@ -81,8 +89,13 @@ class ModelSpec:
             min(self.sample_width * SPATIAL_COMPRESSION, row.width),
         )
 
+    @property
+    def sampled_with(self) -> SamplingScheduler:
+        """The scheduler of the guides: DPM, and DDIM for a model trained with a shifted SNR (2b)."""
+        return "dpm" if self.snr_shift_scale == 1.0 else "ddim"
+
     def size_problems(self, size: Size) -> list[str]:
-        """Why the model cannot be trained at ``size``; empty when it can."""
+        """Return why the model cannot be trained at ``size``; empty when it can."""
         problems = []
         if size.num_frames % FRAME_STEP != 1:
             near = max(1, round((size.num_frames - 1) / FRAME_STEP)) * FRAME_STEP + 1
@@ -107,7 +120,7 @@ class ModelSpec:
         return problems
 
     def bucket_problems(self, size: Size) -> list[str]:
-        """Why ``size`` cannot be one of several that the model is trained at; empty when it can."""
+        """Return why ``size`` cannot be one of several that the model is trained at; empty when it can."""
         least = min(LEAST_SIDE, self.native.height, self.native.width)
         outside = [
             f"{name} {value} is not from {least} to {MOST_SIDE}"
@@ -117,7 +130,7 @@ class ModelSpec:
         return self.size_problems(size) + outside
 
     def size_advice(self, size: Size) -> list[str]:
-        """What is legal about ``size`` but unlike what the model was trained on. Source: the model cards."""
+        """Return what is legal about ``size`` but unlike what the model was trained on. Source: the model cards."""
         row, native = self.variant, self.native
         legal = legal_frame_counts(row.frame_multiple, row.most_frames_n)
         shape, trained = f"{size.height}x{size.width}", "the model was trained"
@@ -136,25 +149,25 @@ class ModelSpec:
         return advice
 
     def precision_problems(self, precision: Precision) -> list[str]:
-        """Why the model cannot be run in ``precision``, if so."""
+        """Return why the model cannot be run in ``precision``, if so."""
         row = self.variant
         if precision == "fp16" and row.trained_in != "fp16":
             return [f"fp16: {row.name} was trained in bf16 and overflows in fp16 (black video); use bf16 or fp32"]
         return []
 
     def steps_problems(self, steps: int) -> list[str]:
-        """Why a video cannot be sampled in so many denoising steps, if so."""
+        """Return why a video cannot be sampled in so many denoising steps, if so."""
         if steps > self.num_train_timesteps:
             return [f"{steps}: the model has {self.num_train_timesteps} timesteps, and 50 steps are usual"]
         return []
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
+        """Return the fields as JSON-able values."""
         return asdict(self)
 
 
 def published_spec(row: Variant) -> ModelSpec:
-    """What the configs of a published checkpoint say, for when none is on this machine."""
+    """Return what the configs of a published checkpoint say, for when none is on this machine."""
     return ModelSpec(
         num_layers=row.num_layers,
         num_attention_heads=row.num_heads,
@@ -187,7 +200,7 @@ def _whole_or_part(folder: Path) -> str:
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """What the configs of the diffusers checkpoint in ``folder`` say.
+    """Return what the configs of the diffusers checkpoint in ``folder`` say.
 
     Raises:
         CogtuneError: the folder is not a CogVideoX checkpoint, or with every wrong value in its configs.
@@ -237,7 +250,7 @@ _SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
 
 
 def _file_fingerprint(path: Path) -> str:
-    """A digest of the file's bytes; of a large file, its size and 256 evenly spread blocks of 64 KiB.
+    """Return a digest of the file's bytes; of a large file, its size and 256 evenly spread blocks of 64 KiB.
 
     Hashing all of a 10 GB text encoder would take longer than encoding the captions. Fine-tuned weights differ
     everywhere, so the blocks tell them apart.
@@ -256,7 +269,7 @@ def _file_fingerprint(path: Path) -> str:
 
 
 def fingerprint(checkpoint: Path, component: str) -> str:
-    """What stands for the weights and configs in ``checkpoint/component`` (such as ``vae``): 32 hex digits.
+    """Return what stands for the weights and configs in ``checkpoint/component`` (such as ``vae``): 32 hex digits.
 
     Raises:
         CogtuneError: the component's folder is missing or cannot be read.

@@ -16,7 +16,7 @@ def home() -> Path:
 
 
 def cached_file(repo_id: str, name: str) -> Path | None:
-    """A file of a model in the Hub's cache on this machine; None where it is not there."""
+    """Return a file of a model in the Hub's cache on this machine; None where it is not there."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -35,7 +35,7 @@ def snapshot(
     patterns: Sequence[str] | None = None,
     folder: Path | None = None,
 ) -> Path:
-    """The local folder of a repository on the Hub, downloaded as far as it is not here.
+    """Return the local folder of a repository on the Hub, downloaded as far as it is not here.
 
     Args:
         otherwise: what to do where it cannot be had, told when the download fails.

@@ -123,13 +123,13 @@ class CardMemory:
 
 
 def kept_bytes(work: Workload, keep: Keep) -> float:
-    """What one block keeps for its backward pass."""
+    """Return what one block keeps for its backward pass."""
     tensors = _KEPT_EAGER if keep == "everything" and not work.compiled else _KEPT[keep]
     return work.tensor * tensors
 
 
 def card_memory(work: Workload, arrangement: Arrangement) -> CardMemory:
-    """What an arrangement takes of the card, besides the adapter and CUDA."""
+    """Return what an arrangement takes of the card, besides the adapter and CUDA."""
     streamed = min(arrangement.streamed_blocks, work.blocks)
     slots = min(arrangement.slots, streamed)
     weights = work.other_weights + work.block_weights * (work.blocks - streamed + slots)
@@ -151,7 +151,7 @@ def card_memory(work: Workload, arrangement: Arrangement) -> CardMemory:
 
 
 def card_bytes(work: Workload, arrangement: Arrangement) -> int:
-    """The whole card's memory in use at the peak of a step."""
+    """Return the whole card's memory in use at the peak of a step."""
     memory = card_memory(work, arrangement)
     return memory.weights + memory.activations + memory.workspace + work.trained + work.gradients + work.context
 
@@ -169,7 +169,7 @@ def _offloaded(work: Workload, arrangement: Arrangement) -> float:
 
 
 def seconds(work: Workload, arrangement: Arrangement, speed: Speed) -> float:
-    """The time of one optimizer step."""
+    """Return the time of one optimizer step."""
     whole = arrangement.kept_whole / work.blocks
     computing = 0.0
     for keep, share in ((arrangement.keep, 1 - whole), ("everything", whole)):
@@ -193,7 +193,7 @@ def seconds(work: Workload, arrangement: Arrangement, speed: Speed) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class RequestedArrangement:
     """What of an arrangement is given; None is for the planner to choose."""
 
     streamed_blocks: int | None = None
@@ -204,12 +204,12 @@ class Wanted:
 
 
 def _keeps(work: Workload) -> tuple[Keep, ...]:
-    """What a block may be planned to keep; eager blocks cannot part with attention's outputs."""
+    """Return what a block may be planned to keep; eager blocks cannot part with attention's outputs."""
     return ("attention", "inputs") if work.compiled else ("inputs",)
 
 
-def unplanned(work: Workload, wanted: Wanted) -> Arrangement:
-    """The arrangement of what is given alone: all else stays on the card."""
+def unplanned(work: Workload, wanted: RequestedArrangement) -> Arrangement:
+    """Return the arrangement of what is given alone: all else stays on the card."""
     return Arrangement(
         streamed_blocks=wanted.streamed_blocks or 0,
         keep=wanted.keep or _keeps(work)[0],
@@ -219,7 +219,7 @@ def unplanned(work: Workload, wanted: Wanted) -> Arrangement:
     )
 
 
-def arrange(work: Workload, budget: int, speed: Speed, wanted: Wanted) -> tuple[Arrangement, bool]:
+def arrange(work: Workload, budget: int, speed: Speed, wanted: RequestedArrangement) -> tuple[Arrangement, bool]:
     """The fastest arrangement whose estimate fits ``budget`` bytes of the card, and whether there is one that does.
 
     Of those that are as fast but for :data:`WORTH`, it is the one that takes the least of the card; without one that
@@ -235,7 +235,7 @@ def arrange(work: Workload, budget: int, speed: Speed, wanted: Wanted) -> tuple[
     return leanest[2], True
 
 
-def _candidates(work: Workload, room: float, wanted: Wanted) -> Iterator[Arrangement]:
+def _candidates(work: Workload, room: float, wanted: RequestedArrangement) -> Iterator[Arrangement]:
     """Arrangements with no more blocks offloaded than the room asks for, and with all of them."""
     every = range(work.blocks + 1)
     keeps = _keeps(work) if wanted.keep is None else (wanted.keep,)

@@ -78,7 +78,7 @@ class RunEstimate:
         return problems(self.config, self.needs, self.machine)
 
     def rows(self) -> list[tuple[str, str]]:
-        """What and how much, as the table shows it."""
+        """Return what and how much, as the table shows it."""
         needs, config = self.needs, self.config
         rows = [(f"each GPU: {name}", f"{getattr(needs.memory, key) / GIB:.2f} GiB") for key, name in _PARTS.items()]
         if needs.arrangement is not None:
@@ -101,7 +101,7 @@ class RunEstimate:
         return rows
 
     def _arrangement(self, arrangement: Arrangement) -> str:
-        """The memory engine's arrangement and why it is this one."""
+        """Return the memory engine's arrangement and why it is this one."""
         words = arrangement.describe(self.spec.num_layers)
         if self.config.vram is None:
             return f"{words} (as given)"
@@ -123,7 +123,7 @@ class RunEstimate:
         return f"about {self.needs.seconds:.2f} s a step, {hours:.1f} hours in all"
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for programs; sizes in bytes."""
+        """Return the same for programs; sizes in bytes."""
         memory = {field.name: getattr(self.needs.memory, field.name) for field in fields(self.needs.memory)}
         return {
             "gpu_memory": memory | {"reserved": self.needs.memory.reserved, "card": self.needs.memory.card},
@@ -145,7 +145,7 @@ class RunEstimate:
 def estimate_run(
     config: RunConfig, spec: ModelSpec, machine: Hardware, counts: Sequence[int] = (), launch: Path | None = None
 ) -> RunEstimate:
-    """What a run will take.
+    """Return what a run will take.
 
     Args:
         counts: samples at each training size; counted when not given and the dataset is here.

@@ -48,7 +48,7 @@ def find_videos(output: Path) -> dict[Scene, dict[int, Path]]:
 
 
 def spread(steps: list[int], most: int = MOST_STEPS) -> list[int]:
-    """At most so many of the steps: the first, the last, and others evenly between."""
+    """Return at most so many of the steps: the first, the last, and others evenly between."""
     if len(steps) <= most:
         return steps
     return [steps[number * (len(steps) - 1) // (most - 1)] for number in range(most)]
@@ -99,7 +99,7 @@ def _strip(output: Path, scene: Scene, steps: list[int], by_step: dict[int, Path
 
 
 def _poster(video: Path, most_bytes: int) -> str | None:
-    """The first frame as a data address; None when it cannot be read."""
+    """Return the first frame as a data address; None when it cannot be read."""
     from cogtune.data.video.clips import iter_frames
 
     try:

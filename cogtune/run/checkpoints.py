@@ -21,12 +21,12 @@ STATE_NAME = "state.json"
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """Return the whole checkpoints of a run, oldest first."""
     return [path for _, path in RunFolder(output).checkpoint_folders() if (path / STATE_NAME).is_file()]
 
 
 def checkpoints_after(output: Path, step: int) -> list[Path]:
-    """The checkpoints of a run that lie behind ``step``: another branch, for a run that goes on from there."""
+    """Return the checkpoints of a run that lie behind ``step``: another branch, for a run that goes on from there."""
     found = RunFolder(output).checkpoint_folders()
     return [path for number, path in found if number > step and (path / STATE_NAME).is_file()]
 
@@ -47,7 +47,7 @@ def refuse_shards(path: Path) -> None:
 
 
 def choose_checkpoint(wanted: str, output: Path) -> Path:
-    """The checkpoint that ``--resume`` names: ``latest`` of the run in ``output``, or a path.
+    """Return the checkpoint that ``--resume`` names: ``latest`` of the run in ``output``, or a path.
 
     Raises:
         UsageError: there is none; the message lists those there are.
@@ -65,7 +65,7 @@ def choose_checkpoint(wanted: str, output: Path) -> Path:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What ``state.json`` of a checkpoint says.
+    """Return what ``state.json`` of a checkpoint says.
 
     Raises:
         CogtuneError: the folder is not a checkpoint of cogtune, or of a newer one.
@@ -92,13 +92,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def stamp(checkpoint: Path) -> str:
-    """What tells a checkpoint from another that took its name: no clock is compared with another."""
+    """Return what tells a checkpoint from another that took its name: no clock is compared with another."""
     stat = (checkpoint / STATE_NAME).stat()
     return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
 
 
 def fingerprints(files: Iterable[Path], checkpoint: Path) -> dict[str, str]:
-    """What tells the files of a checkpoint from any others, by their paths in it.
+    """Return what tells the files of a checkpoint from any others, by their paths in it.
 
     Of a file of ``torch.save`` it is made of the names, sizes and checksums of its parts, which stand at its end: no
     weights are read. Of any other file all bytes are.
@@ -123,7 +123,7 @@ def _fingerprint(path: Path) -> str:
 def changed_files(
     checkpoint: Path, state: Mapping[str, Any], only: Callable[[str], bool] = lambda _: True
 ) -> list[str]:
-    """The files of a checkpoint that are not those that were saved with ``state``, as problems.
+    """Return the files of a checkpoint that are not those that were saved with ``state``, as problems.
 
     Checkpoints of earlier versions do not say it of every file, and those of other programs of none.
 
@@ -154,7 +154,7 @@ def changed_files(
 def check_fits(
     checkpoint: Path,
     state: Mapping[str, Any],
-    identity: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
     *,
     model: str | None = None,
     samples: int | None = None,
@@ -162,19 +162,19 @@ def check_fits(
     """Refuse a checkpoint that belongs to another run.
 
     Args:
-        identity: what must be the same for the resumed run to be the same run, by name.
+        fingerprint: the run's, as :func:`cogtune.run.plan.resume_fingerprint` returns it.
         model: how the base model is called now, and ``samples`` how many there are, to say what digests stand for.
 
     Raises:
         CogtuneError: with every difference, or when another version wrote it.
     """
     before = state["identity"]
-    if "ema" in identity and "ema" not in before:
+    if "ema" in fingerprint and "ema" not in before:
         raise CogtuneError(
             f"{checkpoint} has no moving average of the weights", "leave --ema out, or start anew in another --output"
         )
-    unknown = [key for key in identity if key not in before]
-    if unknown and before.get("strategy") == identity.get("strategy"):  # each strategy has keys of its own
+    unknown = [key for key in fingerprint if key not in before]
+    if unknown and before.get("strategy") == fingerprint.get("strategy"):  # each strategy has keys of its own
         raise CogtuneError(
             f"{checkpoint} was written by another version of cogtune: it does not say {', '.join(unknown)}",
             "start anew in another --output; `cogtune merge-zero` still makes weights of a ZeRO checkpoint",
@@ -183,13 +183,13 @@ def check_fits(
     then = {"model": state.get("base_model"), "data": dataset.get("samples") if isinstance(dataset, dict) else None}
     now = {"model": model, "data": samples}
     wrong = []
-    for key, value in identity.items():
+    for key, value in fingerprint.items():
         if key not in before or before[key] == value:
             continue
         if key not in _CHANGED:
             wrong.append(f"{key}: {before[key]!r} in the checkpoint, {value!r} now")
         elif None in (then.get(key), now.get(key)) or then[key] == now[key]:
-            if key != "data" or before.get("model") == identity.get("model"):  # each model encodes it for itself
+            if key != "data" or before.get("model") == fingerprint.get("model"):  # each model encodes it for itself
                 wrong.append(f"{key}: {_CHANGED[key]}")
         else:
             unit = " samples" if key == "data" else ""
@@ -217,12 +217,12 @@ _ADAPTER = "lora_adapter_metadata"
 
 
 def lora_facts(facts: Mapping[str, Any], adapter: str) -> str:
-    """A run's facts for a LoRA file's header, with a checksum that holds for the adapter's configuration too."""
+    """Return a run's facts for a LoRA file's header, with a checksum that holds for the adapter's configuration too."""
     return json.dumps(sealed({**facts, "adapter": digest(adapter)}))
 
 
 def facts_in(header: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """What :func:`lora_facts` put into the header of the file ``path``; empty when another program wrote it.
+    """Return what :func:`lora_facts` put into the header of the file ``path``; empty when another program wrote it.
 
     Raises:
         CogtuneError: the header is not as it was written. (Earlier versions gave it no checksum.)

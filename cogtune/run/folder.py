@@ -33,7 +33,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def step_of_checkpoint(folder: Path) -> int | None:
-    """The step in a checkpoint folder's name; None when it is not called like one."""
+    """Return the step in a checkpoint folder's name; None when it is not called like one."""
     match = _CHECKPOINT.fullmatch(folder.absolute().name)
     return int(match[1]) if match else None
 
@@ -50,7 +50,7 @@ class RunFolder:
         return self.root / RUN_NAME
 
     def launch(self, machine_rank: int = 0) -> Path:
-        """The folder of launch files; each machine of a run has one of its own."""
+        """Return the folder of launch files; each machine of a run has one of its own."""
         return self.root / (f"launch-{machine_rank}" if machine_rank else "launch")
 
     @property
@@ -99,7 +99,7 @@ class RunFolder:
         return self.root / "smoke"
 
     def checkpoint(self, step: int) -> Path:
-        """The checkpoint of a step."""
+        """Return the checkpoint of a step."""
         return self.root / f"checkpoint-{step}"
 
     def checkpoint_folders(self) -> list[tuple[int, Path]]:

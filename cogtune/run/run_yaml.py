@@ -18,7 +18,7 @@ from cogtune.system.files import read_bytes
 
 
 def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:
-    """The configuration that the run in ``folder`` was started with, which is its ``output`` wherever it is now.
+    """Return the configuration that the run in ``folder`` was started with, which is its ``output`` wherever it is now.
 
     Args:
         flags: values to change, as for :func:`resolve`; all others keep the source that ``run.yaml`` says.
@@ -47,7 +47,7 @@ def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:
 
 
 def _sources(text: str) -> dict[str, str]:
-    """Where each value of a ``run.yaml`` came from, as the comments behind them say."""
+    """Return where each value of a ``run.yaml`` came from, as the comments behind them say."""
     node = yaml.compose(text, Loader)
     sources = {}
     for key, value in node.value if node is not None else ():

@@ -35,18 +35,18 @@ class SampleEntry:
 
 
 def step_folder(output: Path, step: int) -> Path:
-    """Where the sample videos of a step are, or will be."""
+    """Return where the sample videos of a step are, or will be."""
     return RunFolder(output).samples / f"step-{step:06d}"
 
 
 def step_folders(output: Path) -> list[tuple[int, Path]]:
-    """The steps that have sample videos, with their folders, in order."""
+    """Return the steps that have sample videos, with their folders, in order."""
     found = ((_STEP.fullmatch(path.name), path) for path in (RunFolder(output).samples).glob("*") if path.is_dir())
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def file_name(number: int, prompt: str) -> str:
-    """What the video of prompt ``number`` is called."""
+    """Return what the video of prompt ``number`` is called."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
     return f"{number:02d}-{words[:40].strip('-') or 'video'}.mp4"
 
@@ -88,7 +88,7 @@ class _Entry(Schema):
 
 
 def said_of(video: Path) -> list[Path]:
-    """The files that :func:`prompt_of` reads for a video, as far as they are there."""
+    """Return the files that :func:`prompt_of` reads for a video, as far as they are there."""
     return [path for path in (video.parent / LIST_NAME, video.with_suffix(".txt")) if path.is_file()]
 
 

@@ -16,13 +16,19 @@ from cogtune.system.locks import exclusive_folder
 
 _FOLDER = "TORCH_EXTENSIONS_DIR"
 
+ADAM, COLLECTIVES = "cpu_adam", "deepspeed_shm_comm"
+"""What DeepSpeed calls its kernels that cogtune has it build."""
+
 
 @contextlib.contextmanager
-def building() -> Iterator[None]:
+def building(kernel: str) -> Iterator[None]:
     """While the block runs, what PyTorch compiles stands in a folder of cogtune's own, which this process alone holds.
 
     PyTorch guards a build by a file, and waits without end for one that a killed process left. In a folder where only
     holders build, such a file is nobody's.
+
+    Args:
+        kernel: what is built, if it is not there: that is announced, as it takes minutes.
 
     Raises:
         CogtuneError: the folder cannot be written.
@@ -31,8 +37,8 @@ def building() -> Iterator[None]:
     version = f"cogtune-{sys.implementation.cache_tag}-torch-{torch.__version__}"
     folder = Path(before or get_default_build_root()) / version
     with exclusive_folder(folder, wait=True, waiting="waiting for DeepSpeed's kernels, which another process compiles"):
-        if not list(folder.glob("*/*.so")):
-            console.note("compiling DeepSpeed's kernels for this machine, once: this takes a few minutes")
+        if not list((folder / kernel).glob("*.so")):
+            console.note(f"compiling DeepSpeed's {kernel} for this machine, once: this takes a few minutes")
         for left in folder.glob("*/lock"):
             left.unlink()
         os.environ[_FOLDER] = str(folder)
@@ -50,5 +56,5 @@ def load_collectives() -> None:
 
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is not None and builder.is_compatible():
-        with building():
+        with building(COLLECTIVES):
             builder.load()

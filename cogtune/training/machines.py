@@ -19,7 +19,7 @@ LOOK_SECONDS = 10.0
 """How long a file that another machine wrote is looked for: a network file system may show it late."""
 
 
-def require_one_run(plan: Plan) -> None:
+def require_same_settings(plan: Plan) -> None:
     """See that all machines were started with the settings of one run. Collective.
 
     Raises:
@@ -29,7 +29,7 @@ def require_one_run(plan: Plan) -> None:
         return
     own = tagged("machine")  # what model and data are is compared by their content
     settings = {key: value for key, value in plan.config.to_dict().items() if key not in own}
-    settings |= {**plan.identity, "total steps": plan.total_steps}
+    settings |= {**plan.resume_fingerprint, "total steps": plan.total_steps}
     told = gather_object([(plan.config.machine_rank, settings)])
     (_, first), *others = sorted(told, key=lambda pair: pair[0])
     problems = {
@@ -46,7 +46,7 @@ def require_one_run(plan: Plan) -> None:
         )
 
 
-def require_one_output(accelerator: Accelerator, plan: Plan) -> None:
+def require_shared_output(accelerator: Accelerator, plan: Plan) -> None:
     """See that every machine's output folder is the main process's, where the run needs that. Collective.
 
     Under ZeRO each process writes its part of a checkpoint there, and to go on each reads one. A new run under DDP

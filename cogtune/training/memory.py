@@ -60,7 +60,7 @@ def attach_engine(
 
 
 def _kernel(plan: Plan, device: torch.device) -> AttentionKernel | None:
-    """The attention kernel to use: the one asked for, or the fastest for the run's largest samples."""
+    """Return the attention kernel to use: the one asked for, or the fastest for the run's largest samples."""
     config, spec = plan.config, plan.spec
     if config.attention is not None and config.attention != "auto":
         if config.attention == FLASH_4 and not has_flash_4():

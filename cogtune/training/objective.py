@@ -47,7 +47,7 @@ class TimestepSampling:
     None for no noise."""
 
     def timestep(self, random: torch.Generator, count: int) -> int:
-        """One of the timesteps 0 to ``count - 1``."""
+        """Return one of the timesteps 0 to ``count - 1``."""
         low, high = self.bounds or (0, count - 1)
         width = high - low + 1
         if self.timesteps == "uniform":
@@ -66,7 +66,7 @@ def _mixed(seed: int, ordinal: int) -> int:
 
 
 def generator_for(seed: int, ordinal: int) -> torch.Generator:
-    """The random numbers of sample ``ordinal`` of a run: the same in any process and on any device."""
+    """Return the random numbers of sample ``ordinal`` of a run: the same in any process and on any device."""
     return torch.Generator().manual_seed(_mixed(seed, ordinal))
 
 
@@ -102,7 +102,7 @@ def draw_noise(
     sampling: TimestepSampling = USUAL,
     timesteps: Sequence[int] | None = None,
 ) -> NoiseDraws:
-    """The draws that belong to the samples of ``batch``.
+    """Return the draws that belong to the samples of ``batch``.
 
     Args:
         timesteps: fixed ones in place of drawn ones.
@@ -134,7 +134,7 @@ def draw_noise(
 
 
 def _sigma(standard: Tensor, sampling: TimestepSampling) -> Tensor:
-    """The strength of a sample's image noise, from a draw of the standard normal."""
+    """Return the strength of a sample's image noise, from a draw of the standard normal."""
     if sampling.image_noise is None:
         return torch.zeros(())
     mean, deviation = sampling.image_noise
@@ -178,7 +178,7 @@ class Objective:
         timesteps: Sequence[int] | None = None,
         training: bool = True,
     ) -> Tensor:
-        """The loss of each sample, ``[B]`` in fp32.
+        """Return the loss of each sample, ``[B]`` in fp32.
 
         Args:
             timesteps: fixed timesteps, one a sample, for evaluation.

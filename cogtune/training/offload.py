@@ -40,7 +40,7 @@ class CPUOffloadAdamW(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """AdamW's own state."""
+        """Return AdamW's own state."""
         return self._inner.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

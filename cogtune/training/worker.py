@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cogtune.config.run_config import RunConfig
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.planning.fit import local_hardware, what_would_fit
+from cogtune.planning.fit import local_hardware, suggest_fit
 from cogtune.report.run import State, record_machine, write_run_report
 from cogtune.run.checkpoints import checkpoints_after
 from cogtune.run.folder import AVERAGE_NAME, RunFolder
@@ -29,7 +29,8 @@ from cogtune.system.files import AGAIN, DiskFull, os_errors_explained, write_ato
 from cogtune.system.folders import remove_folder, remove_partials
 from cogtune.system.json_files import is_sealed, read_json
 from cogtune.system.locks import WORKER_LOCK, exclusive_folder
-from cogtune.system.processes import StopRequest, cannot_pin, is_out_of_memory, run_worker
+from cogtune.system.out_of_memory import cannot_pin, is_out_of_memory, out_of_memory, room_of
+from cogtune.system.processes import StopRequest, run_worker
 
 
 def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
@@ -39,33 +40,33 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
         CogtuneError: anything the user can act on.
     """
     from cogtune.training.loop import train
-    from cogtune.training.samples import remove_later
+    from cogtune.training.samples import remove_later_samples
     from cogtune.training.setup import set_up
 
-    with memory_explained(plan):
+    with explain_out_of_memory(plan):
         training = set_up(plan, lambda: bool(stop))
-    accelerator = training.trainee.accelerator
+    accelerator = training.train_state.accelerator
     if accelerator.is_main_process:
-        _leave_other_branch(plan, training.first_step)
-        remove_later(plan.config.output, training.first_step)
+        _delete_later_checkpoints(plan, training.first_step)
+        remove_later_samples(plan.config.output, training.first_step)
         write_text(RunFolder(plan.config.output).run_yaml, files.run_yaml.read_text(encoding="utf-8"))
         record_machine(files.folder)
-        looked = partial(draw_report, plan.config.output, "under way")
-        training = replace(training, plans=replace(training.plans, looked=looked))
+        after_each = partial(write_report, plan.config.output, "under way")
+        training = replace(training, schedule=replace(training.schedule, after_each=after_each))
     accelerator.wait_for_everyone()
     stop.begins()
-    with memory_explained(plan):
+    with explain_out_of_memory(plan):
         finished = train(training)
     if finished and accelerator.is_main_process:
         publish_weights(plan.config.output, RunFolder(plan.config.output).checkpoint(plan.total_steps))
     if accelerator.is_main_process:
-        draw_report(plan.config.output, "ended" if finished else "stopping")
+        write_report(plan.config.output, "ended" if finished else "stopping")
     accelerator.wait_for_everyone()
     return finished
 
 
 @contextlib.contextmanager
-def memory_explained(plan: Plan) -> Iterator[None]:
+def explain_out_of_memory(plan: Plan) -> Iterator[None]:
     """Tell an error of exhausted GPU memory as what would fit, and one of pinned memory with what does without.
 
     Raises:
@@ -81,13 +82,13 @@ def memory_explained(plan: Plan) -> Iterator[None]:
         config = plan.config
         newest = checkpoints_of(plan)[-1:]
         kept = [f"{path.name} is whole: with that changed, --resume latest goes on from it" for path in newest]
-        first = str(error).splitlines()[0]
         if config.sharding.offloads and cannot_pin(error):
-            message = f"the system does not give the pinned host memory that offload asked for: {first}"
-            hint = _without_pinning(config)
-        else:
-            message, hint = f"out of GPU memory: {first}", what_would_fit(config, plan.spec, local_hardware())
-        raise CogtuneError(message, hint, details=kept) from error
+            message = "the system does not give the pinned host memory that offload asked for"
+            message = f"{message}: {str(error).splitlines()[0]}"
+            raise CogtuneError(message, _without_pinning(config), details=kept) from error
+        room = room_of(error)
+        hint = suggest_fit(config, plan.spec, local_hardware(), free=room.free if room else None)
+        raise out_of_memory(error, hint, details=tuple(kept)) from error
 
 
 def _without_pinning(config: RunConfig) -> str:
@@ -99,7 +100,7 @@ def _without_pinning(config: RunConfig) -> str:
 
 
 @contextlib.contextmanager
-def full_disk_explained(plan: Plan) -> Iterator[None]:
+def explain_full_disk(plan: Plan) -> Iterator[None]:
     """Tell a full disk with the command that goes on once there is room.
 
     Raises:
@@ -118,7 +119,7 @@ def full_disk_explained(plan: Plan) -> Iterator[None]:
         raise CogtuneError(error.message, error.hint.removesuffix(AGAIN) + go_on, details=kept) from error
 
 
-def _leave_other_branch(plan: Plan, first_step: int) -> None:
+def _delete_later_checkpoints(plan: Plan, first_step: int) -> None:
     """Delete the checkpoints behind the step that this run starts from, now that it is sure to start.
 
     Raises:
@@ -151,7 +152,7 @@ def publish_weights(output: Path, newest: Path) -> None:
         write_atomic(averaged, lambda aside: shutil.copyfile(average, aside))
 
 
-def draw_report(output: Path, state: State) -> None:
+def write_report(output: Path, state: State) -> None:
     """Write the run's page; what stands in the way is told, and stops nothing."""
     try:
         write_run_report(output, state)
@@ -171,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = Plan.read(path)
         if rank == 0 and not is_sealed(read_json(path)):  # as command.sh invites to
             console.note(f"{path} was changed since `cogtune train` wrote it")
-        with full_disk_explained(plan):
+        with explain_full_disk(plan):
             if rank != 0:
                 return run(plan, files, stop)
             with exclusive_folder(plan.config.output, WORKER_LOCK):

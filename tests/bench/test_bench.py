@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from cogtune.bench import run, stage, watch, worker
 from cogtune.cli import main
-from cogtune.cli.bench import set_in, table
+from cogtune.cli.bench import preset_and_changes, table
 from cogtune.config.presets import PRESETS
 from cogtune.config.resolving import resolve
 from cogtune.models.checkpoint_configs import published_spec, read_spec
@@ -262,7 +262,7 @@ def test_what_only_a_run_needs_is_left_out_of_a_bench(tmp_path: Path) -> None:
 def test_a_bench_of_a_file_says_what_the_file_set(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("preset: 4090-lora-5b\nrank: 64\nsteps: 900\nsize: null\ndata: clips\n")
-    assert set_in(file) == ("4090-lora-5b", {"rank": 64})
+    assert preset_and_changes(file) == ("4090-lora-5b", {"rank": 64})
 
 
 def test_the_staged_model_says_what_the_published_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,8 +431,8 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
     assert "| 42 GB | 22.2 GB without NCCL | 1 of 8 x H200 |" in vram.page([alone])
     assert ["whole card without NCCL, GB of 10^9", "22.20"] in table([alone])[1]
     assert table([row()])[1][-1] == ["the guides promise, GB of 10^9", "42.00"]
-    assert ["hours of the run's 1,000 steps", "0.89"] in table([row()], 1000)[1]
-    assert table([row(changes={"size": "9x64x96"})])[1][-1][0] == "reserved of each process, GiB"
+    assert ["hours for the run's 1,000 steps", "0.89"] in table([row()], 1000)[1]
+    assert table([row(changes={"size": "9x64x96"})])[1][-1][0] == "reserved by each process, GiB"
     ((_, measured, estimated, off),) = vram.errors([row(gpus=4)])
     assert measured == "41.26"
     assert float(off.removesuffix(" %")) == pytest.approx(100 * (float(estimated) / 41.26 - 1), abs=0.1)
@@ -478,10 +478,10 @@ from cogtune.bench.worker import _without_the_others
 from cogtune.run.plan import Plan
 from cogtune.training.setup import set_up
 _without_the_others(8)
-trainee = set_up(Plan.read(Path({str(files.plan)!r})), lambda: False).trainee
-held = [p.numel() for group in trainee.optimizer.param_groups for p in group["params"]]
+train_state = set_up(Plan.read(Path({str(files.plan)!r})), lambda: False).train_state
+held = [p.numel() for group in train_state.optimizer.param_groups for p in group["params"]]
 assert len(held) > 3, held
-print("held", sum(held), sum(p.numel() for p in trainee.transformer.parameters()))
+print("held", sum(held), sum(p.numel() for p in train_state.transformer.parameters()))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False

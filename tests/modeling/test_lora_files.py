@@ -29,7 +29,7 @@ from cogtune.modeling.lora_files import (
     read_lora,
     start_from,
 )
-from cogtune.modeling.lora_files.names import layer_name, understand
+from cogtune.modeling.lora_files.names import layer_name, parse_name
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import published_spec, read_spec
 from cogtune.models.variants import VARIANTS
@@ -625,7 +625,7 @@ def test_every_layer_is_understood_under_every_name() -> None:
             for written_name in (name, f"transformer.{name}", f"lora_unet__{name.replace('.', '_')}"):
                 assert layer_name(written_name) == name
             for rename in (kohya("lora_unet_"), dotted("diffusion_model."), diffsynth, dotted("base_model.model.")):
-                named = [understand(rename(name, part)) for part in ("down", "up", "alpha")]
+                named = [parse_name(rename(name, part)) for part in ("down", "up", "alpha")]
                 assert [one and (one.layer, one.part) for one in named] == [
                     (name, "down"),
                     (name, "up"),
@@ -644,7 +644,7 @@ def test_every_layer_is_understood_under_every_name() -> None:
     ],
 )
 def test_what_is_no_part_of_an_adapter_of_cogvideox_is_not_taken_for_one(key: str) -> None:
-    assert understand(key) is None
+    assert parse_name(key) is None
 
 
 def test_a_folder_without_a_lora_names_those_below_it(ours: CogVideoXTransformer3DModel, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -191,3 +193,9 @@ def test_a_model_that_resembles_one_of_the_five_is_not_taken_for_it(name: str, o
     assert spec.variant is VARIANTS[name]
     with pytest.raises(CogtuneError, match="not built like any of the five"):
         _ = replace(spec, **other).variant
+
+
+def test_a_tiny_model_that_is_there_is_found_without_torch(tiny: Callable[[str], Path]) -> None:
+    tiny("5b")
+    program = "import sys; from cogtune.models.locate import spec_of; spec_of('tiny:5b'); print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\n"

@@ -263,7 +263,7 @@ def test_a_page_is_there_from_the_first_measurement_on(
 def test_a_report_that_cannot_be_written_is_told_and_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker.draw_report(tmp_path, "ended")
+    worker.write_report(tmp_path, "ended")
     assert "the run's report could not be written" in capsys.readouterr().err
 
 

@@ -30,12 +30,12 @@ def plan_of(preset: str, output: Path, **flags: Any) -> tuple[Plan, str]:
     check_config(resolved.config, spec)
     plan = make_plan(
         resolved,
-        checkpoint=Path("/models/base"),
+        base_model_dir=Path("/models/base"),
         spec=spec,
         samples=70,
         prompt="a boat",
         index=output / "launch" / "index.json",
-        identity=resume_fingerprint(resolved.config, base="b", data="d"),
+        fingerprint=resume_fingerprint(resolved.config, base="b", data="d"),
         resume=None,
     )
     return plan, resolved.to_yaml()

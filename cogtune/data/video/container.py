@@ -115,7 +115,7 @@ class VideoInfo:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> VideoInfo:
-        """What ``dataclasses.asdict`` gave, read back from JSON."""
+        """Return what ``dataclasses.asdict`` gave, read back from JSON."""
         return cls(**{**fields, "times": tuple(fields["times"])})
 
     def time_of(self, index: int) -> float:
@@ -133,6 +133,7 @@ class DecodeResult:
         first_damaged: index of the first of these.
         failed: packets that gave an error in place of a frame.
         failure: the first of these errors, in libav's words.
+        interlaced: whether any frame holds the rows of two moments.
     """
 
     frames: int
@@ -140,6 +141,7 @@ class DecodeResult:
     first_damaged: int = 0
     failed: int = 0
     failure: str = ""
+    interlaced: bool = False
 
 
 def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeResult:
@@ -154,6 +156,7 @@ def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeRes
     av = import_av()
     frames = damaged = first_damaged = failed = 0
     failure = ""
+    interlaced = False
     shape = None
     with opened(path) as (container, stream):
         for packet in demuxed(path, container, stream):
@@ -170,8 +173,9 @@ def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeRes
                 if picture.is_corrupt:
                     first_damaged = first_damaged if damaged else frames
                     damaged += 1
+                interlaced = interlaced or bool(picture.interlaced_frame)
                 frames += 1
-    return DecodeResult(frames, damaged, first_damaged, failed, failure)
+    return DecodeResult(frames, damaged, first_damaged, failed, failure, interlaced)
 
 
 def check_decoded(path: Path, promised: int, decoded: DecodeResult) -> None:
@@ -196,7 +200,7 @@ def check_decoded(path: Path, promised: int, decoded: DecodeResult) -> None:
 
 
 def import_av() -> Any:
-    """The library ``av``.
+    """Return the library ``av``.
 
     Raises:
         CogtuneError: it is not installed.
@@ -246,7 +250,7 @@ def opened(
 
 
 def moving_pictures(container: av.container.InputContainer) -> list[av.video.VideoStream]:
-    """The streams of moving pictures, best first: those that can be decoded, then by their pixels.
+    """Return the streams of moving pictures, best first: those that can be decoded, then by their pixels.
 
     A cover picture is none of them; of what may be a preview, a poster and the film itself, the film comes first.
     """
@@ -265,7 +269,7 @@ _BOXES = frozenset(b"ftyp moov mdat moof free skip wide uuid meta sidx mfra styp
 
 
 def _check_boxes(path: Path, handle: BinaryIO, length: int) -> bool:
-    """Whether the file is an MP4 or MOV; if so, its boxes must be complete.
+    """Return whether the file is an MP4 or MOV; if so, its boxes must be complete.
 
     Decoders promise all frames of a file that is cut, or call it no video at all; the boxes tell which it is.
 
@@ -297,7 +301,7 @@ def _check_boxes(path: Path, handle: BinaryIO, length: int) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """What libav or the system says went wrong, without its number."""
+    """Return what libav or the system says went wrong, without its number."""
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 

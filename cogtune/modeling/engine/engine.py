@@ -38,7 +38,7 @@ class _BackwardBegins(torch.autograd.Function):
 
 
 def blocks_of(transformer: torch.nn.Module) -> torch.nn.ModuleList:
-    """The transformer's blocks."""
+    """Return the transformer's blocks."""
     blocks = transformer.transformer_blocks
     assert isinstance(blocks, torch.nn.ModuleList)  # as diffusers makes it
     return blocks
@@ -91,7 +91,7 @@ class Engine:
         return sum(arena.size for arena in self._arenas)
 
     def streamed_names(self) -> list[str]:
-        """The streamed parameters, by their names in the transformer."""
+        """Return the streamed parameters, by their names in the transformer."""
         return [
             f"transformer_blocks.{block}.{name}"
             for block in self._place
@@ -108,7 +108,7 @@ class Engine:
         rotary: Rotary | None,
         attention_kwargs: dict[str, Any] | None,
     ) -> tuple[Tensor, Tensor]:
-        """The forward pass of block ``number``."""
+        """Return the forward pass of block ``number``."""
         # Slices of one tensor in the first block of a batch; contiguous, they are copied as they are.
         hidden, encoder = hidden_states.contiguous(), encoder_hidden_states.contiguous()
         with_gradients = torch.is_grad_enabled()

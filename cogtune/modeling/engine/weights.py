@@ -16,7 +16,7 @@ _TOGETHER = 8
 
 
 class BlockWeights(Protocol):
-    """What the engine asks of weights that are not always on the card, by the numbers of the streamed blocks."""
+    """What the engine asks of weights that are not always on the card; only streamed blocks are counted."""
 
     def need(self, number: int) -> None:
         """Have a block's weights in place before what is computed next."""

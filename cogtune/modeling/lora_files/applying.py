@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ _PREFIX = "transformer."
 
 
 def peft_config(lora: Lora) -> dict[str, Any]:
-    """PEFT's ``LoraConfig`` of a LoRA, exact for every layer."""
+    """Return PEFT's ``LoraConfig`` of a LoRA, exact for every layer."""
     rank, alpha = lora.ranks[0], lora.alphas[0]
     return {
         "r": rank,
@@ -36,7 +38,7 @@ def _only(name: str) -> str:
 
 
 def weights(lora: Lora) -> dict[str, Tensor]:
-    """The tensors under the names that diffusers gives them."""
+    """Return the tensors under the names that diffusers gives them."""
     found = {}
     for name, pair in lora.pairs.items():
         found[f"{_PREFIX}{name}.lora_A.weight"] = pair.down
@@ -46,27 +48,40 @@ def weights(lora: Lora) -> dict[str, Tensor]:
     return found
 
 
-def add_to(
-    transformer: CogVideoXTransformer3DModel,
-    lora: Lora,
-    *,
-    adapter: str = "lora",
-    scale: float = 1.0,
-    pipeline: Any = None,
-) -> None:
-    """Let a transformer work with a LoRA whose shapes fit it.
+def add_to(transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter: str = "lora", scale: float = 1.0) -> None:
+    """Add a LoRA whose shapes fit to a transformer.
 
     Args:
         scale: the strength is multiplied by it.
-        pipeline: that the transformer belongs to, whose offloading is lifted meanwhile.
 
     Raises:
         CogtuneError: what sits in the model afterwards is not what is in the file.
     """
-    config = {f"{_PREFIX}{key}": value for key, value in peft_config(lora).items()}
-    transformer.load_lora_adapter(weights(lora), adapter_name=adapter, metadata=config, _pipeline=pipeline)
-    transformer.set_adapters([adapter], [scale])
-    check_applied(transformer, lora, adapter=adapter, scale=scale)
+    add_all(transformer, {adapter: (lora, scale)})
+
+
+def add_all(transformer: CogVideoXTransformer3DModel, loras: Mapping[str, tuple[Lora, float]]) -> None:
+    """Add several LoRAs to a transformer.
+
+    Args:
+        loras: by the name of their adapters, each with what its strength is multiplied by.
+
+    Raises:
+        CogtuneError: what sits in the model afterwards is not what is in the files.
+    """
+    for adapter, (lora, _) in loras.items():
+        config = {f"{_PREFIX}{key}": value for key, value in peft_config(lora).items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is what is asked for
+            transformer.load_lora_adapter(weights(lora), adapter_name=adapter, metadata=config)
+    scale_all(transformer, {adapter: scale for adapter, (_, scale) in loras.items()})
+    for adapter, (lora, scale) in loras.items():
+        check_applied(transformer, lora, adapter=adapter, scale=scale)
+
+
+def scale_all(transformer: CogVideoXTransformer3DModel, scales: Mapping[str, float]) -> None:
+    """Set what the strengths of a transformer's adapters are multiplied by; adapters not named are off."""
+    transformer.set_adapters(list(scales), list(scales.values()))
 
 
 def start_from(transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter: str = "default") -> None:
@@ -117,7 +132,7 @@ def check_applied(
 
 
 def _adapted(transformer: CogVideoXTransformer3DModel, adapter: str) -> dict[str, Any]:
-    """The layers that have an adapter of that name."""
+    """Return the layers that have an adapter of that name."""
     return {
         name: module
         for name, module in transformer.named_modules()
@@ -126,7 +141,7 @@ def _adapted(transformer: CogVideoXTransformer3DModel, adapter: str) -> dict[str
 
 
 def _parts(module: Any, adapter: str, pair: Pair) -> list[tuple[torch.nn.Parameter, Tensor]]:
-    """The model's parameters beside the file's values for them."""
+    """Return the model's parameters beside the file's values for them."""
     found = [(module.lora_A[adapter].weight, pair.down), (module.lora_B[adapter].weight, pair.up)]
     if pair.magnitude is not None and adapter in module.lora_magnitude_vector:
         magnitude = module.lora_magnitude_vector[adapter].weight

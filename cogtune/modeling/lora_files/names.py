@@ -88,7 +88,7 @@ OTHER_METHODS = {
 
 
 @dataclass(frozen=True)
-class Named:
+class TensorName:
     """What a tensor's name says."""
 
     layer: str
@@ -100,7 +100,7 @@ class Named:
     """The part as the file calls it."""
 
 
-def understand(key: str) -> Named | None:
+def parse_name(key: str) -> TensorName | None:
     """What the name of a LoRA's tensor says; None where it names no part of an adapter, or no layer of CogVideoX."""
     key = key.replace("_orig_mod.", "")  # of a compiled model
     match = _KEY.fullmatch(key)
@@ -108,12 +108,12 @@ def understand(key: str) -> Named | None:
         if match["leaf"] == "bias":
             return None
         layer = layer_name(match["layer"])
-        return Named(layer, _PARTS[match["part"]], match["adapter"] or "", match["part"]) if layer else None
+        return TensorName(layer, _PARTS[match["part"]], match["adapter"] or "", match["part"]) if layer else None
     match = _ALPHA.fullmatch(key)
     if match is None:
         return None
     layer = layer_name(match["layer"])
-    return Named(layer, "alpha", "", "alpha") if layer else None
+    return TensorName(layer, "alpha", "", "alpha") if layer else None
 
 
 def layer_name(written: str) -> str | None:
@@ -143,7 +143,7 @@ def _known(flat: str) -> str | None:
 
 @functools.cache
 def _names() -> tuple[dict[str, str], dict[str, str]]:
-    """The layers outside the blocks and those inside one, by their names with dots as underscores."""
+    """Return the layers outside the blocks and those inside one, by their names with dots as underscores."""
     every = layers.layers(published_spec(VARIANTS["1.5-5b-i2v"]))  # the one that has all of them
     outside = [name for name in every if not name.startswith("transformer_blocks.")]
     inside = [name.removeprefix(_FIRST) for name in every if name.startswith(_FIRST)]
@@ -151,7 +151,7 @@ def _names() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def layout_of(keys: list[str]) -> str:
-    """What the way of naming is called, by the programs that use it."""
+    """Return what the way of naming is called, by the programs that use it."""
     signs = (
         ("lora_unet__", "VideoX-Fun"),
         ("lora_unet_", "kohya, musubi-tuner"),

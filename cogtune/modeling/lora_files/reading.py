@@ -7,14 +7,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cogtune.modeling.lora_files.names import OTHER_METHODS, Named, layout_of, understand
-from cogtune.modeling.lora_files.opening import Opened, open_file
+from cogtune.modeling.lora_files.lora_file import LoraFile, open_file
+from cogtune.modeling.lora_files.names import OTHER_METHODS, TensorName, layout_of, parse_name
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.variants import VARIANTS
@@ -55,6 +55,8 @@ class Lora:
     rslora: bool = False
     facts: Mapping[str, Any]
     """What cogtune wrote about the run; empty for a file made by another program."""
+    header: Mapping[str, str] = field(default_factory=dict)
+    """All that a safetensors file's header says."""
 
     @property
     def dora(self) -> bool:
@@ -87,17 +89,17 @@ class Lora:
         return float(pair.rank if pair.alpha is None else pair.alpha)
 
     def scale_of(self, layer: str) -> float:
-        """What the product B A is multiplied by."""
+        """Return what the product B A is multiplied by."""
         rank = self.pairs[layer].rank
         return self.alpha_of(layer) / (math.sqrt(rank) if self.rslora else rank)
 
     def with_alpha(self, alpha: float) -> Lora:
-        """The same at another strength, alike for all layers."""
+        """Return the same at another strength, alike for all layers."""
         return replace(self, pairs={name: replace(pair, alpha=alpha) for name, pair in self.pairs.items()})
 
 
 def read_lora(path: Path) -> Lora:
-    """The LoRA in ``path``, if every tensor of it belongs to a layer that a CogVideoX transformer may have.
+    """Return the LoRA in ``path``, if every tensor of it belongs to a layer that a CogVideoX transformer may have.
 
     Raises:
         CogtuneError: it cannot be read, is something else, or has parts that would be left out; with every kind of
@@ -120,15 +122,16 @@ def read_lora(path: Path) -> Lora:
         pairs=pairs,
         rslora=bool(opened.config.get("use_rslora")),
         facts=opened.facts,
+        header=opened.header,
     )
 
 
-def _sorted(opened: Opened) -> tuple[dict[str, dict[str, tuple[str, Named, Tensor]]], list[str]]:
-    """The tensors by layer and part, and what is wrong with their names and values."""
-    parts: dict[str, dict[str, tuple[str, Named, Tensor]]] = {}
+def _sorted(opened: LoraFile) -> tuple[dict[str, dict[str, tuple[str, TensorName, Tensor]]], list[str]]:
+    """Return the tensors by layer and part, and what is wrong with their names and values."""
+    parts: dict[str, dict[str, tuple[str, TensorName, Tensor]]] = {}
     lost, doubled, empty, broken, adapters = [], [], [], [], set()
     for key, tensor in opened.tensors.items():
-        named = understand(key)
+        named = parse_name(key)
         if named is None:
             lost.append(key)
             continue
@@ -160,9 +163,9 @@ def _sorted(opened: Opened) -> tuple[dict[str, dict[str, tuple[str, Named, Tenso
 
 
 def _paired(
-    parts: Mapping[str, Mapping[str, tuple[str, Named, Tensor]]], opened: Opened
+    parts: Mapping[str, Mapping[str, tuple[str, TensorName, Tensor]]], opened: LoraFile
 ) -> tuple[dict[str, Pair], list[str]]:
-    """The adapter of each layer, and which are not whole."""
+    """Return the adapter of each layer, and which are not whole."""
     pairs, halves, ranks, problems = {}, [], [], []
     for layer, found in parts.items():
         if "down" not in found or "up" not in found:
@@ -192,7 +195,7 @@ def _paired(
 
 
 def _alpha_of(
-    layer: str, found: Mapping[str, tuple[str, Named, Tensor]], opened: Opened, problems: list[str]
+    layer: str, found: Mapping[str, tuple[str, TensorName, Tensor]], opened: LoraFile, problems: list[str]
 ) -> float | None:
     """Alpha of a layer: from its own tensor, else from PEFT's settings, kohya's header, or what cogtune wrote."""
     if "alpha" in found:
@@ -202,6 +205,8 @@ def _alpha_of(
             problems.append(f"{key} is {value}, not a number above 0")
             return None
         return float(tensor)
+    if opened.says_no_alpha(layer):
+        return None
     settings = opened.config
     said = _of_pattern(settings.get("alpha_pattern"), layer)
     said = settings.get("lora_alpha") if said is None else said
@@ -217,7 +222,7 @@ def _alpha_of(
 
 
 def _of_pattern(pattern: Any, layer: str) -> Any:
-    """What PEFT's ``alpha_pattern`` says of a layer, None if nothing."""
+    """Return what PEFT's ``alpha_pattern`` says of a layer, None if nothing."""
     for key, value in pattern.items() if isinstance(pattern, dict) else ():
         with contextlib.suppress(re.error):
             if re.match(rf"(.*\.)?({key})$", layer):  # as PEFT reads it
@@ -226,15 +231,20 @@ def _of_pattern(pattern: Any, layer: str) -> Any:
 
 
 def check_fits(lora: Lora, spec: ModelSpec, base: str) -> Lora:
-    """The LoRA with its matrices in the shapes of the base's weights.
+    """Do as :func:`check_shapes`, for the weights that a model's configs speak of."""
+    return check_shapes(lora, layers.weight_shapes(spec), base)
+
+
+def check_shapes(lora: Lora, shapes: Mapping[str, Sequence[int]], base: str) -> Lora:
+    """Return the LoRA with its matrices in the shapes of the base's weights.
 
     Args:
+        shapes: of the base's weights, by layer.
         base: what the user calls the base.
 
     Raises:
         CogtuneError: it changes layers that the base does not have, or that are of another size.
     """
-    shapes = layers.weight_shapes(spec)
     missing = [name for name in lora.pairs if name not in shapes]
     fitted, wrong = {}, []
     for name, pair in lora.pairs.items():
@@ -260,7 +270,7 @@ def check_fits(lora: Lora, spec: ModelSpec, base: str) -> Lora:
 
 
 def fitting_models(lora: Lora) -> list[str]:
-    """The published models that have all layers of a LoRA, in the same sizes."""
+    """Return the published models that have all layers of a LoRA, in the same sizes."""
     found = []
     for name, row in VARIANTS.items():
         shapes = layers.weight_shapes(published_spec(row))
@@ -270,7 +280,7 @@ def fitting_models(lora: Lora) -> list[str]:
 
 
 def _adapts(pair: Pair) -> tuple[int, ...]:
-    """The shape of the weight that a pair changes."""
+    """Return the shape of the weight that a pair changes."""
     return (pair.up.shape[0], *pair.down.shape[1:])
 
 
@@ -289,8 +299,8 @@ def _fitted(pair: Pair, weight: Sequence[int]) -> Pair | None:
     )
 
 
-def _what_now(opened: Opened) -> str:
-    """What to do with a file that is not used."""
+def _what_now(opened: LoraFile) -> str:
+    """Return what to do with a file that is not used."""
     keys = list(opened.tensors)
     for sign, method in OTHER_METHODS.items():
         if any(re.search(sign, key) for key in keys):

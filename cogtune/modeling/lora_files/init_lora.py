@@ -8,7 +8,7 @@ from typing import Any
 
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
-from cogtune.modeling.lora_files.opening import find_lora
+from cogtune.modeling.lora_files.lora_file import find_lora
 from cogtune.modeling.lora_files.reading import Lora, check_fits, read_lora
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec
@@ -20,7 +20,7 @@ _WEAK = ("default", "preset ")
 
 
 def with_init_lora(resolved: Resolved, spec: ModelSpec, tell: Callable[[str], None]) -> Resolved:
-    """The configuration with the adapter that its ``init_lora`` has; unchanged without one.
+    """Return the configuration with the adapter that its ``init_lora`` has; unchanged without one.
 
     Args:
         tell: is given what is assumed of a file that does not say how strong it is.
@@ -58,7 +58,7 @@ def with_init_lora(resolved: Resolved, spec: ModelSpec, tell: Callable[[str], No
 
 
 def initial_lora(config: RunConfig, spec: ModelSpec) -> Lora | None:
-    """The LoRA that a run begins with, at the run's strength.
+    """Return the LoRA that a run begins with, at the run's strength.
 
     Raises:
         CogtuneError: it is not there any more, or another.
@@ -70,14 +70,14 @@ def initial_lora(config: RunConfig, spec: ModelSpec) -> Lora | None:
 
 
 def describe_init(config: RunConfig) -> dict[str, Any] | None:
-    """What is recorded of the file that a run begins with."""
+    """Return what is recorded of the file that a run begins with."""
     if config.init_lora is None:
         return None
     return {"file": config.init_lora.name, "digest": digest_file(config.init_lora)}
 
 
 def _limits(lora: Lora) -> list[str]:
-    """Why no run can have the file's adapter, if so."""
+    """Return why no run can have the file's adapter, if so."""
     problems = []
     if len(lora.ranks) > 1:
         problems.append(f"its layers have ranks from {min(lora.ranks)} to {max(lora.ranks)}: a run has one")

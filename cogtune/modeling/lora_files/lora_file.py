@@ -16,6 +16,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cogtune.models.download import snapshot
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, refuse_shards
 from cogtune.system.errors import CogtuneError, UsageError
@@ -31,12 +32,16 @@ FILE_NAMES = (LORA_WEIGHTS_NAME, "adapter_model.safetensors", "pytorch_lora_weig
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """How the names of LoRA files end."""
 
+WITHOUT_ALPHA = "cogtune_without_alpha"
+"""The header's key for the layers, as a JSON list, whose alpha was not known where a layout must say one; all if empty.
+"""
+
 _WRAPPERS = ("state_dict", "module", "model", "lora", "network", "weights")
 """Keys under which a file of ``torch.save`` may hold its weights."""
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoraFile:
     """What is in a LoRA file."""
 
     path: Path
@@ -51,6 +56,14 @@ class Opened:
         """What cogtune wrote about the run; empty for a file made by another program."""
         return _json(self.header.get("cogtune"))
 
+    def says_no_alpha(self, layer: str) -> bool:
+        """Whether the alpha that the settings say of a layer is a stand-in for one that was not known."""
+        try:
+            layers = json.loads(self.header.get(WITHOUT_ALPHA, "null"))
+        except ValueError:
+            return False
+        return isinstance(layers, list) and (not layers or layer in layers)
+
     @property
     def network_alpha(self) -> float | None:
         """Alpha as kohya's programs write it into the header."""
@@ -62,7 +75,7 @@ class Opened:
 
 
 def _file_in(folder: Path) -> Path | None:
-    """The LoRA file directly in ``folder``: by diffusers' or PEFT's name, or the only one that may be it."""
+    """Return the LoRA file directly in ``folder``: by diffusers' or PEFT's name, or the only one that may be it."""
     for name in FILE_NAMES:
         if (folder / name).is_file():
             return folder / name
@@ -71,7 +84,7 @@ def _file_in(folder: Path) -> Path | None:
 
 
 def find_lora(path: Path) -> Path:
-    """The LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
+    """Return the LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
 
     Raises:
         UsageError: there is none.
@@ -85,7 +98,7 @@ def find_lora(path: Path) -> Path:
     if not path.exists():
         raise UsageError(
             f"there is no LoRA in {path}: no such file or folder",
-            "give a run's folder, a checkpoint, or a LoRA file; fetch one from the Hub with `hf download` first",
+            "pass a run's folder, a checkpoint, a LoRA file, or user/name of one on the Hub",
         )
     if (path / "model_index.json").is_file():
         raise UsageError(f"{path} is a whole model, not a LoRA", "give it as --model")
@@ -99,8 +112,36 @@ def find_lora(path: Path) -> Path:
     )
 
 
-def open_file(path: Path) -> Opened:
-    """The tensors and settings in ``path``; the form is told by its bytes, not by its name.
+def lora_at(reference: str) -> Path:
+    """Return the LoRA file that ``reference`` means: as :func:`find_lora`, or ``user/name[/FILE]`` on the Hub.
+
+    Raises:
+        UsageError: there is none.
+        CogtuneError: the download failed.
+    """
+    path = Path(reference).expanduser()
+    parts = reference.split("/")
+    if path.exists() or len(parts) < 2 or not all(parts[:2]) or reference.startswith((".", "/", "~")):
+        return find_lora(path)
+    repo_id, name = "/".join(parts[:2]), "/".join(parts[2:])
+    folder = snapshot(
+        repo_id,
+        "model",
+        patterns=[name] if name else [*FILE_NAMES, ADAPTER_CONFIG],
+        otherwise=f"check the network, and the path if you meant a file: {path} does not exist",
+    )
+    if name and not (folder / name).is_file():
+        raise UsageError(f"the model {repo_id} on the Hub has no file {name}", "check the spelling")
+    if not name and _file_in(folder) is None:
+        raise UsageError(
+            f"the model {repo_id} on the Hub has no LoRA by one of the names {', '.join(FILE_NAMES)}",
+            f"pass the file too: {repo_id}/FILE.safetensors",
+        )
+    return find_lora(folder / name if name else folder)
+
+
+def open_file(path: Path) -> LoraFile:
+    """Return the tensors and settings in ``path``; the form is told by its bytes, not by its name.
 
     Raises:
         CogtuneError: it cannot be read, or is something else.
@@ -114,7 +155,7 @@ def open_file(path: Path) -> Opened:
         tensors = _unpickled(path)
     else:
         tensors, header = _safetensors(path)
-    return Opened(path, tensors, _config_of(path, header), header)
+    return LoraFile(path, tensors, _config_of(path, header), header)
 
 
 def _refuse_text(path: Path, start: bytes, size: int) -> None:
@@ -141,7 +182,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file of ``torch.save``.
+    """Return the tensors in a file of ``torch.save``.
 
     Raises:
         CogtuneError: it is damaged, or holds what is more than tensors.
