@@ -22,9 +22,9 @@ from cogtune.commands.infer.request import (
     size_asked,
 )
 from cogtune.config.arrangement import SamplingArrangement
-from cogtune.config.choices import bytes_of
+from cogtune.config.choices import parse_bytes
 from cogtune.config.resolving import read_mapping
-from cogtune.data.frames import ClipView, FrameSettings, frames_given, load_image, view
+from cogtune.data.frames import ClipView, FrameSettings, available_frames, load_image, view
 from cogtune.data.video.clips import probe
 from cogtune.data.video.images import transparency_warning
 from cogtune.modeling.devices import best_device, free_bytes
@@ -286,7 +286,7 @@ def _frames(
         with problems.gathered():
             infos[clip] = probe(clip)
     if infos and not names_frames(request) and not spec.learned_positions:
-        least = min(frames_given(info, FrameSettings(size=size, fps=fps)) for info in infos.values())
+        least = min(available_frames(info, FrameSettings(size=size, fps=fps)) for info in infos.values())
         most = (least - 1) // FRAME_STEP * FRAME_STEP + 1
         if 1 <= most < size.num_frames:
             console.note(f"making {most} frames instead of {size.num_frames}: --video has {least} at {fps:g} fps")
@@ -323,7 +323,7 @@ def _arranged(recipe: SamplingConfig, vram: str | None) -> SamplingConfig:
     """
     what: tuple[ModelSpec, Size, Precision] = recipe.spec, recipe.size, recipe.precision
     if vram is not None:
-        budget = bytes_of(vram)
+        budget = parse_bytes(vram)
         arrangement = arrangement_for(*what, budget, adapters=recipe.adapters)
         return replace(recipe, arrangement=arrangement, room=budget - CONTEXT)
     device = best_device()
