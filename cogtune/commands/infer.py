@@ -14,7 +14,7 @@ from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 from cogtune.data.frames import load_image
 from cogtune.data.layouts import own_files
 from cogtune.data.video.clips import write_video
-from cogtune.data.video.images import transparency_warning
+from cogtune.data.video.images import image_warnings
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.lora_files import Lora, add_to, check_fits, find_lora, fitting_models, read_lora
 from cogtune.modeling.sampling import Frames, pipeline_class, render, scheduler_for, unit_image
@@ -322,8 +322,8 @@ def generate(
     _check_output(target, force=force)
     remove_leftovers(target.parent, target.name)
     recipe = fill_in(request)
-    if request.image is not None and (warning := transparency_warning(request.image)):
-        console.warn(warning)
+    for told in image_warnings(request.image) if request.image is not None else ():
+        console.warn(told)
     frames = sample(load_pipeline(recipe), recipe, request, on_step)
     video = output or Path(VIDEO_NAME)
     if not force:
