@@ -26,7 +26,7 @@ from cogtune.config.choices import parse_bytes
 from cogtune.config.resolving import read_mapping
 from cogtune.data.frames import ClipView, FrameSettings, available_frames, load_image, view
 from cogtune.data.video.clips import probe
-from cogtune.data.video.images import transparency_warning
+from cogtune.data.video.images import image_warnings
 from cogtune.modeling.devices import best_device, free_bytes
 from cogtune.modeling.lora_files import Lora, check_fits, fitting_models, lora_at, read_lora
 from cogtune.modeling.sampling import steps_taken
@@ -369,5 +369,5 @@ def _advise(recipe: SamplingConfig, images: Sequence[Path]) -> None:
     for told in cut_short(prompts, recipe.spec.max_text_seq_length, token_counter(str(recipe.base))):
         console.warn(f"--prompt: {told}")
     for image in images:
-        if warning := transparency_warning(image):
-            console.warn(warning)
+        for told in image_warnings(image):
+            console.warn(told)
