@@ -116,7 +116,7 @@ def encode(job: EncodePlan, stop: StopRequest, *, rank: int = 0, device: torch.d
         if not is_out_of_memory(error):
             raise
         fits = "use a smaller --size, or free memory on the GPU"
-        if job.engine.tiling == "off":
+        if job.options.tiling == "off":
             fits = "use --vae-tiling auto, which encodes in tiles what does not fit in one piece"
         raise out_of_memory(error, fits, doing="encoding") from error
 

@@ -22,11 +22,11 @@ from cogtune.commands.infer.request import (
     size_asked,
 )
 from cogtune.config.arrangement import SamplingArrangement
-from cogtune.config.choices import bytes_of
+from cogtune.config.choices import parse_bytes
 from cogtune.config.resolving import read_mapping
-from cogtune.data.frames import ClipView, FrameSettings, frames_given, load_image, view
+from cogtune.data.frames import ClipView, FrameSettings, available_frames, load_image, view
 from cogtune.data.video.clips import probe
-from cogtune.data.video.images import transparency_warning
+from cogtune.data.video.images import image_warnings
 from cogtune.modeling.devices import best_device, free_bytes
 from cogtune.modeling.lora_files import Lora, check_fits, fitting_models, lora_at, read_lora
 from cogtune.modeling.sampling import steps_taken
@@ -39,7 +39,7 @@ from cogtune.models.variants import Precision, SamplingScheduler
 from cogtune.planning.estimate import CONTEXT
 from cogtune.planning.sampling import arrangement_for, decoding_bytes, plan_sampling
 from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
-from cogtune.run.folder import MERGE_NAME, RUN_NAME
+from cogtune.run.folder import AVERAGE_NAME, MERGE_NAME, RUN_NAME
 from cogtune.system import console
 from cogtune.system.errors import UsageError
 from cogtune.system.json_files import read_json
@@ -249,6 +249,8 @@ def _pushed_transformer(repo_id: str) -> tuple[Path, Mapping[str, Any]]:
 
 def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
     """Find the fully trained transformer of a run, a checkpoint or a pushed run, with the run's facts."""
+    if folder.name == AVERAGE_NAME and (folder / "transformer").is_dir() and (folder.parent / STATE_NAME).is_file():
+        return folder / "transformer", read_state(folder.parent)
     for candidate in (folder, *reversed(checkpoints(folder))):
         if not (candidate / "transformer").is_dir():
             continue
@@ -286,7 +288,7 @@ def _frames(
         with problems.gathered():
             infos[clip] = probe(clip)
     if infos and not names_frames(request) and not spec.learned_positions:
-        least = min(frames_given(info, FrameSettings(size=size, fps=fps)) for info in infos.values())
+        least = min(available_frames(info, FrameSettings(size=size, fps=fps)) for info in infos.values())
         most = (least - 1) // FRAME_STEP * FRAME_STEP + 1
         if 1 <= most < size.num_frames:
             console.note(f"making {most} frames instead of {size.num_frames}: --video has {least} at {fps:g} fps")
@@ -323,7 +325,7 @@ def _arranged(recipe: SamplingConfig, vram: str | None) -> SamplingConfig:
     """
     what: tuple[ModelSpec, Size, Precision] = recipe.spec, recipe.size, recipe.precision
     if vram is not None:
-        budget = bytes_of(vram)
+        budget = parse_bytes(vram)
         arrangement = arrangement_for(*what, budget, adapters=recipe.adapters)
         return replace(recipe, arrangement=arrangement, room=budget - CONTEXT)
     device = best_device()
@@ -369,5 +371,5 @@ def _advise(recipe: SamplingConfig, images: Sequence[Path]) -> None:
     for told in cut_short(prompts, recipe.spec.max_text_seq_length, token_counter(str(recipe.base))):
         console.warn(f"--prompt: {told}")
     for image in images:
-        if warning := transparency_warning(image):
-            console.warn(warning)
+        for told in image_warnings(image):
+            console.warn(told)

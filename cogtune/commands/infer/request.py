@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from cogtune.config.choices import VideoFormat, bytes_of
+from cogtune.config.choices import VideoFormat, parse_bytes
 from cogtune.config.run_config import is_list_file
-from cogtune.data.layouts.lines import is_utf16, listed_lines
+from cogtune.data.layouts.lines import NotTextError, as_utf8, listed_lines
 from cogtune.data.layouts.media import is_image, may_be_clip
 from cogtune.data.layouts.nearest import look_alike
 from cogtune.data.video.sampled import SUFFIXES
@@ -135,7 +135,7 @@ def number_problems(request: InferRequest) -> list[str]:
         found.append(
             f"--seed {request.seed} is too large for --num-videos {request.num_videos}: seeds end at {MOST_SEED}"
         )
-    if request.vram is not None and bytes_of(request.vram) <= 0:
+    if request.vram is not None and parse_bytes(request.vram) <= 0:
         found.append(f"--vram: '{request.vram}' is not an amount of memory; write it in GB or GiB, such as 8GB")
     if not request.loras:
         found += [
@@ -196,8 +196,10 @@ def _in_file(path: Path, problems: Problems) -> list[str]:
             data = path.read_bytes()
     except CogtuneError as error:
         raise UsageError(f"--prompt: {error.message}{look_alike(path)}", error.hint) from error
-    if is_utf16(data):
-        problems.lines.append(f"--prompt: {path} is UTF-16, not UTF-8")
+    try:
+        data, _ = as_utf8(data)
+    except NotTextError as error:
+        problems.lines.append(f"--prompt: {path} {error}")
         return []
     lines = listed_lines(data)
     wrong = [number for number, line in enumerate(lines, 1) if not isinstance(line, str)]

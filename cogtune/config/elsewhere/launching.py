@@ -46,7 +46,7 @@ def strategy(made: Imported) -> None:
         text = f"strategy: {named}" + (f"; {note}" if note else "")
         made.remarks.append(Remark(source, "", "better" if note else "kept", text))
     chosen = made.values.get("optimizer", "adamw")
-    if not is_compatible(chosen, named):
+    if not is_compatible(chosen, named):  # type: ignore[arg-type]
         made.values["optimizer"] = "adamw"
         made.remarks.append(Remark("--optimizer", chosen, "none", f"not under {named}: optimizer: adamw"))
     if made.has("low_vram"):

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cogtune.data.video.container import (
+    ChangesSize,
     CutShort,
     DamagedVideo,
     EmptyVideo,
@@ -167,7 +168,7 @@ def _iter_pyav(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator[P
             pixels = orientation_of(frame).apply(stored)
             shape = shape or pixels.shape
             if pixels.shape != shape:
-                raise DamagedVideo(path, f"changes its frame size at frame {count - 1}")
+                raise ChangesSize(path, f"changes its frame size at frame {count - 1}")
             yield np.ascontiguousarray(pixels)
             position += 1
             if position == len(wanted):
