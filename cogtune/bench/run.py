@@ -141,7 +141,7 @@ def bench(request: BenchRequest, recipes: Sequence[Recipe] = ("preset",)) -> Ite
 
 
 def _other(request: BenchRequest) -> BenchRequest | None:
-    """What is measured after a request, narrowed to its model and size.
+    """Return the request for the preset that is compared, if there is one.
 
     Raises:
         UsageError: it is a preset of another model or size.

@@ -297,7 +297,7 @@ def prepare_run(
 
 
 def _as_before(resolved: Resolved, start_from: Path | None) -> Resolved:
-    """The configuration with the formats that a checkpoint's state has, where they are left open."""
+    """Take formats that are not set from the checkpoint that the run resumes from."""
     trained = None if start_from is None else read_state(start_from).get("config")
     if not isinstance(trained, dict) or trained.get("strategy") != resolved.config.strategy:
         return resolved

@@ -95,20 +95,19 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
 def _stream_problems(config: RunConfig) -> list[str]:
     if not config.sharding.streams:
         given = [key for key in tagged("stream") if getattr(config, key) is not None]
-        return [f"{', '.join(given)}: for strategy stream, and this is {config.strategy}"] if given else []
+        return [f"{', '.join(given)}: only supported for strategy stream, not {config.strategy}"] if given else []
     problems = []
     if config.type != "sft":
-        problems.append(f"strategy stream trains every weight: it is for type sft, and this is {config.type}")
+        problems.append(f"strategy stream: only supported for type sft, not {config.type}")
     if config.precision == "fp16":
-        problems.append("precision fp16: strategy stream computes in bf16; use precision bf16")
+        problems.append("precision fp16: not supported by strategy stream; use bf16")
     if config.num_machines > 1:
-        problems.append(f"num_machines {config.num_machines}: strategy stream is for the GPUs of one machine")
+        problems.append(f"num_machines {config.num_machines}: strategy stream runs on one machine")
     if config.stream_blocks is not None:
-        problems.append("stream_blocks: strategy stream streams every block; leave it out")
+        problems.append("stream_blocks: strategy stream streams every block; remove stream_blocks")
     if config.master_weights in ("split", "stochastic") and config.precision != "bf16":
         problems.append(
-            f"master_weights {config.master_weights}: for precision bf16; in {config.precision} the weights themselves "
-            "are the master weights"
+            f"master_weights {config.master_weights}: only supported for precision bf16, not {config.precision}"
         )
     return problems
 

@@ -20,7 +20,7 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 
 def limited(memory: int) -> int:
-    """``memory`` bytes of the host, or what a container may have of it."""
+    """Limit ``memory`` bytes of the host to what a container may use."""
     for path in _CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # "max" is no limit
             memory = min(memory, int(Path(path).read_text()))
@@ -28,20 +28,20 @@ def limited(memory: int) -> int:
 
 
 def free_host_memory() -> int:
-    """Bytes of host memory that a run could take."""
+    """Return the bytes of host memory that a run could take."""
     return limited(int(psutil.virtual_memory().available))
 
 
 def _formats(config: RunConfig) -> Iterator[dict[str, Any]]:
-    """What may be chosen of what is left open, from the most memory to the least."""
+    """List the formats to choose from, for those that are not set, from the most memory to the least."""
     for master, moments in (("fp32", "fp32"), ("split" if config.precision == "bf16" else "fp32", "8bit")):
         yield {"master_weights": config.master_weights or master, "moments": config.moments or moments}
 
 
 def with_formats(config: RunConfig, spec: ModelSpec, room: int) -> RunConfig:
-    """A run under ``stream`` with the most exact formats whose estimate fits ``room`` bytes, or the least of all.
+    """Set the most exact formats whose estimate fits ``room`` bytes, or else the smallest.
 
-    Any other run is as it was.
+    Runs under other strategies are returned unchanged.
     """
     if not config.sharding.streams:
         return config
@@ -50,7 +50,7 @@ def with_formats(config: RunConfig, spec: ModelSpec, room: int) -> RunConfig:
 
 
 def with_state(resolved: Resolved, spec: ModelSpec) -> Resolved:
-    """The configuration with the formats of the optimizer's state chosen for this host, or for ``host_memory``.
+    """Choose the formats of the optimizer's state for this host, or for ``host_memory``.
 
     Raises:
         UsageError: no choice fits a ``host_memory`` that was given.

@@ -1,4 +1,4 @@
-"""What strategy ``stream`` takes: a training step's sizes, from the formats of the optimizer's state."""
+"""Memory that strategy ``stream`` takes, from the formats of the optimizer's state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEMPORARIES = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """How many numbers the parts of a transformer have."""
+    """The sizes of a transformer's parts, in numbers."""
 
     block: int
     rest: int
@@ -26,7 +26,7 @@ class Numbers:
 
 
 def state_of_each(config: RunConfig) -> float:
-    """Bytes of the optimizer's state for each weight; formats that are left open count as exact."""
+    """Return the bytes of the optimizer's state per weight; formats that are not set count as fp32."""
     return state_bytes(
         config.master_weights or "fp32",
         config.moments or "fp32",
@@ -40,13 +40,13 @@ def _weight_bytes(config: RunConfig) -> int:
 
 
 def _gradient_bytes(config: RunConfig) -> int:
-    """Of each number on the host: gradients that are added up are so in fp32."""
+    """Return the bytes of a gradient on the host; accumulated and reduced ones are in fp32."""
     several = config.gradient_accumulation_steps > 1 or config.num_processes > 1
     return 4 if several else _weight_bytes(config)
 
 
 def trained_weights(work: Workload, config: RunConfig, numbers: Numbers) -> Workload:
-    """A training step on frozen weights as one under ``stream``, where all of them are trained."""
+    """Return the workload of a step on frozen weights as that of a step that trains all of them."""
     item, each, gradient = _weight_bytes(config), state_of_each(config), _gradient_bytes(config)
     widest, whole = max(numbers.block, numbers.rest), numbers.block * work.blocks + numbers.rest
     shares = config.num_processes
@@ -67,6 +67,6 @@ def trained_weights(work: Workload, config: RunConfig, numbers: Numbers) -> Work
 
 
 def checkpoint_bytes(config: RunConfig, whole: int) -> int:
-    """A checkpoint on disk: the weights as the model computes with them, and the optimizer's state."""
+    """Return the size of a checkpoint on disk: the weights, and the optimizer's state."""
     averages = _weight_bytes(config) if config.ema is not None else 0
     return int(whole * (_weight_bytes(config) + state_of_each(config) + averages))

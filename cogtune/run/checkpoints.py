@@ -171,7 +171,7 @@ def check_fits(
     before = state["identity"]
     if "ema" in fingerprint and "ema" not in before:
         raise CogtuneError(
-            f"{checkpoint} has no moving average of the weights", "leave --ema out, or start anew in another --output"
+            f"{checkpoint} has no moving average of the weights", "remove --ema, or start over in another --output"
         )
     unknown = [key for key in fingerprint if key not in before]
     if unknown and before.get("strategy") == fingerprint.get("strategy"):  # each strategy has keys of its own

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class WeightAverage:
-    """The exponential moving average of parameters that are on the card as a whole; it begins with their values.
+    """The exponential moving average of parameters that are on the GPU; it begins with their values.
 
     Under strategy ``stream`` it is a part of the optimizer's state instead (``modeling.engine.rules``).
     """
@@ -23,13 +23,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now."""
+        """Update the average with the current weights."""
         for name, parameter in self._parameters.items():
             self.values[name].lerp_(parameter.detach().to("cpu", torch.float32), 1 - self._decay)
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """While the block runs, let the parameters hold their average."""
+        """Put the average into the parameters inside the context."""
         before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self._parameters.items()}
         self._put(self.values)
         try:
@@ -38,7 +38,7 @@ class WeightAverage:
             self._put(before)
 
     def resume(self, values: Mapping[str, Tensor]) -> None:
-        """Go on from an average that was saved.
+        """Restore a saved average.
 
         Raises:
             ValueError: it is one of other parameters.

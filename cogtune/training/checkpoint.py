@@ -47,7 +47,7 @@ class TrainState:
     """The prepared model: the transformer, or DDP or a DeepSpeed engine around it."""
     transformer: CogVideoXTransformer3DModel
     optimizer: Any
-    """None where ``streamed`` is its own."""
+    """None under strategy ``stream``."""
     is_lora: bool
     streamed: TrainedWeights | None = None
     """Under strategy ``stream``, what holds the weights."""
@@ -55,7 +55,7 @@ class TrainState:
     """Of the weights, where there is one that ``streamed`` does not hold."""
 
     def set_learning_rate(self, rate: float) -> None:
-        """Have the next step of the optimizer made with another learning rate."""
+        """Set the learning rate of the optimizer's next step."""
         if self.streamed is not None:
             self.streamed.learning_rate = rate
             return
@@ -68,7 +68,7 @@ class TrainState:
         return self.average is not None or (self.streamed is not None and self.streamed.rule.decay is not None)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
-        """While the block runs, let the model compute with the moving average of its weights. Collective."""
+        """Let the model compute with the moving average of its weights inside the context. Collective."""
         if self.streamed is not None:
             return self.streamed.averaged()
         assert self.average is not None  # who calls has asked whether there is one
@@ -214,7 +214,7 @@ def _save_shards(train_state: TrainState, aside: Path) -> list[Exception]:
 
 
 def _save_streamed(train_state: TrainState, weights: TrainedWeights, aside: Path) -> None:
-    """Write the transformer, and each process its share of the state. Collective."""
+    """Write the transformer, and each process's share of the state. Collective."""
     accelerator = train_state.accelerator
     weights.settle()
     folders = {False: aside / "transformer"}

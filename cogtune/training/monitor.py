@@ -175,7 +175,7 @@ class TrainMonitor:
         console.note(f"step {step}: loss at fixed noise {', '.join(told)}")
 
     def _measure(self, step: int, prefix: str) -> dict[str, Any]:
-        """The losses at fixed noise of the weights as they are, each under its name with ``prefix``."""
+        """Measure the losses at fixed noise of the current weights; their names get ``prefix``."""
         accelerator = self._train_state.accelerator
         values: dict[str, Any] = {}
         for kind, rows in self._eval_schedule.measured.items():

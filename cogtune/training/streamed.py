@@ -62,12 +62,12 @@ def stream_weights(
 
 
 def state_name(rank: int) -> str:
-    """The file of process ``rank``'s share of the optimizer's state in a checkpoint."""
+    """Return the name of the file with process ``rank``'s share of the optimizer's state."""
     return f"stream-state-{rank:02d}.safetensors"
 
 
 def save_state(weights: TrainedWeights, folder: Path, rank: int) -> None:
-    """Write this process's share of the optimizer's state, from where it is.
+    """Write this process's share of the optimizer's state, without a copy in memory.
 
     Raises:
         CogtuneError: it cannot be written.
@@ -83,7 +83,7 @@ def save_state(weights: TrainedWeights, folder: Path, rank: int) -> None:
 def save_transformer(
     weights: TrainedWeights, transformer: CogVideoXTransformer3DModel, folder: Path, *, writes: bool, averaged: bool
 ) -> None:
-    """Write the weights as diffusers does, a file's worth of blocks at a time. Collective.
+    """Write the weights in diffusers' format, one file at a time. Collective.
 
     Args:
         writes: whether this process does; the others have their shares gathered.
@@ -130,7 +130,7 @@ def _write(transformer: CogVideoXTransformer3DModel, folder: Path, name: str, te
 
 
 def _files_of(weights: TrainedWeights) -> list[list[int]]:
-    """The parts of each file."""
+    """Assign the parts to files."""
     files: list[list[int]] = [[]]
     filled = 0
     for number in (len(weights.parts) - 1, *range(len(weights.parts) - 1)):
@@ -145,7 +145,7 @@ def _files_of(weights: TrainedWeights) -> list[list[int]]:
 
 
 def load(weights: TrainedWeights, checkpoint: Path, rank: int) -> None:
-    """Put back weights and state of a checkpoint, a part at a time.
+    """Restore the weights and the state of a checkpoint, part by part.
 
     Raises:
         ValueError: a tensor is not of this run's size or type, or not finite.
@@ -177,7 +177,7 @@ def load(weights: TrainedWeights, checkpoint: Path, rank: int) -> None:
 
 
 def _places(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Each tensor of a folder of weights, and the file that it is in."""
+    """List each tensor in a folder of weights with its file."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -185,7 +185,7 @@ def _places(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The type that a folder of weights is stored in; fp32 where there are several."""
+    """Return the type that a folder of weights is stored in; fp32 if there are several."""
     stored = set[str]()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as weights:

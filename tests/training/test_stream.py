@@ -129,14 +129,17 @@ def test_another_format_is_refused_on_resume(clips: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ({"type": "lora"}, "strategy stream trains every weight: it is for type sft, and this is lora"),
-        ({"precision": "fp16", "model": "tiny:2b"}, "precision fp16: strategy stream computes in bf16"),
-        ({"num_machines": 2, "num_processes": 2}, "num_machines 2: strategy stream is for the GPUs of one machine"),
-        ({"stream_blocks": 1}, "stream_blocks: strategy stream streams every block; leave it out"),
-        ({"precision": "fp32", "master_weights": "split"}, "master_weights split: for precision bf16"),
-        ({"optimizer": "adamw-offload"}, "optimizer adamw-offload does not go with strategy stream"),
-        ({"strategy": "ddp", "moments": "8bit"}, "moments: for strategy stream, and this is ddp"),
-        ({"strategy": "zero2", "ema": 0.9}, "ema: for strategy ddp or stream"),
+        ({"type": "lora"}, "strategy stream: only supported for type sft, not lora"),
+        ({"precision": "fp16", "model": "tiny:2b"}, "precision fp16: not supported by strategy stream; use bf16"),
+        ({"num_machines": 2, "num_processes": 2}, "num_machines 2: strategy stream runs on one machine"),
+        ({"stream_blocks": 1}, "stream_blocks: strategy stream streams every block; remove stream_blocks"),
+        (
+            {"precision": "fp32", "master_weights": "split"},
+            "master_weights split: only supported for precision bf16",
+        ),
+        ({"optimizer": "adamw-offload"}, "optimizer adamw-offload cannot be used with strategy stream"),
+        ({"strategy": "ddp", "moments": "8bit"}, "moments: only supported for strategy stream, not ddp"),
+        ({"strategy": "zero2", "ema": 0.9}, "ema: only supported for strategies ddp and stream, not zero2"),
     ],
 )
 def test_what_does_not_go_together_is_told(flags: dict[str, Any], told: str) -> None:

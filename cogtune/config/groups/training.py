@@ -99,19 +99,19 @@ class MemoryFields(BaseModel):
 
     host_memory: str | None = _memory(
         None,
-        help_text="Memory that strategy stream may take of the host, such as 64GB: decides in which format the "
-        "optimizer's state is kept. [default: what is free]",
+        help_text="Host memory limit of strategy stream, such as 64GB. Decides the formats of the optimizer's state. "
+        "[default: what is free]",
         tags=("machine", "stream", "untimed"),
     )
     master_weights: MasterWeights | None = _memory(
         None,
-        help_text="What strategy stream keeps beside bf16 weights: an fp32 copy; split, the 16 bits that bf16 leaves "
-        "out; or nothing, with stochastic rounding. [default: fp32 where the host has room, else split]",
+        help_text="Master weights of strategy stream: an fp32 copy; split, only the 16 bits that bf16 leaves out; or "
+        "stochastic, none, with stochastic rounding. [default: fp32 if the host has room, else split]",
         tags=("stream",),
     )
     moments: Moments | None = _memory(
         None,
-        help_text="Format of Adam's moments under strategy stream. [default: fp32 where the host has room, else 8bit]",
+        help_text="Format of Adam's moments under strategy stream. [default: fp32 if the host has room, else 8bit]",
         tags=("stream",),
     )
 

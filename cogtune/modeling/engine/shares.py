@@ -1,4 +1,4 @@
-"""The processes of a run as those who share out a model: what each has, and how they put it together."""
+"""The processes that share a model: gathering from all of them, and reducing to each one's share."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Shares:
     count: int = 1
 
     def gather(self, whole: Tensor) -> None:
-        """Fill a buffer, of which this process's share is right, with the others'. Collective."""
+        """Fill a buffer that holds this process's share with the shares of the others. Collective."""
         if self.count > 1:
             own = whole.view(self.count, -1)[self.rank].clone()
             _gather(whole, own)
 
     def mean(self, whole: Tensor) -> Tensor:
-        """This process's share of the processes' mean of a buffer, which is used up. Collective."""
+        """Return this process's share of the mean of all processes' buffers, which it may overwrite. Collective."""
         if self.count == 1:
             return whole
         own = torch.empty_like(whole.view(self.count, -1)[self.rank])
@@ -36,7 +36,7 @@ class Shares:
         return own.div_(self.count)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of the processes' values. Collective."""
+        """Sum the values of all processes, in place. Collective."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values
