@@ -219,3 +219,16 @@ def test_a_checkpoint_without_an_average_is_refused(clips: Path, tmp_path: Path)
     train_here(plan_for(clips, tmp_path / "out", steps=1, eval_every=0))
     with pytest.raises(CogtuneError, match="has no moving average of the weights"):
         plan_for(clips, tmp_path / "out", steps=2, resume="latest", ema=0.9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny:5b", "tiny:5b-i2v"])
+def test_compact_state_overfits_a_clip_as_exact_state_does(model: str, one_clip: Path, tmp_path: Path) -> None:
+    """The loss at fixed noise after 300 steps, in the loss before."""
+    flags: dict[str, Any] = {**STREAM, "learning_rate": 3e-4, "model": model, "steps": 300, "eval_every": 300}
+    found = {}
+    for name, formats in (("exact", {}), ("compact", {"master_weights": "split", "moments": "8bit"})):
+        losses = evaluations(train_here(plan_for(one_clip, tmp_path / name, checkpoint_every=300, **formats, **flags)))
+        found[name] = losses[300] / losses[0]
+    assert found["exact"] < 0.5
+    assert found["compact"] == pytest.approx(found["exact"], abs=0.02)
