@@ -470,7 +470,9 @@ def test_a_step_that_is_out_of_memory_says_what_would_fit_and_keeps_the_checkpoi
         train_here(plan)
     assert caught.value.message == "out of GPU memory: CUDA out of memory. Tried to allocate 2.00 GiB."
     assert caught.value.hint.startswith("--gradient-checkpointing takes ")
-    assert caught.value.details == ("checkpoint-2 is whole: with that changed, --resume latest goes on from it",)
+    assert caught.value.details == (
+        "checkpoint-2 is complete: make that change and continue from it with --resume latest",
+    )
     monkeypatch.undo()
     monkeypatch.setattr(jobs, "fill_cache", fill_here)
     lines = train_here(plan_for(clips, tmp_path / "out", steps=4, batch_size=2, eval_every=0, resume="latest"))
