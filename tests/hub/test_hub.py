@@ -661,7 +661,7 @@ def test_a_component_is_one_that_a_pipeline_has(hub: Hub, pipeline: Path, privat
     (pipeline / "model_index.json").write_text(json.dumps(index))
     error = failure(pipeline)
     assert str(pipeline / "model_index.json") in error.message
-    assert "is no component of a CogVideoX pipeline" in error.message
+    assert "is not a component of a CogVideoX pipeline" in error.message
     assert hub.requests == []
 
 

@@ -100,13 +100,15 @@ def test_a_prompt_that_the_model_does_not_read_to_its_end_is_told(
     plan_for(clips, tmp_path / "out", steps=1, validation_prompts=prompts, sample_steps=1)
     told = [line for line in capsys.readouterr().err.splitlines() if "validation prompt" in line]
     assert len(told) == 1
-    assert "the model reads 226: the end of it is ignored" in told[0]
+    assert "the model reads only 226; the rest is ignored" in told[0]
 
 
 def test_denoising_steps_beyond_the_models_timesteps_are_refused(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         plan_for(clips, tmp_path / "out", steps=1, sample_steps=1001, sample_every=1)
-    assert caught.value.details == ("sample_steps 1001: the model has 1000 timesteps, and 50 steps are usual",)
+    assert caught.value.details == (
+        "sample_steps 1001: must not exceed the model's 1000 timesteps; 50 steps are usual",
+    )
 
 
 def test_validation_changes_nothing_in_the_training(clips: Path, held_out: Path, tmp_path: Path) -> None:
