@@ -1,4 +1,4 @@
-"""Sampling as the guides do it, shared by ``infer`` and by the sample videos of a run."""
+"""Sampling with the guides' settings, shared by ``infer`` and a run's sample videos."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class NotFinite(CogtuneError):
-    """A video came out with values that are not finite."""
+    """A sampled video with values that are not finite."""
 
 
 def pipeline_class(spec: ModelSpec) -> type[DiffusionPipeline]:
@@ -109,7 +109,7 @@ def render(
         clip: frames ``[F, 3, H, W]`` uint8 that the video is made of, noised as far as ``strength`` says.
         strength: above 0 and at most 1; which share of the steps is taken.
         on_step: called after each denoising step with its number, from 1.
-        inputs: the pipeline's own: a prompt or its embeddings, and the image.
+        inputs: the pipeline's inputs: a prompt or its embeddings, and the image.
 
     Raises:
         NotFinite: the model or the VAE overflowed.
@@ -146,7 +146,7 @@ def render(
     if not np.isfinite(frames).all():
         raise NotFinite(
             "the video has values that are not finite",
-            "try --precision fp32, or bf16 for a model trained in it",
+            "use --precision fp32, or bf16 for a model trained in it",
         )
     video: Frames = (frames * 255).round().astype(np.uint8)
     return video

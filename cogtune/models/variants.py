@@ -154,7 +154,7 @@ def variant(name: str) -> Variant:
         return VARIANTS[name.lower()]
     except KeyError:
         raise UsageError(
-            f"there is no model '{name}'{did_you_mean(name, VARIANTS)}", f"models: {', '.join(VARIANTS)}"
+            f"unknown model '{name}'{did_you_mean(name, VARIANTS)}", f"supported models: {', '.join(VARIANTS)}"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Sample videos of a run: the same prompts with the same seeds each time, from the weights as they are in training."""
+"""A run's sample videos, made with the same prompts and seeds each time from the weights in training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from cogtune.training.checkpoint import TrainState
 
 
 def remove_later_samples(output: Path, first_step: int) -> None:
-    """Delete the sample videos that a run starting from ``first_step`` makes anew, and what a killed run left."""
+    """Delete sample videos after ``first_step``, which the run will make again, and leftovers of a killed run."""
     remove_partials(RunFolder(output).samples)
     for step, path in step_folders(output):
         if (step > first_step or first_step == 0) and (left := remove_folder(path)):
@@ -46,7 +46,7 @@ def remove_later_samples(output: Path, first_step: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationVideos:
-    """What a run makes sample videos of, and how."""
+    """The prompts of a run's sample videos, and how to sample them."""
 
     prompts: tuple[PromptRow, ...]
     null_text: str
@@ -64,7 +64,7 @@ class ValidationVideos:
     output: Path
 
     def file_name(self, number: int, *, averaged: bool = False) -> str:
-        """Return what the video of prompt ``number`` is called, made with the weights or with their average."""
+        """Return the file name of the video of prompt ``number``, made with the weights or their average."""
         name = file_name(number, self.prompts[number].prompt)
         return f"{AVERAGE_NAME}-{name}" if averaged else name
 
@@ -75,14 +75,14 @@ def render_validation_videos(
     step: int,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Sample every prompt into the folder of ``step``; what it holds then. Collective: every process calls it.
+    """Sample every prompt into the folder of ``step``; return its entries. Collective: every process calls it.
 
-    The prompts are shared out over the processes, each making equally many videos, since under ZeRO-3 every forward
+    The prompts are divided over the processes, the same number of videos each, since under ZeRO-3 every forward
     pass needs all of them. Weights, optimizer and random state are as before afterwards.
 
     Args:
-        tell: called after each denoising step, by all processes alike, with what is being done, in words. What it
-            raises ends the work, and nothing of it stays.
+        tell: called after each denoising step, by all processes alike, with a status text. An exception ends the
+            sampling, and nothing of it is kept.
 
     Raises:
         CogtuneError: a video cannot be written.
@@ -128,7 +128,7 @@ def _render_share(
     *,
     averaged: bool = False,
 ) -> None:
-    """This process's videos. The VAE is in memory only meanwhile."""
+    """Sample this process's videos. The VAE is in memory only during this."""
     accelerator, count = train_state.accelerator, len(validation_videos.prompts)
     turns = -(-count // accelerator.num_processes)
     pipeline = _pipeline(train_state, validation_videos)
@@ -151,7 +151,7 @@ def _render_share(
                 **_inputs(validation_videos, row, accelerator.device),
             )
         except NotFinite as error:
-            console.warn(f"no sample video of '{row.prompt}': {error.message}")
+            console.warn(f"cannot sample '{row.prompt}': {error.message}")
             continue
         if number < count:
             write_video(
@@ -163,7 +163,7 @@ def _render_share(
 
 
 def _pipeline(train_state: TrainState, validation_videos: ValidationVideos) -> Any:
-    """Return the diffusers pipeline around the model in training, without a text encoder."""
+    """Build the diffusers pipeline around the model in training, without a text encoder."""
     with loading(validation_videos.base_model_dir / "vae"):
         vae = AutoencoderKLCogVideoX.from_pretrained(
             validation_videos.base_model_dir / "vae", dtype=validation_videos.dtype
@@ -199,7 +199,7 @@ def _inputs(validation_videos: ValidationVideos, row: PromptRow, device: torch.d
 
 @contextlib.contextmanager
 def _undisturbed(train_state: TrainState) -> Iterator[None]:
-    """The model in evaluation mode, and everything that training depends on as before afterwards."""
+    """Put the model in evaluation mode, and restore everything that training depends on afterwards."""
     device = train_state.accelerator.device
     on_gpu = device.type == "cuda"
     was_training = train_state.model.training

@@ -88,7 +88,7 @@ def test_typos_get_the_nearest_word(cogtune: Cogtune, tmp_path: Path) -> None:
 def test_a_file_with_three_mistakes_gets_three_answers(cogtune: Cogtune, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("rnak: 64\nsteps: none\nstrategy: zero4\n")
     told = cogtune("train", "--config", "run.yaml", status=2).err
-    assert "3 mistakes" in told
+    assert "3 errors in the configuration" in told
     assert "did you mean 'rank'?" in told
     assert "steps: " in told
     assert "strategy: " in told
@@ -139,7 +139,7 @@ def test_wrong_models_and_sizes_are_told_together(cogtune: Cogtune, clips: Path)
     assert "overflows in fp16" in told
     assert told.count("10x60x90") == 3
     told = cogtune("train", "--model", "7b", "--data", clips, status=2).err
-    assert "there is no model '7b'" in told
+    assert "unknown model '7b'" in told
 
 
 def test_a_model_that_cannot_be_downloaded_is_told(cogtune: Cogtune, clips: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_preset_of_ones_own_has_a_name_too(cogtune: Cogtune, tmp_path: Path) -
     told = cogtune("presets", env=env)
     assert "unknown key; did you mean 'rank'?" in told.err
     assert "broken.yaml line 2 is not valid YAML" in told.err
-    assert "4090-lora-5b.yaml is not used" in told.err
+    assert "4090-lora-5b.yaml is ignored" in told.err
     assert "mine\tyour own" in told.out
     assert (rows[-1]["preset"], rows[-1]["hardware"], rows[-1]["size"]) == ("mine", "your own", "49x480x720")
     assert "rank\t7\tpreset mine" in cogtune("presets", "mine", env=env).out
@@ -371,7 +371,7 @@ def test_options_of_several_values_may_be_given_several_times(
         ["plan", "--model", "tiny:2b", "--target-modules", "to_q", "--target-modules", "no", "--strategy", "ddp"]
     )
     told = capsys.readouterr().err
-    assert "target_modules no: no layer's name ends so" in told
+    assert "target_modules no: no layer has this name" in told
     assert "more than once" not in told
 
 

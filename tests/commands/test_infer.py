@@ -76,14 +76,17 @@ def test_a_model_with_a_damaged_file_is_told(tmp_path: Path, tiny: Callable[[str
     shutil.copytree(tiny("2b"), folder)
     (weights,) = (folder / "transformer").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(CogtuneError, match="cannot be loaded") as caught:
+    with pytest.raises(CogtuneError, match="cannot load") as caught:
         generate(InferRequest(model=str(folder), prompts=("a boat",), output=tmp_path / "boat.mp4"))
     assert str(folder) in caught.value.message
     assert "damaged" in caught.value.hint
 
 
 def test_a_part_of_a_model_is_told_for_what_it_is(tmp_path: Path, lora: Callable[..., str]) -> None:
-    for name, told in ((LORA_WEIGHTS_NAME, "it is a LoRA: give it as --lora"), ("config.json", "a transformer alone")):
+    for name, told in (
+        (LORA_WEIGHTS_NAME, "it is a LoRA; pass it as --lora"),
+        ("config.json", "it is only a transformer"),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
         with pytest.raises(CogtuneError, match="is not a diffusers checkpoint") as caught:
@@ -227,7 +230,7 @@ def test_a_lora_of_any_program_changes_the_video_alike(
 
 
 def test_a_lora_given_as_the_model_is_told(lora: Callable[..., str]) -> None:
-    with pytest.raises(UsageError, match="is a file, and a model is a folder") as caught:
+    with pytest.raises(UsageError, match="is a file, not a folder") as caught:
         fill_in(InferRequest(model=lora(), prompts=("x",)))
     assert "--lora" in caught.value.hint
 
@@ -263,12 +266,12 @@ def test_what_the_model_cannot_do_is_told_at_once_and_before_it_is_loaded(tmp_pa
     told = refused(model="tiny:5b", precision="fp16", steps=1001, size="10x64x96")
     assert [line.split(":")[0] for line in told] == ["--size 10x64x96", "--precision fp16", "--steps 1001"]
     assert "overflows in fp16" in told[1]
-    assert "the model has 1000 timesteps" in told[2]
+    assert "must not exceed the model's 1000 timesteps" in told[2]
     missing = tmp_path / "missing.png"
     (line,) = refused(model="tiny:5b-i2v", images=(missing,))
     assert line == f"--image: no such file: {missing}"
     (line,) = refused(model="tiny:5b-i2v", images=(tmp_path / "x.png",), size="17x64x96")[1:]
-    assert "learned positions, and they are for 9x64x96 alone" in line
+    assert "learned positions, which only work at 9x64x96" in line
     assert fill_in(InferRequest(model="tiny:2b", prompts=("x",), precision="fp16", steps=1000)).precision == "fp16"
 
 
@@ -291,7 +294,7 @@ def test_a_prompt_beyond_the_models_limit_is_told(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == ""
     fill_in(InferRequest(model="tiny:2b", prompts=("a red disc moves " * 60,)))
     told = capsys.readouterr().err
-    assert "and the model reads 226: the end of it is ignored" in told
+    assert "but the model reads only 226; the rest is ignored" in told
     assert "'a red disc moves" in told
 
 

@@ -433,7 +433,7 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
         "good",
         "has the same caption as bad, but for capitals, punctuation or blanks",
     ),
-    "model-size": (_at_size("9x60x96", SPEC_1_0), "9x60x96", "height 60 is not a multiple of 16; 64 is"),
+    "model-size": (_at_size("9x60x96", SPEC_1_0), "9x60x96", "height 60 must be a multiple of 16, such as 64"),
     "model-advice": (
         _at_size("57x64x96", SPEC_1_0),
         "57x64x96",
@@ -690,23 +690,23 @@ def test_the_bytes_of_copies_are_read_once_if_that_is_remembered(
 
 
 LEARNED = (
-    "this model has learned positions, and they are for 49x480x720 alone "
-    "(diffusers takes others at another number of frames)"
+    "this model has learned positions, which only work at 49x480x720 "
+    "(diffusers uses others at another number of frames)"
 )
 
 
 @pytest.mark.parametrize(
     ("variant", "size", "told"),
     [
-        ("2b", "50x480x720", "50 frames: the VAE takes 8N+1, such as 49"),
-        ("2b", "49x480x724", "width 724 is not a multiple of 16; 720 is"),
+        ("2b", "50x480x720", "50 frames: the number must be 8N+1, such as 49"),
+        ("2b", "49x480x724", "width 724 must be a multiple of 16, such as 720"),
         ("5b-i2v", "49x480x736", LEARNED),
         ("5b-i2v", "41x480x720", LEARNED),
         ("2b", "49x256x256", "256x256: the model was trained at 480x720"),
         ("5b", "49x768x1360", "768x1360: the model was trained at 480x720"),
         ("1.5-5b", "81x576x1024", "576x1024: the model was trained at 768x1360"),
         ("1.5-5b-i2v", "81x576x1024", "576x1024: the model was trained with sides of 768 and 768 to 1360"),
-        ("1.5-5b", "80x768x1360", "80 frames: the VAE takes 8N+1, such as 81"),
+        ("1.5-5b", "80x768x1360", "80 frames: the number must be 8N+1, such as 81"),
         ("1.5-5b", "73x768x1360", "73 frames: the model was trained on 16N+1, up to 161"),
     ],
 )

@@ -102,13 +102,15 @@ def test_a_prompt_that_the_model_does_not_read_to_its_end_is_told(
     plan_for(clips, tmp_path / "out", steps=1, validation_prompts=prompts, sample_steps=1)
     told = [line for line in capsys.readouterr().err.splitlines() if "validation prompt" in line]
     assert len(told) == 1
-    assert "the model reads 226: the end of it is ignored" in told[0]
+    assert "the model reads only 226; the rest is ignored" in told[0]
 
 
 def test_denoising_steps_beyond_the_models_timesteps_are_refused(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         plan_for(clips, tmp_path / "out", steps=1, sample_steps=1001, sample_every=1)
-    assert caught.value.details == ("sample_steps 1001: the model has 1000 timesteps, and 50 steps are usual",)
+    assert caught.value.details == (
+        "sample_steps 1001: must not exceed the model's 1000 timesteps; 50 steps are usual",
+    )
 
 
 def test_validation_changes_nothing_in_the_training(clips: Path, held_out: Path, tmp_path: Path) -> None:
@@ -470,7 +472,9 @@ def test_a_step_that_is_out_of_memory_says_what_would_fit_and_keeps_the_checkpoi
         train_here(plan)
     assert caught.value.message == "out of GPU memory: CUDA out of memory. Tried to allocate 2.00 GiB."
     assert caught.value.hint.startswith("--gradient-checkpointing takes ")
-    assert caught.value.details == ("checkpoint-2 is whole: with that changed, --resume latest goes on from it",)
+    assert caught.value.details == (
+        "checkpoint-2 is complete: make that change and continue from it with --resume latest",
+    )
     monkeypatch.undo()
     monkeypatch.setattr(jobs, "fill_cache", fill_here)
     lines = train_here(plan_for(clips, tmp_path / "out", steps=4, batch_size=2, eval_every=0, resume="latest"))

@@ -1,4 +1,4 @@
-"""LoRA files of any program, read into one form: for each layer of the transformer its two matrices and alpha.
+"""LoRA files of any program, read into one form: two matrices and alpha for each layer of the transformer.
 
 :mod:`.lora_file` gets tensors out of files, :mod:`.names` knows what programs call them, :mod:`.reading` makes a
 :class:`Lora` of both, :mod:`.applying` puts one into a model and looks afterwards whether it is there.

@@ -1,4 +1,4 @@
-"""Putting a LoRA into a model, and looking afterwards whether it is what sits there."""
+"""Adding a LoRA to a model, and verifying the result."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _only(name: str) -> str:
 
 
 def weights(lora: Lora) -> dict[str, Tensor]:
-    """Return the tensors under the names that diffusers gives them."""
+    """Return the tensors by diffusers name."""
     found = {}
     for name, pair in lora.pairs.items():
         found[f"{_PREFIX}{name}.lora_A.weight"] = pair.down
@@ -55,7 +55,7 @@ def add_to(transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter: str
         scale: the strength is multiplied by it.
 
     Raises:
-        CogtuneError: what sits in the model afterwards is not what is in the file.
+        CogtuneError: the model's adapter differs from the file afterwards.
     """
     add_all(transformer, {adapter: (lora, scale)})
 
@@ -85,10 +85,10 @@ def scale_all(transformer: CogVideoXTransformer3DModel, scales: Mapping[str, flo
 
 
 def start_from(transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter: str = "default") -> None:
-    """Put a LoRA's weights into the trainable adapter that ``transformer`` already has.
+    """Copy a LoRA's weights into the trainable adapter that ``transformer`` already has.
 
     Raises:
-        CogtuneError: the adapter is not of the LoRA's layers, rank, kind and strength.
+        CogtuneError: the adapter's layers, rank, kind or strength differ from the LoRA's.
     """
     for name, module in _adapted(transformer, adapter).items():
         if (pair := lora.pairs.get(name)) is None or module.lora_A[adapter].weight.shape != pair.down.shape:
@@ -101,14 +101,14 @@ def start_from(transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter:
 def check_applied(
     transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter: str = "lora", scale: float = 1.0
 ) -> None:
-    """See that the model has the LoRA's values, at its strength, on its layers and on no others.
+    """Check that the model has the LoRA's values and strength on its layers and on no others.
 
     Raises:
-        CogtuneError: it has not.
+        CogtuneError: with the layers that differ.
     """
     sitting = _adapted(transformer, adapter)
-    wrong = [f"{name}: in the file alone" for name in lora.pairs.keys() - sitting.keys()]
-    wrong += [f"{name}: in the model alone" for name in sitting.keys() - lora.pairs.keys()]
+    wrong = [f"{name}: only in the file" for name in lora.pairs.keys() - sitting.keys()]
+    wrong += [f"{name}: only in the model" for name in sitting.keys() - lora.pairs.keys()]
     for name in lora.pairs.keys() & sitting.keys():
         pair, module = lora.pairs[name], sitting[name]
         wanted = lora.scale_of(name) * scale
@@ -117,16 +117,16 @@ def check_applied(
         elif module.disable_adapters or adapter not in module.active_adapters:
             wrong.append(f"{name}: not active")
         elif (adapter in module.lora_magnitude_vector) != (pair.magnitude is not None):
-            wrong.append(f"{name}: DoRA in one of both alone")
+            wrong.append(f"{name}: DoRA in only one of the two")
         else:
             for parameter, value in _parts(module, adapter, pair):
                 if parameter.shape != value.shape or not torch.equal(parameter, value.to(parameter)):
-                    wrong.append(f"{name}: other values in the model")
+                    wrong.append(f"{name}: different values in the model")
                     break
     if wrong:
         raise CogtuneError(
-            f"{lora.path} was not taken over as it is: {len(wrong)} of {len(lora.pairs)} layers differ",
-            "please report this with the versions of diffusers and peft",
+            f"{lora.path} was not applied correctly: {len(wrong)} of {len(lora.pairs)} layers differ",
+            "report this with your versions of diffusers and peft",
             details=sorted(wrong)[:5],
         )
 
