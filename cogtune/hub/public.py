@@ -1,4 +1,4 @@
-"""What may leave the machine: configurations and headers without secrets and without local paths."""
+"""Redacting what is uploaded: configurations and headers without secrets and local paths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PRIVATE_TEXT = re.compile(
 
 
 def public_run_yaml(config: Mapping[str, Any], facts: CardFacts) -> bytes:
-    """Return ``run.yaml`` for the repository; a model on this machine's disk is named as the card names it."""
+    """Return ``run.yaml`` for the repository; a local model is named as in the card."""
     import yaml
 
     public = _without_private(config)
@@ -41,7 +41,7 @@ def public_run_yaml(config: Mapping[str, Any], facts: CardFacts) -> bytes:
 
 
 def public_file(source: Path, base_model: str | None, aside: Path) -> Path | bytes:
-    """Return ``source``, or a version without the secrets and local paths in its settings or its header."""
+    """Return ``source``, or a redacted copy if its settings or header contain secrets or local paths."""
     if source.name == "model_index.json" or source.name.endswith("config.json"):
         config = read_object(source)
         public = _without_private(config, by_key=False)  # a tokenizer's pad_token is no secret
@@ -75,7 +75,7 @@ def _public_header(metadata: Mapping[str, str], base_model: str | None) -> dict[
 
 
 def _copy_with_metadata(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
-    """Copy a safetensors file with other metadata in its header; the tensors' bytes stay as they are.
+    """Copy a safetensors file with other metadata in its header and the same tensors.
 
     The format: eight bytes of header length, the header as JSON, the data
     (https://github.com/huggingface/safetensors#format).
@@ -91,10 +91,10 @@ def _copy_with_metadata(source: Path, target: Path, metadata: Mapping[str, str])
 
 
 def _without_private(value: Any, *, by_key: bool = True) -> Any:
-    """Return ``value`` without the entries that are secrets or paths of this machine.
+    """Return ``value`` without entries that are secrets or local paths.
 
     Args:
-        by_key: take an entry for a secret by its key's name too, not by its value alone.
+        by_key: also recognise secrets by their key, not only by their value.
     """
     if isinstance(value, Mapping):
         kept = {key: item for key, item in value.items() if not _is_private(str(key) if by_key else "", item)}

@@ -57,7 +57,7 @@ def nano_variant(name: str) -> Variant:
     """
     if name not in NANO_VARIANTS:
         raise UsageError(
-            f"there is no nano model '{name}'{did_you_mean(name, NANO_VARIANTS)}", f"one of {', '.join(NANO_VARIANTS)}"
+            f"unknown nano model '{name}'{did_you_mean(name, NANO_VARIANTS)}", f"one of {', '.join(NANO_VARIANTS)}"
         )
     return find_variant(name)
 
@@ -161,7 +161,7 @@ def write_nano(name: str, parts: Path, folder: Path) -> Path:
     wanted = [*SHARED_PARTS, transformer_part(name)]
     missing = [part for part in wanted if not (parts / part).is_dir()]
     if missing:
-        raise CogtuneError(f"{parts} has no {', '.join(missing)}", "the scripts in tools/nano make them")
+        raise CogtuneError(f"{parts} has no {', '.join(missing)}", "run the scripts in tools/nano to make them")
     with written_folder(folder) as aside, os_errors_explained(folder):
         for part in wanted:
             target = aside / ("transformer" if part == wanted[-1] else part)

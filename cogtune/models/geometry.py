@@ -38,7 +38,7 @@ class Size:
         """
         match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*[xX×]\s*(\d+)\s*", text)
         if match is None:
-            raise ValueError(f"'{text}' is not a size: write frames x height x width, such as 49x480x720")
+            raise ValueError(f"'{text}' is not a size; write frames x height x width, such as 49x480x720")
         return cls(*(int(part) for part in match.groups()))
 
     def __str__(self) -> str:

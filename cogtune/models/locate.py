@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,14 +33,14 @@ def locate(reference: str, *, weights: bool = True) -> Path:
         return folder.absolute()
     if folder.is_file():
         raise UsageError(
-            f"{reference} is a file, and a model is a folder",
-            "a LoRA is given to `cogtune infer` as --lora, to `cogtune train` as --init-lora, and --model is its base",
+            f"--model {reference} is a file, not a folder",
+            "pass a LoRA as --lora to `cogtune infer` or as --init-lora to `cogtune train`, and its base as --model",
         )
     if reference.startswith(TINY):
         name = reference.removeprefix(TINY)
         if name not in VARIANTS:
             raise UsageError(
-                f"there is no tiny model '{name}'{did_you_mean(name, VARIANTS)}",
+                f"unknown tiny model '{name}'{did_you_mean(name, VARIANTS)}",
                 f"tiny:{{{','.join(VARIANTS)}}}",
             )
         return tiny_model(name)
@@ -47,14 +48,14 @@ def locate(reference: str, *, weights: bool = True) -> Path:
         reference = hub_id_here(row)
     if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
         raise UsageError(
-            f"there is no model '{reference}'{did_you_mean(reference, VARIANTS)}",
-            f"give a folder that exists, a Hub id such as THUDM/CogVideoX-5b, or one of {', '.join(VARIANTS)}",
+            f"unknown model '{reference}'{did_you_mean(reference, VARIANTS)}",
+            f"pass an existing folder, a Hub id such as THUDM/CogVideoX-5b, or one of {', '.join(VARIANTS)}",
         )
     return snapshot(
         reference,
         "model",
         patterns=_WEIGHTS if weights else _CONFIGS,
-        otherwise="check the network, or give --model a folder that holds the checkpoint; tiny:2b needs no download",
+        otherwise="check your network connection, or pass a local folder as --model; tiny:2b needs no download",
     )
 
 
@@ -90,6 +91,8 @@ def loading(folder: Path) -> Iterator[None]:
     Raises:
         CogtuneError: in place of the library's own error.
     """
+    torch = sys.modules.get("torch")
+    dtype = torch.get_default_dtype() if torch is not None else None
     try:
         yield
     except (CogtuneError, MemoryError):
@@ -98,6 +101,9 @@ def loading(folder: Path) -> Iterator[None]:
         if "out of memory" in str(error):
             raise
         raise CogtuneError(
-            f"{folder} cannot be loaded: {said_by(error)}",
-            "a file in it is damaged or missing: fetch, copy or merge it again",
+            f"cannot load {folder}: {said_by(error)}",
+            "a file in it is damaged or missing; download, copy or merge it again",
         ) from error
+    finally:
+        if torch is not None:
+            torch.set_default_dtype(dtype)  # diffusers leaves it as it was needed when a config cannot be used

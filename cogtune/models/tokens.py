@@ -48,7 +48,7 @@ def cut_short(prompts: Sequence[str], limit: int, count: CountTokens | None) -> 
     """
     counts = count(prompts) if count is not None else []
     return [
-        f"{prompt[:40].strip()!r}... has {tokens} tokens, and the model reads {limit}: the end of it is ignored"
+        f"{prompt[:40].strip()!r}... has {tokens} tokens, but the model reads only {limit}; the rest is ignored"
         for prompt, tokens in zip(prompts, counts, strict=False)
         if tokens > limit
     ]

@@ -34,7 +34,7 @@ _settings = _Settings()
 
 
 def configure(*, quiet: bool, remarks: TextIO | None = None) -> None:
-    """Set how much is said, and where remarks go, for the rest of this process."""
+    """Set verbosity and the stream for remarks, for the rest of this process."""
     _settings.quiet = quiet
     _settings.remarks = remarks
 

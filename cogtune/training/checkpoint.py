@@ -1,4 +1,4 @@
-"""Checkpoints: written aside and renamed, so that a folder called ``checkpoint-N`` is always whole."""
+"""Checkpoints, written under a temporary name and renamed, so that a folder ``checkpoint-N`` is always complete."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ZERO_TAG = "pytorch_model"
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint is a checkpoint of."""
+    """What a checkpoint saves: the model and the optimizer, as Accelerate prepared them."""
 
     accelerator: Accelerator
     model: Any
@@ -82,6 +82,9 @@ def save(train_state: TrainState, config: RunConfig, step: int, facts: Mapping[s
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:
             partial_folder(target)
+            if train_state.is_zero:
+                with os_errors_explained(target):
+                    (aside / ZERO_TAG).mkdir()  # DeepSpeed goes on where it cannot make it
     files: dict[str, str] = {}
     if train_state.is_zero:
         failures = _save_shards(train_state, aside)
@@ -119,19 +122,19 @@ def _warn_of(left: str) -> None:
 
 
 def _delete_old(output: Path, keep: int) -> None:
-    """Delete all but the newest checkpoints. One that stays takes room, and is no reason to end a run."""
+    """Delete all but the newest checkpoints. One that cannot be deleted is no reason to end a run."""
     for old in checkpoints(output)[:-keep]:
         try:
             _warn_of(remove_folder(old))
         except CogtuneError as error:
-            console.warn(f"{error.message}: it is kept")
+            console.warn(f"{error.message}; the checkpoint is kept")
 
 
 @contextlib.contextmanager
 def _all_or_none(accelerator: Accelerator, aside: Path) -> Iterator[None]:
-    """Let the block fail in every process when it fails in one, and delete ``aside`` then. Collective.
+    """Make the block fail in every process if it fails in one, and delete ``aside`` then. Collective.
 
-    No process deletes what another still writes, and each tells the cause rather than that another went away.
+    No process deletes what another still writes, and each reports the cause rather than a lost peer.
 
     Raises:
         CogtuneError: the first process's that failed.
@@ -153,7 +156,7 @@ def _all_or_none(accelerator: Accelerator, aside: Path) -> Iterator[None]:
 
 
 def _save_shards(train_state: TrainState, aside: Path) -> list[Exception]:
-    """Let DeepSpeed save; what went wrong in this process. Collective.
+    """Save with DeepSpeed; return the error of this process, if any. Collective.
 
     DeepSpeed waits for all processes at its end: one that failed must come there too, or the others wait for ever.
     """
@@ -193,24 +196,24 @@ _SHARD = re.compile(r".*zero_pp_rank_(\d+)_.*\.pt")
 
 
 def _is_own(train_state: TrainState, name: str) -> bool:
-    """Whether a file of a checkpoint is this process's to look at: a shard its rank's, all others the first one's."""
+    """Return whether this process checks a file of a checkpoint: its own shard, or on rank 0 any other file."""
     shard = _SHARD.fullmatch(name)
     return bool((int(shard[1]) if shard else 0) == train_state.accelerator.process_index)
 
 
 def _own_fingerprints(train_state: TrainState, checkpoint: Path) -> dict[str, str]:
-    """Return those of the shards that this process wrote."""
+    """Return the fingerprints of the shards that this process wrote."""
     shards = (checkpoint / ZERO_TAG).glob("*.pt")
     return fingerprints([path for path in shards if _is_own(train_state, path.name)], checkpoint)
 
 
 def _check_files(train_state: TrainState, checkpoint: Path) -> None:
-    """See that all files are those that were saved, and have the checksums inside them. Collective.
+    """Check that all files are those that were saved, and match the checksums inside them. Collective.
 
-    Torch and DeepSpeed look at neither. Each process looks at its share.
+    Torch and DeepSpeed check neither. Each process checks a part of the files.
 
     Raises:
-        CogtuneError: with every file that is damaged, missing or another's; in every process alike.
+        CogtuneError: with every file that is damaged, missing or from another checkpoint, in every process alike.
     """
     problems = changed_files(checkpoint, read_state(checkpoint), lambda name: _is_own(train_state, name))
     for path in _files(checkpoint) if not problems else ():
@@ -219,9 +222,9 @@ def _check_files(train_state: TrainState, checkpoint: Path) -> None:
         try:
             with open_regular(path) as file, zipfile.ZipFile(file) as parts:
                 if (part := parts.testzip()) is not None:
-                    problems.append(f"{path.name} does not hold what was written ({part})")
+                    problems.append(f"checksum mismatch in {path.name} ({part})")
         except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-            problems.append(f"{path.name} is not whole ({error})")
+            problems.append(f"{path.name} is incomplete ({error})")
     problems = [problem for own in gather_object([problems]) for problem in own]
     if problems:
         alone = f": {problems[0]}" if len(problems) == 1 else ""
@@ -235,7 +238,7 @@ def _check_files(train_state: TrainState, checkpoint: Path) -> None:
 def _check_finite(train_state: TrainState) -> None:
     for name, parameter in train_state.transformer.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
-            raise ValueError(f"{name} is not finite")
+            raise ValueError(f"{name} has values that are not finite")
 
 
 def load(train_state: TrainState, checkpoint: Path) -> None:
@@ -251,7 +254,7 @@ def load(train_state: TrainState, checkpoint: Path) -> None:
                 str(checkpoint), tag=ZERO_TAG, load_module_strict=not train_state.is_lora
             )
             if loaded is None:
-                raise CogtuneError(f"{checkpoint} has no ZeRO shards", "resume from another checkpoint")
+                raise CogtuneError(f"{checkpoint} contains no ZeRO shards", "resume from another checkpoint")
             return
         if train_state.is_lora:
             load_lora(checkpoint / LORA_WEIGHTS_NAME, train_state.transformer)

@@ -1,4 +1,4 @@
-"""The training loop: a step is read from top to bottom in :func:`train`."""
+"""The training loop: :func:`train` shows a step from top to bottom."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cogtune.training.optimizers import learning_rate_at
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """All that the loop works with."""
+    """Everything the loop needs."""
 
     train_state: TrainState
     objective: Objective
@@ -36,18 +36,18 @@ class Training:
     first_step: int
     total_steps: int
     facts: Mapping[str, Any]
-    """What is saved with every checkpoint."""
+    """Metadata saved with every checkpoint."""
     schedule: EvalSchedule
     should_stop: Callable[[], bool]
-    """Asked after every step and while the run is being evaluated, by every process; the same answer for all."""
+    """Returns whether to stop, the same in every process. Called after every step and during evaluation."""
     saves: bool = True
-    """Whether checkpoints are written; a bench writes none."""
+    """Whether to write checkpoints; a bench writes none."""
     arrangement: Arrangement | None = None
-    """Of the memory engine, where the run uses it."""
+    """The memory engine's arrangement, if the run uses it."""
 
 
 def train(run: Training) -> bool:
-    """Train up to the last step and do what is due there; False when asked to stop before that was done.
+    """Train up to and including the last step's evaluation; return False if stopped before.
 
     Raises:
         CogtuneError: a loss or gradient is not finite, or a checkpoint cannot be written.
@@ -98,7 +98,7 @@ def _save(run: Training, done: int) -> None:
 
 
 def _forward_backward(run: Training, batch: Batch, step: int) -> float:
-    """Return one forward and backward pass; the mean loss of its samples."""
+    """Run one forward and backward pass; return the mean loss of its samples."""
     train_state, config = run.train_state, run.config
     with train_state.accelerator.accumulate(train_state.model):
         loss = run.objective.losses(train_state.model, batch).mean()
@@ -113,15 +113,15 @@ def _forward_backward(run: Training, batch: Batch, step: int) -> float:
 
 
 def _scales_here(train_state: TrainState) -> bool:
-    """Whether the loss is scaled by accelerate's scaler, for fp16. (DeepSpeed has its own, and divides first.)"""
+    """Return whether Accelerate's scaler scales the loss, for fp16. (DeepSpeed has its own, and divides first.)"""
     return not train_state.is_zero and train_state.accelerator.scaler is not None
 
 
 def _update(train_state: TrainState, config: RunConfig, passes: Sequence[Batch], step: int) -> float:
-    """Clip, let the optimizer step, clear the gradients; the norm before clipping.
+    """Clip gradients, step the optimizer, clear gradients; return the norm before clipping.
 
     Raises:
-        CogtuneError: the gradient is not finite and no smaller loss scale could help. Nothing is saved of such a step.
+        CogtuneError: the gradient is not finite, and no smaller loss scale could help. The step is not saved.
     """
     if train_state.is_zero:  # DeepSpeed did all of it in the last backward pass
         norm = float(train_state.model.get_global_grad_norm() or 0.0)
@@ -139,7 +139,7 @@ def _update(train_state: TrainState, config: RunConfig, passes: Sequence[Batch],
 
 
 def _loss_scale(train_state: TrainState) -> float:
-    """What the next loss is multiplied by: under fp16, half as much after each step that was not finite; else 1."""
+    """Return the loss scale: with fp16, it is halved after each step that is not finite; else 1."""
     if train_state.is_zero:
         return float(train_state.model.optimizer.loss_scale)
     scaler = train_state.accelerator.scaler
@@ -150,6 +150,6 @@ def _not_finite(what: str, samples: Iterable[str], config: RunConfig, step: int)
     start = "resume from an earlier checkpoint" if checkpoints(config.output) else "start anew"
     return CogtuneError(
         f"step {step + 1}: {what}",
-        f"{start} with a lower --learning-rate, or take these samples out",
+        f"{start} with a lower --learning-rate, or remove these samples",
         details=[f"sample {sample}" for sample in sorted(set(samples))],
     )

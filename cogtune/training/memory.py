@@ -1,4 +1,4 @@
-"""The memory engine of a run: its arrangement planned for the card that is here, and held to the run's budget."""
+"""A run's memory engine: its arrangement planned for this machine's GPU, within the run's budget."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from cogtune.system.errors import UsageError
 def attach_engine(
     plan: Plan, transformer: CogVideoXTransformer3DModel, device: torch.device, *, compiled: bool
 ) -> Arrangement:
-    """Put a memory engine into the run's transformer, with the budget's limit on PyTorch's memory; its arrangement.
+    """Attach a memory engine to the transformer and limit PyTorch's memory to the budget; return the arrangement.
 
     Raises:
-        UsageError: an attention kernel was asked for that cannot be used here.
+        UsageError: the requested attention kernel cannot be used here.
     """
     config, spec = plan.config, plan.spec
     if device.type == "cuda":
@@ -50,13 +50,13 @@ def attach_engine(
 
 
 def _kernel(plan: Plan, device: torch.device) -> AttentionKernel | None:
-    """Return the attention kernel to use: the one asked for, or the fastest for the run's largest samples."""
+    """Return the attention kernel to use: the requested one, or the fastest for the run's largest samples."""
     config, spec = plan.config, plan.spec
     if config.attention is not None and config.attention != "auto":
         if config.attention == FLASH_4 and not has_flash_4():
             raise UsageError(
                 "--attention flash-attn-4: the package is not installed, or has no backward pass for this GPU",
-                "pip install 'cogtune[flash-attn-4]', or leave --attention out",
+                "run `pip install 'cogtune[flash-attn-4]'`, or remove --attention",
             )
         return config.attention if device.type == "cuda" else None
     if config.attention is None and config.vram_bytes is None:

@@ -1,4 +1,4 @@
-"""What a run is watched by: figures of every step, losses at fixed noise, sample videos. Written, and shown."""
+"""Monitoring a run: metrics of every step, losses at fixed noise, sample videos; written and displayed."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from cogtune.run.metrics import WINDOW, MetricsFile, MovingAverage, read_metrics
 from cogtune.run.sample_videos import step_folder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
+from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 from cogtune.training.checkpoint import TrainState
 from cogtune.training.evaluate import evaluate
 from cogtune.training.objective import Objective
@@ -33,18 +34,18 @@ class EvalSchedule:
     """What is evaluated, and how often."""
 
     measured: Mapping[str, tuple[SampleKeys, ...]]
-    """The samples whose loss at fixed noise is measured, by what ``metrics.jsonl`` calls it."""
+    """The samples whose loss at fixed noise is evaluated, by its name in ``metrics.jsonl``."""
     eval_every: int
-    """Optimizer steps between measurements; 0 for none."""
+    """Optimizer steps between evaluations; 0 for none."""
     validation_videos: ValidationVideos | None
     sample_every: int
     """Optimizer steps between sample videos; 0 for none."""
     total_steps: int
     after_each: Callable[[], None] = lambda: None
-    """Called in this process after each measurement and each round of sample videos."""
+    """Called in this process after each evaluation and each round of sample videos."""
 
     def evaluates_at(self, step: int) -> bool:
-        """Return whether the losses at fixed noise are measured at ``step``."""
+        """Return whether the losses at fixed noise are evaluated at ``step``."""
         return self._is_due(self.eval_every, step)
 
     def samples_at(self, step: int) -> bool:
@@ -60,7 +61,7 @@ class _Stopped(Exception):
 
 
 class TrainMonitor:
-    """Looks at a run and tells of it. Every process has one and calls the same of it; the main one speaks and writes.
+    """Evaluates a run and reports on it. Every process makes the same calls; only the main one prints and writes.
 
     Made by :func:`monitored`.
     """
@@ -85,9 +86,9 @@ class TrainMonitor:
         self._began = time.perf_counter()
 
     def before_training(self, step: int) -> bool:
-        """Do what is due at the step that the run starts from, unless it was done before.
+        """Do what is due at the run's first step, unless it was done before.
 
-        As of all looks, collective; False when the run was asked to stop before it was done.
+        Collective, like all evaluation; returns False if the run was asked to stop before it was done.
         """
         output, names = self._config.output, self._eval_schedule.measured
         for line in read_metrics(RunFolder(output).metrics):
@@ -98,7 +99,7 @@ class TrainMonitor:
         return (self._as_on_main(measured) or self.evaluate(step)) and (self._as_on_main(sampled) or self.sample(step))
 
     def step(self, done: int, *, loss: float, grad_norm: float, learning_rate: float) -> None:
-        """Write down and show the figures of an optimizer step."""
+        """Write and display the metrics of an optimizer step."""
         now = time.perf_counter()
         seconds, self._began = now - self._began, now
         memory = gib_in_use(self._train_state.accelerator.device)
@@ -119,7 +120,7 @@ class TrainMonitor:
         self._line.advance(figures, seconds_left=(self._eval_schedule.total_steps - done) * pace)
 
     def evaluate(self, step: int) -> bool:
-        """Measure the losses at fixed noise if that is due.
+        """Evaluate the losses at fixed noise if that is due.
 
         Raises:
             CogtuneError: one is not finite.
@@ -138,14 +139,14 @@ class TrainMonitor:
         try:
             look(step)
         except _Stopped:
-            console.note(f"step {step}: asked to stop; what was due here is made up for when the run goes on")
+            console.note(f"step {step}: stopping; this evaluation will be done when the run is resumed")
             return False
         self._eval_schedule.after_each()
         self.rest()
         return True
 
     def rest(self) -> None:
-        """Count the time of the next step from here: what came before, such as a checkpoint, is none of it."""
+        """Restart the step timer, so that a checkpoint's time does not count as the next step's."""
         self._began = time.perf_counter()
 
     def _doing(self, words: str) -> None:
@@ -164,12 +165,12 @@ class TrainMonitor:
                 rows,
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,
-                before_each=partial(self._doing, f"measuring the {name.replace('_', ' ')}"),
+                before_each=partial(self._doing, f"evaluating the {name.replace('_', ' ')}"),
             )
             if not math.isfinite(found.loss):
                 raise CogtuneError(
-                    f"step {step}: the loss at fixed noise is {found.loss}: the weights have diverged",
-                    "resume from an earlier checkpoint, or start anew, with a lower --learning-rate",
+                    f"step {step}: the loss at fixed noise is {found.loss}; training has diverged",
+                    "resume from an earlier checkpoint, or start over, with a lower --learning-rate",
                 )
             values |= {name: found.loss, f"{name}_by_timestep": found.by_timestep}
             self._evaluated[name] = found.loss
@@ -188,10 +189,13 @@ class TrainMonitor:
             videos = render_validation_videos(
                 self._train_state, self._eval_schedule.validation_videos, step, self._doing
             )
-        except torch.OutOfMemoryError as error:
-            raise CogtuneError(
-                f"step {step}: out of GPU memory while making sample videos: {str(error).splitlines()[0]}",
-                "--sample-every 0 trains without them; cogtune infer makes videos from checkpoints",
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(
+                error,
+                "use --sample-every 0 to train without them; `cogtune infer --vram` samples checkpoints in less memory",
+                doing=f"making the sample videos of step {step}",
             ) from error
         counted = "a sample video" if len(videos) == 1 else f"{len(videos)} sample videos"
         folder = step_folder(self._config.output, step)
@@ -200,7 +204,7 @@ class TrainMonitor:
         self._trackers.show([TrackedVideo(video["prompt"], folder / video["file"], fps) for video in videos], step)
 
     def _as_on_main(self, seen: bool) -> bool:
-        """Return what the main process sees of the run's folder; another machine may have no part in it."""
+        """Return a value read from the run's folder by the main process; other machines may not see that folder."""
         accelerator = self._train_state.accelerator
         mine = torch.tensor(float(seen and accelerator.is_main_process), device=accelerator.device)
         total: torch.Tensor = accelerator.reduce(mine, "sum")
@@ -218,10 +222,10 @@ def monitored(
     first_step: int,
     should_stop: Callable[[], bool],
 ) -> Iterator[TrainMonitor]:
-    """Watch a run from ``first_step`` on.
+    """Monitor a run from ``first_step`` on.
 
     Args:
-        should_stop: asked by all processes while they look, as it is after every step; ends the look.
+        should_stop: called by all processes during evaluation, as after every step; True ends it.
     """
     is_main = train_state.accelerator.is_main_process
     with (

@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate, which is a function of the step number and has no state of its own."""
+"""The optimizer, and the learning rate as a stateless function of the step number."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Groups = list[dict[str, Any]]
 
 
 def build_optimizer(model: torch.nn.Module, config: RunConfig) -> Optimizer:
-    """Return the configured optimizer over those parameters of ``model`` that are trained.
+    """Build the configured optimizer over the trained parameters of ``model``.
 
-    Under a strategy that keeps its state on the CPU, Adam and AdamW run by DeepSpeed's kernel. Where that does not
-    build (it needs a compiler), torch's own do the same arithmetic, slower.
+    With a strategy that keeps its state on the CPU, Adam and AdamW use DeepSpeed's kernel. If that does not build (it
+    needs a compiler), torch's optimizers do the same arithmetic more slowly.
     """
     trainable = _groups(model, config)
     if config.sharding.offloads:
@@ -39,7 +39,7 @@ def build_optimizer(model: torch.nn.Module, config: RunConfig) -> Optimizer:
                 )
             return optimizer
         except Exception as error:
-            console.note(f"DeepSpeed's CPU Adam did not build ({error}); torch's own is used, which is slower")
+            console.note(f"DeepSpeed's CPU Adam failed to build ({error}); using torch's, which is slower")
     return _BUILDERS[config.optimizer](trainable, config)
 
 

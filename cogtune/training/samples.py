@@ -1,4 +1,4 @@
-"""Sample videos of a run: the same prompts with the same seeds each time, from the weights as they are in training."""
+"""A run's sample videos, made with the same prompts and seeds each time from the weights in training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from cogtune.data.cache.store import Store
 from cogtune.data.layouts import own_files
 from cogtune.data.prompts import PromptRow
 from cogtune.data.video.clips import write_video
-from cogtune.modeling.sampling import NotFinite, pipeline_class, render, scheduler_for, unit_image
+from cogtune.modeling.sampling import (
+    NotFinite,
+    UnbatchedGuidance,
+    pipeline_class,
+    render,
+    scheduler_for,
+    unit_image,
+)
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import Size
 from cogtune.models.locate import loading
@@ -30,7 +37,7 @@ from cogtune.training.checkpoint import TrainState
 
 
 def remove_later_samples(output: Path, first_step: int) -> None:
-    """Delete the sample videos that a run starting from ``first_step`` makes anew, and what a killed run left."""
+    """Delete sample videos after ``first_step``, which the run will make again, and leftovers of a killed run."""
     remove_partials(RunFolder(output).samples)
     for step, path in step_folders(output):
         if (step > first_step or first_step == 0) and (left := remove_folder(path)):
@@ -39,7 +46,7 @@ def remove_later_samples(output: Path, first_step: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationVideos:
-    """What a run makes sample videos of, and how."""
+    """The prompts of a run's sample videos, and how to sample them."""
 
     prompts: tuple[PromptRow, ...]
     null_text: str
@@ -57,37 +64,8 @@ class ValidationVideos:
     output: Path
 
     def file_name(self, number: int) -> str:
-        """Return what the video of prompt ``number`` is called."""
+        """Return the file name of the video of prompt ``number``."""
         return file_name(number, self.prompts[number].prompt)
-
-
-class UnbatchedGuidance:
-    """The model in training as a pipeline wants its transformer: guidance's two samples go through one by one.
-
-    So compiled blocks meet the shape that they were compiled for, and activations take half the memory.
-    """
-
-    def __init__(self, train_state: TrainState) -> None:
-        # DDP's own forward pass may synchronise, and the processes' numbers of videos differ; DeepSpeed's is needed.
-        self._model = train_state.model if train_state.is_zero else train_state.transformer
-        self.config = train_state.transformer.config
-        self.dtype = train_state.transformer.dtype
-
-    def cache_context(self, _name: str) -> contextlib.AbstractContextManager[None]:
-        """Return where a pipeline may keep attention caches; none are kept."""
-        return contextlib.nullcontext()
-
-    def __call__(
-        self, *, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor, **shared: Any
-    ) -> tuple[Tensor]:
-        """Return what the transformer answers, ``[B, F, C, h, w]``."""
-        shared.pop("attention_kwargs", None)
-        rows = zip(hidden_states.split(1), encoder_hidden_states.split(1), timestep.split(1), strict=True)
-        answers = [
-            self._model(hidden_states=hidden, encoder_hidden_states=text, timestep=time, **shared)[0]
-            for hidden, text, time in rows
-        ]
-        return (torch.cat(answers),)
 
 
 def render_validation_videos(
@@ -96,14 +74,14 @@ def render_validation_videos(
     step: int,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Sample every prompt into the folder of ``step``; what it holds then. Collective: every process calls it.
+    """Sample every prompt into the folder of ``step``; return its entries. Collective: every process calls it.
 
-    The prompts are shared out over the processes, each making equally many videos, since under ZeRO-3 every forward
+    The prompts are divided over the processes, the same number of videos each, since under ZeRO-3 every forward
     pass needs all of them. Weights, optimizer and random state are as before afterwards.
 
     Args:
-        tell: called after each denoising step, by all processes alike, with what is being done, in words. What it
-            raises ends the work, and nothing of it stays.
+        tell: called after each denoising step, by all processes alike, with a status text. An exception ends the
+            sampling, and nothing of it is kept.
 
     Raises:
         CogtuneError: a video cannot be written.
@@ -140,7 +118,7 @@ def _entries(validation_videos: ValidationVideos, folder: Path) -> list[SampleEn
 def _render_share(
     train_state: TrainState, validation_videos: ValidationVideos, folder: Path, tell: Callable[[str], None]
 ) -> None:
-    """This process's videos. The VAE is in memory only meanwhile."""
+    """Sample this process's videos. The VAE is in memory only during this."""
     accelerator, count = train_state.accelerator, len(validation_videos.prompts)
     turns = -(-count // accelerator.num_processes)
     pipeline = _pipeline(train_state, validation_videos)
@@ -163,14 +141,14 @@ def _render_share(
                 **_inputs(validation_videos, row, accelerator.device),
             )
         except NotFinite as error:
-            console.warn(f"no sample video of '{row.prompt}': {error.message}")
+            console.warn(f"cannot sample '{row.prompt}': {error.message}")
             continue
         if number < count:
             write_video(folder / validation_videos.file_name(number), frames, validation_videos.fps, own_files.MARK)
 
 
 def _pipeline(train_state: TrainState, validation_videos: ValidationVideos) -> Any:
-    """Return the diffusers pipeline around the model in training, without a text encoder."""
+    """Build the diffusers pipeline around the model in training, without a text encoder."""
     with loading(validation_videos.base_model_dir / "vae"):
         vae = AutoencoderKLCogVideoX.from_pretrained(
             validation_videos.base_model_dir / "vae", dtype=validation_videos.dtype
@@ -178,11 +156,17 @@ def _pipeline(train_state: TrainState, validation_videos: ValidationVideos) -> A
     vae.to(train_state.accelerator.device).eval()
     vae.enable_slicing()
     vae.enable_tiling()
+    # DDP's own forward pass may synchronise, and the processes' numbers of videos differ; DeepSpeed's is needed.
+    model = train_state.model if train_state.is_zero else train_state.transformer
     scheduler = scheduler_for(
         validation_videos.spec, read_json(validation_videos.base_model_dir / "scheduler" / "scheduler_config.json")
     )
     pipeline = pipeline_class(validation_videos.spec)(
-        tokenizer=None, text_encoder=None, vae=vae, transformer=UnbatchedGuidance(train_state), scheduler=scheduler
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae,
+        transformer=UnbatchedGuidance(train_state.transformer, model),
+        scheduler=scheduler,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -200,7 +184,7 @@ def _inputs(validation_videos: ValidationVideos, row: PromptRow, device: torch.d
 
 @contextlib.contextmanager
 def _undisturbed(train_state: TrainState) -> Iterator[None]:
-    """The model in evaluation mode, and everything that training depends on as before afterwards."""
+    """Put the model in evaluation mode, and restore everything that training depends on afterwards."""
     device = train_state.accelerator.device
     on_gpu = device.type == "cuda"
     was_training = train_state.model.training

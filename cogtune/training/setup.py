@@ -1,4 +1,4 @@
-"""From a plan to everything the loop works with: model, adapter, optimizer, data, objective."""
+"""Setting up everything the training loop needs from a plan: model, adapter, optimizer, data, objective."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from cogtune.training.samples import ValidationVideos
 
 
 def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | None = None) -> Training:
-    """Load, resume and prepare all that a run needs. Collective: every process calls it.
+    """Load, resume and prepare everything a run needs. Collective: every process calls it.
 
     Args:
-        stop: whether this process was asked to stop.
-        base_dtype: in which the base's weights are loaded; by default what the run's type and strategy need.
+        stop: returns whether this process was asked to stop.
+        base_dtype: dtype of the base's weights; by default what the run's type and strategy need.
 
     Raises:
-        CogtuneError: the processes, the model, the cache or the checkpoint are not as planned.
+        CogtuneError: the processes, the model, the cache or the checkpoint differ from the plan.
     """
     accelerator = _accelerator(plan)
     require_same_settings(plan)
@@ -96,8 +96,8 @@ def _accelerator(plan: Plan) -> Accelerator:
         raise rendezvous_timeout(config) from error
     if accelerator.num_processes != config.num_processes:
         raise CogtuneError(
-            f"{accelerator.num_processes} processes were started and the plan is for {config.num_processes}",
-            "start it with `cogtune train`, or with the plan's own accelerate.yaml",
+            f"{accelerator.num_processes} processes were started, but the plan is for {config.num_processes}",
+            "start the run with `cogtune train`, or with the plan's accelerate.yaml",
         )
     return accelerator
 
@@ -148,7 +148,7 @@ def _train_state(
 
 
 def _load_as_fp32(folder: Path, device: torch.device) -> CogVideoXTransformer3DModel:
-    """Return the base with fp32 weights on ``device``, as full training under DDP keeps them beside its arithmetic.
+    """Load the base with fp32 weights on ``device``, as full training with DDP keeps them.
 
     They are read as they are stored, so that they stand in mapped files on the host and not in a copy for each process.
     (DeepSpeed makes fp32 copies of its own.)
@@ -165,7 +165,7 @@ def _load_as_fp32(folder: Path, device: torch.device) -> CogVideoXTransformer3DM
 
 
 def _resume(plan: Plan, train_state: TrainState) -> int:
-    """Put the checkpoint back that the plan starts from; the number of steps done."""
+    """Load the checkpoint that the plan resumes from; return the number of steps done."""
     if plan.resume is None:
         return 0
     state = read_state(plan.resume)
@@ -193,7 +193,7 @@ def _objective(plan: Plan, accelerator: Accelerator, null_text: torch.Tensor) ->
 
 
 def timestep_sampling_of(config: RunConfig) -> TimestepSampling:
-    """Return what the run's draws are drawn from."""
+    """Return the run's timestep and image noise distributions."""
     return TimestepSampling(
         timesteps=config.timestep_sampling,
         mean=config.timestep_mean,
@@ -250,7 +250,7 @@ def _any_process(accelerator: Accelerator, mine: bool) -> bool:
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:
-    """Return what travels with the weights: enough to sample from them and to write their card."""
+    """Return the metadata saved with the weights: enough to sample from them and to write their model card."""
     config = plan.config
     return {
         "format": 1,

@@ -1,6 +1,6 @@
-"""TensorBoard, Weights & Biases and trackio: what ``metrics.jsonl`` and ``samples/`` hold, shown elsewhere too.
+"""TensorBoard, Weights & Biases and trackio: they get what ``metrics.jsonl`` and ``samples/`` hold.
 
-A tracker gets figures, sample videos and the run's configuration without paths, and nothing of the environment. One
+A tracker gets metrics, sample videos and the run's configuration without paths, and nothing of the environment. One
 that fails is reported once and left out; it never ends a run.
 """
 
@@ -27,7 +27,7 @@ from cogtune.system.json_files import read_json, write_json
 
 PROJECT = "cogtune"
 IDS_NAME = "trackers.json"
-"""In the folder of logs: by which id each tracker knows the run, so that a resumed run goes on in the same one."""
+"""The file in the log folder with each tracker's run id, so that a resumed run continues the same one."""
 
 GIF_WIDTH = 320
 
@@ -36,7 +36,7 @@ Figures = Mapping[str, float]
 
 @dataclass(frozen=True)
 class TrackedVideo:
-    """A sample video as trackers take it."""
+    """A sample video to show in a tracker."""
 
     prompt: str
     path: Path
@@ -44,7 +44,7 @@ class TrackedVideo:
 
 
 class TrackerBackend(Protocol):
-    """A tracker that takes figures."""
+    """What every tracker implements."""
 
     def log(self, figures: Figures, step: int) -> None:
         """Show ``figures`` at ``step``."""
@@ -53,7 +53,7 @@ class TrackerBackend(Protocol):
         """Show sample videos at ``step``."""
 
     def close(self) -> None:
-        """Hand over what is left."""
+        """Send what is buffered, and end."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class RunInfo:
     name: str
     id: str
     folder: Path
-    """Where it may write."""
+    """The folder it may write to."""
     config: Mapping[str, Any]
     first_step: int
 
@@ -85,12 +85,12 @@ class TensorBoard:
             self._writer.add_text("configuration", settings, 0)
 
     def log(self, figures: Figures, step: int) -> None:
-        """Scalars."""
+        """Log scalars."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
     def show(self, videos: Sequence[TrackedVideo], step: int) -> None:
-        """Animated GIFs, the only moving pictures that TensorBoard shows."""
+        """Show animated GIFs, the only videos that TensorBoard displays."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         for number, video in enumerate(videos):
@@ -106,7 +106,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project that ``WANDB_PROJECT`` names, else ``cogtune``; ``WANDB_MODE=offline`` keeps it here."""
+    """A run in the project ``WANDB_PROJECT``, else ``cogtune``; ``WANDB_MODE=offline`` keeps it on this machine."""
 
     def __init__(self, info: RunInfo) -> None:
         wandb = importlib.import_module("wandb")
@@ -132,11 +132,11 @@ class WeightsAndBiases:
             console.note(f"wandb: {self._run.url}")
 
     def log(self, figures: Figures, step: int) -> None:
-        """Scalars."""
+        """Log scalars."""
         self._run.log(dict(figures), step=step)
 
     def show(self, videos: Sequence[TrackedVideo], step: int) -> None:
-        """The mp4 files themselves."""
+        """Upload the mp4 files."""
         shown = {
             f"samples/{number:02d}": self._wandb.Video(str(video.path), caption=video.prompt, format="mp4")
             for number, video in enumerate(videos)
@@ -149,7 +149,7 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """A run in trackio's own folder on this machine (``TRACKIO_DIR``), for ``trackio show``."""
+    """A run in trackio's folder on this machine (``TRACKIO_DIR``), for ``trackio show``."""
 
     def __init__(self, info: RunInfo) -> None:
         self._trackio = importlib.import_module("trackio")
@@ -163,11 +163,11 @@ class Trackio:
         )
 
     def log(self, figures: Figures, step: int) -> None:
-        """Scalars."""
+        """Log scalars."""
         self._run.log(dict(figures), step=step)
 
     def show(self, videos: Sequence[TrackedVideo], step: int) -> None:
-        """The mp4 files themselves."""
+        """Upload the mp4 files."""
         shown = {
             f"samples/{number:02d}": self._trackio.Video(str(video.path), caption=video.prompt, format="mp4")
             for number, video in enumerate(videos)
@@ -203,7 +203,7 @@ def _gif(video: TrackedVideo) -> tuple[bytes, int, int]:
 
 
 class Trackers:
-    """The trackers of a run, each as long as it works. On all processes but the main one there are none."""
+    """The trackers of a run, each used until it fails. Only the main process has any."""
 
     def __init__(self, config: RunConfig, *, first_step: int, enabled: bool) -> None:
         self._running: dict[Tracker, TrackerBackend] = {}
@@ -239,7 +239,7 @@ class Trackers:
 
 
 def _aside() -> contextlib.AbstractContextManager[object]:
-    """Return what trackers print goes where the other libraries' words go: in a run, to its log."""
+    """Send what trackers print to the same place as other libraries' output: in a run, to its log."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
@@ -248,7 +248,7 @@ def _left_out(name: Tracker, error: Exception) -> None:
     for key, value in os.environ.items():
         if value and key.endswith(("_TOKEN", "_KEY")):
             reason = reason.replace(value, "***")
-    console.warn(f"{name} is left out from here on: {type(error).__name__}: {reason}")
+    console.warn(f"logging to {name} failed and is turned off: {type(error).__name__}: {reason}")
 
 
 def _about(config: RunConfig, tracker: Tracker, first_step: int) -> RunInfo:
@@ -269,7 +269,7 @@ def _ids(folder: Path) -> dict[str, str]:
 
 
 def loggable_config(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration as trackers get it: of a path its last part alone, and nothing of the network."""
+    """Return the configuration for trackers: only the last part of each path, and nothing about the network."""
     private = tagged("network")
     return {key: _without_folders(value) for key, value in config.to_dict().items() if key not in private}
 

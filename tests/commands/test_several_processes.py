@@ -101,7 +101,7 @@ def test_machines_without_a_common_output(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "mounted").symlink_to("shared")
     (tmp_path / "file").touch()
     own, shared = (tmp_path / "own0", tmp_path / "own1"), (tmp_path / "shared", tmp_path / "mounted")
-    refused = "machine 1 does not see the output folder of machine 0, as strategy zero2 needs"
+    refused = "machine 1 does not see the output folder of machine 0, which strategy zero2 requires"
     assert together.ends(*own, strategy="zero2") == [refused] * 2
     assert together.ends(*shared, strategy="zero2") == ["", ""]
     assert together.ends(*own, strategy="ddp") == ["", ""]
@@ -300,8 +300,8 @@ def test_zero_on_several_machines_wants_one_output(tmp_path: Path, two_machines:
     zero = ("--strategy", "zero2", "--checkpoint-every", 2)
     for ran in two_machines(("own0", "own1"), *zero, "--steps", 2, status=1):
         assert "waiting for 1 other machine at 127.0.0.1 port" in ran.err
-        assert "machine 1 does not see the output folder of machine 0, as strategy zero2 needs" in ran.err
-        assert "give every machine the same --output" in ran.err
+        assert "machine 1 does not see the output folder of machine 0, which strategy zero2 requires" in ran.err
+        assert "use the same --output on every machine" in ran.err
     assert not [*tmp_path.glob("own*/*checkpoint*"), *tmp_path.glob("own*/.*.partial")]
     two_machines(("shared", "shared"), *zero, "--steps", 2)
     assert len([*tmp_path.glob("shared/checkpoint-2/pytorch_model/*_optim_states.pt")]) == 2

@@ -45,7 +45,7 @@ def test_it_trains_one_clip_saves_and_samples_beside_a_run(clips: Path, tmp_path
     assert (out / "smoke" / "checkpoint-3").is_dir()
     assert len(read_json(out / "smoke" / "samples" / "step-000003" / "samples.json")) == 1
     told = "\n".join(seen.lines())
-    assert "3 steps of 9x64x96" in told
+    assert "3 steps at 9x64x96" in told
     assert "full run: 5,000 steps" in told
 
     smoked(clips, out, **flags)  # takes the place of the first

@@ -60,9 +60,9 @@ DOUBLING = "a: &a [x, x]\n" + "".join(
 UNTRUSTED = {
     "a key twice": (
         "rank: 4\nalpha: 8\nrank: 64\n",
-        "line 3 is not valid YAML: rank stands there twice, first in line 1",
+        "line 3 is not valid YAML: duplicate key rank, first in line 1",
     ),
-    "a key twice in one line": ("{rank: 4, rank: 5}", "line 1 is not valid YAML: rank stands there twice"),
+    "a key twice in one line": ("{rank: 4, rank: 5}", "line 1 is not valid YAML: duplicate key rank"),
     "aliases that double": (DOUBLING, "line 2 is not valid YAML: aliases are not supported"),
     "an alias to itself": ("a: &a [*a]", "line 1 is not valid YAML: aliases are not supported"),
     "a merge of keys": ("a: &a {rank: 4}\n<<: *a\n", "line 2 is not valid YAML: aliases are not supported"),
@@ -209,7 +209,7 @@ def test_paths_are_anchored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ("values", "told"),
     [
         ({"size": "0x0x0"}, "size: a size has positive parts: 0x0x0 (FILE)"),
-        ({"size": "9x9"}, "size: '9x9' is not a size: write frames x height x width, such as 49x480x720 (FILE)"),
+        ({"size": "9x9"}, "size: '9x9' is not a size; write frames x height x width, such as 49x480x720 (FILE)"),
         ({"output": 5}, "output: input should be a path, not 5 (FILE)"),
         ({"cache_dir": ["a"]}, "cache_dir: input should be a path, not ['a'] (FILE)"),
         ({"target_modules": 7}, "target_modules: input should be a list of names, not 7 (FILE)"),

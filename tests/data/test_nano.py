@@ -287,7 +287,7 @@ class TestLayout:
     def test_a_part_that_is_missing_is_named(self, parts, tmp_path):
         from cogtune.modeling.nano import write_nano
 
-        with pytest.raises(UsageError, match=r"no nano model '1\.5-5b'"):
+        with pytest.raises(UsageError, match=r"unknown nano model '1\.5-5b'"):
             write_nano("1.5-5b", parts, tmp_path / "x")
         with pytest.raises(CogtuneError, match="has no tokenizer, text_encoder, vae, transformer-5b"):
             write_nano("5b", tmp_path, tmp_path / "x")

@@ -264,7 +264,7 @@ def test_a_report_that_cannot_be_written_is_told_and_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     worker.write_report(tmp_path, "ended")
-    assert "the run's report could not be written" in capsys.readouterr().err
+    assert "cannot write the run's report" in capsys.readouterr().err
 
 
 def test_the_command_makes_it_again(cogtune: Any, tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_a_plan_that_was_changed_by_hand_is_taken_and_told(
 ) -> None:
     plan_for(clips, tmp_path / "out", steps=1)
     path = tmp_path / "out" / "launch" / "plan.json"
-    told = f"{path} was changed since `cogtune train` wrote it"
+    told = f"{path} has been modified since `cogtune train` wrote it"
     monkeypatch.setattr(worker, "run", lambda *_: True)
     monkeypatch.setattr(console, "_settings", console._Settings())  # which a worker changes for its process
     assert worker.main([str(path)]) == 0

@@ -17,19 +17,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cogtune.commands.infer import InferRequest, fill_in, load_pipeline, sample
+from cogtune.commands.infer import InferRequest
 from cogtune.data.cache.index import Index
 from cogtune.data.prompts import load_prompts
 from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video.clips import probe
 from cogtune.encoding import jobs
+from cogtune.modeling.sampling import UnbatchedGuidance
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, read_state
 from cogtune.run.launch import LaunchFiles
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.training import worker
-from cogtune.training.samples import UnbatchedGuidance
 from tests.support.forked_workers import start_workers
+from tests.support.infer_frames import render_request
 from tests.support.runs_in_process import (
     StopWhen,
     evaluations,
@@ -101,13 +102,15 @@ def test_a_prompt_that_the_model_does_not_read_to_its_end_is_told(
     plan_for(clips, tmp_path / "out", steps=1, validation_prompts=prompts, sample_steps=1)
     told = [line for line in capsys.readouterr().err.splitlines() if "validation prompt" in line]
     assert len(told) == 1
-    assert "the model reads 226: the end of it is ignored" in told[0]
+    assert "the model reads only 226; the rest is ignored" in told[0]
 
 
 def test_denoising_steps_beyond_the_models_timesteps_are_refused(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         plan_for(clips, tmp_path / "out", steps=1, sample_steps=1001, sample_every=1)
-    assert caught.value.details == ("sample_steps 1001: the model has 1000 timesteps, and 50 steps are usual",)
+    assert caught.value.details == (
+        "sample_steps 1001: must not exceed the model's 1000 timesteps; 50 steps are usual",
+    )
 
 
 def test_validation_changes_nothing_in_the_training(clips: Path, held_out: Path, tmp_path: Path) -> None:
@@ -224,11 +227,10 @@ def test_a_sample_video_shows_what_infer_shows(
     flags = {"sample_every": 2, "sample_steps": 2, "validation_prompts": "a red disc", "learning_rate": 1e-2}
     size = "17x64x96" if "1.5" in model else "9x64x96"
     train_here(plan_for(clips, tmp_path / "out", steps=2, model=model, size=size, **flags))
-    request = InferRequest(lora=tmp_path / "out", prompt="a red disc", steps=2)
-    recipe = fill_in(request)
+    shown = render_request(InferRequest(loras=(str(tmp_path / "out"),), prompts=("a red disc",), steps=2))
     first, last = (video.astype(int) for video in frames)
     assert np.abs(last - first).max() > 8
-    assert np.abs(last - sample(load_pipeline(recipe), recipe, request)).max() <= 1
+    assert np.abs(last - shown).max() <= 1
 
 
 def test_image_to_video_starts_from_the_images_given_or_from_the_first_clips(clips: Path, tmp_path: Path) -> None:
@@ -470,7 +472,9 @@ def test_a_step_that_is_out_of_memory_says_what_would_fit_and_keeps_the_checkpoi
         train_here(plan)
     assert caught.value.message == "out of GPU memory: CUDA out of memory. Tried to allocate 2.00 GiB."
     assert caught.value.hint.startswith("--gradient-checkpointing takes ")
-    assert caught.value.details == ("checkpoint-2 is whole: with that changed, --resume latest goes on from it",)
+    assert caught.value.details == (
+        "checkpoint-2 is complete: make that change and continue from it with --resume latest",
+    )
     monkeypatch.undo()
     monkeypatch.setattr(jobs, "fill_cache", fill_here)
     lines = train_here(plan_for(clips, tmp_path / "out", steps=4, batch_size=2, eval_every=0, resume="latest"))
@@ -486,9 +490,9 @@ def test_sample_videos_that_are_out_of_memory_can_be_done_without(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(module, "render", exhausted)
-    with pytest.raises(CogtuneError, match="step 0: out of GPU memory while making sample videos") as caught:
+    with pytest.raises(CogtuneError, match="out of GPU memory while making the sample videos of step 0") as caught:
         train_here(plan_for(clips, tmp_path / "out", steps=1, **SAMPLED))
-    assert caught.value.hint.startswith("--sample-every 0")
+    assert caught.value.hint.startswith("use --sample-every 0")
     assert list((tmp_path / "out" / "samples").iterdir()) == []
 
 

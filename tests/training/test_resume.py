@@ -102,7 +102,7 @@ def test_a_damaged_shard_is_told(strategy: str, clips: Path, tmp_path: Path) -> 
             process.kill()
         said = LaunchFiles(tmp_path / "out" / "launch").report(rank).read()
         assert said is not None
-        assert said["message"].startswith(f"{shards.parent} is damaged: {name} does not hold what was written")
+        assert said["message"].startswith(f"{shards.parent} is damaged: checksum mismatch in {name} ")
         (shards / name).write_bytes(whole)
     run_workers(plan_for(clips, tmp_path / "out", steps=2, resume="latest", **flags))
 

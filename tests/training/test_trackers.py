@@ -102,7 +102,7 @@ def test_a_tracker_that_fails_is_told_once_and_stops_nothing(
         monkeypatch.setattr(Recorder, when, fail)
     train_here(plan_for(clips, tmp_path / "out", steps=2, eval_every=1, tracker="trackio", **SAMPLED))
     told = capsys.readouterr().err
-    assert told.count("trackio is left out from here on: ConnectionError: no way to ***") == 1
+    assert told.count("logging to trackio failed and is turned off: ConnectionError: no way to ***") == 1
     assert (tmp_path / "out" / "checkpoint-2").is_dir()
 
 

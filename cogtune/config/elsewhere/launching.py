@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cogtune.config.elsewhere.translating import Imported, Remark
-from cogtune.config.optimizers import goes_with
+from cogtune.config.optimizers import is_compatible
 from cogtune.config.resolving import read_mapping
 from cogtune.config.strategies import STRATEGIES
 
@@ -46,7 +46,7 @@ def strategy(made: Imported) -> None:
         text = f"strategy: {named}" + (f"; {note}" if note else "")
         made.remarks.append(Remark(source, "", "better" if note else "kept", text))
     chosen = made.values.get("optimizer", "adamw")
-    if not goes_with(chosen, named):  # type: ignore[arg-type]
+    if not is_compatible(chosen, named):  # type: ignore[arg-type]
         made.values["optimizer"] = "adamw"
         made.remarks.append(Remark("--optimizer", chosen, "none", f"not under {named}: optimizer: adamw"))
     if made.has("low_vram"):

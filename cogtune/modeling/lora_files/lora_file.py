@@ -1,4 +1,4 @@
-"""Getting tensors and settings out of a LoRA file, whichever program wrote it. Nothing in a file is executed."""
+"""Reading tensors and settings from a LoRA file of any program. Nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cogtune.models.download import snapshot
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, refuse_shards
 from cogtune.system.errors import CogtuneError, UsageError
@@ -23,13 +24,13 @@ from cogtune.system.files import os_errors_explained
 from cogtune.system.json_files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""PEFT's settings, in the folder of an adapter."""
+"""PEFT's settings in an adapter folder."""
 
 FILE_NAMES = (LORA_WEIGHTS_NAME, "adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin")
-"""What diffusers and PEFT call a LoRA in a folder, those to be preferred first."""
+"""The file names of diffusers and PEFT for a LoRA in a folder, in order of preference."""
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-"""How the names of LoRA files end."""
+"""Suffixes of LoRA files."""
 
 WITHOUT_ALPHA = "cogtune_without_alpha"
 """The header's key for the layers, as a JSON list, whose alpha was not known where a layout must say one; all if empty.
@@ -41,7 +42,7 @@ _WRAPPERS = ("state_dict", "module", "model", "lora", "network", "weights")
 
 @dataclass(frozen=True)
 class LoraFile:
-    """What is in a LoRA file."""
+    """The contents of a LoRA file."""
 
     path: Path
     tensors: Mapping[str, Tensor]
@@ -96,23 +97,51 @@ def find_lora(path: Path) -> Path:
     refuse_shards(path)
     if not path.exists():
         raise UsageError(
-            f"there is no LoRA in {path}: no such file or folder",
-            "give a run's folder, a checkpoint, or a LoRA file; fetch one from the Hub with `hf download` first",
+            f"no such file or folder: {path}",
+            "pass a run folder, a checkpoint, a LoRA file, or the id of a LoRA on the Hub (user/name)",
         )
     if (path / "model_index.json").is_file():
-        raise UsageError(f"{path} is a whole model, not a LoRA", "give it as --model")
+        raise UsageError(f"{path} is a complete model, not a LoRA", "pass it as --model")
     below = [file for name in FILE_NAMES for file in path.glob(f"*/{name}")]
     here = [file for file in path.glob("*") if file.suffix in SUFFIXES and file.is_file()]
     candidates = sorted(here) or sorted(below)
     raise UsageError(
-        f"there is no LoRA in {path} that is meant for sure, and no checkpoint of cogtune",
-        "give one of these files" if candidates else "give a run's folder, a checkpoint, or a LoRA file",
+        f"{path} contains no checkpoint, and it is unclear which LoRA file to use",
+        "pass one of these files" if candidates else "pass a run folder, a checkpoint or a LoRA file",
         details=[str(file) for file in candidates],
     )
 
 
+def lora_at(reference: str) -> Path:
+    """Return the LoRA file that ``reference`` means: as :func:`find_lora`, or ``user/name[/FILE]`` on the Hub.
+
+    Raises:
+        UsageError: there is none.
+        CogtuneError: the download failed.
+    """
+    path = Path(reference).expanduser()
+    parts = reference.split("/")
+    if path.exists() or len(parts) < 2 or not all(parts[:2]) or reference.startswith((".", "/", "~")):
+        return find_lora(path)
+    repo_id, name = "/".join(parts[:2]), "/".join(parts[2:])
+    folder = snapshot(
+        repo_id,
+        "model",
+        patterns=[name] if name else [*FILE_NAMES, ADAPTER_CONFIG],
+        otherwise=f"check the network, and the path if you meant a file: {path} does not exist",
+    )
+    if name and not (folder / name).is_file():
+        raise UsageError(f"the model {repo_id} on the Hub has no file {name}", "check the spelling")
+    if not name and _file_in(folder) is None:
+        raise UsageError(
+            f"the model {repo_id} on the Hub has no LoRA by one of the names {', '.join(FILE_NAMES)}",
+            f"pass the file too: {repo_id}/FILE.safetensors",
+        )
+    return find_lora(folder / name if name else folder)
+
+
 def open_file(path: Path) -> LoraFile:
-    """Return the tensors and settings in ``path``; the form is told by its bytes, not by its name.
+    """Read the tensors and settings in ``path``, whose format is detected from its content.
 
     Raises:
         CogtuneError: it cannot be read, or is something else.
@@ -130,12 +159,12 @@ def open_file(path: Path) -> LoraFile:
 
 
 def _refuse_text(path: Path, start: bytes, size: int) -> None:
-    """Tell what a download may have left in place of weights."""
+    """Reject what a failed download may have left instead of weights."""
     text = start.lstrip().lower()
     if size == 0:
         raise CogtuneError(f"{path} is empty", "copy or download it again")
     if text.startswith(b"version https://git-lfs"):
-        raise CogtuneError(f"{path} is a Git LFS pointer, not the weights", "run `git lfs pull` where it comes from")
+        raise CogtuneError(f"{path} is a Git LFS pointer, not the weights", "run `git lfs pull` in its repository")
     if text.startswith((b"<!doctype", b"<html")):
         raise CogtuneError(
             f"{path} is a web page, not weights", "download the file itself, for example with `hf download`"
@@ -148,7 +177,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise CogtuneError(
-            f"{path} is not a LoRA file: {error}", "give a run's folder, or a LoRA as .safetensors, .bin or .pt"
+            f"{path} is not a LoRA file: {error}", "pass a run folder, or a LoRA as .safetensors, .bin or .pt"
         ) from error
 
 
@@ -164,12 +193,12 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CogtuneError(
-            f"{path} holds more than weights, and opening it could run code that is in it",
-            "have the program that made it save a .safetensors file",
+            f"{path} contains more than weights, and loading it could execute code",
+            "save it as a .safetensors file with the program that made it",
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
-        reason = (str(error).splitlines() or ["it is cut short"])[0]
-        raise CogtuneError(f"{path} cannot be read: {reason}", "copy or download it again") from error
+        reason = (str(error).splitlines() or ["it is truncated"])[0]
+        raise CogtuneError(f"cannot read {path}: {reason}", "copy or download it again") from error
     while isinstance(value, dict) and not any(isinstance(item, Tensor) for item in value.values()):
         inner = next((value[name] for name in _WRAPPERS if isinstance(value.get(name), dict)), None)
         if inner is None:
@@ -198,7 +227,7 @@ def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     if path.name.startswith("adapter_model") and beside.is_file():
         value = read_json(beside)
         if not isinstance(value, dict):
-            raise CogtuneError(f"{beside} holds no settings of an adapter", "copy the adapter's folder again")
+            raise CogtuneError(f"{beside} contains no adapter settings", "copy the adapter's folder again")
         return value
     return {}
 

@@ -1,4 +1,4 @@
-"""What programs call the tensors of a LoRA, and which layer of the diffusers transformer each belongs to.
+"""The names of a LoRA's tensors in various programs, and the diffusers layer that each belongs to.
 
 Sources, for CogVideoX: diffusers' ``save_lora_weights`` (``transformer.LAYER.lora_A.weight``); PEFT
 (``base_model.model.LAYER.lora_A.weight``, in a raw state dict ``lora_A.default.weight``); kohya's sd-scripts and
@@ -89,19 +89,19 @@ OTHER_METHODS = {
 
 @dataclass(frozen=True)
 class TensorName:
-    """What a tensor's name says."""
+    """A parsed tensor name."""
 
     layer: str
-    """The layer as diffusers calls it."""
+    """The layer's diffusers name."""
     part: Part
     adapter: str
-    """PEFT's name of the adapter, where a file tells it; else empty."""
+    """PEFT's adapter name; empty if the file has none."""
     written: str
-    """The part as the file calls it."""
+    """The part's name in the file."""
 
 
 def parse_name(key: str) -> TensorName | None:
-    """What the name of a LoRA's tensor says; None where it names no part of an adapter, or no layer of CogVideoX."""
+    """Parse the name of a LoRA's tensor; None if it is no part of an adapter, or of no CogVideoX layer."""
     key = key.replace("_orig_mod.", "")  # of a compiled model
     match = _KEY.fullmatch(key)
     if match is not None:
@@ -117,7 +117,7 @@ def parse_name(key: str) -> TensorName | None:
 
 
 def layer_name(written: str) -> str | None:
-    """The layer that any program means by ``written``, as diffusers calls it; its block may be any. None for no layer.
+    """Return the diffusers name of the layer that a program calls ``written``, of any block; None for no layer.
 
     >>> layer_name("lora_unet__transformer_blocks_7_attn1_to_out_0")
     'transformer_blocks.7.attn1.to_out.0'
@@ -151,7 +151,7 @@ def _names() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def layout_of(keys: list[str]) -> str:
-    """Return what the way of naming is called, by the programs that use it."""
+    """Return the naming scheme, as the programs that use it."""
     signs = (
         ("lora_unet__", "VideoX-Fun"),
         ("lora_unet_", "kohya, musubi-tuner"),

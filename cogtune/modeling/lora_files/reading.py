@@ -1,4 +1,4 @@
-"""One form for every LoRA: which layers it adapts, with which matrices, and how strongly."""
+"""Any LoRA in one form: the layers it adapts, their matrices, and alpha."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cogtune.models.variants import VARIANTS
 from cogtune.system.errors import CogtuneError
 
 _SHOWN = 3
-"""Examples that are told of each kind of problem."""
+"""Examples shown for each kind of problem."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class Pair:
 
     @property
     def rank(self) -> int:
-        """Of the change of the weight."""
+        """The rank."""
         return self.down.shape[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """A LoRA file, whoever wrote it."""
+    """The LoRA in a file of any program."""
 
     path: Path
     layout: str
-    """How its tensors are named, by the programs that do so."""
+    """The naming scheme of its tensors, as the programs that use it."""
     pairs: Mapping[str, Pair]
-    """By the diffusers name of the layer."""
+    """Adapters by the layer's diffusers name."""
     rslora: bool = False
     facts: Mapping[str, Any]
     """What cogtune wrote about the run; empty for a file made by another program."""
@@ -80,42 +80,42 @@ class Lora:
 
     @property
     def without_alpha(self) -> list[str]:
-        """The layers of which the file does not say how strongly they are changed."""
+        """The layers whose alpha the file does not record."""
         return [name for name, pair in self.pairs.items() if pair.alpha is None]
 
     def alpha_of(self, layer: str) -> float:
-        """Alpha of a layer, the rank where the file does not say."""
+        """Return a layer's alpha, or its rank if the file does not record one."""
         pair = self.pairs[layer]
         return float(pair.rank if pair.alpha is None else pair.alpha)
 
     def scale_of(self, layer: str) -> float:
-        """Return what the product B A is multiplied by."""
+        """Return the factor on the product B A."""
         rank = self.pairs[layer].rank
         return self.alpha_of(layer) / (math.sqrt(rank) if self.rslora else rank)
 
     def with_alpha(self, alpha: float) -> Lora:
-        """Return the same at another strength, alike for all layers."""
+        """Return the LoRA with the same alpha for all layers."""
         return replace(self, pairs={name: replace(pair, alpha=alpha) for name, pair in self.pairs.items()})
 
 
 def read_lora(path: Path) -> Lora:
-    """Return the LoRA in ``path``, if every tensor of it belongs to a layer that a CogVideoX transformer may have.
+    """Read the LoRA in ``path``, if all of its tensors belong to layers that a CogVideoX transformer may have.
 
     Raises:
-        CogtuneError: it cannot be read, is something else, or has parts that would be left out; with every kind of
-            problem, how many tensors have it, and examples.
+        CogtuneError: it cannot be read, is not a LoRA, or has parts that would be ignored; with every kind of
+            problem, the number of tensors that have it, and examples.
     """
     opened = open_file(path)
     method = str(opened.config.get("peft_type", "LORA")).upper()
     if method != "LORA":
-        raise CogtuneError(f"{path} is an adapter of the kind {method}, not a LoRA", "cogtune reads LoRA and DoRA")
+        raise CogtuneError(f"{path} is a {method} adapter, which is not supported", "use a LoRA or DoRA")
     parts, problems = _sorted(opened)
     pairs, more = _paired(parts, opened)
     problems += more
     if not problems and opened.config.get("use_dora") and any(pair.magnitude is None for pair in pairs.values()):
-        problems.append("it says that it is a DoRA, and has no magnitudes")
+        problems.append("its settings say DoRA, but it has no magnitudes")
     if problems:
-        raise CogtuneError(f"{path} is not used: a part of it would be left out", _what_now(opened), details=problems)
+        raise CogtuneError(f"cannot use {path}: a part of it would be ignored", _what_now(opened), details=problems)
     return Lora(
         path=path,
         layout=layout_of(list(opened.tensors)),
@@ -147,18 +147,18 @@ def _sorted(opened: LoraFile) -> tuple[dict[str, dict[str, tuple[str, TensorName
             doubled.append(f"{of_layer[named.part][0]} and {key}")
         of_layer[named.part] = (key, named, tensor)
     if len(lost) == len(opened.tensors):
-        raise CogtuneError(f"{opened.path} holds no LoRA of CogVideoX{_example(lost)}", _what_now(opened))
+        raise CogtuneError(f"{opened.path} contains no LoRA for CogVideoX{_example(lost)}", _what_now(opened))
     count = len(opened.tensors)
     kinds = (
-        (lost, f"{len(lost)} of its {count} tensors belong to no layer of CogVideoX that a LoRA can change"),
+        (lost, f"{len(lost)} of its {count} tensors belong to no CogVideoX layer that a LoRA can change"),
         (doubled, "two tensors are for the same part of one layer"),
-        (empty, f"{len(empty)} tensors are empty: they were not gathered from all GPUs before saving"),
-        (broken, f"{len(broken)} tensors are not finite numbers"),
+        (empty, f"{len(empty)} tensors are empty; they were not gathered from all GPUs before saving"),
+        (broken, f"{len(broken)} tensors have values that are not finite"),
     )
     problems = [f"{told}{_example(found)}" for found, told in kinds if found]
     if len(adapters) > 1:
         names = ", ".join(sorted(name or "one without a name" for name in adapters))
-        problems.append(f"it holds several adapters: {names}")
+        problems.append(f"it contains several adapters: {names}")
     return parts, problems
 
 
@@ -182,14 +182,14 @@ def _paired(
             by_inputs = named.written == "dora_scale" and tensor.dim() > 1 and tensor.shape[0] == 1
             if by_inputs or magnitude.numel() != up.shape[0]:
                 problems.append(
-                    f"{key} is of the shape {_by(tensor.shape)}: of DoRA, one magnitude for each of the "
-                    f"{up.shape[0]} outputs is understood"
+                    f"{key} has shape {_by(tensor.shape)}; DoRA needs one magnitude for each of the "
+                    f"{up.shape[0]} outputs"
                 )
         alpha = _alpha_of(layer, found, opened, problems)
         pairs[layer] = Pair(down, up, alpha, magnitude)
     kinds = (
-        (halves, f"{len(halves)} layers have only a part of their adapter"),
-        (ranks, f"the two matrices of {len(ranks)} layers are not of one rank"),
+        (halves, f"{len(halves)} layers have an incomplete adapter"),
+        (ranks, f"the two matrices of {len(ranks)} layers have different ranks"),
     )
     return pairs, [*(f"{told}{_example(which)}" for which, told in kinds if which), *problems]
 
@@ -201,8 +201,8 @@ def _alpha_of(
     if "alpha" in found:
         key, _, tensor = found["alpha"]
         if tensor.numel() != 1 or float(tensor) <= 0:
-            value = f"{float(tensor):g}" if tensor.numel() == 1 else f"of the shape {_by(tensor.shape)}"
-            problems.append(f"{key} is {value}, not a number above 0")
+            value = f"{float(tensor):g}" if tensor.numel() == 1 else f"of shape {_by(tensor.shape)}"
+            problems.append(f"{key} is {value}, not a positive number")
             return None
         return float(tensor)
     if opened.says_no_alpha(layer):
@@ -213,7 +213,7 @@ def _alpha_of(
     if said is not None:
         if isinstance(said, (int, float)) and math.isfinite(said) and said > 0:
             return float(said)
-        told = f"its settings say an alpha of {said!r}, not a number above 0"
+        told = f"the alpha in its settings is {said!r}, not a positive number"
         if told not in problems:
             problems.append(told)
         return None
@@ -243,7 +243,7 @@ def check_shapes(lora: Lora, shapes: Mapping[str, Sequence[int]], base: str) -> 
         base: what the user calls the base.
 
     Raises:
-        CogtuneError: it changes layers that the base does not have, or that are of another size.
+        CogtuneError: the base does not have all of its layers, or has them in another size.
     """
     missing = [name for name in lora.pairs if name not in shapes]
     fitted, wrong = {}, []
@@ -256,21 +256,21 @@ def check_shapes(lora: Lora, shapes: Mapping[str, Sequence[int]], base: str) -> 
             fitted[name] = found
     problems = []
     if missing:
-        problems.append(f"{len(missing)} of its {len(lora.pairs)} layers are not in the base{_example(missing)}")
+        problems.append(f"{len(missing)} of its {len(lora.pairs)} layers do not exist in the base{_example(missing)}")
     if wrong:
-        problems.append(f"{len(wrong)} of its {len(lora.pairs)} layers have weights of another size{_example(wrong)}")
+        problems.append(f"{len(wrong)} of its {len(lora.pairs)} layers have another size in the base{_example(wrong)}")
     if problems:
         others = fitting_models(lora)
         raise CogtuneError(
             f"{lora.path} does not fit {base}",
-            f"it fits {', '.join(others)}: is --model right?" if others else "it was made for another model",
+            f"it fits {', '.join(others)}; check --model" if others else "it was made for another model",
             details=problems,
         )
     return replace(lora, pairs=fitted)
 
 
 def fitting_models(lora: Lora) -> list[str]:
-    """Return the published models that have all layers of a LoRA, in the same sizes."""
+    """List the published models that have all layers of a LoRA in the same sizes."""
     found = []
     for name, row in VARIANTS.items():
         shapes = layers.weight_shapes(published_spec(row))
@@ -300,20 +300,20 @@ def _fitted(pair: Pair, weight: Sequence[int]) -> Pair | None:
 
 
 def _what_now(opened: LoraFile) -> str:
-    """Return what to do with a file that is not used."""
+    """Return the hint for a file that cannot be used."""
     keys = list(opened.tensors)
     for sign, method in OTHER_METHODS.items():
         if any(re.search(sign, key) for key in keys):
-            return f"it has tensors of {method}, and cogtune reads LoRA and DoRA"
+            return f"it contains {method} tensors, which are not supported; use a LoRA or DoRA"
     if any(key.startswith(("lora_te", "text_encoder")) for key in keys):
-        return "it adapts a text encoder too, and CogVideoX is trained without: was it made for another model?"
+        return "it also adapts a text encoder, so it was probably made for another model"
     if any("lora" in key for key in keys):
-        return "it was made for another model, or by a program whose names cogtune does not know"
+        return "it was made for another model, or by an unsupported program"
     if any(".matrix_A." in key for key in keys):
-        return "it is in the format of SAT: export it with CogVideo's tools/export_sat_lora_weight.py"
+        return "it is in SAT format; convert it with CogVideo's tools/export_sat_lora_weight.py"
     if not keys:
-        return "copy or download it again, or have the program that made it save it once more"
-    return "whole weights are given to --model: a run, a checkpoint or a merged folder"
+        return "copy or download it again, or save it again with the program that made it"
+    return "pass complete weights as --model: a run, a checkpoint or a merged folder"
 
 
 def _by(shape: Iterable[int]) -> str:
