@@ -121,7 +121,8 @@ def lora_at(reference: str) -> Path:
     """
     path = Path(reference).expanduser()
     parts = reference.split("/")
-    if path.exists() or len(parts) < 2 or not all(parts[:2]) or reference.startswith((".", "/", "~")):
+    is_id = len(parts) > 1 and all(parts[:2]) and not parts[1].endswith(SUFFIXES)
+    if not is_id or reference.startswith((".", "/", "~")) or Path(parts[0]).exists():
         return find_lora(path)
     repo_id, name = "/".join(parts[:2]), "/".join(parts[2:])
     folder = snapshot(
