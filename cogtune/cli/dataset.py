@@ -10,7 +10,7 @@ import typer
 
 from cogtune.cli.examples import epilog
 from cogtune.cli.once import Commands
-from cogtune.cli.options import ConfigFile, Flags, Json, PresetName, with_config_flags
+from cogtune.cli.options import ClipDecoder, ConfigFile, Flags, Json, PresetName, use_decoder, with_config_flags
 from cogtune.config.run_config import tagged
 from cogtune.system import console
 
@@ -38,6 +38,7 @@ def validate(
     full: Annotated[
         bool, typer.Option("--full", help="Decode every frame of every clip, rather than one of each.")
     ] = False,
+    decoder: ClipDecoder = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 on warnings too.")] = False,
     as_json: Json = False,
     quarantine: Annotated[
@@ -65,6 +66,7 @@ def validate(
     from cogtune.data.findings import as_rows
     from cogtune.system.errors import counted
 
+    use_decoder(decoder)
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
     report = checking.validate(
         resolved.config, full=full, strict=strict, quarantine=quarantine, page=page, page_clips=page_clips
@@ -93,6 +95,7 @@ def cache(
     folder: Folder = Path("data"),
     preset: PresetName = None,
     config: ConfigFile = None,
+    decoder: ClipDecoder = None,
     num_processes: Annotated[
         int | None,
         typer.Option("--num-processes", min=1, help=r"Processes that share the work. \[default: one a GPU]"),
@@ -113,6 +116,7 @@ def cache(
     from cogtune.config.resolving import resolve
     from cogtune.system.errors import UsageError
 
+    use_decoder(decoder)
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
     if status + verify + prune > 1:
         raise UsageError("--status, --verify and --prune are three things", "give one of them")

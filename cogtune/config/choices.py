@@ -7,6 +7,12 @@ from typing import Literal
 
 DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "beside", "datasets"]
 
+Decoder = Literal["auto", "pyav", "decord"]
+"""What reads clips; the frames are the same with each."""
+
+DECODER_VARIABLE = "COGTUNE_DECODER"
+"""Environment variable: the decoder of a process, and of those that it starts."""
+
 Switch = Literal["auto", "on", "off"]
 """Of what is decided by the hardware unless the user knows better."""
 
