@@ -429,6 +429,21 @@ REFUSED: dict[str, tuple[Writer, str]] = {
         ),
         "its settings say an alpha of 'x'",
     ),
+    "PiSSA": (
+        lambda to, ours: written(to, bare(ours), {"lora_config": '{"init_lora_weights": "pissa_niter_4"}'}),
+        "init_lora_weights 'pissa_niter_4': it belongs to a base whose own weights were changed",
+    ),
+    "QALoRA": (
+        lambda to, ours: written(to, bare(ours), {"lora_config": '{"use_qalora": true, "arrow_config": null}'}),
+        "settings say use_qalora, which is not applied",
+    ),
+    "modules_to_save": (
+        lambda to, ours: written(
+            to,
+            renamed(bare(ours), dotted("base_model.model.")) | {"base_model.model.proj_out.weight": torch.ones(4, 4)},
+        ),
+        r"1 of its \d+ tensors belong to no layer.*\n.*whole layers too \(PEFT's modules_to_save\)",
+    ),
     "SAT": (
         lambda to, ours: torch_saved(
             to, {"module": {"model.diffusion_model.transformer.layers.0.attention.dense.matrix_A.0": torch.ones(4, 8)}}
@@ -440,6 +455,19 @@ REFUSED: dict[str, tuple[Writer, str]] = {
         "says that it is a DoRA, and has no magnitudes",
     ),
 }
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_settings_beside_a_file_of_another_name_are_its_own_where_it_is_alone(
+    others: bool, ours: CogVideoXTransformer3DModel, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = by_peft(tmp_path / "peft", tiny("2b"))
+    named = (folder / "adapter_model.safetensors").rename(folder / "my style.safetensors")
+    if others:
+        save_file({"x": torch.ones(1)}, folder / "other.safetensors")
+    lora = read_lora(named)
+    assert lora.without_alpha == (list(lora.pairs) if others else [])
+    assert set(lora.alphas) == {RANK if others else ALPHA}
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -183,12 +183,17 @@ def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     if config := _json(header.get("lora_config")):
         return config
     beside = path.with_name(ADAPTER_CONFIG)
-    if path.name.startswith("adapter_model") and beside.is_file():
+    if beside.is_file() and (path.name.startswith("adapter_model") or _is_alone(path)):
         value = read_json(beside)
         if not isinstance(value, dict):
             raise CogtuneError(f"{beside} holds no settings of an adapter", "copy the adapter's folder again")
         return value
     return {}
+
+
+def _is_alone(path: Path) -> bool:
+    """Whether no other file of its folder may be the one that settings beside it belong to."""
+    return [other for other in path.parent.iterdir() if other.suffix in SUFFIXES] == [path]
 
 
 def _json(text: str | None) -> dict[str, Any]:

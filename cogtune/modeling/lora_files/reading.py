@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cogtune.modeling.lora_files.names import OTHER_METHODS, Named, layout_of, understand
+from cogtune.modeling.lora_files.names import OTHER_METHODS, Named, layer_name, layout_of, understand
 from cogtune.modeling.lora_files.opening import Opened, open_file
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
@@ -110,6 +110,7 @@ def read_lora(path: Path) -> Lora:
     parts, problems = _sorted(opened)
     pairs, more = _paired(parts, opened)
     problems += more
+    problems += _not_applied(opened.config)
     if not problems and opened.config.get("use_dora") and any(pair.magnitude is None for pair in pairs.values()):
         problems.append("it says that it is a DoRA, and has no magnitudes")
     if problems:
@@ -121,6 +122,33 @@ def read_lora(path: Path) -> Lora:
         rslora=bool(opened.config.get("use_rslora")),
         facts=opened.facts,
     )
+
+
+_OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""How PEFT calls the ways to initialize a LoRA that take something out of the base's weights first."""
+
+_NOT_APPLIED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+)
+"""Settings of PEFT by which the same tensors have another effect."""
+
+
+def _not_applied(settings: Mapping[str, Any]) -> list[str]:
+    """What an adapter's settings say that would make a LoRA's effect another than its matrices' product."""
+    begun = str(settings.get("init_lora_weights", "")).lower()
+    problems = [f"its settings say {name}, which is not applied" for name in _NOT_APPLIED if settings.get(name)]
+    if begun.startswith(_OTHER_BASES):
+        problems.append(
+            f"its settings say init_lora_weights {begun!r}: it belongs to a base whose own weights were changed first "
+            "(PEFT's save_pretrained makes a plain LoRA of it, with path_initial_model_for_weight_conversion)"
+        )
+    return problems
 
 
 def _sorted(opened: Opened) -> tuple[dict[str, dict[str, tuple[str, Named, Tensor]]], list[str]]:
@@ -297,6 +325,8 @@ def _what_now(opened: Opened) -> str:
             return f"it has tensors of {method}, and cogtune reads LoRA and DoRA"
     if any(key.startswith(("lora_te", "text_encoder")) for key in keys):
         return "it adapts a text encoder too, and CogVideoX is trained without: was it made for another model?"
+    if any("lora" in key for key in keys) and any(".modules_to_save." in key or _is_whole(key) for key in keys):
+        return "it has whole layers too (PEFT's modules_to_save): merge it into its base, and give that as --model"
     if any("lora" in key for key in keys):
         return "it was made for another model, or by a program whose names cogtune does not know"
     if any(".matrix_A." in key for key in keys):
@@ -304,6 +334,12 @@ def _what_now(opened: Opened) -> str:
     if not keys:
         return "copy or download it again, or have the program that made it save it once more"
     return "whole weights are given to --model: a run, a checkpoint or a merged folder"
+
+
+def _is_whole(key: str) -> bool:
+    """Whether a name is that of a layer's own weight."""
+    layer, _, leaf = key.rpartition(".")
+    return leaf in ("weight", "bias") and "lora" not in key and layer_name(layer) is not None
 
 
 def _by(shape: Iterable[int]) -> str:
