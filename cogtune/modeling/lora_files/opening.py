@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +132,18 @@ def _refuse_text(path: Path, start: bytes, size: int) -> None:
         )
 
 
+def _refuse_archive(path: Path) -> None:
+    """Tell of files packed together, which ``torch.save`` did not do.
+
+    Raises:
+        CogtuneError: it is such an archive.
+    """
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if names and not any(name.endswith("data.pkl") for name in names):
+            raise CogtuneError(f"{path} is a zip archive with {names[0]} in it, not weights", "unpack it first")
+
+
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with os_errors_explained(path, "read"), safe_open(path, framework="pt") as file:
@@ -146,6 +160,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     Raises:
         CogtuneError: it is damaged, or holds what is more than tensors.
     """
+    _refuse_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old and odd pickles, which are read or refused all the same

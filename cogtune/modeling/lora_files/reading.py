@@ -111,7 +111,12 @@ def read_lora(path: Path) -> Lora:
     pairs, more = _paired(parts, opened)
     problems += more
     problems += _not_applied(opened.config)
-    if not problems and opened.config.get("use_dora") and any(pair.magnitude is None for pair in pairs.values()):
+    without = [name for name, pair in pairs.items() if pair.magnitude is None]
+    if not problems and without and len(without) < len(pairs):
+        problems.append(
+            f"it is a DoRA, and {len(without)} of its {len(pairs)} layers have no magnitude{_example(without)}"
+        )
+    elif not problems and without and opened.config.get("use_dora"):
         problems.append("it says that it is a DoRA, and has no magnitudes")
     if problems:
         raise CogtuneError(f"{path} is not used: a part of it would be left out", _what_now(opened), details=problems)
@@ -325,6 +330,8 @@ def _what_now(opened: Opened) -> str:
             return f"it has tensors of {method}, and cogtune reads LoRA and DoRA"
     if any(key.startswith(("lora_te", "text_encoder")) for key in keys):
         return "it adapts a text encoder too, and CogVideoX is trained without: was it made for another model?"
+    if any("lora" in key for key in keys) and any(".base_layer." in key for key in keys):
+        return "it has the base's own weights too: save the adapter alone, as PEFT's get_peft_model_state_dict gives it"
     if any("lora" in key for key in keys) and any(".modules_to_save." in key or _is_whole(key) for key in keys):
         return "it has whole layers too (PEFT's modules_to_save): merge it into its base, and give that as --model"
     if any("lora" in key for key in keys):
