@@ -68,7 +68,7 @@ def look(job: dict[str, Any], limit: float) -> dict[str, Any]:
             check_decoded(video, info.num_frames, decoded)
     except Exception as error:
         problem = error if isinstance(error, VideoError) else _unforeseen(video, error)
-        answer["problems"].append([problem.code, f"{video.name} {problem.reason}", problem.advice])
+        answer["problems"].append([problem.code, f"{video.name} {problem.reason}", problem.hint])
     if image is not None:
         _look_at_image(Path(image), answer, limit, full=job["full"])
     _end_in(None)

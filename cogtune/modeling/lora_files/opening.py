@@ -23,6 +23,7 @@ from cogtune.run.checkpoints import checkpoints, refuse_shards
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import os_errors_explained
 from cogtune.system.json_files import read_json
+from cogtune.system.stand_ins import HEAD, stand_in
 
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's settings, in the folder of an adapter."""
@@ -108,7 +109,7 @@ def open_file(path: Path) -> Opened:
         CogtuneError: it cannot be read, or is something else.
     """
     with os_errors_explained(path, "read"), path.open("rb") as file:
-        start, size = file.read(512), path.stat().st_size
+        start, size = file.read(HEAD), path.stat().st_size
     _refuse_text(path, start, size)
     header: dict[str, str] = {}
     pickled = start[:2] == b"PK" or start[:1] == b"\x80"
@@ -121,15 +122,10 @@ def open_file(path: Path) -> Opened:
 
 def _refuse_text(path: Path, start: bytes, size: int) -> None:
     """Tell what a download may have left in place of weights."""
-    text = start.lstrip().lower()
     if size == 0:
         raise CogtuneError(f"{path} is empty", "copy or download it again")
-    if text.startswith(b"version https://git-lfs"):
-        raise CogtuneError(f"{path} is a Git LFS pointer, not the weights", "run `git lfs pull` where it comes from")
-    if text.startswith((b"<!doctype", b"<html")):
-        raise CogtuneError(
-            f"{path} is a web page, not weights", "download the file itself, for example with `hf download`"
-        )
+    if (instead := stand_in(start)) is not None:
+        raise CogtuneError(f"{path} is {instead.what}, not weights", instead.advice)
 
 
 def _refuse_archive(path: Path) -> None:
