@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ from cogtune.system import console
 from cogtune.system.children import end_with_creator, forking
 from cogtune.system.files import os_errors_explained, write_text
 from cogtune.system.gpus import gpus
+from cogtune.system.scratch import scratch_folder
 
 DRAWN = 4
 """Clips that are drawn; the others are the same pictures in files of other bytes."""
@@ -49,11 +49,11 @@ def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: P
     """
     tiny = config.model.startswith(TINY)
     row = variant(config.model.removeprefix(TINY))
-    with tempfile.TemporaryDirectory(prefix="cogtune-bench-") as scratch:
-        home = (keep or Path(scratch)).absolute()
+    with scratch_folder("cogtune-bench-") as scratch:
+        home = (keep or scratch).absolute()
         model = _model(row, home / f"{row.name}-{'tiny' if tiny else 'full'}", tiny=tiny)
         spec = read_spec(model)
-        config = config.model_copy(update={"cache_dir": Path(scratch) / "cache", "data": home / "data"})
+        config = config.model_copy(update={"cache_dir": scratch / "cache", "data": home / "data"})
         check_config(config, spec)
         size, fps = size_of(config, spec), fps_of(config, spec)
         data = _draw(home / f"data-{size}-{clips}", size, fps, clips)

@@ -31,12 +31,10 @@ from cogtune.system import console
 from cogtune.system.errors import CogtuneError, StoppedError, UsageError
 from cogtune.system.gpus import gpus
 from cogtune.system.json_files import read_json
-from cogtune.system.locks import LOCK, exclusive_folder
+from cogtune.system.scratch import scratch_folder
 from cogtune.system.versions import versions
 
 _FOLDER = "cogtune-bench-"
-_SETTLED = 60.0
-"""Seconds after which a bench's folder is locked if it ever will be."""
 
 _PLAIN: dict[str, Any] = {
     "compile": False,
@@ -76,10 +74,7 @@ class _Stage:
 
 @contextlib.contextmanager
 def _staged(request: BenchRequest) -> Iterator[_Stage]:
-    _remove_left()
-    with contextlib.ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_FOLDER)))
-        stack.enter_context(exclusive_folder(work))
+    with scratch_folder(_FOLDER) as work:
         models = request.keep.absolute() if request.keep is not None else work
         job = _job(request.resolved.config, models)
         if not Path(job.model).is_dir():
@@ -88,15 +83,6 @@ def _staged(request: BenchRequest) -> Iterator[_Stage]:
             stage.prepare(job, work / "stage")
         model = Path(job.model)
         yield _Stage(work, model, read_spec(model), Path(job.cache), Path(job.index))
-
-
-def _remove_left() -> None:
-    """Delete the folders of benches that were killed: such a one may hold a model of 11 GB."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/"):
-        with contextlib.suppress(CogtuneError, OSError):
-            if time.time() - (folder / LOCK).stat().st_mtime > _SETTLED:  # its own is at work on it or was killed
-                with exclusive_folder(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _job(config: RunConfig, models: Path) -> stage.StagingJob:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogtune.cli import bench, dataset, demo, infer, merge, model, plan, presets, push, report, train
+from cogtune.cli import bench, dataset, demo, doctor, infer, lora, merge, model, plan, presets, push, report, train
 from cogtune.cli.examples import epilog
 from cogtune.cli.single_options import Commands
 
@@ -46,6 +46,7 @@ def root(
 
 
 app.add_typer(dataset.app, name="dataset")
+app.add_typer(lora.app, name="lora")
 app.command("train", epilog=epilog("train"))(train.train)
 app.command("report", epilog=epilog("report"))(report.report)
 app.command("merge-zero", epilog=epilog("merge-zero"))(merge.merge_zero)
@@ -54,5 +55,6 @@ app.command("push", epilog=epilog("push"))(push.push)
 app.command("presets", epilog=epilog("presets"))(presets.presets)
 app.command("plan", epilog=epilog("plan"))(plan.plan)
 app.command("bench", epilog=epilog("bench"))(bench.bench)
+app.command("doctor", epilog=epilog("doctor"))(doctor.doctor)
 app.command("demo", epilog=epilog("demo"))(demo.demo)
 app.command("random-model", epilog=epilog("random-model"))(model.random_model)

@@ -12,7 +12,7 @@ from cogtune.data.cache.index import CacheKeySettings, EncodeJobs, ImageJob, Tex
 from cogtune.data.cache.store import Store
 from cogtune.data.findings import listed
 from cogtune.data.frames import ClipView, FrameSettings, view
-from cogtune.data.layouts.lines import is_utf16, listed_lines
+from cogtune.data.layouts.lines import NotTextError, as_utf8, listed_lines
 from cogtune.data.layouts.nearest import look_alike
 from cogtune.data.sources import Sample
 from cogtune.system.errors import CogtuneError, UsageError, counted
@@ -164,10 +164,11 @@ def _listed(value: str | None, key: str, problems: list[str]) -> list[str]:
     except CogtuneError as error:
         problems.append(f"{key}: {error.message}{look_alike(path)}")
         return []
-    if is_utf16(data):
-        problems.append(f"{key}: {path} is UTF-16, not UTF-8")
+    try:
+        lines = listed_lines(as_utf8(data)[0])
+    except NotTextError as error:
+        problems.append(f"{key}: {path} {error}")
         return []
-    lines = listed_lines(data)
     not_utf8 = [number for number, line in enumerate(lines, 1) if not isinstance(line, str)]
     blank = [number for number, line in enumerate(lines, 1) if line == ""]
     if not_utf8:

@@ -32,7 +32,7 @@ from cogtune.data.cache.index import (
     make_index,
     missing,
 )
-from cogtune.data.cache.store import EntryKind, Store
+from cogtune.data.cache.store import JOB, EntryKind, Store
 from cogtune.data.frames import ClipView, FrameSettings, settings_for
 from cogtune.data.prompts import NOTHING, PromptRow, ValidationSet, prompt_jobs
 from cogtune.data.sources import Dataset
@@ -337,7 +337,7 @@ def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
     Raises:
         CogtuneError: it failed, or was stopped, or some clips could not be decoded; what is done stays done.
     """
-    files = LaunchFiles(job.store.root / "job")
+    files = LaunchFiles(job.store.root / JOB)
     processes = job.options.processes
     job.write(files.plan)
     command = [sys.executable, "-m", "cogtune.encoding.worker", str(files.plan)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address,
 from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.run.sample_videos import prompt_of, said_of
 from cogtune.system.containment import links_out
+from cogtune.system.scratch import scratch_folder
 
 __all__ = ["PushResult", "push"]
 
@@ -100,12 +100,12 @@ def push(
 
     endpoint = hub_address()
     url = f"{endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
-    with tempfile.TemporaryDirectory(prefix="cogtune-push-") as aside:
+    with scratch_folder("cogtune-push-") as aside:
         contents: dict[str, Path | bytes] = {"README.md": model_card(facts).encode()}
         if config:
             contents[RUN_NAME] = public_run_yaml(config, facts)
         for path, source in sources.items():
-            contents[path] = public_file(source, facts.base_model, Path(aside))
+            contents[path] = public_file(source, facts.base_model, aside)
         contents |= videos
         files = tuple(
             (path, len(item) if isinstance(item, bytes) else item.stat().st_size) for path, item in contents.items()

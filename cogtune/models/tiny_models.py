@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pkgutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cogtune.models.random_configs import scheduler_config, text_encoder_config,
 from cogtune.models.variants import Variant, variant
 from cogtune.system.digests import digest
 from cogtune.system.files import PARTIAL_SUFFIX, os_errors_explained
+from cogtune.system.scratch import scratch_folder
 
 _WRITE_PIPELINE = "cogtune.modeling.random_weights:write_pipeline"
 """Named rather than imported, since it needs torch and this package does without."""
@@ -62,9 +62,9 @@ def tiny_model(name: str) -> Path:
         return target
     with os_errors_explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=PARTIAL_SUFFIX, dir=target.parent) as own:
+        with scratch_folder(f".{target.name}.", target.parent, PARTIAL_SUFFIX) as own:
             write_pipeline: Callable[[Variant, Path], Path] = pkgutil.resolve_name(_WRITE_PIPELINE)
-            made = write_pipeline(row, Path(own) / target.name)
+            made = write_pipeline(row, own / target.name)
             try:
                 made.rename(target)
             except OSError:

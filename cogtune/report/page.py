@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias
 
+from cogtune.system.console import printable
 from cogtune.system.files import write_atomic
 from cogtune.system.folders import remove_leftovers
 
@@ -27,17 +28,20 @@ class Html(str):
 Child: TypeAlias = "str | int | Iterable[Child] | None"
 """What a tag may hold: markup, text, a number, nothing, or several of these."""
 
-_UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-"""Characters that HTML forbids or UTF-8 cannot hold: file names may have them."""
+_UNSHOWABLE = re.compile("[\ufffe\uffff]")
+"""Characters that HTML forbids, and that are no commands."""
 
 _VOID = frozenset({"img", "input", "meta"})
 
 
 def text(value: object) -> Html:
-    """Return ``value`` as text that means nothing to a browser; markup stays as it is."""
+    """Return ``value`` as text that means nothing to a browser; markup stays as it is.
+
+    Control characters, and those that turn the direction of writing, are spelled out as in the terminal.
+    """
     if isinstance(value, Html):
         return value
-    return Html(html.escape(_UNSHOWABLE.sub("\ufffd", str(value))))
+    return Html(html.escape(_UNSHOWABLE.sub("\ufffd", printable(str(value)))))
 
 
 def join(*children: Child) -> Html:

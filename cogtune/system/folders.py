@@ -9,6 +9,7 @@ import glob
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -205,17 +206,23 @@ def remove_partials(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
+SETTLED = 60.0
+"""Seconds after which what another machine writes to a shared disk has its name."""
+
+
+def remove_leftovers(folder: Path, name: str = "*", *, shared: bool = False) -> None:
     """Delete unfinished files that :func:`write_atomic` left in ``folder`` when its process was killed.
 
     Args:
         name: of the files that were being written; any by default.
+        shared: processes of other machines write there too, of which nobody here knows whether they are alive.
     """
     for path in folder.glob(f".{glob.escape(name) if name != '*' else name}.*{PARTIAL_SUFFIX}"):
         made = re.search(r"\.(\d{1,10})-[0-9a-f]{8}\.partial$", path.name)
         if made and not _is_alive(int(made[1])):
             with contextlib.suppress(OSError):
-                path.unlink()
+                if not shared or time.time() - path.lstat().st_mtime > SETTLED:
+                    path.unlink()
 
 
 def _is_alive(pid: int) -> bool:

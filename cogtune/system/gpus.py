@@ -82,3 +82,24 @@ def gpus() -> tuple[Gpu, ...]:
             break
         found.append(Gpu(name.value.decode(errors="replace"), int(memory.total), int(memory.used)))
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Driver:
+    """NVIDIA's driver: its version, and the newest CUDA that it runs, such as ``12.8``."""
+
+    version: str
+    cuda: str
+
+
+def driver() -> Driver | None:
+    """The driver of this machine; None where there is none."""
+    library = _library()
+    if library is None:
+        return None
+    version, cuda = ctypes.create_string_buffer(_NAME_BYTES), ctypes.c_int()
+    if library.nvmlSystemGetDriverVersion(version, ctypes.c_uint(_NAME_BYTES)):
+        return None
+    failed = library.nvmlSystemGetCudaDriverVersion_v2(ctypes.byref(cuda))
+    newest = "" if failed else f"{cuda.value // 1000}.{cuda.value % 1000 // 10}"
+    return Driver(version.value.decode(errors="replace"), newest)

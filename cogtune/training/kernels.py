@@ -16,13 +16,19 @@ from cogtune.system.locks import exclusive_folder
 
 _FOLDER = "TORCH_EXTENSIONS_DIR"
 
+ADAM, COLLECTIVES = "cpu_adam", "deepspeed_shm_comm"
+"""What DeepSpeed calls its kernels that cogtune has it build."""
+
 
 @contextlib.contextmanager
-def building() -> Iterator[None]:
+def building(kernel: str) -> Iterator[None]:
     """Have PyTorch compile in a folder of cogtune's, which this process holds exclusively during the block.
 
     PyTorch guards a build with a lock file, and waits forever for one that a killed process left. In an exclusively
     held folder such a file is stale.
+
+    Args:
+        kernel: name of the kernel to build; a missing one is announced, since compiling takes minutes.
 
     Raises:
         CogtuneError: the folder cannot be written.
@@ -31,8 +37,8 @@ def building() -> Iterator[None]:
     version = f"cogtune-{sys.implementation.cache_tag}-torch-{torch.__version__}"
     folder = Path(before or get_default_build_root()) / version
     with exclusive_folder(folder, wait=True, waiting="waiting for another process to compile DeepSpeed's kernels"):
-        if not list(folder.glob("*/*.so")):
-            console.note("compiling DeepSpeed's kernels for this machine; this takes a few minutes, once")
+        if not list((folder / kernel).glob("*.so")):
+            console.note(f"compiling DeepSpeed's {kernel} for this machine; this takes a few minutes, once")
         for left in folder.glob("*/lock"):
             left.unlink()
         os.environ[_FOLDER] = str(folder)
@@ -50,5 +56,5 @@ def load_collectives() -> None:
 
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is not None and builder.is_compatible():
-        with building():
+        with building(COLLECTIVES):
             builder.load()

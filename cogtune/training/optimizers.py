@@ -15,7 +15,7 @@ from cogtune.config.launchers import largest_group
 from cogtune.config.optimizers import OptimizerName
 from cogtune.config.run_config import RunConfig
 from cogtune.system import console
-from cogtune.training.kernels import building
+from cogtune.training.kernels import ADAM, building
 from cogtune.training.offload import CPUOffloadAdamW
 
 Groups = list[dict[str, Any]]
@@ -33,7 +33,7 @@ def build_optimizer(model: torch.nn.Module, config: RunConfig) -> Optimizer:
         try:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-            with building():
+            with building(ADAM):
                 optimizer: Optimizer = DeepSpeedCPUAdam(
                     trainable, adamw_mode=config.optimizer == "adamw", **_adam_settings(config)
                 )

@@ -295,7 +295,7 @@ def two_machines(clips: Path, tmp_path: Path, cogtune: Cogtune) -> Machines:
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_zero_on_several_machines_wants_one_output(tmp_path: Path, two_machines: Machines) -> None:
     zero = ("--strategy", "zero2", "--checkpoint-every", 2)
     for ran in two_machines(("own0", "own1"), *zero, "--steps", 2, status=1):

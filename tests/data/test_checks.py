@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -30,11 +29,9 @@ from cogtune.data.video.clips import write_video
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import Reshape, Size
 from cogtune.models.variants import VARIANTS
-from tests.support import SUPPORT
+from tests.support import broken_decoder
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)
-
-BROKEN = (sys.executable, str(SUPPORT / "broken_decoder.py"))
 
 SPEC_1_0 = ModelSpec(
     num_layers=30,
@@ -208,7 +205,7 @@ def _with_broken_decoder(name: str) -> Callable[[Path], ValidationReport]:
         clip(root / f"{name}.mp4")
         clip(root / "good.mp4", grey=9)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(inspection, "COMMAND", BROKEN)
+            patch.setattr(inspection, "look", broken_decoder.look)
             patch.setenv("COGTUNE_STALL_SECONDS", "1.5")
             return check(root)
 

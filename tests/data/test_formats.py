@@ -354,9 +354,8 @@ def test_bad_rows_of_json_lines_are_told_and_the_others_stay(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
-def test_empty_and_utf16_tables_are_told(tmp_path: Path, name: str) -> None:
+def test_empty_tables_are_told(tmp_path: Path, name: str) -> None:
     assert told(read_dataset(table(tmp_path, "\n \n", name))) == [("no-samples", str(tmp_path))]
-    assert told(read_dataset(table(tmp_path, "file_name,text\n".encode("utf-16"), name))) == [("not-utf8", name)]
 
 
 def test_a_header_that_cannot_be_read_is_told(tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ class TestLayout:
         assert torch.allclose(after.std / before.std, after.mean / before.mean, rtol=1e-2)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 def test_the_scripts_make_a_model_and_go_on_where_they_were(tmp_path):
     """All of tools/nano, a few steps each; what is done is left alone by the second call, what is missing is made."""

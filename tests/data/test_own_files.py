@@ -21,6 +21,7 @@ from cogtune.data.video.clips import write_video
 from cogtune.run.checkpoints import checkpoints
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.conftest import Cogtune
+from tests.support.sampling import sampled
 
 
 def frames(grey: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -78,10 +79,9 @@ def test_only_what_looks_like_a_run_is_passed_by(tmp_path: Path) -> None:
     assert dataset.findings == ()
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("where", ["data/out", "data"])
+@pytest.mark.parametrize("where", sampled(["data/out", "data"], "data"))
 def test_a_run_inside_its_dataset_goes_on(tmp_path: Path, cogtune: Cogtune, where: str) -> None:
     data, output = sidecar(tmp_path / "data", "a", "b"), tmp_path / where
     before = ids(read_dataset(data))
@@ -298,6 +298,35 @@ def test_a_card_that_names_files_elsewhere_is_refused(tmp_path: Path, secret: Pa
     root = _card(tmp_path / "data", files)
     dataset = read_dataset(root, LayoutOptions(format="datasets"))
     assert dataset.samples == ()
+    assert {(found.code, found.where) for found in dataset.findings} == {("outside-folder", "README.md")}
+
+
+def _with_override(root: Path) -> Path:
+    """The folder with what its card says moved to the file that overrides it."""
+    (root / ".huggingface.yaml").write_text((root / "README.md").read_text().split("---\n")[1])
+    (root / "README.md").write_text("---\npretty_name: ok\n---\n")
+    return root
+
+
+def test_what_overrides_a_card_is_held_to_the_same(tmp_path: Path, secret: Path) -> None:
+    pytest.importorskip("datasets")
+    root = _with_override(_card(tmp_path / "data", "../secret/metadata.csv"))
+    dataset = read_dataset(root, LayoutOptions(format="datasets"))
+    assert dataset.samples == ()
+    assert {(found.code, found.where) for found in dataset.findings} == {("outside-folder", ".huggingface.yaml")}
+    (tmp_path / "elsewhere.yaml").write_text("{}")
+    (root / ".huggingface.yaml").unlink()
+    (root / ".huggingface.yaml").symlink_to(tmp_path / "elsewhere.yaml")
+    (found,) = read_dataset(root, LayoutOptions(format="datasets")).findings
+    assert found.message == ".huggingface.yaml is a link that leaves the dataset's folder"
+
+
+def test_a_card_ends_where_the_library_ends_it(tmp_path: Path, secret: Path) -> None:
+    pytest.importorskip("datasets")
+    root = _card(tmp_path / "data", "../secret/metadata.csv")
+    card = (root / "README.md").read_text()
+    (root / "README.md").write_text(card.replace("configs:", "---x: 1\nconfigs:"))
+    dataset = read_dataset(root, LayoutOptions(format="datasets"))
     assert {(found.code, found.where) for found in dataset.findings} == {("outside-folder", "README.md")}
 
 

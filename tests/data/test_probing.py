@@ -208,6 +208,34 @@ def test_interlaced_clips_get_a_finding(tmp_path: Path) -> None:
         assert sound(path).num_frames == 30
 
 
+def joined(path: Path, *parts: Path) -> Path:
+    """Transport streams, one after the other."""
+    with av.open(str(path), "w") as target, av.open(str(parts[0])) as first:
+        out, past = target.add_stream_from_template(first.streams.video[0]), 0
+        for part in parts:
+            with av.open(str(part)) as source:
+                packets = [packet for packet in source.demux(video=0) if packet.size]
+            begin, step = packets[0].dts, packets[1].dts - packets[0].dts
+            for packet in packets:
+                packet.pts, packet.dts, packet.stream = packet.pts - begin + past, packet.dts - begin + past, out
+                target.mux(packet)
+            past = packets[-1].dts + step
+    return path
+
+
+@pytest.mark.parametrize(("parts", "full"), [("pii", False), ("piiip", False), ("ppppi", True)])
+def test_fields_are_looked_for_beyond_the_beginning(tmp_path: Path, parts: str, full: bool) -> None:
+    flags = int(CodecFlags.interlaced_dct | CodecFlags.interlaced_me)
+    kinds = {"p": encode(tmp_path / "p.ts", numbered(20)), "i": encode(tmp_path / "i.ts", numbered(20), flags=flags)}
+    path = joined(tmp_path / "a.ts", *(kinds[part] for part in parts))
+    assert probe(path).interlaced is not full
+    ((_, whole),) = inspect([InspectionJob(path, full=True)], workers=1)
+    assert whole.problems == ()
+    assert whole.info is not None
+    assert whole.info.interlaced
+    assert not probe(joined(tmp_path / "b.ts", kinds["p"], kinds["p"])).interlaced
+
+
 # ------------------------------------------------------------------------------------------- packets and frames
 
 

@@ -203,3 +203,12 @@ def test_a_run_is_of_the_samples_that_remain(
     fewer.write_text("videos.txt:3\nb\nd\n")
     other = plan_for(half_broken, tmp_path / "other", quarantine=fewer)
     assert other.resume_fingerprint != plan.resume_fingerprint
+
+
+def test_a_file_in_utf16_is_read_by_its_mark(tmp_path: Path) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_bytes("日落\nb\n".encode("utf-16"))
+    assert list(read_quarantine(path)) == ["日落", "b"]
+    path.write_bytes("a\nb\n".encode("utf-16-le"))
+    with pytest.raises(UsageError, match=r"bad\.txt looks like UTF-16"):
+        read_quarantine(path)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -27,13 +28,17 @@ from cogtune.data.sources import read_dataset
 from cogtune.data.video.stamp import stamp_of
 from cogtune.encoding import jobs as caching
 from cogtune.encoding import worker
-from cogtune.encoding.decoders import MOST_HELD, DecodedJob, DecodeFailure, PixelJob, decoding, default_workers, load
+from cogtune.encoding.decoders import MOST_HELD, DecodedJob, DecodeFailure, decoding, default_workers
 from cogtune.encoding.jobs import EncodeOptions, EncodePlan, make_encode_plan, prepare, share
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
 from cogtune.system.errors import CogtuneError
+from cogtune.system.pool import Pool
 from tests.conftest import Cogtune
+from tests.support.decoders import die_or_hang, speck
 from tests.support.runs_in_process import Stop
+
+pytestmark = pytest.mark.usefixtures("torch_forked")
 
 Jobs = Callable[..., EncodePlan]
 
@@ -58,18 +63,6 @@ def encode(job: EncodePlan, after: int | None = None) -> worker.EncodeOutcome:
 
 def entries(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.safetensors")}
-
-
-def die_or_hang(job: PixelJob) -> torch.Tensor:
-    """A decoder that the first clip kills and the second hangs; others are decoded."""
-    assert isinstance(job, ClipJob)
-    if job.video.name.startswith("01"):
-        os.kill(os.getpid(), 11)
-    if job.video.name.startswith("02"):
-        time.sleep(1000)
-    if job.video.name.startswith("03"):
-        raise ZeroDivisionError("of its own")
-    return load(job)
 
 
 def test_decoders_give_what_this_process_would_and_one_that_dies_takes_one_clip(job: Jobs) -> None:
@@ -191,8 +184,11 @@ def test_shares_cover_the_work_once_and_weigh_the_same() -> None:
     ]
 
 
-def speck(job: PixelJob) -> torch.Tensor:
-    return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+def pool_behind(results: Any) -> Pool[Any, Any]:
+    """The pool that gives what :func:`decoding` gives."""
+    inner = results.gi_frame.f_locals[".0"]
+    pool: Pool[Any, Any] = inner.gi_frame.f_locals["self"]
+    return pool
 
 
 def test_lookahead_is_bounded_by_file_handles(job: Jobs) -> None:
@@ -201,13 +197,13 @@ def test_lookahead_is_bounded_by_file_handles(job: Jobs) -> None:
     with decoding(many, 1, limit=1 << 60, load=speck) as results:
         found = iter(results)
         before = next(found)
-        pool = found.gi_frame.f_locals["self"]  # type: ignore[attr-defined]
-        while pool.count_held < MOST_HELD:
+        pool = pool_behind(found)
+        while pool.held < MOST_HELD:
             time.sleep(0.05)
         while pool.ready.qsize() < MOST_HELD - 1:
             time.sleep(0.05)
         assert psutil.Process().num_fds() < MOST_HELD + 100  # libraries, logs and pipes have some too
-        assert len(pool.waiting) == len(many) - MOST_HELD
+        assert pool.taken == MOST_HELD
         assert sum(item is not None for item in found) == len(many) - (before is not None)
 
 
@@ -217,12 +213,12 @@ def test_lookahead_is_bounded_by_bytes(job: Jobs) -> None:
     with decoding(clips, 1, limit=2 * one) as results:
         found = iter(results)
         time.sleep(0.1)
-        pool = found.gi_frame.f_locals["self"]  # type: ignore[attr-defined]
+        pool = pool_behind(found)
         while pool.ready.qsize() < 2:
             time.sleep(0.05)
         time.sleep(0.3)
         assert pool.ready.qsize() == 2
-        assert len(pool.waiting) == 4
+        assert pool.taken == 2
         assert len(list(found)) == 6
 
 

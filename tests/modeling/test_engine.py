@@ -38,6 +38,7 @@ from cogtune.system.errors import UsageError
 from cogtune.training import memory
 from tests.conftest import Cogtune
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, set_up_here, train_here
+from tests.support.sampling import sampled
 
 CPU = torch.device("cpu")
 BLOCKS = 5
@@ -179,9 +180,8 @@ def test_every_model_trains_as_plainly_at_several_sizes(name: str, tiny: Callabl
         assert_same(trained(tiny(name), engine_of(arrangement), sizes=sizes), trained(tiny(name), plainly, sizes=sizes))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of libraries, while they trace
-@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("keep", sampled(KEEPS, "attention"))
 def test_compiled_blocks_are_one_graph_and_train_as_plainly(
     keep: Keep, plain: dict[str, Any], tiny: Callable[[str], Path]
 ) -> None:
@@ -193,9 +193,8 @@ def test_compiled_blocks_are_one_graph_and_train_as_plainly(
         assert_same(got, plain)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["dropout", "a batch of two", "one block's layer"])
+@pytest.mark.parametrize("kind", sampled(["dropout", "a batch of two", "one block's layer"], "dropout"))
 def test_compiled_blocks_with_every_kind_of_adapter_are_one_graph(kind: str, tiny: Callable[[str], Path]) -> None:
     torch._dynamo.reset()
     arrangement = Arrangement(streamed_blocks=5, offloaded_blocks=5)

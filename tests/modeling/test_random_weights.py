@@ -37,6 +37,7 @@ from cogtune.models.tiny_models import tiny_model
 from cogtune.models.variants import VARIANTS
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError, UsageError
+from tests.support.sampling import sampled
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
@@ -379,8 +380,7 @@ def test_a_lora_learns_in_twenty_steps(name: str, tiny: Callable[[str], Path]) -
     assert after < 0.8 * before
 
 
-@pytest.mark.slow
-@EVERY
+@pytest.mark.parametrize("name", sampled(VARIANTS, "2b", "1.5-5b-i2v"))
 def test_a_lora_halves_the_loss_in_300_steps(name: str, tiny: Callable[[str], Path]) -> None:
     before, after = overfit(tiny(name), steps=300, learning_rate=1e-3)
     print(f"{name}: {before:.3f} -> {after:.3f}")

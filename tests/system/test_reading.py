@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from cogtune.commands.infer import InferRequest, generate
+from cogtune.data.cache.facts import Facts
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.locate import loading
 from cogtune.report.page import write_page
@@ -271,6 +272,17 @@ def test_launch_files_are_written_over_what_a_killed_run_left(tmp_path: Path, cl
     left = [killed_while_writing(tmp_path / "out" / "launch" / name) for name in ("plan.json", "rank-0.json")]
     launch.write_files(plan, "model: tiny:2b\n")
     assert not any(path.exists() for path in left)
+
+
+def test_a_killed_write_of_what_is_known_of_clips_goes_with_the_next(tmp_path: Path) -> None:
+    left = killed_while_writing(tmp_path / "files.json")
+    for is_old in (False, True):
+        if is_old:
+            os.utime(left, (0, 0))
+        facts = Facts(tmp_path / "files.json")
+        facts.learn(tmp_path / "a.mp4", "digest", f"0{is_old}", (1, 1))
+        facts.save()
+        assert left.exists() != is_old  # another machine may be writing the new one
 
 
 def test_what_is_being_written_stays(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from cogtune.training.objective import Objective
 from tests.support.forked_workers import start_workers
 from tests.support.plain_training import plain_losses
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, read_lines, set_up_here, train_here
+from tests.support.sampling import sampled
 
 
 @pytest.fixture(autouse=True)
@@ -658,9 +659,8 @@ def overflow_always() -> None:
     overflow_until(1000, pytest.MonkeyPatch())
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="DeepSpeed has no fp16 on this CPU")
-@pytest.mark.parametrize("strategy", ["zero2", "zero3-offload"])
+@pytest.mark.parametrize("strategy", sampled(["zero2", "zero3-offload"], "zero3-offload"))
 def test_one_that_deepspeed_scales_stops_the_run_too(strategy: str, clips: Path, tmp_path: Path) -> None:
     flags = {"type": "sft", "strategy": strategy, "num_processes": 2, "precision": "fp16"}
     plan = plan_for(clips, tmp_path / "out", steps=40, checkpoint_every=5, eval_every=0, **flags)

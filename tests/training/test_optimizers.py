@@ -23,7 +23,7 @@ from cogtune.models.checkpoint_configs import published_spec
 from cogtune.models.variants import VARIANTS
 from cogtune.run.plan import check_config
 from cogtune.system.errors import UsageError
-from cogtune.training.kernels import building
+from cogtune.training.kernels import ADAM, COLLECTIVES, building
 from cogtune.training.optimizers import build_optimizer, learning_rate_at
 
 TOY = {"learning_rate": 0.1, "beta2": 0.9, "weight_decay": 0.01}
@@ -74,11 +74,29 @@ def test_where_deepspeeds_does_not_build_torchs_own_is_taken(
     assert "failed to build (no g++ here)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kernel", [ADAM, COLLECTIVES])
+def test_the_first_build_of_each_kernel_is_announced(
+    kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    for name in (COLLECTIVES, ADAM):
+        with building(name):
+            built = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / name
+            told = capsys.readouterr().err
+            assert told == f"compiling DeepSpeed's {name} for this machine, once: this takes a few minutes\n"
+            if name != kernel:
+                built.mkdir()
+                (built / f"{name}.so").touch()
+    for name in (COLLECTIVES, ADAM):
+        with building(name):
+            assert ("compiling" in capsys.readouterr().err) is (name == kernel)
+
+
 @pytest.mark.timeout(600)
 def test_a_build_that_was_killed_hinders_no_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own lock, and a kernel that compiles in a second; without the mending this waits for ever."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    with building():
+    with building("kernel"):
         folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     left = folder / "kernel" / "lock"
     left.parent.mkdir()

@@ -14,6 +14,7 @@ from cogtune.data.video.stamp import Stamp as FullStamp
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained, write_text
+from cogtune.system.folders import remove_leftovers
 from cogtune.system.json_files import read_sealed, sealed
 
 Stamp = tuple[int, int]
@@ -123,6 +124,7 @@ class Facts:
             CogtuneError: the file cannot be written.
         """
         if self._learned and self.path:
+            remove_leftovers(self.path.parent, self.path.name, shared=True)
             write_text(self.path, json.dumps(sealed(self._all()), ensure_ascii=False) + "\n")
             self._learned = False
 

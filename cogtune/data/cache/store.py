@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from cogtune.data.cache.facts import Facts
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained, write_atomic
-from cogtune.system.folders import remove_partials
+from cogtune.system.folders import remove_leftovers, remove_partials
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 EntryKind = Literal["latents", "text", "image"]
 
 KINDS: tuple[EntryKind, ...] = get_args(EntryKind)
+
+JOB = "job"
+"""The folder in a cache of the files of what is being encoded."""
 
 _SUFFIX = ".safetensors"
 _CHECKSUM = "blake2b"
@@ -148,6 +151,7 @@ class Store:
         for kind in KINDS:
             for folder in (self.root / kind).glob("??"):
                 remove_partials(folder)
+        remove_leftovers(self.root / JOB)
 
 
 def _checksums(tensor: Tensor, name: str) -> tuple[str, str]:

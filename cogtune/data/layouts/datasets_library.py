@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -25,6 +24,9 @@ from cogtune.system.json_files import read_json
 
 SAVED = ("state.json", "dataset_dict.json")
 """What ``save_to_disk`` leaves: of one split, of several."""
+
+CARD, OVERRIDE = "README.md", ".huggingface.yaml"
+"""Where a folder's author says which files are data; what the second says holds."""
 
 _USUAL_NAMES = {
     "video": (*USUAL_NAMES["video"], "mp4", "mov", "mkv", "webm", "avi"),
@@ -86,7 +88,8 @@ def _reaches_out(folder: Folder) -> list[Finding]:
         _refuse_own_files(folder)
     if folder.reading.allow_outside:
         return []
-    problems = [problem for file in folder.files if (problem := folder.outside(file, str(file))) is not None]
+    files = [*map(str, folder.files), OVERRIDE]
+    problems = [problem for file in files if (problem := folder.outside(file, file)) is not None]
     problems += [
         finding("outside-folder", sub, f"{sub} is a link that leaves the dataset's folder", _COPY)
         for sub in _links_out(folder)
@@ -134,30 +137,35 @@ def _named_files(folder: Folder) -> Iterator[tuple[str, str]]:
         elif file.name == "dataset_dict.json":
             for split in _of_type(_json(folder, file).get("splits", []), list, file, "splits"):
                 yield str(file), _of_type(split, str, file, "splits")
-    if not _is_saved(folder) and "README.md" in folder.top:
-        for text in _texts(_card(folder).get("configs")):
-            yield "README.md", text
+    if not _is_saved(folder):
+        for name, value in _descriptions(folder):
+            for text in _texts(value.get("configs")):
+                yield name, text
 
 
-def _card(folder: Folder) -> Mapping[str, Any]:
-    """Return what the head of a dataset's card says.
+def _descriptions(folder: Folder) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield what the library reads of where data is: the head of the dataset's card, and the file that overrides it.
 
     Raises:
-        CogtuneError: it is not YAML.
+        CogtuneError: one of them is not YAML.
     """
     import yaml
+    from huggingface_hub.repocard import metadata_load
 
-    with os_errors_explained(folder.root / "README.md", "read"):
-        text = (folder.root / "README.md").read_text(encoding="utf-8-sig", errors="replace")
-    head = re.match(r"\s*---[ \t]*\r?\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
-    try:
-        value = yaml.safe_load(head[1]) if head else None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise CogtuneError(
-            f"the head of {folder.root / 'README.md'} is not YAML: {str(error).splitlines()[0]}",
-            "correct it, or remove it: the datasets library reads there which files are data",
-        ) from error
-    return value if isinstance(value, Mapping) else {}
+    for name, what in ((CARD, "the head of "), (OVERRIDE, "")):
+        path = folder.root / name
+        if not path.is_file():
+            continue
+        try:
+            with os_errors_explained(path, "read"):
+                value = metadata_load(path) if name == CARD else yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise CogtuneError(
+                f"{what}{path} is not YAML: {str(error).splitlines()[0]}",
+                "correct it, or remove it: the datasets library reads there which files are data",
+            ) from error
+        if isinstance(value, Mapping):
+            yield name, value
 
 
 def _texts(value: Any) -> Iterator[str]:

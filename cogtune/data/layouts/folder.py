@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from cogtune.config.choices import DataFormat
 from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts import own_files
-from cogtune.data.layouts.lines import is_unicode, is_utf16
+from cogtune.data.layouts.lines import NotTextError, as_utf8, is_unicode
 from cogtune.data.layouts.spelling import normal
 from cogtune.system.files import os_errors_explained
 
@@ -99,7 +99,7 @@ class Folder:
         return finding("outside-folder", where, message, "copy the file itself to this place, or give --allow-outside")
 
     def read_text(self, name: str, findings: list[Finding]) -> bytes | None:
-        """Return what is in a list or table; None and a finding when it may not be opened or is UTF-16.
+        """Return what is in a list or table, in UTF-8; None and a finding when it may not be opened or is no text.
 
         Raises:
             CogtuneError: the file cannot be read.
@@ -109,10 +109,22 @@ class Folder:
             return None
         with os_errors_explained(self.root / name, "read"):
             data = (self.root / name).read_bytes()
-        if is_utf16(data):
-            findings.append(finding("not-utf8", name, f"{name} is UTF-16, not UTF-8", "save it again as UTF-8"))
+        return self.in_utf8(data, name, name, findings)
+
+    def in_utf8(self, data: bytes, name: str, where: str, findings: list[Finding]) -> bytes | None:
+        """A text file's bytes in UTF-8, noted if they were not; None and a finding when they are no text.
+
+        Args:
+            where: the place in the dataset that ``name`` belongs to.
+        """
+        try:
+            text, encoding = as_utf8(data)
+        except NotTextError as error:
+            findings.append(finding("not-utf8", where, f"{name} {error}", f"save {name} again as UTF-8"))
             return None
-        return data
+        if encoding:
+            self.taken(str(self.root), f"read as {encoding}, not UTF-8", name)
+        return text
 
     # ------------------------------------------------------------------------------------------------ what is there
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from cogtune.data.findings import Finding, finding, not_utf8
 from cogtune.data.layouts.base import shortened
 from cogtune.data.layouts.delimited import Table
 from cogtune.data.layouts.folder import Folder
-from cogtune.data.layouts.lines import lines_of
+from cogtune.data.layouts.lines import NotTextError, as_utf8, lines_of
 from cogtune.system.errors import CogtuneError
 
 _HEAD = 4096
@@ -36,10 +37,10 @@ def is_array(path: Path) -> bool:
     """Return whether a JSON file begins as an array of objects does."""
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").split()
-    except OSError:
+            head, _ = as_utf8(file.read(_HEAD), is_whole=False)
+    except (OSError, NotTextError):
         return False
-    return b"".join(head).startswith((b"[{", b"[]"))
+    return b"".join(head.removeprefix(codecs.BOM_UTF8).split()).startswith((b"[{", b"[]"))
 
 
 def read_json_rows(folder: Folder, name: str, findings: list[Finding]) -> Table:

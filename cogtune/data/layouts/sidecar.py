@@ -161,7 +161,9 @@ def _read_caption(
         findings.append(finding("missing-caption", sample_id, message, f"describe the clip in {file}"))
     else:
         with os_errors_explained(path, "read"):
-            data = path.read_bytes()
+            data = folder.in_utf8(path.read_bytes(), str(file), sample_id, findings)
+        if data is None:
+            return ""
         try:
             text = data.decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:

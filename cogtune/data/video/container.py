@@ -133,6 +133,7 @@ class DecodeResult:
         first_damaged: index of the first of these.
         failed: packets that gave an error in place of a frame.
         failure: the first of these errors, in libav's words.
+        interlaced: whether any frame holds the rows of two moments.
     """
 
     frames: int
@@ -140,6 +141,7 @@ class DecodeResult:
     first_damaged: int = 0
     failed: int = 0
     failure: str = ""
+    interlaced: bool = False
 
 
 def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeResult:
@@ -154,6 +156,7 @@ def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeRes
     av = import_av()
     frames = damaged = first_damaged = failed = 0
     failure = ""
+    interlaced = False
     shape = None
     with opened(path) as (container, stream):
         for packet in demuxed(path, container, stream):
@@ -170,8 +173,9 @@ def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeRes
                 if picture.is_corrupt:
                     first_damaged = first_damaged if damaged else frames
                     damaged += 1
+                interlaced = interlaced or bool(picture.interlaced_frame)
                 frames += 1
-    return DecodeResult(frames, damaged, first_damaged, failed, failure)
+    return DecodeResult(frames, damaged, first_damaged, failed, failure, interlaced)
 
 
 def check_decoded(path: Path, promised: int, decoded: DecodeResult) -> None:

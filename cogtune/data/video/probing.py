@@ -55,9 +55,29 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
             alpha=_has_alpha(frame, stream),
             uneven=timing.uneven,
             mirrored=shown.mirrored,
-            interlaced=frame.interlaced_frame,
+            interlaced=_is_interlaced(path, container, stream, frame),
             times=timing.times,
         )
+
+
+_PROGRESSIVE = frozenset({"av1", "gif", "png", "apng", "theora", "vp8", "vp9", "webp"})
+"""Codecs that know no fields."""
+
+
+def _is_interlaced(
+    path: Path, container: av.container.InputContainer, stream: av.video.VideoStream, first: av.VideoFrame
+) -> bool:
+    """Whether the first frame, or one from the middle, holds the rows of two moments: the beginning may be a title."""
+    if first.interlaced_frame or stream.codec_context.codec.canonical_name in _PROGRESSIVE or not stream.duration:
+        return bool(first.interlaced_frame)
+    av = import_av()
+    with contextlib.suppress(
+        av.FFmpegError, DamagedVideo, StopIteration
+    ):  # what is damaged is found by whoever looks for it
+        container.seek((stream.start_time or 0) + stream.duration // 2, stream=stream)
+        packet = next(demuxed(path, container, stream))
+        return any(frame.interlaced_frame for frame in [*packet.decode(), *stream.codec_context.decode(None)])
+    return False
 
 
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}

@@ -31,6 +31,10 @@ FILE_NAMES = (LORA_WEIGHTS_NAME, "adapter_model.safetensors", "pytorch_lora_weig
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of LoRA files."""
 
+WITHOUT_ALPHA = "cogtune_without_alpha"
+"""The header's key for the layers, as a JSON list, whose alpha was not known where a layout must say one; all if empty.
+"""
+
 _WRAPPERS = ("state_dict", "module", "model", "lora", "network", "weights")
 """Keys under which a file of ``torch.save`` may hold its weights."""
 
@@ -50,6 +54,14 @@ class LoraFile:
     def facts(self) -> dict[str, Any]:
         """What cogtune wrote about the run; empty for a file made by another program."""
         return _json(self.header.get("cogtune"))
+
+    def says_no_alpha(self, layer: str) -> bool:
+        """Whether the alpha that the settings say of a layer is a stand-in for one that was not known."""
+        try:
+            layers = json.loads(self.header.get(WITHOUT_ALPHA, "null"))
+        except ValueError:
+            return False
+        return isinstance(layers, list) and (not layers or layer in layers)
 
     @property
     def network_alpha(self) -> float | None:

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class Lora:
     rslora: bool = False
     facts: Mapping[str, Any]
     """What cogtune wrote about the run; empty for a file made by another program."""
+    header: Mapping[str, str] = field(default_factory=dict)
+    """All that a safetensors file's header says."""
 
     @property
     def dora(self) -> bool:
@@ -120,6 +122,7 @@ def read_lora(path: Path) -> Lora:
         pairs=pairs,
         rslora=bool(opened.config.get("use_rslora")),
         facts=opened.facts,
+        header=opened.header,
     )
 
 
@@ -202,6 +205,8 @@ def _alpha_of(
             problems.append(f"{key} is {value}, not a positive number")
             return None
         return float(tensor)
+    if opened.says_no_alpha(layer):
+        return None
     settings = opened.config
     said = _of_pattern(settings.get("alpha_pattern"), layer)
     said = settings.get("lora_alpha") if said is None else said
@@ -226,15 +231,20 @@ def _of_pattern(pattern: Any, layer: str) -> Any:
 
 
 def check_fits(lora: Lora, spec: ModelSpec, base: str) -> Lora:
+    """Do as :func:`check_shapes`, for the weights that a model's configs speak of."""
+    return check_shapes(lora, layers.weight_shapes(spec), base)
+
+
+def check_shapes(lora: Lora, shapes: Mapping[str, Sequence[int]], base: str) -> Lora:
     """Return the LoRA with its matrices in the shapes of the base's weights.
 
     Args:
+        shapes: of the base's weights, by layer.
         base: the base's name for messages.
 
     Raises:
         CogtuneError: the base does not have all of its layers, or has them in another size.
     """
-    shapes = layers.weight_shapes(spec)
     missing = [name for name in lora.pairs if name not in shapes]
     fitted, wrong = {}, []
     for name, pair in lora.pairs.items():
