@@ -215,7 +215,7 @@ def test_a_lora_of_any_program_changes_the_video_alike(
     with pytest.raises(CogtuneError, match="does not fit tiny:2b") as caught:
         video(tmp_path / "toomany.mp4", lora=foreign("toomany"))
     assert "8 of its 16" not in str(caught.value)
-    assert "4 of its 12 layers are not in the base: transformer_blocks.41.attn1" in str(caught.value)
+    assert "4 of its 12 layers do not exist in the base: transformer_blocks.41.attn1" in str(caught.value)
 
 
 def test_a_lora_given_as_the_model_is_told(lora: Callable[..., Path]) -> None:

@@ -159,7 +159,7 @@ def test_a_run_yaml_that_says_otherwise_than_the_checkpoint_is_told(
     file = out / "run.yaml"
     file.write_text(file.read_text().replace("learning_rate: 0.005", "learning_rate: 0.0001"))
     told = "learning_rate: 0.005 in checkpoint-1, 0.0001 in run.yaml"
-    assert resumed() == f"warning: run.yaml was changed since checkpoint-1 was saved: {told}"
+    assert resumed() == f"warning: run.yaml has changed since checkpoint-1 was saved: {told}"
     assert resumed(learning_rate=0.3) == ""
     file.write_text(file.read_text().replace("keep_checkpoints: 50", "keep_checkpoints: 3"))
     assert "keep_checkpoints: 50 in checkpoint-1, 3 in run.yaml" in resumed()
@@ -203,7 +203,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(
     told = capsys.readouterr().err
     assert "warning:" in told
     assert "could not be deleted (Operation not permitted): nothing needs it" in told
-    assert f"cannot delete {out / 'checkpoint-2'}: Operation not permitted: it is kept" in told
+    assert f"cannot delete {out / 'checkpoint-2'}: Operation not permitted; the checkpoint is kept" in told
     assert (out / LORA_WEIGHTS_NAME).is_file()
     monkeypatch.undo()
     monkeypatch.setattr(jobs, "fill_cache", fill_here)

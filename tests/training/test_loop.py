@@ -233,7 +233,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_sample(
         train_here(plan_for(clips, tmp_path / "out", steps=1))
     another, own = caught.value.details
     assert (own.split()[0], another) == ("sample", "sample another's")
-    assert caught.value.hint.startswith("start anew with a lower --learning-rate")
+    assert caught.value.hint.startswith("start over with a lower --learning-rate")
     assert checkpoints(tmp_path / "out") == []
 
 

@@ -140,7 +140,7 @@ def test_validation_data_is_checked_as_training_data_is(clips: Path, tmp_path: P
     bad = draw_dataset(tmp_path / "bad")
     broken = bad / (bad / "videos.txt").read_text().splitlines()[1]
     broken.write_bytes(b"no video")
-    with pytest.raises(CogtuneError, match="bad cannot be trained on as it is") as caught:
+    with pytest.raises(CogtuneError, match="bad has errors and cannot be used for training") as caught:
         plan_for(clips, tmp_path / "out", validation_data=bad)
     assert broken.stem in caught.value.details[0]
     with pytest.raises(UsageError, match="--validation-data is the training data"):
@@ -429,7 +429,7 @@ def test_a_video_that_is_not_finite_is_left_out_and_told(
     monkeypatch.setattr(module, "render", overflows)
     train_here(plan_for(clips, tmp_path / "out", steps=1, **SAMPLED))
     assert listed(tmp_path / "out", 0) == []
-    assert "no sample video of 'a red disc'" in capsys.readouterr().err
+    assert "cannot sample 'a red disc'" in capsys.readouterr().err
     assert (tmp_path / "out" / LORA_WEIGHTS_NAME).is_file()
 
 
@@ -492,7 +492,7 @@ def test_sample_videos_that_are_out_of_memory_can_be_done_without(
     monkeypatch.setattr(module, "render", exhausted)
     with pytest.raises(CogtuneError, match="step 0: out of GPU memory while making sample videos") as caught:
         train_here(plan_for(clips, tmp_path / "out", steps=1, **SAMPLED))
-    assert caught.value.hint.startswith("--sample-every 0")
+    assert caught.value.hint.startswith("use --sample-every 0")
     assert list((tmp_path / "out" / "samples").iterdir()) == []
 
 

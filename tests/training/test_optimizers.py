@@ -83,7 +83,7 @@ def test_the_first_build_of_each_kernel_is_announced(
         with building(name):
             built = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / name
             told = capsys.readouterr().err
-            assert told == f"compiling DeepSpeed's {name} for this machine, once: this takes a few minutes\n"
+            assert told == f"compiling DeepSpeed's {name} for this machine; this takes a few minutes, once\n"
             if name != kernel:
                 built.mkdir()
                 (built / f"{name}.so").touch()
