@@ -43,6 +43,7 @@ def _status(words: list[str], debug: bool) -> int:
     from cogtune.cli.app import app
     from cogtune.system import console
     from cogtune.system.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CogtuneError
+    from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 
     console.open_streams()
     console.quiet_libraries()
@@ -73,6 +74,9 @@ def _status(words: list[str], debug: bool) -> int:
             return int(error.exit_code)
         if debug:
             raise
+        if is_out_of_memory(error):
+            console.error(out_of_memory(error, "use a smaller --size; `cogtune presets` lists what fits"))
+            return EXIT_FAILURE
         console.error(
             CogtuneError(
                 f"unexpected error: {type(error).__name__}: {error}",

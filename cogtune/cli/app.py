@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from cogtune.cli import bench, dataset, demo, doctor, infer, lora, merge, model, plan, presets, push, report, train
+from cogtune.cli import (
+    bench,
+    dataset,
+    demo,
+    doctor,
+    importing,
+    infer,
+    lora,
+    merge,
+    model,
+    plan,
+    presets,
+    push,
+    report,
+    train,
+)
 from cogtune.cli.examples import epilog
 from cogtune.cli.single_options import Commands
 
@@ -55,6 +70,7 @@ app.command("push", epilog=epilog("push"))(push.push)
 app.command("presets", epilog=epilog("presets"))(presets.presets)
 app.command("plan", epilog=epilog("plan"))(plan.plan)
 app.command("bench", epilog=epilog("bench"))(bench.bench)
+app.command("import", epilog=epilog("import"))(importing.import_run)
 app.command("doctor", epilog=epilog("doctor"))(doctor.doctor)
 app.command("demo", epilog=epilog("demo"))(demo.demo)
 app.command("random-model", epilog=epilog("random-model"))(model.random_model)

@@ -28,8 +28,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "infer": (
         'cogtune infer --lora out/ --prompt "a steamboat on a wide river"',
-        "cogtune infer --lora out/checkpoint-500 --lora-scale 0.8 --seed 7 --output half.mp4",
-        'cogtune infer --model 5b-i2v --image first.png --prompt "the boat leaves the pier"',
+        "cogtune infer --lora out/ --prompt prompts.txt --num-videos 4 --lora-scale 0.5,1 --grid --output videos/",
+        'cogtune infer --model 5b-i2v --image first.png --prompt "the boat leaves the pier" --vram 8GB',
     ),
     "lora show": ("cogtune lora show style.safetensors", "cogtune lora show out/ other/adapter --json"),
     "lora convert": (
@@ -59,6 +59,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "bench": (
         "cogtune bench --preset 4090-lora-5b",
         "cogtune bench --preset 4090-lora-5b --compare plain",
+    ),
+    "import": (
+        "cogtune import CogVideo/finetune/train_ddp_t2v.sh --output run.yaml",
+        "cogtune import quickstart/scripts/t2v/config.yaml",
+        "cogtune import train.sh --leave-out my_flag --json",
     ),
     "doctor": ("cogtune doctor", "cogtune doctor --json"),
     "demo": ("cogtune demo", "cogtune demo my-demo"),

@@ -47,9 +47,8 @@ def run(folder: Path) -> Iterator[str]:
     console.note(f"5/5 sampling a video: cogtune infer --lora {output} --output {video}")
     from cogtune.commands.infer import InferRequest, generate
 
-    request = InferRequest(lora=output, steps=10)
-    with console.progress("sampling", request.steps) as progress:
-        recipe = generate(request, video, lambda _step: progress.advance()).recipe
+    (sampled,) = generate(InferRequest(loras=(str(output),), steps=10, output=video))
+    recipe = sampled.recipe
 
     yield f"clips and captions   {data}"
     yield f"the run              {output}"

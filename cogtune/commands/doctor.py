@@ -214,8 +214,8 @@ def _versions(machine: Machine) -> Iterator[Line]:
     listed = ", ".join(f"{name} {machine.versions[name]}" for name in shown if machine.versions.get(name))
     if listed:
         yield Line("libraries", "good", listed)
-    there, lacking = ([name for name in _EXTRAS if bool(machine.versions.get(name)) is has] for has in (True, False))
-    told = ", ".join(f"{name} {machine.versions[name]}" for name in there) or "none"
+    here, lacking = ([name for name in _EXTRAS if bool(machine.versions.get(name)) is has] for has in (True, False))
+    told = ", ".join(f"{name} {machine.versions[name]}" for name in here) or "none"
     more = "; ".join(f"{name} for {_EXTRAS[name]}" for name in lacking)
     yield Line("optional packages", "good", told, f"not installed, and not needed: {more}" if more else "")
 

@@ -13,7 +13,7 @@ from cogtune.data.prompts import ValidationSet, choose_prompts
 from cogtune.data.sources import Dataset, LayoutOptions, locate_dataset, read_dataset, takes_every_file
 from cogtune.data.validation.checks import ValidationReport, check_dataset
 from cogtune.data.validation.quarantine import without_quarantined, write_quarantine
-from cogtune.data.video.images import HINT, transparency_warning
+from cogtune.data.video.images import HINT, image_warnings
 from cogtune.encoding import jobs
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.locate import spec_of
@@ -184,7 +184,7 @@ def validation_set(
 
 
 def _check_images(images: Sequence[Path]) -> None:
-    """Check the images that sample videos start from, and warn about transparency.
+    """Check the images that sample videos start from, and warn of what is not used of them.
 
     Raises:
         UsageError: some of them cannot be read.
@@ -192,8 +192,8 @@ def _check_images(images: Sequence[Path]) -> None:
     problems = []
     for image in dict.fromkeys(images):
         try:
-            if warning := transparency_warning(image):
-                console.warn(warning)
+            for told in image_warnings(image):
+                console.warn(told)
         except CogtuneError as error:
             problems.append(f"--validation-images: {error.message}")
     if problems:

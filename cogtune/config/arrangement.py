@@ -69,3 +69,32 @@ class Arrangement:
     def from_dict(cls, value: Mapping[str, Any]) -> Arrangement:
         """Return the arrangement of :meth:`to_dict`'s values."""
         return cls(**value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingArrangement:
+    """What of sampling is done in less memory: all on the card, at once and in one piece by default."""
+
+    streamed_blocks: int = 0
+    """Blocks of the transformer whose weights stay in host memory and are copied to the card when they are needed."""
+    slots: int = SLOTS
+    split_guidance: bool = False
+    """Whether guidance's two samples go through the transformer one by one."""
+    vae_tiles: bool = False
+    """Whether the VAE works in overlapping tiles."""
+
+    @property
+    def of_transformer(self) -> Arrangement:
+        """The same for the memory engine."""
+        return Arrangement(streamed_blocks=self.streamed_blocks, slots=self.slots, keep="everything")
+
+    def describe(self, blocks: int) -> str:
+        """The arrangement as a short text, such as ``weights of 42 of 42 blocks streamed from the host``."""
+        parts = []
+        if self.streamed_blocks:
+            parts.append(f"weights of {self.streamed_blocks} of {blocks} blocks streamed from the host")
+        if self.split_guidance:
+            parts.append("guidance's two samples one by one")
+        if self.vae_tiles:
+            parts.append("the VAE in tiles")
+        return ", ".join(parts) or "all on the card"

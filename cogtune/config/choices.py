@@ -25,6 +25,9 @@ LrScheduler = Literal[
 
 TimestepDistribution = Literal["uniform", "logit-normal"]
 
+VideoFormat = Literal["mp4", "webp", "gif"]
+"""What a sampled video is written as."""
+
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 SEPARATOR = ":::"

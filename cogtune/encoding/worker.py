@@ -23,7 +23,9 @@ from cogtune.encoding.jobs import EncodePlan, result_path, share
 from cogtune.models.geometry import Size
 from cogtune.run.launch import LaunchFiles
 from cogtune.system import console
+from cogtune.system.errors import CogtuneError
 from cogtune.system.json_files import write_json
+from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 from cogtune.system.processes import StopRequest, run_worker
 
 if TYPE_CHECKING:
@@ -104,8 +106,22 @@ def encode(job: EncodePlan, stop: StopRequest, *, rank: int = 0, device: torch.d
     """Encode this process's part of a job, text first, so that the two encoders are never in memory together.
 
     Raises:
-        CogtuneError: an entry cannot be written.
+        CogtuneError: an entry cannot be written, or the GPU's memory is used up.
     """
+    try:
+        return _encode(job, stop, rank, device)
+    except CogtuneError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        fits = "use a smaller --size, or free memory on the GPU"
+        if job.options.tiling == "off":
+            fits = "use --vae-tiling auto, which encodes in tiles what does not fit in one piece"
+        raise out_of_memory(error, fits, doing="encoding") from error
+
+
+def _encode(job: EncodePlan, stop: StopRequest, rank: int, device: torch.device | None) -> EncodeOutcome:
     from cogtune.modeling.devices import best_device
 
     device = device or best_device()

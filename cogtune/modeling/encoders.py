@@ -79,26 +79,35 @@ class TextEncoder:
         max_tokens: int,
         device: torch.device,
         dtype: torch.dtype,
+        room: int | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """Load them.
+
+        Args:
+            room: bytes of the device's memory that may be used; what is free when None.
+            tell: told what was decided.
+        """
         folder = checkpoint / "text_encoder"
         with loading(checkpoint / "tokenizer"):
             self.tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
         with loading(folder):
             weights = _weight_bytes(folder, dtype)
-        fits = device.type == "cpu" or weights + TEXT_ROOM <= free_bytes(device)
+        free = free_bytes(device) if room is None else room
+        fits = weights + TEXT_ROOM <= free or (device.type == "cpu" and room is None)
         home = device if fits else torch.device("cpu")
         with loading(folder):
             self.model = T5EncoderModel.from_pretrained(folder, dtype=dtype, device_map={"": str(home)}).eval()
         self.device = device
+        self.in_layers = not fits
         self.batch = TEXT_BATCH if fits else OFFLOADED_TEXT_BATCH
         self.max_tokens = max_tokens
         if not fits:
             from accelerate import cpu_offload
 
-            free = free_bytes(device) / 2**30
             tell(
-                f"the text encoder takes {weights / 2**30:.1f} GiB, but only {free:.1f} GiB are free on the GPU; "
+                f"the text encoder takes {weights / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free on the "
+                "GPU; "
                 "loading its layers one at a time, which is slower"
             )
             cpu_offload(self.model, device)

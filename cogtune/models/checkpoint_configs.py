@@ -9,7 +9,15 @@ from typing import Any
 
 from cogtune.models.configs import Configs, read_index
 from cogtune.models.geometry import FRAME_STEP, SPATIAL_COMPRESSION, Size, legal_frame_counts
-from cogtune.models.variants import LEAST_SIDE, LORA_WEIGHTS_NAME, MOST_SIDE, VARIANTS, Precision, Variant
+from cogtune.models.variants import (
+    LEAST_SIDE,
+    LORA_WEIGHTS_NAME,
+    MOST_SIDE,
+    VARIANTS,
+    Precision,
+    SamplingScheduler,
+    Variant,
+)
 from cogtune.system.digests import digest
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained
@@ -80,6 +88,11 @@ class ModelSpec:
             min(self.sample_height * SPATIAL_COMPRESSION, row.height),
             min(self.sample_width * SPATIAL_COMPRESSION, row.width),
         )
+
+    @property
+    def sampled_with(self) -> SamplingScheduler:
+        """The scheduler of the guides: DPM, and DDIM for a model trained with a shifted SNR (2b)."""
+        return "dpm" if self.snr_shift_scale == 1.0 else "ddim"
 
     def size_problems(self, size: Size) -> list[str]:
         """Return why the model cannot be trained at ``size``; empty when it can."""

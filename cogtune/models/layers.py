@@ -69,6 +69,13 @@ def names(spec: ModelSpec) -> list[str]:
     ]
 
 
+def block_parameters(spec: ModelSpec) -> int:
+    """Return the number of parameters in one block."""
+    width = spec.num_attention_heads * spec.attention_head_dim
+    first = [sizes for name, sizes in layers(spec).items() if name.startswith(f"{_BLOCK}0.")]
+    return sum(inputs * outputs + outputs for inputs, outputs in first) + 4 * width + 4 * spec.attention_head_dim
+
+
 def transformer_parameters(spec: ModelSpec) -> int:
     """Trainable numbers in the whole transformer."""
     width = spec.num_attention_heads * spec.attention_head_dim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def loading(folder: Path) -> Iterator[None]:
     Raises:
         CogtuneError: in place of the library's own error.
     """
+    torch = sys.modules.get("torch")
+    dtype = torch.get_default_dtype() if torch is not None else None
     try:
         yield
     except (CogtuneError, MemoryError):
@@ -101,3 +104,6 @@ def loading(folder: Path) -> Iterator[None]:
             f"cannot load {folder}: {said_by(error)}",
             "a file in it is damaged or missing; download, copy or merge it again",
         ) from error
+    finally:
+        if torch is not None:
+            torch.set_default_dtype(dtype)  # diffusers leaves it as it was needed when a config cannot be used

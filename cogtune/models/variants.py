@@ -14,6 +14,9 @@ from cogtune.system.errors import UsageError, did_you_mean
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
+SamplingScheduler = Literal["dpm", "ddim"]
+"""What denoises a video: DPM-Solver++ with dynamic guidance, or DDIM; both with trailing spacing."""
+
 LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 """The file name under which diffusers looks for a LoRA."""
 

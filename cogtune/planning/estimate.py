@@ -15,7 +15,7 @@ from cogtune.config.optimizers import OPTIMIZERS
 from cogtune.config.run_config import RunConfig
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import SPATIAL_COMPRESSION, latent_frames
-from cogtune.models.layers import layers, targeted, transformer_parameters
+from cogtune.models.layers import block_parameters, layers, targeted, transformer_parameters
 from cogtune.planning import arrangements
 from cogtune.planning.arrangements import RequestedArrangement, Workload
 from cogtune.planning.speeds import SPEEDS, flops_of_step, seconds_of_step, speed_of, tokens_of
@@ -24,8 +24,8 @@ from cogtune.system.errors import UsageError
 
 GIB = 2**30
 
-_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-_VAE_PARAMETERS = 215_583_907
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+VAE_PARAMETERS = 215_583_907
 
 """What an optimizer keeps on the GPU for each trained number."""
 
@@ -39,9 +39,9 @@ _ENGINE_WORK_FP16 = 6.0
 """The same on the memory engine."""
 _KEPT_A_BLOCK = 15.0
 """Tensors that a block keeps for the backward pass without gradient checkpointing."""
-_CONTEXT = int(0.75 * GIB)
+CONTEXT = int(0.75 * GIB)
 """CUDA's context and the libraries' own memory on a card."""
-_PINNING = int(0.11 * GIB)
+PINNING = int(0.11 * GIB)
 """What CUDA takes more where much of the host's memory is pinned."""
 _NCCL_ALONE = int(0.93 * GIB)
 """What NCCL adds to that under DeepSpeed, which starts it for a single process too."""
@@ -132,7 +132,7 @@ def estimate(
         return _with_engine(config, spec, gpu, arrangement or plan_arrangement(config, spec, gpu=gpu)[0])
     memory = _memory(config, spec)
     return Estimate(
-        memory=replace(memory, context=_CONTEXT) if alone else memory,
+        memory=replace(memory, context=CONTEXT) if alone else memory,
         host=_host(config, spec),
         cache_per_sample=_cache(config, spec),
         checkpoint=_checkpoint(config, spec),
@@ -208,14 +208,12 @@ def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None
 
 def workload(config: RunConfig, spec: ModelSpec) -> Workload:
     """Return what of a LoRA step does not depend on the memory engine's arrangement."""
-    item = _BYTES[config.precision]
+    item = BYTES[config.precision]
     width = spec.num_attention_heads * spec.attention_head_dim
     whole, adapter = transformer_parameters(spec), lora_parameters(spec, config)
-    names = [name for name in layers(spec) if name.startswith("transformer_blocks.0.")]
-    block = sum(inputs * outputs + outputs for inputs, outputs in (layers(spec)[name] for name in names))
-    block += 4 * width + 4 * spec.attention_head_dim
+    block = block_parameters(spec)
     tokens = tokens_of(config, spec)
-    extra = _VAE_PARAMETERS * item if spec.image_to_video else 0
+    extra = VAE_PARAMETERS * item if spec.image_to_video else 0
     if config.precision == "fp16":
         extra += int(_ENGINE_WORK_FP16 * tokens * width * item)
     return Workload(
@@ -230,20 +228,20 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
         attention_flops=4.0 * tokens * (tokens / config.batch_size) * width * spec.num_layers,
         passes=config.gradient_accumulation_steps,
         extra=extra,
-        context=_context(config) + _PINNING,
+        context=_context(config) + PINNING,
         compiled=config.compiles_blocks() and not config.dora,  # PEFT's DoRA stops the tracer inside of a checkpoint
     )
 
 
 def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
-    item, ranks = _BYTES[config.precision], config.num_processes
+    item, ranks = BYTES[config.precision], config.num_processes
     whole = transformer_parameters(spec)
     trained = lora_parameters(spec, config) if config.type == "lora" else whole
     tensor = tokens_of(config, spec) * spec.num_attention_heads * spec.attention_head_dim * item
     inputs = spec.num_layers * tensor * (1 if config.gradient_checkpointing else _KEPT_A_BLOCK)
     work = tensor * (_work_tensors(config) + (_WORK_FP16 if config.precision == "fp16" else 0))
     if spec.image_to_video:
-        work += _VAE_PARAMETERS * item
+        work += VAE_PARAMETERS * item
     if not config.sharding.uses_deepspeed:
         weights = whole * item + trained * 4 if config.type == "lora" else whole * 4
         gradients = trained * 4 * (2 if ranks > 1 else 1)  # DDP's buckets are copies
@@ -286,13 +284,13 @@ def _work_tensors(config: RunConfig) -> float:
 
 def _context(config: RunConfig) -> int:
     if config.num_processes > 1:
-        return _CONTEXT + _NCCL
-    return _CONTEXT + (_NCCL_ALONE if config.sharding.uses_deepspeed else 0)
+        return CONTEXT + _NCCL
+    return CONTEXT + (_NCCL_ALONE if config.sharding.uses_deepspeed else 0)
 
 
 def _host(config: RunConfig, spec: ModelSpec) -> int:
     """Bytes on one machine that cannot be dropped; weights read as they are stand in mapped files, which can."""
-    item, ranks = _BYTES[config.precision], config.local_processes
+    item, ranks = BYTES[config.precision], config.local_processes
     whole = transformer_parameters(spec)
     trained = lora_parameters(spec, config) if config.type == "lora" else whole
     in_fp32 = config.type == "sft" and not config.sharding.uses_deepspeed
@@ -315,11 +313,11 @@ def _pinned_gradients(config: RunConfig, spec: ModelSpec) -> int:
         sizes = [config.rank * one for both in targeted(spec, config.target_modules).values() for one in both]
     else:
         sizes = [inputs * outputs for inputs, outputs in layers(spec).values()]
-    return sum(1 << (size * _BYTES[config.precision] - 1).bit_length() for size in sizes)
+    return sum(1 << (size * BYTES[config.precision] - 1).bit_length() for size in sizes)
 
 
 def _cache(config: RunConfig, spec: ModelSpec) -> int:
-    size, item = size_of(config, spec), _BYTES[config.precision]
+    size, item = size_of(config, spec), BYTES[config.precision]
     area = (size.height // SPATIAL_COMPRESSION) * (size.width // SPATIAL_COMPRESSION)
     latents = 2 * spec.out_channels * latent_frames(size.num_frames) * area * item
     text = spec.max_text_seq_length * spec.text_embed_dim * item
@@ -330,7 +328,7 @@ def _cache(config: RunConfig, spec: ModelSpec) -> int:
 def _checkpoint(config: RunConfig, spec: ModelSpec) -> int:
     if config.type == "lora":
         return lora_parameters(spec, config) * (4 + (12 if config.sharding.uses_deepspeed else 8))
-    copies = _BYTES[config.precision] + 12 if config.sharding.uses_deepspeed else 4 + 8
+    copies = BYTES[config.precision] + 12 if config.sharding.uses_deepspeed else 4 + 8
     return transformer_parameters(spec) * copies
 
 

@@ -124,7 +124,7 @@ def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Hardware, name: st
         )
     if not machine.cards:
         return
-    free = min(gpu.total - gpu.used for gpu in machine.cards)
+    free = min(gpu.free for gpu in machine.cards)
     if needs.memory.card > free:
         console.warn(
             f"about {needs.memory.card / GB:.1f} GB will be needed on each GPU, and {free / GB:.1f} GB are free: "
@@ -236,14 +236,19 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Pre
     return None
 
 
-def suggest_fit(config: RunConfig, spec: ModelSpec, machine: Hardware) -> str:
+def suggest_fit(config: RunConfig, spec: ModelSpec, machine: Hardware, *, free: int | None = None) -> str:
     """What to change after a run of ``config`` was out of GPU memory: one option if one is enough, else a preset.
 
     The options cost more time or change the training more from one to the next; the first that fits by the estimate,
     and takes less than the run did, is named.
+
+    Args:
+        free: bytes that the run can have of a card, where other programs use the rest.
     """
     now = estimate(config, spec).memory.card
-    limit = min(now, machine.card_bytes + 1) if machine.cards else now
+    limit = now
+    if machine.cards:
+        limit = min(now, (machine.card_bytes if free is None else free) + 1)
     options = [(words, estimate(leaner, spec)) for words, leaner in _leaner(config, spec, limit)]
     for words, needs in options:
         if needs.memory.card < limit and needs.host <= machine.host:

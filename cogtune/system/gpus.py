@@ -36,6 +36,11 @@ class Gpu:
     total: int
     used: int
 
+    @property
+    def free(self) -> int:
+        """Unused memory in bytes."""
+        return max(0, self.total - self.used)
+
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:

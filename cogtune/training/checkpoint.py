@@ -82,6 +82,9 @@ def save(train_state: TrainState, config: RunConfig, step: int, facts: Mapping[s
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:
             partial_folder(target)
+            if train_state.is_zero:
+                with os_errors_explained(target):
+                    (aside / ZERO_TAG).mkdir()  # DeepSpeed goes on where it cannot make it
     files: dict[str, str] = {}
     if train_state.is_zero:
         failures = _save_shards(train_state, aside)

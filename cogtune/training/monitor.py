@@ -21,6 +21,7 @@ from cogtune.run.metrics import WINDOW, MetricsFile, MovingAverage, read_metrics
 from cogtune.run.sample_videos import step_folder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
+from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 from cogtune.training.checkpoint import TrainState
 from cogtune.training.evaluate import evaluate
 from cogtune.training.objective import Objective
@@ -188,10 +189,13 @@ class TrainMonitor:
             videos = render_validation_videos(
                 self._train_state, self._eval_schedule.validation_videos, step, self._doing
             )
-        except torch.OutOfMemoryError as error:
-            raise CogtuneError(
-                f"step {step}: out of GPU memory while making sample videos: {str(error).splitlines()[0]}",
-                "use --sample-every 0 to train without them, and `cogtune infer` to sample from checkpoints",
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(
+                error,
+                "use --sample-every 0 to train without them; `cogtune infer --vram` samples checkpoints in less memory",
+                doing=f"making the sample videos of step {step}",
             ) from error
         counted = "a sample video" if len(videos) == 1 else f"{len(videos)} sample videos"
         folder = step_folder(self._config.output, step)

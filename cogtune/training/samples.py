@@ -17,7 +17,14 @@ from cogtune.data.cache.store import Store
 from cogtune.data.layouts import own_files
 from cogtune.data.prompts import PromptRow
 from cogtune.data.video.clips import write_video
-from cogtune.modeling.sampling import NotFinite, pipeline_class, render, scheduler_for, unit_image
+from cogtune.modeling.sampling import (
+    NotFinite,
+    UnbatchedGuidance,
+    pipeline_class,
+    render,
+    scheduler_for,
+    unit_image,
+)
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import Size
 from cogtune.models.locate import loading
@@ -59,35 +66,6 @@ class ValidationVideos:
     def file_name(self, number: int) -> str:
         """Return the file name of the video of prompt ``number``."""
         return file_name(number, self.prompts[number].prompt)
-
-
-class UnbatchedGuidance:
-    """Wraps the model in training as a pipeline's transformer; runs guidance's two samples one after the other.
-
-    So compiled blocks meet the shape that they were compiled for, and activations take half the memory.
-    """
-
-    def __init__(self, train_state: TrainState) -> None:
-        # DDP's own forward pass may synchronise, and the processes' numbers of videos differ; DeepSpeed's is needed.
-        self._model = train_state.model if train_state.is_zero else train_state.transformer
-        self.config = train_state.transformer.config
-        self.dtype = train_state.transformer.dtype
-
-    def cache_context(self, _name: str) -> contextlib.AbstractContextManager[None]:
-        """Return a null context: attention caches are not used."""
-        return contextlib.nullcontext()
-
-    def __call__(
-        self, *, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor, **shared: Any
-    ) -> tuple[Tensor]:
-        """Return the transformer's output, ``[B, F, C, h, w]``."""
-        shared.pop("attention_kwargs", None)
-        rows = zip(hidden_states.split(1), encoder_hidden_states.split(1), timestep.split(1), strict=True)
-        answers = [
-            self._model(hidden_states=hidden, encoder_hidden_states=text, timestep=time, **shared)[0]
-            for hidden, text, time in rows
-        ]
-        return (torch.cat(answers),)
 
 
 def render_validation_videos(
@@ -178,11 +156,17 @@ def _pipeline(train_state: TrainState, validation_videos: ValidationVideos) -> A
     vae.to(train_state.accelerator.device).eval()
     vae.enable_slicing()
     vae.enable_tiling()
+    # DDP's own forward pass may synchronise, and the processes' numbers of videos differ; DeepSpeed's is needed.
+    model = train_state.model if train_state.is_zero else train_state.transformer
     scheduler = scheduler_for(
         validation_videos.spec, read_json(validation_videos.base_model_dir / "scheduler" / "scheduler_config.json")
     )
     pipeline = pipeline_class(validation_videos.spec)(
-        tokenizer=None, text_encoder=None, vae=vae, transformer=UnbatchedGuidance(train_state), scheduler=scheduler
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae,
+        transformer=UnbatchedGuidance(train_state.transformer, model),
+        scheduler=scheduler,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -29,7 +29,8 @@ from cogtune.system.files import AGAIN, DiskFull, os_errors_explained, write_ato
 from cogtune.system.folders import remove_folder, remove_partials
 from cogtune.system.json_files import is_sealed, read_json
 from cogtune.system.locks import WORKER_LOCK, exclusive_folder
-from cogtune.system.processes import StopRequest, cannot_pin, is_out_of_memory, run_worker
+from cogtune.system.out_of_memory import cannot_pin, is_out_of_memory, out_of_memory, room_of
+from cogtune.system.processes import StopRequest, run_worker
 
 
 def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
@@ -83,13 +84,13 @@ def explain_out_of_memory(plan: Plan) -> Iterator[None]:
         kept = [
             f"{path.name} is complete: make that change and continue from it with --resume latest" for path in newest
         ]
-        first = str(error).splitlines()[0]
         if config.sharding.offloads and cannot_pin(error):
-            message = f"cannot allocate the pinned host memory that offload needs: {first}"
-            hint = _without_pinning(config)
-        else:
-            message, hint = f"out of GPU memory: {first}", suggest_fit(config, plan.spec, local_hardware())
-        raise CogtuneError(message, hint, details=kept) from error
+            message = "cannot allocate the pinned host memory that offload needs"
+            message = f"{message}: {str(error).splitlines()[0]}"
+            raise CogtuneError(message, _without_pinning(config), details=kept) from error
+        room = room_of(error)
+        hint = suggest_fit(config, plan.spec, local_hardware(), free=room.free if room else None)
+        raise out_of_memory(error, hint, details=tuple(kept)) from error
 
 
 def _without_pinning(config: RunConfig) -> str:

@@ -31,6 +31,10 @@ COMMANDS = [
     ["train"],
     ["merge-zero"],
     ["infer"],
+    ["lora"],
+    ["lora", "convert"],
+    ["doctor"],
+    ["import"],
     ["push"],
     ["presets"],
     ["plan"],
@@ -72,7 +76,7 @@ def test_ctrl_c_is_quiet_from_the_first_import_on() -> None:
 
 def test_version_and_bare_call_tell_what_there_is(cogtune: Cogtune) -> None:
     assert "dataset" in cogtune("--help").out
-    assert cogtune("--version").out == "cogtune 0.1.0\n"
+    assert cogtune("--version").out == "cogtune 0.2.0\n"
 
 
 def test_typos_get_the_nearest_word(cogtune: Cogtune, tmp_path: Path) -> None:
@@ -276,11 +280,11 @@ def test_infer_says_what_it_needs(cogtune: Cogtune, tmp_path: Path) -> None:
     assert "--prompt" in told
     assert "--image" in told
     assert "--size" in told
-    assert ".mp4" in cogtune("infer", "--output", "x.gif", status=2).err
+    assert ".mp4, .webp, .gif" in cogtune("infer", "--output", "x.avi", status=2).err
 
 
 def test_infer_refuses_numbers_without_end(cogtune: Cogtune) -> None:
-    told = cogtune("infer", "--lora-scale", "nan", "--guidance", "inf", "--fps", "inf", status=2).err
+    told = cogtune("infer", "--lora-scale", "1,nan", "--guidance", "inf", "--fps", "inf", status=2).err
     assert [name for name in ("--lora-scale: nan", "--guidance: inf", "--fps: inf") if name not in told] == []
     assert "--seed" in cogtune("infer", "--seed", "-1", status=2).err
     assert "--seed" in cogtune("infer", "--seed", 2**63, status=2).err
@@ -342,7 +346,7 @@ def once() -> list[tuple[str, ...]]:
 def test_an_option_given_twice_is_refused_by_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     cases = once()
     assert len(cases) > 300
-    assert ("infer", "--prompt", "1", "--prompt", "1") in cases
+    assert ("infer", "--model", "1", "--model", "1") in cases
     for words in cases:
         name = next(word for word in words if word.startswith("--"))
         if name in ("--debug", "--quiet"):  # taken out wherever they stand
@@ -356,8 +360,8 @@ def test_an_option_given_twice_is_refused_by_every_command(capsys: pytest.Captur
 
 def test_all_options_given_twice_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["infer", "--lora", "a", "--prompt", "p", "--lora", "b", "--prompt", "q", "--seed", "1"])
-    assert "given more than once: --lora, --prompt\n" in capsys.readouterr().err
+        main(["infer", "--model", "a", "--steps", "2", "--model", "b", "--steps", "3", "--seed", "1"])
+    assert "given more than once: --model, --steps\n" in capsys.readouterr().err
 
 
 def test_options_of_several_values_may_be_given_several_times(

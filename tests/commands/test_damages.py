@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+import torch
 
 from cogtune.cli import main
 from cogtune.data.synthetic import draw_dataset
@@ -30,7 +31,15 @@ from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError
 from cogtune.training import worker
 from tests.support.damages import damaged
-from tests.support.runs_in_process import StopWhen, fill_here, forget_earlier_runs, plan_for, read_lines, train_here
+from tests.support.runs_in_process import (
+    StopWhen,
+    fill_here,
+    forget_earlier_runs,
+    plan_for,
+    read_lines,
+    start_here,
+    train_here,
+)
 
 SEED = int(os.environ.get("COGTUNE_DAMAGES_SEED", "2026"))
 COUNT = int(os.environ.get("COGTUNE_DAMAGES", "2000"))
@@ -102,12 +111,6 @@ KINDS = {
     "full fine-tune's config": Kind("full/checkpoint-*/transformer/config.json", ("infer_full", "push_full")),
     "full fine-tune's weights": Kind("full/checkpoint-*/transformer/*.safetensors", ("infer_full", "push_full")),
 }
-
-
-def _in_this_process(plan: Plan, files: LaunchFiles, *_worker: str, **_more: object) -> None:
-    forget_earlier_runs()
-    files.report(0).write("running")
-    worker.run(Plan.read(files.plan), files, StopWhen(lambda: False))  # type: ignore[arg-type]
 
 
 class Tree:
@@ -261,7 +264,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as they are for users
         patch.setattr(jobs, "fill_cache", fill_here)
-        patch.setattr(launch, "start", _in_this_process)
+        patch.setattr(launch, "start", start_here)
         patch.setenv("HF_TOKEN", "")
         yield Tree(tmp_path_factory.mktemp("tree"))
     signal.signal(signal.SIGTERM, before)
@@ -296,6 +299,9 @@ def _fault(kind: Kind, path: Path, root: Path, before: Outcome, after: Outcome, 
         return "unforeseen"
     if seconds > SECONDS:
         return f"took {seconds:.0f} s"
+    if torch.get_default_dtype() != torch.float32:
+        torch.set_default_dtype(torch.float32)
+        return "torch's default number format was left changed"
     if after.status != 0:
         return "" if _is_named(path, root, said) else "refused without a name"
     is_told = _is_named(path, root, after.err)

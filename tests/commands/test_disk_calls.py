@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def trials(what: str, library: Path, clips: Path, folder: Path, *, share: int | 
 
 def assert_nothing_lost(found: list[dict[str, Any]]) -> None:
     assert [one for one in found if one["stands"] == "neither"] == []
-    assert [one for one in found if "unforeseen" in one.get("error", "")] == []
+    assert [one for one in found if re.search("unforeseen|unexpected error", one.get("error", ""))] == []
     # who was told of a success has the new, and who was told of a failure still has the old
     assert [one for one in found if one.get("error") == "" and "new" not in one["stands"]] == []
     assert [one for one in found if one.get("error") and "old" not in one["stands"]] == []
@@ -79,7 +80,7 @@ KINDS = ("merge", "lora", "sft", "zero", "cache", "infer", "report", "push")
 
 
 @pytest.mark.timeout(1200)  # two processes that import torch, and two merges a trial, beside whatever else is at work
-@pytest.mark.parametrize("what", KINDS)
+@pytest.mark.parametrize("what", ["merge", "lora", "cache", "push"])
 @pytest.mark.slow
 def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
     found = trials(what, library, clips, tmp_path, share=12)

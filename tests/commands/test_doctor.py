@@ -80,7 +80,7 @@ WORSE: dict[str, tuple[Machine, str, str, str]] = {
     "an old driver": (machine(probed=torch_with(sees=0)), "torch", "missing", "built for CUDA 12.8, sees no GPU"),
     "a broken torch": (machine(probed={"error": "Segmentation fault"}), "torch", "missing", "Segmentation fault"),
     "an old torch": (
-        machine(versions={"torch": "2.1", "av": "18.1.0", "deepspeed": "1"}), "package torch", "poor", "2.1, and cogtune",
+        machine(versions={"torch": "2.1", "av": "18.1.0", "deepspeed": "1"}), "package torch", "poor", "2.1, and",
     ),
     "a card without bf16": (machine(probed=torch_with(bf16=False, capability=[7, 5])), "bf16", "poor", "no bf16"),
     "no kernels": (

@@ -19,6 +19,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors.torch import load_file
 
+from cogtune.commands.infer import InferRequest
 from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video.clips import probe, read_frames
 from cogtune.encoding import jobs
@@ -28,6 +29,7 @@ from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints
 from tests.conftest import Cogtune
 from tests.support.forked_workers import run_workers
+from tests.support.infer_frames import render_request
 from tests.support.runs_in_process import fill_here, plan_for, train_here
 from tests.support.sampling import sampled
 
@@ -89,7 +91,7 @@ def test_the_road_by_hand(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None
     assert "encoding" not in done.err
     assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-10", "checkpoint-20"]
 
-    cogtune("infer", "--lora", "out", "--steps", 2)
+    cogtune("infer", "--lora", "out", "--steps", 2, "--output", "video.mp4")
     info = probe(tmp_path / "video.mp4")
     assert (info.num_frames, info.height, info.width, info.fps) == (9, 64, 96, 8.0)
 
@@ -174,23 +176,20 @@ def test_the_lora_in_plain_diffusers_gives_the_same_frames(
     pipeline.scheduler = CogVideoXDDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     pipeline.set_progress_bar_config(disable=True)
 
-    def sampled() -> np.ndarray[Any, Any]:
+    def plainly() -> np.ndarray[Any, Any]:
         frames = pipeline(
             "a red disc", num_frames=9, height=64, width=96, num_inference_steps=3, guidance_scale=6.0,
             generator=torch.Generator().manual_seed(42), output_type="np",
         ).frames[0]  # fmt: skip
         return (frames * 255).round().astype(np.uint8)
 
-    without = sampled()
+    without = plainly()
     pipeline.load_lora_weights(tmp_path / "out")
-    with_lora = sampled()
+    with_lora = plainly()
     assert np.abs(with_lora.astype(int) - without).max() > 8
 
-    from cogtune.commands.infer import InferRequest, fill_in, load_pipeline, sample
-
-    request = InferRequest(lora=tmp_path / "out", prompt="a red disc", steps=3)
-    recipe = fill_in(request)
-    assert np.array_equal(sample(load_pipeline(recipe), recipe, request), with_lora)
+    request = InferRequest(loras=(str(tmp_path / "out"),), prompts=("a red disc",), steps=3)
+    assert np.array_equal(render_request(request), with_lora)
     seen = read_frames(tmp_path / "ours.mp4", range(9)).astype(int)
     assert np.abs(seen - with_lora).mean() < np.abs(seen - without).mean()  # the file is compressed
 
@@ -270,7 +269,7 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     assert "is not the file that was saved with this checkpoint" in told
     where = ["--lora", "zero3-merged"] if kind == "lora" else ["--model", "zero3-merged"]
     cogtune("infer", *where, "--prompt", "a disc", "--steps", 2, "--size", "9x64x96")
-    assert probe(tmp_path / "video.mp4").num_frames == 9
+    assert probe(tmp_path / "a-disc-42.mp4").num_frames == 9
 
 
 def measured(output: Path, name: str = "loss") -> dict[int, float]:

@@ -89,6 +89,16 @@ def special_clip(
         container.mux(stream.encode(None))
 
 
+def _bare_stream(path: Path) -> None:
+    """Motion JPEG outside of any container, which knows of no time."""
+    with av.open(str(path), "w", format="mjpeg") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj420p"
+        for _ in range(40):
+            container.mux(stream.encode(av.VideoFrame(96, 64, "yuvj420p")))
+        container.mux(stream.encode(None))
+
+
 def sound(path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
@@ -186,6 +196,14 @@ def _odd_image(root: Path) -> ValidationReport:
     lists(root, ["A black frame."], ["bad.mp4"], ["bad.png"])
     clip(root / "bad.mp4")
     Image.new("RGB", (64, 64)).save(root / "bad.png")
+    return check(root)
+
+
+def _several_pictures(root: Path) -> ValidationReport:
+    lists(root, ["A black frame."], ["bad.mp4"], ["bad.gif"])
+    clip(root / "bad.mp4")
+    pictures = [Image.new("RGB", (96, 64), (shade, 0, 0)) for shade in (0, 99, 200)]
+    pictures[0].save(root / "bad.gif", save_all=True, append_images=pictures[1:])
     return check(root)
 
 
@@ -328,6 +346,11 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
         "bad",
         "has a variable frame rate: its picture stands still for 1.94 of its 3.5 seconds, which training passes over",
     ),
+    "no-rate": (
+        _with_clip(_bare_stream),
+        "bad",
+        "does not say how many frames a second it has: taken for 25",
+    ),
     "interlaced": (
         _with_clip(lambda path: special_clip(path, flags=_INTERLACED)),
         "bad",
@@ -348,6 +371,7 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
         "bad",
         "has transparency (rgba), which is dropped: what lies under it is trained",
     ),
+    "several-pictures": (_several_pictures, "bad", "has an image that holds 3 pictures: the first is trained"),
     "image-shape": (_odd_image, "bad", "has an image of 64x64 and a clip of 64x96: they are not cut alike"),
     "rotated": (
         _with_clip(lambda path: special_clip(path, rotation=90)),
@@ -541,6 +565,7 @@ def test_a_report_is_json_with_a_stable_schema(tmp_path: Path) -> None:
                 "uneven": 0.0,
                 "mirrored": False,
                 "interlaced": False,
+                "rate_told": True,
             }
         ],
     }

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from av.codec.context import Flags as CodecFlags
+from PIL import Image
 
 from cogtune.data.findings import Finding
 from cogtune.data.frames import FrameSettings, view
@@ -19,7 +20,7 @@ from cogtune.data.validation.clips import check_clip
 from cogtune.data.validation.inspection import InspectionJob, inspect
 from cogtune.data.video import clips, container, probing
 from cogtune.data.video.clips import probe, read_frames
-from cogtune.data.video.container import VideoInfo, check_decoded, decode_all
+from cogtune.data.video.container import NotAVideo, VideoInfo, check_decoded, decode_all
 from cogtune.data.video.orientation import orientation_of
 from cogtune.models.geometry import Size
 
@@ -58,11 +59,12 @@ def encode(
     options: dict[str, str] | None = None,
     matrix: list[int] | None = None,
     pixel_format: str = "yuv420p",
+    form: str | None = None,
     **traits: Any,
 ) -> Path:
     """A clip as other programs write them; ``times`` of its frames are in parts of a second, ``rate`` each."""
     pictures = list(frames)
-    with av.open(str(path), "w") as target:
+    with av.open(str(path), "w", format=form) as target:
         stream = target.add_stream(codec, rate=rate, options={"crf": "10", "g": "20", **(options or {})})
         stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], pixel_format
         stream.codec_context.time_base = Fraction(1, rate)
@@ -206,6 +208,30 @@ def test_interlaced_clips_get_a_finding(tmp_path: Path) -> None:
         (found,) = (found for found in findings(path) if found.code == "interlaced")
         assert "bwdif" in found.hint
         assert sound(path).num_frames == 30
+
+
+@pytest.mark.parametrize(("codec", "form"), [("libx264", "h264"), ("libx265", "hevc"), ("mpeg2video", "mpeg2video")])
+def test_a_bare_stream_has_the_rate_of_its_head(tmp_path: Path, codec: str, form: str) -> None:
+    rate = 30 if codec == "mpeg2video" else 16
+    options = QUIET if codec == "libx265" else {}
+    path = encode(tmp_path / f"a.{form}", numbered(40), codec=codec, rate=rate, options=options, form=form)
+    info = probe(path)
+    assert (info.num_frames, info.fps, info.times, info.rate_told) == (40, rate, (), True)
+
+
+def test_a_bare_stream_without_a_rate_is_taken_for_what_libav_assumes(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mjpeg", numbered(40), codec="mjpeg", pixel_format="yuvj420p", rate=16, form="mjpeg")
+    info = probe(path)
+    assert (info.num_frames, info.fps, info.rate_told) == (40, 25, False)
+
+
+def test_an_animated_webp_is_named(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(frame) for frame in numbered(3)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
+    with pytest.raises(NotAVideo, match="is an animated WebP, which this build of PyAV cannot decode"):
+        probe(tmp_path / "a.webp")
+    pictures[0].save(tmp_path / "still.webp")
+    assert probe(tmp_path / "still.webp").num_frames == 1
 
 
 def joined(path: Path, *parts: Path) -> Path:

@@ -531,7 +531,8 @@ def test_layers_that_the_base_lacks_are_refused(
         of(path, tiny("2b"))
     (detail,) = caught.value.details
     assert re.fullmatch(
-        r"2 of its \d+ layers do not exist in the base: transformer_blocks.40.attn1.to_q, transformer_blocks.41.attn1.to_q",
+        r"2 of its \d+ layers do not exist in the base: transformer_blocks.40.attn1.to_q, "
+        r"transformer_blocks.41.attn1.to_q",
         detail,
     )
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import CogVideoXTransformer3DModel
 
 from cogtune.commands.infer import InferRequest, generate
 from cogtune.data.cache.facts import Facts
@@ -258,7 +260,7 @@ def test_a_video_is_written_over_what_a_killed_one_left(tmp_path: Path, tiny: Ca
     broken = tmp_path / "no-model"
     broken.mkdir()
     with pytest.raises(CogtuneError, match="no model_index"):  # even a run that goes no further
-        generate(InferRequest(model=str(broken), prompt="x"), tmp_path / "video.mp4")
+        generate(InferRequest(model=str(broken), prompts=("x",), output=tmp_path / "video.mp4"))
     assert not left.exists()
 
 
@@ -297,3 +299,14 @@ def test_what_is_being_written_stays(tmp_path: Path) -> None:
         writer.stdin.close()
     assert writer.returncode == 0
     assert (tmp_path / "page.html").read_bytes() == b"half"
+
+
+def test_a_load_that_fails_leaves_the_number_format(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """diffusers sets torch's own for the time that a model is made, and a config may end that time early."""
+    folder = tmp_path / "transformer"
+    shutil.copytree(tiny("2b") / "transformer", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": "four"}))
+    with pytest.raises(CogtuneError, match="cannot be loaded"), loading(folder):
+        CogVideoXTransformer3DModel.from_pretrained(folder, dtype=torch.float16)
+    assert torch.get_default_dtype() == torch.float32

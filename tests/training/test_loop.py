@@ -42,6 +42,7 @@ from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.training import checkpoint, setup
 from cogtune.training.objective import Objective
 from tests.support.forked_workers import start_workers
+from tests.support.infer_frames import first_of
 from tests.support.plain_training import plain_losses
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, read_lines, set_up_here, train_here
 from tests.support.sampling import sampled
@@ -438,18 +439,17 @@ def test_plans_survive_the_disk(clips: Path, tmp_path: Path) -> None:
 
 
 def test_full_fine_tuning_is_sampled_from_its_run_with_the_runs_size_and_prompt(clips: Path, tmp_path: Path) -> None:
-    from cogtune.commands.infer import InferRequest, fill_in, load_pipeline, sample
+    from cogtune.commands.infer import InferRequest, fill_in
 
     train_here(plan_for(clips, tmp_path / "out", type="sft", steps=2, learning_rate=1e-2))
     request = InferRequest(model=str(tmp_path / "out"), steps=1)
     recipe = fill_in(request)
     assert recipe.transformer == tmp_path / "out" / "checkpoint-2" / "transformer"
     assert (str(recipe.size), recipe.fps, recipe.precision) == ("9x64x96", 8.0, "fp32")
-    assert recipe.prompt == (clips / "prompts.txt").read_text().splitlines()[0]
-    trained = sample(load_pipeline(recipe), recipe, request)
-    base = replace(recipe, transformer=None)
+    assert recipe.rows[0].prompt == (clips / "prompts.txt").read_text().splitlines()[0]
+    trained = first_of(recipe)
     assert trained.shape == (9, 64, 96, 3)
-    assert not np.array_equal(trained, sample(load_pipeline(base), base, request))
+    assert not np.array_equal(trained, first_of(replace(recipe, transformer=None)))
 
 
 def test_overwrite_loses_nothing_when_the_new_run_cannot_start(

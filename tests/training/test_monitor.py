@@ -17,19 +17,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cogtune.commands.infer import InferRequest, fill_in, load_pipeline, sample
+from cogtune.commands.infer import InferRequest
 from cogtune.data.cache.index import Index
 from cogtune.data.prompts import load_prompts
 from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video.clips import probe
 from cogtune.encoding import jobs
+from cogtune.modeling.sampling import UnbatchedGuidance
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, read_state
 from cogtune.run.launch import LaunchFiles
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.training import worker
-from cogtune.training.samples import UnbatchedGuidance
 from tests.support.forked_workers import start_workers
+from tests.support.infer_frames import render_request
 from tests.support.runs_in_process import (
     StopWhen,
     evaluations,
@@ -226,11 +227,10 @@ def test_a_sample_video_shows_what_infer_shows(
     flags = {"sample_every": 2, "sample_steps": 2, "validation_prompts": "a red disc", "learning_rate": 1e-2}
     size = "17x64x96" if "1.5" in model else "9x64x96"
     train_here(plan_for(clips, tmp_path / "out", steps=2, model=model, size=size, **flags))
-    request = InferRequest(lora=tmp_path / "out", prompt="a red disc", steps=2)
-    recipe = fill_in(request)
+    shown = render_request(InferRequest(loras=(str(tmp_path / "out"),), prompts=("a red disc",), steps=2))
     first, last = (video.astype(int) for video in frames)
     assert np.abs(last - first).max() > 8
-    assert np.abs(last - sample(load_pipeline(recipe), recipe, request)).max() <= 1
+    assert np.abs(last - shown).max() <= 1
 
 
 def test_image_to_video_starts_from_the_images_given_or_from_the_first_clips(clips: Path, tmp_path: Path) -> None:
@@ -490,7 +490,7 @@ def test_sample_videos_that_are_out_of_memory_can_be_done_without(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(module, "render", exhausted)
-    with pytest.raises(CogtuneError, match="step 0: out of GPU memory while making sample videos") as caught:
+    with pytest.raises(CogtuneError, match="out of GPU memory while making the sample videos of step 0") as caught:
         train_here(plan_for(clips, tmp_path / "out", steps=1, **SAMPLED))
     assert caught.value.hint.startswith("use --sample-every 0")
     assert list((tmp_path / "out" / "samples").iterdir()) == []

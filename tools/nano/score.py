@@ -57,7 +57,7 @@ def sample(pipeline: Any, spec: Any, given: argparse.Namespace, prompts: list[st
         width=world.SIZE.width,
         num_inference_steps=given.steps,
         guidance_scale=given.guidance,
-        use_dynamic_cfg=uses_dynamic_guidance(spec),
+        use_dynamic_cfg=uses_dynamic_guidance(pipeline.scheduler),
         generator=generators,
         max_sequence_length=spec.max_text_seq_length,
         output_type="np",

@@ -19,8 +19,8 @@ from cogtune.system.json_files import read_sealed, write_sealed
 FORMAT = 2
 """Part of every key: raise it when what an entry holds changes."""
 
-READING = 2
-"""Part of the keys of clips and images: raise it when other pixels are read of the same file."""
+READING, READING_IMAGES = 2, 3
+"""Part of the keys of clips, and of those of images: raise it when other pixels are read of the same file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +235,8 @@ def image_key(source: str, seen: ClipView, *, from_video: bool) -> str:
         if from_video
         else [seen.size.height, seen.size.width, seen.reshape, seen.place]
     )
-    return digest({"format": FORMAT, "reading": READING, "source": source, "video": from_video, "fitted": fitted})
+    reading = READING if from_video else READING_IMAGES
+    return digest({"format": FORMAT, "reading": reading, "source": source, "video": from_video, "fitted": fitted})
 
 
 def text_key(caption: str, recipe: CacheKeySettings) -> str:

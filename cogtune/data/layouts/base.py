@@ -145,8 +145,8 @@ def to_samples(
     paths = _Paths(folder, base)
     usable: list[tuple[DatasetEntry, _Located, _Located | None]] = []
     for number, entry in enumerate(entries, start=1):
-        video = paths.locate(entry.video, findings)
-        image = None if entry.image is None else paths.locate(entry.image, findings)
+        video = paths.locate(entry.video, findings, image=role == "image")
+        image = None if entry.image is None else paths.locate(entry.image, findings, image=True)
         if entry.caption is not None and video is not None and (image is not None or entry.image is None):
             usable.append((entry, video, image))
         if number % _TOLD_EVERY == 0 or number == len(entries):
@@ -170,14 +170,14 @@ class _Paths:
         self._roots = (str(folder.root.absolute()), str(folder.inside))
         self._nearest = Nearest(folder)
 
-    def locate(self, place: ListedPath, findings: list[Finding]) -> _Located | None:
+    def locate(self, place: ListedPath, findings: list[Finding], *, image: bool) -> _Located | None:
         """Return the file at a place, or None and a finding when it must not be opened."""
         if place.text is None:
             return None
         if place.file is not None:
             return _Located(PurePosixPath(nfc(place.text)), place.file)
         try:
-            path, leaves, there = self._found(place.text, place.where)
+            path, leaves, there = self._found(place.text, place.where, image=image)
         except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL character
             reason = getattr(error, "strerror", None) or error
             message = f"{shortened(place.text)!r} is not a usable path: {reason}"
@@ -189,7 +189,7 @@ class _Paths:
         hint = "" if there else self._nearest.where_to_look(path)
         return _Located(PurePosixPath(path), self.folder.root / path, hint)
 
-    def _found(self, text: str, where: str) -> tuple[str, bool, bool]:
+    def _found(self, text: str, where: str, *, image: bool) -> tuple[str, bool, bool]:
         """Return the path that is meant, whether it leaves the dataset, and whether there is a file.
 
         Raises:
@@ -201,7 +201,7 @@ class _Paths:
             if there:
                 return path, leaves, there
         for path in paths:
-            if (same := self._nearest.same_file(path)) is not None:
+            if (same := self._nearest.same_file(path, image=image)) is not None:
                 self.folder.taken(where.rpartition(":")[0], same[1], str(same[0]))
                 return (str(same[0]), *self._look(str(same[0])))
         return looks[0]

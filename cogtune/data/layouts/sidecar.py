@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from cogtune.config.choices import DataFormat
 from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts.base import Layout, LayoutContent, Sample, ids
 from cogtune.data.layouts.folder import Folder
-from cogtune.data.layouts.lines import is_unicode
+from cogtune.data.layouts.lines import NotTextError, as_utf8, is_unicode
 from cogtune.data.layouts.media import (
     CAPTION_FOLDERS,
     CAPTION_SUFFIX,
@@ -23,6 +25,7 @@ from cogtune.data.layouts.media import (
     may_be_clip,
 )
 from cogtune.data.layouts.own_files import is_quarantine, is_sampled
+from cogtune.data.layouts.rows import USUAL_NAMES
 from cogtune.data.layouts.spelling import nfc, normal
 from cogtune.system.errors import counted
 from cogtune.system.files import os_errors_explained
@@ -63,6 +66,11 @@ class _Pairs:
         for key, name in self._in_folders(clip):
             if (apart := self._named(key)) is not None:
                 return _Caption(apart.file, f"captions read from {name}/, not from beside their clips")
+        described = clip.with_suffix(".json")
+        if described in self.folder.files and not self.folder.leads_out(described):
+            with contextlib.suppress(OSError, NotTextError):
+                if _said_in(as_utf8((self.folder.root / described).read_bytes())[0]):
+                    return _Caption(described, "captions read from .json files, not .txt")
         return None
 
     def _named(self, key: str) -> _Caption | None:
@@ -98,6 +106,16 @@ class _Pairs:
         """Every clip with its caption. What may be a clip or something else is one when it has a caption."""
         pairs = {file: self.caption_of(file) for file in self.folder.files if may_be_clip(file)}
         return {file: caption for file, caption in pairs.items() if caption is not None or is_clip(file)}
+
+
+def _said_in(data: bytes) -> str:
+    """The caption in a JSON object about one clip, under a usual name; empty where there is none."""
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return ""
+    said = [value.get(name) for name in USUAL_NAMES["caption"]] if isinstance(value, dict) else []
+    return next((text.strip() for text in said if isinstance(text, str) and is_unicode(text)), "")
 
 
 @lru_cache(maxsize=1)
@@ -165,7 +183,7 @@ def _read_caption(
         if data is None:
             return ""
         try:
-            text = data.decode("utf-8-sig").strip()
+            text = _said_in(data) if file.suffix == ".json" else data.decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             byte = error.start - data.rfind(b"\n", 0, error.start)

@@ -12,7 +12,7 @@ from cogtune.data.findings import Finding, listed
 from cogtune.data.layouts.base import Layout, LayoutContent, shortened, to_samples
 from cogtune.data.layouts.delimited import Table, read_delimited
 from cogtune.data.layouts.folder import Folder
-from cogtune.data.layouts.json_rows import is_array, read_json_rows
+from cogtune.data.layouts.json_rows import is_array, is_map, read_json_rows
 from cogtune.data.layouts.rows import Columns, choose_columns, entry_of, fits
 from cogtune.system.errors import CogtuneError
 
@@ -78,7 +78,11 @@ def _tables(folder: Folder) -> list[_Found]:
 def _almost_tables(folder: Folder) -> list[_Found]:
     """The tables that are called otherwise, or are elsewhere than documented: JSON arrays, and those of sub-folders."""
     arrays = [_Found(name, "jsonl") for name in folder.top if _is_array(folder, name)]
-    return arrays or list(_below(folder))
+    return arrays or list(_below(folder)) or [_Found(name, "jsonl") for name in folder.top if _is_map(folder, name)]
+
+
+def _is_map(folder: Folder, name: str) -> bool:
+    return name.lower().endswith(".json") and not folder.leads_out(name) and is_map(folder, name)
 
 
 def _below(folder: Folder) -> Iterator[_Found]:

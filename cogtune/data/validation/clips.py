@@ -44,6 +44,14 @@ def check_clip(where: str, info: VideoInfo, settings: FrameSettings, *, any_fram
     settings = settings_for(info, settings)
     yield from _check_length(where, info, settings, any_frames=any_frames)
     yield from _check_pauses(where, info, settings)
+    if not info.rate_told:
+        yield finding(
+            "no-rate",
+            where,
+            f"does not say how many frames a second it has: taken for {info.fps:g}",
+            "if that is wrong, its motion is learned too fast or too slow: put it into a container with its rate, "
+            "ffmpeg -r RATE -i IN -c copy OUT.mp4",
+        )
     if info.rotation or info.mirrored:
         ways = ["mirrored"] if info.mirrored else []
         ways += [f"turned by {info.rotation} degrees"] if info.rotation else []
@@ -203,6 +211,9 @@ def check_image(where: str, image: ImageInfo, info: VideoInfo) -> Iterator[Findi
             f"has an image with transparency ({image.transparency}), which is dropped: what lies under it is trained",
             "put it on a background first",
         )
+    if image.pictures > 1:
+        message = f"has an image that holds {image.pictures} pictures: the first is trained"
+        yield finding("several-pictures", where, message)
     height, width, shape = image.height, image.width, (info.height, info.width)
     ratio = (width / height) / (shape[1] / shape[0])
     if max(ratio, 1 / ratio) > 1 + SAME_SHAPE:

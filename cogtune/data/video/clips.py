@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cogtune.data.video.container import (
+    ChangesSize,
     CutShort,
     DamagedVideo,
     EmptyVideo,
@@ -114,7 +115,9 @@ def read_frames(path: Path, indices: Sequence[int], decoder: Decoder | None = No
     return np.stack([frames[index] for index in indices])
 
 
-def write_video(path: Path, frames: Iterable[Pixels], fps: float, comment: str = "") -> None:
+def write_video(
+    path: Path, frames: Iterable[Pixels], fps: float, comment: str = "", texts: Mapping[str, str] | None = None
+) -> None:
     """Write an mp4 that plays everywhere: H.264, yuv420p, BT.709, its index in front.
 
     The file is whole or not there, and the same frames give the same bytes.
@@ -124,6 +127,7 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float, comment: str =
         frames: ``uint8 [H, W, 3]`` each, all of one size; an array ``[F, H, W, 3]`` will do.
         fps: frames a second.
         comment: what the file's metadata say of it.
+        texts: what else they say, by the keys of mp4: ``title``, ``description``.
 
     Raises:
         CogtuneError: no frame, a frame of another shape or type, an odd side, or a disk that refuses.
@@ -144,7 +148,8 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float, comment: str =
         )
     if not fps > 0:
         raise CogtuneError(f"cannot write {path}: {fps} frames a second")
-    write_atomic(path, lambda aside: _encode(aside, path, chain([first], iterator), (height, width), fps, comment))
+    said = {"comment": comment, **(texts or {})}
+    write_atomic(path, lambda aside: _encode(aside, path, chain([first], iterator), (height, width), fps, said))
 
 
 # --------------------------------------------------------------------------------------------------- reading
@@ -163,7 +168,7 @@ def _iter_pyav(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator[P
             pixels = orientation_of(frame).apply(stored)
             shape = shape or pixels.shape
             if pixels.shape != shape:
-                raise DamagedVideo(path, f"changes its frame size at frame {count - 1}")
+                raise ChangesSize(path, f"changes its frame size at frame {count - 1}")
             yield np.ascontiguousarray(pixels)
             position += 1
             if position == len(wanted):
@@ -272,14 +277,16 @@ _X264 = {
 }
 
 
-def _encode(aside: Path, path: Path, frames: Iterable[Pixels], size: tuple[int, int], fps: float, comment: str) -> None:
+def _encode(
+    aside: Path, path: Path, frames: Iterable[Pixels], size: tuple[int, int], fps: float, texts: Mapping[str, str]
+) -> None:
     av = import_av()
     height, width = size
     rate = Fraction(fps).limit_denominator(1001)
     flags = {"movflags": "+faststart", "fflags": "+bitexact"}
     try:
         with av.open(str(aside), "w", format="mp4", options=flags) as container:
-            container.metadata.update({"comment": comment} if comment else {})
+            container.metadata.update({key: text for key, text in texts.items() if text})
             stream = container.add_stream("libx264", rate=rate, options=_X264)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             context = stream.codec_context

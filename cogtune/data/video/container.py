@@ -74,6 +74,12 @@ class DamagedVideo(VideoError):
     """The file opens, but cannot be decoded."""
 
 
+class ChangesSize(DamagedVideo):
+    """The frames are not all of one size."""
+
+    advice = "encode it again at one size (`ffmpeg -i IN OUT` does), or leave it out"
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """What a clip is.
@@ -93,6 +99,7 @@ class VideoInfo:
         uneven: share (0 to 1) of the clip's time by which frames come sooner or later than is usual in it.
         mirrored: whether players change left and right, before they turn it.
         interlaced: whether each frame holds the rows of two moments.
+        rate_told: whether the file says anything of time; if not, ``fps`` is a guess.
         times: seconds from the first frame to each, rising; empty when they are evenly spaced at ``fps``.
     """
 
@@ -111,6 +118,7 @@ class VideoInfo:
     uneven: float = 0.0
     mirrored: bool = False
     interlaced: bool = False
+    rate_told: bool = True
     times: tuple[float, ...] = ()
 
     @classmethod
@@ -169,7 +177,7 @@ def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeRes
             for picture in pictures:
                 shape = shape or (picture.width, picture.height)
                 if (picture.width, picture.height) != shape:
-                    raise DamagedVideo(path, f"changes its frame size at frame {frames}")
+                    raise ChangesSize(path, f"changes its frame size at frame {frames}")
                 if picture.is_corrupt:
                     first_damaged = first_damaged if damaged else frames
                     damaged += 1
@@ -240,6 +248,8 @@ def opened(
         raise DamagedVideo(path, f"cannot be opened: {reason_of(error)}") from error
     with container:
         check_unchanged(path, stamp)
+        if container.format.name == "webp_pipe" and _is_animated_webp(path):
+            raise NotAVideo(path, "is an animated WebP, which this build of PyAV cannot decode")
         if not (streams := moving_pictures(container)):
             raise NoVideoStream(path, "has no video stream")
         stream = streams[0]
@@ -247,6 +257,13 @@ def opened(
             raise DamagedVideo(path, "is in a codec that this build of PyAV cannot decode")
         stream.codec_context.thread_count = 1
         yield container, stream
+
+
+def _is_animated_webp(path: Path) -> bool:
+    """Whether the header has the flag for animation of the WebP container specification."""
+    with path.open("rb") as file:
+        head = file.read(21)
+    return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
 
 
 def moving_pictures(container: av.container.InputContainer) -> list[av.video.VideoStream]:

@@ -36,7 +36,8 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
         start = _start(path, container, stream)
         frame = start.frame
         count, ticks = _shown_frames(path, container, stream, start, tick)
-        timing = _timing(stream, count, ticks)
+        bare = bool(container.format.flags & import_av().format.Flags.no_timestamps.value)
+        timing = _told_timing(stream) if bare else _timing(stream, count, ticks)
         shown = orientation_of(frame)
         height, width = (frame.width, frame.height) if shown.on_its_side else (frame.height, frame.width)
         aspect = float(stream.sample_aspect_ratio or 1)
@@ -56,6 +57,7 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
             uneven=timing.uneven,
             mirrored=shown.mirrored,
             interlaced=_is_interlaced(path, container, stream, frame),
+            rate_told=not bare or bool(stream.codec_context.framerate),
             times=timing.times,
         )
 
@@ -242,6 +244,14 @@ _SHOWN: dict[str, Callable[[Any], bool]] = {"vp8": _vp8_is_shown, "vp9": _vp9_is
 
 def _tick_of(stream: av.video.VideoStream) -> Fraction:
     return stream.time_base or Fraction(1, 1000)
+
+
+def _told_timing(stream: av.video.VideoStream) -> Timing:
+    """The timing of a stream outside of any container, whose timestamps libav makes up: the rate that its head says.
+
+    Where that says none, it is what libav assumes.
+    """
+    return Timing(float(stream.codec_context.framerate or stream.average_rate or 1))
 
 
 def _timing(stream: av.video.VideoStream, count: int, ticks: Sequence[int]) -> Timing:

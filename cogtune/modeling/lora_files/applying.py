@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,27 +48,40 @@ def weights(lora: Lora) -> dict[str, Tensor]:
     return found
 
 
-def add_to(
-    transformer: CogVideoXTransformer3DModel,
-    lora: Lora,
-    *,
-    adapter: str = "lora",
-    scale: float = 1.0,
-    pipeline: Any = None,
-) -> None:
+def add_to(transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter: str = "lora", scale: float = 1.0) -> None:
     """Add a LoRA whose shapes fit to a transformer.
 
     Args:
-        scale: factor on the LoRA's strength.
-        pipeline: the transformer's pipeline, whose offloading is suspended meanwhile.
+        scale: the strength is multiplied by it.
 
     Raises:
         CogtuneError: the model's adapter differs from the file afterwards.
     """
-    config = {f"{_PREFIX}{key}": value for key, value in peft_config(lora).items()}
-    transformer.load_lora_adapter(weights(lora), adapter_name=adapter, metadata=config, _pipeline=pipeline)
-    transformer.set_adapters([adapter], [scale])
-    check_applied(transformer, lora, adapter=adapter, scale=scale)
+    add_all(transformer, {adapter: (lora, scale)})
+
+
+def add_all(transformer: CogVideoXTransformer3DModel, loras: Mapping[str, tuple[Lora, float]]) -> None:
+    """Add several LoRAs to a transformer.
+
+    Args:
+        loras: by the name of their adapters, each with what its strength is multiplied by.
+
+    Raises:
+        CogtuneError: what sits in the model afterwards is not what is in the files.
+    """
+    for adapter, (lora, _) in loras.items():
+        config = {f"{_PREFIX}{key}": value for key, value in peft_config(lora).items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is what is asked for
+            transformer.load_lora_adapter(weights(lora), adapter_name=adapter, metadata=config)
+    scale_all(transformer, {adapter: scale for adapter, (_, scale) in loras.items()})
+    for adapter, (lora, scale) in loras.items():
+        check_applied(transformer, lora, adapter=adapter, scale=scale)
+
+
+def scale_all(transformer: CogVideoXTransformer3DModel, scales: Mapping[str, float]) -> None:
+    """Set what the strengths of a transformer's adapters are multiplied by; adapters not named are off."""
+    transformer.set_adapters(list(scales), list(scales.values()))
 
 
 def start_from(transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter: str = "default") -> None:

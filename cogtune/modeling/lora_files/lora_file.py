@@ -16,6 +16,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cogtune.models.download import snapshot
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, refuse_shards
 from cogtune.system.errors import CogtuneError, UsageError
@@ -97,7 +98,7 @@ def find_lora(path: Path) -> Path:
     if not path.exists():
         raise UsageError(
             f"no such file or folder: {path}",
-            "pass a run folder, a checkpoint or a LoRA file; use `hf download` to fetch one from the Hub",
+            "pass a run folder, a checkpoint, a LoRA file, or the id of a LoRA on the Hub (user/name)",
         )
     if (path / "model_index.json").is_file():
         raise UsageError(f"{path} is a complete model, not a LoRA", "pass it as --model")
@@ -109,6 +110,34 @@ def find_lora(path: Path) -> Path:
         "pass one of these files" if candidates else "pass a run folder, a checkpoint or a LoRA file",
         details=[str(file) for file in candidates],
     )
+
+
+def lora_at(reference: str) -> Path:
+    """Return the LoRA file that ``reference`` means: as :func:`find_lora`, or ``user/name[/FILE]`` on the Hub.
+
+    Raises:
+        UsageError: there is none.
+        CogtuneError: the download failed.
+    """
+    path = Path(reference).expanduser()
+    parts = reference.split("/")
+    if path.exists() or len(parts) < 2 or not all(parts[:2]) or reference.startswith((".", "/", "~")):
+        return find_lora(path)
+    repo_id, name = "/".join(parts[:2]), "/".join(parts[2:])
+    folder = snapshot(
+        repo_id,
+        "model",
+        patterns=[name] if name else [*FILE_NAMES, ADAPTER_CONFIG],
+        otherwise=f"check the network, and the path if you meant a file: {path} does not exist",
+    )
+    if name and not (folder / name).is_file():
+        raise UsageError(f"the model {repo_id} on the Hub has no file {name}", "check the spelling")
+    if not name and _file_in(folder) is None:
+        raise UsageError(
+            f"the model {repo_id} on the Hub has no LoRA by one of the names {', '.join(FILE_NAMES)}",
+            f"pass the file too: {repo_id}/FILE.safetensors",
+        )
+    return find_lora(folder / name if name else folder)
 
 
 def open_file(path: Path) -> LoraFile:
