@@ -349,4 +349,4 @@ def test_a_machine_that_never_comes_is_not_waited_for_for_ever(clips: Path, tmp_
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        assert "of this machine is in use" in alone(0, other.getsockname()[1])
+        assert "is already in use on this machine" in alone(0, other.getsockname()[1])
