@@ -76,7 +76,7 @@ def test_ctrl_c_is_quiet_from_the_first_import_on() -> None:
 
 def test_version_and_bare_call_tell_what_there_is(cogtune: Cogtune) -> None:
     assert "dataset" in cogtune("--help").out
-    assert cogtune("--version").out == "cogtune 0.1.0\n"
+    assert cogtune("--version").out == "cogtune 0.2.0\n"
 
 
 def test_typos_get_the_nearest_word(cogtune: Cogtune, tmp_path: Path) -> None:

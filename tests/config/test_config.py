@@ -108,9 +108,9 @@ def test_a_run_yaml_that_was_cut_short_never_gives_defaults(tmp_path: Path) -> N
             read_run(tmp_path)
         assert str(tmp_path / "run.yaml") in caught.value.message
     (tmp_path / "run.yaml").write_text(text[: lines[10]] + "\n")
-    with pytest.raises(CogtuneError, match=r"run\.yaml is cut short, or another version wrote it: it lacks ") as caught:
+    with pytest.raises(CogtuneError, match=r"run\.yaml is truncated, or was written by another version: ") as caught:
         read_run(tmp_path)
-    assert "under 'config' in its state.json" in caught.value.hint
+    assert "from 'config' in a checkpoint's state.json" in caught.value.hint
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -576,7 +576,8 @@ def test_layers_that_the_base_lacks_are_refused(
         of(path, tiny("2b"))
     (detail,) = caught.value.details
     assert re.fullmatch(
-        r"2 of its \d+ layers are not in the base: transformer_blocks.40.attn1.to_q, transformer_blocks.41.attn1.to_q",
+        r"2 of its \d+ layers do not exist in the base: transformer_blocks.40.attn1.to_q, "
+        r"transformer_blocks.41.attn1.to_q",
         detail,
     )
 
@@ -595,7 +596,7 @@ def test_a_lora_of_another_width_is_refused_with_both_shapes_and_what_it_fits(
     with pytest.raises(CogtuneError, match="does not fit 2b") as caught:
         of(path, tiny("2b"))
     assert caught.value.details == (
-        "1 of its 1 layers have weights of another size: transformer_blocks.0.attn1.to_q: 3072x3072 in the LoRA, "
+        "1 of its 1 layers have another size in the base: transformer_blocks.0.attn1.to_q: 3072x3072 in the LoRA, "
         "256x256 in the base",
     )
     assert "it fits 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v" in caught.value.hint

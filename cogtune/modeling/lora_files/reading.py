@@ -273,7 +273,7 @@ def check_shapes(lora: Lora, shapes: Mapping[str, Sequence[int]], base: str) -> 
 
     Args:
         shapes: of the base's weights, by layer.
-        base: what the user calls the base.
+        base: the base's name for messages.
 
     Raises:
         CogtuneError: the base does not have all of its layers, or has them in another size.
