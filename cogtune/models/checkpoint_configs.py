@@ -20,7 +20,7 @@ from cogtune.models.variants import (
 )
 from cogtune.system.digests import digest
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import open_regular, os_errors_explained
 
 TIME_EMBED_DIM = 512
 """Numbers in an embedded timestep of the published models, and where a transformer's config does not say."""
@@ -259,7 +259,7 @@ def _file_fingerprint(path: Path) -> str:
     """
     size = path.stat().st_size
     hasher = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         if size <= _WHOLE_BELOW:
             while chunk := handle.read(1 << 20):
                 hasher.update(chunk)

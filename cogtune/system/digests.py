@@ -22,7 +22,7 @@ def digest(value: Any) -> str:
 def digest_file(path: Path) -> str:
     """32 hexadecimal digits that stand for a file's bytes (BLAKE2b)."""
     hasher = hashlib.blake2b(digest_size=16)
-    with os_errors_explained(path, "read"), path.open("rb") as handle:
+    with os_errors_explained(path, "read"), open_regular(path) as handle:
         while chunk := handle.read(1 << 20):
             hasher.update(chunk)
     return hasher.hexdigest()

@@ -142,6 +142,25 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of an ordinary file, however many.
+
+    Raises:
+        OSError: as :func:`open_regular`.
+    """
+    with open_regular(path) as file:
+        return file.read()
+
+
+def special_files(folder: Path) -> list[str]:
+    """Name what a folder holds, at any depth, that may be waited for without end: pipes, devices, sockets."""
+    return [
+        f"{path} is not an ordinary file"
+        for path in sorted(folder.rglob("*"))
+        if path.exists() and not path.is_file() and not path.is_dir()
+    ]
+
+
 def read_bytes(path: Path, most: int) -> bytes:
     """Return the bytes of an ordinary file.
 

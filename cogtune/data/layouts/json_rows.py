@@ -17,6 +17,7 @@ from cogtune.data.layouts.lines import NotTextError, as_utf8, lines_of
 from cogtune.data.layouts.media import may_be_clip
 from cogtune.data.layouts.spelling import normal
 from cogtune.system.errors import CogtuneError
+from cogtune.system.files import open_regular
 
 _HEAD = 4096
 
@@ -38,7 +39,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def is_array(path: Path) -> bool:
     """Return whether a JSON file begins as an array of objects does."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head, _ = as_utf8(file.read(_HEAD), is_whole=False)
     except (OSError, NotTextError):
         return False

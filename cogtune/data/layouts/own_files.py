@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from cogtune.system.files import open_regular
+
 MARK = "sampled by cogtune"
 """The comment in the metadata of every video that cogtune samples."""
 
@@ -65,7 +67,7 @@ def _begins_with(path: Path, text: str, most: int) -> bool:
     try:
         if not path.is_file():  # a pipe would be waited for without end
             return False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return text.encode() in file.read(most)
     except OSError:
         return False

@@ -28,7 +28,7 @@ from cogtune.data.layouts.own_files import is_quarantine, is_sampled
 from cogtune.data.layouts.rows import USUAL_NAMES
 from cogtune.data.layouts.spelling import nfc, normal
 from cogtune.system.errors import counted
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import os_errors_explained, read_regular
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _read_caption(
         findings.append(finding("missing-caption", sample_id, message, f"describe the clip in {file}"))
     else:
         with os_errors_explained(path, "read"):
-            data = folder.in_utf8(path.read_bytes(), str(file), sample_id, findings)
+            data = folder.in_utf8(read_regular(path), str(file), sample_id, findings)
         if data is None:
             return ""
         try:

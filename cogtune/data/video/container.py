@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from cogtune.data.video.stamp import Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError, counted
+from cogtune.system.files import open_regular
 from cogtune.system.stand_ins import HEAD, stand_in
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def opened(
     if not path.is_file():
         raise MissingVideo(path, "is a folder" if path.is_dir() else "is not there")
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             length = os.fstat(handle.fileno()).st_size
             if length == 0:
                 raise EmptyVideo(path, "is empty")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cogtune.data.video.stamp import FileChanged, Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError
+from cogtune.system.files import open_regular
 from cogtune.system.stand_ins import HEAD, stand_in
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def opened_image(path: Path, stamp: Stamp | None = None) -> Iterator[Image.Image
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             stat = os.fstat(handle.fileno())
             if stamp is not None and (stat.st_size, stat.st_mtime_ns, stat.st_ino) != stamp:
                 raise FileChanged(path)
@@ -65,7 +66,7 @@ def opened_image(path: Path, stamp: Stamp | None = None) -> Iterator[Image.Image
                 yield image
         check_unchanged(path, stamp)
     except UnidentifiedImageError as error:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             instead = stand_in(handle.read(HEAD))
         if instead is not None:
             raise CogtuneError(f"{path} is {instead.what}, not an image", instead.advice) from error

@@ -22,7 +22,7 @@ from cogtune.models.download import snapshot
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, refuse_shards
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import open_regular, os_errors_explained
 from cogtune.system.json_files import read_json
 from cogtune.system.stand_ins import HEAD, stand_in
 
@@ -150,7 +150,7 @@ def open_file(path: Path) -> LoraFile:
     Raises:
         CogtuneError: it cannot be read, or is something else.
     """
-    with os_errors_explained(path, "read"), path.open("rb") as file:
+    with os_errors_explained(path, "read"), open_regular(path) as file:
         start, size = file.read(HEAD), path.stat().st_size
     _refuse_text(path, start, size)
     header: dict[str, str] = {}
