@@ -118,8 +118,8 @@ def bench(request: BenchRequest, recipes: Sequence[Recipe] = ("preset",)) -> Ite
     other = _other(request)
     if request.alone:
         console.note(
-            f"one of {request.resolved.config.num_processes} processes, without the others: what they would send each "
-            "other takes no time here, and none of NCCL's memory"
+            f"measuring one of {request.resolved.config.num_processes} processes without the others; communication "
+            "between them takes no time, and no memory for NCCL"
         )
     with _staged(request) as made:
         for recipe in recipes:
@@ -149,14 +149,13 @@ def _other(request: BenchRequest) -> BenchRequest | None:
     if request.against is None:
         return None
     name, resolved = request.against
-    other = _narrowed(replace(request, preset=name, resolved=resolved, changes={}, alone=False, against=None))
-    mine, theirs = request.resolved.config, other.resolved.config
+    mine, theirs = request.resolved.config, resolved.config
     if (mine.model, mine.size) != (theirs.model, theirs.size):
         raise UsageError(
             f"--compare {name}: it trains {theirs.model} at {theirs.size}, and this run {mine.model} at {mine.size}",
             "compare presets of one model, at one size",
         )
-    return other
+    return _narrowed(replace(request, preset=name, resolved=resolved, changes={}, alone=False, against=None))
 
 
 def _narrowed(request: BenchRequest) -> BenchRequest:
@@ -183,22 +182,23 @@ def _narrowed(request: BenchRequest) -> BenchRequest:
     if found := why_not_tried(_present(request, config), estimate(config, spec), local_hardware()):
         several = config.num_processes > 1 and not request.alone
         raise UsageError(
-            f"{request.preset or 'this run'} cannot be measured here: {'; '.join(found)}",
-            "`cogtune plan` estimates it without any GPU" + ("; --num-processes N measures it on N" if several else ""),
+            f"cannot measure {request.preset or 'this run'} on this machine: {'; '.join(found)}",
+            "use `cogtune plan` to estimate it without a GPU"
+            + (", or --num-processes N to measure it on N GPUs" if several else ""),
         )
     return replace(request, resolved=replace(request.resolved, config=config))
 
 
 def _check_alone(config: RunConfig) -> None:
     if config.num_processes == 1:
-        raise UsageError("--alone measures one of several processes, and this run has one", "give --num-processes N")
+        raise UsageError("--alone requires a run of several processes", "pass --num-processes N")
     if config.strategy == "zero2":
         return
     why = {
-        "ddp": "under ddp nothing is shared out over the processes",
-        "zero2-offload": "under zero2-offload what is shared out is in the host's memory, which all processes take of",
-    }.get(config.strategy, f"under {config.strategy} a process needs the weights of the others")
-    raise UsageError(f"--alone is for strategy zero2: {why}", "`cogtune plan` estimates what each GPU takes")
+        "ddp": "with ddp nothing is sharded over the processes",
+        "zero2-offload": "with zero2-offload what is sharded is in host memory, which all processes share",
+    }.get(config.strategy, f"with {config.strategy} a process needs the weights of the others")
+    raise UsageError(f"--alone requires strategy zero2: {why}", "use `cogtune plan` to estimate the memory of each GPU")
 
 
 def _present(request: BenchRequest, config: RunConfig) -> RunConfig:
@@ -209,8 +209,8 @@ def _present(request: BenchRequest, config: RunConfig) -> RunConfig:
 def _known(config: RunConfig) -> None:
     if published(config.model) is None and not Path(config.model).is_dir():
         raise UsageError(
-            f"cogtune does not know the size of {config.model}",
-            f"bench one of {', '.join(VARIANTS)}, or a model's folder on this machine",
+            f"the size of {config.model} is unknown",
+            f"use one of {', '.join(VARIANTS)}, or a local model folder",
         )
 
 

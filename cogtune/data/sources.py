@@ -166,7 +166,7 @@ def locate_dataset(reference: str, *, download: bool = True) -> Path:
         try:
             snapshot(reference, "dataset", folder=target, otherwise="check the path, or the network")
         except CogtuneError as error:
-            raise CogtuneError(f"there is no folder {reference}, and {error.message}", error.hint) from error
+            raise CogtuneError(f"no such folder: {reference}; {error.message}", error.hint) from error
     elif not target.is_dir():
         raise CogtuneError(
             f"the dataset {reference} is not on this machine, and nothing may be downloaded now",

@@ -124,7 +124,7 @@ def _result_of(job: PixelJob, found: npt.NDArray[np.uint8] | str | Lost, patienc
     if not isinstance(found, Lost):
         return DecodedJob(job, torch.from_numpy(found))
     if found.silence:
-        return DecodeFailure(job, f"the decoder was still at work after {patience:g} s")
+        return DecodeFailure(job, f"decoding did not finish within {patience:g} s")
     return DecodeFailure(job, f"the decoder died of it ({found.end})")
 
 

@@ -95,7 +95,7 @@ def store_of(config: RunConfig) -> Store:
     """
     root = config.cache_folder
     if root == config.default_cache_folder and leads_out(root, config.data):
-        hint = f"delete the link, or, if that is where the cache is to be, give --cache-dir {root.resolve()}"
+        hint = f"delete the link, or pass --cache-dir {root.resolve()} to use that folder"
         refuse_links([root], config.data, hint)
     refuse_links_out(root)
     return Store(root)
@@ -311,7 +311,7 @@ def check_space(job: EncodePlan, spec: ModelSpec) -> None:
         raise CogtuneError(
             f"not enough disk space for the cache in {job.store.root}: it needs {format_bytes(needed)} more, "
             f"and {format_bytes(free)} are free",
-            "free some space, use a smaller --size, or put the cache elsewhere with --cache-dir",
+            "free some space, use a smaller --size, or choose another --cache-dir",
         )
 
 
@@ -350,15 +350,15 @@ def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
         [files.report(rank) for rank in range(processes)],
         files.log,
         environment=ENVIRONMENT,
-        if_stopped=lambda: "the same command goes on where it was",
+        if_stopped=lambda: "run the same command again to continue",
     )
     results = [read_json(result_path(files.folder, rank)) for rank in range(processes)]
     failures = [failure for result in results for failure in result["failures"]]
     if failures:
         noun = "a file" if len(failures) == 1 else f"{len(failures)} files"
         raise CogtuneError(
-            f"{noun} could not be decoded; everything else is cached",
-            "`cogtune dataset validate` looks closer; mend them or take them out, then run the same command again",
+            f"cannot decode {noun}; everything else is cached",
+            "run `cogtune dataset validate` for details; fix or remove them, then run the same command again",
             details=failures,
         )
     return results

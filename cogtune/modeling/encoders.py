@@ -107,7 +107,8 @@ class TextEncoder:
 
             tell(
                 f"the text encoder takes {weights / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free on the "
-                "GPU; loading its layers one at a time, which is slower"
+                "GPU; "
+                "loading its layers one at a time, which is slower"
             )
             cpu_offload(self.model, device)
 

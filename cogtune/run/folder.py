@@ -103,7 +103,7 @@ class RunFolder:
         return self.root / f"checkpoint-{step}"
 
     def checkpoint_folders(self) -> list[tuple[int, Path]]:
-        """Steps and folders that have a checkpoint's name, complete or not, in order."""
+        """List steps and folders named like a checkpoint, complete or not, in order."""
         found = ((step_of_checkpoint(path), path) for path in self.root.glob("checkpoint-*"))
         return sorted((step, path) for step, path in found if step is not None)
 

@@ -70,7 +70,7 @@ def read_list(folder: Path) -> Iterator[SampleEntry]:
         refuse((f"{path}: {problem}" for entry in values for problem in problems_in(entry, _Entry)), "")
     except CogtuneError as error:
         for problem in error.details or (error.message,):
-            console.warn(f"sample videos are left out: {problem}")
+            console.warn(f"ignoring sample videos: {problem}")
         return
     for entry in map(_Entry.model_validate, values):
         if Path(entry.file).name == entry.file and (folder / entry.file).is_file():

@@ -150,7 +150,7 @@ def _loss_scale(train_state: TrainState) -> float:
 
 
 def _not_finite(what: str, samples: Iterable[str], config: RunConfig, step: int) -> CogtuneError:
-    start = "resume from an earlier checkpoint" if checkpoints(config.output) else "start anew"
+    start = "resume from an earlier checkpoint" if checkpoints(config.output) else "start over"
     return CogtuneError(
         f"step {step + 1}: {what}",
         f"{start} with a lower --learning-rate, or remove these samples",

@@ -209,7 +209,7 @@ def test_plain_loads_the_frozen_base_in_fp32(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_model_of_unknown_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not know the size of me/mine"):
+    with pytest.raises(UsageError, match="the size of me/mine is unknown"):
         bench(request(tmp_path, model="me/mine"))
 
 
@@ -382,7 +382,7 @@ def test_presets_are_measured_one_after_another_and_it_goes_on_where_it_stopped(
     assert cli.main(["--measure", str(file), *keep, "--seconds", "5", "cpu-lora-tiny"]) == 1
     assert "cpu-lora-tiny: no time was left" in capsys.readouterr().err
     assert cli.main(["--measure", str(file), *keep, "cpu-lora-tiny", "8xa100-sft-5b-zero3"]) == 1
-    assert "8xa100-sft-5b-zero3: 8xa100-sft-5b-zero3 cannot be measured here" in capsys.readouterr().err
+    assert "8xa100-sft-5b-zero3: cannot measure 8xa100-sft-5b-zero3 on this machine" in capsys.readouterr().err
     (before,) = measurements.read(file)
     assert (before.preset, before.command) == (
         "cpu-lora-tiny", "cogtune bench --preset cpu-lora-tiny --steps 3 --warmup 2",
@@ -440,12 +440,12 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
 
 def test_alone_is_for_what_one_process_can_tell(tmp_path: Path) -> None:
     for strategy, count, told in (
-        ("ddp", 8, "under ddp nothing is shared out over the processes"),
-        ("zero3", 8, "under zero3 a process needs the weights of the others"),
-        ("zero3-offload", 8, "under zero3-offload a process needs the weights of the others"),
-        ("zero2-offload", 8, "in the host's memory"),
-        ("zero2", 1, "this run has one"),
-        ("zero2-offload", 1, "this run has one"),
+        ("ddp", 8, "with ddp nothing is sharded over the processes"),
+        ("zero3", 8, "with zero3 a process needs the weights of the others"),
+        ("zero3-offload", 8, "with zero3-offload a process needs the weights of the others"),
+        ("zero2-offload", 8, "is in host memory"),
+        ("zero2", 1, "--alone requires a run of several processes"),
+        ("zero2-offload", 1, "--alone requires a run of several processes"),
     ):
         flags = {"strategy": strategy, "num_processes": count}
         with pytest.raises(UsageError, match=told):

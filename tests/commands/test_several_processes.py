@@ -105,7 +105,7 @@ def test_machines_without_a_common_output(tmp_path: Path, monkeypatch: pytest.Mo
     assert together.ends(*own, strategy="zero2") == [refused] * 2
     assert together.ends(*shared, strategy="zero2") == ["", ""]
     assert together.ends(*own, strategy="ddp") == ["", ""]
-    refused = "machine 1 does not see the output folder of machine 0, as going on from a checkpoint needs"
+    refused = "machine 1 does not see the output folder of machine 0, which resuming requires"
     assert together.ends(*own, strategy="ddp", resume=tmp_path) == [refused] * 2
     assert together.ends(*shared, strategy="ddp", resume=tmp_path) == ["", ""]
     unwritable = together.ends(tmp_path / "file", shared[0], strategy="zero3")  # every process has the main one's error
@@ -180,9 +180,10 @@ def test_a_job_takes_no_files_place_and_carries_its_flags(clips: Path, tmp_path:
     mine.write_text("steps: 7  # mine")
     run = ("train", "--preset", "cpu-sft-tiny", "--data", clips, "--config", mine, "--slurm")
     for _ in range(2):  # the same again is no change
-        cogtune(*run, "job.sh", "--resume", "latest", "--force")
+        cogtune(*run, "job.sh", "--resume", "latest", "--force", "--decoder", "pyav")
     assert mine.read_text() == "steps: 7  # mine"
-    assert f"--config {tmp_path / 'job.sh.yaml'} --force --resume latest" in (tmp_path / "job.sh").read_text()
+    flags = "--force --decoder pyav --resume latest"
+    assert f"--config {tmp_path / 'job.sh.yaml'} {flags}" in (tmp_path / "job.sh").read_text()
     with (tmp_path / "job.sh").open("a") as script:
         script.write("# --partition\n")
     for place in ("job.sh", "job.yaml", "folder"):
@@ -320,10 +321,10 @@ def test_ddp_on_several_machines_wants_one_output_to_go_on(
         "train", "--config", tmp_path / "own1" / "launch-1" / "run.yaml", "--resume", "latest", "--machine-rank", 1,
         status=2,
     )  # fmt: skip
-    assert "all of them see the output folder of machine 0" in told.err
+    assert "all of them must see the output folder of machine 0" in told.err
     shutil.copytree(tmp_path / "own0" / "checkpoint-2", tmp_path / "own1" / "checkpoint-2")
     for ran in two_machines(("own0", "own1"), "--steps", 4, "--resume", "latest", status=1):
-        assert "machine 1 does not see the output folder of machine 0, as going on from a checkpoint" in ran.err
+        assert "machine 1 does not see the output folder of machine 0, which resuming requires" in ran.err
 
 
 @pytest.mark.slow
@@ -349,4 +350,4 @@ def test_a_machine_that_never_comes_is_not_waited_for_for_ever(clips: Path, tmp_
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        assert "of this machine is in use" in alone(0, other.getsockname()[1])
+        assert "is already in use on this machine" in alone(0, other.getsockname()[1])

@@ -244,7 +244,7 @@ def test_streamed_weights_give_the_same_frames_to_the_bit(
         told: list[str] = []
         setup = making.setup_of(replace(recipe, arrangement=arrangement, room=room))
         sampler = Sampler(setup, [PROMPT, ""], told.append)
-        assert any("layers go there one at a time" in line for line in told) == (room is not None)
+        assert any("loading its layers one at a time" in line for line in told) == (room is not None)
         return [sampler.sample(making.load_inputs(recipe, rows, 42, scale)) for scale in both]
 
     plain = videos(SamplingArrangement())
