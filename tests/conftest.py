@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(EXTENSIONS))
         patch.setenv("PATH", os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
         yield shared / "home"
+
+
+@pytest.fixture(scope="session")
+def torch_forked() -> None:
+    """Decoders are forked with torch imported, as in a process that encodes; a check of clips has a server without."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -1,35 +1,56 @@
-"""Flags made from the fields of :class:`RunConfig`, so that a key, its flag, its default and its help are one thing."""
+"""Flags made from the fields of :class:`RunConfig`: a key, its flag, its default and its help are defined once."""
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from cogtune.config.choices import DECODER_VARIABLE, Decoder
 from cogtune.config.fields import panel_of
 from cogtune.config.run_config import RunConfig
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 PresetName = Annotated[
     str | None,
-    typer.Option("--preset", help="Where to start from: a name from `cogtune presets`, or a YAML file of your own."),
+    typer.Option(
+        "--preset", help="Preset to start from: a name listed by `cogtune presets`, or a YAML file of your own."
+    ),
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="A YAML file of keys; stronger than the preset, weaker than flags."),
+    typer.Option("--config", help="YAML file of settings. Overrides the preset; flags override it."),
 ]
 
 Fit = Annotated[
     bool,
-    typer.Option("--fit", help="Use all GPUs of this machine, and the fastest strategy whose estimate fits them."),
+    typer.Option("--fit", help="Use all GPUs of this machine and the fastest strategy that is estimated to fit."),
+]
+
+ClipDecoder = Annotated[
+    Decoder | None,
+    typer.Option(
+        "--decoder",
+        help=r"What reads clips: PyAV, decord, or whichever is faster for each clip; frames are the same with each. "
+        rf"\[default: {DECODER_VARIABLE}, or auto]",
+        show_default=False,
+        rich_help_panel="Data",
+    ),
 ]
 
 
+def use_decoder(decoder: Decoder | None) -> None:
+    """Have this process, and those that it starts, read clips with the decoder that was given, if any."""
+    if decoder is not None:
+        os.environ[DECODER_VARIABLE] = decoder
+
+
 def _flag(name: str, *, first: bool = False) -> tuple[Any, typer.models.OptionInfo]:
-    """The type and the option of one configuration field; ``first`` puts it into the panel at the top."""
+    """Return a configuration field's type and Typer option; ``first`` puts it in the top panel of ``--help``."""
     field = RunConfig.model_fields[name]
     kind: Any = field.annotation
     if get_origin(kind) is tuple:
@@ -51,10 +72,10 @@ def _flag(name: str, *, first: bool = False) -> tuple[Any, typer.models.OptionIn
 
 
 def with_config_flags(*names: str, first: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a flag for each named field; it gets those that were given as the mapping ``flags``.
+    """Add a flag for each named field to a command, which receives those that were passed as the mapping ``flags``.
 
     Args:
-        first: those that the help shows in the panel at the top.
+        first: fields shown in the top panel of ``--help``.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

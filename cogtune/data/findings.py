@@ -113,7 +113,7 @@ class Finding:
 
 
 def finding(code: str, where: str, message: str, hint: str = "") -> Finding:
-    """The finding with this code and its row's severity.
+    """Return the finding with this code and its row's severity.
 
     Raises:
         KeyError: the code has no row: a fault of the program, not of the data.
@@ -122,7 +122,7 @@ def finding(code: str, where: str, message: str, hint: str = "") -> Finding:
 
 
 def not_utf8(name: str, number: int, error: UnicodeDecodeError) -> Finding:
-    """The finding about a line of ``name``, from the error of decoding that line."""
+    """Return the finding about a line of ``name``, from the error of decoding that line."""
     return finding(
         "not-utf8",
         f"{name}:{number}",
@@ -147,7 +147,7 @@ def as_rows(findings: Sequence[Finding], most: int | None = None) -> list[tuple[
 
 
 def listed(items: Sequence[object], most: int = 8) -> str:
-    """``items`` in words, the first ``most`` of them: ``3, 7 and 9``, or ``3, 7, 9 and 12 more``."""
+    """Return ``items`` in words, the first ``most`` of them: ``3, 7 and 9``, or ``3, 7, 9 and 12 more``."""
     shown = [str(item) for item in items[:most]]
     if len(items) > most:
         shown.append(f"{len(items) - most} more")

@@ -64,7 +64,7 @@ def write_prompts(path: Path, rows: Sequence[PromptRow], null_text: str) -> None
 
 
 def load_prompts(path: Path) -> tuple[tuple[PromptRow, ...], str]:
-    """The prompts saved at ``path``, and the key of the empty prompt.
+    """Return the prompts saved at ``path``, and the key of the empty prompt.
 
     Raises:
         CogtuneError: there are none, or they are not what was saved.
@@ -76,7 +76,7 @@ def load_prompts(path: Path) -> tuple[tuple[PromptRow, ...], str]:
 def prompt_jobs(
     store: Store, prompts: Sequence[Prompt], recipe: CacheKeySettings
 ) -> tuple[tuple[PromptRow, ...], EncodeJobs]:
-    """The rows of prompts, and what makes their entries."""
+    """Return the rows of prompts, and what makes their entries."""
     rows, texts, images = [], [], []
     for prompt in prompts:
         text, image = text_key(prompt.text, recipe), None
@@ -91,7 +91,7 @@ def prompt_jobs(
 
 
 def _view_of(store: Store, file: Path, frames: FrameSettings, *, from_video: bool) -> ClipView:
-    """The first frame of a sample video: as sampling takes an image; of a clip, the one that training takes.
+    """Return the first frame of a sample video: as sampling takes an image; of a clip, the one that training takes.
 
     Raises:
         CogtuneError: the clip cannot be read.
@@ -104,7 +104,7 @@ def _view_of(store: Store, file: Path, frames: FrameSettings, *, from_video: boo
 
 
 def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: bool) -> tuple[Prompt, ...]:
-    """What the sample videos of a run show; nothing for a run that makes none.
+    """Return what the sample videos of a run show; nothing for a run that makes none.
 
     Without prompts of its own a run shows its first caption, and without images an image-to-video model starts from
     the first frames of the first samples.
@@ -149,7 +149,7 @@ def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: 
 
 
 def _listed(value: str | None, key: str, problems: list[str]) -> list[str]:
-    """The entries of a list: lines of a text file, or parts of a line; paths in a file are relative to it."""
+    """Return the entries of a list: lines of a text file, or parts of a line; paths in a file are relative to it."""
     if value is None:
         return []
     if not is_list_file(value):

@@ -23,7 +23,7 @@ _FSDP = "pytorch_model_fsdp"
 
 
 def read_checkpoint(checkpoint: Path) -> SavedWeights:
-    """Where every weight of ``checkpoint`` is: a folder of ZeRO shards, of DeepSpeed without ZeRO, or of FSDP.
+    """Return where every weight of ``checkpoint`` is: a folder of ZeRO shards, of DeepSpeed without ZeRO, or of FSDP.
 
     The folder of the shards itself is taken too. Reads no weights.
 
@@ -70,7 +70,7 @@ def _refuse_universal(folder: Path) -> None:
 
 
 def _sharded(checkpoint: Path) -> list[Path]:
-    """The folders of shards in a checkpoint that may be a model's."""
+    """Return the folders of shards in a checkpoint that may be a model's."""
     found = sorted(path.parent for path in checkpoint.glob(f"*/{METADATA}"))
     models = [path for path in found if not path.name.startswith("optim")]
     return [path for path in models if path.name == f"{_FSDP}_0"] or models

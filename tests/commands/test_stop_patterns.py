@@ -125,7 +125,7 @@ def try_out(pattern: Pattern, clips: Path, cache: Path, folder: Path) -> None:
         assert left == [], [process.cmdline() for process in left]
         assert hit or pattern.moment == "end", told
         assert "Traceback" not in told
-        assert "something unforeseen" not in told
+        assert "unexpected error" not in told
         assert running.returncode in statuses(pattern), told
         for checkpoint in checkpoints(out):
             assert checkpoint.name == f"checkpoint-{read_state(checkpoint)['step']}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -30,11 +29,9 @@ from cogtune.data.video.clips import write_video
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import Reshape, Size
 from cogtune.models.variants import VARIANTS
-from tests.support import SUPPORT
+from tests.support import broken_decoder
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)
-
-BROKEN = (sys.executable, str(SUPPORT / "broken_decoder.py"))
 
 SPEC_1_0 = ModelSpec(
     num_layers=30,
@@ -226,7 +223,7 @@ def _with_broken_decoder(name: str) -> Callable[[Path], ValidationReport]:
         clip(root / f"{name}.mp4")
         clip(root / "good.mp4", grey=9)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(inspection, "COMMAND", BROKEN)
+            patch.setattr(inspection, "look", broken_decoder.look)
             patch.setenv("COGTUNE_STALL_SECONDS", "1.5")
             return check(root)
 
@@ -436,7 +433,7 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
         "good",
         "has the same caption as bad, but for capitals, punctuation or blanks",
     ),
-    "model-size": (_at_size("9x60x96", SPEC_1_0), "9x60x96", "height 60 is not a multiple of 16; 64 is"),
+    "model-size": (_at_size("9x60x96", SPEC_1_0), "9x60x96", "height 60 must be a multiple of 16, such as 64"),
     "model-advice": (
         _at_size("57x64x96", SPEC_1_0),
         "57x64x96",
@@ -693,23 +690,23 @@ def test_the_bytes_of_copies_are_read_once_if_that_is_remembered(
 
 
 LEARNED = (
-    "this model has learned positions, and they are for 49x480x720 alone "
-    "(diffusers takes others at another number of frames)"
+    "this model has learned positions, which only work at 49x480x720 "
+    "(diffusers uses others at another number of frames)"
 )
 
 
 @pytest.mark.parametrize(
     ("variant", "size", "told"),
     [
-        ("2b", "50x480x720", "50 frames: the VAE takes 8N+1, such as 49"),
-        ("2b", "49x480x724", "width 724 is not a multiple of 16; 720 is"),
+        ("2b", "50x480x720", "50 frames: the number must be 8N+1, such as 49"),
+        ("2b", "49x480x724", "width 724 must be a multiple of 16, such as 720"),
         ("5b-i2v", "49x480x736", LEARNED),
         ("5b-i2v", "41x480x720", LEARNED),
         ("2b", "49x256x256", "256x256: the model was trained at 480x720"),
         ("5b", "49x768x1360", "768x1360: the model was trained at 480x720"),
         ("1.5-5b", "81x576x1024", "576x1024: the model was trained at 768x1360"),
         ("1.5-5b-i2v", "81x576x1024", "576x1024: the model was trained with sides of 768 and 768 to 1360"),
-        ("1.5-5b", "80x768x1360", "80 frames: the VAE takes 8N+1, such as 81"),
+        ("1.5-5b", "80x768x1360", "80 frames: the number must be 8N+1, such as 81"),
         ("1.5-5b", "73x768x1360", "73 frames: the model was trained on 16N+1, up to 161"),
     ],
 )

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cogtune.commands import infer
-from cogtune.commands.infer import InferRequest, SamplingConfig
+import cogtune
+from cogtune.commands.infer import InferRequest, fill_in
 from cogtune.commands.validate import validation_set
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.facts import Facts
@@ -197,25 +197,9 @@ def test_the_image_of_a_sample_video_is_looked_at_before_a_run(
     assert "see-through.png has transparency (RGBA), which is dropped" in capsys.readouterr().err
 
 
-def test_infer_warns_of_transparency(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_infer_warns_of_transparency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = cutout(tmp_path / "a.png")
-    recipe = SamplingConfig(
-        base=tmp_path,
-        transformer=None,
-        lora=None,
-        spec=None,  # type: ignore[arg-type]
-        prompt="",
-        first_frame=None,
-        size=Size(9, 64, 96),
-        fps=8,
-        precision="fp32",
-    )
-    monkeypatch.setattr(infer, "fill_in", lambda request: recipe)
-    monkeypatch.setattr(infer, "load_pipeline", lambda recipe: None)
-    monkeypatch.setattr(infer, "sample", lambda *_: np.zeros((9, 64, 96, 3), np.uint8))
-    infer.generate(InferRequest(image=image), tmp_path / "out.mp4")
+    fill_in(InferRequest(model="tiny:5b-i2v", prompts=("x",), images=(image,)))
     assert "a.png has transparency (RGBA), which is dropped: the video starts from" in capsys.readouterr().err
 
 
@@ -257,7 +241,7 @@ def test_an_image_that_was_exchanged_is_not_read(tmp_path: Path) -> None:
 
 def test_there_is_one_reader_of_stills() -> None:
     """Pillow opens files in one module, so that what is said of stills here holds wherever they come from."""
-    package = Path(infer.__file__).parents[1]
+    package = Path(cogtune.__file__).parent
     opening = set()
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -17,13 +18,13 @@ import pytest
 from PIL import Image
 
 from cogtune.data.validation import inspection
-from cogtune.data.validation.inspection import Inspection, InspectionJob, inspect
+from cogtune.data.validation.inspection import Inspection, InspectionJob, inspect, prepare
 from cogtune.data.video.clips import write_video
 from cogtune.data.video.images import ImageInfo
+from cogtune.system import pool
 from cogtune.system.errors import CogtuneError
-from tests.support import SUPPORT
-
-BROKEN = SUPPORT / "broken_decoder.py"
+from cogtune.system.pool import Beat
+from tests.support import broken_decoder
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def clip(tmp_path: Path) -> Callable[[str], Path]:
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that clips of certain names break."""
-    monkeypatch.setattr(inspection, "COMMAND", (sys.executable, str(BROKEN)))
+    monkeypatch.setattr(inspection, "look", broken_decoder.look)
     monkeypatch.setenv("COGTUNE_STALL_SECONDS", "1.5")
 
 
@@ -56,7 +57,6 @@ def problems(seen: Inspection) -> list[str]:
 @pytest.mark.usefixtures("broken")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_decoder_that_breaks_takes_only_its_own_clip_with_it(clip: Callable[[str], Path], workers: int) -> None:
-    others = psutil.Process().children()  # other tests may have left those that start their decoders
     names = ["crash", "good-1", "abort", "hang", "good-2", "killed", "greedy", "once", "good-3"]
     told = dict(zip(names, look([InspectionJob(clip(name)) for name in names], workers), strict=True))
     assert {name: problems(seen) for name, seen in told.items()} == {
@@ -73,23 +73,43 @@ def test_a_decoder_that_breaks_takes_only_its_own_clip_with_it(clip: Callable[[s
         "good-3": [],
     }
     assert [name for name, seen in told.items() if seen.info is not None] == ["good-1", "good-2", "once", "good-3"]
-    assert psutil.Process().children() == others
+    left = [one.cmdline() for one in psutil.Process().children(recursive=True)]
+    assert all(
+        "multiprocessing.resource_tracker" in str(one) or "multiprocessing.forkserver" in str(one) for one in left
+    )
+    assert sum("multiprocessing.forkserver" in str(one) for one in left) == 1  # a decoder has the server's command line
+
+
+def without_av() -> None:
+    sys.modules["av"] = None  # type: ignore[assignment]
+    prepare()
+
+
+def with_a_fault_of_ours(limit: float, job: InspectionJob, beat: Beat) -> Inspection:
+    raise ValueError("a fault of ours")
+
+
+def ending() -> None:
+    raise SystemExit(3)
 
 
 def test_a_process_that_cannot_work_at_all_is_an_error_and_no_finding(
-    clip: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "av.py").write_text("raise ImportError('no such library')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(CogtuneError, match="PyAV cannot be imported: no such library"):
+    monkeypatch.setattr(inspection, "prepare", without_av)
+    with pytest.raises(CogtuneError, match="PyAV cannot be imported: import of av halted"):
         look([InspectionJob(clip("a"))])
-    monkeypatch.setattr(inspection, "COMMAND", (sys.executable, "-c", "raise ValueError('a fault of ours')"))
+    monkeypatch.setattr(inspection, "prepare", ending)
+    with pytest.raises(CogtuneError, match=r"does not start \(status 3\)"):
+        look([InspectionJob(clip("a"))])
+    monkeypatch.undo()
+    monkeypatch.setattr(inspection, "look", with_a_fault_of_ours)
     with pytest.raises(CogtuneError, match="a fault of ours"):
         look([InspectionJob(clip("a"))])
 
 
 def test_without_jobs_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "COMMAND", ("no-such-program",))
+    monkeypatch.setattr(pool, "Pool", None)
     assert look([]) == []
 
 
@@ -127,7 +147,7 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_running(clip: Callable[[str], Pa
     code = (
         "import sys, threading, time; threading.Thread(target=time.sleep, args=(1000,), daemon=True).start(); "
         "from cogtune.data.validation import inspection; "
-        f"inspection.COMMAND = (sys.executable, {str(BROKEN)!r}); "
+        "from tests.support import broken_decoder; inspection.look = broken_decoder.look; "
         "from cogtune.cli import main; main(['dataset', 'validate', '.'])"
     )
     process = subprocess.Popen(
@@ -140,7 +160,7 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_running(clip: Callable[[str], Pa
     )
     watched = psutil.Process(process.pid)
     deadline = time.monotonic() + 600
-    while len(workers := watched.children()) < 2 and time.monotonic() < deadline and process.poll() is None:
+    while len(workers := decoders(watched)) < 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     if to == "a thread":
         time.sleep(1)  # until it waits for the clips
@@ -152,3 +172,10 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing_running(clip: Callable[[str], Pa
     assert b"Traceback" not in err
     assert b"interrupted" in err
     assert psutil.wait_procs(workers, timeout=600)[1] == []
+
+
+def decoders(process: psutil.Process) -> list[psutil.Process]:
+    """The processes that open clips for this one: forked by the server that is its child."""
+    with contextlib.suppress(psutil.Error):
+        return [one for child in process.children() for one in child.children()]
+    return []

@@ -157,7 +157,7 @@ def test_what_is_documented_comes_before_what_is_almost_so(tmp_path: Path) -> No
     files = {"a.mp4": "", "a.txt": "beside", "sub/metadata.csv": "file_name,text\nx.mp4,no\n", "x.json": "[{}]"}
     dataset = read_dataset(lay_out(tmp_path, files))
     assert (dataset.layout, pairs(dataset), dataset.findings) == (
-        "captions beside clips",
+        "sidecar captions",
         [("a.mp4", "beside")],
         (),
     )

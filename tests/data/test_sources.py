@@ -269,7 +269,7 @@ def test_captions_beside_clips(tmp_path: Path) -> None:
     lay_out(root / ".cogtune", x_mp4="", x_txt="hidden")
     (root / "._b.mp4").write_bytes(b"what a Mac leaves")
     dataset = read_dataset(root)
-    assert dataset.layout == "captions beside clips"
+    assert dataset.layout == "sidecar captions"
     assert [(sample.id, sample.caption) for sample in dataset.samples] == [
         ("a/c", "café"),
         ("b", "Two lines,\none caption."),

@@ -15,25 +15,32 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, get_args
 
 import psutil
 import pytest
 import torch
 
+from cogtune.config.choices import DECODER_VARIABLE, Decoder
 from cogtune.config.resolving import resolve
 from cogtune.data.cache.index import ClipJob, EncodeJobs, TextJob, missing
 from cogtune.data.frames import ClipView
 from cogtune.data.sources import read_dataset
+from cogtune.data.video import clips as video
 from cogtune.data.video.stamp import stamp_of
 from cogtune.encoding import jobs as caching
 from cogtune.encoding import worker
-from cogtune.encoding.decoders import MOST_HELD, DecodedJob, DecodeFailure, PixelJob, decoding, default_workers, load
-from cogtune.encoding.jobs import EncodeOptions, EncodePlan, job_for, prepare, share
+from cogtune.encoding.decoders import MOST_HELD, DecodedJob, DecodeFailure, decoding, default_workers
+from cogtune.encoding.jobs import EncodeOptions, EncodePlan, make_encode_plan, prepare, share
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
 from cogtune.system.errors import CogtuneError
+from cogtune.system.pool import Pool
 from tests.conftest import Cogtune
+from tests.support.decoders import die_or_hang, speck
 from tests.support.runs_in_process import Stop
+
+pytestmark = pytest.mark.usefixtures("torch_forked")
 
 Jobs = Callable[..., EncodePlan]
 
@@ -44,10 +51,10 @@ def job(clips: Path, tiny: Callable[[str], Path], tmp_path: Path) -> Jobs:
 
     def made(model: str = "2b", *, cache: str = "cache", workers: int = 0, **flags: object) -> EncodePlan:
         flags = {"data": clips, "cache_dir": tmp_path / cache, "workers": workers, **flags}
-        config = resolve(preset_name="cpu-lora-tiny", flags=flags).config.anchored()
+        config = resolve(preset_name="cpu-lora-tiny", flags=flags).config.with_absolute_paths()
         spec = read_spec(tiny(model))
         prepared = prepare(config, spec, tiny(model), read_dataset(clips))
-        return job_for(prepared, config, spec, tiny(model))
+        return make_encode_plan(prepared, config, spec, tiny(model))
 
     return made
 
@@ -60,18 +67,6 @@ def entries(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.safetensors")}
 
 
-def die_or_hang(job: PixelJob) -> torch.Tensor:
-    """A decoder that the first clip kills and the second hangs; others are decoded."""
-    assert isinstance(job, ClipJob)
-    if job.video.name.startswith("01"):
-        os.kill(os.getpid(), 11)
-    if job.video.name.startswith("02"):
-        time.sleep(1000)
-    if job.video.name.startswith("03"):
-        raise ZeroDivisionError("of its own")
-    return load(job)
-
-
 def test_decoders_give_what_this_process_would_and_one_that_dies_takes_one_clip(job: Jobs) -> None:
     clips = job().todo.clips
     alone = {item.job.key: item.pixels for item in drain(clips, workers=0) if isinstance(item, DecodedJob)}
@@ -80,7 +75,7 @@ def test_decoders_give_what_this_process_would_and_one_that_dies_takes_one_clip(
     reasons = {item.job.video.name[:2]: item.reason for item in found if isinstance(item, DecodeFailure)}  # type: ignore[union-attr]
     assert reasons == {
         "01": "the decoder died of it (SIGSEGV)",
-        "02": "the decoder was still at work after 6 s",
+        "02": "decoding did not finish within 6 s",
         "03": "ZeroDivisionError: of its own",
     }
     others = [item for item in found if isinstance(item, DecodedJob)]
@@ -99,14 +94,28 @@ def test_the_bytes_are_those_of_the_plain_path(job: Jobs) -> None:
     """Decoders in processes, two processes sharing, the writer behind: none of it shows in an entry."""
     plain, pooled, shared = (job("5b-i2v", cache=name) for name in ("plain", "pooled", "shared"))
     assert encode(plain).complete
-    assert encode(replace(pooled, engine=EncodeOptions(workers=1))).complete
-    shared = replace(shared, engine=EncodeOptions(processes=2, workers=0))
+    assert encode(replace(pooled, options=EncodeOptions(workers=1))).complete
+    shared = replace(shared, options=EncodeOptions(processes=2, workers=0))
     outcomes = [worker.encode(shared, Stop(), rank=rank) for rank in range(2)]  # type: ignore[arg-type]
     assert sum(outcome.clips for outcome in outcomes) == 6
     expected = entries(plain.store.root)
     assert len(expected) == 6 + 7 + 6
     assert entries(pooled.store.root) == expected
     assert entries(shared.store.root) == expected
+
+
+def test_entries_are_the_same_with_each_decoder(job: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the decoder belongs neither to their keys nor to a run's configuration."""
+    read = []
+    sound = video._open_decord
+    monkeypatch.setattr(video, "_open_decord", lambda path: read.append(path) or sound(path))
+    for decoder in get_args(Decoder):
+        monkeypatch.setenv(DECODER_VARIABLE, decoder)
+        assert encode(job(cache=decoder, skip_start=1)).complete
+    found = [entries(job(cache=decoder, skip_start=1).store.root) for decoder in get_args(Decoder)]
+    assert found[0].keys() == found[1].keys() == found[2].keys()
+    assert found[0] == found[1] == found[2]
+    assert len(read) == 6
 
 
 def test_a_clip_that_cannot_be_decoded_is_named_after_the_others_are_stored(job: Jobs, tmp_path: Path) -> None:
@@ -154,7 +163,7 @@ def test_a_full_disk_is_told_and_leaves_whole_entries(job: Jobs) -> None:
 
 def test_a_disk_without_room_is_refused_with_figures(job: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     work = job("5b-i2v")
-    spec = read_spec(work.checkpoint)
+    spec = read_spec(work.base_model_dir)
     caching.check_space(work, spec)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10_000, 9_000, 1_000))
     with pytest.raises(CogtuneError, match=r"needs 6\d\d kB more, and 1 kB are free"):
@@ -164,7 +173,7 @@ def test_a_disk_without_room_is_refused_with_figures(job: Jobs, monkeypatch: pyt
 def test_the_estimate_is_what_the_entries_take(job: Jobs) -> None:
     for precision in ("fp32", "bf16"):
         work = job("5b-i2v", cache=precision, precision=precision)
-        estimate = caching.bytes_needed(work.todo, read_spec(work.checkpoint), work.precision)
+        estimate = caching.bytes_needed(work.todo, read_spec(work.base_model_dir), work.precision)
         encode(work)
         taken = sum(len(data) for data in entries(work.store.root).values())
         headers = 19 * caching._ENTRY_OVERHEAD
@@ -181,7 +190,7 @@ def test_shares_cover_the_work_once_and_weigh_the_same() -> None:
     assert sorted(job.key for part in parts for job in part.clips) == [job.key for job in clips]
     assert sorted(job.key for part in parts for job in part.texts) == [job.key for job in texts]
     assert [len(part.texts) for part in parts] == [2000, 2000, 0, 0]  # not worth loading the encoder four times
-    seconds = [caching.seconds_of(part) + (10 if part.texts else 0) for part in parts]
+    seconds = [caching.estimated_seconds(part) + (10 if part.texts else 0) for part in parts]
     assert max(seconds) - min(seconds) < 2.0
     assert [len(part.texts) for part in (share(EncodeJobs((), texts[:7], ()), rank, 4) for rank in range(4))] == [
         7,
@@ -191,8 +200,11 @@ def test_shares_cover_the_work_once_and_weigh_the_same() -> None:
     ]
 
 
-def speck(job: PixelJob) -> torch.Tensor:
-    return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+def pool_behind(results: Any) -> Pool[Any, Any]:
+    """The pool that gives what :func:`decoding` gives."""
+    inner = results.gi_frame.f_locals[".0"]
+    pool: Pool[Any, Any] = inner.gi_frame.f_locals["self"]
+    return pool
 
 
 def test_lookahead_is_bounded_by_file_handles(job: Jobs) -> None:
@@ -201,13 +213,13 @@ def test_lookahead_is_bounded_by_file_handles(job: Jobs) -> None:
     with decoding(many, 1, limit=1 << 60, load=speck) as results:
         found = iter(results)
         before = next(found)
-        pool = found.gi_frame.f_locals["self"]  # type: ignore[attr-defined]
-        while pool.count_held < MOST_HELD:
+        pool = pool_behind(found)
+        while pool.held < MOST_HELD:
             time.sleep(0.05)
         while pool.ready.qsize() < MOST_HELD - 1:
             time.sleep(0.05)
         assert psutil.Process().num_fds() < MOST_HELD + 100  # libraries, logs and pipes have some too
-        assert len(pool.waiting) == len(many) - MOST_HELD
+        assert pool.taken == MOST_HELD
         assert sum(item is not None for item in found) == len(many) - (before is not None)
 
 
@@ -217,12 +229,12 @@ def test_lookahead_is_bounded_by_bytes(job: Jobs) -> None:
     with decoding(clips, 1, limit=2 * one) as results:
         found = iter(results)
         time.sleep(0.1)
-        pool = found.gi_frame.f_locals["self"]  # type: ignore[attr-defined]
+        pool = pool_behind(found)
         while pool.ready.qsize() < 2:
             time.sleep(0.05)
         time.sleep(0.3)
         assert pool.ready.qsize() == 2
-        assert len(pool.waiting) == 4
+        assert pool.taken == 2
         assert len(list(found)) == 6
 
 

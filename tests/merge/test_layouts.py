@@ -23,19 +23,9 @@ from safetensors.torch import load_file
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import MOST_DESCRIPTION, read_archive
 from cogtune.system.errors import CogtuneError
-from tests.merge.test_merge import (
-    BUFFER,
-    Bomb,
-    Weights,
-    assert_same,
-    launch,
-    loaded,
-    random_model,
-    random_weights,
-    rank_file,
-    write_zero,
-)
+from tests.merge.test_merge import Bomb, assert_same, launch, loaded, rank_file
 from tests.support import SUPPORT
+from tests.support.zero_checkpoints import BUFFER, Weights, random_model, random_weights, write_zero
 
 
 @pytest.fixture(scope="module")

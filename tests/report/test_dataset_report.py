@@ -188,6 +188,7 @@ def _draw(task: Task) -> Shown:
     return Shown((0,), (Picture(task.video.stem.encode(), 1, 1, (0, 0, 1, 1)),), None)
 
 
+@pytest.mark.usefixtures("torch_forked")
 def test_a_clip_that_kills_or_hangs_its_decoder_costs_nothing_but_its_pictures() -> None:
     seen = ClipView((0,), Size(1, 64, 96), (64, 96))
     names = ["a", "kills", "b", "", "hangs", "c"]

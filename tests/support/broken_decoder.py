@@ -1,4 +1,4 @@
-"""The process that opens clips, with a decoder that fails as real ones do on clips whose names say how."""
+"""A look at a clip with a decoder that fails as real ones do on clips whose names say how."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from cogtune.data.validation import inspector
+from cogtune.data.validation import inspection
+from cogtune.data.validation.inspection import Inspection, InspectionJob
 from cogtune.data.video.container import VideoInfo
+from cogtune.data.video.probing import probe as sound
+from cogtune.system.pool import Beat
 
-sound = inspector.probe
+sound_look = inspection.look
+
+
+def look(limit: float, job: InspectionJob, beat: Beat) -> Inspection:
+    """What stands in for :func:`cogtune.data.validation.inspection.look`."""
+    inspection.probe = probe
+    return sound_look(limit, job, beat)
 
 
 def probe(path: Path, tick: Callable[[], None]) -> VideoInfo:
@@ -30,7 +39,3 @@ def probe(path: Path, tick: Callable[[], None]) -> VideoInfo:
         path.with_suffix(".died").touch()
         os.abort()
     return sound(path, tick)
-
-
-inspector.probe = probe
-raise SystemExit(inspector.main())

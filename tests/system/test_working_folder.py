@@ -93,7 +93,6 @@ def test_every_process_starts_where_there_is_nothing_to_import(clips: Path, tmp_
 
 
 STARTED = (
-    "cogtune.data.validation.inspector",
     "cogtune.encoding.worker",
     "cogtune.training.launcher",
     "cogtune.training.worker",

@@ -79,7 +79,7 @@ def _is_saved(folder: Folder) -> bool:
 
 
 def _reaches_out(folder: Folder) -> list[Finding]:
-    """What the library would open outside the folder: links, and files that its own descriptions name.
+    """Return what the library would open outside the folder: links, and files that its own descriptions name.
 
     Raises:
         CogtuneError: a description cannot be read; or cogtune's own files lie where the library would read them.
@@ -114,7 +114,7 @@ def _reaches_out(folder: Folder) -> list[Finding]:
 
 
 def _links_out(folder: Folder) -> list[str]:
-    """The folders that are links leading out; they are not walked into, but the library would."""
+    """Return the folders that are links leading out; they are not walked into, but the library would."""
     found = []
     for at in sorted({parent for file in folder.files for parent in file.parents} | {PurePosixPath()}):
         with os.scandir(folder.root / at) as entries:
@@ -144,7 +144,7 @@ def _named_files(folder: Folder) -> Iterator[tuple[str, str]]:
 
 
 def _descriptions(folder: Folder) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What the library reads of where data is: the head of the dataset's card, and the file that overrides it.
+    """Yield what the library reads of where data is: the head of the dataset's card, and the file that overrides it.
 
     Raises:
         CogtuneError: one of them is not YAML.
@@ -212,7 +212,7 @@ def _refuse_own_files(folder: Folder) -> None:
 
 
 def _load(folder: Folder, media: Path) -> tuple[str, Any]:
-    """The name of the split to read and its ``datasets.Dataset``, whose clips and images are not decoded.
+    """Return the name of the split to read and its ``datasets.Dataset``, whose clips and images are not decoded.
 
     Raises:
         CogtuneError: the library is not installed or cannot read the folder, or no split is the obvious one.
@@ -264,7 +264,7 @@ def _rows(root: Path, table: Any) -> Iterator[dict[str, Any]]:
 
 
 def _file_of(value: Any, unnamed: str, root: Path, media: Path) -> tuple[Any, Path | None]:
-    """The path that a cell holds, and where its bytes are now, if it holds any; another value as it is."""
+    """Return the path that a cell holds, and where its bytes are now, if it holds any; another value as it is."""
     path = value
     if isinstance(value, Mapping) and "bytes" in value:
         path, value = value.get("path"), value["bytes"]
@@ -277,7 +277,7 @@ def _file_of(value: Any, unnamed: str, root: Path, media: Path) -> tuple[Any, Pa
 
 
 def _written(data: bytes, media: Path, suffix: str) -> Path:
-    """The file that holds ``data``; written if it is not there."""
+    """Return the file that holds ``data``; written if it is not there."""
     name = hashlib.blake2b(data, digest_size=16).hexdigest()
     path = media / name[:2] / f"{name}{suffix.lower()}"
     if not path.is_file() or path.stat().st_size != len(data):

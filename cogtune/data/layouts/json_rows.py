@@ -36,7 +36,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_array(path: Path) -> bool:
-    """Whether a JSON file begins as an array of objects does."""
+    """Return whether a JSON file begins as an array of objects does."""
     try:
         with path.open("rb") as file:
             head, _ = as_utf8(file.read(_HEAD), is_whole=False)
@@ -58,7 +58,7 @@ def is_map(folder: Folder, name: str) -> bool:
 
 
 def read_json_rows(folder: Folder, name: str, findings: list[Finding]) -> Table:
-    """The objects in a file; what is wrong with a line or an item becomes a finding."""
+    """Return the objects in a file; what is wrong with a line or an item becomes a finding."""
     data = folder.read_text(name, findings)
     if data is None:
         return Table((), ())
@@ -90,7 +90,7 @@ def read_json_rows(folder: Folder, name: str, findings: list[Finding]) -> Table:
 
 
 def _read_array(folder: Folder, name: str, data: bytes, findings: list[Finding]) -> Table:
-    """The items of an array.
+    """Return the items of an array.
 
     Raises:
         CogtuneError: it is not JSON.

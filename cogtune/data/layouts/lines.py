@@ -45,7 +45,7 @@ def as_utf8(data: bytes, *, is_whole: bool = True) -> tuple[bytes, str]:
 
 
 def raw_lines(data: bytes, *, keepends: bool = False) -> list[bytes]:
-    """The lines of a text file as bytes, without its byte order mark."""
+    """Return the lines of a text file as bytes, without its byte order mark."""
     return data.removeprefix(codecs.BOM_UTF8).splitlines(keepends)
 
 
@@ -59,7 +59,7 @@ def lines_of(data: bytes) -> Iterator[tuple[int, str | UnicodeDecodeError]]:
 
 
 def listed_lines(data: bytes) -> list[str | UnicodeDecodeError]:
-    """The lines of a list, blank ones at its end left out."""
+    """Return the lines of a list, blank ones at its end left out."""
     lines = [line for _, line in lines_of(data)]
     while lines and lines[-1] == "":
         lines.pop()
@@ -67,7 +67,7 @@ def listed_lines(data: bytes) -> list[str | UnicodeDecodeError]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether ``text`` is whole: JSON and file names may hold half a character (a lone surrogate)."""
+    """Return whether ``text`` is whole: JSON and file names may hold half a character (a lone surrogate)."""
     try:
         text.encode()
     except UnicodeEncodeError:

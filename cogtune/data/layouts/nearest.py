@@ -65,7 +65,7 @@ class Nearest:
         return alike[0], "paths found in other upper and lower case"
 
     def where_to_look(self, text: str) -> str:
-        """The hint about a path that is not there: the nearest file, or where paths start."""
+        """Return the hint about a path that is not there: the nearest file, or where paths start."""
         path = PurePosixPath(posixpath.normpath(unquoted(text).replace("\\", "/")))
         if found := self.elsewhere(text):
             return f"paths start at the dataset's folder: write {found}"
@@ -80,7 +80,7 @@ class Nearest:
         return f"paths start at {self.folder.root}"
 
     def elsewhere(self, text: str) -> str:
-        """The file that a path means in another folder of the dataset; empty when there is none, or several."""
+        """Return the file that a path means in another folder of the dataset; empty when there is none, or several."""
         path = posixpath.normpath(unquoted(text).replace("\\", "/"))
         wanted = normal(path).lstrip("/")
         for prefix in self._prefixes:
@@ -122,7 +122,7 @@ def same_name(name: str, there: Iterable[str], others: Sequence[str] = ()) -> st
 
 
 def look_alike(path: Path) -> str:
-    """The hint about a file of the user's that is not there: the nearest name in its folder, or nothing."""
+    """Return the hint about a file of the user's that is not there: the nearest name in its folder, or nothing."""
     try:
         names = [other.name for other in itertools.islice(path.parent.iterdir(), _MOST_COMPARED)]
     except OSError:

@@ -120,7 +120,7 @@ def _said_in(data: bytes) -> str:
 
 @lru_cache(maxsize=1)
 def _pairs(folder: Folder) -> _Pairs:
-    """Those of a folder: worked out once for finding out its layout and for reading it."""
+    """Return those of a folder: worked out once for finding out its layout and for reading it."""
     return _Pairs(folder)
 
 
@@ -140,9 +140,9 @@ def _read(folder: Folder) -> LayoutContent:
     clips = [clip for clip in clips if clip not in sampled]
     samples = []
     names = ids([PurePosixPath(nfc(str(clip))) for clip in clips])
-    for number, (identity, clip) in enumerate(zip(names, clips, strict=True), start=1):
-        text = _read_caption(folder, identity, clip, pairs.clips[clip], findings)
-        samples.append(Sample(identity, folder.root / clip, text))
+    for number, (sample_id, clip) in enumerate(zip(names, clips, strict=True), start=1):
+        text = _read_caption(folder, sample_id, clip, pairs.clips[clip], findings)
+        samples.append(Sample(sample_id, folder.root / clip, text))
         if number % 1000 == 0:
             folder.tell(number, len(clips))
     own = [*folder.own, *sorted(map(str, sampled)), *_check_strays(pairs, findings)]
@@ -150,7 +150,7 @@ def _read(folder: Folder) -> LayoutContent:
         message = f"cogtune wrote {listed(own, 5)}: not read as data"
         findings.append(finding("own-files", str(folder.root), message))
     findings += _left_out(pairs)
-    return LayoutContent(BESIDE.name, samples, findings)
+    return LayoutContent(SIDECAR.name, samples, findings)
 
 
 def _is_usable(folder: Folder, clip: PurePosixPath, findings: list[Finding]) -> bool:
@@ -165,21 +165,21 @@ def _is_usable(folder: Folder, clip: PurePosixPath, findings: list[Finding]) -> 
 
 
 def _read_caption(
-    folder: Folder, identity: str, clip: PurePosixPath, caption: _Caption | None, findings: list[Finding]
+    folder: Folder, sample_id: str, clip: PurePosixPath, caption: _Caption | None, findings: list[Finding]
 ) -> str:
-    """The whole text of a sample's caption file; empty, with a finding, when it cannot be had."""
+    """Return the whole text of a sample's caption file; empty, with a finding, when it cannot be had."""
     file = clip.with_suffix(CAPTION_SUFFIX) if caption is None else caption.file
     path = folder.root / file
-    if caption is not None and (problem := folder.outside(file, identity, "its caption ")) is not None:
+    if caption is not None and (problem := folder.outside(file, sample_id, "its caption ")) is not None:
         findings.append(problem)
     elif caption is None or not path.is_file():  # a pipe would be waited for without end
         state = "is no plain file" if path.exists() else "is not there"
         other = _almost(folder, clip) if caption is None else ""
         message = f"{clip} has no caption: {file} {state}{other}"
-        findings.append(finding("missing-caption", identity, message, f"describe the clip in {file}"))
+        findings.append(finding("missing-caption", sample_id, message, f"describe the clip in {file}"))
     else:
         with os_errors_explained(path, "read"):
-            data = folder.in_utf8(path.read_bytes(), str(file), identity, findings)
+            data = folder.in_utf8(path.read_bytes(), str(file), sample_id, findings)
         if data is None:
             return ""
         try:
@@ -188,7 +188,7 @@ def _read_caption(
             line = data.count(b"\n", 0, error.start) + 1
             byte = error.start - data.rfind(b"\n", 0, error.start)
             message = f"byte {byte} of line {line} of {file}, 0x{data[error.start]:02x}, is not UTF-8"
-            findings.append(finding("not-utf8", identity, message, f"save {file} again as UTF-8"))
+            findings.append(finding("not-utf8", sample_id, message, f"save {file} again as UTF-8"))
         else:
             if caption.how:
                 folder.taken(str(folder.root), caption.how, str(file))
@@ -197,7 +197,7 @@ def _read_caption(
 
 
 def _almost(folder: Folder, clip: PurePosixPath) -> str:
-    """What lies beside a clip under its name and is no caption that can be read, in words."""
+    """Return what lies beside a clip under its name and is no caption that can be read, in words."""
     alike = folder.by_stem.get(_normal_stem(clip), [])
     others = [file.name for file in alike if not may_be_clip(file) and not is_image(file)]
     return f"; {listed(others, 3)} is, which is not read as one" if others else ""
@@ -247,16 +247,16 @@ def _left_out(pairs: _Pairs) -> Iterator[Finding]:
 
 def _detect(folder: Folder) -> DataFormat | None:
     pairs = _pairs(folder).clips.values()
-    return "beside" if any(caption is not None and not caption.how for caption in pairs) else None
+    return "sidecar" if any(caption is not None and not caption.how for caption in pairs) else None
 
 
 def _almost_detect(folder: Folder) -> DataFormat | None:
-    return "beside" if any(caption is not None for caption in _pairs(folder).clips.values()) else None
+    return "sidecar" if any(caption is not None for caption in _pairs(folder).clips.values()) else None
 
 
-BESIDE = Layout(
-    ("beside",),
-    "captions beside clips",
+SIDECAR = Layout(
+    ("sidecar",),
+    "sidecar captions",
     "a folder of clips, each with a text file of the same name beside it (a.mp4, a.txt)",
     _detect,
     _read,

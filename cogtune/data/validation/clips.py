@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cogtune.data.findings import Finding, finding
-from cogtune.data.frames import FrameSettings, frames_given, settings_for, view
+from cogtune.data.frames import FrameSettings, available_frames, settings_for, view
 from cogtune.data.video.container import VideoInfo
 from cogtune.data.video.images import ImageInfo
 from cogtune.data.video.timing import standstill
@@ -78,7 +78,7 @@ def check_clip(where: str, info: VideoInfo, settings: FrameSettings, *, any_fram
 
 
 def _check_length(where: str, info: VideoInfo, settings: FrameSettings, *, any_frames: bool) -> Iterator[Finding]:
-    count, given = settings.size.num_frames, frames_given(info, settings)
+    count, given = settings.size.num_frames, available_frames(info, settings)
     if given < count:
         rate = "" if settings.sampling == "uniform" else f" at {settings.fps:g} fps"
         skipped = f" from frame {settings.skip_start} on" if settings.skip_start else ""
@@ -119,7 +119,7 @@ def _check_length(where: str, info: VideoInfo, settings: FrameSettings, *, any_f
 
 
 def _seconds(info: VideoInfo, first: int, last: int, last_for: float | None = None) -> float:
-    """How long frames ``first`` to ``last`` are shown; the last one for as long as most, or for ``last_for``."""
+    """Return how long frames ``first`` to ``last`` are shown; the last one for as long as most, or for ``last_for``."""
     if last < first:
         return 0.0
     return info.time_of(last) - info.time_of(first) + (last_for or 1 / info.fps)

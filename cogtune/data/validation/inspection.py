@@ -1,31 +1,23 @@
-"""Looking at clips in other processes, so that one which kills or hangs its decoder is a finding, and no more."""
+"""Looking at clips in other processes, so that one which kills or hangs its decoder is a finding, and no more.
+
+A damaged file can make a decoder hang, crash or ask for all the memory there is. There it takes one process with it
+and nothing else.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import queue
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-from collections import deque
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO
 
-from cogtune.data.validation.inspector import HUNG, stall_seconds
-from cogtune.data.video.container import VideoInfo
-from cogtune.data.video.images import ImageInfo
-from cogtune.system.children import environment
+from cogtune.data.video.container import DamagedVideo, VideoError, VideoInfo, check_decoded, decode_all, import_av
+from cogtune.data.video.images import HINT, ImageInfo, measure_image
+from cogtune.data.video.probing import probe
 from cogtune.system.errors import CogtuneError
-from cogtune.system.safe_path import STANDARD_LIBRARY
-
-COMMAND = (sys.executable, "-m", "cogtune.data.validation.inspector")
-"""What starts one of the processes."""
+from cogtune.system.pool import Beat, Lost, PoolOptions, processing, usable_cores
 
 ATTEMPTS = 2
 """A process may also die, or stand still, for reasons that are not the clip's: each clip gets a second one."""
@@ -33,10 +25,17 @@ ATTEMPTS = 2
 MOST_WORKERS = 8
 """Each takes about 60 MB; beyond eight, a disk is the bottleneck more often than a core."""
 
+STALL_VARIABLE = "COGTUNE_STALL_SECONDS"
+"""Environment variable: how long a decoder may go without giving anything before it counts as hung."""
 
-LISTENS = 0.5
-"""Seconds after which the wait for answers is begun anew: only between two waits does Python see a Ctrl-C that came
-just before one, or that the system gave to another thread."""
+STALL_SECONDS = 30.0
+
+SECONDS_PER_BYTE = 1e-7
+"""What a file's size adds to that while it is opened: some have to be read to their end for it."""
+
+MOST_MEMORY = 4 << 30
+"""Bytes of address space that a look may take; a damaged header may ask for any amount. A clip of 8K takes about a
+quarter of it."""
 
 
 @dataclass(frozen=True)
@@ -63,84 +62,6 @@ class Inspection:
     problems: tuple[tuple[str, str, str], ...]
 
 
-class _Worker:
-    """One of the processes, and the job it is at. Its answers come into ``heard``; an empty one is its end."""
-
-    def __init__(self, heard: queue.SimpleQueue[tuple[_Worker, bytes]]) -> None:
-        self.place, self.job, self.attempt = -1, InspectionJob(Path()), 0
-        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in end())
-        self.process = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            cwd=STANDARD_LIBRARY,
-            env=environment(),
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.questions, self.answers, self.heard = self.process.stdin, self.process.stdout, heard
-        self.listener = threading.Thread(target=self._listen, daemon=True)  # Windows can wait for no pipe
-        self.listener.start()
-
-    def _listen(self) -> None:
-        for line in self.answers:
-            self.heard.put((self, line))
-        self.heard.put((self, b""))
-
-    def ask(self, place: int, job: InspectionJob, attempt: int) -> None:
-        self.place, self.job, self.attempt = place, job, attempt
-        image = job.image and str(job.image.absolute())  # it works in another folder
-        question = {"video": str(job.video.absolute()), "image": image, "full": job.full}
-        with contextlib.suppress(BrokenPipeError):  # it is dead: its silence will tell
-            self.questions.write(json.dumps(question).encode() + b"\n")
-            self.questions.flush()
-
-    def answer(self, line: bytes) -> Inspection | None:
-        """What it found; None when it died over it.
-
-        Raises:
-            CogtuneError: it cannot work at all.
-        """
-        if not line.endswith(b"\n") and not line.endswith(b"}"):
-            return None
-        value = json.loads(line)
-        if "failed" in value:
-            message, hint = value["failed"]
-            raise CogtuneError(message, hint)
-        info = None if value["info"] is None else VideoInfo.from_dict(value["info"])
-        image = None if value["image"] is None else ImageInfo(**value["image"])
-        return Inspection(info, image, tuple((code, message, hint) for code, message, hint in value["problems"]))
-
-    def epitaph(self) -> Inspection:
-        """The finding about the clip that it died over.
-
-        Raises:
-            CogtuneError: it never got as far as a clip.
-        """
-        status, name = self.process.wait(), self.job.video.name
-        self.errors.seek(0)
-        said = self.errors.read().decode(errors="replace").splitlines()
-        if status > 0 and said:  # Python ended it in good order: no decoder does that
-            raise CogtuneError("the process that opens clips fails", "the last of it says why", details=said[-20:])
-        if status == HUNG:
-            message = f"{name} hangs the decoder: it gave nothing for {stall_seconds():g} seconds"
-            return Inspection(None, None, (("decoder-hung", message, "encode it again, or leave it out"),))
-        reason = signal.Signals(-status).name if status < 0 else f"status {status}"
-        if reason == "SIGKILL":
-            reason += ", as the system does when memory runs out"
-        message = f"{name} kills the decoder ({reason})"
-        return Inspection(None, None, (("decoder-died", message, "encode it again, or leave it out"),))
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.listener.join()
-        for stream in (self.questions, self.answers, self.errors):
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
-
-
 def inspect(
     jobs: Iterable[InspectionJob], *, workers: int | None = None
 ) -> Generator[tuple[int, Inspection], None, None]:
@@ -152,52 +73,108 @@ def inspect(
     Raises:
         CogtuneError: the processes cannot work.
     """
-    workers = workers or min(MOST_WORKERS, _usable_cores())
-    waiting = enumerate(jobs)
-    again: deque[tuple[int, InspectionJob, int]] = deque()
-
-    def following() -> tuple[int, InspectionJob, int] | None:
-        if again:
-            return again.popleft()
-        return next(((place, job, 1) for place, job in waiting), None)
-
-    heard: queue.SimpleQueue[tuple[_Worker, bytes]] = queue.SimpleQueue()
-    at_work: set[_Worker] = set()
-    with contextlib.ExitStack() as stack:
-
-        def start(task: tuple[int, InspectionJob, int]) -> None:
-            worker = _Worker(heard)
-            stack.callback(worker.end)
-            at_work.add(worker)
-            worker.ask(*task)
-
-        while len(at_work) < workers and (task := following()) is not None:
-            start(task)
-        while at_work:
-            try:
-                worker, line = heard.get(timeout=LISTENS)
-            except queue.Empty:
-                continue
-            if worker not in at_work:  # it was ended
-                continue
-            seen = worker.answer(line)
-            died = seen is None
-            if seen is None:
-                if worker.attempt < ATTEMPTS:
-                    again.append((worker.place, worker.job, worker.attempt + 1))
-                else:
-                    yield worker.place, worker.epitaph()
-            else:
-                yield worker.place, seen
-            task = following()
-            if died or task is None:
-                at_work.remove(worker)
-                worker.end()
-                if task is not None:
-                    start(task)
-            else:
-                worker.ask(*task)
+    limit = stall_seconds()
+    options = PoolOptions[InspectionJob](
+        patience=limit,
+        preload=["numpy", "av", "cogtune.data.validation.inspection"],
+        prepare=prepare,
+        attempts=ATTEMPTS,
+    )
+    absolute = (  # the processes work in another folder
+        InspectionJob(job.video.absolute(), job.image and job.image.absolute(), job.full) for job in jobs
+    )
+    with processing(partial(look, limit), absolute, workers or min(MOST_WORKERS, usable_cores()), options) as results:
+        for item in results:
+            if item is not None:
+                place, job, seen = item
+                yield place, _epitaph(job.video.name, seen, limit) if isinstance(seen, Lost) else seen
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def stall_seconds() -> float:
+    """The time limit, from the environment or by default."""
+    try:
+        return max(0.01, float(os.environ[STALL_VARIABLE]))
+    except (KeyError, ValueError):
+        return STALL_SECONDS
+
+
+def _epitaph(name: str, lost: Lost, limit: float) -> Inspection:
+    """The finding about a clip that a process was lost over."""
+    if lost.silence:
+        message = f"{name} hangs the decoder: it gave nothing for {limit:g} seconds"
+        return Inspection(None, None, (("decoder-hung", message, "encode it again, or leave it out"),))
+    memory = ", as the system does when memory runs out" if lost.end == "SIGKILL" else ""
+    message = f"{name} kills the decoder ({lost.end}{memory})"
+    return Inspection(None, None, (("decoder-died", message, "encode it again, or leave it out"),))
+
+
+# ------------------------------------------------------------------------------------------- in a process
+
+
+def look(limit: float, job: InspectionJob, beat: Beat) -> Inspection:
+    """What there is to see of one clip and its image; ``limit`` as :func:`stall_seconds` gives it."""
+    problems: list[tuple[str, str, str]] = []
+    info, image = None, None
+
+    def tick() -> None:
+        beat(limit)
+
+    try:
+        _allow_for_size(job.video, limit, beat)
+        info = probe(job.video, tick)
+        if job.full:
+            decoded = decode_all(job.video, tick)
+            info = replace(info, interlaced=info.interlaced or decoded.interlaced)
+            check_decoded(job.video, info.num_frames, decoded)
+    except Exception as error:
+        problem = error if isinstance(error, VideoError) else _unforeseen(job.video, error)
+        problems.append((problem.code, f"{job.video.name} {problem.reason}", problem.hint))
+    if job.image is not None and not job.image.is_file():
+        problems.append(("missing-image", f"{job.image.name} is not there", "check the path"))
+    elif job.image is not None:
+        try:
+            _allow_for_size(job.image, limit, beat)
+            image = measure_image(job.image, full=job.full)
+        except Exception as error:
+            if not isinstance(error, CogtuneError):
+                error = CogtuneError(f"cannot read the image {job.image}: {error}", HINT)
+            problems.append(("unreadable-image", error.message, error.hint))
+    return Inspection(info, image, tuple(problems))
+
+
+def _allow_for_size(path: Path, limit: float, beat: Beat) -> None:
+    """Give the opening of a file the time that its size may take."""
+    with contextlib.suppress(OSError):
+        limit += path.stat().st_size * SECONDS_PER_BYTE
+    beat(limit)
+
+
+def _unforeseen(video: Path, error: Exception) -> VideoError:
+    if isinstance(error, MemoryError):
+        return DamagedVideo(video, f"asks for more memory than {MOST_MEMORY >> 30} GiB")
+    return DamagedVideo(video, f"makes the decoder fail: {type(error).__name__}: {error}")
+
+
+def prepare() -> None:
+    """Let this process be the one that ends when a decoder goes wrong, and keep what libraries print to itself.
+
+    Raises:
+        CogtuneError: PyAV cannot be imported.
+    """
+    import_av()
+    with open(os.devnull, "wb") as nothing:  # noqa: PTH123 (a device, not a file)
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    import psutil
+
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = psutil.Process().memory_info().vms + MOST_MEMORY
+    with contextlib.suppress(OSError, ValueError):  # not every system has this limit
+        resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -61,7 +61,7 @@ class Remaining:
 
 
 def without_quarantined(dataset: Dataset, path: Path) -> Remaining:
-    """The dataset without the samples that the file ``path`` names, nor what was found about them.
+    """Return the dataset without the samples that the file ``path`` names, nor what was found about them.
 
     Raises:
         UsageError: no sample remains.
@@ -79,7 +79,7 @@ def without_quarantined(dataset: Dataset, path: Path) -> Remaining:
 
 
 def read_quarantine(path: Path) -> dict[str, None]:
-    """The ids that the file names, in its order.
+    """Return the ids that the file names, in its order.
 
     Raises:
         UsageError: it is not UTF-8.

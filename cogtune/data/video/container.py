@@ -124,7 +124,7 @@ class VideoInfo:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> VideoInfo:
-        """What ``dataclasses.asdict`` gave, read back from JSON."""
+        """Return what ``dataclasses.asdict`` gave, read back from JSON."""
         return cls(**{**fields, "times": tuple(fields["times"])})
 
     def time_of(self, index: int) -> float:
@@ -209,7 +209,7 @@ def check_decoded(path: Path, promised: int, decoded: DecodeResult) -> None:
 
 
 def import_av() -> Any:
-    """The library ``av``.
+    """Return the library ``av``.
 
     Raises:
         CogtuneError: it is not installed.
@@ -276,7 +276,7 @@ def _is_animated_webp(path: Path) -> bool:
 
 
 def moving_pictures(container: av.container.InputContainer) -> list[av.video.VideoStream]:
-    """The streams of moving pictures, best first: those that can be decoded, then by their pixels.
+    """Return the streams of moving pictures, best first: those that can be decoded, then by their pixels.
 
     A cover picture is none of them; of what may be a preview, a poster and the film itself, the film comes first.
     """
@@ -295,7 +295,7 @@ _BOXES = frozenset(b"ftyp moov mdat moof free skip wide uuid meta sidx mfra styp
 
 
 def _check_boxes(path: Path, handle: BinaryIO, length: int) -> bool:
-    """Whether the file is an MP4 or MOV; if so, its boxes must be complete.
+    """Return whether the file is an MP4 or MOV; if so, its boxes must be complete.
 
     Decoders promise all frames of a file that is cut, or call it no video at all; the boxes tell which it is.
 
@@ -327,7 +327,7 @@ def _check_boxes(path: Path, handle: BinaryIO, length: int) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """What libav or the system says went wrong, without its number."""
+    """Return what libav or the system says went wrong, without its number."""
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 

@@ -94,7 +94,7 @@ def _too_large(path: Path, error: Exception) -> CogtuneError:
 
 
 def measure_image(path: Path, *, full: bool) -> ImageInfo:
-    """What the picture in ``path`` is; every pixel is decoded with ``full``, or where it may be see-through.
+    """Return what the picture in ``path`` is; every pixel is decoded with ``full``, or where it may be see-through.
 
     Raises:
         CogtuneError: the file is no image, cannot be read, or has pixels that :func:`read_image` refuses.
@@ -134,7 +134,7 @@ def image_warnings(path: Path) -> list[str]:
 
 
 def transparency_of(image: Image.Image) -> str:
-    """The image's mode if a pixel of it is see-through, else nothing."""
+    """Return the image's mode if a pixel of it is see-through, else nothing."""
     if not image.has_transparency_data:
         return ""
     lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
@@ -142,7 +142,7 @@ def transparency_of(image: Image.Image) -> str:
 
 
 def read_image(path: Path, stamp: Stamp | None = None) -> npt.NDArray[np.uint8]:
-    """The picture in ``path``, turned as its EXIF orientation says: ``uint8 [H, W, 3]``.
+    """Return the picture in ``path``, turned as its EXIF orientation says: ``uint8 [H, W, 3]``.
 
     16 bits a colour become 8, and colours of another space than sRGB, which the file's profile (ICC) names, become
     sRGB. What lies under transparency is kept, as it is of a clip.

@@ -92,7 +92,7 @@ def _hdr(context: Any) -> str:
 
 
 def _has_alpha(frame: av.VideoFrame, stream: av.video.VideoStream) -> bool:
-    """Whether a pixel has an opacity; WebM keeps it apart from the picture, and says so in a tag.
+    """Return whether a pixel has an opacity; WebM keeps it apart from the picture, and says so in a tag.
 
     Every GIF is decoded with one: there the first frame has to be see-through somewhere.
     """
@@ -120,7 +120,7 @@ class _Start:
 
 
 def _start(path: Path, container: av.container.InputContainer, stream: av.video.VideoStream) -> _Start:
-    """How a clip begins: from its first packets alone if these will do, which spares the frames in the queue."""
+    """Return how a clip begins: from its first packets alone if these will do, which spares the frames in the queue."""
     av = import_av()
     with contextlib.suppress(av.FFmpegError):
         packets = container.demux(stream)
@@ -147,7 +147,7 @@ def _shown_frames(
     start: _Start,
     tick: Callable[[], None],
 ) -> tuple[int, Sequence[int]]:
-    """How many frames decoding gives, and when each is shown, in rising ticks of the stream.
+    """Return how many frames decoding gives, and when each is shown, in rising ticks of the stream.
 
     The timestamps are as many as the frames, or it is not known to which frame each belongs and there are none.
     """
@@ -194,7 +194,7 @@ class _Packet:
 
 
 def _shown_packets(path: Path, codec: str, tick: Callable[[], None]) -> list[_Packet]:
-    """The packets that hold a frame which is shown."""
+    """Return the packets that hold a frame which is shown."""
     is_shown: Callable[[Any], bool] = _SHOWN.get(codec, lambda _: True)
     with opened(path) as (container, stream):
         found = []
@@ -206,7 +206,7 @@ def _shown_packets(path: Path, codec: str, tick: Callable[[], None]) -> list[_Pa
 
 
 def _decoded_times(path: Path, tick: Callable[[], None]) -> list[int | None]:
-    """The timestamp of each frame that decoding gives."""
+    """Return the timestamp of each frame that decoding gives."""
     with opened(path) as (container, stream):
         times = []
         for frame in decoded_frames(path, container, stream):
@@ -216,7 +216,7 @@ def _decoded_times(path: Path, tick: Callable[[], None]) -> list[int | None]:
 
 
 def _vp8_is_shown(packet: Any) -> bool:
-    """The bit ``show_frame`` of RFC 6386, 9.1."""
+    """Return the bit ``show_frame`` of RFC 6386, 9.1."""
     return bool(memoryview(packet)[0] & 0x10)
 
 
@@ -255,7 +255,7 @@ def _told_timing(stream: av.video.VideoStream) -> Timing:
 
 
 def _timing(stream: av.video.VideoStream, count: int, ticks: Sequence[int]) -> Timing:
-    """The timing that the timestamps show; without usable ones, what the container claims."""
+    """Return the timing that the timestamps show; without usable ones, what the container claims."""
     claimed = (stream.average_rate, stream.guessed_rate)
     timing = measure(ticks, _tick_of(stream), claimed)
     if timing is not None:

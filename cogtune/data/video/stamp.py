@@ -23,7 +23,7 @@ class FileChanged(CogtuneError):
 
 
 def as_stamp(value: Sequence[int] | None) -> Stamp | None:
-    """A stamp that was read back from JSON."""
+    """Return a stamp that was read back from JSON."""
     if value is None:
         return None
     size, modified, inode = value
@@ -31,7 +31,7 @@ def as_stamp(value: Sequence[int] | None) -> Stamp | None:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """How a file stands now.
+    """Return how a file stands now.
 
     Raises:
         CogtuneError: there is no such file.

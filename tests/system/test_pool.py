@@ -1,0 +1,101 @@
+"""Processes that may be killed: what comes back, in what order, and what is left."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+
+from cogtune.system.errors import CogtuneError
+from cogtune.system.pool import Beat, Lost, PoolOptions, processing
+
+Answer = tuple[int, npt.NDArray[np.int64]]
+
+
+def answer(job: int, beat: Beat) -> Answer:
+    """The job and an array; the first jobs take longest, and the third dies."""
+    if job == 2:
+        os.abort()
+    time.sleep(max(0.0, 0.3 - 0.1 * job))
+    return job, np.arange(job * 1000)
+
+
+def slow_but_alive(job: int, beat: Beat) -> int:
+    for _ in range(6):
+        time.sleep(0.25)
+        beat(0.5)
+    if job:
+        time.sleep(1000)
+    return job
+
+
+def allowed_more(job: int, beat: Beat) -> int:
+    beat(30.0)
+    time.sleep(1.0)
+    return job
+
+
+def results(workers: int, *, ordered: bool) -> list[Answer | Lost]:
+    options = PoolOptions[int](patience=60, preload=["numpy"], ordered=ordered, most_held=4)
+    with processing(answer, range(8), workers, options) as found:
+        return [item[2] for item in found if item is not None]
+
+
+def test_results_come_in_order_with_their_arrays() -> None:
+    found = results(3, ordered=True)
+    assert found[2] == Lost("SIGABRT")
+    for place, one in enumerate(found):
+        if not isinstance(one, Lost):
+            number, array = one
+            assert number == place
+            np.testing.assert_array_equal(array, np.arange(place * 1000))
+            array[:] = 0  # it is ours
+    assert len(found) == 8
+
+
+def test_or_as_they_are_ready() -> None:
+    numbers = [one[0] for one in results(3, ordered=False) if not isinstance(one, Lost)]
+    assert sorted(numbers) == [0, 1, 3, 4, 5, 6, 7]
+    assert numbers[0] != 0
+
+
+def test_a_sign_of_life_is_enough_and_silence_ends_a_process() -> None:
+    options = PoolOptions[int](patience=0.5, preload=[], ordered=True)
+    with processing(slow_but_alive, [0, 1], 2, options) as found:
+        assert [item[2] for item in found if item is not None] == [0, Lost(silence=0.5)]
+    with processing(allowed_more, [5], 1, options) as found:
+        assert [item[2] for item in found if item is not None] == [5]
+
+
+def test_jobs_are_taken_up_as_there_is_room_and_nothing_is_left_at_work() -> None:
+    taken: list[int] = []
+
+    def jobs() -> range:
+        return range(100)
+
+    options = PoolOptions[int](patience=60, preload=["numpy"], most_held=4, cost=lambda _: 1, most_cost=100)
+    with processing(answer, (taken.append(job) or job for job in jobs()), 2, options) as found:  # type: ignore[func-returns-value]
+        next(found)
+        time.sleep(1.0)
+        assert len(taken) <= 6  # held, one given out, one looked at
+    left = [one for child in psutil.Process().children() for one in child.children()]
+    assert left == []
+
+
+def test_an_error_of_the_job_itself_is_one_of_ours() -> None:
+    options = PoolOptions[int](patience=60, preload=[])
+    with pytest.raises(CogtuneError, match="ZeroDivisionError"), processing(divide, [1, 0], 1, options) as found:
+        list(found)
+
+
+def divide(job: int, beat: Beat) -> float:
+    return 1 / job
+
+
+def test_without_processes_the_jobs_are_done_here() -> None:
+    with processing(divide, [1, 2], 0, PoolOptions[int](patience=1, preload=[])) as found:
+        assert list(found) == [(0, 1, 1.0), (1, 2, 0.5)]
