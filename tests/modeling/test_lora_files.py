@@ -732,7 +732,7 @@ def test_a_folder_without_a_lora_names_those_below_it(ours: CogVideoXTransformer
     (tmp_path / "model" / "model_index.json").touch()
     with pytest.raises(UsageError, match="is a complete model") as caught:
         find_lora(tmp_path / "model")
-    with pytest.raises(UsageError, match="hf download"):
+    with pytest.raises(UsageError, match="the id of a LoRA on the Hub"):
         find_lora(tmp_path / "gone")
 
 
