@@ -176,10 +176,11 @@ def _refuse_archive(path: Path) -> None:
     Raises:
         CogtuneError: it is such an archive.
     """
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+    names: list[str] = []
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged one may raise anything
         names = archive.namelist()
-        if names and not any(name.endswith("data.pkl") for name in names):
-            raise CogtuneError(f"{path} is a zip archive with {names[0]} in it, not weights", "unpack it first")
+    if names and not any(name.endswith("data.pkl") for name in names):
+        raise CogtuneError(f"{path} is a zip archive with {names[0]} in it, not weights", "unpack it first")
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -116,10 +116,10 @@ def read_lora(path: Path) -> Lora:
     without = [name for name, pair in pairs.items() if pair.magnitude is None]
     if not problems and without and len(without) < len(pairs):
         problems.append(
-            f"it is a DoRA, and {len(without)} of its {len(pairs)} layers have no magnitude{_example(without)}"
+            f"it is a DoRA, but {len(without)} of its {len(pairs)} layers have no magnitude{_example(without)}"
         )
     elif not problems and without and opened.config.get("use_dora"):
-        problems.append("it says that it is a DoRA, and has no magnitudes")
+        problems.append("its settings say DoRA, but it has no magnitudes")
     if problems:
         raise CogtuneError(f"cannot use {path}: a part of it would be ignored", _what_now(opened), details=problems)
     return Lora(
