@@ -107,4 +107,4 @@ def check_bytes(sources: Iterable[Values], on_bytes: Callable[[int], None]) -> l
     with ThreadPoolExecutor(max_workers=4) as pool:  # checksums are computed outside the interpreter's lock
         sound = list(pool.map(lambda record: record.is_sound(on_bytes), records))
     damaged = dict.fromkeys(record.path for record, fine in zip(records, sound, strict=True) if not fine)
-    return [f"{path.name} is damaged: its weights do not have their checksum" for path in damaged]
+    return [f"{path.name} is damaged: checksum mismatch in its weights" for path in damaged]

@@ -201,8 +201,8 @@ def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None
     if not fits:
         least = arrangements.card_bytes(workload(config, spec), arrangement) / (1 - arrangements.MARGIN)
         raise UsageError(
-            f"--vram {config.vram} is not enough: by the estimate this run takes {least / 1e9:.1f} GB or more",
-            f"--vram {least / 1e9 + 0.05:.1f}GB, or a smaller --size, --rank or --batch-size",
+            f"--vram {config.vram} is not enough: this run is estimated to need at least {least / 1e9:.1f} GB",
+            f"use --vram {least / 1e9 + 0.05:.1f}GB, or a smaller --size, --rank or --batch-size",
         )
 
 

@@ -106,7 +106,7 @@ def _explain_unwritable_stdout() -> Iterator[None]:
         sys.stdout = None  # else Python tries again at its end, and says so
         raise CogtuneError(
             f"cannot write the results to stdout: {error.strerror}",
-            "the work itself is done and its files are whole; to see the results, send stdout somewhere else",
+            "the work is done and its files are complete; to see the results, redirect stdout elsewhere",
         ) from error
 
 

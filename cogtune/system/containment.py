@@ -63,7 +63,9 @@ def refuse_links_out(folder: Path) -> None:
     Raises:
         CogtuneError: with every link that leads out.
     """
-    refuse_links(links_out(folder), folder, "delete the link; nothing is written, deleted or read through it")
+    refuse_links(
+        links_out(folder), folder, "delete the link; cogtune does not read, write or delete anything through it"
+    )
 
 
 def refuse_links(links: Iterable[Path], folder: Path, hint: str) -> None:

@@ -169,7 +169,7 @@ def _discard(folder: Path, target: Path) -> str:
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        return f"{folder} could not be deleted ({error.strerror or error}): nothing needs it"
+        return f"cannot delete {folder} ({error.strerror or error}); it is no longer needed"
     return ""
 
 

@@ -78,9 +78,9 @@ def exclusive_folder(folder: Path, name: str = LOCK, *, wait: bool = False, wait
         if not _held(handle, _UNTOLD if wait else 0.0):
             if not wait:
                 raise CogtuneError(
-                    f"another process is at work in {folder}", "wait for it, stop it, or choose another folder"
+                    f"another process is using {folder}", "wait for it, stop it, or choose another folder"
                 )
-            console.note(waiting or f"waiting for another process that is at work in {folder}")
+            console.note(waiting or f"waiting for another process that is using {folder}")
             while not _held(handle, 60.0):
                 pass
         yield

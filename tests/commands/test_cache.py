@@ -103,7 +103,7 @@ def test_prune_keeps_what_this_configuration_uses_and_nothing_else(configured: C
     (store.root / "text" / "ab" / ".abc.safetensors.1-2.partial").write_bytes(b"half")
     unused = cache.unused(configured())[1]
     assert sorted(entry.kind for entry in unused) == ["latents"] * 6 + ["text"] * 6
-    with exclusive_folder(store.root), pytest.raises(CogtuneError, match="another process is at work"):
+    with exclusive_folder(store.root), pytest.raises(CogtuneError, match="another process is using"):
         cache.delete(store, unused)
     cache.delete(store, unused)
     left = {name for name in files(store.root) if "/" in name and not name.startswith("job/")}

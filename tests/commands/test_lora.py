@@ -430,7 +430,7 @@ def test_a_fused_folder_is_what_plain_diffusers_fuses(
     )
     run(capsys, *words)  # an earlier merge may be replaced
     (output / "mine.txt").touch()
-    assert "holds more than the earlier merge made" in run(capsys, *words, status=2).err
+    assert "contains files that the earlier merge did not write" in run(capsys, *words, status=2).err
 
 
 @pytest.mark.parametrize("targets", [["to_q", "ff.net.2"]])
