@@ -78,5 +78,5 @@ def truncated(problems: list[str], most: int = 20) -> list[str]:
 
 
 def shape_text(shape: Iterable[int]) -> str:
-    """Return a shape in words: 64x32."""
+    """Format a shape: 64x32."""
     return "x".join(map(str, shape))

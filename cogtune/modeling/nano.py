@@ -89,7 +89,7 @@ def nano_vae_config(row: Variant) -> dict[str, Any]:
 
 
 def nano_text_config(vocabulary: int) -> dict[str, Any]:
-    """Arguments of ``T5Config`` for so many tokens."""
+    """Return the arguments of ``T5Config`` for ``vocab_size`` tokens."""
     return random_configs.text_encoder_config(find_variant("5b"), "tiny") | {
         "vocab_size": vocabulary,
         "d_model": TEXT_WIDTH,

@@ -197,7 +197,7 @@ def write_pipeline(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a complete pipeline with random weights to ``folder``, whole or not at all, replacing what is there.
+    """Write a complete pipeline with random weights to ``folder`` atomically, replacing what is there.
 
     Its parts are made one after the other, so that the largest alone has to fit on ``device``. The same seed gives the
     same bytes on the same kind of device.
@@ -243,7 +243,7 @@ def write_pipeline(
 def write_for_training(
     variant: Variant, folder: Path, *, scale: Scale, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Path:
-    """Write to ``folder`` what a training process reads of a pipeline, whole or not at all: no encoder of captions,
+    """Write to ``folder`` atomically what a training process reads of a pipeline: no text encoder,
     and a VAE's weights only for an image-to-video model.
 
     Raises:
@@ -268,7 +268,7 @@ def write_for_training(
 def write_for_encoding(
     variant: Variant, folder: Path, *, scale: Scale, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Path:
-    """Write to ``folder`` what filling a cache reads of a pipeline, whole or not at all: no transformer's weights.
+    """Write to ``folder`` atomically what filling a cache reads of a pipeline: no transformer weights.
 
     Raises:
         CogtuneError: the folder cannot be written.

@@ -237,7 +237,7 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Pre
 
 
 def suggest_fit(config: RunConfig, spec: ModelSpec, machine: Hardware, *, free: int | None = None) -> str:
-    """What to change after a run of ``config`` was out of GPU memory: one option if one is enough, else a preset.
+    """Suggest what to change after a run of ``config`` was out of GPU memory: one option if that suffices, else a preset.
 
     The options cost more time or change the training more from one to the next; the first that fits by the estimate,
     and takes less than the run did, is named.
@@ -268,7 +268,7 @@ def _on(row: Preset, cards: int) -> RunConfig:
 
 
 def _leaner(config: RunConfig, spec: ModelSpec, limit: int) -> Iterator[tuple[str, RunConfig]]:
-    """The same run with one option changed that saves memory, with the flags in words.
+    """Yield variants of the run with one memory-saving option changed, each with its flags as text.
 
     Args:
         limit: bytes of a card that it may take.

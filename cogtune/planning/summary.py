@@ -1,4 +1,4 @@
-"""``cogtune plan``: what a run will take, in words and numbers, and the command that starts it."""
+"""``cogtune plan``: what a run needs, and the command that starts it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers from ``low`` or below to ``high`` or above, about so many, evenly spaced."""
+    """Return about ``about`` evenly spaced round numbers from at most ``low`` to at least ``high``."""
     if not high > low:
         high = low + (abs(low) or 1.0)
     rough = (high - low) / about

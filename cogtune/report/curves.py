@@ -81,7 +81,7 @@ def _is_finite(value: object) -> bool:
 
 
 def window_of(points: Sequence[Point]) -> int:
-    """Over about how many steps a curve of so many points is smoothed."""
+    """Return the smoothing window, in steps, for a curve of ``points`` points."""
     return max(10, len(points) // 40)
 
 
@@ -111,7 +111,7 @@ def loss_charts(found: Curves) -> Iterator[Html]:
     if timesteps:
         yield section(
             "By timestep",
-            tag("p", "From little noise to much, each chart with a scale of its own.", class_="remark"),
+            tag("p", "From little noise to much, each chart on its own scale.", class_="remark"),
             tag("div", [_timestep_chart(found, measured, timestep) for timestep in timesteps], class_="charts"),
         )
 

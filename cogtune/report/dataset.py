@@ -149,7 +149,7 @@ def _verdict(counts: dict[str, int]) -> Html:
     errors, warnings = counts["error"], counts["warning"]
     if errors:
         kind, word = "error", "Cannot be trained on as it is."
-        more = f"{_counted(errors, 'error')} to mend or leave out"
+        more = f"{_counted(errors, 'error')} to fix or leave out"
         more += f", and {_counted(warnings, 'warning')}." if warnings else "."
     elif warnings:
         kind, word, more = "warning", "Can be trained on.", f"{_counted(warnings, 'warning')} worth a look first."

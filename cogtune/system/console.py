@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 PLAIN_PROGRESS_SECONDS = 10.0
-"""How often progress is told, as a plain line, when stderr is not a terminal."""
+"""Seconds between plain progress lines if stderr is not a terminal."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ class _Lenient(_Stream):
 
 
 class _Results(_Stream):
-    """stdout, where what was asked for goes. One that cannot be written is an error of its own."""
+    """stdout, for results. A write error is reported as such."""
 
     def write(self, text: str) -> int:
         with _explain_unwritable_stdout():
@@ -165,12 +165,12 @@ def is_quiet() -> bool:
 
 
 def say(message: str) -> None:
-    """A result line on stdout."""
+    """Print a result line on stdout."""
     print(_in_characters_of(sys.stdout, printable(message)), flush=True)
 
 
 def emit(value: Any) -> None:
-    """A JSON result on stdout, for programs."""
+    """Print a JSON result on stdout, for programs."""
     plain = not (sys.stdout.encoding or "").lower().startswith("utf")
     text = json.dumps(value, indent=2, ensure_ascii=plain).translate(_IN_JSON)
     print(_in_characters_of(sys.stdout, text), flush=True)
@@ -183,7 +183,7 @@ def _in_characters_of(stream: TextIO, text: str) -> str:
 
 
 def note(message: str) -> None:
-    """A remark on stderr: what is being done, what was found already done."""
+    """Print a remark on stderr: what is being done, or was already done."""
     if _settings.live is not None:
         _settings.live.print(escape(message))
     elif not _settings.quiet:
@@ -191,12 +191,12 @@ def note(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Something the user should look at, on stderr; said even when quiet."""
+    """Print a warning on stderr, even when quiet."""
     _console(_remarks()).print(f"[yellow]warning:[/] {escape(message)}")
 
 
 def error(problem: CogtuneError) -> None:
-    """A failure on stderr: what is wrong, all its details, what to do."""
+    """Print an error on stderr: what is wrong, its details, what to do."""
     console = _console(_remarks())
     console.print(f"[bold red]error:[/] {escape(problem.message)}")
     for detail in problem.details:
@@ -226,7 +226,7 @@ def printable(text: str) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; off a terminal, tab-separated lines with a header."""
+    """Print a table on stdout; off a terminal, tab-separated lines with a header."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             say("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
@@ -243,7 +243,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def show(renderable: RenderableType) -> None:
-    """Anything rich can draw, on stdout."""
+    """Print anything rich can draw on stdout."""
     from rich.console import Console
 
     Console(file=sys.stdout, highlight=False).print(renderable)
@@ -304,7 +304,7 @@ class Dashboard:
             note(f"{self.what}: {self.done}/{self.total}  {told}  {span(seconds_left)} left")
 
     def doing(self, text: str) -> None:
-        """What goes on beside, until the next step; shown on a terminal alone."""
+        """Show what is being done until the next step, on a terminal only."""
 
 
 class _LiveDashboard(Dashboard):

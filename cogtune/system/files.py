@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written aside, synced, then renamed."""
+"""Atomic writes: to a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, whole or not at all."""
+    """Write ``text`` as UTF-8 to ``path`` atomically."""
     write_atomic(path, lambda aside: aside.write_bytes(text.encode()))
 
 

@@ -84,9 +84,9 @@ def test_verify_finds_every_kind_of_damage_and_the_next_run_mends_it(configured:
     assert checked == 19
     found = dict(damaged)
     assert found.keys() == {*latents[:3], *texts[:2], images[0]}
-    assert found[latents[0]] == found[texts[1]] == "its bytes are not those that were written"
+    assert found[latents[0]] == found[texts[1]] == "checksum mismatch"
     assert found[latents[2]] == "its shape is [32, 1, 8, 12], not [32, 3, 8, 12]"
-    assert found[texts[0]] == "it holds numbers that are not finite"
+    assert found[texts[0]] == "it has values that are not finite"
     assert not any(path.exists() for path in found)
     again = train.cache(configured())
     assert str(again.done) == "3 clips, 2 captions, 1 image"

@@ -1,4 +1,4 @@
-"""Encoded samples on disk: each under a key of everything it was made from, written whole or not at all."""
+"""Encoded samples on disk, each under a key of everything it was made from, written atomically."""
 
 from __future__ import annotations
 
@@ -105,9 +105,9 @@ class Store:
             with safe_open(path, "pt") as file:
                 metadata, tensor = file.metadata() or {}, file.get_tensor("data")
         except (OSError, SafetensorError) as error:
-            return None, f"it cannot be read: {error}"
+            return None, f"cannot read it: {error}"
         if metadata.get(_CHECKSUM) not in _checksums(tensor, f"{kind}/{key}"):
-            return tensor, "its bytes are not those that were written"
+            return tensor, "checksum mismatch"
         return tensor, ""
 
     def problem(self, kind: EntryKind, key: str, shape: tuple[int, ...] | None = None) -> str:
@@ -124,7 +124,7 @@ class Store:
         if shape is not None and tuple(tensor.shape) != shape:
             return f"its shape is {list(tensor.shape)}, not {list(shape)}"
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return "it holds numbers that are not finite"
+            return "it has values that are not finite"
         return ""
 
     def entries(self) -> Iterator[CacheEntry]:

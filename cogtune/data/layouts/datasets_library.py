@@ -222,7 +222,8 @@ def _load(folder: Folder, media: Path) -> tuple[str, Any]:
         import datasets
     except ImportError as error:
         raise CogtuneError(
-            f"reading {root} takes the datasets library, which is not installed", "pip install 'cogtune[datasets]'"
+            f"reading {root} requires the datasets library, which is not installed",
+            "run `pip install 'cogtune[datasets]'`",
         ) from error
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()

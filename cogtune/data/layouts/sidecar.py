@@ -167,7 +167,7 @@ def _is_usable(folder: Folder, clip: PurePosixPath, findings: list[Finding]) -> 
 def _read_caption(
     folder: Folder, sample_id: str, clip: PurePosixPath, caption: _Caption | None, findings: list[Finding]
 ) -> str:
-    """Return the whole text of a sample's caption file; empty, with a finding, when it cannot be had."""
+    """Return the whole text of a sample's caption file; empty, with a finding, if it cannot be read."""
     file = clip.with_suffix(CAPTION_SUFFIX) if caption is None else caption.file
     path = folder.root / file
     if caption is not None and (problem := folder.outside(file, sample_id, "its caption ")) is not None:
@@ -197,7 +197,7 @@ def _read_caption(
 
 
 def _almost(folder: Folder, clip: PurePosixPath) -> str:
-    """Return what lies beside a clip under its name and is no caption that can be read, in words."""
+    """Describe the files next to a clip with its name that cannot be read as captions."""
     alike = folder.by_stem.get(_normal_stem(clip), [])
     others = [file.name for file in alike if not may_be_clip(file) and not is_image(file)]
     return f"; {listed(others, 3)} is, which is not read as one" if others else ""

@@ -158,7 +158,7 @@ def _read_parquet(folder: Folder, name: str) -> tuple[Table, Columns]:
         from pyarrow import parquet
     except ImportError as error:
         raise CogtuneError(
-            f"reading {name} takes pyarrow, which is not installed", "pip install 'cogtune[parquet]'"
+            f"reading {name} requires pyarrow, which is not installed", "run `pip install 'cogtune[parquet]'`"
         ) from error
 
     path = folder.root / name

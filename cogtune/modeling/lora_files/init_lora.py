@@ -89,7 +89,7 @@ def _limits(lora: Lora) -> list[str]:
 
 
 def _adapter_of(lora: Lora, spec: ModelSpec) -> Mapping[str, tuple[Any, str, Any]]:
-    """For each key of the adapter: the file's value, the same in words, and whether a configuration has it."""
+    """Return for each key of the adapter the file's value, its text, and whether a configuration has it."""
     rank, alpha = lora.ranks[0], lora.alphas[0]
     names, targets = set(lora.pairs), _targets(lora, spec)
     kinds = {"dora": lora.dora, "rslora": lora.rslora}
