@@ -75,7 +75,7 @@ def _seconds(metrics: Path) -> list[float]:
 
 
 def _peaks() -> tuple[int, int]:
-    """Bytes that PyTorch reserved and that it handed out, each at its peak; of the process, without a GPU."""
+    """Return bytes that PyTorch reserved and that it handed out, each at its peak; of the process, without a GPU."""
     import torch
 
     if torch.cuda.is_available():

@@ -19,7 +19,7 @@ _AVERAGE_BYTES = 4
 
 
 def state_bytes(master: MasterWeights, moments: Moments, *, weights: int, averages: bool) -> float:
-    """Bytes of the optimizer's state for each weight.
+    """Return bytes of the optimizer's state for each weight.
 
     Args:
         weights: bytes of a weight that the model computes with; one of 4 needs no copy.

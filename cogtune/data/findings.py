@@ -132,7 +132,8 @@ def not_utf8(name: str, number: int, error: UnicodeDecodeError) -> Finding:
 
 
 def as_rows(findings: Sequence[Finding], most: int | None = None) -> list[tuple[str, str, str, str]]:
-    """Findings as rows of severity, place, message and hint; of each code the first ``most``, then how many more."""
+    """Return findings as rows of severity, place, message and hint; of each code the first ``most``, then how many
+    more."""
     counts = Counter(found.code for found in findings)
     shown: Counter[str] = Counter()
     rows: list[tuple[str, str, str, str]] = []

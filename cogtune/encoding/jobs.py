@@ -316,7 +316,7 @@ def check_space(job: EncodePlan, spec: ModelSpec) -> None:
 
 
 def format_bytes(count: int) -> str:
-    """Bytes as people say them, in units of 1000."""
+    """Return bytes as people say them, in units of 1000."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

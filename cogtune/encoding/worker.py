@@ -288,7 +288,7 @@ class _EncodePipeline:
 
 
 def _peak(device: torch.device) -> float:
-    """GiB that PyTorch took of the GPU at most since the last time this was asked; what is unused is let go."""
+    """Return GiB that PyTorch took of the GPU at most since the last time this was asked; what is unused is let go."""
     if device.type != "cuda":
         return 0.0
     import gc

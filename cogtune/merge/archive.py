@@ -96,7 +96,7 @@ class StoredTensor:
         return True
 
     def chunks(self, start: int, length: int) -> Iterator[torch.Tensor]:
-        """The values ``start`` to ``start + length`` of the flattened tensor, a few MB at a time."""
+        """Yield the values ``start`` to ``start + length`` of the flattened tensor, a few MB at a time."""
         step = CHUNK_BYTES // self.dtype.itemsize
         if not self.is_contiguous:
             whole = _read(self.record, self.dtype, 0, self.record.size // self.dtype.itemsize)

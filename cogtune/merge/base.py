@@ -133,5 +133,5 @@ def add_component(source: Path, target: Path, copy: bool) -> None:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files in ``folder``."""
+    """Return bytes of all files in ``folder``."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

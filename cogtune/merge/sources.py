@@ -46,7 +46,7 @@ class Source:
         return [part.tensor.record for part in self.parts]
 
     def chunks(self) -> Iterator[torch.Tensor]:
-        """Its values in order, flat, a few MB at a time."""
+        """Yield its values in order, flat, a few MB at a time."""
         for part in self.parts:
             yield from part.tensor.chunks(part.start, part.length)
 
@@ -66,7 +66,7 @@ class LoadedSource:
         return math.prod(self.shape)
 
     def chunks(self) -> Iterator[torch.Tensor]:
-        """Its values in order, flat, a few MB at a time."""
+        """Yield its values in order, flat, a few MB at a time."""
         yield from self.load().reshape(-1).split(CHUNK_BYTES // self.dtype.itemsize)
 
 

@@ -48,7 +48,7 @@ _EXTRA_IDS = 100
 
 @contextlib.contextmanager
 def _seeded_init(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
-    """Parameters made inside are born on ``device`` in ``dtype`` from ``seed``; all torch state is put back after."""
+    """Create parameters on ``device`` in ``dtype`` from ``seed`` inside the context; restore torch's state after."""
     before = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         gpus = []
@@ -72,7 +72,8 @@ def _seeded_init(device: torch.device, dtype: torch.dtype, seed: int) -> Iterato
 def build_transformer(
     variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
 ) -> CogVideoXTransformer3DModel:
-    """A transformer with random weights, made in ``dtype`` straight on ``device`` (``meta`` for its shapes alone)."""
+    """Return a transformer with random weights, made in ``dtype`` straight on ``device`` (``meta`` for its shapes
+    alone)."""
     with _seeded_init(torch.device(device), dtype, seed):
         model = CogVideoXTransformer3DModel(**transformer_config(variant, scale))
         if scale == "tiny":
@@ -158,7 +159,7 @@ def _tokenizer_model() -> bytes:
 
 
 def write_tokenizer(folder: Path, model: bytes, *, max_tokens: int = 226) -> None:
-    """The files of a published T5 tokenizer: ``spiece.model`` and the names of the special tokens.
+    """Write the files of a published T5 tokenizer: ``spiece.model`` and the names of the special tokens.
 
     Args:
         model: a SentencePiece model whose first pieces are ``<pad>``, ``</s>`` and ``<unk>``.

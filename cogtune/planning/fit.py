@@ -237,7 +237,7 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Pre
 
 
 def suggest_fit(config: RunConfig, spec: ModelSpec, machine: Hardware, *, free: int | None = None) -> str:
-    """Suggest what to change after a run of ``config`` was out of GPU memory: one option if that suffices, else a preset.
+    """Suggest what to change after a run was out of GPU memory: one option if that suffices, else a preset.
 
     The options cost more time or change the training more from one to the next; the first that fits by the estimate,
     and takes less than the run did, is named.

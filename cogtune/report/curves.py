@@ -92,7 +92,7 @@ def smooth(points: Sequence[Point], window: int) -> list[Point]:
 
 
 def loss_charts(found: Curves) -> Iterator[Html]:
-    """The losses: at fixed noise, for each timestep, and of the training steps."""
+    """Yield the losses: at fixed noise, for each timestep, and of the training steps."""
     measured = [(name, words) for name, words in AT_FIXED_NOISE.items() if found[name]]
     charts = []
     if measured:
@@ -126,7 +126,7 @@ def _timestep_chart(found: Curves, measured: Sequence[tuple[str, str]], timestep
 
 
 def step_charts(found: Curves) -> Iterator[Html]:
-    """What else was measured of each step, one small chart each."""
+    """Yield what else was measured of each step, one small chart each."""
     known = {"loss", *AT_FIXED_NOISE}
     rest = [name for name in found.plain if name not in known and name not in _PER_STEP]
     charts = []

@@ -77,7 +77,8 @@ def write_dataset_report(
 def choose_samples(
     samples: Sequence[Sample], by_sample: dict[str, list[Finding]], most: int
 ) -> list[tuple[int, Sample]]:
-    """The samples to show, each with its place in the dataset: those with findings, worst first, then others evenly."""
+    """Return the samples to show, each with its place in the dataset: those with findings, worst first, then others
+    evenly."""
     ranked = sorted(
         (
             (SEVERITIES.index(by_sample[sample.id][0].severity), place)

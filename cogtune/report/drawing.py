@@ -1,4 +1,4 @@
-"""Pictures of clips, drawn in separate processes, so that a clip that kills or hangs its decoder only lacks pictures."""
+"""Pictures of clips, drawn in separate processes: a clip that kills or hangs its decoder only lacks its pictures."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def _resource(name: str) -> str:
 
 
 def page(title: str, parts: Iterable[Html]) -> Iterator[str]:
-    """A whole page, piece by piece: style and script inside, nothing fetched but videos beside it."""
+    """Yield a whole page, piece by piece: style and script inside, nothing fetched but videos beside it."""
     style, script = _resource("style.css"), _resource("page.js")
     # Should markup ever slip in from a caption, this policy still lets no script run but ours.
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

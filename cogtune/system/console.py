@@ -177,7 +177,8 @@ def emit(value: Any) -> None:
 
 
 def _in_characters_of(stream: TextIO, text: str) -> str:
-    """``text`` with what ``stream`` cannot write spelled out: half a character in a file's name, or `é` in ASCII."""
+    """Return ``text`` with what ``stream`` cannot write spelled out: half a character in a file's name, or `é` in
+    ASCII."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, errors="backslashreplace").decode(encoding)
 
@@ -221,7 +222,8 @@ _IN_JSON = {code: f"\\u{code:04x}" for code in _CODES if code >= 32}  # JSON its
 
 
 def printable(text: str) -> str:
-    """``text`` with what a terminal would obey, or could not show, written out: a file's name may hold anything."""
+    """Return ``text`` with what a terminal would obey, or could not show, written out: a file's name may hold
+    anything."""
     return text.translate(_COMMANDS).encode(errors="backslashreplace").decode()
 
 
@@ -257,12 +259,12 @@ class Progress:
         self.began = self.told = time.monotonic()
 
     def advance(self, count: int = 1, status: str = "") -> None:
-        """``count`` more are done; ``status`` is shown behind the bar."""
+        """Advance by ``count``, and show ``status`` after the bar."""
         self.done += count
         self._tell(status)
 
     def move_to(self, done: int, total: int) -> None:
-        """``done`` of ``total`` are done, for work that learns its total on the way."""
+        """Set ``done`` of ``total``, for work whose total is not known at the start."""
         self.done, self.total = done, total
         self._tell("")
 
@@ -295,7 +297,7 @@ class Dashboard:
         self._told: float | None = None
 
     def advance(self, figures: Mapping[str, str], *, seconds_left: float) -> None:
-        """One more is done; ``figures`` are shown by name, with the time that the rest takes at this pace."""
+        """Advance by one, and show ``figures`` by name and the estimated time left."""
         self.done += 1
         now = time.monotonic()
         if self._told is None or now - self._told >= PLAIN_PROGRESS_SECONDS or self.done == self.total:

@@ -82,7 +82,8 @@ def refuse_links(links: Iterable[Path], folder: Path, hint: str) -> None:
 
 
 def open_in_place(path: Path) -> TextIO:
-    """A file to be written in place, as a lock or a log is; made when it is not there, and its content left alone.
+    """Return a file to be written in place, as a lock or a log is; made when it is not there, and its content left
+    alone.
 
     Raises:
         CogtuneError: it is a link or no regular file, or cannot be opened.

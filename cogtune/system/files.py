@@ -85,7 +85,7 @@ def _failure(message: str, number: int) -> CogtuneError:
 
 @functools.cache
 def _ordinary_mode() -> int:
-    """Permissions of a file that a program makes without asking for special ones."""
+    """Return permissions of a file that a program makes without asking for special ones."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask

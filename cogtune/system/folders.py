@@ -58,7 +58,8 @@ def require_replaceable(folder: Path) -> None:
 
 
 def _mount_points() -> set[str]:
-    """Where file systems are mounted, folders of the same file system included; empty where Linux does not say."""
+    """Return where file systems are mounted, folders of the same file system included; empty where Linux does not
+    say."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:

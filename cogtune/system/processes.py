@@ -103,7 +103,7 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
 
     def begins(self) -> None:
-        """From here on there is something to lose."""
+        """Mark that from here on there is something to lose."""
         self._patience = GRACE
         for number in _SIGNALS:
             signal.signal(number, lambda _number, _frame: self.ask())
@@ -167,7 +167,7 @@ def _stop_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_stdout() -> Iterator[TextIO]:
-    """This process's stdout for its own words alone; what libraries print there goes where stderr goes, to the log."""
+    """Reserve stdout for this process's own messages; redirect what libraries print there to stderr, and so to the log."""
     sys.stdout.flush()
     number = os.dup(1)
     os.dup2(2, 1)
@@ -264,7 +264,7 @@ def supervise(
 
 @contextlib.contextmanager
 def _signals_heard() -> Iterator[list[int]]:
-    """While the block runs, signals that ask this process to end are put down, and do nothing else."""
+    """Record signals that ask this process to end, instead of ending it, while the context is active."""
     received: list[int] = []
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it

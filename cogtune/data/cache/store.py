@@ -54,7 +54,8 @@ class Store:
         return self.root / kind / key[:2] / f"{key}{_SUFFIX}"
 
     def holds(self, kind: EntryKind, key: str) -> bool:
-        """Whether a whole entry is there: its length is the one its header promises. A link is none, nor is a pipe."""
+        """Return whether a whole entry is there: its length is the one its header promises. A link is none, nor is a
+        pipe."""
         try:
             descriptor = os.open(self.path(kind, key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(descriptor, "rb") as handle:
@@ -81,7 +82,8 @@ class Store:
         write_atomic(target, lambda aside: save_file({"data": whole}, aside, metadata))
 
     def read(self, kind: EntryKind, key: str) -> Tensor:
-        """The tensor stored under ``key``: latent moments ``[2C, F, h, w]``, text ``[L, D]``, image ``[3, H, W]``.
+        """Return the tensor stored under ``key``: latent moments ``[2C, F, h, w]``, text ``[L, D]``, image ``[3, H,
+        W]``.
 
         Raises:
             CogtuneError: the entry is missing, or is not what was written.
@@ -128,7 +130,7 @@ class Store:
         return ""
 
     def entries(self) -> Iterator[CacheEntry]:
-        """Every entry under its final name, whichever dataset or configuration made it."""
+        """Yield every entry under its final name, whichever dataset or configuration made it."""
         for kind in KINDS:
             for folder in sorted((self.root / kind).glob("??")):
                 with os.scandir(folder) as files:
@@ -155,7 +157,8 @@ class Store:
 
 
 def _checksums(tensor: Tensor, name: str) -> tuple[str, str]:
-    """What stands for a tensor's bytes, type and shape under its key; and without the key, as of earlier versions."""
+    """Return what stands for a tensor's bytes, type and shape under its key; and without the key, as of earlier
+    versions."""
     import torch
 
     hasher = hashlib.blake2b(f"{tensor.dtype} {list(tensor.shape)}".encode(), digest_size=16)

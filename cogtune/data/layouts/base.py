@@ -53,7 +53,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Unpaired:
-    """What a dataset lists that could not be paired: it is checked nevertheless, so that all problems are reported at once.
+    """What a dataset lists that could not be paired: it is checked as well, so that all problems are reported.
 
     Args:
         clips: samples without a caption.
@@ -239,7 +239,7 @@ def shortened(text: str, most: int = 120) -> str:
 
 
 def ids(videos: Sequence[PurePosixPath]) -> Iterator[str]:
-    """A unique id each: the path without suffix, unless that tells two clips apart; ``#2`` on a repeat."""
+    """Yield a unique id each: the path without suffix, unless that tells two clips apart; ``#2`` on a repeat."""
     stems = Counter(video.with_suffix("") for video in set(videos))
     taken: set[str] = set()
     counts: dict[str, int] = {}

@@ -58,7 +58,8 @@ class _Pairs:
         return dict(found)
 
     def caption_of(self, clip: PurePosixPath) -> _Caption | None:
-        """The caption of a clip: beside it, as documented or under another suffix; else in a folder of captions."""
+        """Return the caption of a clip: beside it, as documented or under another suffix; else in a folder of
+        captions."""
         if (beside := self._named(_key(clip))) is not None:
             return beside
         if (beside := self._named(nfc(str(clip)))) is not None:
@@ -91,7 +92,8 @@ class _Pairs:
         return {name.lower(): name for name in sorted(there) if name.lower() in CAPTION_FOLDERS}
 
     def _in_folders(self, clip: PurePosixPath) -> Iterator[tuple[str, str]]:
-        """Where a caption may be: one folder of its clip's path gives way to one of captions, or gets one beside."""
+        """Yield where a caption may be: one folder of its clip's path gives way to one of captions, or gets one
+        beside."""
         stem = clip.with_suffix("")
         for name in CAPTION_FOLDERS:
             folder = self._caption_folders.get(name)
@@ -109,7 +111,7 @@ class _Pairs:
 
 
 def _said_in(data: bytes) -> str:
-    """The caption in a JSON object about one clip, under a usual name; empty where there is none."""
+    """Return the caption in a JSON object about one clip, under a usual name; empty where there is none."""
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -233,7 +235,7 @@ def _check_strays(pairs: _Pairs, findings: list[Finding]) -> list[str]:
 
 
 def _left_out(pairs: _Pairs) -> Iterator[Finding]:
-    """A note of pictures, and of what might be clips, that no caption goes with."""
+    """Yield a note of pictures, and of what might be clips, that no caption goes with."""
     root = str(pairs.folder.root)
     images = [file for file in pairs.folder.files if is_image(file)]
     others = [file for file in pairs.folder.files if may_be_clip(file) and file not in pairs.clips]

@@ -60,7 +60,7 @@ class UpdateRule:
         return self.master != "fp32" or self.weights == torch.float32
 
     def state_of(self, numbers: int) -> dict[str, tuple[torch.dtype, int]]:
-        """Type and size of each tensor of the state of so many weights, a multiple of 256."""
+        """Return type and size of each tensor of the state of so many weights, a multiple of 256."""
         found: dict[str, tuple[torch.dtype, int]] = {}
         if not self.reads_weights:
             found["master"] = (torch.float32, numbers)
@@ -157,7 +157,7 @@ class UpdateRule:
             state[AVERAGE][piece.place].lerp_(master, 1 - self.decay)
 
     def _master(self, own: Tensor, state: Mapping[str, Tensor], piece: Piece) -> Tensor:
-        """The parameter in fp32."""
+        """Return the parameter in fp32."""
         if not self.reads_weights:
             return state["master"][piece.place]
         if self.master == "split":
@@ -165,7 +165,7 @@ class UpdateRule:
         return own if own.dtype == torch.float32 else own.float()
 
     def _moment(self, state: Mapping[str, Tensor], name: str, piece: Piece) -> Tensor:
-        """A moment in fp32: the state's own where it is kept so."""
+        """Return a moment in fp32: the state's own where it is kept so."""
         if self.moments != "8bit":
             return state[name][piece.place].float()
         scales = state[f"{name}_scale"][_scales(piece)]
@@ -181,12 +181,12 @@ class UpdateRule:
 
 
 def _scales(piece: Piece) -> slice:
-    """A piece's scales among those of its share."""
+    """Return a piece's scales among those of its share."""
     return slice(piece.room.start // eight_bits.BLOCK, piece.room.stop // eight_bits.BLOCK)
 
 
 def _joined(high: Tensor, low: Tensor) -> Tensor:
-    """The fp32 numbers of bf16 weights and the low bits beside them."""
+    """Return the fp32 numbers of bf16 weights and the low bits beside them."""
     return ((high.view(torch.int16).int() << 16) + low.int()).view(torch.float32)
 
 

@@ -22,7 +22,7 @@ class Shares:
             torch.distributed.all_gather_into_tensor(whole, own)
 
     def mean(self, whole: Tensor) -> Tensor:
-        """This process's share of the processes' mean of a buffer, which is used up. Collective."""
+        """Return this process's share of the processes' mean of a buffer, which is used up. Collective."""
         if self.count == 1:
             return whole
         own = torch.empty_like(whole.view(self.count, -1)[self.rank])
@@ -30,7 +30,7 @@ class Shares:
         return own.div_(self.count)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of the processes' values. Collective."""
+        """Return the sum of the processes' values. Collective."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values

@@ -204,7 +204,7 @@ class TrainedWeights:
             self._reload()
 
     def whole(self, number: int, *, averaged: bool = False) -> dict[str, Tensor]:
-        """The weights of a part by name, on the host, in the model's own type. Collective.
+        """Return the weights of a part by name, on the host, in the model's own type. Collective.
 
         Without other processes they are the buffers that training goes on with, not copies (but for the average).
         """
@@ -241,13 +241,13 @@ class TrainedWeights:
         return self._rest if number == self._count else self._slots[number % len(self._slots)]
 
     def _first_of(self, part: Part, piece: Piece) -> int:
-        """Which number of its parameter a piece begins with."""
+        """Return which number of its parameter a piece begins with."""
         return part.layout.first(piece, self._shares.rank)
 
     def _moved(
         self, own: Mapping[str, torch.nn.Parameter], layout: FlatLayout, memory: Tensor, arena: HostArena
     ) -> Part:
-        """A part on the host, with its parameters from then on in ``memory``."""
+        """Return a part on the host, with its parameters from then on in ``memory``."""
         gradients = torch.float32 if self._in_fp32 else self.rule.weights
         wanted = {"weights": (self.rule.weights, layout.share), **self.rule.state_of(layout.share)}
         wanted["gradient"] = (gradients, layout.share)
@@ -369,7 +369,7 @@ class TrainedWeights:
         part.gradient_down = self._staged[place] = self._down.copy(part.gradient, own)
 
     def _norm(self) -> Tensor:
-        """The norm of all gradients."""
+        """Return the norm of all gradients."""
         zero = torch.zeros((), device=self._device)
         norms = {name: part.norms.get(number, zero) for part in self.parts for number, name in enumerate(part.names)}
         by_parameter = torch.stack([norms[name] for name in self._order])
@@ -379,7 +379,7 @@ class TrainedWeights:
 
 
 def _members(transformer: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> list[dict[str, torch.nn.Parameter]]:
-    """The parameters of each block by their names in the transformer, and last those of no block."""
+    """Return the parameters of each block by their names in the transformer, and last those of no block."""
     named = dict(transformer.named_parameters())
     members: list[dict[str, torch.nn.Parameter]] = []
     for block in blocks:

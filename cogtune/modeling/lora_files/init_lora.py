@@ -117,7 +117,8 @@ def _adapter_of(lora: Lora, spec: ModelSpec) -> Mapping[str, tuple[Any, str, Any
 
 
 def _targets(lora: Lora, spec: ModelSpec) -> tuple[str, ...]:
-    """The layers of a LoRA as ``target_modules``: by the ends of their names where these say no more, else by name."""
+    """Return the layers of a LoRA as ``target_modules``: by the ends of their names where these say no more, else by
+    name."""
     ends = [end for end in layers.names(spec) if set(layers.targeted(spec, [end])) <= set(lora.pairs)]
     short = [end for end in ends if not any(end != other and end.endswith(f".{other}") for other in ends)]
     return tuple(short) if set(layers.targeted(spec, short)) == set(lora.pairs) else tuple(sorted(lora.pairs))
