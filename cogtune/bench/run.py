@@ -23,6 +23,7 @@ from cogtune.models.locate import spec_of
 from cogtune.models.variants import TINY, VARIANTS, published
 from cogtune.planning.estimate import check_arrangement, estimate
 from cogtune.planning.fit import local_hardware, why_not_tried
+from cogtune.planning.host_memory import with_state
 from cogtune.planning.measurements import GB, GIB, Measurement, Recipe
 from cogtune.run import launch
 from cogtune.run.launch import LaunchFiles
@@ -61,6 +62,8 @@ class BenchRequest:
     keep: Path | None
     """A folder to keep model and samples in for the next time; None for one that is deleted."""
     command: str
+    against: tuple[str, Resolved] | None = None
+    """A preset of the same model to measure after it, by name."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def bench(request: BenchRequest, recipes: Sequence[Recipe] = ("preset",)) -> Ite
         CogtuneError: the run cannot be made, or failed.
     """
     request = _narrowed(request)
+    other = _other(request)
     if request.alone:
         console.note(
             f"measuring one of {request.resolved.config.num_processes} processes without the others; communication "
@@ -121,13 +125,39 @@ def bench(request: BenchRequest, recipes: Sequence[Recipe] = ("preset",)) -> Ite
     with _staged(request) as made:
         for recipe in recipes:
             try:
-                yield _measure(request, made, recipe, is_last=recipe == recipes[-1])
+                yield _measure(request, made, recipe, is_last=recipe == recipes[-1] and other is None)
             except StoppedError:
                 raise
             except CogtuneError as error:
                 if recipe == recipes[0]:
                     raise
                 console.warn(f"{recipe}: {error.message}")
+        if other is not None:
+            try:
+                yield _measure(other, made, "preset", is_last=True)
+            except StoppedError:
+                raise
+            except CogtuneError as error:
+                console.warn(f"{other.preset}: {error.message}")
+
+
+def _other(request: BenchRequest) -> BenchRequest | None:
+    """Return the request for the preset that is compared, if there is one.
+
+    Raises:
+        UsageError: it is a preset of another model or size.
+    """
+    if request.against is None:
+        return None
+    name, resolved = request.against
+    other = _narrowed(replace(request, preset=name, resolved=resolved, changes={}, alone=False, against=None))
+    mine, theirs = request.resolved.config, other.resolved.config
+    if (mine.model, mine.size) != (theirs.model, theirs.size):
+        raise UsageError(
+            f"--compare {name}: it trains {theirs.model} at {theirs.size}, and this run {mine.model} at {mine.size}",
+            "compare presets of one model, at one size",
+        )
+    return other
 
 
 def _narrowed(request: BenchRequest) -> BenchRequest:
@@ -147,6 +177,7 @@ def _narrowed(request: BenchRequest) -> BenchRequest:
         }
     )
     check_config(config, spec)
+    config = with_state(replace(request.resolved, config=config), spec).config
     check_arrangement(config, spec)
     if request.alone:
         _check_alone(config)
@@ -191,7 +222,8 @@ def _measure(request: BenchRequest, made: _Stage, recipe: Recipe, *, is_last: bo
     present = replace(plan, config=_present(request, plan.config))
     if request.alone:
         launch.write_accelerate(files, present.config)
-    console.note(f"{recipe}: {request.warmup} steps to warm up, {request.steps} timed")
+    called = recipe if request.preset is None or recipe == "plain" else request.preset
+    console.note(f"{called}: {request.warmup} steps to warm up, {request.steps} timed")
     began = time.time()
     with watch.watched() as peaks, _log_outlived(files.log):
         words = [*(["--plain"] if recipe == "plain" else []), *(["--alone"] if request.alone else [])]
@@ -221,7 +253,7 @@ def _plan(request: BenchRequest, made: _Stage, recipe: Recipe) -> Plan:
     changes: dict[str, Any] = {
         "data": made.folder,
         "cache_dir": made.cache,
-        "output": made.folder / recipe,
+        "output": made.folder / f"{recipe}-{request.preset or 'run'}",
         "steps": steps,
         "epochs": None,
         "warmup_steps": 0,
@@ -230,6 +262,8 @@ def _plan(request: BenchRequest, made: _Stage, recipe: Recipe) -> Plan:
     }
     if recipe == "plain":
         changes |= _PLAIN
+        if request.resolved.config.sharding.streams:
+            changes |= {"strategy": "ddp", **dict.fromkeys(tagged("stream"))}
     config = request.resolved.config.model_copy(update=changes)
     index = Index.read(made.index)
     return make_plan(

@@ -214,8 +214,7 @@ def infer(
         force=force,
     )
     for made in generate(request):
-        recipe = made.recipe
-        console.say(f"{made.path}: {recipe.size} at {recipe.fps:g} fps: {made.prompt or 'no prompt'}")
+        console.say(f"{made.path}: {made.size} at {made.fps:g} fps: {made.prompt or 'no prompt'}")
 
 
 def _numbers(text: str | None) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cogtune.config.resolving import yaml_text
 from cogtune.config.run_config import RunConfig
 from cogtune.hub.card import CardFacts
 from cogtune.hub.local import header_metadata, json_object
@@ -31,13 +32,11 @@ _PRIVATE_TEXT = re.compile(
 
 def public_run_yaml(config: Mapping[str, Any], facts: CardFacts) -> bytes:
     """Return ``run.yaml`` for the repository; a local model is named as in the card."""
-    import yaml
-
     public = _without_private(config)
     if "model" in config and "model" not in public:
         public["model"] = facts.base_model or facts.variant.name
     header = "# The resolved configuration of this run, without paths of the machine it ran on.\n"
-    return (header + yaml.safe_dump(public, sort_keys=False, allow_unicode=True)).encode()
+    return (header + yaml_text(public, sort_keys=False)).encode()
 
 
 def public_file(source: Path, base_model: str | None, aside: Path) -> Path | bytes:

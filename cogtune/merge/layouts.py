@@ -10,6 +10,14 @@ from cogtune.merge.zero import AGAIN, is_of_deepspeed, read_zero
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained
 
+_NO_WEIGHTS = ("optimizer", "scheduler", "sampler", "random_states", "scaler")
+"""How the names of accelerate's other files begin."""
+
+_WHOLE = (
+    "such a file needs no merging; to sample with a transformer's, put them into a copy of the base's folder, "
+    "as transformer/diffusion_pytorch_model.safetensors"
+)
+
 _FSDP = "pytorch_model_fsdp"
 """What accelerate calls a model's files and folders under FSDP."""
 
@@ -23,6 +31,8 @@ def read_checkpoint(checkpoint: Path) -> SavedWeights:
         CogtuneError: it is none of these, or damaged or incomplete; all problems are listed.
     """
     if not checkpoint.is_dir():
+        if checkpoint.is_file():
+            raise CogtuneError(f"{checkpoint} is a file, not a checkpoint's folder", _WHOLE)
         raise CogtuneError(f"no such folder: {checkpoint}", "pass a checkpoint's folder")
     _refuse_universal(checkpoint)
     if (checkpoint / "latest").exists():
@@ -81,9 +91,10 @@ def _what_instead(folder: Path, sharded: list[Path]) -> str:
             f"it holds {own[0].name}: each process saved its own part, which that run alone can load; "
             "let it save with SHARDED_STATE_DICT or FULL_STATE_DICT"
         )
-    kinds = ("*.safetensors", "transformer/*.safetensors", "*.bin", "*.pth")
-    if weights := [path for kind in kinds for path in sorted(folder.glob(kind))]:
-        return f"it holds {weights[0].relative_to(folder)}: such a file does not need merging"
+    kinds = ("*.safetensors", "transformer/*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*/*.pt")
+    weights = [path for kind in kinds for path in sorted(folder.glob(kind)) if not path.name.startswith(_NO_WEIGHTS)]
+    if weights:
+        return f"it holds {weights[0].relative_to(folder)}: {_WHOLE}"
     return "pass a folder written by Accelerator.save_state or DeepSpeed's save_checkpoint"
 
 

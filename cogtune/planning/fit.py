@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,6 +17,7 @@ from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import Size
 from cogtune.models.variants import VARIANTS
 from cogtune.planning.estimate import GIB, Estimate, estimate
+from cogtune.planning.host_memory import limited, with_formats
 from cogtune.system import console
 from cogtune.system.errors import UsageError
 from cogtune.system.gpus import Gpu, gpus
@@ -53,16 +52,9 @@ class Hardware:
         return f"{len(self.cards)} x {self.cards[0].name} of {self.card_bytes / GB:.1f} GB"
 
 
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
 def local_hardware() -> Hardware:
     """Return the cards that are visible here, and the host's memory, or what a container may have of it."""
-    host = int(psutil.virtual_memory().total)
-    for path in _CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
-            host = min(host, int(Path(path).read_text()))
-    return Hardware(gpus(), host)
+    return Hardware(gpus(), limited(int(psutil.virtual_memory().total)))
 
 
 def problems(config: RunConfig, needs: Estimate, machine: Hardware, *, sure: float = SURE) -> list[str]:
@@ -84,6 +76,7 @@ def problems(config: RunConfig, needs: Estimate, machine: Hardware, *, sure: flo
 
 def _fits_whole(config: RunConfig, spec: ModelSpec, machine: Hardware) -> bool:
     """Return whether a run may be proposed: the whole of its estimate fits."""
+    config = with_formats(config, spec, machine.host)
     return not problems(config, estimate(config, spec), machine, sure=1.0)
 
 
@@ -115,7 +108,7 @@ def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Hardware, name: st
     Raises:
         UsageError: it does not fit; the hint names what does.
     """
-    needs = estimate(config, spec)
+    needs = estimate(with_formats(config, spec, machine.host), spec)
     found = problems(config, needs, machine)
     if found:
         raise UsageError(
@@ -183,9 +176,13 @@ def _tried(config: RunConfig, machine: Hardware) -> Iterator[RunConfig]:
             continue  # nothing to share with anyone
         if facts.uses_deepspeed and config.type == "lora":
             continue  # an adapter has little that could be shared out
-        if not is_compatible(config.optimizer, strategy):
+        if not is_compatible(config.optimizer, strategy) or (facts.streams and not _may_stream(config)):
             continue
         yield config.model_copy(update={"strategy": strategy, "num_processes": count * config.num_machines})
+
+
+def _may_stream(config: RunConfig) -> bool:
+    return config.type == "sft" and config.precision != "fp16" and config.num_machines == 1
 
 
 def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
@@ -201,7 +198,7 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
     if chosen is None:
         reasons = [
             f"{tried.strategy}: {'; '.join(problems(tried, estimate(tried, spec), machine, sure=1.0))}"
-            for tried in _tried(config, machine)
+            for tried in (with_formats(tried, spec, machine.host) for tried in _tried(config, machine))
         ]
         if config.type == "sft" and not is_compatible(config.optimizer, "zero2"):
             reasons.append(f"the others do not support optimizer {config.optimizer}")
@@ -226,7 +223,9 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Pre
             variant.num_layers != spec.num_layers,
         )
 
-    rows: Sequence[Preset] = sorted((row for row in PRESETS.values() if row.model in VARIANTS), key=distance)
+    # None whose figures are estimates alone.
+    known = (row for row in PRESETS.values() if row.model in VARIANTS and not STRATEGIES[row.strategy].streams)
+    rows: Sequence[Preset] = sorted(known, key=distance)
     for row in rows:
         count = min(row.gpus, len(machine.cards))
         if count == 1 and row.gpus > 1:
@@ -297,7 +296,7 @@ def _leaner(config: RunConfig, spec: ModelSpec, limit: int) -> Iterator[tuple[st
         changes: list[dict[str, Any]] = [
             {"strategy": other} if is_compatible(config.optimizer, other) else {"strategy": other, "optimizer": "adamw"}
             for other in leaner
-            if other != config.strategy
+            if other != config.strategy and (not STRATEGIES[other].streams or _may_stream(config))
         ]
         for values in (*changes, {"type": "lora", "strategy": "ddp"}):
             after = config.model_copy(update=values)

@@ -169,6 +169,10 @@ def check_fits(
         CogtuneError: with every difference, or when another version wrote it.
     """
     before = state["identity"]
+    if "ema" in fingerprint and "ema" not in before:
+        raise CogtuneError(
+            f"{checkpoint} has no moving average of the weights", "remove --ema, or start over in another --output"
+        )
     unknown = [key for key in fingerprint if key not in before]
     if unknown and before.get("strategy") == fingerprint.get("strategy"):  # keys differ between strategies
         raise CogtuneError(

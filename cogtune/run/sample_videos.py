@@ -30,6 +30,8 @@ class SampleEntry:
     seed: int | None
     file: str
     """Its name in the step's folder."""
+    averaged: bool = False
+    """Whether it was made with the moving average of the weights."""
 
 
 def step_folder(output: Path, step: int) -> Path:
@@ -72,7 +74,7 @@ def read_list(folder: Path) -> Iterator[SampleEntry]:
         return
     for entry in map(_Entry.model_validate, values):
         if Path(entry.file).name == entry.file and (folder / entry.file).is_file():
-            yield SampleEntry(entry.prompt, entry.image, entry.seed, entry.file)
+            yield SampleEntry(entry.prompt, entry.image, entry.seed, entry.file, entry.averaged)
 
 
 class _Entry(Schema):
@@ -82,6 +84,7 @@ class _Entry(Schema):
     prompt: str = ""
     image: str | None = None
     seed: int | None = None
+    averaged: bool = False
 
 
 def said_of(video: Path) -> list[Path]:

@@ -402,7 +402,7 @@ def test_a_machine_measures_the_presets_that_fit_it() -> None:
         found = cli.presets_for(Hardware((card,) * count, 512 << 30))
         return {name: resolved.config.num_processes for name, resolved in found}
 
-    leanest = {"6gb-lora-2b", "8gb-lora-5b", "8gb-lora-5b-i2v", "16gb-lora-1.5-5b"}
+    leanest = {row.name for row in PRESETS.values() if row.card.endswith("gb")}
     assert set(measured(1, 14)) == {"4080-lora-2b", "4090-sft-2b-zero2-offload", *leanest}
     assert measured(2, 14)["8x4080-sft-2b-zero3-offload"] == 2
     assert set(measured(8, 141)) == {row.name for row in PRESETS.values() if row.card != "cpu"}
@@ -501,3 +501,18 @@ def test_two_processes_each_say_what_they_took(cogtune: Cogtune) -> None:
     assert (row["gpus"], len(row["reserved_gib"])) == (2, 2)
     assert row["host_gib"] > max(row["reserved_gib"]) * 0.5
     assert row["start_s"] > 0
+
+
+@pytest.mark.usefixtures("_here")
+def test_another_preset_is_measured_beside_it(tmp_path: Path) -> None:
+    flags = {"type": "sft", "strategy": "stream", "precision": "bf16"}
+    against = ("cpu-lora-tiny", resolve(preset_name="cpu-lora-tiny"))
+    mine, other = bench(replace(request(tmp_path, preset="cpu-sft-tiny", **flags), against=against))
+    assert (mine.preset, other.preset) == ("cpu-sft-tiny", "cpu-lora-tiny")
+    assert (mine.config.strategy, other.config.strategy) == ("stream", "ddp")
+    assert mine.arrangement is not None
+    assert mine.arrangement["streamed_blocks"] == 2
+    columns, _ = table([mine, other])
+    assert columns[1:] == ["cpu-sft-tiny", "cpu-lora-tiny", "cpu-lora-tiny / cpu-sft-tiny"]
+    with pytest.raises(UsageError, match="--compare 4090-lora-5b: it trains THUDM/CogVideoX-5b"):
+        bench(replace(request(tmp_path), against=("4090-lora-5b", resolve(preset_name="4090-lora-5b"))))

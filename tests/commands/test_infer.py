@@ -132,22 +132,22 @@ def test_a_zero_checkpoint_with_its_lora_needs_no_merging(tmp_path: Path, lora: 
 def test_an_output_that_cannot_be_written_is_told_before_sampling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("a model was looked for")
+    def failed(output: Path) -> CogtuneError:
+        with pytest.raises(CogtuneError) as caught:
+            fill_in(InferRequest(model="tiny:2b", prompts=("x",), output=output))
+        return caught.value
 
-    monkeypatch.setattr(making, "fill_in", refuse)
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file").touch()
     for output, why in (
         (tmp_path / "folder.mp4", "it is a folder"),
         (tmp_path / "file" / "x.mp4", f"cannot write {tmp_path}/file/x.mp4: "),
         (tmp_path / "file" / "deeper" / "x.mp4", f"cannot write {tmp_path}/file/deeper/x.mp4: "),
+        (tmp_path / "file", f"{tmp_path / 'file'} is a file"),
     ):
-        with pytest.raises(CogtuneError, match=why):
-            generate(InferRequest(output=output))
+        assert why in failed(output).message
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    with pytest.raises(CogtuneError, match=f"{tmp_path} is not writable"):
-        generate(InferRequest(output=tmp_path / "new" / "x.mp4"))
+    assert f"{tmp_path} is not writable" in failed(tmp_path / "new" / "x.mp4").message
 
 
 def test_lines_that_say_no_step_are_left_out(tmp_path: Path) -> None:
@@ -441,7 +441,8 @@ def test_a_grid_shows_all_videos(tmp_path: Path, fake: type[Fake]) -> None:
     shades = seen[0].reshape(2, 64, 3, 96, 3)[:, 16:].mean((1, 3, 4))
     assert shades == pytest.approx(np.array([[42, 43, 44]] * 2), abs=2)
     loaded = fake.loaded
-    assert made(prompts=("a", "b"), num_videos=3, grid=True) == names
+    again = generate(InferRequest(model="tiny:2b", prompts=("a", "b"), num_videos=3, grid=True))
+    assert ([one.path.name for one in again], str(again[-1].size)) == (names, "9x128x288")
     assert fake.loaded == loaded
     assert frames_of(tmp_path / made(prompts=("a", "b", "c"), grid=True)[-1]).shape == (9, 64, 3 * 96, 3)
 
@@ -561,7 +562,9 @@ def in_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_lora_on_the_hub_is_given_by_its_id(hub: Hub, lora: Callable[..., str]) -> None:
+def test_a_lora_on_the_hub_is_given_by_its_id(
+    hub: Hub, lora: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = Path(lora()).read_bytes()
     hub.repositories["anna/boats"] = Repository("model", False, {"main": [{LORA_WEIGHTS_NAME: data}]})
     hub.repositories["anna/many"] = Repository("model", False, {"main": [{"a.safetensors": data, "b.bin": b""}]})
@@ -579,6 +582,13 @@ def test_a_lora_on_the_hub_is_given_by_its_id(hub: Hub, lora: Callable[..., str]
         fill_in(InferRequest(loras=("anna/many/c.safetensors",)))
     with pytest.raises(CogtuneError, match="model anna/nothing does not exist on the Hub"):
         fill_in(InferRequest(loras=("anna/nothing",)))
+    asked = len(hub.requests)
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    for path in ("out/checkpoint-5", "anna/x.safetensors", "./anna/boats"):
+        with pytest.raises(UsageError, match=f"there is no LoRA in {Path(path)}: no such file or folder"):
+            fill_in(InferRequest(loras=(path,)))
+    assert len(hub.requests) == asked, "what is a path is not looked for on the Hub"
 
 
 def test_full_weights_on_the_hub_are_given_by_their_id(hub: Hub, tiny: Callable[[str], Path]) -> None:

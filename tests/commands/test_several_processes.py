@@ -180,9 +180,10 @@ def test_a_job_takes_no_files_place_and_carries_its_flags(clips: Path, tmp_path:
     mine.write_text("steps: 7  # mine")
     run = ("train", "--preset", "cpu-sft-tiny", "--data", clips, "--config", mine, "--slurm")
     for _ in range(2):  # the same again is no change
-        cogtune(*run, "job.sh", "--resume", "latest", "--force")
+        cogtune(*run, "job.sh", "--resume", "latest", "--force", "--decoder", "pyav")
     assert mine.read_text() == "steps: 7  # mine"
-    assert f"--config {tmp_path / 'job.sh.yaml'} --force --resume latest" in (tmp_path / "job.sh").read_text()
+    flags = "--force --decoder pyav --resume latest"
+    assert f"--config {tmp_path / 'job.sh.yaml'} {flags}" in (tmp_path / "job.sh").read_text()
     with (tmp_path / "job.sh").open("a") as script:
         script.write("# --partition\n")
     for place in ("job.sh", "job.yaml", "folder"):

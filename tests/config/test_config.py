@@ -118,6 +118,14 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         resolve(file=tmp_path / "none.yaml")
 
 
+def test_characters_that_turn_text_are_spelled_out_in_run_yaml(tmp_path: Path) -> None:
+    for token, shown in (("\u202egnp.exe\u2066", r'"\u202Egnp.exe\u2066"'), ("帆船", "帆船")):
+        resolved = resolve(flags={"id_token": token})
+        (tmp_path / "run.yaml").write_text(resolved.to_yaml())
+        assert f"id_token: {shown}  #" in resolved.to_yaml()
+        assert resolve(file=tmp_path / "run.yaml").config == resolved.config
+
+
 def test_a_written_run_reads_back_the_same(tmp_path: Path) -> None:
     resolved = resolve(preset_name="cpu-lora-tiny", flags={"id_token": "sks: #1", "epsilon": 1e-8, "fps": 7.5})
     (tmp_path / "run.yaml").write_text(resolved.to_yaml())

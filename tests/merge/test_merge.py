@@ -563,16 +563,24 @@ def test_what_is_not_a_zero_checkpoint(tmp_path: Path, base: Path) -> None:
         return caught.value
 
     assert refusal(tmp_path / "nowhere").message == f"there is no folder {tmp_path / 'nowhere'}"
+    (tmp_path / "last.ckpt").touch()
+    assert (
+        refusal(tmp_path / "last.ckpt").message == f"{tmp_path / 'last.ckpt'} is a file, not the folder of a checkpoint"
+    )
+    (tmp_path / "last.ckpt").unlink()
     assert "wrote" in refusal(tmp_path).hint
 
     plain = tmp_path / "plain"
     plain.mkdir()
     (plain / "model.safetensors").touch()
+    (plain / "optimizer.bin").touch()
     assert "neither a ZeRO nor" in refusal(plain).message
-    assert refusal(plain).hint == "it holds model.safetensors: such a file does not need merging"
+    assert refusal(plain).hint.startswith("it holds model.safetensors: such a file needs no merging; to sample")
     (plain / "transformer").mkdir()
     (plain / "model.safetensors").rename(plain / "transformer" / "model.safetensors")  # full training without ZeRO
-    assert refusal(plain).hint == "it holds transformer/model.safetensors: such a file does not need merging"
+    assert refusal(plain).hint.startswith(
+        "it holds transformer/model.safetensors: such a file needs no merging; to sample"
+    )
 
     run = tmp_path / "run"
     checkpoint = write_zero(run / "checkpoint-500", random_weights())

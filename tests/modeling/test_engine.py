@@ -418,10 +418,10 @@ def test_amounts_of_memory_are_read(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ({"type": "sft", "vram": "8GB"}, "vram: only supported for type lora, not sft"),
+        ({"type": "sft", "vram": "8GB"}, "vram: only supported for type lora or strategy stream, not sft"),
         (
             {"strategy": "zero2", "keep_activations": "inputs"},
-            "keep_activations: only supported for strategy ddp, not zero2",
+            "keep_activations: only supported for strategies ddp and stream, not zero2",
         ),
         ({"stream_blocks": 43}, "stream_blocks 43: 5b has only 42 blocks"),
         ({"vram": "8GB", "dora": True, "compile": True}, "compile: DoRA layers cannot be compiled with vram"),

@@ -86,7 +86,10 @@ def assert_kept(output: Path, *steps: int) -> None:
     assert_whole(output)
 
 
-@pytest.mark.parametrize(("kind", "strategy"), [("lora", "ddp"), ("sft", "ddp"), ("lora", "zero2"), ("sft", "zero2")])
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [("lora", "ddp"), ("sft", "ddp"), ("lora", "zero2"), ("sft", "zero2"), ("sft", "stream")],
+)
 def test_wherever_the_disk_fills_up_nothing_is_lost(
     kind: str, strategy: str, clips: Path, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

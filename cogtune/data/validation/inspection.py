@@ -128,7 +128,7 @@ def look(limit: float, job: InspectionJob, beat: Beat) -> Inspection:
             check_decoded(job.video, info.num_frames, decoded)
     except Exception as error:
         problem = error if isinstance(error, VideoError) else _unforeseen(job.video, error)
-        problems.append((problem.code, f"{job.video.name} {problem.reason}", problem.advice))
+        problems.append((problem.code, f"{job.video.name} {problem.reason}", problem.hint))
     if job.image is not None and not job.image.is_file():
         problems.append(("missing-image", f"{job.image.name} is not there", "check the path"))
     elif job.image is not None:

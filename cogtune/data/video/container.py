@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from cogtune.data.video.stamp import Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError, counted
+from cogtune.system.stand_ins import HEAD, stand_in
 
 if TYPE_CHECKING:
     import av.container
@@ -30,8 +31,8 @@ class VideoError(CogtuneError):
     code: ClassVar[str] = "damaged-video"
     advice: ClassVar[str] = "play it to see whether it is whole; then encode it again, or leave it out"
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} {reason}", self.advice)
+    def __init__(self, path: Path, reason: str, advice: str = "") -> None:
+        super().__init__(f"{path} {reason}", advice or self.advice)
         self.reason = reason
 
 
@@ -238,6 +239,8 @@ def opened(
             length = os.fstat(handle.fileno()).st_size
             if length == 0:
                 raise EmptyVideo(path, "is empty")
+            if (instead := stand_in(handle.read(HEAD))) is not None:  # FFmpeg would open whatever a list names
+                raise NotAVideo(path, f"is {instead.what}, not a clip", instead.advice)
             has_boxes = _check_boxes(path, handle, length)
         container = av.open(str(path.absolute()), metadata_errors="replace")
     except av.InvalidDataError as error:
@@ -248,6 +251,8 @@ def opened(
         raise DamagedVideo(path, f"cannot be opened: {reason_of(error)}") from error
     with container:
         check_unchanged(path, stamp)
+        if container.format.name in _OF_OTHER_FILES:
+            raise NotAVideo(path, "is a list of other files, not a clip")
         if container.format.name == "webp_pipe" and _is_animated_webp(path):
             raise NotAVideo(path, "is an animated WebP, which this build of PyAV cannot decode")
         if not (streams := moving_pictures(container)):
@@ -257,6 +262,10 @@ def opened(
             raise DamagedVideo(path, "is in a codec that this build of PyAV cannot decode")
         stream.codec_context.thread_count = 1
         yield container, stream
+
+
+_OF_OTHER_FILES = frozenset({"concat", "dash", "hls", "imf", "sdp"})
+"""What FFmpeg calls formats that name other files, which would be read wherever they are."""
 
 
 def _is_animated_webp(path: Path) -> bool:
@@ -312,7 +321,7 @@ def _check_boxes(path: Path, handle: BinaryIO, length: int) -> bool:
         if position > length:
             raise CutShort(path, f"is cut short: {position - length:,} of {position:,} bytes are missing")
     else:
-        if not seen & {b"moov", b"moof"}:
+        if not seen & {b"moov", b"moof", b"meta"}:  # a still (AVIF, HEIC) has the last alone
             raise CutShort(path, "is cut short: it has no index (the end of the file was never written)")
     return bool(seen)
 

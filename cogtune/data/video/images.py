@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cogtune.data.video.stamp import FileChanged, Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError
+from cogtune.system.stand_ins import HEAD, stand_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +65,10 @@ def opened_image(path: Path, stamp: Stamp | None = None) -> Iterator[Image.Image
                 yield image
         check_unchanged(path, stamp)
     except UnidentifiedImageError as error:
+        with path.open("rb") as handle:
+            instead = stand_in(handle.read(HEAD))
+        if instead is not None:
+            raise CogtuneError(f"{path} is {instead.what}, not an image", instead.advice) from error
         raise CogtuneError(f"cannot read the image {path}: it is in no known image format", HINT) from error
     except Image.DecompressionBombError as error:
         raise _too_large(path, error) from error

@@ -27,6 +27,9 @@ from cogtune.system.json_files import CHECKSUM, write_json
 _CONVOLUTION = "patch_embed.proj"
 """The one layer that may be a convolution."""
 
+_LAST_BITS = 1e-15
+"""Relative difference of two numbers that are as near as their format allows."""
+
 _OF_LAYOUT = ("format", FACTS, LORA_ADAPTER_METADATA_KEY, "lora_config", "ss_network_alpha", WITHOUT_ALPHA)
 """Keys of a header that say what another layout says elsewhere."""
 
@@ -138,7 +141,8 @@ def differences(lora: Lora, back: Lora, layout: Layout) -> list[str]:
     for name in lora.pairs.keys() & back.pairs.keys():
         ours, theirs = _shaped(name, lora.pairs[name], layout), _shaped(name, back.pairs[name], layout)
         folded = layout.alpha == "nowhere" and lora.scale_of(name) != 1
-        if not folded and back.scale_of(name) != lora.scale_of(name):
+        near = _LAST_BITS if lora.rslora else 0.0  # not every strength is a quotient by the rank
+        if not folded and not math.isclose(back.scale_of(name), lora.scale_of(name), rel_tol=near):
             wrong.append(f"{name}: strength {back.scale_of(name)} for {lora.scale_of(name)}")
         pairs = [(ours.down, theirs.down), *([] if folded else [(ours.up, theirs.up)])]
         if ours.magnitude is not None and theirs.magnitude is not None:
