@@ -167,7 +167,7 @@ def _stop_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_stdout() -> Iterator[TextIO]:
-    """Reserve stdout for this process's own messages; redirect what libraries print there to stderr, and so to the log."""
+    """Reserve stdout for this process's own messages; what libraries print there goes to stderr, and so to the log."""
     sys.stdout.flush()
     number = os.dup(1)
     os.dup2(2, 1)

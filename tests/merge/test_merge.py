@@ -562,11 +562,9 @@ def test_what_is_not_a_zero_checkpoint(tmp_path: Path, base: Path) -> None:
             merge_checkpoint(folder, base=base)
         return caught.value
 
-    assert refusal(tmp_path / "nowhere").message == f"there is no folder {tmp_path / 'nowhere'}"
+    assert refusal(tmp_path / "nowhere").message == f"no such folder: {tmp_path / 'nowhere'}"
     (tmp_path / "last.ckpt").touch()
-    assert (
-        refusal(tmp_path / "last.ckpt").message == f"{tmp_path / 'last.ckpt'} is a file, not the folder of a checkpoint"
-    )
+    assert refusal(tmp_path / "last.ckpt").message == f"{tmp_path / 'last.ckpt'} is a file, not a checkpoint's folder"
     (tmp_path / "last.ckpt").unlink()
     assert "wrote" in refusal(tmp_path).hint
 
