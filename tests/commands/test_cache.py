@@ -135,7 +135,7 @@ def test_the_commands_print_it(configured: Configured, capsys: pytest.CaptureFix
     entry = next(store.entries())
     path = store.path(entry.kind, entry.key)
     path.write_bytes(path.read_bytes()[:-1])
-    assert f"{path}: it cannot be read" in said("--verify", status=1)
+    assert f"{path}: cannot read it" in said("--verify", status=1)
     assert said("--verify").endswith("18 entries read, 0 damaged\n")
     assert json.loads(said("--verify", "--json")) == {"entries": 18, "damaged": []}
     told = said("--prune", "--id-token", "sks")

@@ -161,7 +161,7 @@ def test_machines_that_do_not_add_up_are_refused() -> None:
 
 
 def test_a_job_asks_for_what_the_run_needs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no folder nosuch"):
+    with pytest.raises(UsageError, match="no such folder: nosuch"):
         write_job(tmp_path / "bad.sh", resolve(flags={"data": "nosuch", "output": tmp_path / "bad"}))
     assert list(tmp_path.iterdir()) == []
     flags = {**TWO, "data": "someone/clips", "output": tmp_path / "out", "main_process_port": 1234}
