@@ -135,7 +135,7 @@ def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: 
         if image != Path() and not image.is_file()
     ]
     if problems:
-        raise UsageError("the sample videos cannot be made as they are configured", details=problems)
+        raise UsageError("cannot make the sample videos", details=problems)
     texts = texts or [caption_of(samples[0], config.id_token)]
     if not with_image:
         return tuple(Prompt(text) for text in texts)

@@ -90,7 +90,8 @@ def read_dataset(
 
 
 def _not_named(folder: Folder, layout: Layout, content: LayoutContent) -> list[Finding]:
-    """A note of the clips in the folder that lists or a table do not name, when all that they name could be read."""
+    """Return a note of the clips in the folder that lists or a table do not name, when all that they name could be
+    read."""
     if layout not in (LISTS, TABLE) or any(found.severity == "error" for found in content.findings):
         return []
     named = {sample.video for sample in content.samples}

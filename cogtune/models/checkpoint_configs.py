@@ -158,7 +158,7 @@ class ModelSpec:
         return []
 
     def steps_problems(self, steps: int) -> list[str]:
-        """Return why a video cannot be sampled in so many denoising steps, if so."""
+        """List why a video cannot be sampled in ``steps`` denoising steps."""
         if steps > self.num_train_timesteps:
             return [f"{steps}: must not exceed the model's {self.num_train_timesteps} timesteps; 50 steps are usual"]
         return []

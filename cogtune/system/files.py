@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written aside, synced, then renamed."""
+"""Atomic writes: to a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _failure(message: str, number: int) -> CogtuneError:
 
 @functools.cache
 def _ordinary_mode() -> int:
-    """Permissions of a file that a program makes without asking for special ones."""
+    """Return permissions of a file that a program makes without asking for special ones."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
@@ -123,7 +123,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, whole or not at all."""
+    """Write ``text`` as UTF-8 to ``path`` atomically."""
     write_atomic(path, lambda aside: aside.write_bytes(text.encode()))
 
 

@@ -112,7 +112,7 @@ class Folder:
         return self.in_utf8(data, name, name, findings)
 
     def in_utf8(self, data: bytes, name: str, where: str, findings: list[Finding]) -> bytes | None:
-        """A text file's bytes in UTF-8, noted if they were not; None and a finding when they are no text.
+        """Return a text file's bytes in UTF-8, noted if they were not; None and a finding when they are no text.
 
         Args:
             where: the place in the dataset that ``name`` belongs to.
@@ -230,7 +230,7 @@ class Folder:
         self._taken[where, how].append(what)
 
     def notes(self) -> Iterator[Finding]:
-        """What was read although it is not as documented, a note for each way."""
+        """Yield what was read although it is not as documented, a note for each way."""
         for (where, how), things in self._taken.items():
             named = [thing for thing in dict.fromkeys(things) if thing]
             yield finding("read-as", where, f"{how}: {listed(named, _SHOWN)}" if named else how)

@@ -47,7 +47,8 @@ def is_array(path: Path) -> bool:
 
 
 def is_map(folder: Folder, name: str) -> bool:
-    """Whether a JSON file is an object that says something of clips by their names, at least of one that is there."""
+    """Return whether a JSON file is an object that says something of clips by their names, at least of one that is
+    there."""
     try:
         value = json.loads(as_utf8((folder.root / name).read_bytes())[0])
     except (OSError, ValueError, RecursionError):
@@ -120,7 +121,7 @@ def _read_array(folder: Folder, name: str, data: bytes, findings: list[Finding])
 
 
 def _read_map(folder: Folder, name: str, data: bytes) -> Table:
-    """What an object says of clips by their names.
+    """Return what an object says of clips by their names.
 
     Raises:
         CogtuneError: a name is there twice.

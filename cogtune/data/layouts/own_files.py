@@ -32,7 +32,8 @@ _LOGS = "logs"
 
 
 def is_run(folders: Collection[str], files: Collection[str]) -> bool:
-    """Whether a folder of this content is a run's: it says how it was configured, and holds something of a run."""
+    """Return whether a folder of this content is a run's: it says how it was configured, and holds something of a
+    run."""
     made = any(_LAUNCH.fullmatch(name) or _CHECKPOINT.fullmatch(name) or name == "samples" for name in folders)
     return made and ("run.yaml" in files or "metrics.jsonl" in files)
 
@@ -48,7 +49,8 @@ def is_own(name: str, folders: Collection[str], files: Collection[str]) -> bool:
 
 
 def of_run(name: str) -> bool:
-    """Whether a folder of this name, in a run's folder, is the run's; ``samples`` may hold something else, too."""
+    """Return whether a folder of this name, in a run's folder, is the run's; ``samples`` may hold something else,
+    too."""
     return name == _LOGS or (_LAUNCH.fullmatch(name) or _CHECKPOINT.fullmatch(name)) is not None
 
 

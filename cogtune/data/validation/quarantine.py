@@ -101,7 +101,8 @@ def read_quarantine(path: Path) -> dict[str, None]:
 
 
 def _written(where: str) -> str:
-    """``where`` as it stands in the file: in quotes, as in JSON, if it could be read otherwise than it is meant."""
+    """Return ``where`` as it stands in the file: in quotes, as in JSON, if it could be read otherwise than it is
+    meant."""
     plain = where.isprintable() and where == where.strip() and where[:1] not in ("#", '"') and _COMMENT not in where
     return where if plain else json.dumps(where)
 

@@ -60,7 +60,7 @@ class LoraFile:
         return _json(self.header.get("cogtune"))
 
     def says_no_alpha(self, layer: str) -> bool:
-        """Whether the alpha that the settings say of a layer is a stand-in for one that was not known."""
+        """Return whether the alpha that the settings say of a layer is a stand-in for one that was not known."""
         try:
             layers = json.loads(self.header.get(WITHOUT_ALPHA, "null"))
         except ValueError:
@@ -229,7 +229,8 @@ def _numbers(value: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
-    """PEFT's settings: from the header, as diffusers or finetrainers write them, or from the adapter's folder."""
+    """Return PEFT's settings: from the header, as diffusers or finetrainers write them, or from the adapter's
+    folder."""
     written = _json(header.get(LORA_ADAPTER_METADATA_KEY))
     if written:
         prefix = "transformer."

@@ -230,7 +230,8 @@ def _paired(
 def _alpha_of(
     layer: str, found: Mapping[str, tuple[str, TensorName, Tensor]], opened: LoraFile, problems: list[str]
 ) -> float | None:
-    """Alpha of a layer: from its own tensor, else from PEFT's settings, kohya's header, or what cogtune wrote."""
+    """Return alpha of a layer: from its own tensor, else from PEFT's settings, kohya's header, or what cogtune
+    wrote."""
     if "alpha" in found:
         key, _, tensor = found["alpha"]
         if tensor.numel() != 1 or float(tensor) <= 0:
@@ -318,7 +319,8 @@ def _adapts(pair: Pair) -> tuple[int, ...]:
 
 
 def _fitted(pair: Pair, weight: Sequence[int]) -> Pair | None:
-    """The pair for a weight of that shape, whatever dimensions of 1 a program adds to it; None if it is of another."""
+    """Return the pair for a weight of that shape, whatever dimensions of 1 a program adds to it; None if it is of
+    another."""
     outputs, *inputs = weight
     if [size for size in pair.down.shape[1:] if size != 1] != [size for size in inputs if size != 1]:
         return None
