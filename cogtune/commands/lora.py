@@ -22,7 +22,7 @@ Weighted = tuple[Path, float]
 
 
 def weighted(text: str) -> Weighted:
-    """The path and the weight that ``FILE`` or ``FILE:WEIGHT`` means.
+    """Return the path and the weight that ``FILE`` or ``FILE:WEIGHT`` means.
 
     Raises:
         UsageError: what follows the last colon is no number, and no file has such a name.
@@ -40,7 +40,7 @@ def weighted(text: str) -> Weighted:
 
 
 def read(path: Path, alpha: float | None = None) -> Lora:
-    """The LoRA that ``path`` means.
+    """Return the LoRA that ``path`` means.
 
     Args:
         alpha: what it was trained with, for a file that does not say.
@@ -65,7 +65,7 @@ def read(path: Path, alpha: float | None = None) -> Lora:
 
 
 def show(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """What there is to say of each file.
+    """Return what there is to say of each file.
 
     Raises:
         CogtuneError: with all files that cannot be read.
@@ -228,11 +228,11 @@ def _check_free(output: Path, layout: LayoutName, force: bool) -> None:
     if output.exists() and folder and not output.is_dir():
         raise UsageError(f"--output {output} is a file", "give a folder's name")
     if output.exists() and not force:
-        raise UsageError(f"{output} is already there", "choose another --output, or replace it with --force")
+        raise UsageError(f"{output} already exists", "choose another --output, or use --force to replace it")
 
 
 def _read_all(files: Sequence[Weighted], alpha: float | None) -> list[tuple[Lora, float]]:
-    """The LoRAs; ``alpha`` is that of those that do not say theirs."""
+    """Return the LoRAs; ``alpha`` is that of those that do not say theirs."""
     loras = [(read(path), weight) for path, weight in files]
     silent = [lora for lora, _ in loras if lora.without_alpha]
     if alpha is not None:

@@ -54,7 +54,7 @@ class Extracted:
 
 
 def find_transformer(path: Path) -> Path:
-    """The transformer's folder that a run, a checkpoint, a merged folder, a pipeline or that folder itself means.
+    """Return the transformer's folder of a run, a checkpoint, a merged folder or a pipeline, or that folder itself.
 
     Raises:
         CogtuneError: there is none.
@@ -78,7 +78,7 @@ def extract(
     model: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Extracted:
-    """The LoRA of rank ``rank`` that is nearest to ``full`` minus ``base``, with its errors as written.
+    """Return the LoRA of rank ``rank`` that is nearest to ``full`` minus ``base``, with its errors as written.
 
     Every layer that differs gets the first singular vectors of its difference. Large matrices are decomposed by random
     projections (Halko, Martinsson and Tropp 2011), on a GPU if there is one.
@@ -149,7 +149,7 @@ def _is_target(layer: str | None, targets: Collection[str]) -> bool:
 
 
 def _pair(difference: Tensor, rank: int, dtype: torch.dtype) -> tuple[Pair, float]:
-    """The adapter of one layer, its strength 1, and the square of the norm of what it leaves out."""
+    """Return the adapter of one layer, its strength 1, and the square of the norm of what it leaves out."""
     matrix = difference.flatten(1)
     kept = min(rank, *matrix.shape)
     if min(matrix.shape) <= _EXACT_BELOW * rank:

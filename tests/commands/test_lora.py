@@ -496,7 +496,7 @@ def test_outputs_are_never_overwritten_or_of_another_kind(
 ) -> None:
     words = ("lora", "convert", two[0], "--output")
     before = two[1].read_bytes()
-    assert "is already there" in run(capsys, *words, two[1], status=2).err
+    assert "already exists" in run(capsys, *words, two[1], status=2).err
     assert two[1].read_bytes() == before
     assert "as .safetensors" in run(capsys, *words, tmp_path / "x.pt", status=2).err
     assert "is a folder" in run(capsys, *words, tmp_path / "x.safetensors", "--to", "peft", status=2).err
