@@ -41,13 +41,15 @@ def _status(words: list[str], debug: bool) -> int:
     import typer
 
     from cogtune.cli.app import app
-    from cogtune.system import console
+    from cogtune.system import console, safe_path
     from cogtune.system.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CogtuneError
     from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 
     console.open_streams()
     console.quiet_libraries()
     try:
+        if words[:1] != ["presets"] and "--help" not in words and not safe_path.has_working_folder():
+            raise CogtuneError("the working folder is no longer there", "change to another one, and run this again")
         result = app(words, prog_name="cogtune", standalone_mode=False)
         if result == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
             console.note("interrupted")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,10 +38,12 @@ def bench(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps.")] = 10,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Untimed steps before them.")] = 3,
     compare: Annotated[
-        Literal["plain"] | None,
+        str | None,
         typer.Option(
             "--compare",
-            help="Also measure the guides' recipe: base in fp32, eager, full checkpointing.",
+            help="Also measure another preset of the same model, or plain, the guides' recipe: base in fp32, eager, "
+            "full checkpointing.",
+            metavar="plain|PRESET",
             show_default=False,
         ),
     ] = None,
@@ -76,6 +78,7 @@ def bench(
     if config is not None:
         more = ["--config", str(config), *more]
     resolved = resolve(preset_name=preset, file=config, flags=flags)
+    against = None if compare in (None, "plain") else (str(compare), resolve(preset_name=compare))
     started_from, set_there = preset_and_changes(config) if config is not None else (None, {})
     request = BenchRequest(
         resolved=resolved,
@@ -86,10 +89,11 @@ def bench(
         alone=alone,
         keep=keep,
         command=command_of(preset, flags, more),
+        against=against,
     )
     done: list[Measurement] = []
     try:
-        for row in measure(request, ("preset", "plain") if compare else ("preset",)):
+        for row in measure(request, ("preset", "plain") if compare == "plain" else ("preset",)):
             done.append(row)  # shown even if the next one is stopped
     finally:
         if done:
@@ -157,4 +161,7 @@ def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], l
     if row is not None and row.promised_gb is not None and not done[0].changes:
         blank = [""] * len(done)
         rows.append(["the guides promise, GB of 10^9", f"{row.promised_gb:.2f}", *blank[1:], *blank[1:]])
-    return [done[0].place, *(row.recipe for row in done), *(["plain / preset"] if len(done) > 1 else [])], rows
+    names: list[str] = [row.recipe for row in done]
+    if len(done) > 1 and names[0] == names[1]:
+        names = [row.preset or "this run" for row in done]
+    return [done[0].place, *names, *([f"{names[1]} / {names[0]}"] if len(done) > 1 else [])], rows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cogtune.cli.examples import epilog
-from cogtune.cli.options import ConfigFile, Flags, Json, PresetName, with_config_flags
+from cogtune.cli.options import ClipDecoder, ConfigFile, Flags, Json, PresetName, use_decoder, with_config_flags
 from cogtune.cli.single_options import Commands
 from cogtune.config.run_config import tagged
 from cogtune.system import console
@@ -36,6 +36,7 @@ def validate(
     full: Annotated[
         bool, typer.Option("--full", help="Decode every frame of every clip instead of one frame of each.")
     ] = False,
+    decoder: ClipDecoder = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 on warnings as well.")] = False,
     as_json: Json = False,
     quarantine: Annotated[
@@ -64,6 +65,7 @@ def validate(
     from cogtune.data.findings import as_rows
     from cogtune.system.errors import counted
 
+    use_decoder(decoder)
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
     report = checking.validate(
         resolved.config, full=full, strict=strict, quarantine=quarantine, page=page, page_clips=page_clips
@@ -92,6 +94,7 @@ def cache(
     folder: Folder = Path("data"),
     preset: PresetName = None,
     config: ConfigFile = None,
+    decoder: ClipDecoder = None,
     num_processes: Annotated[
         int | None,
         typer.Option("--num-processes", min=1, help=r"Processes that share the work. \[default: one per GPU]"),
@@ -114,6 +117,7 @@ def cache(
     from cogtune.config.resolving import resolve
     from cogtune.system.errors import UsageError
 
+    use_decoder(decoder)
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
     if status + verify + prune > 1:
         raise UsageError("--status, --verify and --prune cannot be used together", "pass one of them")

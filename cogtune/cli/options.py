@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from cogtune.config.choices import DECODER_VARIABLE, Decoder
 from cogtune.config.fields import panel_of
 from cogtune.config.run_config import RunConfig
 
@@ -28,6 +30,23 @@ Fit = Annotated[
     bool,
     typer.Option("--fit", help="Use all GPUs of this machine and the fastest strategy that is estimated to fit."),
 ]
+
+ClipDecoder = Annotated[
+    Decoder | None,
+    typer.Option(
+        "--decoder",
+        help=r"What reads clips: PyAV, decord, or whichever is faster for each clip; frames are the same with each. "
+        rf"\[default: {DECODER_VARIABLE}, or auto]",
+        show_default=False,
+        rich_help_panel="Data",
+    ),
+]
+
+
+def use_decoder(decoder: Decoder | None) -> None:
+    """Have this process, and those that it starts, read clips with the decoder that was given, if any."""
+    if decoder is not None:
+        os.environ[DECODER_VARIABLE] = decoder
 
 
 def _flag(name: str, *, first: bool = False) -> tuple[Any, typer.models.OptionInfo]:

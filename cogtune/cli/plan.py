@@ -33,6 +33,7 @@ def plan(
     from cogtune.models.locate import spec_of
     from cogtune.planning.estimate import check_arrangement
     from cogtune.planning.fit import fitted, local_hardware
+    from cogtune.planning.host_memory import with_state
     from cogtune.planning.summary import estimate_run
     from cogtune.run.plan import advice, check_config
 
@@ -45,6 +46,7 @@ def plan(
     if fit:
         resolved = fitted(resolved, spec, machine)
     check_config(resolved.config, spec)
+    resolved = with_state(resolved, spec)
     check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")
     for told in advice(resolved.config, spec):
         console.note(told)

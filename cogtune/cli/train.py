@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cogtune.cli.options import ConfigFile, Fit, Flags, PresetName, with_config_flags
+from cogtune.cli.options import ClipDecoder, ConfigFile, Fit, Flags, PresetName, use_decoder, with_config_flags
 from cogtune.config.run_config import RunConfig
 from cogtune.system import console
 from cogtune.system.errors import UsageError
@@ -32,6 +32,7 @@ def train(
         bool, typer.Option("--overwrite", rich_help_panel=_START, help="Start over if --output already holds a run.")
     ] = False,
     fit: Fit = False,
+    decoder: ClipDecoder = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -73,8 +74,10 @@ def train(
     from cogtune.models.locate import spec_of
     from cogtune.planning.estimate import check_arrangement
     from cogtune.planning.fit import fitted, local_hardware, refuse_unfit
+    from cogtune.planning.host_memory import with_state
     from cogtune.planning.summary import estimate_run
 
+    use_decoder(decoder)
     resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
     spec, machine = spec_of(resolved.config.model), local_hardware()
     if resume is None and resolved.config.init_lora is not None:
@@ -91,6 +94,8 @@ def train(
 
         check_config(resolved.config, spec)
         more = [word for word, wanted in (("--overwrite", overwrite), ("--force", force)) if wanted]
+        if decoder is not None:
+            more += ["--decoder", decoder]
         if resume is not None:
             more += ["--resume", resume if resume == "latest" else str(Path(resume).absolute())]
         settings = write_job(slurm, resolved, flags=more)
@@ -98,6 +103,8 @@ def train(
         console.say(f"wrote {slurm} and its configuration {settings}; submit it with: {command}")
         return
     check_machines(resolved.config)
+    if resume is None:
+        resolved = with_state(resolved, spec)
     check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")
     if not force and not dry_run:
         refuse_unfit(resolved.config, spec, machine, preset)

@@ -48,12 +48,11 @@ def run(folder: Path) -> Iterator[str]:
     from cogtune.commands.infer import InferRequest, generate
 
     (sampled,) = generate(InferRequest(loras=(str(output),), steps=10, output=video))
-    recipe = sampled.recipe
 
     yield f"clips and captions   {data}"
     yield f"the run              {output}"
     yield f"LoRA weights         {made[0]}"
     yield f"launch files         {output / 'launch'}"
-    yield f"sampled video        {video} ({recipe.size} at {recipe.fps:g} fps)"
+    yield f"sampled video        {video} ({sampled.size} at {sampled.fps:g} fps)"
     yield "The model has random weights and a few megabytes, so the video is noise; every step is real."
     yield "next, with a 24 GB GPU and your own clips in ./data: cogtune train --preset 4090-lora-5b"

@@ -176,7 +176,7 @@ def _ninja() -> str | None:
 
 
 def _requirements() -> Iterator[str]:
-    """Return what cogtune requires on this system, extras left out."""
+    """Yield what cogtune requires on this system, extras left out."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for text in importlib.metadata.requires("cogtune") or ():
             needed = Requirement(text)

@@ -24,6 +24,7 @@ from cogtune.models.checkpoint_configs import fingerprint as component_fingerpri
 from cogtune.models.geometry import Size
 from cogtune.models.locate import locate
 from cogtune.models.variants import LORA_WEIGHTS_NAME
+from cogtune.planning.host_memory import with_state
 from cogtune.run import launch
 from cogtune.run.checkpoints import check_fits, checkpoints, checkpoints_after, choose_checkpoint, read_state
 from cogtune.run.folder import RUN_NAME, RunFolder
@@ -64,7 +65,7 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
             resolved = read_run(run, flags)
             _warn_of_changes(resolved, choose_checkpoint(resume, run), flags)
             return resolved
-        choose_checkpoint(resume, Path(flags.get("output", "out")))  # one that is not there is told before all else
+        choose_checkpoint(resume, Path(flags.get("output", "out")))  # a missing one is reported before anything else
         raise UsageError(
             f"cannot resume: the run's configuration {RunFolder(run).run_yaml} is missing",
             "pass the --preset or --config that it was started with",
@@ -243,6 +244,8 @@ def prepare_run(
         told = f"rank {config.rank}, alpha {config.lora_alpha:g}, on {targets}"
         console.note(f"starting from {config.init_lora}: {told}")
     check_config(config, spec)
+    resolved = with_state(_as_before(resolved, start_from), spec)
+    config = resolved.config
     for told in advice(config, spec):
         console.note(told)
     check_output(config)
@@ -291,6 +294,17 @@ def prepare_run(
     if plan.prompts is not None:
         write_prompts(plan.prompts, prepared.prompts, prepared.index.null_text)
     return PreparedRun(plan, files, left)
+
+
+def _as_before(resolved: Resolved, start_from: Path | None) -> Resolved:
+    """Take formats that are not set from the checkpoint that the run resumes from."""
+    trained = None if start_from is None else read_state(start_from).get("config")
+    if not isinstance(trained, dict) or trained.get("strategy") != resolved.config.strategy:
+        return resolved
+    open_ = [key for key in ("master_weights", "moments") if getattr(resolved.config, key) is None]
+    values = {key: trained[key] for key in open_ if trained.get(key) is not None}
+    provenance = {**resolved.provenance, **dict.fromkeys(values, "--resume")}
+    return replace(resolved, config=resolved.config.model_copy(update=values), provenance=provenance)
 
 
 def _fingerprint_and_counts(

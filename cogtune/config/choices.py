@@ -10,6 +10,12 @@ DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "sidecar", "data
 FORMER_FORMATS: dict[object, DataFormat] = {"beside": "sidecar"}
 """Names of formats in the files of runs made by cogtune 0.1, and what they are called now."""
 
+Decoder = Literal["auto", "pyav", "decord"]
+"""What reads clips; the frames are the same with each."""
+
+DECODER_VARIABLE = "COGTUNE_DECODER"
+"""Environment variable: the decoder of a process, and of those that it starts."""
+
 Switch = Literal["auto", "on", "off"]
 """A setting that the hardware decides by default."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from cogtune.config.optimizers import OPTIMIZERS, is_compatible
+from cogtune.config.optimizers import OPTIMIZERS, why_not_with
 from cogtune.config.run_config import RunConfig, tagged
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec
@@ -25,18 +25,19 @@ def problems_of_training(config: RunConfig, spec: ModelSpec) -> list[str]:
         *(f"sample_steps {problem}" for problem in spec.steps_problems(config.sample_steps)),
         *_adapter_problems(config, spec),
         *_engine_problems(config, spec),
+        *_stream_problems(config),
     ]
 
 
 def _optimizer_problems(config: RunConfig) -> list[str]:
     needs = OPTIMIZERS[config.optimizer]
     problems = []
-    if not is_compatible(config.optimizer, config.strategy):
-        problems.append(
-            f"optimizer {config.optimizer} cannot be used with strategy {config.strategy}: {needs.not_under_zero}"
-        )
+    if why := why_not_with(config.optimizer, config.strategy):
+        problems.append(f"optimizer {config.optimizer} cannot be used with strategy {config.strategy}: {why}")
     if needs.module and importlib.util.find_spec(needs.module) is None:
         problems.append(f"optimizer {config.optimizer} requires {needs.package}, which is not installed; run `{EXTRA}`")
+    if config.ema is not None and config.sharding.uses_deepspeed:
+        problems.append(f"ema: only supported for strategies ddp and stream, not {config.strategy}")
     return problems
 
 
@@ -71,10 +72,10 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
         return []
     problems = []
     given = ", ".join(key for key in tagged("engine") if getattr(config, key) is not None)
-    if config.type != "lora":
-        problems.append(f"{given}: only supported for type lora, not {config.type}")
+    if config.type != "lora" and not config.sharding.streams:
+        problems.append(f"{given}: only supported for type lora or strategy stream, not {config.type}")
     if config.sharding.uses_deepspeed:
-        problems.append(f"{given}: only supported for strategy ddp, not {config.strategy}")
+        problems.append(f"{given}: only supported for strategies ddp and stream, not {config.strategy}")
     if config.dora and config.compile:
         problems.append(f"compile: DoRA layers cannot be compiled with {given}; remove compile")
     for key in ("stream_blocks", "keep_everything", "offload_activations"):
@@ -88,6 +89,26 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
                 f"keep_everything {config.keep_everything} and offload_activations {config.offload_activations} "
                 f"add up to {both} blocks, but {spec.variant.name} has {spec.num_layers}"
             )
+    return problems
+
+
+def _stream_problems(config: RunConfig) -> list[str]:
+    if not config.sharding.streams:
+        given = [key for key in tagged("stream") if getattr(config, key) is not None]
+        return [f"{', '.join(given)}: only supported for strategy stream, not {config.strategy}"] if given else []
+    problems = []
+    if config.type != "sft":
+        problems.append(f"strategy stream: only supported for type sft, not {config.type}")
+    if config.precision == "fp16":
+        problems.append("precision fp16: not supported by strategy stream; use bf16")
+    if config.num_machines > 1:
+        problems.append(f"num_machines {config.num_machines}: strategy stream runs on one machine")
+    if config.stream_blocks is not None:
+        problems.append("stream_blocks: strategy stream streams every block; remove stream_blocks")
+    if config.master_weights in ("split", "stochastic") and config.precision != "bf16":
+        problems.append(
+            f"master_weights {config.master_weights}: only supported for precision bf16, not {config.precision}"
+        )
     return problems
 
 

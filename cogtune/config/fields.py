@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-Tag = Literal["resume", "machine", "reading", "frames", "network", "engine", "untimed"]
+Tag = Literal["resume", "machine", "reading", "frames", "network", "engine", "stream", "untimed"]
 """A property of a field:
 
 - ``resume``: must have the checkpoint's value in a resumed run
@@ -16,6 +16,7 @@ Tag = Literal["resume", "machine", "reading", "frames", "network", "engine", "un
 - ``frames``: decides which frames and pixels of each clip are used
 - ``network``: describes the network, and is never published
 - ``engine``: an option of the memory engine, which is used if any of them is set
+- ``stream``: an option of strategy ``stream`` alone
 - ``untimed``: affects neither a step's time nor its memory
 """
 

@@ -31,11 +31,13 @@ class OptimizerFacts:
     """The module to import."""
     not_under_zero: str = ""
     """Why it cannot be used with DeepSpeed; empty if it can."""
+    streams: bool = False
+    """Whether its step can be made block by block, as strategy ``stream`` does."""
 
 
 OPTIMIZERS: dict[OptimizerName, OptimizerFacts] = {
-    "adamw": OptimizerFacts(state_bytes=8),
-    "adam": OptimizerFacts(state_bytes=8),
+    "adamw": OptimizerFacts(state_bytes=8, streams=True),
+    "adam": OptimizerFacts(state_bytes=8, streams=True),
     "prodigy": OptimizerFacts(
         state_bytes=16,
         default_learning_rate=1.0,  # only scales the step size that it estimates (arXiv 2306.06101)
@@ -64,6 +66,15 @@ OPTIMIZERS: dict[OptimizerName, OptimizerFacts] = {
 """Every optimizer."""
 
 
+def why_not_with(optimizer: OptimizerName, strategy: Strategy) -> str:
+    """Return why an optimizer cannot run under a strategy; empty if it can."""
+    facts = OPTIMIZERS[optimizer]
+    if STRATEGIES[strategy].streams and not facts.streams:
+        able = " and ".join(name for name, row in OPTIMIZERS.items() if row.streams)
+        return f"its step is made block by block, as only those of {able} can be"
+    return facts.not_under_zero if STRATEGIES[strategy].uses_deepspeed else ""
+
+
 def is_compatible(optimizer: OptimizerName, strategy: Strategy) -> bool:
     """Return whether an optimizer can run under a strategy."""
-    return not (STRATEGIES[strategy].uses_deepspeed and OPTIMIZERS[optimizer].not_under_zero)
+    return not why_not_with(optimizer, strategy)

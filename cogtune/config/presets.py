@@ -17,7 +17,17 @@ from cogtune.system.errors import UsageError, did_you_mean
 
 TrainingType = Literal["lora", "sft"]
 
-CARDS_GB: dict[str, int] = {"6gb": 6, "8gb": 8, "16gb": 16, "4080": 16, "4090": 24, "5090": 32, "a100": 80}
+CARDS_GB: dict[str, int] = {
+    "6gb": 6,
+    "8gb": 8,
+    "12gb": 12,
+    "16gb": 16,
+    "24gb": 24,
+    "4080": 16,
+    "4090": 24,
+    "5090": 32,
+    "a100": 80,
+}
 """Memory of each card the presets are named after, in GB of 10^9 bytes, as cards are sold."""
 
 _TYPE_VALUES: dict[TrainingType, dict[str, Any]] = {
@@ -113,17 +123,22 @@ _TABLE: tuple[Preset, ...] = (
 )
 
 
-def _budget(card: str, model: str) -> Preset:
-    """Return a LoRA on any card of a size, by the memory engine."""
+def _budget(
+    card: str,
+    model: str,
+    type: TrainingType = "lora",  # noqa: A002 (the field's name)
+) -> Preset:
+    """Return a run on any card of a size, by the memory engine."""
     row = VARIANTS[model]
+    is_lora = type == "lora"
     return Preset(
-        name=f"{card}-lora-{model}",
+        name=f"{card}-{type}-{model}",
         card=card,
         gpus=1,
         model=model,
-        type="lora",
-        strategy="ddp",
-        precision=row.trained_in,
+        type=type,
+        strategy="ddp" if is_lora else "stream",
+        precision=row.trained_in if is_lora else "bf16",
         size=row.native,
         promised_gb=None,
         more=(("vram", f"{CARDS_GB[card]}GB"),),
@@ -135,8 +150,13 @@ _BUDGETS: tuple[Preset, ...] = (
     _budget("8gb", "5b"),
     _budget("8gb", "5b-i2v"),
     _budget("16gb", "1.5-5b"),
+    _budget("12gb", "2b", "sft"),
+    _budget("12gb", "5b", "sft"),
+    _budget("12gb", "5b-i2v", "sft"),
+    _budget("24gb", "1.5-5b", "sft"),
+    _budget("24gb", "1.5-5b-i2v", "sft"),
 )
-"""LoRA presets for cards smaller than those of the table, at the models' own sizes."""
+"""Presets for cards smaller than those of the table, at the models' own sizes. Those of type sft are not measured."""
 
 
 def _trial(training_type: TrainingType, *more: tuple[str, Any]) -> Preset:

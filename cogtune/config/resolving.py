@@ -16,11 +16,18 @@ from pydantic_core import ErrorDetails
 from cogtune.config.optimizers import OPTIMIZERS, USUAL_RATE
 from cogtune.config.presets import PRESETS, preset
 from cogtune.config.run_config import RunConfig
+from cogtune.system.console import printable
 from cogtune.system.errors import UsageError, did_you_mean
 from cogtune.system.files import read_bytes
 
 _YAML_END = "...\n"
 """What PyYAML appends to a document that is a bare scalar."""
+
+
+def yaml_text(value: Any, **layout: Any) -> str:
+    """Return ``value`` as YAML for people: in its own characters, unless some of them would turn the text around."""
+    text = str(yaml.safe_dump(value, allow_unicode=True, **layout))
+    return text if printable(text) == text else str(yaml.safe_dump(value, **layout))
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Resolved:
         """Return the configuration as ``run.yaml``: every key, each with its source as a comment."""
         lines = ["# The resolved configuration of this run. `cogtune train --config run.yaml` repeats it."]
         for key, value in self.config.to_dict().items():
-            text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+            text = yaml_text(value, default_flow_style=True, width=10_000)
             lines.append(f"{key}: {text.removesuffix(_YAML_END).strip()}  # {self.provenance[key]}")
         return "\n".join(lines) + "\n"
 

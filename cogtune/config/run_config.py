@@ -115,13 +115,18 @@ class RunConfig(
 
     @property
     def uses_engine(self) -> bool:
-        """Whether the memory engine runs the transformer's blocks: it does where any of its options is set."""
-        return any(getattr(self, key) is not None for key in tagged("engine"))
+        """Whether the memory engine runs the transformer's blocks: under ``stream``, or with any option of it set."""
+        return self.sharding.streams or any(getattr(self, key) is not None for key in tagged("engine"))
 
     @property
     def vram_bytes(self) -> int | None:
         """The run's budget of each card's memory; None for no limit."""
         return None if self.vram is None else parse_bytes(self.vram)
+
+    @property
+    def host_memory_bytes(self) -> int | None:
+        """The run's budget of host memory; None for what is free."""
+        return None if self.host_memory is None else parse_bytes(self.host_memory)
 
     @property
     def local_processes(self) -> int:

@@ -1,4 +1,4 @@
-"""Filling the cache: what is missing goes through the encoders, in processes of their own.
+"""Filling the cache: missing entries are encoded in separate processes.
 
 The job is a file, ``CACHE/job/plan.json``: what has to be encoded, and with what. ``python -m cogtune.encoding.worker``
 does it, through ``accelerate launch`` when several GPUs share it. So the process that asks needs no torch, and the
@@ -95,7 +95,7 @@ def store_of(config: RunConfig) -> Store:
     """
     root = config.cache_folder
     if root == config.default_cache_folder and leads_out(root, config.data):
-        hint = f"delete the link, or, if that is where the cache is to be, give --cache-dir {root.resolve()}"
+        hint = f"delete the link, or pass --cache-dir {root.resolve()} to use that folder"
         refuse_links([root], config.data, hint)
     refuse_links_out(root)
     return Store(root)
@@ -212,7 +212,7 @@ class EncodePlan:
 def make_encode_plan(
     prepared: PreparedCache, config: RunConfig, spec: ModelSpec, base_model_dir: Path, *, processes: int | None = None
 ) -> EncodePlan:
-    """The job of encoding what ``prepared`` lacks, by so many processes; by default as many as the work is worth."""
+    """Plan the encoding of what ``prepared`` lacks; by default with as many processes as the work is worth."""
     if processes is None:
         most = min(config.local_processes, len(gpus()) or config.local_processes)
         processes = max(1, min(most, int(estimated_seconds(prepared.todo) // _START_SECONDS)))
@@ -311,12 +311,12 @@ def check_space(job: EncodePlan, spec: ModelSpec) -> None:
         raise CogtuneError(
             f"not enough disk space for the cache in {job.store.root}: it needs {format_bytes(needed)} more, "
             f"and {format_bytes(free)} are free",
-            "free some space, use a smaller --size, or put the cache elsewhere with --cache-dir",
+            "free some space, use a smaller --size, or choose another --cache-dir",
         )
 
 
 def format_bytes(count: int) -> str:
-    """Bytes as people say them, in units of 1000."""
+    """Return bytes as people say them, in units of 1000."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -332,7 +332,7 @@ def result_path(folder: Path, rank: int) -> Path:
 
 
 def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
-    """Do a job in processes of its own; what each did.
+    """Run a job in separate processes; return each one's result.
 
     Raises:
         CogtuneError: it failed, or was stopped, or some clips could not be decoded; what is done stays done.
@@ -350,15 +350,15 @@ def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
         [files.report(rank) for rank in range(processes)],
         files.log,
         environment=ENVIRONMENT,
-        if_stopped=lambda: "the same command goes on where it was",
+        if_stopped=lambda: "run the same command again to continue",
     )
     results = [read_json(result_path(files.folder, rank)) for rank in range(processes)]
     failures = [failure for result in results for failure in result["failures"]]
     if failures:
         noun = "a file" if len(failures) == 1 else f"{len(failures)} files"
         raise CogtuneError(
-            f"{noun} could not be decoded; everything else is cached",
-            "`cogtune dataset validate` looks closer; mend them or take them out, then run the same command again",
+            f"cannot decode {noun}; everything else is cached",
+            "run `cogtune dataset validate` for details; fix or remove them, then run the same command again",
             details=failures,
         )
     return results

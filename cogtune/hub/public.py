@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cogtune.config.resolving import yaml_text
 from cogtune.config.run_config import RunConfig
 from cogtune.hub.card import CardFacts
 from cogtune.hub.local import header_metadata, json_object
 from cogtune.run.checkpoints import FACTS, lora_facts
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import open_regular, os_errors_explained
 from cogtune.system.json_files import CHECKSUM
 from cogtune.system.reading import read_object
 
@@ -31,13 +32,11 @@ _PRIVATE_TEXT = re.compile(
 
 def public_run_yaml(config: Mapping[str, Any], facts: CardFacts) -> bytes:
     """Return ``run.yaml`` for the repository; a local model is named as in the card."""
-    import yaml
-
     public = _without_private(config)
     if "model" in config and "model" not in public:
         public["model"] = facts.base_model or facts.variant.name
     header = "# The resolved configuration of this run, without paths of the machine it ran on.\n"
-    return (header + yaml.safe_dump(public, sort_keys=False, allow_unicode=True)).encode()
+    return (header + yaml_text(public, sort_keys=False)).encode()
 
 
 def public_file(source: Path, base_model: str | None, aside: Path) -> Path | bytes:
@@ -80,7 +79,7 @@ def _copy_with_metadata(source: Path, target: Path, metadata: Mapping[str, str])
     The format: eight bytes of header length, the header as JSON, the data
     (https://github.com/huggingface/safetensors#format).
     """
-    with os_errors_explained(source, "copy"), source.open("rb") as old, target.open("wb") as new:
+    with os_errors_explained(source, "copy"), open_regular(source) as old, target.open("wb") as new:
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
         order = header["__metadata__"]  # safetensors itself gives them in a new order each time
         header["__metadata__"] = {key: metadata[key] for key in order if key in metadata}

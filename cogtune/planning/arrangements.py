@@ -98,6 +98,18 @@ class Workload:
     context: int
     """What CUDA and NCCL take besides PyTorch."""
     compiled: bool
+    host_state: int = 0
+    """Of trained weights that are streamed: on the host, with gradients and the optimizer's state."""
+    update_up: int = 0
+    """Of those, what comes to the card for an optimizer step."""
+    update_down: int = 0
+    gradients_down: int = 0
+    """What leaves it in a backward pass."""
+
+    @property
+    def trains_blocks(self) -> bool:
+        """Whether the streamed weights are trained."""
+        return self.host_state > 0
 
 
 @dataclass(frozen=True)
@@ -145,12 +157,13 @@ def card_bytes(work: Workload, arrangement: Arrangement) -> int:
 
 
 def host_bytes(work: Workload, arrangement: Arrangement) -> int:
-    """Host memory that one process's weights and activations take."""
-    return int(arrangement.streamed_blocks * work.block_weights + _REGIONS * _offloaded(work, arrangement))
+    """Return the host memory that one process's weights and activations take."""
+    weights = work.host_state or arrangement.streamed_blocks * work.block_weights
+    return int(weights + _REGIONS * _offloaded(work, arrangement))
 
 
 def _offloaded(work: Workload, arrangement: Arrangement) -> float:
-    """Bytes of activations that go to the host."""
+    """Return bytes of activations that go to the host."""
     blocks = min(arrangement.offloaded_blocks, work.blocks - arrangement.kept_whole)
     return blocks * kept_bytes(work, arrangement.keep)
 
@@ -163,15 +176,20 @@ def seconds(work: Workload, arrangement: Arrangement, speed: Speed) -> float:
         rate = speed.attention * KERNEL_SPEED[arrangement.attention]
         traffic = _TRAFFIC[keep] if work.compiled else _TRAFFIC_EAGER
         computing += share * (
-            work.linear_flops * _LINEAR_PASSES[keep] / speed.products
+            work.linear_flops * (_LINEAR_PASSES[keep] + work.trains_blocks) / speed.products
             + work.attention_flops * _ATTENTION_PASSES[keep] / rate
             + work.numbers * traffic / speed.memory
         )
     weights = float(arrangement.streamed_blocks * work.block_weights)
     saved = _offloaded(work, arrangement)
     forward, backward = computing * _FORWARD, computing * (1 - _FORWARD)
-    exposed = max(0.0, max(weights, saved) / speed.link - forward) + max(0.0, (weights + saved) / speed.link - backward)
-    return work.passes * (computing + exposed + saved * _OFFLOAD_TAX + 2 * weights * _STREAM_TAX)
+    in_forward = max(0.0, max(weights, saved) / speed.link - forward)
+    in_backward = max(0.0, max(weights + saved, work.gradients_down) / speed.link - backward)
+    updating = 0.0
+    if work.trains_blocks:  # in the first forward pass of a step
+        updating = max(0.0, max(work.update_up, work.update_down + saved) / speed.link - forward) - in_forward
+    exposed = work.passes * (in_forward + in_backward) + max(0.0, updating)
+    return exposed + work.passes * (computing + saved * _OFFLOAD_TAX + 2 * weights * _STREAM_TAX)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +220,8 @@ def unplanned(work: Workload, wanted: RequestedArrangement) -> Arrangement:
 
 
 def arrange(work: Workload, budget: int, speed: Speed, wanted: RequestedArrangement) -> tuple[Arrangement, bool]:
-    """The fastest arrangement whose estimate fits ``budget`` bytes of the card, and whether there is one that does.
+    """Return the fastest arrangement whose estimate fits ``budget`` bytes of the card, and whether there is one that
+    does.
 
     Of those that are as fast but for :data:`WORTH`, it is the one that takes the least of the card; without one that
     fits, the one that takes the least of all.
@@ -218,7 +237,7 @@ def arrange(work: Workload, budget: int, speed: Speed, wanted: RequestedArrangem
 
 
 def _candidates(work: Workload, room: float, wanted: RequestedArrangement) -> Iterator[Arrangement]:
-    """Arrangements with no more blocks offloaded than the room asks for, and with all of them."""
+    """Yield arrangements with no more blocks offloaded than the room asks for, and with all of them."""
     every = range(work.blocks + 1)
     keeps = _keeps(work) if wanted.keep is None else (wanted.keep,)
     for keep in keeps:

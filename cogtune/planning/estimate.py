@@ -19,6 +19,7 @@ from cogtune.models.layers import block_parameters, layers, targeted, transforme
 from cogtune.planning import arrangements
 from cogtune.planning.arrangements import RequestedArrangement, Workload
 from cogtune.planning.speeds import SPEEDS, flops_of_step, seconds_of_step, speed_of, tokens_of
+from cogtune.planning.streaming import Numbers, checkpoint_bytes, trained_weights
 from cogtune.run.plan import size_of
 from cogtune.system.errors import UsageError
 
@@ -109,7 +110,7 @@ class Estimate:
 
 
 def lora_parameters(spec: ModelSpec, config: RunConfig) -> int:
-    """Numbers in the run's adapter."""
+    """Return numbers in the run's adapter."""
     return config.rank * sum(map(sum, targeted(spec, config.target_modules).values()))
 
 
@@ -128,7 +129,7 @@ def estimate(
         alone: without NCCL's memory, for one process that is measured without the others.
         arrangement: of the memory engine; planned here when not given, for a run that uses it.
     """
-    if config.uses_engine and config.type == "lora":
+    if config.uses_engine and (config.type == "lora" or config.sharding.streams):
         return _with_engine(config, spec, gpu, arrangement or plan_arrangement(config, spec, gpu=gpu)[0])
     memory = _memory(config, spec)
     return Estimate(
@@ -144,7 +145,7 @@ def estimate(
 def _with_engine(config: RunConfig, spec: ModelSpec, gpu: str, arrangement: Arrangement) -> Estimate:
     work, speed = workload(config, spec), speed_of(gpu)
     parts = arrangements.card_memory(work, arrangement)
-    adapter = lora_parameters(spec, config) * 4
+    adapter = 0 if work.trains_blocks else lora_parameters(spec, config) * 4
     memory = Memory(
         weights=parts.weights + adapter,
         gradients=work.gradients,
@@ -153,7 +154,7 @@ def _with_engine(config: RunConfig, spec: ModelSpec, gpu: str, arrangement: Arra
         workspace=parts.workspace,
         context=work.context,
     )
-    timed = speed is not None and config.precision != "fp32"
+    timed = speed is not None and config.precision != "fp32" and not work.trains_blocks  # of which none was measured
     return Estimate(
         memory=memory,
         host=_host(config, spec) + config.local_processes * arrangements.host_bytes(work, arrangement),
@@ -177,7 +178,7 @@ def plan_arrangement(
     given = config.attention if config.attention != "auto" else None
     keep = config.keep_activations or (None if config.gradient_checkpointing else "everything")
     wanted = RequestedArrangement(
-        streamed_blocks=config.stream_blocks,
+        streamed_blocks=spec.num_layers if config.sharding.streams else config.stream_blocks,
         keep=keep,
         kept_whole=config.keep_everything,
         offloaded_blocks=config.offload_activations,
@@ -201,22 +202,22 @@ def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None
     if not fits:
         least = arrangements.card_bytes(workload(config, spec), arrangement) / (1 - arrangements.MARGIN)
         raise UsageError(
-            f"--vram {config.vram} is not enough: by the estimate this run takes {least / 1e9:.1f} GB or more",
-            f"--vram {least / 1e9 + 0.05:.1f}GB, or a smaller --size, --rank or --batch-size",
+            f"--vram {config.vram} is not enough: this run is estimated to need at least {least / 1e9:.1f} GB",
+            f"use --vram {least / 1e9 + 0.05:.1f}GB, or a smaller --size, --rank or --batch-size",
         )
 
 
 def workload(config: RunConfig, spec: ModelSpec) -> Workload:
-    """Return what of a LoRA step does not depend on the memory engine's arrangement."""
+    """Return what of a step does not depend on the memory engine's arrangement."""
     item = BYTES[config.precision]
     width = spec.num_attention_heads * spec.attention_head_dim
-    whole, adapter = transformer_parameters(spec), lora_parameters(spec, config)
+    whole, adapter = transformer_parameters(spec), 0 if config.sharding.streams else lora_parameters(spec, config)
     block = block_parameters(spec)
     tokens = tokens_of(config, spec)
     extra = VAE_PARAMETERS * item if spec.image_to_video else 0
     if config.precision == "fp16":
         extra += int(_ENGINE_WORK_FP16 * tokens * width * item)
-    return Workload(
+    frozen = Workload(
         blocks=spec.num_layers,
         block_weights=block * item,
         other_weights=(whole - spec.num_layers * block) * item,
@@ -231,6 +232,10 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
         context=_context(config) + PINNING,
         compiled=config.compiles_blocks() and not config.dora,  # PEFT's DoRA stops the tracer inside of a checkpoint
     )
+    if not config.sharding.streams:
+        return frozen
+    rest = whole - spec.num_layers * block
+    return trained_weights(frozen, config, Numbers(block=block, rest=rest, largest=4 * width**2))
 
 
 def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
@@ -289,7 +294,7 @@ def _context(config: RunConfig) -> int:
 
 
 def _host(config: RunConfig, spec: ModelSpec) -> int:
-    """Bytes on one machine that cannot be dropped; weights read as they are stand in mapped files, which can."""
+    """Return bytes on one machine that cannot be dropped; weights read as they are stand in mapped files, which can."""
     item, ranks = BYTES[config.precision], config.local_processes
     whole = transformer_parameters(spec)
     trained = lora_parameters(spec, config) if config.type == "lora" else whole
@@ -308,7 +313,8 @@ def _host(config: RunConfig, spec: ModelSpec) -> int:
 
 
 def _pinned_gradients(config: RunConfig, spec: ModelSpec) -> int:
-    """Bytes of ZeRO-2's buffers for accumulated gradients: pinned, one for each matrix, each of a power of two."""
+    """Return bytes of ZeRO-2's buffers for accumulated gradients: pinned, one for each matrix, each of a power of
+    two."""
     if config.type == "lora":
         sizes = [config.rank * one for both in targeted(spec, config.target_modules).values() for one in both]
     else:
@@ -326,6 +332,8 @@ def _cache(config: RunConfig, spec: ModelSpec) -> int:
 
 
 def _checkpoint(config: RunConfig, spec: ModelSpec) -> int:
+    if config.sharding.streams:
+        return checkpoint_bytes(config, transformer_parameters(spec))
     if config.type == "lora":
         return lora_parameters(spec, config) * (4 + (12 if config.sharding.uses_deepspeed else 8))
     copies = BYTES[config.precision] + 12 if config.sharding.uses_deepspeed else 4 + 8

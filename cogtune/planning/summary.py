@@ -1,4 +1,4 @@
-"""``cogtune plan``: what a run will take, in words and numbers, and the command that starts it."""
+"""``cogtune plan``: what a run needs, and the command that starts it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cogtune.encoding.jobs import clips_by_size, frame_settings
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.planning.estimate import GIB, Estimate, estimate
 from cogtune.planning.fit import GB, Hardware, problems
+from cogtune.planning.measurements import recorded
 from cogtune.run.folder import RunFolder
 from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import size_of
@@ -22,6 +23,8 @@ from cogtune.system.errors import CogtuneError
 
 _USUAL_SAMPLES = 100
 """Assumed where there is no dataset to count."""
+
+_UNMEASURED = "estimated only; no run of strategy {strategy} has been measured on a GPU yet"
 
 _PARTS = {
     "weights": "weights",
@@ -59,6 +62,12 @@ class RunEstimate:
         return self.config.total_steps(*self.counts)
 
     @property
+    def is_measured(self) -> bool:
+        """Whether a run of this strategy was measured, so that the estimate's constants could be held to it."""
+        strategy = self.config.strategy
+        return not self.config.sharding.streams or any(row.config.strategy == strategy for row in recorded())
+
+    @property
     def command(self) -> str:
         """The command that starts the run from its launch files."""
         return shlex.join(LaunchFiles(self.launch).command(self.config))
@@ -79,6 +88,7 @@ class RunEstimate:
             ("each GPU: PyTorch reserves", f"{needs.memory.reserved / GIB:.1f} GiB"),
             ("each GPU: the whole card", f"{needs.memory.card / GB:.1f} GB of 10^9 bytes"),
             ("host memory of a machine", f"{needs.host / GIB:.0f} GiB"),
+            *([] if self.is_measured else [("these figures", _UNMEASURED.format(strategy=config.strategy))]),
             ("disk: cache", f"{needs.cache_per_sample * self.samples / GB:.2f} GB for {self.samples} samples{assumed}"),
             ("disk: checkpoints", f"{self._checkpoints / GB:.2f} GB, {needs.checkpoint / GB:.2f} each"),
             ("size", str(size_of(config, self.spec))),
@@ -108,9 +118,9 @@ class RunEstimate:
 
     def _time(self) -> str:
         if self.needs.seconds is None:
-            return "not known for this machine; `cogtune bench` measures it"
+            return "unknown for this machine; run `cogtune bench` to measure it"
         hours = self.needs.seconds * self.steps / 3600
-        return f"about {self.needs.seconds:.2f} s a step, {hours:.1f} hours in all"
+        return f"about {self.needs.seconds:.2f} s per step, {hours:.1f} hours in total"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same for programs; sizes in bytes."""
@@ -118,6 +128,7 @@ class RunEstimate:
         return {
             "gpu_memory": memory | {"reserved": self.needs.memory.reserved, "card": self.needs.memory.card},
             "host_memory": self.needs.host,
+            "measured": self.is_measured,
             "cache": self.needs.cache_per_sample * self.samples,
             "arrangement": self.needs.arrangement.to_dict() if self.needs.arrangement is not None else None,
             "checkpoint": self.needs.checkpoint,

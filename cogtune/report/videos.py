@@ -32,14 +32,17 @@ class Scene:
     prompt: str
     image: str | None
     seed: int | None
+    averaged: bool = False
+    """Whether it was made with the moving average of the weights."""
 
 
 def find_videos(output: Path) -> dict[Scene, dict[int, Path]]:
-    """The videos of a run, by scene in the order of the lists, then by step. What is damaged or gone is left out."""
+    """Return the videos of a run, by scene in the order of the lists, then by step. What is damaged or gone is left
+    out."""
     found: defaultdict[Scene, dict[int, Path]] = defaultdict(dict)
     for step, folder in step_folders(output):
         for entry in read_list(folder):
-            scene = Scene(entry.prompt, Path(entry.image).name if entry.image else None, entry.seed)
+            scene = Scene(entry.prompt, Path(entry.image).name if entry.image else None, entry.seed, entry.averaged)
             if not leads_out(folder / entry.file, output):
                 found[scene][step] = folder / entry.file
     return dict(found)
@@ -53,7 +56,7 @@ def spread(steps: list[int], most: int = MOST_STEPS) -> list[int]:
 
 
 def video_section(output: Path) -> Iterator[Html]:
-    """The part of the page that shows the videos; nothing when there are none."""
+    """Yield the part of the page that shows the videos; nothing when there are none."""
     scenes = find_videos(output)
     if not scenes:
         return
@@ -85,6 +88,7 @@ def _strip(output: Path, scene: Scene, steps: list[int], by_step: dict[int, Path
         )
         figures.append(tag("figure", video, tag("figcaption", label)))
     about = [f"seed {scene.seed}" if scene.seed is not None else None, f"from {scene.image}" if scene.image else None]
+    about += ["moving average of the weights"] if scene.averaged else []
     return tag(
         "article",
         tag("p", scene.prompt or "no prompt", class_="prompt", dir="auto"),

@@ -9,6 +9,7 @@ out/
   samples/step-000500/                    videos, and samples.json, which says what they show (run.sample_videos)
   checkpoint-500/                         weights, optimizer, state.json (run.checkpoints)
   pytorch_lora_weights.safetensors        the finished LoRA
+  ema/pytorch_lora_weights.safetensors    the moving average of its weights, with --ema
   report.html
   smoke/                                  the same of a trial run
 ```
@@ -23,6 +24,8 @@ from pathlib import Path
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 
 RUN_NAME = "run.yaml"
+AVERAGE_NAME = "ema"
+"""In a checkpoint, and beside a finished LoRA: the folder of the moving average of the weights."""
 MERGE_NAME = "merge.json"
 """In a folder of merged weights: what they were merged from."""
 
@@ -81,6 +84,11 @@ class RunFolder:
         return self.root / LORA_WEIGHTS_NAME
 
     @property
+    def averaged_lora(self) -> Path:
+        """The moving average of its weights."""
+        return self.root / AVERAGE_NAME / LORA_WEIGHTS_NAME
+
+    @property
     def page(self) -> Path:
         """The run's report."""
         return self.root / "report.html"
@@ -95,7 +103,7 @@ class RunFolder:
         return self.root / f"checkpoint-{step}"
 
     def checkpoint_folders(self) -> list[tuple[int, Path]]:
-        """Steps and folders that have a checkpoint's name, complete or not, in order."""
+        """List steps and folders named like a checkpoint, complete or not, in order."""
         found = ((step_of_checkpoint(path), path) for path in self.root.glob("checkpoint-*"))
         return sorted((step, path) for step, path in found if step is not None)
 

@@ -48,7 +48,7 @@ class Plan:
     prompts: Path | None
     """The prompts of the sample videos with their entries; None for a run that makes none."""
     resume_fingerprint: Mapping[str, Any]
-    """What has to be the same for a resumed run to be the same run."""
+    """What must be equal for a resumed run to be the same run."""
     resume: Path | None
     overwrite: bool
     """Whether checkpoints behind the run's first step may be deleted."""
@@ -116,9 +116,9 @@ class Plan:
             )
         except ValidationError as error:
             said = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
-            raise CogtuneError(f"{path} is no plan of a run", "run `cogtune train` again", details=said) from error
+            raise CogtuneError(f"{path} is not a valid plan", "run `cogtune train` again", details=said) from error
         except ValueError as error:
-            raise CogtuneError(f"{path} is no plan of a run: {error}", "run `cogtune train` again") from error
+            raise CogtuneError(f"{path} is not a valid plan: {error}", "run `cogtune train` again") from error
 
     @property
     def tokens(self) -> int:
@@ -155,7 +155,7 @@ class _Saved(BaseModel):
 
 
 def check_config(config: RunConfig, spec: ModelSpec) -> None:
-    """Refuse what the model cannot do.
+    """Reject what the model or this machine does not support.
 
     Raises:
         UsageError: with every reason.
@@ -166,19 +166,19 @@ def check_config(config: RunConfig, spec: ModelSpec) -> None:
         of_size = spec.bucket_problems(size) if config.buckets else spec.size_problems(size)
         problems += [f"size {size}: {problem}" for problem in of_size]
     if config.num_processes < config.sharding.fewest_processes:
-        problems.append(f"strategy {config.strategy} shares weights over GPUs and needs num_processes of 2 or more")
+        problems.append(f"strategy {config.strategy} shards weights over GPUs and requires num_processes of 2 or more")
     problems += [
-        f"tracker {name} is not installed: pip install 'cogtune[{name}]'"
+        f"tracker {name} is not installed; run `pip install 'cogtune[{name}]'`"
         for name in config.tracker
         if importlib.util.find_spec(name) is None
     ]
     if config.sharding.uses_deepspeed and importlib.util.find_spec("deepspeed") is None:
         problems.append(
-            f"strategy {config.strategy} needs DeepSpeed, which is not installed (it has builds for Linux on x86-64 "
-            "alone: `pip install deepspeed`); strategy ddp does without"
+            f"strategy {config.strategy} requires DeepSpeed, which is not installed (it has builds only for Linux on "
+            "x86-64: `pip install deepspeed`); strategy ddp does not need it"
         )
     if problems:
-        raise UsageError("this run cannot be made as it is configured", details=problems)
+        raise UsageError("invalid configuration", details=problems)
 
 
 def advice(config: RunConfig, spec: ModelSpec) -> list[str]:
@@ -200,12 +200,12 @@ def size_of(config: RunConfig, spec: ModelSpec) -> Size:
 
 
 def fps_of(config: RunConfig, spec: ModelSpec) -> float:
-    """Frames per second to take from clips: the configured rate, else the model's own."""
+    """Return frames per second to take from clips: the configured rate, else the model's own."""
     return config.fps if config.fps is not None else float(spec.variant.fps)
 
 
 def resume_fingerprint(config: RunConfig, *, base: str, data: str) -> dict[str, Any]:
-    """Return what has to be the same for a resumed run to be the same run.
+    """Return what must be equal for a resumed run to be the same run, by name.
 
     Args:
         base: fingerprint of the base model's transformer.
@@ -219,8 +219,12 @@ def resume_fingerprint(config: RunConfig, *, base: str, data: str) -> dict[str, 
         "model": base,
         "data": data,
     }
+    if config.ema is not None:
+        fingerprint["ema"] = config.ema
     if config.sharding.uses_deepspeed:  # ZeRO shards belong to a number of processes
         fingerprint["num_processes"] = config.num_processes
+    if config.sharding.streams:  # each process has a share of the state, in its format
+        fingerprint |= {key: values[key] for key in ("num_processes", "master_weights", "moments")}
     if config.sharding.zero_stage == 2:
         fingerprint["shards"] = ZERO2_LAYOUT
     return fingerprint
@@ -255,9 +259,9 @@ def make_plan(
     total = config.total_steps(*counts.values())
     if config.epochs is not None and config.warmup_steps >= total:
         raise UsageError(
-            f"warmup_steps: {config.warmup_steps} is not below the {total} steps of {config.epochs:g} epochs: "
-            "the learning rate never gets there",
-            "ask for fewer --warmup-steps, or more --epochs",
+            f"warmup_steps: {config.warmup_steps} must be less than the {total} steps of {config.epochs:g} epochs, "
+            "or the learning rate never reaches its peak",
+            "use fewer --warmup-steps or more --epochs",
         )
     return Plan(
         config=config,

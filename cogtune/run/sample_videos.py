@@ -30,6 +30,8 @@ class SampleEntry:
     seed: int | None
     file: str
     """Its name in the step's folder."""
+    averaged: bool = False
+    """Whether it was made with the moving average of the weights."""
 
 
 def step_folder(output: Path, step: int) -> Path:
@@ -55,7 +57,7 @@ def write_list(folder: Path, entries: Sequence[SampleEntry]) -> None:
 
 
 def read_list(folder: Path) -> Iterator[SampleEntry]:
-    """What the videos in the folder of a step show; those that are gone or elsewhere are left out.
+    """Yield what the videos in the folder of a step show; those that are gone or elsewhere are left out.
 
     A damaged list is warned of, and none of it is taken.
     """
@@ -68,11 +70,11 @@ def read_list(folder: Path) -> Iterator[SampleEntry]:
         refuse((f"{path}: {problem}" for entry in values for problem in problems_in(entry, _Entry)), "")
     except CogtuneError as error:
         for problem in error.details or (error.message,):
-            console.warn(f"sample videos are left out: {problem}")
+            console.warn(f"ignoring sample videos: {problem}")
         return
     for entry in map(_Entry.model_validate, values):
         if Path(entry.file).name == entry.file and (folder / entry.file).is_file():
-            yield SampleEntry(entry.prompt, entry.image, entry.seed, entry.file)
+            yield SampleEntry(entry.prompt, entry.image, entry.seed, entry.file, entry.averaged)
 
 
 class _Entry(Schema):
@@ -82,6 +84,7 @@ class _Entry(Schema):
     prompt: str = ""
     image: str | None = None
     seed: int | None = None
+    averaged: bool = False
 
 
 def said_of(video: Path) -> list[Path]:
@@ -90,7 +93,8 @@ def said_of(video: Path) -> list[Path]:
 
 
 def prompt_of(video: Path) -> str | None:
-    """The prompt of a sample video: from its folder's list, else from a text file of its name, as in a dataset."""
+    """Return the prompt of a sample video: from its folder's list, else from a text file of its name, as in a
+    dataset."""
     for entry in read_list(video.parent):
         if entry.file == video.name:
             return entry.prompt.strip() or None

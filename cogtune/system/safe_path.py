@@ -15,7 +15,8 @@ _HOME = os.path.realpath(os.path.join(__file__, "..", "..", ".."))  # noqa: PTH1
 
 
 def search_path() -> list[str]:
-    """``sys.path`` with absolute entries, without the working folder, unless cogtune itself was imported from it."""
+    """Return ``sys.path`` with absolute entries, without the working folder, unless cogtune itself was imported from
+    it."""
     try:
         here = os.path.realpath(os.getcwd())  # noqa: PTH109
     except OSError:  # it was deleted
@@ -23,6 +24,15 @@ def search_path() -> list[str]:
     absolute = [os.path.abspath(entry) for entry in sys.path if entry or here == _HOME]  # noqa: PTH100
     kept = (_HOME, os.path.realpath(STANDARD_LIBRARY))
     return [entry for entry in absolute if os.path.realpath(entry) != here or here in kept]
+
+
+def has_working_folder() -> bool:
+    """Whether the folder that this process works in is there: paths start at it, and libraries ask for it."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        return False
+    return True
 
 
 def leave_working_folder_out() -> None:

@@ -21,14 +21,17 @@ from torch import Tensor
 
 from cogtune.config.run_config import RunConfig
 from cogtune.modeling.adapters import load_lora, save_lora
+from cogtune.modeling.engine.trained import TrainedWeights
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import FORMAT, STATE_NAME, changed_files, checkpoints, fingerprints, read_state
-from cogtune.run.folder import RunFolder
+from cogtune.run.folder import AVERAGE_NAME, RunFolder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, said_by
 from cogtune.system.files import open_regular, os_errors_explained, write_text
 from cogtune.system.folders import partial_folder, partial_path, publish_folder, remove_folder
 from cogtune.system.json_files import write_sealed
+from cogtune.training import streamed
+from cogtune.training.average import WeightAverage
 
 OPTIMIZER_NAME = "optimizer.pt"
 ZERO_TAG = "pytorch_model"
@@ -44,7 +47,32 @@ class TrainState:
     """The prepared model: the transformer, or DDP or a DeepSpeed engine around it."""
     transformer: CogVideoXTransformer3DModel
     optimizer: Any
+    """None under strategy ``stream``."""
     is_lora: bool
+    streamed: TrainedWeights | None = None
+    """Under strategy ``stream``, what holds the weights."""
+    average: WeightAverage | None = None
+    """Of the weights, where there is one that ``streamed`` does not hold."""
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of the optimizer's next step."""
+        if self.streamed is not None:
+            self.streamed.learning_rate = rate
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    @property
+    def averages(self) -> bool:
+        """Whether a moving average of the weights is kept."""
+        return self.average is not None or (self.streamed is not None and self.streamed.rule.decay is not None)
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Let the model compute with the moving average of its weights inside the context. Collective."""
+        if self.streamed is not None:
+            return self.streamed.averaged()
+        assert self.average is not None  # who calls has asked whether there is one
+        return self.average.swapped()
 
     @property
     def is_zero(self) -> bool:
@@ -84,7 +112,7 @@ def save(train_state: TrainState, config: RunConfig, step: int, facts: Mapping[s
             partial_folder(target)
             if train_state.is_zero:
                 with os_errors_explained(target):
-                    (aside / ZERO_TAG).mkdir()  # DeepSpeed goes on where it cannot make it
+                    (aside / ZERO_TAG).mkdir()  # DeepSpeed ignores a failure to create it
     files: dict[str, str] = {}
     if train_state.is_zero:
         failures = _save_shards(train_state, aside)
@@ -93,17 +121,21 @@ def save(train_state: TrainState, config: RunConfig, step: int, facts: Mapping[s
                 raise failure
             files = _own_fingerprints(train_state, aside)
         files = {name: value for own in gather_object([files]) for name, value in own.items()}
+    if train_state.streamed is not None:
+        _save_streamed(train_state, train_state.streamed, aside)
     weights = whole_trainables(train_state) if train_state.is_lora else {}
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:
             if train_state.is_lora:
                 save_lora(aside / LORA_WEIGHTS_NAME, train_state.transformer, facts, weights)
-            elif not train_state.is_zero:
+            elif not train_state.is_zero and train_state.streamed is None:
                 with os_errors_explained(target):
                     train_state.transformer.save_pretrained(aside / "transformer")
+            if train_state.average is not None:
+                _save_average(train_state, train_state.average, aside / AVERAGE_NAME, facts)
             if train_state.is_zero:
                 write_text(aside / "latest", ZERO_TAG)  # as DeepSpeed does, for its own tools
-            else:
+            elif train_state.streamed is None:
                 _save_optimizer(train_state, aside / OPTIMIZER_NAME)
             with os_errors_explained(target):
                 others = [path for path in _files(aside) if path.relative_to(aside).as_posix() not in files]
@@ -181,9 +213,37 @@ def _save_shards(train_state: TrainState, aside: Path) -> list[Exception]:
     return failures
 
 
+def _save_streamed(train_state: TrainState, weights: TrainedWeights, aside: Path) -> None:
+    """Write the transformer, and each process's share of the state. Collective."""
+    accelerator = train_state.accelerator
+    weights.settle()
+    folders = {False: aside / "transformer"}
+    if train_state.averages:
+        folders[True] = aside / AVERAGE_NAME / "transformer"
+    for averaged, folder in folders.items():
+        with _all_or_none(accelerator, aside):
+            streamed.save_transformer(
+                weights, train_state.transformer, folder, writes=accelerator.is_main_process, averaged=averaged
+            )
+    with _all_or_none(accelerator, aside):
+        streamed.save_state(weights, aside, accelerator.process_index)
+
+
+def _save_average(train_state: TrainState, average: WeightAverage, folder: Path, facts: Mapping[str, Any]) -> None:
+    with os_errors_explained(folder):
+        folder.mkdir()
+        if not train_state.is_lora:
+            with average.swapped():
+                train_state.transformer.save_pretrained(folder / "transformer")
+            return
+    save_lora(folder / LORA_WEIGHTS_NAME, train_state.transformer, facts, average.values)
+
+
 def _save_optimizer(train_state: TrainState, path: Path) -> None:
     scaler = train_state.accelerator.scaler
     state = {"optimizer": train_state.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+    if train_state.average is not None:
+        state["average"] = train_state.average.values
     with os_errors_explained(path):
         torch.save(state, path)
 
@@ -256,6 +316,9 @@ def load(train_state: TrainState, checkpoint: Path) -> None:
             if loaded is None:
                 raise CogtuneError(f"{checkpoint} contains no ZeRO shards", "resume from another checkpoint")
             return
+        if train_state.streamed is not None:
+            streamed.load(train_state.streamed, checkpoint, train_state.accelerator.process_index)
+            return
         if train_state.is_lora:
             load_lora(checkpoint / LORA_WEIGHTS_NAME, train_state.transformer)
         else:
@@ -266,6 +329,8 @@ def load(train_state: TrainState, checkpoint: Path) -> None:
         train_state.optimizer.load_state_dict(state["optimizer"])
         if train_state.accelerator.scaler is not None and state["scaler"]:
             train_state.accelerator.scaler.load_state_dict(state["scaler"])
+        if train_state.average is not None:
+            train_state.average.resume(state["average"])
     except torch.OutOfMemoryError:
         raise
     except (

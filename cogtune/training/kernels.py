@@ -28,7 +28,7 @@ def building(kernel: str) -> Iterator[None]:
     held folder such a file is stale.
 
     Args:
-        kernel: what is built, if it is not there: that is announced, as it takes minutes.
+        kernel: name of the kernel to build; a missing one is announced, since compiling takes minutes.
 
     Raises:
         CogtuneError: the folder cannot be written.

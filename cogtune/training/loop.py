@@ -72,8 +72,7 @@ def train(run: Training) -> bool:
         train_state.model.train()
         for passes in batches(run.store, run.index, share, done, total):
             learning_rate = rate(done)
-            for group in train_state.optimizer.param_groups:
-                group["lr"] = learning_rate
+            train_state.set_learning_rate(learning_rate)
             loss = sum(_forward_backward(run, batch, done) for batch in passes) / len(passes)
             grad_norm = _update(train_state, config, passes, done)
             done += 1
@@ -125,6 +124,8 @@ def _update(train_state: TrainState, config: RunConfig, passes: Sequence[Batch],
     """
     if train_state.is_zero:  # DeepSpeed did all of it in the last backward pass
         norm = float(train_state.model.get_global_grad_norm() or 0.0)
+    elif train_state.streamed is not None:
+        norm = train_state.streamed.step(config.max_grad_norm)
     else:
         trainable = [parameter for parameter in train_state.transformer.parameters() if parameter.requires_grad]
         if _scales_here(train_state) and len(passes) > 1:
@@ -132,6 +133,8 @@ def _update(train_state: TrainState, config: RunConfig, passes: Sequence[Batch],
         norm = float(train_state.accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
         train_state.optimizer.step()
         train_state.optimizer.zero_grad()
+        if train_state.average is not None:
+            train_state.average.update()
     if not math.isfinite(norm) and _loss_scale(train_state) <= 1:
         mine = [sample for batch in passes for sample in batch.ids]  # the norm is that of all processes' samples
         raise _not_finite(f"the gradient norm is {norm}", gather_object(mine), config, step)
@@ -147,7 +150,7 @@ def _loss_scale(train_state: TrainState) -> float:
 
 
 def _not_finite(what: str, samples: Iterable[str], config: RunConfig, step: int) -> CogtuneError:
-    start = "resume from an earlier checkpoint" if checkpoints(config.output) else "start anew"
+    start = "resume from an earlier checkpoint" if checkpoints(config.output) else "start over"
     return CogtuneError(
         f"step {step + 1}: {what}",
         f"{start} with a lower --learning-rate, or remove these samples",

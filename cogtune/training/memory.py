@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import torch
+from accelerate import Accelerator
 from diffusers import CogVideoXTransformer3DModel
 
 from cogtune.config.arrangement import Arrangement, AttentionKernel
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.engine import attach
 from cogtune.modeling.engine.attention import FLASH_4, fastest, has_flash_4
+from cogtune.modeling.engine.trained import TrainedWeights
 from cogtune.models.download import home
 from cogtune.models.geometry import video_tokens
 from cogtune.planning.estimate import estimate, plan_arrangement
 from cogtune.run.plan import Plan, size_of
 from cogtune.system import console
 from cogtune.system.errors import UsageError
+from cogtune.training.streamed import stream_weights
 
 
 def attach_engine(
-    plan: Plan, transformer: CogVideoXTransformer3DModel, device: torch.device, *, compiled: bool
-) -> Arrangement:
-    """Attach a memory engine to the transformer and limit PyTorch's memory to the budget; return the arrangement.
+    plan: Plan, transformer: CogVideoXTransformer3DModel, accelerator: Accelerator, *, compiled: bool
+) -> tuple[Arrangement, TrainedWeights | None]:
+    """Attach a memory engine to the transformer and limit PyTorch's memory to the budget.
+
+    Returns:
+        The arrangement, and under strategy ``stream`` the trained weights.
 
     Raises:
         UsageError: the requested attention kernel cannot be used here.
     """
-    config, spec = plan.config, plan.spec
+    config, spec, device = plan.config, plan.spec, accelerator.device
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())  # with its number, which a limit on memory needs
     kernel = _kernel(plan, device)
@@ -36,6 +42,9 @@ def attach_engine(
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, (config.vram_bytes - context) / total), device)
     console.note(arrangement.describe(spec.num_layers))
+    trained = None
+    if config.sharding.streams:
+        trained = stream_weights(plan, transformer, accelerator, slots=arrangement.slots)
     engine = attach(
         transformer,
         arrangement,
@@ -43,10 +52,11 @@ def attach_engine(
         kernel=arrangement.attention,
         backend="inductor" if compiled else None,
         tell=console.warn,
+        trained=trained,
     )
     # DDP would send every process the slots' content, whichever blocks they hold.
     transformer._ddp_params_and_buffers_to_ignore = engine.streamed_names()
-    return arrangement
+    return arrangement, trained
 
 
 def _kernel(plan: Plan, device: torch.device) -> AttentionKernel | None:

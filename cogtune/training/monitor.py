@@ -28,6 +28,15 @@ from cogtune.training.objective import Objective
 from cogtune.training.samples import ValidationVideos, render_validation_videos
 from cogtune.training.trackers import TrackedVideo, Trackers
 
+EMA_PREFIX = "ema_"
+"""In ``metrics.jsonl``, before the name of a loss of the weights' moving average."""
+
+_OF = {
+    "validation_loss": "on the validation data",
+    "ema_eval_loss": "of the average",
+    "ema_validation_loss": "of the average on the validation data",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSchedule:
@@ -83,6 +92,7 @@ class TrainMonitor:
         self._should_stop = should_stop
         self._loss, self._pace = MovingAverage(WINDOW), MovingAverage(WINDOW)
         self._evaluated: dict[str, float] = {}
+        """The last losses at fixed noise, by their names in ``metrics.jsonl``."""
         self._began = time.perf_counter()
 
     def before_training(self, step: int) -> bool:
@@ -155,9 +165,21 @@ class TrainMonitor:
             raise _Stopped
 
     def _evaluate(self, step: int) -> None:
+        values = self._measure(step, "")
+        if self._train_state.averages:
+            with self._train_state.averaged():
+                values |= self._measure(step, EMA_PREFIX)
+        self._metrics.write({"step": step, **values})
+        told = [f"{self._evaluated['eval_loss']:.4f}"]
+        told += [f"{value:.4f} {_OF[name]}" for name, value in self._evaluated.items() if name in _OF]
+        console.note(f"step {step}: loss at fixed noise {', '.join(told)}")
+
+    def _measure(self, step: int, prefix: str) -> dict[str, Any]:
+        """Measure the losses at fixed noise of the current weights; their names get ``prefix``."""
         accelerator = self._train_state.accelerator
         values: dict[str, Any] = {}
-        for name, rows in self._eval_schedule.measured.items():
+        for kind, rows in self._eval_schedule.measured.items():
+            name = f"{prefix}{kind}"
             found = evaluate(
                 self._train_state.model,
                 self._objective,
@@ -176,12 +198,7 @@ class TrainMonitor:
             self._evaluated[name] = found.loss
             by_timestep = {f"{name}/timestep {timestep}": loss for timestep, loss in found.by_timestep.items()}
             self._trackers.log({name: found.loss, **by_timestep}, step)
-        self._metrics.write({"step": step, **values})
-        told = [f"{self._evaluated['eval_loss']:.4f}"]
-        told += [
-            f"{value:.4f} on the validation data" for name, value in self._evaluated.items() if name != "eval_loss"
-        ]
-        console.note(f"step {step}: loss at fixed noise {', '.join(told)}")
+        return values
 
     def _sample(self, step: int) -> None:
         assert self._eval_schedule.validation_videos is not None

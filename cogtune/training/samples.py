@@ -28,7 +28,7 @@ from cogtune.modeling.sampling import (
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import Size
 from cogtune.models.locate import loading
-from cogtune.run.folder import RunFolder
+from cogtune.run.folder import AVERAGE_NAME, RunFolder
 from cogtune.run.sample_videos import SampleEntry, file_name, read_list, step_folder, step_folders, write_list
 from cogtune.system import console
 from cogtune.system.folders import partial_folder, partial_path, publish_folder, remove_folder, remove_partials
@@ -63,9 +63,10 @@ class ValidationVideos:
     guidance: float
     output: Path
 
-    def file_name(self, number: int) -> str:
-        """Return the file name of the video of prompt ``number``."""
-        return file_name(number, self.prompts[number].prompt)
+    def file_name(self, number: int, *, averaged: bool = False) -> str:
+        """Return the file name of the video of prompt ``number``, made with the weights or their average."""
+        name = file_name(number, self.prompts[number].prompt)
+        return f"{AVERAGE_NAME}-{name}" if averaged else name
 
 
 def render_validation_videos(
@@ -95,6 +96,9 @@ def render_validation_videos(
     try:
         with _undisturbed(train_state):
             _render_share(train_state, validation_videos, aside, tell)
+            if train_state.averages:
+                with train_state.averaged():
+                    _render_share(train_state, validation_videos, aside, tell, averaged=True)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_list(aside, _entries(validation_videos, aside))
@@ -109,14 +113,20 @@ def render_validation_videos(
 
 def _entries(validation_videos: ValidationVideos, folder: Path) -> list[SampleEntry]:
     return [
-        SampleEntry(row.prompt, row.image_file, validation_videos.seed, validation_videos.file_name(number))
+        SampleEntry(row.prompt, row.image_file, validation_videos.seed, name, averaged)
+        for averaged in (False, True)
         for number, row in enumerate(validation_videos.prompts)
-        if (folder / validation_videos.file_name(number)).is_file()
+        if (folder / (name := validation_videos.file_name(number, averaged=averaged))).is_file()
     ]
 
 
 def _render_share(
-    train_state: TrainState, validation_videos: ValidationVideos, folder: Path, tell: Callable[[str], None]
+    train_state: TrainState,
+    validation_videos: ValidationVideos,
+    folder: Path,
+    tell: Callable[[str], None],
+    *,
+    averaged: bool = False,
 ) -> None:
     """Sample this process's videos. The VAE is in memory only during this."""
     accelerator, count = train_state.accelerator, len(validation_videos.prompts)
@@ -144,7 +154,12 @@ def _render_share(
             console.warn(f"cannot sample '{row.prompt}': {error.message}")
             continue
         if number < count:
-            write_video(folder / validation_videos.file_name(number), frames, validation_videos.fps, own_files.MARK)
+            write_video(
+                folder / validation_videos.file_name(number, averaged=averaged),
+                frames,
+                validation_videos.fps,
+                own_files.MARK,
+            )
 
 
 def _pipeline(train_state: TrainState, validation_videos: ValidationVideos) -> Any:

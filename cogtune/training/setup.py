@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from diffusers import CogVideoXTransformer3DModel
-from safetensors import safe_open
 
 from cogtune import __version__
 from cogtune.config.arrangement import Arrangement
@@ -30,6 +29,7 @@ from cogtune.run.plan import Plan
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
 from cogtune.training import checkpoint
+from cogtune.training.average import WeightAverage
 from cogtune.training.checkpoint import TrainState
 from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
 from cogtune.training.kernels import load_collectives
@@ -40,6 +40,7 @@ from cogtune.training.monitor import EvalSchedule
 from cogtune.training.objective import Objective, TimestepSampling
 from cogtune.training.optimizers import build_optimizer
 from cogtune.training.samples import ValidationVideos
+from cogtune.training.streamed import stored_dtype
 
 
 def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | None = None) -> Training:
@@ -108,7 +109,9 @@ def _train_state(
     config, folder = plan.config, plan.base_model_dir / "transformer"
     is_lora = config.type == "lora"
     with loading(folder):
-        if not config.sharding.uses_deepspeed and not is_lora and base_dtype is None:
+        if config.sharding.streams:
+            transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=stored_dtype(folder))
+        elif not config.sharding.uses_deepspeed and not is_lora and base_dtype is None:
             transformer = _load_as_fp32(folder, accelerator.device)
         else:
             dtype = base_dtype or DTYPES[config.precision]
@@ -132,33 +135,35 @@ def _train_state(
     if compiled:
         # One graph more for each size, for no gradient, and for a first block that none passes; PyTorch gives up at 8.
         torch._dynamo.config.cache_size_limit = 8 * max(1, len(plan.buckets))
-    arrangement = None
+    arrangement, streamed = None, None
     if config.uses_engine:
-        arrangement = attach_engine(plan, transformer, accelerator.device, compiled=compiled)
+        arrangement, streamed = attach_engine(plan, transformer, accelerator, compiled=compiled)
     else:
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if compiled:
             for block in transformer.transformer_blocks:  # all alike: compiled once, and each weight keeps its name
                 block.compile(dynamic=False)
+    if streamed is not None:  # not for DDP, which would reduce what the engine reduces
+        model = accelerator.prepare_model(transformer, evaluation_mode=True)
+        return TrainState(accelerator, model, transformer, None, is_lora, streamed), arrangement
     model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer, config))
     if config.dora and config.sharding.shards_weights:
         register_dora_with_deepspeed(transformer)
-    return TrainState(accelerator, model, transformer, optimizer, is_lora), arrangement
+    average = None
+    if config.ema is not None:
+        trained = {name: parameter for name, parameter in transformer.named_parameters() if parameter.requires_grad}
+        average = WeightAverage(trained, config.ema)
+    return TrainState(accelerator, model, transformer, optimizer, is_lora, average=average), arrangement
 
 
 def _load_as_fp32(folder: Path, device: torch.device) -> CogVideoXTransformer3DModel:
     """Load the base with fp32 weights on ``device``, as full training with DDP keeps them.
 
     They are read as they are stored, so that they stand in mapped files on the host and not in a copy for each process.
-    (DeepSpeed makes fp32 copies of its own.)
+    (DeepSpeed makes its own fp32 copies.)
     """
-    stored = set[str]()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            stored |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 (not a mapping)
-    dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get("".join(stored), torch.float32)
-    transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=dtype)
+    transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=stored_dtype(folder))
     for parameter in transformer.parameters():  # not the buffers: positions are in fp64
         parameter.data = parameter.data.to(device, torch.float32)
     return transformer

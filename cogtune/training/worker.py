@@ -20,7 +20,7 @@ from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.planning.fit import local_hardware, suggest_fit
 from cogtune.report.run import State, record_machine, write_run_report
 from cogtune.run.checkpoints import checkpoints_after
-from cogtune.run.folder import RunFolder
+from cogtune.run.folder import AVERAGE_NAME, RunFolder
 from cogtune.run.launch import LaunchFiles, checkpoints_of, how_to_go_on
 from cogtune.run.plan import Plan
 from cogtune.system import console
@@ -139,6 +139,7 @@ def _delete_later_checkpoints(plan: Plan, first_step: int) -> None:
             console.warn(left)
     if plan.overwrite:
         (output / LORA_WEIGHTS_NAME).unlink(missing_ok=True)
+        RunFolder(output).averaged_lora.unlink(missing_ok=True)
 
 
 def publish_weights(output: Path, newest: Path) -> None:
@@ -146,6 +147,11 @@ def publish_weights(output: Path, newest: Path) -> None:
     lora = newest / LORA_WEIGHTS_NAME
     if lora.is_file():
         write_atomic(output / LORA_WEIGHTS_NAME, lambda aside: shutil.copyfile(lora, aside))
+    average, averaged = newest / AVERAGE_NAME / LORA_WEIGHTS_NAME, RunFolder(output).averaged_lora
+    if average.is_file():
+        with os_errors_explained(averaged):
+            averaged.parent.mkdir(exist_ok=True)
+        write_atomic(averaged, lambda aside: shutil.copyfile(average, aside))
 
 
 def write_report(output: Path, state: State) -> None:

@@ -151,7 +151,7 @@ def test_a_log_that_an_error_names_is_there_afterwards(tmp_path: Path, monkeypat
     def fail(_plan: Plan, files: LaunchFiles, *_words: str, **_how: Any) -> None:
         files.log.parent.mkdir()
         files.log.write_text("all of it")
-        raise CogtuneError("it broke", f"the whole traceback is in {files.log}", details=["one"], exit_code=3)
+        raise CogtuneError("it broke", f"the full traceback is in {files.log}", details=["one"], exit_code=3)
 
     monkeypatch.setattr("cogtune.run.launch.start", fail)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -159,7 +159,7 @@ def test_a_log_that_an_error_names_is_there_afterwards(tmp_path: Path, monkeypat
     with pytest.raises(CogtuneError, match="it broke") as caught:
         bench(request(tmp_path))
     (left,) = (tmp_path / "temporary").iterdir()
-    assert (caught.value.hint, left.read_text()) == (f"the whole traceback is in {left}", "all of it")
+    assert (caught.value.hint, left.read_text()) == (f"the full traceback is in {left}", "all of it")
     assert (caught.value.details, caught.value.exit_code) == (("one",), 3)
 
 
@@ -209,13 +209,16 @@ def test_plain_loads_the_frozen_base_in_fp32(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_model_of_unknown_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not know the size of me/mine"):
+    with pytest.raises(UsageError, match="the size of me/mine is unknown"):
         bench(request(tmp_path, model="me/mine"))
 
 
 def test_nothing_is_made_where_nothing_could_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = cards.Gpu("NVIDIA Card", 24 * 10**9, 0)
-    for there, told in (((), "there is no NVIDIA GPU here"), ((card,) * 2, "needs 8 GPUs, and this machine has 2 x")):
+    for there, told in (
+        ((), "this machine has no NVIDIA GPU"),
+        ((card,) * 2, "needs 8 GPUs, but this machine has 2 x"),
+    ):
         monkeypatch.setattr("cogtune.planning.fit.gpus", lambda there=there: there)
         with pytest.raises(UsageError, match=told):
             bench(request(tmp_path, preset="8xa100-sft-5b-zero3"))
@@ -382,7 +385,7 @@ def test_presets_are_measured_one_after_another_and_it_goes_on_where_it_stopped(
     assert cli.main(["--measure", str(file), *keep, "--seconds", "5", "cpu-lora-tiny"]) == 1
     assert "cpu-lora-tiny: no time was left" in capsys.readouterr().err
     assert cli.main(["--measure", str(file), *keep, "cpu-lora-tiny", "8xa100-sft-5b-zero3"]) == 1
-    assert "8xa100-sft-5b-zero3: 8xa100-sft-5b-zero3 cannot be measured here" in capsys.readouterr().err
+    assert "8xa100-sft-5b-zero3: cannot measure 8xa100-sft-5b-zero3 on this machine" in capsys.readouterr().err
     (before,) = measurements.read(file)
     assert (before.preset, before.command) == (
         "cpu-lora-tiny", "cogtune bench --preset cpu-lora-tiny --steps 3 --warmup 2",
@@ -399,7 +402,7 @@ def test_a_machine_measures_the_presets_that_fit_it() -> None:
         found = cli.presets_for(Hardware((card,) * count, 512 << 30))
         return {name: resolved.config.num_processes for name, resolved in found}
 
-    leanest = {"6gb-lora-2b", "8gb-lora-5b", "8gb-lora-5b-i2v", "16gb-lora-1.5-5b"}
+    leanest = {row.name for row in PRESETS.values() if row.card.endswith("gb")}
     assert set(measured(1, 14)) == {"4080-lora-2b", "4090-sft-2b-zero2-offload", *leanest}
     assert measured(2, 14)["8x4080-sft-2b-zero3-offload"] == 2
     assert set(measured(8, 141)) == {row.name for row in PRESETS.values() if row.card != "cpu"}
@@ -440,12 +443,12 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
 
 def test_alone_is_for_what_one_process_can_tell(tmp_path: Path) -> None:
     for strategy, count, told in (
-        ("ddp", 8, "under ddp nothing is shared out over the processes"),
-        ("zero3", 8, "under zero3 a process needs the weights of the others"),
-        ("zero3-offload", 8, "under zero3-offload a process needs the weights of the others"),
-        ("zero2-offload", 8, "in the host's memory"),
-        ("zero2", 1, "this run has one"),
-        ("zero2-offload", 1, "this run has one"),
+        ("ddp", 8, "with ddp nothing is sharded over the processes"),
+        ("zero3", 8, "with zero3 a process needs the weights of the others"),
+        ("zero3-offload", 8, "with zero3-offload a process needs the weights of the others"),
+        ("zero2-offload", 8, "is in host memory"),
+        ("zero2", 1, "--alone requires a run of several processes"),
+        ("zero2-offload", 1, "--alone requires a run of several processes"),
     ):
         flags = {"strategy": strategy, "num_processes": count}
         with pytest.raises(UsageError, match=told):
@@ -498,3 +501,18 @@ def test_two_processes_each_say_what_they_took(cogtune: Cogtune) -> None:
     assert (row["gpus"], len(row["reserved_gib"])) == (2, 2)
     assert row["host_gib"] > max(row["reserved_gib"]) * 0.5
     assert row["start_s"] > 0
+
+
+@pytest.mark.usefixtures("_here")
+def test_another_preset_is_measured_beside_it(tmp_path: Path) -> None:
+    flags = {"type": "sft", "strategy": "stream", "precision": "bf16"}
+    against = ("cpu-lora-tiny", resolve(preset_name="cpu-lora-tiny"))
+    mine, other = bench(replace(request(tmp_path, preset="cpu-sft-tiny", **flags), against=against))
+    assert (mine.preset, other.preset) == ("cpu-sft-tiny", "cpu-lora-tiny")
+    assert (mine.config.strategy, other.config.strategy) == ("stream", "ddp")
+    assert mine.arrangement is not None
+    assert mine.arrangement["streamed_blocks"] == 2
+    columns, _ = table([mine, other])
+    assert columns[1:] == ["cpu-sft-tiny", "cpu-lora-tiny", "cpu-lora-tiny / cpu-sft-tiny"]
+    with pytest.raises(UsageError, match="--compare 4090-lora-5b: it trains THUDM/CogVideoX-5b"):
+        bench(replace(request(tmp_path), against=("4090-lora-5b", resolve(preset_name="4090-lora-5b"))))

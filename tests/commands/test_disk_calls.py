@@ -76,11 +76,11 @@ def assert_nothing_lost(found: list[dict[str, Any]]) -> None:
     assert {one["stands"] for one in found} >= {"old", "new"}
 
 
-KINDS = ("merge", "lora", "sft", "zero", "cache", "infer", "report", "push")
+KINDS = ("merge", "lora", "sft", "zero", "stream", "cache", "infer", "report", "push")
 
 
 @pytest.mark.timeout(1200)  # two processes that import torch, and two merges a trial, beside whatever else is at work
-@pytest.mark.parametrize("what", ["merge", "lora", "cache", "push"])
+@pytest.mark.parametrize("what", ["merge", "lora", "stream", "cache", "push"])
 @pytest.mark.slow
 def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
     found = trials(what, library, clips, tmp_path, share=12)

@@ -119,7 +119,7 @@ def test_weights_in_shards_have_to_be_merged_first(tmp_path: Path, what: str, op
     request = InferRequest(model=str(given)) if option == "model" else InferRequest(loras=(str(given),))
     with pytest.raises(UsageError) as caught:
         fill_in(request)
-    assert f"needs `cogtune merge-zero '{checkpoint}'` first" in caught.value.message
+    assert f"run `cogtune merge-zero '{checkpoint}'`" in caught.value.hint
 
 
 def test_a_zero_checkpoint_with_its_lora_needs_no_merging(tmp_path: Path, lora: Callable[..., str]) -> None:
@@ -132,22 +132,22 @@ def test_a_zero_checkpoint_with_its_lora_needs_no_merging(tmp_path: Path, lora: 
 def test_an_output_that_cannot_be_written_is_told_before_sampling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("a model was looked for")
+    def failed(output: Path) -> CogtuneError:
+        with pytest.raises(CogtuneError) as caught:
+            fill_in(InferRequest(model="tiny:2b", prompts=("x",), output=output))
+        return caught.value
 
-    monkeypatch.setattr(making, "fill_in", refuse)
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file").touch()
     for output, why in (
         (tmp_path / "folder.mp4", "it is a folder"),
         (tmp_path / "file" / "x.mp4", f"cannot write {tmp_path}/file/x.mp4: "),
         (tmp_path / "file" / "deeper" / "x.mp4", f"cannot write {tmp_path}/file/deeper/x.mp4: "),
+        (tmp_path / "file", f"{tmp_path / 'file'} is a file"),
     ):
-        with pytest.raises(CogtuneError, match=why):
-            generate(InferRequest(output=output))
+        assert why in failed(output).message
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    with pytest.raises(CogtuneError, match=f"{tmp_path} is not writable"):
-        generate(InferRequest(output=tmp_path / "new" / "x.mp4"))
+    assert f"{tmp_path} is not writable" in failed(tmp_path / "new" / "x.mp4").message
 
 
 def test_lines_that_say_no_step_are_left_out(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_lora_of_any_program_changes_the_video_alike(
     with pytest.raises(CogtuneError, match="does not fit tiny:2b") as caught:
         video(tmp_path / "toomany.mp4", loras=(foreign("toomany"),))
     assert "8 of its 16" not in str(caught.value)
-    assert "4 of its 12 layers are not in the base: transformer_blocks.41.attn1" in str(caught.value)
+    assert "4 of its 12 layers do not exist in the base: transformer_blocks.41.attn1" in str(caught.value)
 
 
 def test_a_lora_given_as_the_model_is_told(lora: Callable[..., str]) -> None:
@@ -441,7 +441,8 @@ def test_a_grid_shows_all_videos(tmp_path: Path, fake: type[Fake]) -> None:
     shades = seen[0].reshape(2, 64, 3, 96, 3)[:, 16:].mean((1, 3, 4))
     assert shades == pytest.approx(np.array([[42, 43, 44]] * 2), abs=2)
     loaded = fake.loaded
-    assert made(prompts=("a", "b"), num_videos=3, grid=True) == names
+    again = generate(InferRequest(model="tiny:2b", prompts=("a", "b"), num_videos=3, grid=True))
+    assert ([one.path.name for one in again], str(again[-1].size)) == (names, "9x128x288")
     assert fake.loaded == loaded
     assert frames_of(tmp_path / made(prompts=("a", "b", "c"), grid=True)[-1]).shape == (9, 64, 3 * 96, 3)
 
@@ -503,7 +504,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, lora: Callable[..., s
         for sign in (
             "--strength must be greater than 0 and at most 1, got 1.5",
             "--vram: 'much'",
-            f"there is no LoRA in {tmp_path / 'none'}",
+            f"no such file or folder: {tmp_path / 'none'}",
             f"--prompt: cannot read {tmp_path / 'none.txt'}",
             f"--video: no such file: {tmp_path / 'clop.mp4'}; did you mean {tmp_path / 'clip.mp4'}?",
             "clip.mp4 is",
@@ -552,6 +553,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serve(state) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         close_session()
         yield state
     close_session()
@@ -561,7 +564,9 @@ def in_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_lora_on_the_hub_is_given_by_its_id(hub: Hub, lora: Callable[..., str]) -> None:
+def test_a_lora_on_the_hub_is_given_by_its_id(
+    hub: Hub, lora: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = Path(lora()).read_bytes()
     hub.repositories["anna/boats"] = Repository("model", False, {"main": [{LORA_WEIGHTS_NAME: data}]})
     hub.repositories["anna/many"] = Repository("model", False, {"main": [{"a.safetensors": data, "b.bin": b""}]})
@@ -577,8 +582,15 @@ def test_a_lora_on_the_hub_is_given_by_its_id(hub: Hub, lora: Callable[..., str]
     assert not any("b.bin" in request for request in hub.requests)
     with pytest.raises(UsageError, match=r"has no file c\.safetensors"):
         fill_in(InferRequest(loras=("anna/many/c.safetensors",)))
-    with pytest.raises(CogtuneError, match="the Hub has no model anna/nothing, or you may not see it"):
+    with pytest.raises(CogtuneError, match="model anna/nothing does not exist on the Hub"):
         fill_in(InferRequest(loras=("anna/nothing",)))
+    asked = len(hub.requests)
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    for path in ("out/checkpoint-5", "anna/x.safetensors", "./anna/boats"):
+        with pytest.raises(UsageError, match=f"no such file or folder: {Path(path)}"):
+            fill_in(InferRequest(loras=(path,)))
+    assert len(hub.requests) == asked, "what is a path is not looked for on the Hub"
 
 
 def test_full_weights_on_the_hub_are_given_by_their_id(hub: Hub, tiny: Callable[[str], Path]) -> None:

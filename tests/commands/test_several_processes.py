@@ -105,7 +105,7 @@ def test_machines_without_a_common_output(tmp_path: Path, monkeypatch: pytest.Mo
     assert together.ends(*own, strategy="zero2") == [refused] * 2
     assert together.ends(*shared, strategy="zero2") == ["", ""]
     assert together.ends(*own, strategy="ddp") == ["", ""]
-    refused = "machine 1 does not see the output folder of machine 0, as going on from a checkpoint needs"
+    refused = "machine 1 does not see the output folder of machine 0, which resuming requires"
     assert together.ends(*own, strategy="ddp", resume=tmp_path) == [refused] * 2
     assert together.ends(*shared, strategy="ddp", resume=tmp_path) == ["", ""]
     unwritable = together.ends(tmp_path / "file", shared[0], strategy="zero3")  # every process has the main one's error
@@ -161,7 +161,7 @@ def test_machines_that_do_not_add_up_are_refused() -> None:
 
 
 def test_a_job_asks_for_what_the_run_needs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no folder nosuch"):
+    with pytest.raises(UsageError, match="no such folder: nosuch"):
         write_job(tmp_path / "bad.sh", resolve(flags={"data": "nosuch", "output": tmp_path / "bad"}))
     assert list(tmp_path.iterdir()) == []
     flags = {**TWO, "data": "someone/clips", "output": tmp_path / "out", "main_process_port": 1234}
@@ -180,14 +180,15 @@ def test_a_job_takes_no_files_place_and_carries_its_flags(clips: Path, tmp_path:
     mine.write_text("steps: 7  # mine")
     run = ("train", "--preset", "cpu-sft-tiny", "--data", clips, "--config", mine, "--slurm")
     for _ in range(2):  # the same again is no change
-        cogtune(*run, "job.sh", "--resume", "latest", "--force")
+        cogtune(*run, "job.sh", "--resume", "latest", "--force", "--decoder", "pyav")
     assert mine.read_text() == "steps: 7  # mine"
-    assert f"--config {tmp_path / 'job.sh.yaml'} --force --resume latest" in (tmp_path / "job.sh").read_text()
+    flags = "--force --decoder pyav --resume latest"
+    assert f"--config {tmp_path / 'job.sh.yaml'} {flags}" in (tmp_path / "job.sh").read_text()
     with (tmp_path / "job.sh").open("a") as script:
         script.write("# --partition\n")
     for place in ("job.sh", "job.yaml", "folder"):
         (tmp_path / "folder").mkdir(exist_ok=True)
-        assert f"{place} is there already" in cogtune(*run, place, status=2).err
+        assert f"{place} already exists" in cogtune(*run, place, status=2).err
     assert not (tmp_path / "folder.yaml").exists()
     assert "--slurm cannot be used with --smoke" in cogtune(*run, "smoke.sh", "--smoke", status=2).err
     said = cogtune(*run, "a job.sh", "--output", tmp_path / "an output of 5%").out
@@ -200,7 +201,7 @@ def test_a_job_that_cannot_run_is_not_written(tmp_path: Path, cogtune: Cogtune) 
     told = cogtune("train", "--preset", "cpu-sft-tiny", "--strategy", "zero3", "--slurm", "job.sh", status=2).err
     assert "strategy zero3 shares weights over GPUs" in told
     told = cogtune("train", "--preset", "8xa100-sft-5b-zero3", "--fit", "--slurm", "job.sh", status=2).err
-    assert "--fit chooses for NVIDIA GPUs" in told
+    assert "--fit requires an NVIDIA GPU" in told
     assert not (tmp_path / "job.sh").exists()
 
 
@@ -320,10 +321,10 @@ def test_ddp_on_several_machines_wants_one_output_to_go_on(
         "train", "--config", tmp_path / "own1" / "launch-1" / "run.yaml", "--resume", "latest", "--machine-rank", 1,
         status=2,
     )  # fmt: skip
-    assert "all of them see the output folder of machine 0" in told.err
+    assert "all of them must see the output folder of machine 0" in told.err
     shutil.copytree(tmp_path / "own0" / "checkpoint-2", tmp_path / "own1" / "checkpoint-2")
     for ran in two_machines(("own0", "own1"), "--steps", 4, "--resume", "latest", status=1):
-        assert "machine 1 does not see the output folder of machine 0, as going on from a checkpoint" in ran.err
+        assert "machine 1 does not see the output folder of machine 0, which resuming requires" in ran.err
 
 
 @pytest.mark.slow
@@ -349,4 +350,4 @@ def test_a_machine_that_never_comes_is_not_waited_for_for_ever(clips: Path, tmp_
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        assert "of this machine is in use" in alone(0, other.getsockname()[1])
+        assert "is already in use on this machine" in alone(0, other.getsockname()[1])

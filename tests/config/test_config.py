@@ -108,14 +108,22 @@ def test_a_run_yaml_that_was_cut_short_never_gives_defaults(tmp_path: Path) -> N
             read_run(tmp_path)
         assert str(tmp_path / "run.yaml") in caught.value.message
     (tmp_path / "run.yaml").write_text(text[: lines[10]] + "\n")
-    with pytest.raises(CogtuneError, match=r"run\.yaml is cut short, or another version wrote it: it lacks ") as caught:
+    with pytest.raises(CogtuneError, match=r"run\.yaml is truncated, or was written by another version: ") as caught:
         read_run(tmp_path)
-    assert "under 'config' in its state.json" in caught.value.hint
+    assert "from 'config' in a checkpoint's state.json" in caught.value.hint
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CogtuneError, match="cannot read"):
         resolve(file=tmp_path / "none.yaml")
+
+
+def test_characters_that_turn_text_are_spelled_out_in_run_yaml(tmp_path: Path) -> None:
+    for token, shown in (("\u202egnp.exe\u2066", r'"\u202Egnp.exe\u2066"'), ("帆船", "帆船")):
+        resolved = resolve(flags={"id_token": token})
+        (tmp_path / "run.yaml").write_text(resolved.to_yaml())
+        assert f"id_token: {shown}  #" in resolved.to_yaml()
+        assert resolve(file=tmp_path / "run.yaml").config == resolved.config
 
 
 def test_a_written_run_reads_back_the_same(tmp_path: Path) -> None:

@@ -395,7 +395,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "no number": (cogvideo().replace("epochs 10", "epochs many"), "--train_epochs many: not a number"),
     "a size": (cogvideo().replace("81x768x1360", "81x768"), "'81x768' is not a size"),
-    "a side": (cogvideo().replace("81x768x1360", "81x760x1360"), "height 760 is not a multiple of 16"),
+    "a side": (cogvideo().replace("81x768x1360", "81x760x1360"), "height 760 must be a multiple of 16"),
     "another model": (FINETRAINERS.replace('"cogvideox"', '"ltx_video"'), "ltx_video: cogtune trains CogVideoX alone"),
     "no model": (cogvideo().replace("THUDM/CogVideoX1.5-5B-I2V", "/models/mine"), "neither a local folder nor"),
     "a missing list": (FINETRAINERS, "lists/training.json: there is no such file"),

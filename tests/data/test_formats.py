@@ -277,9 +277,9 @@ def test_a_damaged_parquet_file_is_told(tmp_path: Path) -> None:
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(CogtuneError, match="takes pyarrow, which is not installed") as caught:
+    with pytest.raises(CogtuneError, match="requires pyarrow, which is not installed") as caught:
         read_dataset(table(tmp_path, b"", "metadata.parquet"))
-    assert caught.value.hint == "pip install 'cogtune[parquet]'"
+    assert caught.value.hint == "run `pip install 'cogtune[parquet]'`"
 
 
 # ------------------------------------------------------------------------------------------------- bad rows
@@ -620,9 +620,9 @@ def test_validate_downloads_what_it_is_asked_for(downloads: list[str]) -> None:
 def test_without_the_hub_the_reference_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COGTUNE_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CogtuneError, match=r"there is no folder nobody/none, and cannot download the dataset"):
+    with pytest.raises(CogtuneError, match=r"no such folder: nobody/none; cannot download the dataset"):
         locate_dataset("nobody/none")
-    with pytest.raises(CogtuneError, match=r"there is no folder a--b/c\.\.d, and the Hub has no dataset"):
+    with pytest.raises(CogtuneError, match=r"no such folder: a--b/c\.\.d; dataset"):
         locate_dataset("a--b/c..d")
 
 

@@ -21,8 +21,10 @@ from cogtune.data.validation.inspection import InspectionJob, inspect
 from cogtune.data.video import clips, container, probing
 from cogtune.data.video.clips import probe, read_frames
 from cogtune.data.video.container import NotAVideo, VideoInfo, check_decoded, decode_all
+from cogtune.data.video.images import measure_image
 from cogtune.data.video.orientation import orientation_of
 from cogtune.models.geometry import Size
+from cogtune.system.errors import CogtuneError
 
 Decoders = pytest.mark.parametrize("decoder", ["pyav", "decord"])
 
@@ -232,6 +234,41 @@ def test_an_animated_webp_is_named(tmp_path: Path) -> None:
         probe(tmp_path / "a.webp")
     pictures[0].save(tmp_path / "still.webp")
     assert probe(tmp_path / "still.webp").num_frames == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told", "hint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "a Git LFS pointer", "git lfs pull"),
+        (b"\xef\xbb\xbf \n<!DOCTYPE html><html></html>", "a web page", "hf download"),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n../a.ts\n#EXT-X-ENDLIST\n", "a list of other files", "join"),
+        (b"ffconcat version 1.0\nfile a.ts\n", "a list of other files", "join"),
+        (b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"/>', "a list of other files", "join"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_clip_is_named_and_never_followed(
+    tmp_path: Path, content: bytes, told: str, hint: str
+) -> None:
+    encode(tmp_path / "a.ts", numbered(30))
+    for name in ("b.mp4", "b.m3u8"):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(NotAVideo) as caught:
+            probe(path)
+        assert caught.value.reason == f"is {told}, not a clip"
+        ((_, seen),) = inspect([InspectionJob(path)], workers=1)
+        assert [(code, message) for code, message, _ in seen.problems] == [
+            ("not-a-video", f"{name} is {told}, not a clip")
+        ]
+        assert hint in seen.problems[0][2]
+    (tmp_path / "b.png").write_bytes(content)
+    with pytest.raises(CogtuneError, match=f"b.png is {told}, not an image"):
+        measure_image(tmp_path / "b.png", full=False)
+
+
+def test_a_still_of_an_mp4s_kin_is_not_cut_short(tmp_path: Path) -> None:
+    Image.fromarray(next(numbered(1))).save(tmp_path / "a.avif")
+    assert probe(tmp_path / "a.avif").num_frames == 1
 
 
 def joined(path: Path, *parts: Path) -> Path:

@@ -183,6 +183,48 @@ def test_both_decoders_give_the_same_pixels(clips: Path, tmp_path: Path) -> None
         assert np.array_equal(read_frames(path, indices, "pyav"), read_frames(path, indices, "decord")), path.name
 
 
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "open-gop", "uneven", "webm", "narrow"])
+def test_so_they_do_deep_in_a_clip_where_auto_takes_the_one_that_seeks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = tmp_path / f"deep.{kind if kind in ('mkv', 'webm') else 'mp4'}"
+    options = {"g": "60", "crf": "20", "preset": "ultrafast" if kind == "uneven" else "veryfast", "bf": "3"}
+    codec = "libvpx-vp9" if kind == "webm" else "libx264"
+    if kind == "webm":
+        options = {"g": "60", "deadline": "realtime", "cpu-used": "8"}
+    width = 48 if kind == "narrow" else 64  # on which decord fails
+    if kind == "open-gop":
+        options["x264-params"] = "open-gop=1"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 32, width, "yuv420p"
+        for number in range(480):
+            level = np.full((32, width, 3), number % 2 * 100, np.uint8)
+            level[:, : number % 47] = number // 2
+            frame = av.VideoFrame.from_ndarray(level, format="rgb24")
+            frame.pts, frame.time_base = number + (number // 7 if kind == "uneven" else 0), Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert probe(path).num_frames == 480
+    seeks = []
+    sound = video._open_decord
+    monkeypatch.setattr(video, "_open_decord", lambda path: seeks.append(path) or sound(path))
+    for wanted in ([421, 437, 440, 479], range(400, 480, 13), [460]):
+        expected = read_frames(path, wanted, "pyav")
+        assert np.array_equal(read_frames(path, wanted, "auto"), expected)
+        assert np.array_equal(read_frames(path, wanted, "decord"), expected)
+    assert len(seeks) == 6
+    read_frames(path, [399, 420])
+    assert len(seeks) == 6  # auto decodes from the start
+
+
+def test_auto_does_without_decord(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / "long.mp4", np.broadcast_to(greys(1), (420, 48, 64, 3)))
+    monkeypatch.setattr(video, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "decord", None)
+    assert read_frames(path, [403, 419]).shape == (2, 48, 64, 3)
+
+
 def test_the_environment_chooses_the_decoder(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "decord", None)
     monkeypatch.setenv("COGTUNE_DECODER", "decord")

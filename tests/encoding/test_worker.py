@@ -15,16 +15,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
 import torch
 
+from cogtune.config.choices import DECODER_VARIABLE, Decoder
 from cogtune.config.resolving import resolve
 from cogtune.data.cache.index import ClipJob, EncodeJobs, TextJob, missing
 from cogtune.data.frames import ClipView
 from cogtune.data.sources import read_dataset
+from cogtune.data.video import clips as video
 from cogtune.data.video.stamp import stamp_of
 from cogtune.encoding import jobs as caching
 from cogtune.encoding import worker
@@ -73,7 +75,7 @@ def test_decoders_give_what_this_process_would_and_one_that_dies_takes_one_clip(
     reasons = {item.job.video.name[:2]: item.reason for item in found if isinstance(item, DecodeFailure)}  # type: ignore[union-attr]
     assert reasons == {
         "01": "the decoder died of it (SIGSEGV)",
-        "02": "the decoder was still at work after 6 s",
+        "02": "decoding did not finish within 6 s",
         "03": "ZeroDivisionError: of its own",
     }
     others = [item for item in found if isinstance(item, DecodedJob)]
@@ -100,6 +102,20 @@ def test_the_bytes_are_those_of_the_plain_path(job: Jobs) -> None:
     assert len(expected) == 6 + 7 + 6
     assert entries(pooled.store.root) == expected
     assert entries(shared.store.root) == expected
+
+
+def test_entries_are_the_same_with_each_decoder(job: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the decoder belongs neither to their keys nor to a run's configuration."""
+    read = []
+    sound = video._open_decord
+    monkeypatch.setattr(video, "_open_decord", lambda path: read.append(path) or sound(path))
+    for decoder in get_args(Decoder):
+        monkeypatch.setenv(DECODER_VARIABLE, decoder)
+        assert encode(job(cache=decoder, skip_start=1)).complete
+    found = [entries(job(cache=decoder, skip_start=1).store.root) for decoder in get_args(Decoder)]
+    assert found[0].keys() == found[1].keys() == found[2].keys()
+    assert found[0] == found[1] == found[2]
+    assert len(read) == 6
 
 
 def test_a_clip_that_cannot_be_decoded_is_named_after_the_others_are_stored(job: Jobs, tmp_path: Path) -> None:

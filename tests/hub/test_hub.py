@@ -327,7 +327,7 @@ def test_the_newest_checkpoint_stands_in_for_final_weights(hub: Hub, tmp_path: P
         write_lora(write_checkpoint(out, step) / LORA, FACTS | {"step": step}, seed=step)
     write_lora(out / "checkpoint-400" / LORA, FACTS | {"step": 400})  # has no state.json: not whole
     result = push(out, REPO)
-    assert result.notes == (f"{out} has no final weights: pushing its newest checkpoint, checkpoint-300",)
+    assert result.notes == (f"{out} has no final weights; pushing its newest checkpoint, checkpoint-300",)
     pushed = tmp_path / "pushed.safetensors"
     pushed.write_bytes(files_of(hub)[LORA])
     name = "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"
@@ -490,7 +490,7 @@ def test_no_network(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_whose_token_and_from_where(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = failure(run, token="hf_NotOneThatTheServerKnows00")
-    assert error.message == "the Hub does not accept the token from --token"
+    assert error.message == "the Hub rejected the token from --token"
     assert "hf_NotOne" not in str(error)
     error = failure(run, token=READER)
     assert error.message == f"the token from --token does not have write access to {REPO}"
@@ -622,9 +622,9 @@ def test_missing_pieces_are_named_all_at_once(tmp_path: Path) -> None:
     (folder / "vae").unlink()
     error = failure(folder, allow_outside=True)
     assert error.details == (
-        "transformer/diffusion_pytorch_model-00001-of-00002.safetensors is missing, "
-        "and diffusion_pytorch_model.safetensors.index.json names it",
-        "vae/ is missing or empty, and model_index.json names it",
+        "transformer/diffusion_pytorch_model-00001-of-00002.safetensors is listed in "
+        "diffusion_pytorch_model.safetensors.index.json but missing",
+        "vae/ is listed in model_index.json but missing or empty",
     )
 
 
@@ -943,7 +943,7 @@ def test_a_base_that_is_nowhere_is_not_claimed() -> None:
     data = ModelCard(card).data.to_dict()
     assert "base_model" not in data
     assert "base_model_relation" not in data
-    assert "an unpublished model built like THUDM/CogVideoX-5b" in card
+    assert "an unpublished model with the architecture of THUDM/CogVideoX-5b" in card
     assert "--lora paper-boats --model path/to/the/base/model" in card
 
 

@@ -397,7 +397,7 @@ def test_a_slow_link_moves_less() -> None:
 def test_a_budget_that_is_too_small_is_refused_with_the_least_that_is_not() -> None:
     config = resolve(preset_name="4090-lora-5b", flags={"vram": "4GB"}).config
     with pytest.raises(
-        UsageError, match=r"--vram 4GB is not enough: by the estimate this run takes \d\.\d GB"
+        UsageError, match=r"--vram 4GB is not enough: this run is estimated to need at least \d\.\d GB"
     ) as caught:
         check_arrangement(config, spec_for("4090-lora-5b"))
     enough = caught.value.hint.split()[1].rstrip(",")
@@ -418,10 +418,10 @@ def test_amounts_of_memory_are_read(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ({"type": "sft", "vram": "8GB"}, "vram: only supported for type lora, not sft"),
+        ({"type": "sft", "vram": "8GB"}, "vram: only supported for type lora or strategy stream, not sft"),
         (
             {"strategy": "zero2", "keep_activations": "inputs"},
-            "keep_activations: only supported for strategy ddp, not zero2",
+            "keep_activations: only supported for strategies ddp and stream, not zero2",
         ),
         ({"stream_blocks": 43}, "stream_blocks 43: 5b has only 42 blocks"),
         ({"vram": "8GB", "dora": True, "compile": True}, "compile: DoRA layers cannot be compiled with vram"),

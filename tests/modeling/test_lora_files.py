@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -429,6 +430,37 @@ REFUSED: dict[str, tuple[Writer, str]] = {
         ),
         "the alpha in its settings is 'x'",
     ),
+    "the base's own weights": (
+        lambda to, ours: written(
+            to, bare(ours) | {"transformer_blocks.0.attn1.to_q.base_layer.weight": torch.ones(4, 4)}
+        ),
+        "save the adapter alone",
+    ),
+    "a DoRA of some layers": (
+        lambda to, ours: written(
+            to, bare(ours) | {"transformer_blocks.0.attn1.to_q.lora_magnitude_vector": torch.ones(256)}
+        ),
+        r"it is a DoRA, but \d+ of its \d+ layers have no magnitude",
+    ),
+    "new words": (
+        lambda to, ours: written(to, bare(ours) | {"bundle_emb.style.t5": torch.ones(2, 8)}),
+        "adapted embeddings tensors",
+    ),
+    "PiSSA": (
+        lambda to, ours: written(to, bare(ours), {"lora_config": '{"init_lora_weights": "pissa_niter_4"}'}),
+        "init_lora_weights 'pissa_niter_4': it belongs to a base whose own weights were changed",
+    ),
+    "QALoRA": (
+        lambda to, ours: written(to, bare(ours), {"lora_config": '{"use_qalora": true, "arrow_config": null}'}),
+        "settings say use_qalora, which is not applied",
+    ),
+    "modules_to_save": (
+        lambda to, ours: written(
+            to,
+            renamed(bare(ours), dotted("base_model.model.")) | {"base_model.model.proj_out.weight": torch.ones(4, 4)},
+        ),
+        r"1 of its \d+ tensors belong to no CogVideoX layer.*\n.*whole layers too \(PEFT's modules_to_save\)",
+    ),
     "SAT": (
         lambda to, ours: torch_saved(
             to, {"module": {"model.diffusion_model.transformer.layers.0.attention.dense.matrix_A.0": torch.ones(4, 8)}}
@@ -440,6 +472,19 @@ REFUSED: dict[str, tuple[Writer, str]] = {
         "its settings say DoRA, but it has no magnitudes",
     ),
 }
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_settings_beside_a_file_of_another_name_are_its_own_where_it_is_alone(
+    others: bool, ours: CogVideoXTransformer3DModel, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = by_peft(tmp_path / "peft", tiny("2b"))
+    named = (folder / "adapter_model.safetensors").rename(folder / "my style.safetensors")
+    if others:
+        save_file({"x": torch.ones(1)}, folder / "other.safetensors")
+    lora = read_lora(named)
+    assert lora.without_alpha == (list(lora.pairs) if others else [])
+    assert set(lora.alphas) == {RANK if others else ALPHA}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -466,8 +511,8 @@ def test_what_would_be_left_out_is_refused_by_name(
         ),
         ("a.safetensors", b"<!DOCTYPE html><html>", "is a web page"),
         ("a.safetensors", b"\x10\0\0\0\0\0\0\0{", "is not a LoRA file"),
-        ("a.pt", b"PK\x03\x04 and no more", "cannot be read"),
-        ("a.pt", b"\x80\x02 nor this", "cannot be read|more than weights"),
+        ("a.pt", b"PK\x03\x04 and no more", "cannot read"),
+        ("a.pt", b"\x80\x02 nor this", "cannot read|more than weights"),
         ("a.bin", b"nothing known", "is not a LoRA file"),
     ],
 )
@@ -531,7 +576,8 @@ def test_layers_that_the_base_lacks_are_refused(
         of(path, tiny("2b"))
     (detail,) = caught.value.details
     assert re.fullmatch(
-        r"2 of its \d+ layers are not in the base: transformer_blocks.40.attn1.to_q, transformer_blocks.41.attn1.to_q",
+        r"2 of its \d+ layers do not exist in the base: transformer_blocks.40.attn1.to_q, "
+        r"transformer_blocks.41.attn1.to_q",
         detail,
     )
 
@@ -550,7 +596,7 @@ def test_a_lora_of_another_width_is_refused_with_both_shapes_and_what_it_fits(
     with pytest.raises(CogtuneError, match="does not fit 2b") as caught:
         of(path, tiny("2b"))
     assert caught.value.details == (
-        "1 of its 1 layers have weights of another size: transformer_blocks.0.attn1.to_q: 3072x3072 in the LoRA, "
+        "1 of its 1 layers have another size in the base: transformer_blocks.0.attn1.to_q: 3072x3072 in the LoRA, "
         "256x256 in the base",
     )
     assert "it fits 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v" in caught.value.hint
@@ -647,6 +693,26 @@ def test_what_is_no_part_of_an_adapter_of_cogvideox_is_not_taken_for_one(key: st
     assert parse_name(key) is None
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_what_pytorch_puts_into_names_is_left_out(wrapper: str) -> None:
+    for key in (
+        f"{wrapper}.transformer_blocks.3.attn1.to_out.0.lora_A.weight",
+        f"module.{wrapper}.transformer_blocks.3.{wrapper}.attn1.to_out.0.lora_A.default.weight",
+    ):
+        named = parse_name(key)
+        assert named is not None
+        assert (named.layer, named.part) == ("transformer_blocks.3.attn1.to_out.0", "down")
+
+
+def test_an_archive_is_no_damaged_file(ours: CogVideoXTransformer3DModel, tmp_path: Path) -> None:
+    path = written(tmp_path / "a", bare(ours))
+    with zipfile.ZipFile(tmp_path / "b.safetensors", "w") as archive:
+        archive.write(path, path.name)
+    with pytest.raises(CogtuneError, match=r"is a zip archive with lora\.safetensors in it") as caught:
+        read_lora(tmp_path / "b.safetensors")
+    assert caught.value.hint == "unpack it first"
+
+
 def test_a_folder_without_a_lora_names_those_below_it(ours: CogVideoXTransformer3DModel, tmp_path: Path) -> None:
     for step in (500, 1000):
         by_diffusers(tmp_path / f"checkpoint-{step}", ours)
@@ -666,7 +732,7 @@ def test_a_folder_without_a_lora_names_those_below_it(ours: CogVideoXTransformer
     (tmp_path / "model" / "model_index.json").touch()
     with pytest.raises(UsageError, match="is a complete model") as caught:
         find_lora(tmp_path / "model")
-    with pytest.raises(UsageError, match="hf download"):
+    with pytest.raises(UsageError, match=r"no such file or folder: .*gone"):
         find_lora(tmp_path / "gone")
 
 

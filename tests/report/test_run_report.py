@@ -106,7 +106,7 @@ def test_a_run_without_metrics_or_plan_has_a_page(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CogtuneError, match="holds no run"):
+    with pytest.raises(CogtuneError, match="is not a run folder"):
         write_run_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -125,7 +125,7 @@ def test_a_missing_deepspeed_is_told_where_it_is_needed(monkeypatch: pytest.Monk
     config = resolve(preset_name="a100-sft-5b-zero2-offload").config
     with pytest.raises(UsageError) as caught:
         check_config(config, published_spec(VARIANTS["5b"]))
-    assert "needs DeepSpeed" in caught.value.details[0]
+    assert "requires DeepSpeed" in caught.value.details[0]
     check_config(resolve(preset_name="4090-lora-5b").config, published_spec(VARIANTS["5b"]))
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from cogtune.cli import main as cogtune
 from cogtune.data.synthetic import draw_dataset
@@ -107,21 +108,21 @@ def merging(root: Path) -> Work:
     )
 
 
-def saving(kind: str, strategy: str = "ddp") -> Callable[[Path], Work]:
-    """The second checkpoint of a run that keeps one."""
+def saving(kind: str, strategy: str = "ddp", **more: Any) -> Callable[[Path], Work]:
+    """The second checkpoint of a run that keeps one; ``more`` are flags of it."""
 
     def make(root: Path) -> Work:
         jobs.fill_cache = fill_here
         data, first = Path(os.environ["DISK_TRIALS_DATA"]), root / "first"
-        flags: dict[str, Any] = {"type": kind, "strategy": strategy, "keep_checkpoints": 1, "eval_every": 0}
+        flags: dict[str, Any] = {"type": kind, "strategy": strategy, "keep_checkpoints": 1, "eval_every": 0, **more}
         plan = plan_for(data, first, steps=1, **flags)
-        if strategy != "ddp":
+        if plan.config.sharding.uses_deepspeed:
             os.environ.update(launch_variables(plan, 0, free_port()))
         train_here(plan)
         plan = plan_for(data, root / "second", steps=2, resume=str(first / "checkpoint-1"), **flags)
         training = set_up_here(plan)
 
-        if strategy != "ddp":
+        if plan.config.sharding.uses_deepspeed:
             _alone()
 
         def work(trial: Path) -> None:
@@ -159,6 +160,8 @@ def _alone() -> None:
 def _states(path: Path) -> list[Any]:
     """The optimizer's states in a checkpoint: one file, or a shard of each process."""
     shards = sorted(path.glob("optimizer.pt")) + sorted(path.glob("pytorch_model/*optim_states.pt"))
+    if streamed := sorted(path.glob("stream-state-*.safetensors")):
+        return [load_file(share) for share in streamed]
     return [torch.load(shard, map_location="cpu", weights_only=shard.name == "optimizer.pt") for shard in shards]
 
 
@@ -307,6 +310,7 @@ KINDS: dict[str, Callable[[Path], Work]] = {
     "lora": saving("lora"),
     "sft": saving("sft"),
     "zero": saving("sft", "zero2"),
+    "stream": saving("sft", "stream", ema=0.9),
     "cache": caching,
     "infer": inferring,
     "report": reporting,

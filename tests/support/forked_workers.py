@@ -43,7 +43,7 @@ def launch_variables(plan: Plan, rank: int, port: str) -> dict[str, str]:
     count = str(plan.config.num_processes)
     variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    if plan.config.strategy != "ddp":
+    if plan.config.sharding.uses_deepspeed:
         variables |= {
             "ACCELERATE_USE_DEEPSPEED": "true",
             "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(LaunchFiles(plan.config.output / "launch").deepspeed),

@@ -218,7 +218,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(clips: Pat
     with pytest.raises(CogtuneError, match=r"step \d+: the (loss|gradient norm) is nan") as caught:
         train_here(plan)
     assert caught.value.details == (f"sample {poisoned.id}",)
-    start = "resume from an earlier checkpoint" if checkpoints(tmp_path / "out") else "start anew"
+    start = "resume from an earlier checkpoint" if checkpoints(tmp_path / "out") else "start over"
     assert caught.value.hint.startswith(start)
     for newest in checkpoints(tmp_path / "out")[-1:]:
         assert all(value.isfinite().all() for value in weights(newest).values())
@@ -234,7 +234,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_sample(
         train_here(plan_for(clips, tmp_path / "out", steps=1))
     another, own = caught.value.details
     assert (own.split()[0], another) == ("sample", "sample another's")
-    assert caught.value.hint.startswith("start anew with a lower --learning-rate")
+    assert caught.value.hint.startswith("start over with a lower --learning-rate")
     assert checkpoints(tmp_path / "out") == []
 
 
@@ -282,16 +282,16 @@ def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no checkpoint to resume from"):
         choose_checkpoint("latest", tmp_path)
     for path in (str(tmp_path / "checkpoint-3"), ""):
-        with pytest.raises(UsageError, match=f"there is no checkpoint '{path}'"):
+        with pytest.raises(UsageError, match=f"no such checkpoint: '{path}'"):
             choose_checkpoint(path, tmp_path)
     (tmp_path / "checkpoint-3").mkdir()
-    with pytest.raises(CogtuneError, match=r"no state\.json"):
+    with pytest.raises(CogtuneError, match=r"state\.json is missing"):
         read_state(tmp_path / "checkpoint-3")
     assert checkpoints(tmp_path) == []
 
 
 def test_a_path_that_turned_out_empty_starts_no_new_run(clips: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no checkpoint ''"):
+    with pytest.raises(UsageError, match="no such checkpoint: ''"):
         plan_for(clips, tmp_path / "out", steps=1, resume="")
 
 
@@ -311,7 +311,7 @@ def test_a_checkpoint_that_lacks_what_its_strategy_says_is_another_versions(tmp_
     ours = resume_fingerprint(now, base="b", data="d")
     check_fits(tmp_path, {"identity": ours}, ours)
     older = {key: value for key, value in ours.items() if key != "shards"}
-    assert "another version of cogtune: it does not say shards" in told(**older)
+    assert "another version of cogtune: it does not record shards" in told(**older)
     other = told(**resume_fingerprint(RunConfig(num_processes=2), base="b", data="d"))
     assert other.endswith("does not fit this run; strategy: 'ddp' in the checkpoint, 'zero2' now")
 
@@ -541,10 +541,10 @@ def test_a_run_stopped_before_it_overwrites_another_does_not_go_on_with_that(cli
     out = tmp_path / "out"
     first = plan_for(clips, out, steps=2)
     train_here(first)
-    assert how_to_go_on(first) == f"go on with: cogtune train --resume latest --output {out}"
+    assert how_to_go_on(first) == f"continue with: cogtune train --resume latest --output {out}"
     time.sleep(0.01)
     again = plan_for(clips, out, steps=9, overwrite=True)
-    assert how_to_go_on(again) == "no checkpoint was written yet: the same command starts anew"
+    assert how_to_go_on(again) == "no checkpoint has been written yet; run the same command again to start over"
     train_here(again, stop_after=1)
     assert "--resume latest" in how_to_go_on(again)
     assert "--resume latest" in how_to_go_on(plan_for(clips, out, steps=9, resume="latest"))
@@ -580,7 +580,7 @@ def test_a_checkpoint_holds_the_resolved_configuration(clips: Path, tmp_path: Pa
 
 
 def test_a_warm_up_that_is_longer_than_the_epochs_is_refused(clips: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="50 is not below the 12 steps of 2 epochs"):
+    with pytest.raises(UsageError, match="50 must be less than the 12 steps of 2 epochs"):
         plan_for(clips, tmp_path / "out", epochs=2, warmup_steps=50)
 
 

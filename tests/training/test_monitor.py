@@ -141,7 +141,7 @@ def test_validation_data_is_checked_as_training_data_is(clips: Path, tmp_path: P
     bad = draw_dataset(tmp_path / "bad")
     broken = bad / (bad / "videos.txt").read_text().splitlines()[1]
     broken.write_bytes(b"no video")
-    with pytest.raises(CogtuneError, match="bad cannot be trained on as it is") as caught:
+    with pytest.raises(CogtuneError, match="bad has errors and cannot be used for training") as caught:
         plan_for(clips, tmp_path / "out", validation_data=bad)
     assert broken.stem in caught.value.details[0]
     with pytest.raises(UsageError, match="--validation-data is the training data"):
@@ -429,7 +429,7 @@ def test_a_video_that_is_not_finite_is_left_out_and_told(
     monkeypatch.setattr(module, "render", overflows)
     train_here(plan_for(clips, tmp_path / "out", steps=1, **SAMPLED))
     assert listed(tmp_path / "out", 0) == []
-    assert "no sample video of 'a red disc'" in capsys.readouterr().err
+    assert "cannot sample 'a red disc'" in capsys.readouterr().err
     assert (tmp_path / "out" / LORA_WEIGHTS_NAME).is_file()
 
 

@@ -166,7 +166,7 @@ def assert_whole(output: Path) -> None:
     sampled(
         [
             ("lora", "ddp", 20), ("lora", "ddp", 4), ("sft", "ddp", 20),
-            ("lora", "zero3", 6), ("sft", "zero2", 6), ("sft", "zero2", 4),
+            ("lora", "zero3", 6), ("sft", "zero2", 6), ("sft", "zero2", 4), ("sft", "stream", 20), ("sft", "stream", 4),
         ],
         ("lora", "ddp", 4), ("sft", "zero2", 4),
     ),

@@ -132,7 +132,7 @@ def test_a_tracker_that_is_not_installed_or_not_known_is_told_before_anything_el
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "wandb" else find(name, *more))
     with pytest.raises(UsageError) as caught:
         plan_for(clips, tmp_path / "out", tracker="tensorboard,wandb")
-    assert caught.value.details == ("tracker wandb is not installed: pip install 'cogtune[wandb]'",)
+    assert caught.value.details == ("tracker wandb is not installed; run `pip install 'cogtune[wandb]'`",)
     with pytest.raises(UsageError) as caught:
         resolve(flags={"tracker": ["mlflow"]})
     assert "'tensorboard', 'wandb' or 'trackio'" in caught.value.details[0]

@@ -39,7 +39,7 @@ from cogtune.models.variants import Precision, SamplingScheduler
 from cogtune.planning.estimate import CONTEXT
 from cogtune.planning.sampling import arrangement_for, decoding_bytes, plan_sampling
 from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
-from cogtune.run.folder import MERGE_NAME, RUN_NAME
+from cogtune.run.folder import AVERAGE_NAME, MERGE_NAME, RUN_NAME
 from cogtune.system import console
 from cogtune.system.errors import UsageError
 from cogtune.system.json_files import read_json
@@ -249,6 +249,8 @@ def _pushed_transformer(repo_id: str) -> tuple[Path, Mapping[str, Any]]:
 
 def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
     """Find the fully trained transformer of a run, a checkpoint or a pushed run, with the run's facts."""
+    if folder.name == AVERAGE_NAME and (folder / "transformer").is_dir() and (folder.parent / STATE_NAME).is_file():
+        return folder / "transformer", read_state(folder.parent)
     for candidate in (folder, *reversed(checkpoints(folder))):
         if not (candidate / "transformer").is_dir():
             continue

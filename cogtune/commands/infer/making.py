@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 
 from cogtune.commands.infer.filling import SamplingConfig, fill_in
-from cogtune.commands.infer.outputs import PlannedVideo, check_output, free_name, grid_path, names_file, plan_videos
-from cogtune.commands.infer.request import InferRequest, Row
+from cogtune.commands.infer.outputs import PlannedVideo, free_name, grid_path, plan_videos
+from cogtune.commands.infer.request import InferRequest, Row, names_file
 from cogtune.data.frames import load_clip, load_image
 from cogtune.data.layouts import own_files
 from cogtune.data.video.sampled import frames_of, side_by_side, write_sampled
 from cogtune.modeling.sampler import SampleInputs, Sampler, SamplerSetup
 from cogtune.modeling.sampling import steps_taken
+from cogtune.models.geometry import Size
 from cogtune.planning.sampling import what_fits
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
@@ -33,7 +34,8 @@ class Made:
 
     path: Path
     prompt: str
-    recipe: SamplingConfig
+    size: Size
+    fps: float
 
 
 def generate(request: InferRequest) -> list[Made]:
@@ -43,10 +45,8 @@ def generate(request: InferRequest) -> list[Made]:
         CogtuneError: as :func:`fill_in`, or a video cannot be written, or the card's memory is not enough; where
             possible before the model is loaded.
     """
-    output = request.output or Path()
-    check_output(output, is_folder=not names_file(request.output))
-    if names_file(request.output):
-        remove_leftovers(output.parent, output.name)
+    if request.output is not None and names_file(request.output):
+        remove_leftovers(request.output.parent, request.output.name)
     recipe = fill_in(request)
     videos = plan_videos(recipe, request)
     for video in videos:
@@ -56,9 +56,9 @@ def generate(request: InferRequest) -> list[Made]:
     paths = {video: video.path for video in videos if video.done}
     if todo:
         paths |= _sample(recipe, todo, request)
-    made = [Made(paths[video], video.row.prompt, recipe) for video in videos]
+    made = [Made(paths[video], video.row.prompt, recipe.size, recipe.fps) for video in videos]
     if request.grid and len(videos) > 1:
-        made.append(Made(_grid(recipe, videos, [paths[video] for video in videos]), "all of them side by side", recipe))
+        made.append(_grid(recipe, videos, [paths[video] for video in videos]))
     return made
 
 
@@ -156,18 +156,20 @@ def _memory_explained(recipe: SamplingConfig) -> Iterator[None]:
         raise out_of_memory(error, fits, doing="sampling") from error
 
 
-def _grid(recipe: SamplingConfig, videos: Sequence[PlannedVideo], paths: Sequence[Path]) -> Path:
+def _grid(recipe: SamplingConfig, videos: Sequence[PlannedVideo], paths: Sequence[Path]) -> Made:
     """Write one video of all: a row for each prompt if it has several videos, else rows of a few columns."""
-    path = grid_path(videos)
-    if path.exists():
-        console.note(f"{path} already exists: skipped")
-        return path
     several = len(recipe.seeds) * len(recipe.scales)
     columns = several if several > 1 and len(recipe.rows) > 1 else min(MOST_COLUMNS, len(paths))
-    rows = [[frames_of(one) for one in paths[start : start + columns]] for start in range(0, len(paths), columns)]
+    places = [paths[start : start + columns] for start in range(0, len(paths), columns)]
+    size = Size(recipe.size.num_frames, recipe.size.height * len(places), recipe.size.width * columns)
+    grid = Made(grid_path(videos), "all of them side by side", size, recipe.fps)
+    if grid.path.exists():
+        console.note(f"{grid.path} already exists: skipped")
+        return grid
     facts = {
         "prompt": " | ".join(dict.fromkeys(video.row.prompt for video in videos)),
         "videos": [dict(video.facts) for video in videos],
     }
-    write_sampled(path, side_by_side(rows), recipe.fps, facts, own_files.MARK)
-    return path
+    pictures = side_by_side([[frames_of(path) for path in row] for row in places])
+    write_sampled(grid.path, pictures, recipe.fps, facts, own_files.MARK)
+    return grid

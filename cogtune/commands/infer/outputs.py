@@ -11,12 +11,11 @@ from typing import Any
 
 from cogtune import __version__
 from cogtune.commands.infer.filling import SamplingConfig
-from cogtune.commands.infer.request import InferRequest, Row
-from cogtune.data.video.sampled import SUFFIXES, facts_of
+from cogtune.commands.infer.request import InferRequest, Row, names_file
+from cogtune.data.video.sampled import facts_of
 from cogtune.models.checkpoint_configs import fingerprint
 from cogtune.system.digests import digest, digest_file
-from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import os_errors_explained
+from cogtune.system.errors import UsageError
 
 _NAMES = frozenset({"version", "model", "file"})
 """Metadata that does not decide how a video looks: digests do."""
@@ -58,30 +57,6 @@ def plan_videos(recipe: SamplingConfig, request: InferRequest) -> list[PlannedVi
 def free_name(path: Path) -> Path:
     """Return ``path``, or the first of ``NAME-2``, ``NAME-3`` and so on that is not taken."""
     return next(found for found in _names(path) if not os.path.lexists(found))
-
-
-def check_output(output: Path, *, is_folder: bool) -> None:
-    """Reject a place that cannot be written, before the minutes that sampling takes.
-
-    Raises:
-        CogtuneError: a folder has the name of a file, or its own folder is a file or not writable.
-    """
-    with os_errors_explained(output):
-        if not is_folder and output.is_dir():
-            raise CogtuneError(f"cannot write {output}: it is a folder", "choose another --output")
-        place = output.absolute() / "file" if is_folder else output.absolute()
-        folder = next(above for above in place.parents if above.exists())
-        if not folder.is_dir():
-            raise CogtuneError(f"cannot write {output}: {folder} is a file", "choose an --output inside a folder")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise CogtuneError(
-                f"cannot write {output}: {folder} is not writable", "check its permissions, or choose another --output"
-            )
-
-
-def names_file(output: Path | None) -> bool:
-    """Return whether ``--output`` names one video rather than a folder."""
-    return output is not None and output.suffix.lower() in SUFFIXES
 
 
 def grid_path(videos: Sequence[PlannedVideo]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -256,14 +257,41 @@ def rows_of(prompts: list[str], images: list[Path], videos: list[Path], problems
     ]
 
 
+def names_file(output: Path | None) -> bool:
+    """Return whether ``--output`` names one video rather than a folder."""
+    return output is not None and output.suffix.lower() in SUFFIXES
+
+
 def output_problems(request: InferRequest, problems: Problems, videos: int) -> None:
     """Add what is wrong with ``--output`` for a number of videos."""
     output = request.output
-    if output is None or output.suffix.lower() not in SUFFIXES:
-        if output is not None and output.suffix and not output.is_dir() and re.fullmatch(r"\.\w{2,4}", output.suffix):
+    with problems.gathered():
+        _check_output(output or Path(), is_folder=not names_file(output))
+    if output is None or not names_file(output):
+        name = PurePosixPath(output.name if output is not None else "")
+        if (may_be_clip(name) or is_image(name)) and not Path(output or "").is_dir():
             problems.lines.append(f"--output {output}: expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
         return
     if videos > 1:
         problems.lines.append(f"--output {output} names one file for {videos} videos; pass a folder")
     if request.format is not None and output.suffix.lower() != f".{request.format}":
         problems.lines.append(f"--output {output} cannot be used with --format {request.format}")
+
+
+def _check_output(output: Path, *, is_folder: bool) -> None:
+    """Reject a place that cannot be written, before the minutes that sampling takes.
+
+    Raises:
+        CogtuneError: a folder has the name of a file, or its own folder is a file or not writable.
+    """
+    with os_errors_explained(output):
+        if not is_folder and output.is_dir():
+            raise CogtuneError(f"cannot write {output}: it is a folder", "choose another --output")
+        place = output.absolute() / "file" if is_folder else output.absolute()
+        folder = next(above for above in place.parents if above.exists())
+        if not folder.is_dir():
+            raise CogtuneError(f"cannot write {output}: {folder} is a file", "choose an --output inside a folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise CogtuneError(
+                f"cannot write {output}: {folder} is not writable", "check its permissions, or choose another --output"
+            )

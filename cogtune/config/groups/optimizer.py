@@ -55,6 +55,13 @@ class OptimizerFields(BaseModel):
         True, help_text="Prodigy: leave the warm-up's small rates out of the step size estimate.", tags=("resume",)
     )
     max_grad_norm: float = _optimizer(1.0, gt=0, help_text="Maximum gradient norm.")
+    ema: float | None = _optimizer(
+        None,
+        gt=0,
+        lt=1,
+        help_text="Decay of a moving average of the trained weights, such as 0.999; it is evaluated, sampled and saved "
+        "as well as the weights. [default: no average]",
+    )
 
 
 class ScheduleFields(BaseModel):

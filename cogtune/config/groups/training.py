@@ -13,6 +13,7 @@ from cogtune.config.arrangement import AttentionKernel, Keep
 from cogtune.config.choices import TimestepDistribution, parse_bytes
 from cogtune.config.fields import option
 from cogtune.config.presets import TrainingType
+from cogtune.config.stream import MasterWeights, Moments
 
 _training = functools.partial(option, panel="Training")
 _lora = functools.partial(option, panel="LoRA")
@@ -96,9 +97,27 @@ class MemoryFields(BaseModel):
         tags=("machine", "engine"),
     )
 
-    @field_validator("vram")
+    host_memory: str | None = _memory(
+        None,
+        help_text="Host memory limit of strategy stream, such as 64GB. Decides the formats of the optimizer's state. "
+        "[default: what is free]",
+        tags=("machine", "stream", "untimed"),
+    )
+    master_weights: MasterWeights | None = _memory(
+        None,
+        help_text="Master weights of strategy stream: an fp32 copy; split, only the 16 bits that bf16 leaves out; or "
+        "stochastic, none, with stochastic rounding. [default: fp32 if the host has room, else split]",
+        tags=("stream",),
+    )
+    moments: Moments | None = _memory(
+        None,
+        help_text="Format of Adam's moments under strategy stream. [default: fp32 if the host has room, else 8bit]",
+        tags=("stream",),
+    )
+
+    @field_validator("vram", "host_memory")
     @classmethod
-    def _vram_reads(cls, text: str | None) -> str | None:
+    def _amount_reads(cls, text: str | None) -> str | None:
         if text is not None and parse_bytes(text) <= 0:
             raise ValueError(f"'{text}' is not an amount of memory; write it in GB or GiB, such as 8GB")
         return text

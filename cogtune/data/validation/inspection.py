@@ -91,7 +91,7 @@ def inspect(
 
 
 def stall_seconds() -> float:
-    """The time limit, from the environment or by default."""
+    """Return the time limit, from the environment or by default."""
     try:
         return max(0.01, float(os.environ[STALL_VARIABLE]))
     except (KeyError, ValueError):
@@ -99,7 +99,7 @@ def stall_seconds() -> float:
 
 
 def _epitaph(name: str, lost: Lost, limit: float) -> Inspection:
-    """The finding about a clip that a process was lost over."""
+    """Return the finding about a clip that a process was lost over."""
     if lost.silence:
         message = f"{name} hangs the decoder: it gave nothing for {limit:g} seconds"
         return Inspection(None, None, (("decoder-hung", message, "encode it again, or leave it out"),))
@@ -112,7 +112,7 @@ def _epitaph(name: str, lost: Lost, limit: float) -> Inspection:
 
 
 def look(limit: float, job: InspectionJob, beat: Beat) -> Inspection:
-    """What there is to see of one clip and its image; ``limit`` as :func:`stall_seconds` gives it."""
+    """Return what there is to see of one clip and its image; ``limit`` as :func:`stall_seconds` gives it."""
     problems: list[tuple[str, str, str]] = []
     info, image = None, None
 
@@ -128,7 +128,7 @@ def look(limit: float, job: InspectionJob, beat: Beat) -> Inspection:
             check_decoded(job.video, info.num_frames, decoded)
     except Exception as error:
         problem = error if isinstance(error, VideoError) else _unforeseen(job.video, error)
-        problems.append((problem.code, f"{job.video.name} {problem.reason}", problem.advice))
+        problems.append((problem.code, f"{job.video.name} {problem.reason}", problem.hint))
     if job.image is not None and not job.image.is_file():
         problems.append(("missing-image", f"{job.image.name} is not there", "check the path"))
     elif job.image is not None:

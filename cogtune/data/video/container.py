@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from cogtune.data.video.stamp import Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError, counted
+from cogtune.system.files import open_regular
+from cogtune.system.stand_ins import HEAD, stand_in
 
 if TYPE_CHECKING:
     import av.container
@@ -30,8 +32,8 @@ class VideoError(CogtuneError):
     code: ClassVar[str] = "damaged-video"
     advice: ClassVar[str] = "play it to see whether it is whole; then encode it again, or leave it out"
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} {reason}", self.advice)
+    def __init__(self, path: Path, reason: str, advice: str = "") -> None:
+        super().__init__(f"{path} {reason}", advice or self.advice)
         self.reason = reason
 
 
@@ -224,7 +226,7 @@ def import_av() -> Any:
 def opened(
     path: Path, stamp: Stamp | None = None
 ) -> Iterator[tuple[av.container.InputContainer, av.video.VideoStream]]:
-    """The container and the best of its streams of moving pictures, ready to decode on the calling thread.
+    """Open a clip's container and the best of its video streams, ready to decode on the calling thread.
 
     Raises:
         VideoError: it cannot be opened, or holds no moving pictures.
@@ -234,10 +236,12 @@ def opened(
     if not path.is_file():
         raise MissingVideo(path, "is a folder" if path.is_dir() else "is not there")
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             length = os.fstat(handle.fileno()).st_size
             if length == 0:
                 raise EmptyVideo(path, "is empty")
+            if (instead := stand_in(handle.read(HEAD))) is not None:  # FFmpeg would open whatever a list names
+                raise NotAVideo(path, f"is {instead.what}, not a clip", instead.advice)
             has_boxes = _check_boxes(path, handle, length)
         container = av.open(str(path.absolute()), metadata_errors="replace")
     except av.InvalidDataError as error:
@@ -248,6 +252,8 @@ def opened(
         raise DamagedVideo(path, f"cannot be opened: {reason_of(error)}") from error
     with container:
         check_unchanged(path, stamp)
+        if container.format.name in _OF_OTHER_FILES:
+            raise NotAVideo(path, "is a list of other files, not a clip")
         if container.format.name == "webp_pipe" and _is_animated_webp(path):
             raise NotAVideo(path, "is an animated WebP, which this build of PyAV cannot decode")
         if not (streams := moving_pictures(container)):
@@ -259,8 +265,12 @@ def opened(
         yield container, stream
 
 
+_OF_OTHER_FILES = frozenset({"concat", "dash", "hls", "imf", "sdp"})
+"""What FFmpeg calls formats that name other files, which would be read wherever they are."""
+
+
 def _is_animated_webp(path: Path) -> bool:
-    """Whether the header has the flag for animation of the WebP container specification."""
+    """Return whether the header has the flag for animation of the WebP container specification."""
     with path.open("rb") as file:
         head = file.read(21)
     return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
@@ -312,7 +322,7 @@ def _check_boxes(path: Path, handle: BinaryIO, length: int) -> bool:
         if position > length:
             raise CutShort(path, f"is cut short: {position - length:,} of {position:,} bytes are missing")
     else:
-        if not seen & {b"moov", b"moof"}:
+        if not seen & {b"moov", b"moof", b"meta"}:  # a still (AVIF, HEIC) has the last alone
             raise CutShort(path, "is cut short: it has no index (the end of the file was never written)")
     return bool(seen)
 
@@ -325,7 +335,7 @@ def reason_of(error: Exception) -> str:
 def demuxed(
     path: Path, container: av.container.InputContainer, stream: av.video.VideoStream
 ) -> Iterator[av.packet.Packet[av.video.VideoStream]]:
-    """The packets of an opened clip, from the first key frame on if it has one, and the empty one that ends them.
+    """Yield the packets of an opened clip, from the first key frame on if it has one, and the empty one that ends them.
 
     What comes before a key frame builds on frames that were cut away, and gives no picture.
 
@@ -349,7 +359,7 @@ def demuxed(
 def decoded_frames(
     path: Path, container: av.container.InputContainer, stream: av.video.VideoStream
 ) -> Iterator[av.VideoFrame]:
-    """The frames of an opened clip from the first one on.
+    """Yield the frames of an opened clip from the first one on.
 
     Raises:
         DamagedVideo: at the first frame that cannot be decoded whole.

@@ -31,7 +31,7 @@ class CopyLane:
     def run(
         self, work: Callable[[], object], *, after: Iterable[torch.cuda.Event | None] = ()
     ) -> torch.cuda.Event | None:
-        """The same for ``work``, which enqueues copies, or what processes send each other."""
+        """Run ``work``, which enqueues copies or collectives, in the same order as :meth:`copy`."""
         if self._stream is None:
             work()
             return None

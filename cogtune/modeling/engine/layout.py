@@ -17,13 +17,13 @@ processes share is that of one process, to the bit.
 
 
 def padded(numbers: int) -> int:
-    """``numbers`` rounded up to where another parameter may begin."""
+    """Round ``numbers`` up to where another parameter may begin."""
     return -(-numbers // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What of a parameter is in a share."""
+    """The part of a parameter that is in a share."""
 
     parameter: int
     """Its number in the part."""
@@ -59,18 +59,18 @@ class FlatLayout:
         """Numbers of the whole buffer."""
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """The parameters in a buffer of ``size`` numbers or more."""
+        """Return the parameters as views of a buffer of at least ``size`` numbers."""
         return [
             flat[start : start + shape.numel()].view(shape)
             for start, shape in zip(self._starts, self._shapes, strict=True)
         ]
 
     def own(self, flat: Tensor, rank: int) -> Tensor:
-        """The share of process ``rank`` in such a buffer."""
+        """Return the share of process ``rank`` in such a buffer."""
         return flat[rank * self.share : (rank + 1) * self.share]
 
     def pieces(self, rank: int) -> list[Piece]:
-        """What is in the share of process ``rank``, in order."""
+        """List what is in the share of process ``rank``, in order."""
         first, last = rank * self.share, (rank + 1) * self.share
         found = []
         for number, (start, shape) in enumerate(zip(self._starts, self._shapes, strict=True)):
@@ -80,5 +80,5 @@ class FlatLayout:
         return found
 
     def first(self, piece: Piece, rank: int) -> int:
-        """Which number of its parameter a piece in the share of process ``rank`` begins with."""
+        """Return the offset in its parameter at which a piece in the share of process ``rank`` begins."""
         return rank * self.share + piece.start - self._starts[piece.parameter]

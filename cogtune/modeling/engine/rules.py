@@ -24,7 +24,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True)
 class Step:
-    """What is the same for all weights in one step of the optimizer."""
+    """One step of the optimizer, as far as it is the same for all weights."""
 
     number: int
     """The first is 1."""
@@ -35,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateRule:
-    """Adam or AdamW, with the formats of what it keeps. State is named flat tensors beside the weights.
+    """Adam or AdamW, and the formats of its state, which is a dict of flat tensors.
 
     Source of the step: the functions behind ``torch.optim.Adam`` and ``AdamW``, with their fused kernel.
     """
@@ -60,7 +60,7 @@ class UpdateRule:
         return self.master != "fp32" or self.weights == torch.float32
 
     def state_of(self, numbers: int) -> dict[str, tuple[torch.dtype, int]]:
-        """Type and size of each tensor of the state of so many weights, a multiple of 256."""
+        """Return type and size of each tensor of the state of ``numbers`` weights, a multiple of 256."""
         found: dict[str, tuple[torch.dtype, int]] = {}
         if not self.reads_weights:
             found["master"] = (torch.float32, numbers)
@@ -101,7 +101,7 @@ class UpdateRule:
         *,
         part: int,
     ) -> None:
-        """Do one step on a share of weights, in place.
+        """Make one step on a share of weights, in place.
 
         Args:
             weights: ``[n]``, as ``state`` and ``gradient``, all on one device.
@@ -157,7 +157,7 @@ class UpdateRule:
             state[AVERAGE][piece.place].lerp_(master, 1 - self.decay)
 
     def _master(self, own: Tensor, state: Mapping[str, Tensor], piece: Piece) -> Tensor:
-        """The parameter in fp32."""
+        """Return a piece of the master weights in fp32."""
         if not self.reads_weights:
             return state["master"][piece.place]
         if self.master == "split":
@@ -165,7 +165,7 @@ class UpdateRule:
         return own if own.dtype == torch.float32 else own.float()
 
     def _moment(self, state: Mapping[str, Tensor], name: str, piece: Piece) -> Tensor:
-        """A moment in fp32: the state's own where it is kept so."""
+        """Return a piece of a moment in fp32: the state's own memory if it is kept in fp32."""
         if self.moments != "8bit":
             return state[name][piece.place].float()
         scales = state[f"{name}_scale"][_scales(piece)]
@@ -181,19 +181,19 @@ class UpdateRule:
 
 
 def _scales(piece: Piece) -> slice:
-    """A piece's scales among those of its share."""
+    """Return the place of a piece's scales among those of its share."""
     return slice(piece.room.start // eight_bits.BLOCK, piece.room.stop // eight_bits.BLOCK)
 
 
 def _joined(high: Tensor, low: Tensor) -> Tensor:
-    """The fp32 numbers of bf16 weights and the low bits beside them."""
+    """Join bf16 weights and their low bits into fp32 numbers."""
     return ((high.view(torch.int16).int() << 16) + low.int()).view(torch.float32)
 
 
 def _split(numbers: Tensor, high: Tensor, low: Tensor) -> None:
-    """Write fp32 numbers as the nearest bf16 and what 16 bits say of the rest: exact, whatever the number.
+    """Split fp32 numbers into the nearest bf16 numbers and 16 bits each of what remains, without loss.
 
-    Of two that are as near it is the one farther from zero: one bit more would be needed to tell ties to even apart.
+    Ties are rounded away from zero: rounding them to even would need one more bit.
     """
     bits = numbers.view(torch.int32)
     nearest = (bits + 0x8000) >> 16
@@ -202,7 +202,7 @@ def _split(numbers: Tensor, high: Tensor, low: Tensor) -> None:
 
 
 def _round(numbers: Tensor, weights: Tensor, random: torch.Generator) -> None:
-    """Write fp32 numbers as bf16, up or down at random, so that the mean is the number.
+    """Round fp32 numbers to bf16, up or down at random, so that their mean is kept.
 
     Source: torchao's ``_fp32_to_bf16_sr``.
     """

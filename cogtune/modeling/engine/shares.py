@@ -1,11 +1,17 @@
-"""The processes of a run as those who share out a model: what each has, and how they put it together."""
+"""The processes that share a model: gathering from all of them, and reducing to each one's share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+_distributed: Any = torch.distributed
+# Their names from torch 2.13 on, and those before.
+_gather = getattr(_distributed, "all_gather_single", None) or _distributed.all_gather_into_tensor
+_reduce = getattr(_distributed, "reduce_scatter_single", None) or _distributed.reduce_scatter_tensor
 
 
 @dataclass(frozen=True)
@@ -16,21 +22,21 @@ class Shares:
     count: int = 1
 
     def gather(self, whole: Tensor) -> None:
-        """Fill a buffer, of which this process's share is right, with the others'. Collective."""
+        """Fill a buffer that holds this process's share with the shares of the others. Collective."""
         if self.count > 1:
             own = whole.view(self.count, -1)[self.rank].clone()
-            torch.distributed.all_gather_into_tensor(whole, own)
+            _gather(whole, own)
 
     def mean(self, whole: Tensor) -> Tensor:
-        """This process's share of the processes' mean of a buffer, which is used up. Collective."""
+        """Return this process's share of the mean of all processes' buffers, which it may overwrite. Collective."""
         if self.count == 1:
             return whole
         own = torch.empty_like(whole.view(self.count, -1)[self.rank])
-        torch.distributed.reduce_scatter_tensor(own, whole)
+        _reduce(own, whole)
         return own.div_(self.count)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of the processes' values. Collective."""
+        """Sum the values of all processes, in place. Collective."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values

@@ -70,7 +70,7 @@ class _StateSlot:
 
 
 class TrainedWeights:
-    """All weights of a transformer, trained from host memory. What streams a block also updates it.
+    """All weights of a transformer, trained from host memory.
 
     The last part holds the weights outside of all blocks; it stays on the card, and its state does not.
     """
@@ -102,6 +102,8 @@ class TrainedWeights:
         self._up, self._down = CopyLane(device), CopyLane(device)
         self._accumulates = accumulates
         self._in_fp32 = accumulates or self._shares.count > 1
+        self.learning_rate = 0.0
+        """Of the next step."""
         self._passes = 0
         self._steps = 0
         self._step: Step | None = None
@@ -136,10 +138,8 @@ class TrainedWeights:
         """The optimizer's steps so far."""
         return self._steps
 
-    # What the engine asks for.
-
     def begin(self) -> None:
-        """Have the weights outside of all blocks right; called before a forward pass."""
+        """Update the weights outside of the blocks, if a step is pending; called before each forward pass."""
         if self._count in self._pending:
             self._update(self._count)
 
@@ -167,16 +167,14 @@ class TrainedWeights:
             self._collect(self._count)
             self._passes += 1
 
-    # What training asks for.
-
-    def step(self, learning_rate: float, max_norm: float) -> float:
-        """Take the gradients that were collected for a step, which is done when weights are needed; their norm.
+    def step(self, max_norm: float) -> float:
+        """Begin a step with the collected gradients and return their norm; weights are updated when they are needed.
 
         Gradients are clipped to ``max_norm`` as ``torch.nn.utils.clip_grad_norm_`` does it. Collective.
         """
         total = self._norm()
         self._steps += 1
-        self._step = Step(self._steps, learning_rate, (max_norm / (total + 1e-6)).clamp(max=1.0))
+        self._step = Step(self._steps, self.learning_rate, (max_norm / (total + 1e-6)).clamp(max=1.0))
         self._pending = set(range(self._count + 1))
         self._passes = 0
         for slot in self._states:
@@ -184,7 +182,7 @@ class TrainedWeights:
         return float(total)
 
     def settle(self) -> None:
-        """Do what is left of the step, so that host memory holds all of it. Collective."""
+        """Finish a pending step, so that host memory holds all weights and state. Collective."""
         for number in (self._count, *range(self._count)):
             if number in self._pending:
                 self._update(number)
@@ -193,7 +191,7 @@ class TrainedWeights:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """While the block runs, let the model compute with the moving average of its weights. Collective."""
+        """Let the model compute with the moving average of its weights inside the context. Collective."""
         self.settle()
         self._averaged = True
         self._reload()
@@ -204,9 +202,9 @@ class TrainedWeights:
             self._reload()
 
     def whole(self, number: int, *, averaged: bool = False) -> dict[str, Tensor]:
-        """The weights of a part by name, on the host, in the model's own type. Collective.
+        """Return the weights of a part by name, on the host, in the model's type. Collective.
 
-        Without other processes they are the buffers that training goes on with, not copies (but for the average).
+        With one process they are the buffers that training continues with, not copies (except for the average).
         """
         part = self.parts[number]
         own = part.state[AVERAGE].to(self.rule.weights) if averaged else part.weights
@@ -218,7 +216,7 @@ class TrainedWeights:
         return dict(zip(part.names, part.layout.views(own), strict=True))
 
     def take(self, number: int, values: Mapping[str, Tensor]) -> None:
-        """Put back weights of a part by name, as :meth:`whole` gave them."""
+        """Restore the weights of a part, by name, as returned by :meth:`whole`."""
         part = self.parts[number]
         for piece in part.pieces:
             value = values[part.names[piece.parameter]].reshape(-1)
@@ -226,7 +224,7 @@ class TrainedWeights:
             part.weights[piece.place] = value[first : first + piece.size]
 
     def resume(self, steps: int) -> None:
-        """Go on from weights and state that were put back, after so many steps."""
+        """Continue from restored weights and state, after ``steps`` steps."""
         self._steps, self._passes, self._pending = steps, 0, set()
         self._reload()
 
@@ -241,13 +239,13 @@ class TrainedWeights:
         return self._rest if number == self._count else self._slots[number % len(self._slots)]
 
     def _first_of(self, part: Part, piece: Piece) -> int:
-        """Which number of its parameter a piece begins with."""
+        """Return the offset in its parameter at which a piece begins."""
         return part.layout.first(piece, self._shares.rank)
 
     def _moved(
         self, own: Mapping[str, torch.nn.Parameter], layout: FlatLayout, memory: Tensor, arena: HostArena
     ) -> Part:
-        """A part on the host, with its parameters from then on in ``memory``."""
+        """Move a part to the host; its parameters become views of ``memory``."""
         gradients = torch.float32 if self._in_fp32 else self.rule.weights
         wanted = {"weights": (self.rule.weights, layout.share), **self.rule.state_of(layout.share)}
         wanted["gradient"] = (gradients, layout.share)
@@ -281,7 +279,7 @@ class TrainedWeights:
             self._load(number)
 
     def _load(self, number: int) -> None:
-        """Start to bring the weights of a part to their slot; those that a step will make are left to it."""
+        """Start to load the weights of a part into their slot, unless a pending step is about to write them."""
         slot, part = self._slot(number), self.parts[number]
         if slot.held == number or (number in self._pending and not self.rule.reads_weights):
             return
@@ -301,7 +299,7 @@ class TrainedWeights:
         slot.loaded = self._up.run(bring, after=(slot.down, part.down))
 
     def _bring_state(self, number: int) -> _StateSlot:
-        """Start to bring the state and gradient of a part to the card."""
+        """Start to load the state and gradient of a part."""
         slot, part = self._states[number % _STATES], self.parts[number]
         if slot.held == number:
             return slot
@@ -315,7 +313,7 @@ class TrainedWeights:
         return slot
 
     def _update(self, number: int) -> None:
-        """Take the step on a part: its slot holds the new weights for what is computed next."""
+        """Make the pending step on a part, whose slot then holds the new weights."""
         assert self._step is not None  # or nothing is pending
         slot, part = self._slot(number), self.parts[number]
         self._load(number)
@@ -349,7 +347,7 @@ class TrainedWeights:
         self._pending.discard(number)
 
     def _collect(self, number: int) -> None:
-        """Start to send a part's gradients to the host, added to those of the passes before; their norms."""
+        """Start to move a part's gradients to the host, added to those of earlier passes, and compute their norms."""
         part, place = self.parts[number], number % _STATES
         wait_for(self._staged[place])
         staging = self._staging[place][: part.layout.size]
@@ -369,17 +367,18 @@ class TrainedWeights:
         part.gradient_down = self._staged[place] = self._down.copy(part.gradient, own)
 
     def _norm(self) -> Tensor:
-        """The norm of all gradients."""
+        """Compute the norm of all gradients."""
         zero = torch.zeros((), device=self._device)
         norms = {name: part.norms.get(number, zero) for part in self.parts for number, name in enumerate(part.names)}
         by_parameter = torch.stack([norms[name] for name in self._order])
         if self._shares.count > 1:
             return self._shares.sum(by_parameter.square()).sum().sqrt()
-        return torch.linalg.vector_norm(by_parameter)
+        norm: Tensor = torch.linalg.vector_norm(by_parameter)
+        return norm
 
 
 def _members(transformer: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> list[dict[str, torch.nn.Parameter]]:
-    """The parameters of each block by their names in the transformer, and last those of no block."""
+    """List the parameters of each block by their names in the transformer, and last those outside of the blocks."""
     named = dict(transformer.named_parameters())
     members: list[dict[str, torch.nn.Parameter]] = []
     for block in blocks:

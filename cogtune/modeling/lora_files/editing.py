@@ -70,8 +70,8 @@ def resize(lora: Lora, rank: int, *, dtype: torch.dtype | None = None) -> Edited
     """
     if rank >= max(lora.ranks):
         raise UsageError(
-            f"{lora.path} has rank {max(lora.ranks)}: a rank of {rank} cannot make it smaller",
-            f"give --rank below {max(lora.ranks)}",
+            f"--rank {rank} does not reduce {lora.path}, whose rank is {max(lora.ranks)}",
+            f"use a --rank below {max(lora.ranks)}",
         )
     made, errors = {}, {}
     for name, pair in lora.pairs.items():
@@ -111,7 +111,7 @@ def blend(
             details=problems,
         )
     if idle := [str(lora.path) for lora, weight in loras if weight == 0]:
-        raise UsageError(f"weight 0 of {', '.join(idle)} leaves nothing of it", "leave it out")
+        raise UsageError(f"a weight of 0 has no effect: {', '.join(idle)}", "remove it")
     made, errors = {}, {}
     for name in dict.fromkeys(name for lora, _ in loras for name in lora.pairs):
         parts = [(lora.pairs[name], weight * lora.scale_of(name)) for lora, weight in loras if name in lora.pairs]
@@ -134,7 +134,8 @@ def blend(
 def _check_sizes(name: str, pairs: Sequence[Pair]) -> None:
     if len({(pair.down[0].numel(), pair.up.shape[0]) for pair in pairs}) > 1:
         raise CogtuneError(
-            f"these LoRAs are for different models: {name} has other sizes in each", "`cogtune lora show` names them"
+            f"these LoRAs are for different models: {name} differs in size",
+            "run `cogtune lora show` to see their models",
         )
 
 

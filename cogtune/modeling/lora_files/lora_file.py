@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,9 @@ from cogtune.models.download import snapshot
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, refuse_shards
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import open_regular, os_errors_explained
 from cogtune.system.json_files import read_json
+from cogtune.system.stand_ins import HEAD, stand_in
 
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's settings in an adapter folder."""
@@ -57,7 +60,7 @@ class LoraFile:
         return _json(self.header.get("cogtune"))
 
     def says_no_alpha(self, layer: str) -> bool:
-        """Whether the alpha that the settings say of a layer is a stand-in for one that was not known."""
+        """Return whether the alpha that the settings say of a layer is a stand-in for one that was not known."""
         try:
             layers = json.loads(self.header.get(WITHOUT_ALPHA, "null"))
         except ValueError:
@@ -121,7 +124,8 @@ def lora_at(reference: str) -> Path:
     """
     path = Path(reference).expanduser()
     parts = reference.split("/")
-    if path.exists() or len(parts) < 2 or not all(parts[:2]) or reference.startswith((".", "/", "~")):
+    is_id = len(parts) > 1 and all(parts[:2]) and not parts[1].endswith(SUFFIXES)
+    if not is_id or reference.startswith((".", "/", "~")) or Path(parts[0]).exists():
         return find_lora(path)
     repo_id, name = "/".join(parts[:2]), "/".join(parts[2:])
     folder = snapshot(
@@ -146,8 +150,8 @@ def open_file(path: Path) -> LoraFile:
     Raises:
         CogtuneError: it cannot be read, or is something else.
     """
-    with os_errors_explained(path, "read"), path.open("rb") as file:
-        start, size = file.read(512), path.stat().st_size
+    with os_errors_explained(path, "read"), open_regular(path) as file:
+        start, size = file.read(HEAD), path.stat().st_size
     _refuse_text(path, start, size)
     header: dict[str, str] = {}
     pickled = start[:2] == b"PK" or start[:1] == b"\x80"
@@ -160,15 +164,23 @@ def open_file(path: Path) -> LoraFile:
 
 def _refuse_text(path: Path, start: bytes, size: int) -> None:
     """Reject what a failed download may have left instead of weights."""
-    text = start.lstrip().lower()
     if size == 0:
         raise CogtuneError(f"{path} is empty", "copy or download it again")
-    if text.startswith(b"version https://git-lfs"):
-        raise CogtuneError(f"{path} is a Git LFS pointer, not the weights", "run `git lfs pull` in its repository")
-    if text.startswith((b"<!doctype", b"<html")):
-        raise CogtuneError(
-            f"{path} is a web page, not weights", "download the file itself, for example with `hf download`"
-        )
+    if (instead := stand_in(start)) is not None:
+        raise CogtuneError(f"{path} is {instead.what}, not weights", instead.advice)
+
+
+def _refuse_archive(path: Path) -> None:
+    """Reject files packed together, which ``torch.save`` did not do.
+
+    Raises:
+        CogtuneError: it is such an archive.
+    """
+    names: list[str] = []
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged one may raise anything
+        names = archive.namelist()
+    if names and not any(name.endswith("data.pkl") for name in names):
+        raise CogtuneError(f"{path} is a zip archive with {names[0]} in it, not weights", "unpack it first")
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -187,6 +199,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     Raises:
         CogtuneError: it is damaged, or holds what is more than tensors.
     """
+    _refuse_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old and odd pickles, which are read or refused all the same
@@ -216,7 +229,8 @@ def _numbers(value: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
-    """PEFT's settings: from the header, as diffusers or finetrainers write them, or from the adapter's folder."""
+    """Return PEFT's settings: from the header, as diffusers or finetrainers write them, or from the adapter's
+    folder."""
     written = _json(header.get(LORA_ADAPTER_METADATA_KEY))
     if written:
         prefix = "transformer."
@@ -224,12 +238,17 @@ def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     if config := _json(header.get("lora_config")):
         return config
     beside = path.with_name(ADAPTER_CONFIG)
-    if path.name.startswith("adapter_model") and beside.is_file():
+    if beside.is_file() and (path.name.startswith("adapter_model") or _is_alone(path)):
         value = read_json(beside)
         if not isinstance(value, dict):
             raise CogtuneError(f"{beside} contains no adapter settings", "copy the adapter's folder again")
         return value
     return {}
+
+
+def _is_alone(path: Path) -> bool:
+    """Whether no other file of its folder may be the one that settings beside it belong to."""
+    return [other for other in path.parent.iterdir() if other.suffix in SUFFIXES] == [path]
 
 
 def _json(text: str | None) -> dict[str, Any]:

@@ -38,6 +38,9 @@ _KEY = re.compile(
     rf"(?P<layer>.+?)[._](?P<part>{'|'.join(map(re.escape, _PARTS))})"
     r"(?:[._](?P<adapter>(?!weight$|bias$)[^.]+?))?(?:[._](?P<leaf>weight|bias))?"
 )
+_WRAPPERS = re.compile(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+"""What PyTorch puts into the names of a model that is compiled, sharded, or computes its activations again."""
+
 _ALPHA = re.compile(r"(?P<layer>.+)[._]alpha")
 
 _PREFIXES = (
@@ -82,7 +85,7 @@ OTHER_METHODS = {
     r"[._]ia3_": "IA3",
     r"[._]diff_b$": "changed biases",
     r"[._]diff$": "whole changed weights",
-    r"[._]lora_embedding_": "adapted embeddings",
+    r"[._]lora_embedding_|^bundle_emb\.": "adapted embeddings",
 }
 """Patterns of tensors' names that are no LoRA, and what they are."""
 
@@ -102,7 +105,7 @@ class TensorName:
 
 def parse_name(key: str) -> TensorName | None:
     """Parse the name of a LoRA's tensor; None if it is no part of an adapter, or of no CogVideoX layer."""
-    key = key.replace("_orig_mod.", "")  # of a compiled model
+    key = _WRAPPERS.sub("", key)
     match = _KEY.fullmatch(key)
     if match is not None:
         if match["leaf"] == "bias":

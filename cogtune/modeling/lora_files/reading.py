@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from cogtune.modeling.lora_files.lora_file import LoraFile, open_file
-from cogtune.modeling.lora_files.names import OTHER_METHODS, TensorName, layout_of, parse_name
+from cogtune.modeling.lora_files.names import OTHER_METHODS, TensorName, layer_name, layout_of, parse_name
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.variants import VARIANTS
@@ -112,7 +112,13 @@ def read_lora(path: Path) -> Lora:
     parts, problems = _sorted(opened)
     pairs, more = _paired(parts, opened)
     problems += more
-    if not problems and opened.config.get("use_dora") and any(pair.magnitude is None for pair in pairs.values()):
+    problems += _not_applied(opened.config)
+    without = [name for name, pair in pairs.items() if pair.magnitude is None]
+    if not problems and without and len(without) < len(pairs):
+        problems.append(
+            f"it is a DoRA, but {len(without)} of its {len(pairs)} layers have no magnitude{_example(without)}"
+        )
+    elif not problems and without and opened.config.get("use_dora"):
         problems.append("its settings say DoRA, but it has no magnitudes")
     if problems:
         raise CogtuneError(f"cannot use {path}: a part of it would be ignored", _what_now(opened), details=problems)
@@ -124,6 +130,33 @@ def read_lora(path: Path) -> Lora:
         facts=opened.facts,
         header=opened.header,
     )
+
+
+_OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""How PEFT calls the ways to initialize a LoRA that take something out of the base's weights first."""
+
+_NOT_APPLIED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+)
+"""Settings of PEFT by which the same tensors have another effect."""
+
+
+def _not_applied(settings: Mapping[str, Any]) -> list[str]:
+    """Return what an adapter's settings say that would make a LoRA's effect another than its matrices' product."""
+    begun = str(settings.get("init_lora_weights", "")).lower()
+    problems = [f"its settings say {name}, which is not applied" for name in _NOT_APPLIED if settings.get(name)]
+    if begun.startswith(_OTHER_BASES):
+        problems.append(
+            f"its settings say init_lora_weights {begun!r}: it belongs to a base whose own weights were changed first "
+            "(PEFT's save_pretrained makes a plain LoRA of it, with path_initial_model_for_weight_conversion)"
+        )
+    return problems
 
 
 def _sorted(opened: LoraFile) -> tuple[dict[str, dict[str, tuple[str, TensorName, Tensor]]], list[str]]:
@@ -197,7 +230,8 @@ def _paired(
 def _alpha_of(
     layer: str, found: Mapping[str, tuple[str, TensorName, Tensor]], opened: LoraFile, problems: list[str]
 ) -> float | None:
-    """Alpha of a layer: from its own tensor, else from PEFT's settings, kohya's header, or what cogtune wrote."""
+    """Return alpha of a layer: from its own tensor, else from PEFT's settings, kohya's header, or what cogtune
+    wrote."""
     if "alpha" in found:
         key, _, tensor = found["alpha"]
         if tensor.numel() != 1 or float(tensor) <= 0:
@@ -240,7 +274,7 @@ def check_shapes(lora: Lora, shapes: Mapping[str, Sequence[int]], base: str) -> 
 
     Args:
         shapes: of the base's weights, by layer.
-        base: what the user calls the base.
+        base: the base's name for messages.
 
     Raises:
         CogtuneError: the base does not have all of its layers, or has them in another size.
@@ -285,7 +319,8 @@ def _adapts(pair: Pair) -> tuple[int, ...]:
 
 
 def _fitted(pair: Pair, weight: Sequence[int]) -> Pair | None:
-    """The pair for a weight of that shape, whatever dimensions of 1 a program adds to it; None if it is of another."""
+    """Return the pair for a weight of that shape, whatever dimensions of 1 a program adds to it; None if it is of
+    another."""
     outputs, *inputs = weight
     if [size for size in pair.down.shape[1:] if size != 1] != [size for size in inputs if size != 1]:
         return None
@@ -307,6 +342,10 @@ def _what_now(opened: LoraFile) -> str:
             return f"it contains {method} tensors, which are not supported; use a LoRA or DoRA"
     if any(key.startswith(("lora_te", "text_encoder")) for key in keys):
         return "it also adapts a text encoder, so it was probably made for another model"
+    if any("lora" in key for key in keys) and any(".base_layer." in key for key in keys):
+        return "it has the base's own weights too: save the adapter alone, as PEFT's get_peft_model_state_dict gives it"
+    if any("lora" in key for key in keys) and any(".modules_to_save." in key or _is_whole(key) for key in keys):
+        return "it has whole layers too (PEFT's modules_to_save): merge it into its base, and give that as --model"
     if any("lora" in key for key in keys):
         return "it was made for another model, or by an unsupported program"
     if any(".matrix_A." in key for key in keys):
@@ -314,6 +353,12 @@ def _what_now(opened: LoraFile) -> str:
     if not keys:
         return "copy or download it again, or save it again with the program that made it"
     return "pass complete weights as --model: a run, a checkpoint or a merged folder"
+
+
+def _is_whole(key: str) -> bool:
+    """Whether a name is that of a layer's own weight."""
+    layer, _, leaf = key.rpartition(".")
+    return leaf in ("weight", "bias") and "lora" not in key and layer_name(layer) is not None
 
 
 def _by(shape: Iterable[int]) -> str:

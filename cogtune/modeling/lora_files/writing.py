@@ -35,7 +35,7 @@ _OF_LAYOUT = ("format", FACTS, LORA_ADAPTER_METADATA_KEY, "lora_config", "ss_net
 
 
 def as_layout(lora: Lora, layout: LayoutName) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors of a LoRA by the names of ``layout``, and what has become of its strength, in words."""
+    """Return a LoRA's tensors by the names of ``layout``, and a description of what became of its strength."""
     kind, tensors, told = LAYOUTS[layout], {}, set()
     for name, pair in lora.pairs.items():
         pair = _shaped(name, pair, kind)
@@ -55,7 +55,7 @@ def as_layout(lora: Lora, layout: LayoutName) -> tuple[dict[str, Tensor], list[s
 
 
 def write_lora(lora: Lora, path: Path, layout: LayoutName) -> list[str]:
-    """Write a LoRA to ``path``: a file, or for PEFT an adapter's folder; whole or not at all.
+    """Write a LoRA to ``path``: atomically: a file, or for PEFT an adapter's folder.
 
     Returns:
         Remarks on what the layout cannot say.
