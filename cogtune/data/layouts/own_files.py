@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from cogtune.system.files import open_regular
+
 MARK = "sampled by cogtune"
 """The comment in the metadata of every video that cogtune samples."""
 
@@ -30,7 +32,8 @@ _LOGS = "logs"
 
 
 def is_run(folders: Collection[str], files: Collection[str]) -> bool:
-    """Whether a folder of this content is a run's: it says how it was configured, and holds something of a run."""
+    """Return whether a folder of this content is a run's: it says how it was configured, and holds something of a
+    run."""
     made = any(_LAUNCH.fullmatch(name) or _CHECKPOINT.fullmatch(name) or name == "samples" for name in folders)
     return made and ("run.yaml" in files or "metrics.jsonl" in files)
 
@@ -46,7 +49,8 @@ def is_own(name: str, folders: Collection[str], files: Collection[str]) -> bool:
 
 
 def of_run(name: str) -> bool:
-    """Whether a folder of this name, in a run's folder, is the run's; ``samples`` may hold something else, too."""
+    """Return whether a folder of this name, in a run's folder, is the run's; ``samples`` may hold something else,
+    too."""
     return name == _LOGS or (_LAUNCH.fullmatch(name) or _CHECKPOINT.fullmatch(name)) is not None
 
 
@@ -65,7 +69,7 @@ def _begins_with(path: Path, text: str, most: int) -> bool:
     try:
         if not path.is_file():  # a pipe would be waited for without end
             return False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return text.encode() in file.read(most)
     except OSError:
         return False
