@@ -136,7 +136,7 @@ def lora_at(reference: str) -> Path:
     )
     if name and not (folder / name).is_file():
         raise UsageError(f"the model {repo_id} on the Hub has no file {name}", "check the spelling")
-    if not name and _file_in(folder) is None:
+    if not name and not any((folder / usual).is_file() for usual in FILE_NAMES):
         raise UsageError(
             f"the model {repo_id} on the Hub has no LoRA by one of the names {', '.join(FILE_NAMES)}",
             f"pass the file too: {repo_id}/FILE.safetensors",
