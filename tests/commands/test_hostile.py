@@ -186,7 +186,7 @@ def test_nothing_outside_is_touched(good: Path, home: Path, tmp_path: Path, monk
             faults += [(name, given.name, what, value, said[-600:]) for what, value in found.items() if value]
             before = after
         close_session()
-    assert faults == []
+    assert not faults, "\n".join(map(str, faults))
     kinds = ("data", "model", "run", "zero", "lora")
     assert noticed | REFUSED_NOWHERE >= {path.name for kind in kinds for path in tree.named(kind)}
     assert len(names) == 12
