@@ -715,10 +715,12 @@ def test_the_loss_scale_comes_before_the_mean_over_accumulated_passes(
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # and looks at what it warns of
 def test_compiled_blocks_train_as_eager_ones_do(one_clip: Path, tmp_path: Path) -> None:
     eager = train_here(plan_for(one_clip, tmp_path / "eager", steps=3, compile=False))
+    before = torch._dynamo.config.cache_size_limit
     compiled = train_here(plan_for(one_clip, tmp_path / "compiled", steps=3, compile=True))
     assert [line["loss"] for line in compiled if "loss" in line] == pytest.approx(
         [line["loss"] for line in eager if "loss" in line], rel=1e-5
     )
+    assert torch._dynamo.config.cache_size_limit == before
     ours, theirs = (weights(tmp_path / name / "checkpoint-3") for name in ("compiled", "eager"))
     assert ours.keys() == theirs.keys()  # a compiled module's names have no prefix of their own
     for name, weight in ours.items():
