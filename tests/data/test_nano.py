@@ -18,7 +18,7 @@ from cogtune.data.nano import detector, world
 from cogtune.system.digests import digest
 from cogtune.system.errors import CogtuneError, UsageError
 
-TOOLS = Path(__file__).parents[2] / "tools" / "nano"
+ROOT = Path(__file__).parents[2]
 RED_DISC = world.Subject("red", "disc", "right", "black")
 PINNED_HELD_OUT = "7b9dd95c306f529fc27bd69a29470fa0"
 PINNED_CAPTIONS = [
@@ -224,11 +224,7 @@ class TestDetector:
 
 
 def load_tool(name, monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    spec = importlib.util.spec_from_file_location(f"nano_{name}", TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"tools.nano.{name}")
 
 
 @pytest.fixture(scope="module")
@@ -314,12 +310,12 @@ class TestLayout:
 def test_the_scripts_make_a_model_and_go_on_where_they_were(tmp_path):
     """All of tools/nano, a few steps each; what is done is left alone by the second call, what is missing is made."""
     parts = tmp_path / "nano"
-    command = [sys.executable, TOOLS / "make.py", "--parts", parts, "--smoke", "--variants", "5b-i2v"]
+    command = [sys.executable, "-m", "tools.nano.make", "--parts", parts, "--smoke", "--variants", "5b-i2v"]
     command += ["--vae-batch-size", "2", "--vae-crop", "9x32x32"]
     environment = os.environ | {"COGTUNE_HOME": str(tmp_path / "home")}
 
     def made(*more):
-        done = subprocess.run([*map(str, command), *more], capture_output=True, text=True, env=environment)
+        done = subprocess.run([*map(str, command), *more], cwd=ROOT, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
