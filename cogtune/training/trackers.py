@@ -21,12 +21,11 @@ from cogtune.config.choices import SEPARATOR, Tracker
 from cogtune.config.run_config import RunConfig, tagged
 from cogtune.data.video.clips import iter_frames, probe
 from cogtune.run.folder import RunFolder
-from cogtune.system import console
+from cogtune.system import console, names
 from cogtune.system.errors import CogtuneError
 from cogtune.system.json_files import read_json, write_json
 
 PROJECT = "cogtune"
-IDS_NAME = "trackers.json"
 """In the folder of logs: by which id each tracker knows the run, so that a resumed run goes on in the same one."""
 
 GIF_WIDTH = 320
@@ -257,13 +256,13 @@ def _about(config: RunConfig, tracker: Tracker, first_step: int) -> About:
     ids = _ids(folder) if first_step else {}
     if tracker not in ids:
         ids = {**_ids(folder), tracker: secrets.token_hex(4)}
-        write_json(folder / IDS_NAME, ids)
+        write_json(folder / names.TRACKERS, ids)
     return About(config.output.name, ids[tracker], folder, told(config), first_step)
 
 
 def _ids(folder: Path) -> dict[str, str]:
     try:
-        return dict(read_json(folder / IDS_NAME))
+        return dict(read_json(folder / names.TRACKERS))
     except CogtuneError:  # there are none yet
         return {}
 

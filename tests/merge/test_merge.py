@@ -30,9 +30,9 @@ from cogtune.merge.archive import read_archive
 from cogtune.merge.layouts import read_checkpoint
 from cogtune.merge.sources import Source
 from cogtune.merge.write import parse_size, write_safetensors
-from cogtune.modeling.adapters import read_facts, save_lora
+from cogtune.modeling.adapters import save_lora
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.run.checkpoints import fingerprints
+from cogtune.run.checkpoints import fingerprints, read_lora_facts
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.support import SUPPORT
 
@@ -891,7 +891,7 @@ def test_a_lora_of_cogtune_brings_its_config_and_its_facts(tmp_path: Path) -> No
     (checkpoint / "state.json").write_text(json.dumps(facts | {"step": 500}))
     save_lora(checkpoint / LORA_WEIGHTS_NAME, model, facts)
     result = merge_checkpoint(checkpoint)
-    assert read_facts(result.weights) == facts | {"step": 500}
+    assert read_lora_facts(result.weights) == facts | {"step": 500}
     assert_same(load_file(result.weights), load_file(checkpoint / LORA_WEIGHTS_NAME))
 
     weights, metadata = CogVideoXPipeline.lora_state_dict(result.output, return_lora_metadata=True)
@@ -966,7 +966,7 @@ def test_another_alpha_is_told_everywhere_and_a_full_fine_tune_has_none(tmp_path
     (checkpoint / "state.json").write_text(json.dumps({"format": 1, "rank": 3, "alpha": 12}))
     result = merge_checkpoint(checkpoint, lora_alpha=5)
     metadata = CogVideoXPipeline.lora_state_dict(result.output, return_lora_metadata=True)[1]
-    assert (metadata["transformer.lora_alpha"], read_facts(result.weights)["alpha"]) == (5, 5)
+    assert (metadata["transformer.lora_alpha"], read_lora_facts(result.weights)["alpha"]) == (5, 5)
     with pytest.raises(UsageError, match="which has no alpha"):
         merge_checkpoint(write_zero(tmp_path / "full", random_weights()), base=base, lora_alpha=5)
 

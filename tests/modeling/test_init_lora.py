@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from cogtune.commands import train
 from cogtune.encoding import jobs
-from cogtune.modeling.adapters import read_facts
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.run.checkpoints import read_state
+from cogtune.run.checkpoints import read_lora_facts, read_state
 from cogtune.run.run_yaml import read_run
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.conftest import Cogtune
@@ -100,7 +99,7 @@ def test_where_it_began_is_recorded_and_a_resumed_run_needs_the_file_no_more(
     resolved = train.configure(preset_name=None, file=None, flags={"output": out}, resume="latest")
     plan = train.prepare_run(resolved, resume="latest", overwrite=False, dry_run=False).plan
     assert losses(train_here(plan))[-1] == losses(whole)[-1]
-    assert read_facts(out / LORA_WEIGHTS_NAME)["init_lora"] == about
+    assert read_lora_facts(out / LORA_WEIGHTS_NAME)["init_lora"] == about
     with pytest.raises(UsageError, match="--init-lora is for a new run"):
         train.configure(preset_name=None, file=None, flags={"output": out, "init_lora": file}, resume="latest")
 

@@ -18,10 +18,9 @@ from cogtune.commands import train
 from cogtune.data.cache.index import Index
 from cogtune.data.prompts import load_prompts
 from cogtune.encoding import jobs
-from cogtune.modeling.adapters import read_facts
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run import launch
-from cogtune.run.checkpoints import check_fits, checkpoints, read_state
+from cogtune.run.checkpoints import check_fits, checkpoints, read_lora_facts, read_state
 from cogtune.run.plan import Plan
 from cogtune.system import console, folders
 from cogtune.system.errors import CogtuneError, UsageError
@@ -302,18 +301,18 @@ def test_a_plan_that_was_changed_by_hand_is_taken_and_told(
 def test_a_damaged_header_of_a_lora_is_told(clips: Path, tmp_path: Path) -> None:
     train_here(plan_for(clips, tmp_path / "out", steps=1, rank=2, alpha=4))
     path = tmp_path / "out" / LORA_WEIGHTS_NAME
-    whole, wanted, refused = path.read_bytes(), read_facts(path), 0
+    whole, wanted, refused = path.read_bytes(), read_lora_facts(path), 0
     assert wanted["alpha"] == 4
     assert not {"checksum", "adapter"} & wanted.keys()
     size = 8 + int.from_bytes(whole[:8], "little")
     for damaged in damages(whole[:size], 150, 9):
         path.write_bytes(damaged + whole[size:])
         try:
-            assert read_facts(path) == wanted
+            assert read_lora_facts(path) == wanted
         except CogtuneError as error:
             refused += 1
             assert str(path) in error.message  # noqa: PT017
     assert refused > 60
     path.write_bytes(whole.replace(b'lora_alpha\\": 4.0', b'lora_alpha\\": 9.0'))
     with pytest.raises(CogtuneError, match="its header has another LoRA's configuration"):
-        read_facts(path)
+        read_lora_facts(path)

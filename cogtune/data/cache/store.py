@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from cogtune.data.cache.facts import Facts
+from cogtune.system import names
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained, write_atomic
 from cogtune.system.folders import remove_partials
@@ -44,7 +45,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.facts = Facts(root / "files.json")
+        self.facts = Facts(root / names.FACTS)
 
     def path(self, kind: EntryKind, key: str) -> Path:
         """Where the entry of ``key`` is, or will be."""
