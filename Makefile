@@ -51,13 +51,13 @@ format: $(DEV)  ## mend what ruff can mend
 bench-data: $(RUNTIME)  ## measure `dataset validate`: clips opened and frames decoded a second, memory
 	$(BIN)/python tools/bench_validate.py
 
-docs: $(RUNTIME)  ## write docs/commands.md and docs/vram.md anew from the program itself
+docs: $(RUNTIME)  ## regenerate docs/commands.md and docs/vram.md
 	$(BIN)/python -m tools.commands_page > $(VENV)/commands.md
 	mv $(VENV)/commands.md docs/commands.md
 	$(BIN)/python -m tools.vram_page > $(VENV)/vram.md
 	mv $(VENV)/vram.md docs/vram.md
 
-lock: $(BIN)/python  ## resolve .ci/constraints.txt anew; LOCK_FLAGS=--upgrade moves to the newest of everything
+lock: $(BIN)/python  ## resolve .ci/constraints.txt again; LOCK_FLAGS=--upgrade upgrades everything
 	$(PIP) install -c $(LOCK) uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-annotate \
 	  --custom-compile-command "make lock" --output-file $(LOCK) $(LOCK_FLAGS) pyproject.toml

@@ -41,7 +41,7 @@ def draw(path: Path, codec: str, height: int, width: int, seconds: int) -> Path:
 
 
 def choices(path: Path) -> dict[str, list[int]]:
-    """The frames that are read, by what that is called."""
+    """Return the frames that are read, by what that is called."""
     info = probe(path)
     head = view(info, FrameSettings(size=Size(min(49, int(info.duration * 8)), 16, 16), fps=8)).indices
     times = [info.time_of(index) for index in range(info.num_frames)]

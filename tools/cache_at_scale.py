@@ -51,7 +51,9 @@ def make(folder: Path, samples: int, model: Path) -> None:
         path = data / f"{number}.mp4"
         facts.learn_probe(path, info, facts.stamp(path))
     facts.save()
-    config = resolve(preset_name="cpu-lora-tiny", flags={"data": data, "model": str(model)}).config.anchored()
+    config = resolve(
+        preset_name="cpu-lora-tiny", flags={"data": data, "model": str(model)}
+    ).config.with_absolute_paths()
     prepared = prepare(config, read_spec(model), model, read_dataset(data))
     todo, entry = prepared.todo, save({"data": torch.zeros(8)}, {"blake2b": "0" * 32})
     work: dict[EntryKind, Sequence[ClipJob | TextJob | ImageJob]] = {
@@ -67,7 +69,7 @@ def make(folder: Path, samples: int, model: Path) -> None:
 
 
 def processor_seconds() -> float:
-    """What the processes that were started and have ended took of the processor."""
+    """Return what the processes that were started and have ended took of the processor."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -12,7 +12,7 @@ from cogtune.system import console
 
 
 def reference() -> str:
-    """Every command with its arguments and options, as Markdown."""
+    """Return every command with its arguments and options, as Markdown."""
     parts = [
         "# Commands",
         "Made from the program itself by `make docs`. Every command takes `--help`; `--debug` anywhere shows the "

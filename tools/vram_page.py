@@ -31,7 +31,7 @@ recipe in the same run: base in fp32, nothing compiled, full gradient checkpoint
 
 
 def page(rows: Sequence[Measurement]) -> str:
-    """The whole page, as Markdown."""
+    """Return the whole page, as Markdown."""
     lines = [
         "| preset | the guides promise | measured, whole card | on | PyTorch | host | a step | estimated, whole card |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

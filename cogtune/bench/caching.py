@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ from cogtune.system import console
 from cogtune.system.children import end_with_creator, forking
 from cogtune.system.files import os_errors_explained, write_text
 from cogtune.system.gpus import gpus
+from cogtune.system.scratch import scratch_folder
 
 DRAWN = 4
 """Clips that are drawn; the others are the same pictures in files of other bytes."""
@@ -49,21 +49,21 @@ def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: P
     """
     tiny = config.model.startswith(TINY)
     row = variant(config.model.removeprefix(TINY))
-    with tempfile.TemporaryDirectory(prefix="cogtune-bench-") as scratch:
-        home = (keep or Path(scratch)).absolute()
+    with scratch_folder("cogtune-bench-") as scratch:
+        home = (keep or scratch).absolute()
         model = _model(row, home / f"{row.name}-{'tiny' if tiny else 'full'}", tiny=tiny)
         spec = read_spec(model)
-        config = config.model_copy(update={"cache_dir": Path(scratch) / "cache", "data": home / "data"})
+        config = config.model_copy(update={"cache_dir": scratch / "cache", "data": home / "data"})
         check_config(config, spec)
         size, fps = size_of(config, spec), fps_of(config, spec)
         data = _draw(home / f"data-{size}-{clips}", size, fps, clips)
         prepared = jobs.prepare(config, spec, model, read_dataset(data))
-        job = jobs.job_for(prepared, config, spec, model, processes=processes or max(1, len(gpus())))
+        job = jobs.make_encode_plan(prepared, config, spec, model, processes=processes or max(1, len(gpus())))
         jobs.check_space(job, spec)
         console.note(f"encoding {prepared.todo}")
         with watched() as peaks:
             results = jobs.fill_cache(job)
-    workers = config.workers if config.workers is not None else default_workers(job.engine.processes)
+    workers = config.workers if config.workers is not None else default_workers(job.options.processes)
     return {
         "gpu": gpus()[0].name if gpus() else "none",
         "model": config.model,
@@ -76,7 +76,7 @@ def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: P
 
 
 def _model(row: Variant, folder: Path, *, tiny: bool) -> Path:
-    """The random model in ``folder``, made by another process, so that the GPU is free again."""
+    """Return the random model in ``folder``, made by another process, so that the GPU is free again."""
     if not folder.is_dir():
         console.note(f"making a random {row.name}")
         with ProcessPoolExecutor(1, forking(_PRELOAD), end_with_creator) as pool:
@@ -92,7 +92,7 @@ def _write_model(row: Variant, folder: Path, *, tiny: bool) -> None:
 
 
 def _draw(folder: Path, size: Size, fps: float, clips: int) -> Path:
-    """A dataset of ``clips`` different files, each long and large enough for ``size``."""
+    """Return a dataset of ``clips`` different files, each long and large enough for ``size``."""
     if folder.is_dir() and (folder / CAPTIONS).is_file():
         return folder
     console.note("drawing clips")

@@ -23,6 +23,7 @@ from cogtune.models.locate import spec_of
 from cogtune.models.variants import TINY, VARIANTS, published
 from cogtune.planning.estimate import check_arrangement, estimate
 from cogtune.planning.fit import local_hardware, why_not_tried
+from cogtune.planning.host_memory import with_state
 from cogtune.planning.measurements import GB, GIB, Measurement, Recipe
 from cogtune.run import launch
 from cogtune.run.launch import LaunchFiles
@@ -31,12 +32,10 @@ from cogtune.system import console
 from cogtune.system.errors import CogtuneError, StoppedError, UsageError
 from cogtune.system.gpus import gpus
 from cogtune.system.json_files import read_json
-from cogtune.system.locks import LOCK, exclusive_folder
+from cogtune.system.scratch import scratch_folder
 from cogtune.system.versions import versions
 
 _FOLDER = "cogtune-bench-"
-_SETTLED = 60.0
-"""Seconds after which a bench's folder is locked if it ever will be."""
 
 _PLAIN: dict[str, Any] = {
     "compile": False,
@@ -63,6 +62,8 @@ class BenchRequest:
     keep: Path | None
     """A folder to keep model and samples in for the next time; None for one that is deleted."""
     command: str
+    against: tuple[str, Resolved] | None = None
+    """A preset of the same model to measure after it, by name."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,7 @@ class _Stage:
 
 @contextlib.contextmanager
 def _staged(request: BenchRequest) -> Iterator[_Stage]:
-    _remove_left()
-    with contextlib.ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_FOLDER)))
-        stack.enter_context(exclusive_folder(work))
+    with scratch_folder(_FOLDER) as work:
         models = request.keep.absolute() if request.keep is not None else work
         job = _job(request.resolved.config, models)
         if not Path(job.model).is_dir():
@@ -88,15 +86,6 @@ def _staged(request: BenchRequest) -> Iterator[_Stage]:
             stage.prepare(job, work / "stage")
         model = Path(job.model)
         yield _Stage(work, model, read_spec(model), Path(job.cache), Path(job.index))
-
-
-def _remove_left() -> None:
-    """Delete the folders of benches that were killed: such a one may hold a model of 11 GB."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/"):
-        with contextlib.suppress(CogtuneError, OSError):
-            if time.time() - (folder / LOCK).stat().st_mtime > _SETTLED:  # its own is at work on it or was killed
-                with exclusive_folder(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _job(config: RunConfig, models: Path) -> stage.StagingJob:
@@ -126,25 +115,53 @@ def bench(request: BenchRequest, recipes: Sequence[Recipe] = ("preset",)) -> Ite
         CogtuneError: the run cannot be made, or failed.
     """
     request = _narrowed(request)
+    other = _other(request)
     if request.alone:
         console.note(
-            f"one of {request.resolved.config.num_processes} processes, without the others: what they would send each "
-            "other takes no time here, and none of NCCL's memory"
+            f"measuring one of {request.resolved.config.num_processes} processes without the others; communication "
+            "between "
+            "them takes no time, and no memory for NCCL"
         )
     with _staged(request) as made:
         for recipe in recipes:
             try:
-                yield _measure(request, made, recipe, is_last=recipe == recipes[-1])
+                yield _measure(request, made, recipe, is_last=recipe == recipes[-1] and other is None)
             except StoppedError:
                 raise
             except CogtuneError as error:
                 if recipe == recipes[0]:
                     raise
                 console.warn(f"{recipe}: {error.message}")
+        if other is not None:
+            try:
+                yield _measure(other, made, "preset", is_last=True)
+            except StoppedError:
+                raise
+            except CogtuneError as error:
+                console.warn(f"{other.preset}: {error.message}")
+
+
+def _other(request: BenchRequest) -> BenchRequest | None:
+    """Return the request for the preset that is compared, if there is one.
+
+    Raises:
+        UsageError: it is a preset of another model or size.
+    """
+    if request.against is None:
+        return None
+    name, resolved = request.against
+    other = _narrowed(replace(request, preset=name, resolved=resolved, changes={}, alone=False, against=None))
+    mine, theirs = request.resolved.config, other.resolved.config
+    if (mine.model, mine.size) != (theirs.model, theirs.size):
+        raise UsageError(
+            f"--compare {name}: it trains {theirs.model} at {theirs.size}, and this run {mine.model} at {mine.size}",
+            "compare presets of one model, at one size",
+        )
+    return other
 
 
 def _narrowed(request: BenchRequest) -> BenchRequest:
-    """The request for one machine, at one size, with no tracker."""
+    """Return the request for one machine, at one size, with no tracker."""
     config = request.resolved.config
     _known(config)
     spec = spec_of(config.model)
@@ -160,40 +177,42 @@ def _narrowed(request: BenchRequest) -> BenchRequest:
         }
     )
     check_config(config, spec)
+    config = with_state(replace(request.resolved, config=config), spec).config
     check_arrangement(config, spec)
     if request.alone:
         _check_alone(config)
     if found := why_not_tried(_present(request, config), estimate(config, spec), local_hardware()):
         several = config.num_processes > 1 and not request.alone
         raise UsageError(
-            f"{request.preset or 'this run'} cannot be measured here: {'; '.join(found)}",
-            "`cogtune plan` estimates it without any GPU" + ("; --num-processes N measures it on N" if several else ""),
+            f"cannot measure {request.preset or 'this run'} on this machine: {'; '.join(found)}",
+            "use `cogtune plan` to estimate it without a GPU"
+            + (", or --num-processes N to measure it on N GPUs" if several else ""),
         )
     return replace(request, resolved=replace(request.resolved, config=config))
 
 
 def _check_alone(config: RunConfig) -> None:
     if config.num_processes == 1:
-        raise UsageError("--alone measures one of several processes, and this run has one", "give --num-processes N")
+        raise UsageError("--alone requires a run of several processes", "pass --num-processes N")
     if config.strategy == "zero2":
         return
     why = {
-        "ddp": "under ddp nothing is shared out over the processes",
-        "zero2-offload": "under zero2-offload what is shared out is in the host's memory, which all processes take of",
-    }.get(config.strategy, f"under {config.strategy} a process needs the weights of the others")
-    raise UsageError(f"--alone is for strategy zero2: {why}", "`cogtune plan` estimates what each GPU takes")
+        "ddp": "with ddp nothing is sharded over the processes",
+        "zero2-offload": "with zero2-offload what is sharded is in host memory, which all processes share",
+    }.get(config.strategy, f"with {config.strategy} a process needs the weights of the others")
+    raise UsageError(f"--alone requires strategy zero2: {why}", "use `cogtune plan` to estimate the memory of each GPU")
 
 
 def _present(request: BenchRequest, config: RunConfig) -> RunConfig:
-    """The configuration of the processes that are started."""
+    """Return the configuration of the processes that are started."""
     return config.model_copy(update={"num_processes": 1}) if request.alone else config
 
 
 def _known(config: RunConfig) -> None:
     if published(config.model) is None and not Path(config.model).is_dir():
         raise UsageError(
-            f"cogtune does not know the size of {config.model}",
-            f"bench one of {', '.join(VARIANTS)}, or a model's folder on this machine",
+            f"the size of {config.model} is unknown",
+            f"use one of {', '.join(VARIANTS)}, or a local model folder",
         )
 
 
@@ -203,7 +222,8 @@ def _measure(request: BenchRequest, made: _Stage, recipe: Recipe, *, is_last: bo
     present = replace(plan, config=_present(request, plan.config))
     if request.alone:
         launch.write_accelerate(files, present.config)
-    console.note(f"{recipe}: {request.warmup} steps to warm up, {request.steps} timed")
+    called = recipe if request.preset is None or recipe == "plain" else request.preset
+    console.note(f"{called}: {request.warmup} steps to warm up, {request.steps} timed")
     began = time.time()
     with watch.watched() as peaks, _log_outlived(files.log):
         words = [*(["--plain"] if recipe == "plain" else []), *(["--alone"] if request.alone else [])]
@@ -233,7 +253,7 @@ def _plan(request: BenchRequest, made: _Stage, recipe: Recipe) -> Plan:
     changes: dict[str, Any] = {
         "data": made.folder,
         "cache_dir": made.cache,
-        "output": made.folder / recipe,
+        "output": made.folder / f"{recipe}-{request.preset or 'run'}",
         "steps": steps,
         "epochs": None,
         "warmup_steps": 0,
@@ -242,16 +262,18 @@ def _plan(request: BenchRequest, made: _Stage, recipe: Recipe) -> Plan:
     }
     if recipe == "plain":
         changes |= _PLAIN
+        if request.resolved.config.sharding.streams:
+            changes |= {"strategy": "ddp", **dict.fromkeys(tagged("stream"))}
     config = request.resolved.config.model_copy(update=changes)
     index = Index.read(made.index)
     return make_plan(
         replace(request.resolved, config=config),
-        checkpoint=made.model,
+        base_model_dir=made.model,
         spec=made.spec,
         samples=len(index.rows),
         prompt="",
         index=made.index,
-        identity=resume_fingerprint(config, base="bench", data=index.digest),
+        fingerprint=resume_fingerprint(config, base="bench", data=index.digest),
         resume=None,
     )
 
@@ -297,7 +319,7 @@ def _in(unit: int, sizes: Sequence[int]) -> tuple[float, ...]:
 
 
 def command_of(preset: str | None, flags: Mapping[str, Any], more: Sequence[str]) -> str:
-    """The command line that gives the same bench again."""
+    """Return the command line that gives the same bench again."""
     words = ["cogtune", "bench"]
     if preset is not None:
         words += ["--preset", preset]

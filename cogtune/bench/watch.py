@@ -69,7 +69,7 @@ def _unavailable() -> int:
 
 
 def _kept(process: psutil.Process) -> int:
-    """A process's anonymous and shared memory in bytes; mapped files, which can be dropped, are left out."""
+    """Return a process's anonymous and shared memory in bytes; mapped files, which can be dropped, are left out."""
     kinds = ("RssAnon:", "RssShmem:")
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()

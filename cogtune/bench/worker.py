@@ -16,11 +16,11 @@ from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import Plan
 from cogtune.system.json_files import write_json
 from cogtune.system.processes import StopRequest, run_worker
-from cogtune.training.worker import memory_explained
+from cogtune.training.worker import explain_out_of_memory
 
 
 def memory_file(files: LaunchFiles, rank: int) -> Path:
-    """Where process ``rank`` writes what it took."""
+    """Return where process ``rank`` writes what it took."""
     return files.folder / f"bench-{rank}.json"
 
 
@@ -28,7 +28,7 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
     """Train as planned and write down the time of each step and this process's peak memory; False when stopped.
 
     Raises:
-        CogtuneError: as for :func:`cogtune.training.worker.memory_explained`.
+        CogtuneError: as for :func:`cogtune.training.worker.explain_out_of_memory`.
     """
     import torch
 
@@ -39,7 +39,7 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
     from cogtune.training.setup import set_up
 
     # What would fit is not the guides' recipe, nor one of several processes.
-    with contextlib.nullcontext() if plain or alone else memory_explained(plan):
+    with contextlib.nullcontext() if plain or alone else explain_out_of_memory(plan):
         training = set_up(plan, lambda: bool(stop), base_dtype=torch.float32 if plain else None)
         ready, at_start = time.time(), _peaks()
         finished = train(replace(training, saves=False))

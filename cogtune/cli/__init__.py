@@ -1,13 +1,12 @@
-"""The command line: flags in, a core function called, a result shown.
+"""The command line: parse flags, call one function, show its result.
 
-Nothing but ``sys`` comes in before :func:`main` runs, which is where Ctrl-C is caught, and the working folder taken off
-the path.
+Nothing but ``sys`` is imported before :func:`main` runs: it catches Ctrl-C and takes the working folder off the path.
 """
 
 import sys
 
 _ANYWHERE = ("--debug", "--quiet")
-"""Flags of the whole program, which may stand before or behind the command."""
+"""Flags of the whole program, accepted before or after the command."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -17,9 +16,9 @@ def main(arguments: list[str] | None = None) -> None:
         from cogtune.system.safe_path import leave_working_folder_out
 
         leave_working_folder_out()
-        from cogtune.cli.ending import end_in_good_order
+        from cogtune.cli.signals import raise_on_signals
 
-        end_in_good_order()
+        raise_on_signals()
         words = sys.argv[1:] if arguments is None else arguments
         flags = {word for word in words if word in _ANYWHERE}
         words = [word for word in words if word not in _ANYWHERE]
@@ -30,10 +29,10 @@ def main(arguments: list[str] | None = None) -> None:
         status = 130  # errors.EXIT_INTERRUPTED, which may not be loaded
     except SystemExit as end:
         status = end.code
-    ending = sys.modules.get("cogtune.cli.ending")
+    ending = sys.modules.get("cogtune.cli.signals")
     if ending is None:  # Ctrl-C came before it was loaded
         sys.exit(130)
-    ending.end_now(status)
+    ending.exit_now(status)
 
 
 def _status(words: list[str], debug: bool) -> int:
@@ -42,12 +41,15 @@ def _status(words: list[str], debug: bool) -> int:
     import typer
 
     from cogtune.cli.app import app
-    from cogtune.system import console
+    from cogtune.system import console, safe_path
     from cogtune.system.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CogtuneError
+    from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 
     console.open_streams()
     console.quiet_libraries()
     try:
+        if words[:1] != ["presets"] and "--help" not in words and not safe_path.has_working_folder():
+            raise CogtuneError("the working folder is no longer there", "change to another one, and run this again")
         result = app(words, prog_name="cogtune", standalone_mode=False)
         if result == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
             console.note("interrupted")
@@ -65,19 +67,22 @@ def _status(words: list[str], debug: bool) -> int:
         return EXIT_FAILURE
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG and not debug:
-            told = f"{str(error.filename)[:60]}... is too long for the name of a file"
-            console.error(CogtuneError(told, "give a file or a folder"))
+            told = f"{str(error.filename)[:60]}... is too long for a file name"
+            console.error(CogtuneError(told, "pass a file or a folder"))
             return EXIT_USAGE
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own word on wrong usage
             if error.format_message():  # none where a command without words has shown its help
-                console.error(CogtuneError(error.format_message(), "`--help` after any command explains it"))
+                console.error(CogtuneError(error.format_message(), "run the command with --help to see its options"))
             return int(error.exit_code)
         if debug:
             raise
+        if is_out_of_memory(error):
+            console.error(out_of_memory(error, "use a smaller --size; `cogtune presets` lists what fits"))
+            return EXIT_FAILURE
         console.error(
             CogtuneError(
-                f"something unforeseen: {type(error).__name__}: {error}",
-                "run the same command with --debug and report what it prints",
+                f"unexpected error: {type(error).__name__}: {error}",
+                "run the command again with --debug and report the traceback",
             )
         )
         return EXIT_FAILURE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def _measured_fields() -> list[str]:
-    """Fields that a step's time or memory may depend on."""
+    """List the fields that a step's time or memory may depend on."""
     untimed = tagged("untimed")
     return [name for name in RunConfig.model_fields if name not in untimed]
 
 
-def set_in(file: Path) -> tuple[str | None, dict[str, Any]]:
-    """The preset that a file of keys starts from, and what it sets that a step depends on."""
+def preset_and_changes(file: Path) -> tuple[str | None, dict[str, Any]]:
+    """Return a config file's preset, and the keys it sets that affect a step's time or memory."""
     from cogtune.config.resolving import read_mapping
 
     values = read_mapping(file)
@@ -35,13 +35,15 @@ def bench(
     flags: Flags,
     preset: PresetName = None,
     config: ConfigFile = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps that are timed.")] = 10,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps before those.")] = 3,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps.")] = 10,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Untimed steps before them.")] = 3,
     compare: Annotated[
-        Literal["plain"] | None,
+        str | None,
         typer.Option(
             "--compare",
-            help="Measure beside it the guides' recipe: base in fp32, eager, full checkpointing.",
+            help="Also measure another preset of the same model, or plain, the guides' recipe: base in fp32, eager, "
+            "full checkpointing.",
+            metavar="plain|PRESET",
             show_default=False,
         ),
     ] = None,
@@ -49,22 +51,24 @@ def bench(
         bool,
         typer.Option(
             "--alone",
-            help="Measure the memory of one of a zero2 preset's GPUs, on one, without the others.",
+            help="Measure one process of a zero2 preset on a single GPU, without the others.",
             show_default=False,
         ),
     ] = False,
     keep: Annotated[
         Path | None,
         typer.Option(
-            "--keep", help="Keep random model and samples in this folder, for the next time.", show_default=False
+            "--keep",
+            help="Keep the random model and samples in this folder and reuse them next time.",
+            show_default=False,
         ),
     ] = None,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", help="Write the measurements to this file; - for stdout.", show_default=False),
+        typer.Option("--json", help="Write the measurements to this file, or to stdout with -.", show_default=False),
     ] = None,
 ) -> None:
-    """Measure a preset's real training step on random weights of the real size: memory and time, with no download."""
+    """Measure the memory and time of a preset's real training step, with random weights and no download."""
     from cogtune.bench.run import BenchRequest, command_of
     from cogtune.bench.run import bench as measure
     from cogtune.config.resolving import resolve
@@ -74,7 +78,8 @@ def bench(
     if config is not None:
         more = ["--config", str(config), *more]
     resolved = resolve(preset_name=preset, file=config, flags=flags)
-    started_from, set_there = set_in(config) if config is not None else (None, {})
+    against = None if compare in (None, "plain") else (str(compare), resolve(preset_name=compare))
+    started_from, set_there = preset_and_changes(config) if config is not None else (None, {})
     request = BenchRequest(
         resolved=resolved,
         preset=preset or started_from,
@@ -84,10 +89,11 @@ def bench(
         alone=alone,
         keep=keep,
         command=command_of(preset, flags, more),
+        against=against,
     )
     done: list[Measurement] = []
     try:
-        for row in measure(request, ("preset", "plain") if compare else ("preset",)):
+        for row in measure(request, ("preset", "plain") if compare == "plain" else ("preset",)):
             done.append(row)  # shown even if the next one is stopped
     finally:
         if done:
@@ -107,10 +113,10 @@ def _show(done: list[Measurement], json_file: Path | None, run: int | None) -> N
 
 
 def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: a figure, then what each recipe gave, then the ratio of the second to the first.
+    """Build the table's columns and rows: a figure, its value for each recipe, and the ratio of the two.
 
     Args:
-        run: steps of the run that is measured for, whose time is told.
+        run: steps of the planned run, whose total time is estimated.
     """
     from cogtune.config.presets import PRESETS
     from cogtune.planning.measurements import GB, GIB
@@ -121,24 +127,24 @@ def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], l
         ("seconds a step (median)", [row.step_s for row in done], ".3f"),
         ("fastest step, s", [row.step_s_range[0] if row.step_s_range else None for row in done], ".3f"),
         ("slowest step, s", [row.step_s_range[1] if row.step_s_range else None for row in done], ".3f"),
-        ("tokens/s, all together", [row.tokens_per_s for row in done], ",.0f"),
+        ("tokens/s, all GPUs", [row.tokens_per_s for row in done], ",.0f"),
         (f"{whole}, GB of 10^9", [row.card_gb for row in done], ".2f"),
         (f"{whole}, GiB", [row.card_gb * GB / GIB if row.card_gb else None for row in done], ".2f"),
         ("largest process, GiB" if on_cpu else "PyTorch reserved, GiB", [max(row.reserved_gib) for row in done], ".2f"),
         ("PyTorch allocated, GiB", [None if on_cpu else max(row.allocated_gib) for row in done], ".2f"),
         (
-            "the same before step 1, GiB" if on_cpu else "reserved before step 1, GiB",
+            "allocated before step 1, GiB" if on_cpu else "reserved before step 1, GiB",
             [max(row.start_gib) for row in done],
             ".2f",
         ),
         ("host memory, GiB", [row.host_gib for row in done], ".2f"),
-        ("rise on the machine, GiB", [row.host_rise_gib for row in done], ".2f"),
+        ("increase on the whole machine, GiB", [row.host_rise_gib for row in done], ".2f"),
         ("control group's peak, GiB", [row.cgroup_gib for row in done], ".2f"),
         ("start-up, s", [row.start_s for row in done], ".1f"),
         ("first step, s", [row.first_step_s for row in done], ".1f"),
     ]
     if run is not None:
-        figures.append((f"hours of the run's {run:,} steps", [row.step_s * run / 3600 for row in done], ".2f"))
+        figures.append((f"hours for the run's {run:,} steps", [row.step_s * run / 3600 for row in done], ".2f"))
     rows = []
     for name, values, form in figures:
         if all(value is None for value in values):
@@ -150,9 +156,12 @@ def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], l
         rows.append([name, *cells])
     if len(done[0].reserved_gib) > 1:
         each = [" ".join(f"{size:.2f}" for size in row.reserved_gib) for row in done]
-        rows.append(["reserved of each process, GiB", *each, *([""] if len(done) > 1 else [])])
+        rows.append(["reserved by each process, GiB", *each, *([""] if len(done) > 1 else [])])
     row = PRESETS.get(done[0].preset or "")
     if row is not None and row.promised_gb is not None and not done[0].changes:
         blank = [""] * len(done)
         rows.append(["the guides promise, GB of 10^9", f"{row.promised_gb:.2f}", *blank[1:], *blank[1:]])
-    return [done[0].place, *(row.recipe for row in done), *(["plain / preset"] if len(done) > 1 else [])], rows
+    names: list[str] = [row.recipe for row in done]
+    if len(done) > 1 and names[0] == names[1]:
+        names = [row.preset or "this run" for row in done]
+    return [done[0].place, *names, *([f"{names[1]} / {names[0]}"] if len(done) > 1 else [])], rows

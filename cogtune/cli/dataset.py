@@ -1,4 +1,4 @@
-"""``cogtune dataset``: look at a dataset, and encode it."""
+"""``cogtune dataset``: check a dataset and encode it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cogtune.cli.examples import epilog
-from cogtune.cli.once import Commands
 from cogtune.cli.options import ClipDecoder, ConfigFile, Flags, Json, PresetName, use_decoder, with_config_flags
+from cogtune.cli.single_options import Commands
 from cogtune.config.run_config import tagged
 from cogtune.system import console
 
 if TYPE_CHECKING:
     from cogtune.config.run_config import RunConfig
 
-app = Commands(help="Check a folder of clips and captions, and encode it.", no_args_is_help=True)
+app = Commands(help="Check and encode a folder of clips and captions.", no_args_is_help=True)
 
-Folder = Annotated[
-    Path, typer.Argument(help="The folder of clips and captions, or user/name for a dataset on the Hub.")
-]
+Folder = Annotated[Path, typer.Argument(help="Folder of clips and captions, or user/name for a dataset on the Hub.")]
 
 
 MOST_ROWS = 100
-"""Findings of one kind that a terminal shows; a file or a pipe gets all."""
+"""The number of findings of one kind shown on a terminal; a file or a pipe gets all of them."""
 
 
 @app.command(epilog=epilog("dataset validate"))
@@ -36,31 +34,32 @@ def validate(
     preset: PresetName = None,
     config: ConfigFile = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Decode every frame of every clip, rather than one of each.")
+        bool, typer.Option("--full", help="Decode every frame of every clip instead of one frame of each.")
     ] = False,
     decoder: ClipDecoder = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 on warnings too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 on warnings as well.")] = False,
     as_json: Json = False,
     quarantine: Annotated[
         Path | None,
         typer.Option(
             "--quarantine",
-            help="Also list the samples with an error (with --strict, a warning) in this file, to leave them out.",
+            help="Also write the samples that have an error (or, with --strict, a warning) to this file, to leave "
+            "them out of training.",
             show_default=False,
         ),
     ] = None,
     page: Annotated[
         Path | None,
-        typer.Option("--report", help="Also write an HTML page that shows clips and findings.", show_default=False),
+        typer.Option("--report", help="Also write an HTML page of clips and findings.", show_default=False),
     ] = None,
     page_clips: Annotated[
         int | None,
         typer.Option(
-            "--report-clips", help=r"Clips with pictures in the page. \[default: 200]", min=0, show_default=False
+            "--report-clips", help=r"Clips shown with pictures on the page. \[default: 200]", min=0, show_default=False
         ),
     ] = None,
 ) -> None:
-    """Open every clip and list all problems; exit 1 if any of them stops training."""
+    """Open every clip and list all problems. Exits with 1 if any of them prevents training."""
     from cogtune.commands import validate as checking
     from cogtune.config.resolving import resolve
     from cogtune.data.findings import as_rows
@@ -98,20 +97,22 @@ def cache(
     decoder: ClipDecoder = None,
     num_processes: Annotated[
         int | None,
-        typer.Option("--num-processes", min=1, help=r"Processes that share the work. \[default: one a GPU]"),
+        typer.Option("--num-processes", min=1, help=r"Processes that share the work. \[default: one per GPU]"),
     ] = None,
-    status: Annotated[bool, typer.Option("--status", help="Only show what is cached and what is missing.")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Show what is cached and what is missing, then exit.")
+    ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read every entry, and delete those that are damaged; exit 1 if any is.")
+        bool, typer.Option("--verify", help="Read every entry and delete damaged ones. Exits with 1 if there were any.")
     ] = False,
     prune: Annotated[
         bool,
-        typer.Option("--prune", help="Delete the entries that this dataset, configured like this, does not use."),
+        typer.Option("--prune", help="Delete entries that this dataset does not use in this configuration."),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Prune without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before pruning.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Encode clips and captions once, for training to read; what is there already is left alone."""
+    """Encode clips and captions for training. Entries that already exist are kept."""
     from cogtune.commands import train
     from cogtune.config.resolving import resolve
     from cogtune.system.errors import UsageError
@@ -119,9 +120,9 @@ def cache(
     use_decoder(decoder)
     resolved = resolve(preset_name=preset, file=config, flags={**flags, "data": folder})
     if status + verify + prune > 1:
-        raise UsageError("--status, --verify and --prune are three things", "give one of them")
+        raise UsageError("--status, --verify and --prune cannot be used together", "pass one of them")
     if yes and not prune:
-        raise UsageError("--yes goes with --prune", "leave it out")
+        raise UsageError("--yes requires --prune", "remove --yes")
     if status:
         _status(resolved.config, as_json)
         return
@@ -140,20 +141,20 @@ def cache(
 
 def _status(config: RunConfig, as_json: bool) -> None:
     from cogtune.commands.cache import look
-    from cogtune.encoding.jobs import in_gb
+    from cogtune.encoding.jobs import format_bytes
     from cogtune.system.errors import counted
 
     status = look(config)
     if as_json:
         console.emit(status.to_json())
         return
-    rows = [(name, str(part.cached), str(part.missing), in_gb(part.size)) for name, part in status.parts.items()]
+    rows = [(name, str(part.cached), str(part.missing), format_bytes(part.size)) for name, part in status.parts.items()]
     console.table("", ("", "cached", "missing", "size"), rows)
-    complete = "complete" if status.complete else "not complete"
+    complete = "complete" if status.complete else "incomplete"
     console.say(f"{status.root}: {counted(status.samples, 'sample')}, {complete}")
     if status.others:
-        others = f"{counted(status.others, 'more entry', 'more entries')}, {in_gb(status.others_size)}"
-        console.say(f"{others}, not used by this: see --prune")
+        others = f"{counted(status.others, 'more entry', 'more entries')}, {format_bytes(status.others_size)}"
+        console.say(f"{others}, not used by this configuration; --prune deletes them")
 
 
 def _verify(config: RunConfig, as_json: bool) -> None:
@@ -166,46 +167,46 @@ def _verify(config: RunConfig, as_json: bool) -> None:
     else:
         for path, why in damaged:
             console.say(f"{path}: {why}; deleted")
-        again = "; the next `cogtune dataset cache` makes anew what is needed" if damaged else ""
+        again = "; run `cogtune dataset cache` to encode what is missing" if damaged else ""
         console.say(f"{counted(checked, 'entry', 'entries')} read, {len(damaged)} damaged{again}")
     raise typer.Exit(1 if damaged else 0)
 
 
 def _prune(config: RunConfig, as_json: bool, *, yes: bool) -> None:
     from cogtune.commands.cache import delete, unused
-    from cogtune.encoding.jobs import in_gb
+    from cogtune.encoding.jobs import format_bytes
     from cogtune.system.errors import counted
 
     store, entries = unused(config)
     count, size = len(entries), sum(entry.size for entry in entries)
     noun = counted(count, "entry", "entries")
     if not as_json:
-        console.say(f"{noun} in {store.root}, {in_gb(size)}, not used by this dataset configured like this")
+        console.say(f"{noun} in {store.root}, {format_bytes(size)}, not used by this dataset in this configuration")
     agreed = yes or (count > 0 and not as_json and sys.stdin.isatty() and typer.confirm("Delete them?"))
     if agreed:
         delete(store, entries)
     if as_json:
         console.emit({"cache": str(store.root), "entries": count, "bytes": size, "deleted": agreed})
     elif count:
-        console.say("deleted" if agreed else "nothing was deleted; --yes deletes them")
+        console.say("deleted" if agreed else "nothing was deleted; pass --yes to delete them")
 
 
 @app.command(epilog=epilog("dataset bench"))
 @with_config_flags("model", "precision", "size", "workers", "vae_tiling", "vae_compile")
 def bench(
     flags: Flags,
-    clips: Annotated[int, typer.Option("--clips", min=2, help="Clips that are encoded.")] = 64,
+    clips: Annotated[int, typer.Option("--clips", min=2, help="Number of clips to encode.")] = 64,
     num_processes: Annotated[
         int | None,
-        typer.Option("--num-processes", min=1, help=r"Processes that share the work. \[default: one a GPU]"),
+        typer.Option("--num-processes", min=1, help=r"Processes that share the work. \[default: one per GPU]"),
     ] = None,
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", help="Keep the random model and the clips in this folder, for the next time."),
+        typer.Option("--keep", help="Keep the random model and the clips in this folder and reuse them next time."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how fast `dataset cache` is here: random weights of the real size, drawn clips, no download."""
+    """Measure the speed of `dataset cache` on this machine, with a random model, drawn clips and no download."""
     from cogtune.bench.caching import bench_cache
     from cogtune.config.resolving import resolve
 

@@ -11,11 +11,11 @@ from cogtune.system import console
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to work; a demo that is there is made anew.")] = Path(
+    folder: Annotated[Path, typer.Argument(help="Folder to work in. An earlier demo there is replaced.")] = Path(
         "cogtune-demo"
     ),
 ) -> None:
-    """The whole road in a minute, on any machine: draw clips, check, encode, train a LoRA, sample a video."""
+    """Try everything in a minute, on any machine: draw clips, check and encode them, train a LoRA, sample a video."""
     from cogtune.commands.demo import run
 
     for line in run(folder):

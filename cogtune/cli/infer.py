@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from cogtune.config.choices import VideoFormat
+from cogtune.models.variants import Precision, SamplingScheduler
 from cogtune.system import console
+
+_INPUTS, _SAMPLING, _FILES = "What to show", "How it is sampled", "Files"
 
 
 def infer(
     lora: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
             "--lora",
-            help="A run's folder, a checkpoint, or a LoRA file of any program: diffusers, PEFT, kohya, ComfyUI, "
-            "musubi-tuner, VideoX-Fun, DiffSynth-Studio, finetrainers, CogKit.",
+            help="A run's folder, a checkpoint, a Hub id, or a LoRA file of any program: diffusers, PEFT, kohya, "
+            "ComfyUI, musubi-tuner, VideoX-Fun, DiffSynth-Studio, finetrainers, CogKit. Several work together; "
+            "FILE:0.8 gives one a weight.",
             show_default=False,
         ),
     ] = None,
@@ -25,43 +29,103 @@ def infer(
         str | None,
         typer.Option(
             "--model",
-            help="Base model, or the result of full fine-tuning: a run, a checkpoint, a merged folder. "
+            help="Base model, or the result of full fine-tuning: a run, a checkpoint, a merged folder, a Hub id. "
             r"\[default: what the LoRA was trained on]",
             show_default=False,
         ),
     ] = None,
     prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", help=r"What to show. \[default: the run's first caption]", show_default=False),
-    ] = None,
-    image: Annotated[
-        Path | None,
-        typer.Option("--image", help="First frame, for image-to-video models.", show_default=False),
-    ] = None,
-    output: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
-            "--output",
-            help=r"The video to write, .mp4. \[default: video.mp4, or video-2.mp4 and so on where that is taken]",
+            "--prompt",
+            help=r"What to show; several make a video each, and so do the lines of a .txt file. \[default: the run's "
+            "first caption]",
             show_default=False,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file that --output names.")] = False,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            help="First frame, for image-to-video models; several, or a folder of them, make a video each.",
+            show_default=False,
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
+    video: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--video",
+            help="A clip to make another video of; several, or a folder of them, make a video each.",
+            show_default=False,
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            "--strength",
+            help=r"How far --video is changed, from 0 to 1. \[default: 0.8]",
+            show_default=False,
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str, typer.Option("--negative-prompt", help="What not to show.", show_default=False, rich_help_panel=_INPUTS)
+    ] = "",
+    id_token: Annotated[
+        str | None,
+        typer.Option(
+            "--id-token",
+            help=r"Put in front of the prompts; '' for nothing. \[default: as trained]",
+            show_default=False,
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
+    num_videos: Annotated[
+        int, typer.Option("--num-videos", help="Videos of each prompt.", min=1, rich_help_panel=_INPUTS)
+    ] = 1,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", help="Seed of the first video of each prompt; the next ones count up.", min=0, max=2**63 - 1
+        ),
+    ] = 42,
     size: Annotated[
         str | None,
-        typer.Option("--size", help=r"Frames x height x width. \[default: as trained]", show_default=False),
+        typer.Option(
+            "--size", help=r"Height x width, or frames x height x width. \[default: as trained]", show_default=False
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", help=r"How many. \[default: as trained]", show_default=False, min=1)
     ] = None,
     fps: Annotated[
         float | None,
         typer.Option("--fps", help=r"Frames per second of the file. \[default: as trained]", min=1),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed gives another video.", min=0, max=2**63 - 1)] = 42,
-    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", min=1)] = 50,
-    guidance: Annotated[float, typer.Option("--guidance", help="How closely to follow the prompt.", min=1)] = 6.0,
-    lora_scale: Annotated[
-        float | None,
+    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", min=1, rich_help_panel=_SAMPLING)] = 50,
+    guidance: Annotated[
+        float,
+        typer.Option("--guidance", help="How closely to follow the prompt.", min=1, rich_help_panel=_SAMPLING),
+    ] = 6.0,
+    scheduler: Annotated[
+        SamplingScheduler | None,
         typer.Option(
-            "--lora-scale", help=r"Multiplies the strength of the LoRA. \[default: 1, as trained]", show_default=False
+            "--scheduler",
+            help=r"DPM-Solver++ with dynamic guidance, or DDIM. \[default: the guides': ddim for 2b, dpm for the rest]",
+            show_default=False,
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
+    lora_scale: Annotated[
+        str | None,
+        typer.Option(
+            "--lora-scale",
+            help=r"Multiplies the strength of all LoRAs; several, as in 0.5,1,1.5, make a video each. \[default: 1, as "
+            "trained]",
+            show_default=False,
+            rich_help_panel=_SAMPLING,
         ),
     ] = None,
     lora_alpha: Annotated[
@@ -71,54 +135,97 @@ def infer(
             help=r"Alpha that the LoRA was trained with, for a file that does not say. \[default: what the file says, "
             "else its rank]",
             show_default=False,
+            rich_help_panel=_SAMPLING,
         ),
     ] = None,
     precision: Annotated[
-        Literal["bf16", "fp16", "fp32"] | None,
-        typer.Option("--precision", help=r"Number format. \[default: as trained]", show_default=False),
+        Precision | None,
+        typer.Option(
+            "--precision",
+            help=r"Number format. \[default: as trained]",
+            show_default=False,
+            rich_help_panel=_SAMPLING,
+        ),
     ] = None,
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            "--vram",
+            help=r"Memory of the card to stay below, such as 8GB: what does not fit is streamed from the host. "
+            r"\[default: what is free]",
+            show_default=False,
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help=r"A folder, or the file of one video: .mp4, .webp or .gif. \[default: this folder, with names made "
+            "of prompt and seed]",
+            show_default=False,
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    format_: Annotated[
+        VideoFormat | None,
+        typer.Option(
+            "--format",
+            help=r"What videos are written as. \[default: mp4]",
+            show_default=False,
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    grid: Annotated[
+        bool,
+        typer.Option("--grid", help="Write one more video, of all of them side by side.", rich_help_panel=_FILES),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make videos that already exist again.", rich_help_panel=_FILES)
+    ] = False,
 ) -> None:
-    """Sample a video; model, prompt, size and LoRA strength come from the run."""
-    from cogtune.models.geometry import Size
-    from cogtune.system.errors import UsageError
-
-    endless = [
-        f"--{name}: {value} is not a number to work with"
-        for name, value in (
-            ("fps", fps),
-            ("guidance", guidance),
-            ("lora-scale", lora_scale),
-            ("lora-alpha", lora_alpha),
-        )
-        if value is not None and not math.isfinite(value)
-    ]
-    if lora_alpha is not None and lora_alpha <= 0:
-        endless.append(f"--lora-alpha: {lora_alpha:g} is not above 0")
-    if endless:
-        raise UsageError("this cannot be sampled", "give numbers that fit", details=endless)
-    try:
-        asked = Size.parse(size) if size else None
-    except ValueError as error:
-        raise UsageError(f"--size: {error}") from error
-    if output is not None and output.suffix.lower() != ".mp4":
-        raise UsageError(f"--output {output}: videos are written as .mp4", "give a name that ends in .mp4")
+    """Sample videos; model, prompt, size and LoRA strength come from the run."""
     from cogtune.commands.infer import InferRequest, generate
 
     request = InferRequest(
-        lora=lora,
+        loras=tuple(lora or ()),
         model=model,
-        prompt=prompt,
-        image=image,
-        size=asked,
+        prompts=tuple(prompt or ()),
+        negative_prompt=negative_prompt,
+        id_token=id_token,
+        images=tuple(image or ()),
+        videos=tuple(video or ()),
+        strength=strength,
+        size=size,
+        frames=frames,
         fps=fps,
         precision=precision,
+        num_videos=num_videos,
         seed=seed,
         steps=steps,
         guidance=guidance,
-        lora_scale=lora_scale,
+        scheduler=scheduler,
+        lora_scales=_numbers(lora_scale),
         lora_alpha=lora_alpha,
+        vram=vram,
+        output=output,
+        format=format_,
+        grid=grid,
+        force=force,
     )
-    with console.progress("sampling", steps) as progress:
-        made = generate(request, output, lambda _step: progress.advance(), force=force)
-    recipe = made.recipe
-    console.say(f"{made.video}: {recipe.size} at {recipe.fps:g} fps: {recipe.prompt or 'no prompt'}")
+    for made in generate(request):
+        console.say(f"{made.path}: {made.size} at {made.fps:g} fps: {made.prompt or 'no prompt'}")
+
+
+def _numbers(text: str | None) -> tuple[float, ...]:
+    """Parse ``0.5,1,1.5``.
+
+    Raises:
+        UsageError: one of them is none.
+    """
+    from cogtune.system.errors import UsageError
+
+    try:
+        return tuple(float(part) for part in text.split(",")) if text is not None else ()
+    except ValueError:
+        raise UsageError(f"--lora-scale: '{text}' is not a list of numbers", "write it as 0.5,1,1.5") from None

@@ -11,14 +11,14 @@ from cogtune.system import console
 
 
 def merge_zero(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint with shards, such as out/checkpoint-500.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint with shards, such as out/checkpoint-500.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", help=r"Where to write. \[default: CHECKPOINT-merged]", show_default=False),
+        typer.Option("--output", help=r"Folder to write to. \[default: CHECKPOINT-merged]", show_default=False),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option("--model", help="Base model of a checkpoint that another program made.", show_default=False),
+        typer.Option("--model", help="Base model, for a checkpoint made by another program.", show_default=False),
     ] = None,
     dtype: Annotated[
         Literal["bf16", "fp16", "fp32"] | None,
@@ -27,15 +27,20 @@ def merge_zero(
     max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Largest file, such as 5GB.")] = "5GB",
     copy_base: Annotated[
         bool,
-        typer.Option("--copy-base", help="Copy the base model's other parts instead of linking to them."),
+        typer.Option("--copy-base", help="Copy the base model's other components instead of linking to them."),
     ] = False,
     lora_alpha: Annotated[
         float | None,
-        typer.Option("--lora-alpha", help="Alpha of a LoRA that another program trained.", show_default=False, min=0),
+        typer.Option(
+            "--lora-alpha",
+            help="Alpha of the LoRA, for a checkpoint made by another program.",
+            show_default=False,
+            min=0,
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output folder, with all in it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output folder and everything in it.")] = False,
 ) -> None:
-    """Turn a checkpoint of DeepSpeed (any ZeRO stage) or FSDP into weights that diffusers loads, and check them."""
+    """Merge a DeepSpeed (any ZeRO stage) or FSDP checkpoint into weights that diffusers loads, and verify them."""
     from cogtune.merge import merge_checkpoint
     from cogtune.models.locate import locate
 
@@ -53,7 +58,9 @@ def merge_zero(
             warn=console.warn,
         )
     if result.from_base:
-        console.note(f"the checkpoint has no frozen parameters: {result.from_base} tensors are the base model's own")
+        console.note(
+            f"the checkpoint has no frozen parameters; {result.from_base} tensors were taken from the base model"
+        )
     for part in result.missing:
-        console.note(f"the base model on this machine lacks {part}, so this is the transformer alone")
+        console.note(f"the base model on this machine has no {part}, so only the transformer was written")
     console.say(f"{result.weights}: {result.kind}, {result.tensors} tensors, {result.parameters:,} parameters")

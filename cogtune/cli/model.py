@@ -13,20 +13,20 @@ from cogtune.system import console
 
 def random_model(
     variant: Annotated[str, typer.Argument(help=f"{', '.join([*VARIANTS][:-1])} or {[*VARIANTS][-1]}.")],
-    folder: Annotated[Path, typer.Argument(help="Where to write it; must not be there yet.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write to, which must not exist.")],
     scale: Annotated[
         Literal["tiny", "full"],
-        typer.Option("--scale", help="tiny: a few megabytes; full: the real dimensions."),
+        typer.Option("--scale", help="tiny: a few megabytes; full: the published dimensions."),
     ] = "tiny",
-    seed: Annotated[int, typer.Option("--seed", help="Another seed gives other weights.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed.")] = 0,
 ) -> None:
-    """Write a complete model with random weights: to try, to test, to measure, with nothing to download."""
+    """Write a complete model with random weights, for trials, tests and measurements without a download."""
     from cogtune.models.variants import variant as find
     from cogtune.system.errors import UsageError
 
     row = find(variant)
     if folder.exists():
-        raise UsageError(f"{folder} is already there", "choose another folder")
+        raise UsageError(f"{folder} already exists", "choose another folder")
     from cogtune.modeling.devices import best_device
     from cogtune.modeling.random_weights import write_pipeline
 

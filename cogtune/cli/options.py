@@ -1,4 +1,4 @@
-"""Flags made from the fields of :class:`RunConfig`, so that a key, its flag, its default and its help are one thing."""
+"""Flags made from the fields of :class:`RunConfig`: a key, its flag, its default and its help are defined once."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from cogtune.config.choices import DECODER_VARIABLE, Decoder
 from cogtune.config.fields import panel_of
 from cogtune.config.run_config import RunConfig
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 PresetName = Annotated[
     str | None,
-    typer.Option("--preset", help="Where to start from: a name from `cogtune presets`, or a YAML file of your own."),
+    typer.Option(
+        "--preset", help="Preset to start from: a name listed by `cogtune presets`, or a YAML file of your own."
+    ),
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="A YAML file of keys; stronger than the preset, weaker than flags."),
+    typer.Option("--config", help="YAML file of settings. Overrides the preset; flags override it."),
 ]
 
 Fit = Annotated[
     bool,
-    typer.Option("--fit", help="Use all GPUs of this machine, and the fastest strategy whose estimate fits them."),
+    typer.Option("--fit", help="Use all GPUs of this machine and the fastest strategy that is estimated to fit."),
 ]
 
 ClipDecoder = Annotated[
@@ -48,7 +50,7 @@ def use_decoder(decoder: Decoder | None) -> None:
 
 
 def _flag(name: str, *, first: bool = False) -> tuple[Any, typer.models.OptionInfo]:
-    """The type and the option of one configuration field; ``first`` puts it into the panel at the top."""
+    """Return a configuration field's type and Typer option; ``first`` puts it in the top panel of ``--help``."""
     field = RunConfig.model_fields[name]
     kind: Any = field.annotation
     if get_origin(kind) is tuple:
@@ -70,10 +72,10 @@ def _flag(name: str, *, first: bool = False) -> tuple[Any, typer.models.OptionIn
 
 
 def with_config_flags(*names: str, first: Collection[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a flag for each named field; it gets those that were given as the mapping ``flags``.
+    """Add a flag for each named field to a command, which receives those that were passed as the mapping ``flags``.
 
     Args:
-        first: those that the help shows in the panel at the top.
+        first: fields shown in the top panel of ``--help``.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -20,16 +20,20 @@ def plan(
     samples: Annotated[
         int | None,
         typer.Option(
-            "--samples", min=1, help="Clips in the dataset. [default: those in it, else 100]", show_default=False
+            "--samples",
+            min=1,
+            help="Number of clips. [default: as many as the dataset has, or 100 without one]",
+            show_default=False,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a run will take, before anything is downloaded: memory of GPU and host, disk, time, the command."""
+    """Estimate what a run needs, without downloading anything: GPU and host memory, disk, time, the launch command."""
     from cogtune.config.resolving import resolve
     from cogtune.models.locate import spec_of
     from cogtune.planning.estimate import check_arrangement
     from cogtune.planning.fit import fitted, local_hardware
+    from cogtune.planning.host_memory import with_state
     from cogtune.planning.summary import estimate_run
     from cogtune.run.plan import advice, check_config
 
@@ -42,10 +46,11 @@ def plan(
     if fit:
         resolved = fitted(resolved, spec, machine)
     check_config(resolved.config, spec)
+    resolved = with_state(resolved, spec)
     check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")
     for told in advice(resolved.config, spec):
         console.note(told)
-    found = estimate_run(resolved.config.anchored(), spec, machine, () if samples is None else (samples,))
+    found = estimate_run(resolved.config.with_absolute_paths(), spec, machine, () if samples is None else (samples,))
     if as_json:
         console.emit(found.to_dict())
     else:

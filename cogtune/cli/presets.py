@@ -14,10 +14,10 @@ from cogtune.system.errors import CogtuneError
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="One preset, to see all its values.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Show all values of this preset.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """List the presets, or show every value of one."""
+    """List all presets, or show every value of one."""
     from cogtune.config.resolving import preset_values, resolve
 
     if name is not None:
@@ -41,13 +41,13 @@ def presets(
 
 _WIDE = 150
 _SHORT = (0, 5, 7, 8)
-"""The columns that a terminal of 80 has room for; the name says the rest."""
+"""The columns that fit an 80-column terminal."""
 
 
 def listing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The columns and the rows of the list, the user's own presets last."""
+    """Build the columns and rows of the list, the user's own presets last."""
     from cogtune.config.presets import PRESETS
-    from cogtune.config.resolving import own_presets, resolve
+    from cogtune.config.resolving import resolve, user_presets
     from cogtune.planning.measurements import of_preset, recorded
 
     columns = ("preset", "hardware", "model", "type", "strategy", "precision", "size", "guides' VRAM", "measured VRAM")
@@ -67,9 +67,9 @@ def listing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
                 f"{measured.whole_card} ({measured.place})" if measured and measured.whole_card else "",
             )
         )
-    for name, path in own_presets().items():
+    for name, path in user_presets().items():
         if name in PRESETS:
-            console.warn(f"{path} is not used: a preset that comes with cogtune has its name")
+            console.warn(f"{path} is ignored: a built-in preset has the same name")
             continue
         try:
             config = resolve(preset_name=name).config

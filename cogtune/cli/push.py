@@ -12,27 +12,31 @@ from cogtune.system import console
 
 
 def push(
-    run: Annotated[Path, typer.Argument(help="A run's folder, a checkpoint, a merged folder or a LoRA file.")],
-    repo_id: Annotated[str, typer.Argument(help="Repository on the Hub, user/name; made when it is not there.")],
-    private: Annotated[bool, typer.Option("--private", help="Make the new repository private.")] = False,
+    run: Annotated[Path, typer.Argument(help="Run folder, checkpoint, merged folder or LoRA file.")],
+    repo_id: Annotated[str, typer.Argument(help="Hub repository, user/name. It is created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
     revision: Annotated[
-        str | None, typer.Option("--revision", help="A branch other than main.", show_default=False)
+        str | None, typer.Option("--revision", help="Branch to commit to, if not main.", show_default=False)
     ] = None,
-    message: Annotated[str, typer.Option("--message", help="The commit's message.")] = "Upload with cogtune",
+    message: Annotated[str, typer.Option("--message", help="Commit message.")] = "Upload with cogtune",
     token: Annotated[
         str | None,
         typer.Option(
-            "--token", help="Access token; better in HF_TOKEN, where no process list shows it.", show_default=False
+            "--token",
+            help="Access token. Prefer HF_TOKEN, which does not show up in process lists.",
+            show_default=False,
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files that would be uploaded, then exit.")
+    ] = False,
     allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Upload also what links bring in from outside of the folder.")
+        bool, typer.Option("--allow-outside", help="Also upload files outside the folder that links in it point to.")
     ] = False,
 ) -> None:
     """Upload weights, a model card and sample videos to the Hugging Face Hub.
 
-    The token comes from HF_TOKEN or from `hf auth login`.
+    Authenticate with `hf auth login`, or set HF_TOKEN.
     """
     from cogtune import hub
 

@@ -11,9 +11,9 @@ from cogtune.system import console
 
 
 def report(
-    output: Annotated[Path, typer.Argument(help="The run's folder.")] = Path("out"),
+    output: Annotated[Path, typer.Argument(help="Run folder.")] = Path("out"),
 ) -> None:
-    """Write OUTPUT/report.html anew: curves, sample videos, and where every setting came from."""
+    """Write OUTPUT/report.html: curves, sample videos, and the source of every setting."""
     from cogtune.report.run import write_run_report
 
     console.say(str(write_run_report(output)))

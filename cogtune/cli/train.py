@@ -14,7 +14,7 @@ from cogtune.system import console
 from cogtune.system.errors import UsageError
 
 _FIRST = ("model", "data", "output", "type", "size", "steps", "learning_rate", "rank", "validation_prompts")
-"""What most runs set; all else has a panel of its kind."""
+"""The options that most runs set, shown first; the others are grouped in panels."""
 
 _START = "Starting the run"
 
@@ -26,10 +26,10 @@ def train(
     config: ConfigFile = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", help="Go on from a checkpoint: latest, or a path. Its settings are kept."),
+        typer.Option("--resume", help="Resume from a checkpoint: latest, or a path. The run's settings are kept."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", rich_help_panel=_START, help="Start anew where the output holds a run.")
+        bool, typer.Option("--overwrite", rich_help_panel=_START, help="Start over if --output already holds a run.")
     ] = False,
     fit: Fit = False,
     decoder: ClipDecoder = None,
@@ -38,7 +38,7 @@ def train(
         typer.Option(
             "--force",
             rich_help_panel=_START,
-            help="Start even where the estimate says that the run does not fit this machine.",
+            help="Start even if the run is estimated not to fit this machine.",
         ),
     ] = False,
     slurm: Annotated[
@@ -46,7 +46,7 @@ def train(
         typer.Option(
             "--slurm",
             rich_help_panel=_START,
-            help="Write a Slurm batch script of the run to this file, and stop.",
+            help="Write a Slurm batch script for the run to this file, then exit.",
             show_default=False,
         ),
     ] = None,
@@ -56,17 +56,17 @@ def train(
             "--smoke",
             rich_help_panel=_START,
             help="Try the run first: one clip, three steps, a checkpoint and a sample video at the real size, in "
-            "OUTPUT/smoke; says the pace, the peak of memory and the time of the run itself.",
+            "OUTPUT/smoke. Reports time per step, peak memory and the estimated time of the full run.",
         ),
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check all, write the plan and the launch files, show them, and stop."),
+        typer.Option("--dry-run", help="Check everything, write and show the plan and launch files, then exit."),
     ] = False,
 ) -> None:
-    """Fine-tune: check the data, encode what is missing, plan, and launch.
+    """Fine-tune a model: check the data, encode what is missing, plan, and launch.
 
-    Values come from the preset, then the file, then flags; OUTPUT/run.yaml keeps each with where it came from.
+    Settings come from the preset, the --config file and flags, in that order. OUTPUT/run.yaml records their sources.
     """
     from cogtune.commands import run_summary
     from cogtune.commands import train as runs
@@ -74,6 +74,7 @@ def train(
     from cogtune.models.locate import spec_of
     from cogtune.planning.estimate import check_arrangement
     from cogtune.planning.fit import fitted, local_hardware, refuse_unfit
+    from cogtune.planning.host_memory import with_state
     from cogtune.planning.summary import estimate_run
 
     use_decoder(decoder)
@@ -87,9 +88,7 @@ def train(
         resolved = fitted(resolved, spec, machine)
     if slurm is not None:
         if smoke or dry_run:
-            raise UsageError(
-                "--slurm goes with neither --smoke nor --dry-run", "it writes the script of the run itself"
-            )
+            raise UsageError("--slurm cannot be used with --smoke or --dry-run", "remove one of them")
         from cogtune.commands.slurm import write_job
         from cogtune.run.plan import check_config
 
@@ -101,15 +100,17 @@ def train(
             more += ["--resume", resume if resume == "latest" else str(Path(resume).absolute())]
         settings = write_job(slurm, resolved, flags=more)
         command = shlex.join(["sbatch", str(slurm)])
-        console.say(f"written to {slurm}, with its configuration in {settings}; start it with: {command}")
+        console.say(f"wrote {slurm} and its configuration {settings}; submit it with: {command}")
         return
     check_machines(resolved.config)
+    if resume is None:
+        resolved = with_state(resolved, spec)
     check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")
     if not force and not dry_run:
         refuse_unfit(resolved.config, spec, machine, preset)
     if smoke:
         if resume is not None or dry_run:
-            raise UsageError("--smoke goes with neither --resume nor --dry-run", "it leaves the run itself alone")
+            raise UsageError("--smoke cannot be used with --resume or --dry-run", "remove one of them")
         from cogtune.commands.smoke import smoke as smoke_test
 
         for line in smoke_test(resolved).lines():
@@ -123,8 +124,10 @@ def train(
         console.table("", ("what", "how much"), found.rows())
         if ready.left:
             words = ["cogtune", "dataset", "cache", str(ready.plan.config.data), "--config", str(ready.files.run_yaml)]
-            console.say(f"to encode first: {ready.left}, with: {shlex.join(words)}")
-        console.say(f"written to {ready.files.folder}; by hand: {shlex.join(['sh', str(ready.files.script)])}")
+            console.say(f"still to encode: {ready.left}; run: {shlex.join(words)}")
+        console.say(
+            f"wrote launch files to {ready.files.folder}; run them with: {shlex.join(['sh', str(ready.files.script)])}"
+        )
         return
     for line in runs.train(resolved, resume=resume, overwrite=overwrite):
         console.say(line)

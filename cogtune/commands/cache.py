@@ -1,4 +1,4 @@
-"""Looking after a cache: what is in it, whether it is sound, and what nobody needs."""
+"""Cache maintenance: show its contents, verify them, delete what is unused."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cogtune.system.errors import CogtuneError
 from cogtune.system.locks import exclusive_folder
 
 READERS = 4
-"""Entries read at a time: enough for a disk to have something to sort."""
+"""Entries read at a time, so that the disk can reorder requests."""
 
 
 @dataclass(frozen=True)
 class CachePart:
-    """Of one kind of entry: how many of those needed are there, how many are not, and the bytes of the former."""
+    """Counts for one kind of entry: needed and cached, needed and missing, and the bytes of the cached ones."""
 
     cached: int
     missing: int
@@ -32,12 +32,12 @@ class CachePart:
 
 @dataclass(frozen=True)
 class CacheStatus:
-    """What a cache holds of a dataset, and besides."""
+    """What a cache holds for a dataset, and what else is in it."""
 
     root: Path
     samples: int
     parts: dict[str, CachePart]
-    """By what they are made of: clips, captions, images."""
+    """By source: clips, captions, images."""
     others: int
     """Entries that this dataset under this configuration does not use, and their bytes."""
     others_size: int
@@ -48,7 +48,7 @@ class CacheStatus:
         return not any(part.missing for part in self.parts.values())
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON-able values."""
+        """Return the status as JSON-able values."""
         return {
             "cache": str(self.root),
             "samples": self.samples,
@@ -59,12 +59,12 @@ class CacheStatus:
 
 
 def look(config: RunConfig) -> CacheStatus:
-    """What the cache holds of a dataset and what is missing; nothing is written.
+    """Report what the cache holds for a dataset and what is missing, without writing anything.
 
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
     """
-    prepared, _ = train.survey(config)
+    prepared, _ = train.missing_entries(config)
     sizes = {(entry.kind, entry.key): entry.size for entry in prepared.store.entries()}
     wanted, missing = _keys(prepared.jobs), _keys(prepared.todo)
     parts = {}
@@ -85,17 +85,17 @@ def _keys(work: EncodeJobs) -> set[tuple[EntryKind, str]]:
 
 
 def verify(config: RunConfig) -> tuple[int, list[tuple[Path, str]]]:
-    """Read every entry of the cache to its end, whoever made it, and delete those that are damaged.
+    """Read every entry of the cache in full, whatever run made it, and delete damaged ones.
 
     Returns:
-        How many were read, and each damaged one with what was wrong with it.
+        The number of entries read, and each damaged one with what is wrong with it.
 
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or another process is filling the cache.
     """
-    prepared, spec = train.survey(config)
+    prepared, spec = train.missing_entries(config)
     store = prepared.store
-    _see_that_it_exists(store)
+    _require_cache(store)
     shapes = jobs.shapes(prepared.jobs, spec)
     with exclusive_folder(store.root):
         entries = list(store.entries())
@@ -114,13 +114,13 @@ def verify(config: RunConfig) -> tuple[int, list[tuple[Path, str]]]:
 
 
 def unused(config: RunConfig) -> tuple[Store, list[CacheEntry]]:
-    """The cache, and its entries that this dataset under this configuration does not use.
+    """Find the cache's entries that this dataset does not use in this configuration.
 
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
     """
-    prepared, _ = train.survey(config)
-    _see_that_it_exists(prepared.store)
+    prepared, _ = train.missing_entries(config)
+    _require_cache(prepared.store)
     wanted = _keys(prepared.jobs)
     return prepared.store, [entry for entry in prepared.store.entries() if (entry.kind, entry.key) not in wanted]
 
@@ -137,6 +137,6 @@ def delete(store: Store, entries: Sequence[CacheEntry]) -> None:
             store.delete(entry.kind, entry.key)
 
 
-def _see_that_it_exists(store: Store) -> None:
+def _require_cache(store: Store) -> None:
     if not store.root.is_dir():
-        raise CogtuneError(f"there is no cache in {store.root}", "`cogtune dataset cache` makes it")
+        raise CogtuneError(f"no cache in {store.root}", "run `cogtune dataset cache` to create it")

@@ -1,4 +1,4 @@
-"""``cogtune demo``: the whole road on a tiny model, through the same functions as the commands."""
+"""``cogtune demo``: everything from clips to a video on a tiny model, through the same functions as the commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cogtune.system.files import write_text
 from cogtune.system.folders import remove_folder
 
 MARK = ".cogtune-demo"
-"""A file that says that a folder was made by the demo, and may be made anew."""
+"""A file that marks a folder as made by the demo, which may replace it."""
 
 PRESET = "cpu-lora-tiny"
 
@@ -24,11 +24,11 @@ def run(folder: Path) -> Iterator[str]:
 
     Raises:
         UsageError: the folder is there and was not made by a demo.
-        CogtuneError: a step of the road failed.
+        CogtuneError: a step failed.
     """
     if folder.exists():
         if not (folder / MARK).is_file():
-            raise UsageError(f"{folder} is already there", "name another folder: cogtune demo FOLDER")
+            raise UsageError(f"{folder} already exists", "pass another folder: `cogtune demo FOLDER`")
         remove_folder(folder)
     write_text(folder / MARK, "This folder was made by `cogtune demo` and may be deleted.\n")
     data, output, video = folder / "data", folder / "out", folder / "video.mp4"
@@ -39,7 +39,7 @@ def run(folder: Path) -> Iterator[str]:
     resolved = resolve(preset_name=PRESET, flags=flags)
     console.note(f"2/5 checking them: cogtune dataset validate {data} --preset {PRESET}")
     report = validate.validate(resolved.config)
-    console.note(f"    {counted(report.counts['clips'], 'clip')} open, {counted(report.counts['error'], 'error')}")
+    console.note(f"    {counted(report.counts['clips'], 'clip')} opened, {counted(report.counts['error'], 'error')}")
     console.note(f"3/5 encoding them: cogtune dataset cache {data} --preset {PRESET}")
     console.note(f"    {train.cache(resolved.config)}")
     console.note(f"4/5 training a LoRA: cogtune train --preset {PRESET} --data {data} --output {output}")
@@ -47,14 +47,12 @@ def run(folder: Path) -> Iterator[str]:
     console.note(f"5/5 sampling a video: cogtune infer --lora {output} --output {video}")
     from cogtune.commands.infer import InferRequest, generate
 
-    request = InferRequest(lora=output, steps=10)
-    with console.progress("sampling", request.steps) as progress:
-        recipe = generate(request, video, lambda _step: progress.advance()).recipe
+    (sampled,) = generate(InferRequest(loras=(str(output),), steps=10, output=video))
 
     yield f"clips and captions   {data}"
     yield f"the run              {output}"
     yield f"LoRA weights         {made[0]}"
     yield f"launch files         {output / 'launch'}"
-    yield f"sampled video        {video} ({recipe.size} at {recipe.fps:g} fps)"
-    yield "The model here is a random one of a few megabytes: the road is real, the picture is noise."
-    yield "next, with a GPU of 24 GB and your own clips in ./data: cogtune train --preset 4090-lora-5b"
+    yield f"sampled video        {video} ({sampled.size} at {sampled.fps:g} fps)"
+    yield "The model has random weights and a few megabytes, so the video is noise; every step is real."
+    yield "next, with a 24 GB GPU and your own clips in ./data: cogtune train --preset 4090-lora-5b"

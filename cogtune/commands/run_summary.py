@@ -1,4 +1,4 @@
-"""A run as rows for people: what it will do, what it made, and the next command."""
+"""A run's plan and results as rows of text, and the next command."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def _described_start(plan: Plan) -> tuple[str, str, str]:
 
 
 def describe(plan: Plan) -> list[tuple[str, str, str]]:
-    """A plan as rows of key, value and where the value came from."""
+    """Describe a plan as rows of key, value and the value's source."""
     derived = [
-        ("base model", str(plan.checkpoint), "model"),
+        ("base model", str(plan.base_model_dir), "model"),
         *_described_sizes(plan),
         ("tokens per sample", f"{plan.tokens:,}", "the largest size" if plan.config.buckets else "size"),
         ("frames per second", f"{plan.fps:g}", "fps" if plan.config.fps else "the model"),
@@ -43,7 +43,7 @@ def describe(plan: Plan) -> list[tuple[str, str, str]]:
 
 
 def results(plan: Plan) -> list[str]:
-    """What a finished run made, and the next command."""
+    """List what a finished run wrote, and the next command."""
     output = plan.config.output
     newest = checkpoints(output)[-1]
     where = shlex.quote(str(output))

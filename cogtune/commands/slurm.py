@@ -1,4 +1,4 @@
-"""A batch script for Slurm that makes a run, on one machine or several."""
+"""A Slurm batch script for a run, on one machine or several."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cogtune.config.launchers import meeting_port
+from cogtune.config.launchers import rendezvous_port
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
 from cogtune.data.sources import is_on_hub
@@ -19,33 +19,33 @@ from cogtune.system.errors import UsageError
 from cogtune.system.files import os_errors_explained, write_text
 
 STOP_BEFORE = 300
-"""Seconds before the end of its time at which a job is asked to stop, so that it writes a checkpoint."""
+"""Seconds before its time limit at which a job is asked to stop, so that it can write a checkpoint."""
 
 
 def write_job(path: Path, resolved: Resolved, *, flags: Sequence[str] = ()) -> Path:
-    """Write the script to ``path``, and the run's configuration beside it; gives the configuration's path.
+    """Write the script to ``path`` and the run's configuration next to it; return the configuration's path.
 
     The script encodes the dataset on the first machine, then starts ``cogtune train`` on each.
 
     Args:
-        flags: more words for ``cogtune train``, such as ``--overwrite``.
+        flags: more arguments for ``cogtune train``, such as ``--overwrite``.
 
     Raises:
-        UsageError: there is no such dataset, or one of the two files is there and is another.
+        UsageError: the dataset does not exist, or one of the two files exists with other content.
         CogtuneError: they cannot be written.
     """
     before = resolved.config
-    config = before.anchored()
+    config = before.with_absolute_paths()
     if not before.data.is_dir():  # one on the Hub: its name is no path
         config = config.model_copy(update={"data": before.data, "cache_dir": before.cache_dir})
         if not is_on_hub(str(before.data)):
-            raise UsageError(f"there is no folder {before.data}", "give the dataset's folder, or user/name on the Hub")
+            raise UsageError(f"no such folder: {before.data}", "pass the dataset's folder, or user/name on the Hub")
     settings = path.absolute().with_name(f"{path.name}.yaml")
     texts = {settings: replace(resolved, config=config).to_yaml(), path: _script(config, settings, flags)}
     for file, text in texts.items():
         if file.exists() and (file.is_dir() or file.read_bytes() != text.encode()):
             raise UsageError(
-                f"{file} is there already, and may hold lines of yours",
+                f"{file} already exists and may contain your own changes",
                 "write to another file with --slurm, or delete this one",
             )
     with os_errors_explained(config.output):
@@ -65,7 +65,9 @@ def _script(config: RunConfig, settings: Path, flags: Sequence[str]) -> str:
     data = shlex.quote(str(config.data))
     train = f"{program} train --config {here}{''.join(f' {shlex.quote(word)}' for word in flags)}"
     if config.num_machines > 1:
-        train += f' --machine-rank "$SLURM_NODEID" --main-process-ip "$MAIN" --main-process-port {meeting_port(config)}'
+        train += (
+            f' --machine-rank "$SLURM_NODEID" --main-process-ip "$MAIN" --main-process-port {rendezvous_port(config)}'
+        )
     return f"""#!/bin/bash
 #SBATCH --job-name=cogtune
 #SBATCH --nodes={config.num_machines}

@@ -1,4 +1,4 @@
-"""``train --smoke``: a run in small, at its real size, to see in a minute that it will not fall over."""
+"""``train --smoke``: a few steps of a run at its real size, to see within minutes whether all of it works."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cogtune.system.console import span
 from cogtune.system.errors import UsageError
 from cogtune.system.folders import remove_folder
 
-"""In the run's output."""
+"""Its folder in the run's output."""
 
 STEPS = 3
 
@@ -41,14 +41,14 @@ _SMALL: dict[str, Any] = {
     "sample_steps": 4,
     "tracker": (),
 }
-"""What is other than in the run itself; all that decides memory and the time of a step is the same."""
+"""Settings that differ from the run's own. None affects memory or the time of a step."""
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class SmokeResult:
-    """What a smoke test found. Times in seconds."""
+    """The results of a smoke test. Times in seconds."""
 
     size: Size
     first_step: float
@@ -56,33 +56,33 @@ class SmokeResult:
     """The median of the steps after the first."""
     peak_gib: float
     total: float
-    """All of it, encoding and loading included."""
+    """Total time, including encoding and loading."""
     real_steps: int
-    """Of the run itself."""
+    """Steps of the full run."""
     checkpoint_bytes: int
     folder: Path
 
     def lines(self) -> list[str]:
-        """The same for people."""
+        """Describe the results in lines of text."""
         cards = local_hardware().cards
         of = f" of {min(card.total for card in cards) / GIB:.1f}" if cards else ""
         return [
-            f"smoke: {STEPS} steps of {self.size}, a checkpoint and a sample video went well, in {span(self.total)}",
-            f"{self.step:.2f} s a step (the first {self.first_step:.2f}), {self.peak_gib:.1f} GiB{of} at the peak",
-            f"the run itself: {self.real_steps:,} steps, about {span(self.real_steps * self.step)} beside evaluations "
-            f"and sample videos; {self.checkpoint_bytes / 10**9:.2f} GB a checkpoint",
-            f"all of this is in {self.folder}; next: the same command without --smoke",
+            f"smoke test passed in {span(self.total)}: {STEPS} steps at {self.size}, a checkpoint and a sample video",
+            f"{self.step:.2f} s per step (first step {self.first_step:.2f} s), peak memory {self.peak_gib:.1f} GiB{of}",
+            f"full run: {self.real_steps:,} steps, about {span(self.real_steps * self.step)} without evaluations "
+            f"and sample videos; {self.checkpoint_bytes / 10**9:.2f} GB per checkpoint",
+            f"the test's files are in {self.folder}; next, run the same command without --smoke",
         ]
 
 
 def smoke(resolved: Resolved) -> SmokeResult:
-    """Train one clip for a few steps at its real size, evaluate, save and sample, in a folder of its own.
+    """Train on one clip for a few steps at its real size, then evaluate, save and sample, in a separate folder.
 
     Raises:
-        CogtuneError: what would have stopped the run, or the folder holds something else.
+        CogtuneError: something that would have stopped the run, or the folder holds something else.
     """
     began = time.monotonic()
-    whole = resolved.config.anchored()
+    whole = resolved.config.with_absolute_paths()
     config = whole.model_copy(update={**_SMALL, "output": RunFolder(whole.output).smoke})
     counts: dict[Size, int] = {}
 
@@ -100,7 +100,7 @@ def smoke(resolved: Resolved) -> SmokeResult:
 
 
 def _largest(dataset: Dataset, settings: FrameSettings, size: Size) -> Dataset:
-    """The first sample that is trained at ``size``, alone."""
+    """Return the dataset reduced to the first sample trained at ``size``."""
     chosen = next(sample for sample in dataset.samples if settings_for(probe(sample.video), settings).size == size)
     return replace(dataset, samples=(chosen,))
 
@@ -117,7 +117,7 @@ def _clear(output: Path) -> None:
     """
     there = [path for path in output.iterdir() if not path.name.startswith(".")]
     if there and not RunFolder(output).launch().is_dir():
-        raise UsageError(f"{output} holds something that is no smoke test", "move it away, or choose another --output")
+        raise UsageError(f"{output} is not a smoke test's folder", "move it away, or choose another --output")
     for path in there:
         if path.is_dir():
             remove_folder(path)

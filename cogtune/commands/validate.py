@@ -1,4 +1,4 @@
-"""Looking at a dataset before anything is made of it: where it is, what is in it, what is wrong with it."""
+"""Finding, reading and checking a dataset before it is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cogtune.data.prompts import ValidationSet, choose_prompts
 from cogtune.data.sources import Dataset, LayoutOptions, locate_dataset, read_dataset, takes_every_file
 from cogtune.data.validation.checks import ValidationReport, check_dataset
 from cogtune.data.validation.quarantine import without_quarantined, write_quarantine
-from cogtune.data.video.images import HINT, transparency_warning
+from cogtune.data.video.images import HINT, image_warnings
 from cogtune.encoding import jobs
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.locate import spec_of
@@ -22,10 +22,10 @@ from cogtune.system import console, names
 from cogtune.system.errors import CogtuneError, UsageError, counted
 
 MOST_TOLD = 100
-"""Errors that are told before a run; a dataset may have as many as it has samples."""
+"""The number of errors shown before a run; a dataset may have as many as it has samples."""
 
 _ALWAYS_TOLD = frozenset({"left-out", "own-files", "read-as"})
-"""Notes that say what of a folder is data: they are told before a run, too."""
+"""Notes about which files are read as data, shown before a run as well."""
 
 
 def validate(
@@ -37,13 +37,13 @@ def validate(
     page: Path | None = None,
     page_clips: int | None = None,
 ) -> ValidationReport:
-    """Look for everything that is wrong with a dataset; a published model need not be on this machine.
+    """Check a dataset and report all problems; a published model need not be on this machine.
 
     Args:
-        full: decode every frame, rather than one of each clip.
-        quarantine: a file to list the samples in that have an error, with ``strict`` also those that have a warning.
-        page: an HTML file to show the clips and the findings in.
-        page_clips: how many clips it shows at most.
+        full: decode every frame instead of one frame of each clip.
+        quarantine: file to write the samples to that have an error, or with ``strict`` a warning.
+        page: HTML file to write clips and findings to.
+        page_clips: maximum number of clips on the page.
 
     Raises:
         CogtuneError: there is no dataset, or no such model, or the page cannot be written.
@@ -54,7 +54,7 @@ def validate(
     report = _checked(dataset, config, spec, full=full)
     if quarantine is not None:
         count = write_quarantine(quarantine, dataset, report.findings, strict=strict)
-        console.note(f"{quarantine} names {counted(count, 'sample')} to leave out")
+        console.note(f"wrote {counted(count, 'sample')} to leave out to {quarantine}")
     if page is not None:
         from cogtune.report.dataset import MOST_CLIPS, CheckedDataset, write_dataset_report
 
@@ -76,7 +76,7 @@ def _checked(
 
 
 def with_data_here(config: RunConfig, *, download: bool = True) -> RunConfig:
-    """The same with a folder on this machine for its dataset, which may be one on the Hub."""
+    """Return the configuration with its dataset as a local folder, downloaded from the Hub if need be."""
     found = {"data": locate_dataset(str(config.data), download=download)}
     if config.validation_data is not None:
         found["validation_data"] = locate_dataset(str(config.validation_data), download=download)
@@ -97,7 +97,7 @@ def _read(config: RunConfig) -> Dataset:
 
 
 def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
-    """The dataset, when nothing in it stands in the way of training.
+    """Read the dataset and reject it if it cannot be trained on.
 
     Raises:
         CogtuneError: with every error found.
@@ -110,8 +110,8 @@ def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
     errors = [finding for finding in report.findings if finding.severity == "error"]
     if errors:
         raise CogtuneError(
-            f"{config.data} cannot be trained on as it is",
-            f"`{command}` explains each",
+            f"{config.data} has errors and cannot be used for training",
+            f"run `{command}` for details",
             details=[f"{finding.where}: {finding.message}" for finding in errors[:MOST_TOLD]]
             + ([f"{len(errors) - MOST_TOLD:,} more"] if len(errors) > MOST_TOLD else []),
         )
@@ -120,12 +120,12 @@ def checked_dataset(config: RunConfig, spec: ModelSpec) -> Dataset:
             console.note(f"{found.where}: {found.message}")
     warnings = sum(finding.severity == "warning" for finding in report.findings)
     if warnings:
-        console.note(f"{counted(warnings, 'warning')} about the dataset; to see: {command}")
+        console.note(f"{counted(warnings, 'warning')} about the dataset; for details, run: {command}")
     return dataset
 
 
 def check_output(config: RunConfig) -> None:
-    """Refuse an output folder inside a dataset of which every file is read.
+    """Reject an output folder inside a dataset whose every file is read.
 
     In every other layout a run's own files are known as such, wherever they are.
 
@@ -135,35 +135,35 @@ def check_output(config: RunConfig) -> None:
     inside = config.output.resolve().is_relative_to(config.data.resolve())
     if inside and config.format == "datasets" and takes_every_file(config.data):
         raise UsageError(
-            f"--output {config.output} is inside the dataset, of which the datasets library reads every file",
-            "choose an --output outside of it",
+            f"--output {config.output} is inside the dataset, and the datasets library would read its videos as data",
+            "choose an --output outside the dataset",
         )
 
 
 def read_for_training(config: RunConfig) -> Dataset:
-    """The dataset without what its quarantine file leaves out; nothing in it is looked at."""
+    """Read the dataset without the samples in its quarantine file; nothing in it is checked."""
     dataset, file = _read(config), config.quarantine
     if file is None:
         return dataset
     remaining = without_quarantined(dataset, file)
     if remaining.left_out:
         verb = "is" if remaining.left_out == 1 else "are"
-        console.note(f"{counted(remaining.left_out, 'sample')} {verb} left out, as {file} says")
+        console.note(f"{counted(remaining.left_out, 'sample')} {verb} left out because of {file}")
     if remaining.unknown:
-        console.warn(f"{file} names what {dataset.root} does not have: {listed(remaining.unknown)}")
+        console.warn(f"{file} lists samples that are not in {dataset.root}: {listed(remaining.unknown)}")
     return remaining.dataset
 
 
 def validation_set(
     config: RunConfig, spec: ModelSpec, dataset: Dataset, read: Callable[[RunConfig], Dataset] | None = None
 ) -> ValidationSet:
-    """The validation samples and the prompts of a run, looked at as the training data is.
+    """Read a run's validation samples and prompts, checked like the training data.
 
     Args:
-        read: reads the validation data; by default so that it is checked, too.
+        read: reads the validation data; by default it is checked as well.
 
     Raises:
-        CogtuneError: with everything that is wrong with them.
+        CogtuneError: with all of their errors.
     """
     prompts = choose_prompts(config, dataset.samples, with_image=spec.image_to_video)
     count = token_counter(config.model) if prompts else None
@@ -174,7 +174,9 @@ def validation_set(
     if config.validation_data is None:
         return ValidationSet((), prompts)
     if config.validation_data == config.data:
-        raise UsageError("the validation data is the training data", "keep some clips out, in a folder of their own")
+        raise UsageError(
+            "--validation-data is the training data", "keep some clips out of training, in a separate folder"
+        )
     apart = config.model_copy(update={"data": config.validation_data, "quarantine": None})
     held_out = (read(apart) if read else checked_dataset(apart, spec)).samples
     most = min(config.validation_samples, len(held_out))
@@ -182,7 +184,7 @@ def validation_set(
 
 
 def _check_images(images: Sequence[Path]) -> None:
-    """Look at the images that sample videos start from; of transparency it is warned.
+    """Check the images that sample videos start from, and warn of what is not used of them.
 
     Raises:
         UsageError: some of them cannot be read.
@@ -190,16 +192,16 @@ def _check_images(images: Sequence[Path]) -> None:
     problems = []
     for image in dict.fromkeys(images):
         try:
-            if warning := transparency_warning(image):
-                console.warn(warning)
+            for told in image_warnings(image):
+                console.warn(told)
         except CogtuneError as error:
-            problems.append(f"validation_images: {error.message}")
+            problems.append(f"--validation-images: {error.message}")
     if problems:
-        raise UsageError("the sample videos cannot be made as they are configured", HINT, details=problems)
+        raise UsageError("cannot make the sample videos", HINT, details=problems)
 
 
 def _validate_command(config: RunConfig, spec: ModelSpec) -> str:
-    """The command that checks the dataset against what this run takes from it."""
+    """Return the command that checks the dataset with this run's settings."""
     settings = jobs.frame_settings(config, spec)
     words = ["cogtune", "dataset", "validate", str(config.data), "--model", config.model]
     words += ["--buckets", ",".join(config.buckets)] if config.buckets else ["--size", str(settings.size)]

@@ -1,4 +1,4 @@
-"""An arrangement of the memory engine: where a run's weights and activations are, and what is recomputed."""
+"""An arrangement of the memory engine: where weights and activations are kept, and what is recomputed."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Arrangement:
     """The attention kernel; None for PyTorch's own choice."""
 
     def keep_of(self, block: int, blocks: int) -> Keep:
-        """What block number ``block`` of ``blocks`` keeps."""
+        """Return what block number ``block`` of ``blocks`` keeps."""
         return "everything" if block >= blocks - self.kept_whole else self.keep
 
     def streamed(self, blocks: int) -> tuple[int, ...]:
-        """The numbers of the streamed blocks: spread evenly, so that copies have the most time."""
+        """Return the numbers of the streamed blocks: spread evenly, so that copies have the most time."""
         count = min(self.streamed_blocks, blocks)
         return tuple((2 * number + 1) * blocks // (2 * count) for number in range(count))
 
     def describe(self, blocks: int) -> str:
-        """The arrangement as a short text, such as ``weights of 42 of 42 blocks on the host; ...``."""
+        """Return the arrangement as a short text, such as ``weights of 42 of 42 blocks on the host; ...``."""
         kept = {
             "inputs": "block inputs kept",
             "attention": "attention outputs kept",
@@ -62,10 +62,39 @@ class Arrangement:
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
+        """Return the fields as JSON-able values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Arrangement:
-        """The arrangement of :meth:`to_dict`'s values."""
+        """Return the arrangement of :meth:`to_dict`'s values."""
         return cls(**value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingArrangement:
+    """What of sampling is done in less memory: all on the card, at once and in one piece by default."""
+
+    streamed_blocks: int = 0
+    """Blocks of the transformer whose weights stay in host memory and are copied to the card when they are needed."""
+    slots: int = SLOTS
+    split_guidance: bool = False
+    """Whether guidance's two samples go through the transformer one by one."""
+    vae_tiles: bool = False
+    """Whether the VAE works in overlapping tiles."""
+
+    @property
+    def of_transformer(self) -> Arrangement:
+        """The same for the memory engine."""
+        return Arrangement(streamed_blocks=self.streamed_blocks, slots=self.slots, keep="everything")
+
+    def describe(self, blocks: int) -> str:
+        """The arrangement as a short text, such as ``weights of 42 of 42 blocks streamed from the host``."""
+        parts = []
+        if self.streamed_blocks:
+            parts.append(f"weights of {self.streamed_blocks} of {blocks} blocks streamed from the host")
+        if self.split_guidance:
+            parts.append("guidance's two samples one by one")
+        if self.vae_tiles:
+            parts.append("the VAE in tiles")
+        return ", ".join(parts) or "all on the card"

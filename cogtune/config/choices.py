@@ -1,11 +1,14 @@
-"""What the fields of a configuration can be set to."""
+"""The values that configuration fields accept."""
 
 from __future__ import annotations
 
 import re
 from typing import Literal
 
-DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "beside", "datasets"]
+DataFormat = Literal["lists", "csv", "tsv", "jsonl", "parquet", "sidecar", "datasets"]
+
+FORMER_FORMATS: dict[object, DataFormat] = {"beside": "sidecar"}
+"""Names of formats in the files of runs made by cogtune 0.1, and what they are called now."""
 
 Decoder = Literal["auto", "pyav", "decord"]
 """What reads clips; the frames are the same with each."""
@@ -14,7 +17,7 @@ DECODER_VARIABLE = "COGTUNE_DECODER"
 """Environment variable: the decoder of a process, and of those that it starts."""
 
 Switch = Literal["auto", "on", "off"]
-"""Of what is decided by the hardware unless the user knows better."""
+"""A setting that the hardware decides by default."""
 
 LrScheduler = Literal[
     "constant",
@@ -28,16 +31,19 @@ LrScheduler = Literal[
 
 TimestepDistribution = Literal["uniform", "logit-normal"]
 
+VideoFormat = Literal["mp4", "webp", "gif"]
+"""What a sampled video is written as."""
+
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 SEPARATOR = ":::"
-"""Stands between several prompts, or images, in one line."""
+"""The separator between several prompts, or images, in one line."""
 
 
 _UNITS = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20}
 
 
-def bytes_of(text: str) -> int:
-    """The bytes that an amount such as ``8GB`` means; 0 where it is none."""
+def parse_bytes(text: str) -> int:
+    """Parse an amount of memory such as ``8GB`` into bytes; 0 if it is not one."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
     return int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0

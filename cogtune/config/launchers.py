@@ -1,4 +1,4 @@
-"""The config files of Accelerate and DeepSpeed: every figure in them comes from the run's configuration."""
+"""The config files of Accelerate and DeepSpeed, made from the run's configuration."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from cogtune.config.run_config import RunConfig
 from cogtune.system.errors import CogtuneError, UsageError
 
 _PORT = 29500
-"""Torch's own choice."""
+"""Torch's default."""
 
 REDUCE_BUCKET = {2: 100_000_000, 3: 500_000_000}
-"""Gradients that DeepSpeed reduces together, in elements, by ZeRO stage.
+"""DeepSpeed's gradient bucket size in elements, by ZeRO stage.
 
-Their memory counts several times: one bucket fills while another is reduced, and what is reduced is a copy.
+A bucket takes its memory several times: one fills while a copy of another is reduced.
 """
 
 ZERO2_LAYOUT = "groups of powers of two"
-"""Names how ZeRO-2's shards are laid out, for checkpoints: another name for every change of what a group is."""
+"""The layout of ZeRO-2's shards, recorded in checkpoints. Change it whenever the parameter groups change."""
 
 
 def accelerate_config(config: RunConfig, deepspeed_file: Path) -> dict[str, Any]:
-    """The file ``accelerate launch`` reads. With DeepSpeed, precision stands in DeepSpeed's own file alone."""
+    """Return Accelerate's config. With DeepSpeed, the precision is in DeepSpeed's own file only."""
     shared: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
         "debug": False,
@@ -35,7 +35,7 @@ def accelerate_config(config: RunConfig, deepspeed_file: Path) -> dict[str, Any]
         "use_cpu": False,
     }
     if config.num_machines > 1:
-        shared |= {"main_process_ip": config.main_process_ip, "main_process_port": meeting_port(config)}
+        shared |= {"main_process_ip": config.main_process_ip, "main_process_port": rendezvous_port(config)}
     if config.sharding.uses_deepspeed:
         # "standard": every machine starts its own processes, as with DDP, rather than one through ssh
         deepspeed = {
@@ -49,49 +49,50 @@ def accelerate_config(config: RunConfig, deepspeed_file: Path) -> dict[str, Any]
 
 
 def check_machines(config: RunConfig) -> None:
-    """See that several machines can meet.
+    """Check that several machines can connect.
 
     Raises:
-        UsageError: nothing says where.
+        UsageError: no address is given.
     """
     if config.num_machines > 1 and config.main_process_ip is None:
         raise UsageError(
-            f"{config.num_machines} machines have to meet, and nothing says where",
-            "give machine 0's address as --main-process-ip",
+            f"--main-process-ip is required with --num-machines {config.num_machines}",
+            "pass machine 0's address as --main-process-ip",
         )
 
 
-def meeting_port(config: RunConfig) -> int:
-    """The port of machine 0 at which the processes meet; 0 for a free one, which several machines cannot agree on."""
+def rendezvous_port(config: RunConfig) -> int:
+    """Return the port of machine 0 on which the processes connect; 0 for any free one (single machine only)."""
     return config.main_process_port or (_PORT if config.num_machines > 1 else 0)
 
 
-def meeting_point(config: RunConfig) -> str:
-    """Where the processes of several machines meet, in words."""
-    return f"{config.main_process_ip} port {meeting_port(config)}"
+def rendezvous(config: RunConfig) -> str:
+    """Describe the address and port at which the processes of several machines connect."""
+    return f"{config.main_process_ip} port {rendezvous_port(config)}"
 
 
-def machines_missing(config: RunConfig) -> CogtuneError:
-    """What is told when the machines of a run did not meet in time."""
+def rendezvous_timeout(config: RunConfig) -> CogtuneError:
+    """Return the error for machines that did not connect in time."""
     waited = f"within {config.nccl_timeout:g} minutes (--nccl-timeout)"
     if config.machine_rank == 0:
         return CogtuneError(
-            f"not all of the {config.num_machines} machines came to {meeting_point(config)} {waited}",
-            "start the same command on each, with its own --machine-rank, and see what those say that were started",
+            f"not all of the {config.num_machines} machines connected to {rendezvous(config)} {waited}",
+            "run the same command on each, with its own --machine-rank, and check the output of those that are running",
         )
     return CogtuneError(
-        f"machine 0 could not be met at {meeting_point(config)} {waited}",
-        "start the same command there, with --machine-rank 0; it must be reachable from here at that address and port",
+        f"cannot connect to machine 0 at {rendezvous(config)} {waited}",
+        "run the same command there with --machine-rank 0, and check that this address and port are reachable from "
+        "here",
     )
 
 
 def mixed_precision(config: RunConfig) -> str:
-    """Accelerate's word for the run's precision."""
+    """Return Accelerate's name for the run's precision."""
     return "no" if config.precision == "fp32" else config.precision
 
 
 def largest_group(trained: int, processes: int) -> int:
-    """How many of ``trained`` numbers ZeRO-2 handles as one at most, unless a single parameter is more.
+    """Return the maximum size of a ZeRO-2 parameter group, in numbers, unless a single parameter is larger.
 
     A process's part of them is a power of two, which torch rounds a pinned buffer up to, and there are at least four.
     """
@@ -100,7 +101,7 @@ def largest_group(trained: int, processes: int) -> int:
 
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
-    """DeepSpeed's file, or None for DDP. Every figure in it comes from the run's configuration."""
+    """Return DeepSpeed's config, or None for DDP."""
     if not config.sharding.uses_deepspeed:
         return None
     stage = config.sharding.zero_stage

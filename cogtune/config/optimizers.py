@@ -1,4 +1,4 @@
-"""The optimizers: where each comes from, what it costs, and what it goes with. One row each.
+"""The optimizers, one row each: package, memory, default learning rate, supported strategies.
 
 The code that builds them is in :mod:`cogtune.training.optimizers`.
 """
@@ -13,57 +13,68 @@ from cogtune.config.strategies import STRATEGIES, Strategy
 OptimizerName = Literal["adamw", "adam", "prodigy", "came", "adamw-8bit", "adamw-offload"]
 
 USUAL_RATE = 1e-4
-"""The learning rate where nobody says one."""
+"""The default learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerFacts:
-    """What the rest of the program has to know of an optimizer."""
+    """Facts about an optimizer."""
 
     state_bytes: int
-    """Of its state, for each trained number, on the GPU."""
+    """Bytes of optimizer state on the GPU per trained number."""
     host_bytes: int = 0
-    """The same in the host's memory, with a copy of the weights."""
-    usual_rate: float = USUAL_RATE
+    """Bytes in host memory per trained number, including a copy of the weights."""
+    default_learning_rate: float = USUAL_RATE
     package: str = ""
-    """What it is installed as; nothing for those that come with torch."""
+    """The package to install; empty for those that come with torch."""
     module: str = ""
-    """What it is imported as."""
+    """The module to import."""
     not_under_zero: str = ""
-    """Why DeepSpeed cannot run it; empty where it can."""
+    """Why it cannot be used with DeepSpeed; empty if it can."""
+    streams: bool = False
+    """Whether its step can be made block by block, as strategy ``stream`` does."""
 
 
 OPTIMIZERS: dict[OptimizerName, OptimizerFacts] = {
-    "adamw": OptimizerFacts(state_bytes=8),
-    "adam": OptimizerFacts(state_bytes=8),
+    "adamw": OptimizerFacts(state_bytes=8, streams=True),
+    "adam": OptimizerFacts(state_bytes=8, streams=True),
     "prodigy": OptimizerFacts(
         state_bytes=16,
-        usual_rate=1.0,  # it finds the size of its steps itself, and the rate only scales them (arXiv 2306.06101)
+        default_learning_rate=1.0,  # only scales the step size that it estimates (arXiv 2306.06101)
         package="prodigyopt",
         module="prodigyopt",
-        not_under_zero="it estimates its step from all gradients, and a ZeRO process has a part of them",
+        not_under_zero="it estimates its step size from all gradients, of which each ZeRO process has only a part",
     ),
     "came": OptimizerFacts(
         state_bytes=4,
         package="came-pytorch",
         module="came_pytorch",
-        not_under_zero="it works on rows and columns, and ZeRO cuts matrices into flat pieces",
+        not_under_zero="it needs rows and columns, but ZeRO splits matrices into flat pieces",
     ),
     "adamw-8bit": OptimizerFacts(
         state_bytes=2,
         package="bitsandbytes",
         module="bitsandbytes",
-        not_under_zero="its 8-bit state cannot be saved in ZeRO's shards, which already share it out",
+        not_under_zero="its 8-bit state cannot be saved in ZeRO shards",
     ),
     "adamw-offload": OptimizerFacts(
         state_bytes=0,
         host_bytes=12,
-        not_under_zero="DeepSpeed offloads by itself: use zero2-offload or zero3-offload",
+        not_under_zero="DeepSpeed has its own offload; use zero2-offload or zero3-offload",
     ),
 }
 """Every optimizer."""
 
 
-def goes_with(optimizer: OptimizerName, strategy: Strategy) -> bool:
-    """Whether an optimizer can run under a strategy."""
-    return not (STRATEGIES[strategy].uses_deepspeed and OPTIMIZERS[optimizer].not_under_zero)
+def why_not_with(optimizer: OptimizerName, strategy: Strategy) -> str:
+    """Return why an optimizer cannot run under a strategy; empty if it can."""
+    facts = OPTIMIZERS[optimizer]
+    if STRATEGIES[strategy].streams and not facts.streams:
+        able = " and ".join(name for name, row in OPTIMIZERS.items() if row.streams)
+        return f"its step is made block by block, as only those of {able} can be"
+    return facts.not_under_zero if STRATEGIES[strategy].uses_deepspeed else ""
+
+
+def is_compatible(optimizer: OptimizerName, strategy: Strategy) -> bool:
+    """Return whether an optimizer can run under a strategy."""
+    return not why_not_with(optimizer, strategy)

@@ -17,7 +17,17 @@ from cogtune.system.errors import UsageError, did_you_mean
 
 TrainingType = Literal["lora", "sft"]
 
-CARDS_GB: dict[str, int] = {"6gb": 6, "8gb": 8, "16gb": 16, "4080": 16, "4090": 24, "5090": 32, "a100": 80}
+CARDS_GB: dict[str, int] = {
+    "6gb": 6,
+    "8gb": 8,
+    "12gb": 12,
+    "16gb": 16,
+    "24gb": 24,
+    "4080": 16,
+    "4090": 24,
+    "5090": 32,
+    "a100": 80,
+}
 """Memory of each card the presets are named after, in GB of 10^9 bytes, as cards are sold."""
 
 _TYPE_VALUES: dict[TrainingType, dict[str, Any]] = {
@@ -28,7 +38,7 @@ _TYPE_VALUES: dict[TrainingType, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One row: the values a run starts from, and the memory the guides promise for it."""
+    """One row: a run's initial settings, and the memory the guides promise for it."""
 
     name: str
     card: str
@@ -42,10 +52,10 @@ class Preset:
     promised_gb: float | None
     """Whole-card peak that the guides promise, GB of 10^9 bytes; None for a preset that is not in the table."""
     more: tuple[tuple[str, Any], ...] = ()
-    """Further configuration keys, in place of the type's usual ones."""
+    """Further configuration keys, which override the training type's."""
 
     def values(self) -> dict[str, Any]:
-        """The configuration keys this preset sets, with their values."""
+        """Return the configuration keys this preset sets, with their values."""
         shared: dict[str, Any] = {
             "model": VARIANTS[self.model].hub_id if self.model in VARIANTS else self.model,
             "type": self.type,
@@ -113,17 +123,22 @@ _TABLE: tuple[Preset, ...] = (
 )
 
 
-def _budget(card: str, model: str) -> Preset:
-    """A LoRA on any card of a size, by the memory engine."""
+def _budget(
+    card: str,
+    model: str,
+    type: TrainingType = "lora",  # noqa: A002 (the field's name)
+) -> Preset:
+    """Return a run on any card of a size, by the memory engine."""
     row = VARIANTS[model]
+    is_lora = type == "lora"
     return Preset(
-        name=f"{card}-lora-{model}",
+        name=f"{card}-{type}-{model}",
         card=card,
         gpus=1,
         model=model,
-        type="lora",
-        strategy="ddp",
-        precision=row.trained_in,
+        type=type,
+        strategy="ddp" if is_lora else "stream",
+        precision=row.trained_in if is_lora else "bf16",
         size=row.native,
         promised_gb=None,
         more=(("vram", f"{CARDS_GB[card]}GB"),),
@@ -135,8 +150,13 @@ _BUDGETS: tuple[Preset, ...] = (
     _budget("8gb", "5b"),
     _budget("8gb", "5b-i2v"),
     _budget("16gb", "1.5-5b"),
+    _budget("12gb", "2b", "sft"),
+    _budget("12gb", "5b", "sft"),
+    _budget("12gb", "5b-i2v", "sft"),
+    _budget("24gb", "1.5-5b", "sft"),
+    _budget("24gb", "1.5-5b-i2v", "sft"),
 )
-"""LoRA presets for cards smaller than those of the table, at the models' own sizes."""
+"""Presets for cards smaller than those of the table, at the models' own sizes. Those of type sft are not measured."""
 
 
 def _trial(training_type: TrainingType, *more: tuple[str, Any]) -> Preset:
@@ -155,24 +175,25 @@ def _trial(training_type: TrainingType, *more: tuple[str, Any]) -> Preset:
 
 
 _TRIAL: tuple[Preset, ...] = (_trial("lora", ("rank", 8)), _trial("sft"))
-"""Presets that need no GPU and no download: a random model of a few megabytes, to try the program with."""
+"""Presets for trials without a GPU or a download, with a random model of a few megabytes."""
 
 PRESETS: dict[str, Preset] = {row.name: row for row in (*_TABLE, *_BUDGETS, *_TRIAL)}
-"""Every preset by name: the 26 rows of the table, those of less memory, and those for trying the program on a CPU."""
+"""All presets by name: the 26 rows of the table, those for smaller cards, and those for trials on a CPU."""
 
 
 def preset(name: str, others: Iterable[str] = ()) -> Preset:
-    """The preset called ``name``.
+    """Return the preset called ``name``.
 
     Args:
-        others: names that are there too, for the word on a typo.
+        others: further names to suggest for a typo.
 
     Raises:
-        UsageError: there is none; the message names the nearest.
+        UsageError: it does not exist; the message suggests the nearest name.
     """
     try:
         return PRESETS[name.lower()]
     except KeyError:
         raise UsageError(
-            f"there is no preset '{name}'{did_you_mean(name, [*PRESETS, *others])}", "`cogtune presets` lists them all"
+            f"unknown preset '{name}'{did_you_mean(name, [*PRESETS, *others])}",
+            "run `cogtune presets` to list all presets",
         ) from None

@@ -1,4 +1,4 @@
-"""From a preset, a file and flags to one configuration: the stronger place wins, and each value keeps its source."""
+"""Merging a preset, a file and flags into one configuration, in which each value keeps its source."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from pydantic_core import ErrorDetails
 from cogtune.config.optimizers import OPTIMIZERS, USUAL_RATE
 from cogtune.config.presets import PRESETS, preset
 from cogtune.config.run_config import RunConfig
+from cogtune.system.console import printable
 from cogtune.system.errors import UsageError, did_you_mean
 from cogtune.system.files import read_bytes
 
 _YAML_END = "...\n"
-"""What PyYAML puts behind a document that is a bare scalar."""
+"""What PyYAML appends to a document that is a bare scalar."""
+
+
+def yaml_text(value: Any, **layout: Any) -> str:
+    """Return ``value`` as YAML for people: in its own characters, unless some of them would turn the text around."""
+    text = str(yaml.safe_dump(value, allow_unicode=True, **layout))
+    return text if printable(text) == text else str(yaml.safe_dump(value, **layout))
 
 
 @dataclass(frozen=True)
@@ -31,24 +38,24 @@ class Resolved:
     provenance: Mapping[str, str]
 
     def to_yaml(self) -> str:
-        """The configuration as ``run.yaml``: every key, each with its source as a comment."""
+        """Return the configuration as ``run.yaml``: every key, each with its source as a comment."""
         lines = ["# The resolved configuration of this run. `cogtune train --config run.yaml` repeats it."]
         for key, value in self.config.to_dict().items():
-            text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+            text = yaml_text(value, default_flow_style=True, width=10_000)
             lines.append(f"{key}: {text.removesuffix(_YAML_END).strip()}  # {self.provenance[key]}")
         return "\n".join(lines) + "\n"
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without two things that it takes in silence: a key that is there twice, and aliases.
+    """PyYAML's safe loader, which also rejects duplicate keys and aliases.
 
-    An alias of an alias doubles what it stands for, and a configuration needs none.
+    Nested aliases grow exponentially, and a configuration needs none.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases are not read here: write it out", mark)
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported; write the value out", mark)
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> Any:
@@ -56,33 +63,33 @@ class Loader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in lines:
-                said = f"{key.value} stands there twice, first in line {lines[key.value] + 1}"
+                said = f"duplicate key {key.value}, first in line {lines[key.value] + 1}"
                 raise yaml.composer.ComposerError(None, None, said, key.start_mark)
             lines[key.value] = key.start_mark.line
         return node
 
 
 MOST_YAML = 1 << 20
-"""Bytes of the largest YAML file that is read; a run's own has 3 KB."""
+"""Maximum size of a YAML file in bytes; a run's own has 3 KB."""
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values in a YAML file.
+    """Read the keys and values in a YAML file.
 
     Raises:
         UsageError: it is a folder, not UTF-8, not YAML, or not a mapping; a key is there twice, or aliases are.
         CogtuneError: it cannot be read, or is no ordinary file.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder, not a YAML file", f"a run's own file is {path / 'run.yaml'}")
+        raise UsageError(f"{path} is a folder, not a YAML file", f"a run's configuration is {path / 'run.yaml'}")
     data = read_bytes(path, MOST_YAML)
     try:
         value = yaml.load(data.decode("utf-8-sig"), Loader)
         json.dumps(value, default=str, ensure_ascii=False).encode()  # half a character can be read, never written
     except RecursionError as error:
-        raise UsageError(f"{path} is not valid YAML: it is nested too deeply") from error
+        raise UsageError(f"{path} is not valid YAML: nested too deeply") from error
     except UnicodeEncodeError as error:
-        raise UsageError(f"{path} is not valid YAML: it holds half a character ({error.reason})") from error
+        raise UsageError(f"{path} is not valid YAML: it contains a lone surrogate ({error.reason})") from error
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path} line {line} is not UTF-8 text", "save the file as UTF-8") from error
@@ -93,14 +100,16 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UsageError(f"{path} holds a {type(value).__name__}, not keys with values", "write lines like `rank: 64`")
+        raise UsageError(
+            f"{path} contains a {type(value).__name__}, not keys and values", "write lines like `rank: 64`"
+        )
     return {str(key): item for key, item in value.items()}
 
 
 def _layers(
     preset_name: str | None, file: Path | None, flags: Mapping[str, Any]
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    """``(source, values)`` from the weakest to the strongest, and the problems met on the way."""
+    """Return ``(source, values)`` in increasing priority, and the problems found."""
     problems: list[str] = []
     layers: list[tuple[str, dict[str, Any]]] = []
     from_file = read_mapping(file) if file is not None else {}
@@ -121,23 +130,23 @@ _YAML_NAMES = (".yaml", ".yml")
 
 
 def preset_values(name: str) -> dict[str, Any]:
-    """The keys that a preset sets: one of the built-in ones, one of the user's own, or a YAML file.
+    """Return the keys that a preset sets: a built-in one, one of the user's own, or a YAML file.
 
     Raises:
-        UsageError: there is no such preset, or the file is not a mapping.
+        UsageError: the preset does not exist, or the file is not a mapping.
         CogtuneError: the file cannot be read.
     """
     path = Path(name)
     if path.suffix in _YAML_NAMES:
         return read_mapping(path)
-    mine = own_presets()
+    mine = user_presets()
     if name in mine and name not in PRESETS:
         return read_mapping(mine[name])
     return preset(name, mine).values()
 
 
-def own_presets() -> dict[str, Path]:
-    """The user's own presets, by name: the YAML files in ``~/.config/cogtune/presets`` (or ``$XDG_CONFIG_HOME``'s)."""
+def user_presets() -> dict[str, Path]:
+    """List the user's presets by name: YAML files in ``~/.config/cogtune/presets`` (or in ``$XDG_CONFIG_HOME``)."""
     configs = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     found = (path for path in (configs / "cogtune" / "presets").glob("*") if path.suffix in _YAML_NAMES)
     return {path.stem: path for path in sorted(found)}
@@ -156,7 +165,7 @@ _WORDS = {
     "bool_parsing": "input should be true or false",
     "string_type": "input should be text",
 }
-"""Pydantic's kinds of mistakes that it tells in a programmer's words, in the user's."""
+"""User-facing messages for pydantic's error types."""
 
 
 def _in_words(item: ErrorDetails) -> str:
@@ -167,7 +176,7 @@ def _in_words(item: ErrorDetails) -> str:
 
 
 _EITHER = (("steps", "epochs"), ("size", "buckets"), ("frames", "buckets"))
-"""Keys that say the same in two ways."""
+"""Pairs of keys that cannot be used together."""
 
 _IN_PLACE_OF = (
     ("steps", "epochs"),
@@ -176,7 +185,7 @@ _IN_PLACE_OF = (
     ("buckets", "size"),
     ("buckets", "frames"),
 )
-"""Keys that, given in a stronger place, undo what another said in a weaker one."""
+"""Keys that override another key given with lower priority."""
 
 
 def resolve(
@@ -199,22 +208,22 @@ def resolve(
     provenance = dict.fromkeys(fields, "default")
     for one, other in _EITHER:
         if flags and {one, other} <= flags.keys():
-            problems.append(f"{one}, {other}: give {one} or {other}, not both (--{one}, --{other})")
+            problems.append(f"--{one} cannot be used with --{other}")
     for source, layer in layers:
         before = values.get("optimizer")
         for key, value in layer.items():
             if key == "preset":
-                problems.append(f"preset: a preset cannot start from another: give this file as --config ({source})")
+                problems.append(f"preset: a preset cannot extend another preset; pass this file as --config ({source})")
                 continue
             if key not in fields:
-                problems.append(f"{key}: there is no such key{did_you_mean(key, fields)} ({source})")
+                problems.append(f"{key}: unknown key{did_you_mean(key, fields)} ({source})")
                 continue
             values[key] = value
             no = "no-" if value is False else ""
             provenance[key] = source if source != "flag" else f"--{no}{key.replace('_', '-')}"
         if "optimizer" in layer and "learning_rate" not in layer:
-            usual = _usual_rate(layer["optimizer"])
-            if usual != _usual_rate(before):
+            usual = _default_learning_rate(layer["optimizer"])
+            if usual != _default_learning_rate(before):
                 values["learning_rate"], provenance["learning_rate"] = usual, provenance["optimizer"]
         for key, weaker in _IN_PLACE_OF:
             if key in layer and weaker not in layer and values.get(weaker):
@@ -228,10 +237,10 @@ def resolve(
             problems.append(f"{key}: {_in_words(item)} ({provenance[key]})")
         config = None
     if config is None or problems:
-        count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-        raise UsageError(f"{count} in the configuration", "`cogtune train --help` explains every key", details=problems)
+        count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
+        raise UsageError(f"{count} in the configuration", "see `cogtune train --help` for all keys", details=problems)
     return Resolved(config, provenance)
 
 
-def _usual_rate(optimizer: Any) -> float:
-    return next((facts.usual_rate for name, facts in OPTIMIZERS.items() if name == optimizer), USUAL_RATE)
+def _default_learning_rate(optimizer: Any) -> float:
+    return next((facts.default_learning_rate for name, facts in OPTIMIZERS.items() if name == optimizer), USUAL_RATE)

@@ -1,4 +1,4 @@
-"""What the user wants: everything that decides a run."""
+"""The configuration of a run: all of its settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ConfigDict, ValidationInfo, field_validator
 
-from cogtune.config.choices import SEPARATOR, bytes_of
+from cogtune.config.choices import SEPARATOR, parse_bytes
 from cogtune.config.fields import Tag, tags_of
 from cogtune.config.groups.data import DataFields, ModelFields, SampleFields
 from cogtune.config.groups.machines import MachineFields
@@ -24,12 +24,12 @@ def _absolute(path: Path) -> Path:
 
 
 def is_list_file(value: str) -> bool:
-    """Whether prompts or images are given as the text file that lists them, rather than in a line."""
+    """Return whether prompts or images are given as a text file that lists them."""
     return SEPARATOR not in value and value.lower().endswith(".txt")
 
 
 def _anchored_list(value: str, *, of_files: bool) -> str:
-    """The same with absolute paths."""
+    """Return the same with absolute paths."""
     if is_list_file(value):
         return str(_absolute(Path(value)))
     return SEPARATOR.join(str(_absolute(Path(part.strip()))) for part in value.split(SEPARATOR)) if of_files else value
@@ -50,7 +50,7 @@ class RunConfig(
     DataFields,
     ModelFields,
 ):
-    """Everything that decides a run. The command line's flags and the keys of ``run.yaml`` are these fields."""
+    """All settings of a run. Its fields are the command line's flags and the keys of ``run.yaml``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -72,21 +72,21 @@ class RunConfig(
 
     @property
     def sharding(self) -> StrategyFacts:
-        """What has to be known of the run's strategy."""
+        """Facts about the run's strategy."""
         return STRATEGIES[self.strategy]
 
     @property
     def cache_folder(self) -> Path:
-        """Where encoded clips and captions are kept."""
-        return self.cache_dir or self.usual_cache_folder
+        """The folder for encoded clips and captions."""
+        return self.cache_dir or self.default_cache_folder
 
     @property
-    def usual_cache_folder(self) -> Path:
-        """Where they are kept unless ``cache_dir`` says otherwise."""
+    def default_cache_folder(self) -> Path:
+        """The cache folder without ``cache_dir``."""
         return self.data / ".cogtune"
 
     def compiles_blocks(self, *, on_gpu: bool = True) -> bool:
-        """Whether the transformer's blocks are compiled.
+        """Return whether the transformer's blocks are compiled.
 
         By default on a GPU, unless ZeRO-3 gathers every weight by hooks, which break a graph apart.
         """
@@ -115,13 +115,18 @@ class RunConfig(
 
     @property
     def uses_engine(self) -> bool:
-        """Whether the memory engine runs the transformer's blocks: it does where any of its options is set."""
-        return any(getattr(self, key) is not None for key in tagged("engine"))
+        """Whether the memory engine runs the transformer's blocks: under ``stream``, or with any option of it set."""
+        return self.sharding.streams or any(getattr(self, key) is not None for key in tagged("engine"))
 
     @property
     def vram_bytes(self) -> int | None:
         """The run's budget of each card's memory; None for no limit."""
-        return None if self.vram is None else bytes_of(self.vram)
+        return None if self.vram is None else parse_bytes(self.vram)
+
+    @property
+    def host_memory_bytes(self) -> int | None:
+        """The run's budget of host memory; None for what is free."""
+        return None if self.host_memory is None else parse_bytes(self.host_memory)
 
     @property
     def local_processes(self) -> int:
@@ -134,7 +139,7 @@ class RunConfig(
         return self.batch_size * self.gradient_accumulation_steps * self.num_processes
 
     def total_steps(self, *counts: int) -> int:
-        """Optimizer steps of the whole run over a dataset with so many samples, or so many of each size.
+        """Return the run's optimizer steps for a dataset with ``counts`` samples of each size.
 
         A forward pass works on samples of one size, and the last one of an epoch is filled up.
         """
@@ -150,15 +155,15 @@ class RunConfig(
         return self.checkpoint_every if self.eval_every is None else self.eval_every
 
     def sample_interval(self, *counts: int) -> int:
-        """Optimizer steps between sample videos of a run; ``counts`` as for :meth:`total_steps`. 0 for none."""
+        """Return the optimizer steps between sample videos, 0 for none; ``counts`` as for :meth:`total_steps`."""
         if self.sample_epochs is not None:
             return self._steps_of(self.sample_epochs, counts)
         if self.sample_every is not None:
             return self.sample_every
         return self.checkpoint_every if self.validation_prompts else 0
 
-    def anchored(self) -> RunConfig:
-        """The same with every local path absolute, so that it means the same from any folder."""
+    def with_absolute_paths(self) -> RunConfig:
+        """Return a copy with absolute local paths, valid from any working folder."""
         paths: dict[str, Any] = {key: _absolute(getattr(self, key)) for key in ("data", "output")}
         paths["cache_dir"] = _absolute(self.cache_folder)
         if self.init_lora is not None:
@@ -175,10 +180,10 @@ class RunConfig(
         return self.model_copy(update=paths)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values, in order."""
+        """Return the fields as JSON-able values, in order."""
         return self.model_dump(mode="json")
 
 
 def tagged(tag: Tag) -> tuple[str, ...]:
-    """The names of the fields with a tag, in order."""
+    """Return the names of the fields with a tag, in order."""
     return tuple(name for name, field in RunConfig.model_fields.items() if tag in tags_of(field))

@@ -70,7 +70,7 @@ class RankSampler:
     rank: int
 
     def passes(self, step: int, counts: tuple[int, ...]) -> list[MicroBatch]:
-        """This process's forward passes of optimizer step ``step``, over buckets of so many samples.
+        """Return this process's forward passes of optimizer step ``step``, over buckets of so many samples.
 
         The passes of a step are dealt out by bucket, so that the processes work on one size at a time as far as may be.
         """
@@ -121,7 +121,7 @@ def _order(seed: int, round_: int, count: int, bucket: int) -> Integers:
 
 @functools.lru_cache(maxsize=4)
 def _order_of_buckets(seed: int, epoch: int, counts: tuple[int, ...], batch_size: int) -> Integers:
-    """Which bucket each forward pass of an epoch is from."""
+    """Return which bucket each forward pass of an epoch is from."""
     before, after = (np.array(_passes_before(at, counts, batch_size)) for at in (epoch, epoch + 1))
     return np.random.default_rng([seed, epoch]).permutation(np.repeat(np.arange(len(counts)), after - before))
 

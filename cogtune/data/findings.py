@@ -55,6 +55,7 @@ FINDINGS: dict[str, FindingKind] = {
     "unreadable-image": FindingKind("error", "An image cannot be opened or decoded."),
     "too-short": FindingKind("error", "A clip gives fewer frames than training takes."),
     "slow": FindingKind("warning", "A clip has fewer frames a second than training: its motion is learned sped up."),
+    "no-rate": FindingKind("warning", "A clip's file says nothing of time: the rate of its frames is a guess."),
     "variable-rate": FindingKind("warning", "A clip's picture stands still now and then, which training passes over."),
     "rotated": FindingKind("note", "A clip is stored turned or mirrored; it is trained as players show it."),
     "interlaced": FindingKind("warning", "A clip is interlaced: it is trained with combed edges."),
@@ -64,6 +65,7 @@ FINDINGS: dict[str, FindingKind] = {
     "deep-colour": FindingKind("note", "A clip has more than 8 bits a colour; it is trained with 8."),
     "hdr": FindingKind("warning", "A clip's colours are meant for an HDR or wide-gamut screen: it is trained pale."),
     "alpha": FindingKind("warning", "A clip or an image has transparency, which is dropped."),
+    "several-pictures": FindingKind("note", "An image holds several pictures, of which the first is trained."),
     "image-shape": FindingKind(
         "warning", "An image is of another shape than its clip, so the two are cut differently."
     ),
@@ -111,7 +113,7 @@ class Finding:
 
 
 def finding(code: str, where: str, message: str, hint: str = "") -> Finding:
-    """The finding with this code and its row's severity.
+    """Return the finding with this code and its row's severity.
 
     Raises:
         KeyError: the code has no row: a fault of the program, not of the data.
@@ -120,7 +122,7 @@ def finding(code: str, where: str, message: str, hint: str = "") -> Finding:
 
 
 def not_utf8(name: str, number: int, error: UnicodeDecodeError) -> Finding:
-    """The finding about a line of ``name``, from the error of decoding that line."""
+    """Return the finding about a line of ``name``, from the error of decoding that line."""
     return finding(
         "not-utf8",
         f"{name}:{number}",
@@ -145,7 +147,7 @@ def as_rows(findings: Sequence[Finding], most: int | None = None) -> list[tuple[
 
 
 def listed(items: Sequence[object], most: int = 8) -> str:
-    """``items`` in words, the first ``most`` of them: ``3, 7 and 9``, or ``3, 7, 9 and 12 more``."""
+    """Return ``items`` in words, the first ``most`` of them: ``3, 7 and 9``, or ``3, 7, 9 and 12 more``."""
     shown = [str(item) for item in items[:most]]
     if len(items) > most:
         shown.append(f"{len(items) - most} more")

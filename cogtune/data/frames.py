@@ -111,11 +111,11 @@ class ClipView:
         return top, left, bottom - top, right - left
 
     def first_frame(self) -> ClipView:
-        """The same for the first of the frames alone."""
+        """Return the same for the first of the frames alone."""
         return replace(self, indices=self.indices[:1], size=replace(self.size, num_frames=1))
 
 
-def frames_given(info: VideoInfo, settings: FrameSettings) -> int:
+def available_frames(info: VideoInfo, settings: FrameSettings) -> int:
     """How many frames a clip gives at most, with what is skipped left out: at the settings' rate, or uniformly all."""
     if settings.sampling == "uniform":
         return max(0, info.num_frames - settings.skip_end - settings.skip_start)
@@ -130,14 +130,14 @@ def _longest_at_rate(info: VideoInfo, settings: FrameSettings) -> int:
 
 
 def settings_for(info: VideoInfo, settings: FrameSettings) -> FrameSettings:
-    """The settings with the one size that a clip is trained at.
+    """Return the settings with the one size that a clip is trained at.
 
     Of the buckets that the clip is long enough for, that is the one of the least :func:`bucket_loss`, and of equals the
     one named first; when the clip is too short for all, the shortest of them.
     """
     if not settings.buckets:
         return settings
-    given = frames_given(info, settings)
+    given = available_frames(info, settings)
     long_enough = [size for size in settings.buckets if size.num_frames <= given]
     if long_enough:
         chosen = min(long_enough, key=lambda size: round(bucket_loss(info, settings, size), 9))
@@ -147,7 +147,7 @@ def settings_for(info: VideoInfo, settings: FrameSettings) -> FrameSettings:
 
 
 def clips_per_bucket(infos: Iterable[VideoInfo], settings: FrameSettings) -> dict[Size, list[VideoInfo]]:
-    """The bucket plan: the clips of each size that training takes, every size among them."""
+    """Return the bucket plan: the clips of each size that training takes, every size among them."""
     plan: dict[Size, list[VideoInfo]] = {size: [] for size in settings.sizes}
     for info in infos:
         plan[settings_for(info, settings).size].append(info)
@@ -155,7 +155,7 @@ def clips_per_bucket(infos: Iterable[VideoInfo], settings: FrameSettings) -> dic
 
 
 def bucket_loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
-    """What a clip loses when it is trained at ``size``: the sum of three shares, each from 0 to 1.
+    """Return what a clip loses when it is trained at ``size``: the sum of three shares, each from 0 to 1.
 
     What its change of shape costs (:func:`cogtune.models.geometry.shape_loss`), the frames at the training rate that
     are not taken, and the pixels that are not the clip's own because it is enlarged.
@@ -165,42 +165,42 @@ def bucket_loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
     return shape_loss(source, target) + unused + enlargement_loss(source, fit(source, target, settings.reshape))
 
 
-def view(info: VideoInfo, settings: FrameSettings, identity: str = "") -> ClipView:
-    """What training sees of a clip.
+def view(info: VideoInfo, settings: FrameSettings, clip_digest: str = "") -> ClipView:
+    """Return what training sees of a clip.
 
     Args:
-        identity: the digest of the clip's bytes; needed where :attr:`FrameSettings.draws`.
+        clip_digest: the digest of the clip's bytes; needed where :attr:`FrameSettings.draws`.
 
     Raises:
         ValueError: the clip has too few frames; the message says how many it needs.
     """
     mine = settings_for(info, settings)
     return ClipView(
-        tuple(_indices(info, mine, identity)),
+        tuple(_indices(info, mine, clip_digest)),
         mine.size,
         (info.height, info.width),
         mine.reshape,
-        _drawn(mine.seed, identity, "place") if mine.reshape == "random" else 0.5,
+        _drawn(mine.seed, clip_digest, "place") if mine.reshape == "random" else 0.5,
     )
 
 
-def _indices(info: VideoInfo, settings: FrameSettings, identity: str) -> list[int]:
+def _indices(info: VideoInfo, settings: FrameSettings, clip_digest: str) -> list[int]:
     first, end, count = settings.skip_start, info.num_frames - settings.skip_end, settings.size.num_frames
     if settings.sampling == "uniform":
         if info.times:
             return timing.spread(info.times, first, end, count)
         return spread_indices(first, end, count)
     if info.times:
-        return _indices_by_time(info, settings, identity)
+        return _indices_by_time(info, settings, clip_digest)
     indices = frame_indices(end, info.fps, count, settings.fps, first)
     if settings.sampling == "random-start":
-        later = int(_drawn(settings.seed, identity, "start") * (end - indices[-1]))
+        later = int(_drawn(settings.seed, clip_digest, "start") * (end - indices[-1]))
         indices = [index + later for index in indices]
     return indices
 
 
-def _indices_by_time(info: VideoInfo, settings: FrameSettings, identity: str) -> list[int]:
-    """The frames taken at a rate of a clip that is not evenly spaced."""
+def _indices_by_time(info: VideoInfo, settings: FrameSettings, clip_digest: str) -> list[int]:
+    """Return the frames taken at a rate of a clip that is not evenly spaced."""
     first, end, count = settings.skip_start, info.num_frames - settings.skip_end, settings.size.num_frames
     times = info.times[: max(0, end)]
     given = len(timing.at_rate(times, settings.fps, first))
@@ -210,15 +210,15 @@ def _indices_by_time(info: VideoInfo, settings: FrameSettings, identity: str) ->
         )
     if settings.sampling == "random-start":
         last = timing.last_start(times, settings.fps, count, first, end)
-        first += int(_drawn(settings.seed, identity, "start") * (last - first + 1))
+        first += int(_drawn(settings.seed, clip_digest, "start") * (last - first + 1))
     return timing.at_rate(times, settings.fps, first)[:count]
 
 
-def _drawn(seed: int, identity: str, what: str) -> float:
-    """A number from 0 up to 1 that belongs to one clip."""
-    if not identity:
+def _drawn(seed: int, clip_digest: str, what: str) -> float:
+    """Return a number from 0 up to 1 that belongs to one clip."""
+    if not clip_digest:
         raise TypeError(f"the {what} is drawn from the clip's digest, which was not given")
-    return int(digest([seed, identity, what])[:12], 16) / 16**12
+    return int(digest([seed, clip_digest, what])[:12], 16) / 16**12
 
 
 def reshape(frames: Pixels, size: Size, crop: Crop | None = None) -> torch.Tensor:
@@ -242,7 +242,7 @@ def reshape(frames: Pixels, size: Size, crop: Crop | None = None) -> torch.Tenso
 
 
 def load_clip(path: Path, seen: ClipView, stamp: Stamp | None = None) -> torch.Tensor:
-    """The frames of a clip as training sees them: ``uint8 [F, 3, height, width]``.
+    """Return the frames of a clip as training sees them: ``uint8 [F, 3, height, width]``.
 
     Apart from the result, one frame of the clip's own size is in memory at a time.
 
@@ -262,7 +262,7 @@ def load_clip(path: Path, seen: ClipView, stamp: Stamp | None = None) -> torch.T
 
 
 def load_image(path: Path, size: Size, seen: ClipView | None = None, stamp: Stamp | None = None) -> torch.Tensor:
-    """A conditioning image: ``uint8 [3, height, width]``, fitted as the frames of its clip's view are.
+    """Return a conditioning image: ``uint8 [3, height, width]``, fitted as the frames of its clip's view are.
 
     Without a view, as for sampling, its aspect is kept and the middle cut out.
 

@@ -12,7 +12,7 @@ from cogtune.data.cache.index import CacheKeySettings, EncodeJobs, ImageJob, Tex
 from cogtune.data.cache.store import Store
 from cogtune.data.findings import listed
 from cogtune.data.frames import ClipView, FrameSettings, view
-from cogtune.data.layouts.lines import is_utf16, listed_lines
+from cogtune.data.layouts.lines import NotTextError, as_utf8, listed_lines
 from cogtune.data.layouts.nearest import look_alike
 from cogtune.data.sources import Sample
 from cogtune.system.errors import CogtuneError, UsageError, counted
@@ -64,7 +64,7 @@ def write_prompts(path: Path, rows: Sequence[PromptRow], null_text: str) -> None
 
 
 def load_prompts(path: Path) -> tuple[tuple[PromptRow, ...], str]:
-    """The prompts saved at ``path``, and the key of the empty prompt.
+    """Return the prompts saved at ``path``, and the key of the empty prompt.
 
     Raises:
         CogtuneError: there are none, or they are not what was saved.
@@ -76,7 +76,7 @@ def load_prompts(path: Path) -> tuple[tuple[PromptRow, ...], str]:
 def prompt_jobs(
     store: Store, prompts: Sequence[Prompt], recipe: CacheKeySettings
 ) -> tuple[tuple[PromptRow, ...], EncodeJobs]:
-    """The rows of prompts, and what makes their entries."""
+    """Return the rows of prompts, and what makes their entries."""
     rows, texts, images = [], [], []
     for prompt in prompts:
         text, image = text_key(prompt.text, recipe), None
@@ -91,7 +91,7 @@ def prompt_jobs(
 
 
 def _view_of(store: Store, file: Path, frames: FrameSettings, *, from_video: bool) -> ClipView:
-    """The first frame of a sample video: as sampling takes an image; of a clip, the one that training takes.
+    """Return the first frame of a sample video: as sampling takes an image; of a clip, the one that training takes.
 
     Raises:
         CogtuneError: the clip cannot be read.
@@ -104,7 +104,7 @@ def _view_of(store: Store, file: Path, frames: FrameSettings, *, from_video: boo
 
 
 def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: bool) -> tuple[Prompt, ...]:
-    """What the sample videos of a run show; nothing for a run that makes none.
+    """Return what the sample videos of a run show; nothing for a run that makes none.
 
     Without prompts of its own a run shows its first caption, and without images an image-to-video model starts from
     the first frames of the first samples.
@@ -149,7 +149,7 @@ def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: 
 
 
 def _listed(value: str | None, key: str, problems: list[str]) -> list[str]:
-    """The entries of a list: lines of a text file, or parts of a line; paths in a file are relative to it."""
+    """Return the entries of a list: lines of a text file, or parts of a line; paths in a file are relative to it."""
     if value is None:
         return []
     if not is_list_file(value):
@@ -164,10 +164,11 @@ def _listed(value: str | None, key: str, problems: list[str]) -> list[str]:
     except CogtuneError as error:
         problems.append(f"{key}: {error.message}{look_alike(path)}")
         return []
-    if is_utf16(data):
-        problems.append(f"{key}: {path} is UTF-16, not UTF-8")
+    try:
+        lines = listed_lines(as_utf8(data)[0])
+    except NotTextError as error:
+        problems.append(f"{key}: {path} {error}")
         return []
-    lines = listed_lines(data)
     not_utf8 = [number for number, line in enumerate(lines, 1) if not isinstance(line, str)]
     blank = [number for number, line in enumerate(lines, 1) if line == ""]
     if not_utf8:

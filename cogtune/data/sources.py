@@ -14,7 +14,7 @@ from cogtune.data.layouts.folder import Folder, LayoutOptions
 from cogtune.data.layouts.lists import CAPTIONS, IMAGES, LISTS, VIDEOS
 from cogtune.data.layouts.media import is_clip
 from cogtune.data.layouts.nearest import what_is_there
-from cogtune.data.layouts.sidecar import BESIDE
+from cogtune.data.layouts.sidecar import SIDECAR
 from cogtune.data.layouts.tables import TABLE
 from cogtune.models.download import home, snapshot
 from cogtune.system.errors import CogtuneError, counted
@@ -32,7 +32,7 @@ __all__ = [
     "takes_every_file",
 ]
 
-LAYOUTS: tuple[Layout, ...] = (LISTS, TABLE, DATASETS, BESIDE)
+LAYOUTS: tuple[Layout, ...] = (LISTS, TABLE, DATASETS, SIDECAR)
 """The known layouts; the first that a folder is in is used, unless the user names one."""
 
 
@@ -57,7 +57,7 @@ _AS_FOUND = LayoutOptions()
 def read_dataset(
     root: Path, reading: LayoutOptions = _AS_FOUND, tell: Callable[[int, int], None] = lambda _done, _total: None
 ) -> Dataset:
-    """The dataset in the folder ``root``, in whichever of :data:`LAYOUTS` it is.
+    """Return the dataset in the folder ``root``, in whichever of :data:`LAYOUTS` it is.
 
     No clip is opened: what is wrong with the lists, rows, paths and missing files becomes findings, all of it.
 
@@ -100,7 +100,7 @@ def _not_named(folder: Folder, layout: Layout, content: LayoutContent) -> list[F
 
 
 def _layout_of(folder: Folder) -> tuple[Layout, list[tuple[Layout, DataFormat]]]:
-    """The layout to read a folder by, and the others that it seems to be in when none was asked for.
+    """Return the layout to read a folder by, and the others that it seems to be in when none was asked for.
 
     Raises:
         CogtuneError: it is in none.
@@ -139,7 +139,7 @@ def _expected() -> str:
 
 
 def is_on_hub(reference: str) -> bool:
-    """Whether a reference can mean a dataset of the Hub, ``user/name``, alone."""
+    """Return whether a reference can mean a dataset of the Hub, ``user/name``, alone."""
     owner, _, name = reference.partition("/")
     is_name = bool(owner) and bool(name) and "/" not in name and owner[0] not in ".~"
     here = Path(reference).expanduser().exists() or Path(owner).exists()  # data/clip for data/clips is no such name
@@ -147,7 +147,7 @@ def is_on_hub(reference: str) -> bool:
 
 
 def locate_dataset(reference: str, *, download: bool = True) -> Path:
-    """The local folder of a dataset: a folder that is there, or a dataset of the Hub, downloaded first.
+    """Return the local folder of a dataset: a folder that is there, or a dataset of the Hub, downloaded first.
 
     A download goes to ``$COGTUNE_HOME/datasets`` (``~/.cache/cogtune``) as plain files, not to the Hub's own cache:
     there every clip is a link that leads out of its folder. What is there already is not fetched again.
@@ -166,7 +166,7 @@ def locate_dataset(reference: str, *, download: bool = True) -> Path:
         try:
             snapshot(reference, "dataset", folder=target, otherwise="check the path, or the network")
         except CogtuneError as error:
-            raise CogtuneError(f"there is no folder {reference}, and {error.message}", error.hint) from error
+            raise CogtuneError(f"no such folder: {reference}; {error.message}", error.hint) from error
     elif not target.is_dir():
         raise CogtuneError(
             f"the dataset {reference} is not on this machine, and nothing may be downloaded now",

@@ -79,7 +79,7 @@ def _star(x: Plane, y: Plane) -> Plane:
 
 
 def _polygon(x: Plane, y: Plane, corners: list[tuple[float, float]]) -> Plane:
-    """The signed distance to a polygon; a corner is its radius and its angle, degrees counterclockwise."""
+    """Return the signed distance to a polygon; a corner is its radius and its angle, degrees counterclockwise."""
     points = [(r * math.cos(math.radians(a)), -r * math.sin(math.radians(a))) for r, a in corners]
     nearest = np.full_like(x, np.inf)
     inside = np.zeros(x.shape, dtype=bool)
@@ -191,6 +191,6 @@ def _draw(
 
 
 def _distance(shape: str, x: Plane, y: Plane, radius: float, turn: float) -> Plane:
-    """The signed distance in pixels to a shape of this radius at the origin, ``turn`` degrees clockwise."""
+    """Return the signed distance in pixels to a shape of this radius at the origin, ``turn`` degrees clockwise."""
     cosine, sine = math.cos(math.radians(turn)), math.sin(math.radians(turn))
     return SHAPES[shape]((x * cosine + y * sine) / radius, (y * cosine - x * sine) / radius) * radius

@@ -54,7 +54,7 @@ def default_workers(processes: int = 1) -> int:
 
 
 def load(job: PixelJob) -> torch.Tensor:
-    """The pixels of a job, decoded and fitted.
+    """Return the pixels of a job, decoded and fitted.
 
     Raises:
         CogtuneError: the file cannot be read, is too short, or is not the one that the job's key was made of.
@@ -124,7 +124,7 @@ def _result_of(job: PixelJob, found: npt.NDArray[np.uint8] | str | Lost, patienc
     if not isinstance(found, Lost):
         return DecodedJob(job, torch.from_numpy(found))
     if found.silence:
-        return DecodeFailure(job, f"the decoder was still at work after {patience:g} s")
+        return DecodeFailure(job, f"decoding did not finish within {patience:g} s")
     return DecodeFailure(job, f"the decoder died of it ({found.end})")
 
 

@@ -41,7 +41,6 @@ from cogtune.models.geometry import Size, latent_frames
 from cogtune.models.variants import Precision
 from cogtune.run.launch import ENVIRONMENT, LAUNCHER, LaunchFiles
 from cogtune.run.plan import fps_of, size_of, sizes_of
-from cogtune.system import names
 from cogtune.system import processes as process
 from cogtune.system.containment import leads_out, refuse_links, refuse_links_out
 from cogtune.system.errors import CogtuneError
@@ -64,7 +63,7 @@ class PreparedCache:
 
 
 def frame_settings(config: RunConfig, spec: ModelSpec) -> FrameSettings:
-    """Which frames of a clip are taken, and how they are fitted."""
+    """Return which frames of a clip are taken, and how they are fitted."""
     return FrameSettings(
         size=size_of(config, spec),
         fps=fps_of(config, spec),
@@ -78,7 +77,7 @@ def frame_settings(config: RunConfig, spec: ModelSpec) -> FrameSettings:
 
 
 def clips_by_size(dataset: Dataset, settings: FrameSettings) -> dict[Size, int]:
-    """How many samples are trained at each size; every clip is opened.
+    """Return how many samples are trained at each size; every clip is opened.
 
     Raises:
         CogtuneError: a clip cannot be read.
@@ -87,14 +86,14 @@ def clips_by_size(dataset: Dataset, settings: FrameSettings) -> dict[Size, int]:
 
 
 def store_of(config: RunConfig) -> Store:
-    """Where the entries of a run's dataset are kept.
+    """Return where the entries of a run's dataset are kept.
 
     Raises:
         CogtuneError: writing there would reach files elsewhere, by a link that leads out.
     """
     root = config.cache_folder
-    if root == config.usual_cache_folder and leads_out(root, config.data):
-        hint = f"delete the link, or, if that is where the cache is to be, give --cache-dir {root.resolve()}"
+    if root == config.default_cache_folder and leads_out(root, config.data):
+        hint = f"delete the link, or pass --cache-dir {root.resolve()} to use that folder"
         refuse_links([root], config.data, hint)
     refuse_links_out(root)
     return Store(root)
@@ -103,7 +102,7 @@ def store_of(config: RunConfig) -> Store:
 def prepare(
     config: RunConfig,
     spec: ModelSpec,
-    checkpoint: Path,
+    base_model_dir: Path,
     dataset: Dataset,
     watched: ValidationSet = NOTHING,
     *,
@@ -117,10 +116,10 @@ def prepare(
     Raises:
         CogtuneError: a clip or the model cannot be read, or the cache folder not be written.
     """
-    tokens = {part: fingerprint(checkpoint, part) for part in ("text_encoder", "tokenizer")}
+    tokens = {part: fingerprint(base_model_dir, part) for part in ("text_encoder", "tokenizer")}
     recipe = CacheKeySettings(
         frames=frame_settings(config, spec),
-        vae=fingerprint(checkpoint, "vae"),
+        vae=fingerprint(base_model_dir, "vae"),
         text=f"{tokens['text_encoder']}-{tokens['tokenizer']}",
         max_tokens=spec.max_text_seq_length,
         dtype=config.precision,
@@ -157,30 +156,30 @@ _TODO = TypeAdapter(EncodeJobs)
 class EncodePlan:
     """What has to be encoded, and with what."""
 
-    checkpoint: Path
+    base_model_dir: Path
     store: Store
     precision: Precision
     max_tokens: int
     todo: EncodeJobs
-    engine: EncodeOptions
+    options: EncodeOptions
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
         write_sealed(
             path,
             {
-                "checkpoint": str(self.checkpoint),
+                "checkpoint": str(self.base_model_dir),
                 "cache": str(self.store.root),
                 "precision": self.precision,
                 "max_tokens": self.max_tokens,
-                "engine": asdict(self.engine),
+                "engine": asdict(self.options),
                 "todo": _TODO.dump_python(self.todo, mode="json"),
             },
         )
 
     @classmethod
     def read(cls, path: Path) -> EncodePlan:
-        """The job saved at ``path``.
+        """Return the job saved at ``path``.
 
         Raises:
             CogtuneError: there is none, or it is not what was saved.
@@ -196,15 +195,15 @@ class EncodePlan:
         )
 
 
-def job_for(
-    prepared: PreparedCache, config: RunConfig, spec: ModelSpec, checkpoint: Path, *, processes: int | None = None
+def make_encode_plan(
+    prepared: PreparedCache, config: RunConfig, spec: ModelSpec, base_model_dir: Path, *, processes: int | None = None
 ) -> EncodePlan:
     """The job of encoding what ``prepared`` lacks, by so many processes; by default as many as the work is worth."""
     if processes is None:
         most = min(config.local_processes, len(gpus()) or config.local_processes)
-        processes = max(1, min(most, int(seconds_of(prepared.todo) // _START_SECONDS)))
+        processes = max(1, min(most, int(estimated_seconds(prepared.todo) // _START_SECONDS)))
     return EncodePlan(
-        checkpoint,
+        base_model_dir,
         prepared.store,
         config.precision,
         spec.max_text_seq_length,
@@ -227,13 +226,13 @@ def _clip_seconds(job: ClipJob) -> float:
     return _CLIP_SECONDS * size.num_frames * size.height * size.width
 
 
-def seconds_of(work: EncodeJobs) -> float:
-    """About how long one H200 takes."""
+def estimated_seconds(work: EncodeJobs) -> float:
+    """Return about how long one H200 takes."""
     return sum(map(_clip_seconds, work.clips)) + _TEXT_SECONDS * len(work.texts)
 
 
 def share(work: EncodeJobs, rank: int, processes: int) -> EncodeJobs:
-    """The part of the work that process ``rank`` does; the parts take about equally long.
+    """Return the part of the work that process ``rank`` does; the parts take about equally long.
 
     Captions go to as few processes as makes sense, since the text encoder takes long to load; clips are dealt out, the
     largest first, to whoever has least to do.
@@ -258,7 +257,7 @@ _ENTRY_OVERHEAD = 4096
 
 
 def shapes(work: EncodeJobs, spec: ModelSpec) -> dict[tuple[EntryKind, str], tuple[int, ...]]:
-    """The shape of each entry that ``work`` makes, by kind and key."""
+    """Return the shape of each entry that ``work`` makes, by kind and key."""
     found: dict[tuple[EntryKind, str], tuple[int, ...]] = {}
     for clip in work.clips:
         size = clip.frames.size
@@ -276,7 +275,7 @@ def shapes(work: EncodeJobs, spec: ModelSpec) -> dict[tuple[EntryKind, str], tup
 
 
 def bytes_needed(work: EncodeJobs, spec: ModelSpec, precision: Precision) -> int:
-    """What the entries that ``work`` makes will take on the disk."""
+    """Return what the entries that ``work`` makes will take on the disk."""
     itemsize = 4 if precision == "fp32" else 2
     return sum(
         math.prod(shape) * (1 if kind == "image" else itemsize) + _ENTRY_OVERHEAD
@@ -296,12 +295,13 @@ def check_space(job: EncodePlan, spec: ModelSpec) -> None:
         free = shutil.disk_usage(job.store.root).free
     if needed > free:
         raise CogtuneError(
-            f"the cache needs {in_gb(needed)} more, and {in_gb(free)} are free on the disk of {job.store.root}",
-            "free some space, use a smaller --size, or put the cache elsewhere with --cache-dir",
+            f"not enough disk space for the cache in {job.store.root}: it needs {format_bytes(needed)} more, "
+            f"and {format_bytes(free)} are free",
+            "free some space, use a smaller --size, or choose another --cache-dir",
         )
 
 
-def in_gb(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Bytes as people say them, in units of 1000."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
@@ -313,7 +313,7 @@ def in_gb(count: int) -> str:
 
 
 def result_path(folder: Path, rank: int) -> Path:
-    """Where process ``rank`` writes what it did."""
+    """Return where process ``rank`` writes what it did."""
     return folder / f"result-{rank}.json"
 
 
@@ -323,8 +323,8 @@ def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
     Raises:
         CogtuneError: it failed, or was stopped, or some clips could not be decoded; what is done stays done.
     """
-    files = LaunchFiles(job.store.root / names.JOB)
-    processes = job.engine.processes
+    files = LaunchFiles(job.store.root / JOB)
+    processes = job.options.processes
     job.write(files.plan)
     command = [sys.executable, "-m", "cogtune.encoding.worker", str(files.plan)]
     if processes > 1:
@@ -336,22 +336,22 @@ def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
         [files.report(rank) for rank in range(processes)],
         files.log,
         environment=ENVIRONMENT,
-        if_stopped=lambda: "the same command goes on where it was",
+        if_stopped=lambda: "run the same command again to continue",
     )
     results = [read_json(result_path(files.folder, rank)) for rank in range(processes)]
     failures = [failure for result in results for failure in result["failures"]]
     if failures:
         noun = "a file" if len(failures) == 1 else f"{len(failures)} files"
         raise CogtuneError(
-            f"{noun} could not be decoded; everything else is cached",
-            "`cogtune dataset validate` looks closer; mend them or take them out, then run the same command again",
+            f"cannot decode {noun}; everything else is cached",
+            "run `cogtune dataset validate` for details; fix or remove them, then run the same command again",
             details=failures,
         )
     return results
 
 
 def totals(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the processes of a job did together, JSON-able.
+    """Return what the processes of a job did together, JSON-able.
 
     Rates and shares leave out each process's first clip, before which it loads and compiles; ``seconds`` do not.
     """

@@ -23,7 +23,9 @@ from cogtune.encoding.jobs import EncodePlan, result_path, share
 from cogtune.models.geometry import Size
 from cogtune.run.launch import LaunchFiles
 from cogtune.system import console
+from cogtune.system.errors import CogtuneError
 from cogtune.system.json_files import write_json
+from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 from cogtune.system.processes import StopRequest, run_worker
 
 if TYPE_CHECKING:
@@ -104,14 +106,28 @@ def encode(job: EncodePlan, stop: StopRequest, *, rank: int = 0, device: torch.d
     """Encode this process's part of a job, text first, so that the two encoders are never in memory together.
 
     Raises:
-        CogtuneError: an entry cannot be written.
+        CogtuneError: an entry cannot be written, or the GPU's memory is used up.
     """
+    try:
+        return _encode(job, stop, rank, device)
+    except CogtuneError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        fits = "use a smaller --size, or free memory on the GPU"
+        if job.options.tiling == "off":
+            fits = "use --vae-tiling auto, which encodes in tiles what does not fit in one piece"
+        raise out_of_memory(error, fits, doing="encoding") from error
+
+
+def _encode(job: EncodePlan, stop: StopRequest, rank: int, device: torch.device | None) -> EncodeOutcome:
     from cogtune.modeling.devices import best_device
 
     device = device or best_device()
-    processes = job.engine.processes
+    processes = job.options.processes
     part = share(job.todo, rank, processes)
-    workers = default_workers(processes) if job.engine.workers is None else job.engine.workers
+    workers = default_workers(processes) if job.options.workers is None else job.options.workers
     outcome = EncodeOutcome()
     began = time.perf_counter()
     with (
@@ -147,7 +163,7 @@ def _encode_texts(
     if not texts:
         return True
     encoder = TextEncoder(
-        job.checkpoint, max_tokens=job.max_tokens, device=device, dtype=DTYPES[job.precision], tell=console.note
+        job.base_model_dir, max_tokens=job.max_tokens, device=device, dtype=DTYPES[job.precision], tell=console.note
     )
     with console.progress("captions", len(texts)) as progress:
         for start in range(0, len(texts), encoder.batch):
@@ -176,7 +192,7 @@ def _encode_clips(
         return True
     lane = _EncodePipeline(_video_encoder(job, part.clips, device), writer, outcome) if part.clips else None
     noun = "clips" if part.clips else "images"
-    noun = noun if job.engine.processes == 1 else f"{noun} of the first of {job.engine.processes} processes"
+    noun = noun if job.options.processes == 1 else f"{noun} of the first of {job.options.processes} processes"
     stopped = False
     with console.progress(noun, len(part.clips) + len(part.images)) as progress:
         while True:
@@ -217,14 +233,14 @@ def _video_encoder(job: EncodePlan, clips: tuple[ClipJob, ...], device: torch.de
 
     sizes = Counter(clip.frames.size for clip in clips)
     compiled: frozenset[Size] = frozenset()
-    if job.engine.compile == "on" or (job.engine.compile == "auto" and device.type == "cuda"):
-        always = job.engine.compile == "on"
+    if job.options.compile == "on" or (job.options.compile == "auto" and device.type == "cuda"):
+        always = job.options.compile == "on"
         compiled = frozenset(size for size, count in sizes.items() if always or worth_compiling(count, size))
     return VideoEncoder(
-        job.checkpoint,
+        job.base_model_dir,
         device=device,
         dtype=DTYPES[job.precision],
-        tiling=job.engine.tiling,
+        tiling=job.options.tiling,
         compiled_sizes=compiled,
         tell=console.note,
     )

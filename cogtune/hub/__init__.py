@@ -1,8 +1,7 @@
-"""Publishing a run on the Hugging Face Hub: weights, a model card and sample videos, in one commit."""
+"""Publishing a run on the Hugging Face Hub: weights, a model card and sample videos in one commit."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,12 @@ from cogtune.hub.card import SampleVideo, gather_facts, model_card
 from cogtune.hub.local import (
     Weights,
     check_tensors,
+    find_stamp,
     find_weights,
     newest_samples,
     read_stamp,
     refuse_files_elsewhere,
     run_folder,
-    stamp_beside,
     weight_files,
 )
 from cogtune.hub.public import public_file, public_run_yaml
@@ -25,16 +24,17 @@ from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address,
 from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.run.sample_videos import prompt_of, said_of
 from cogtune.system.containment import links_out
+from cogtune.system.scratch import scratch_folder
 
 __all__ = ["PushResult", "push"]
 
 MESSAGE = "Upload with cogtune"
-"""The commit's title when none is given."""
+"""The default commit message."""
 
 
 @dataclass(frozen=True)
 class PushResult:
-    """What was published, or would be."""
+    """What was uploaded, or would be."""
 
     url: str
     files: tuple[tuple[str, int], ...]
@@ -42,9 +42,9 @@ class PushResult:
     commit: str | None
     """The commit's hash; None for a dry run."""
     removed: tuple[str, ...] = ()
-    """Files of an earlier push that this one replaces by others."""
+    """Files of an earlier push that this one deletes."""
     notes: tuple[str, ...] = ()
-    """What the user should be told: a checkpoint chosen, nothing changed, a remark of the Hub."""
+    """Remarks for the user: a checkpoint chosen, nothing changed, a message from the Hub."""
 
 
 def push(
@@ -59,23 +59,23 @@ def push(
     allow_outside: bool = False,
     tell: Callable[[Sequence[tuple[str, int]]], None] = lambda _files: None,
 ) -> PushResult:
-    """Publish weights, model card, cleaned ``run.yaml`` and sample videos in one commit.
+    """Upload weights, model card, a redacted ``run.yaml`` and sample videos in one commit.
 
     Args:
-        run: a run's folder, one of its checkpoints, a merged folder, or a LoRA file.
-        repo_id: ``user/name``; made when it is not there.
-        private: make a new repository private; a public one that exists is refused.
+        run: a run folder, one of its checkpoints, a merged folder, or a LoRA file.
+        repo_id: ``user/name``; created if it does not exist.
+        private: create the repository as private; an existing public one is rejected.
         token: access token; by default HF_TOKEN or the saved login.
-        revision: branch to commit to, made when it is not there; by default main.
-        message: title of the commit.
-        dry_run: check and list everything, and touch no network.
-        allow_outside: publish also what links bring in from outside of the run's folder.
-        tell: called before anything is sent, with path and size of each file.
+        revision: branch to commit to, created if it does not exist; by default main.
+        message: commit message.
+        dry_run: check and list everything without network access.
+        allow_outside: also upload files outside the run's folder that links in it point to.
+        tell: called before the upload with the path and size of each file.
 
     Raises:
         UsageError: ``repo_id`` is not one.
-        CogtuneError: there are no whole weights in ``run``, or the Hub cannot be reached or refuses. The
-            repository then holds what it held before.
+        CogtuneError: ``run`` has no complete weights, or the Hub cannot be reached or rejects the upload. The
+            repository is then unchanged.
     """
     check_repo_id(repo_id)
     weights, notes = find_weights(run)
@@ -86,7 +86,7 @@ def push(
     if run.is_dir() and not allow_outside:
         refuse_files_elsewhere(sources.values(), run)
     if left_out:
-        notes.append(f"not published, since no pipeline reads them: {', '.join(left_out)}")
+        notes.append(f"not uploaded, since no pipeline reads them: {', '.join(left_out)}")
     check_tensors(sources)
     stamp = read_stamp(weights)
     config = read_mapping(RunFolder(folder).run_yaml) if folder else {}
@@ -100,12 +100,12 @@ def push(
 
     endpoint = hub_address()
     url = f"{endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
-    with tempfile.TemporaryDirectory(prefix="cogtune-push-") as aside:
+    with scratch_folder("cogtune-push-") as aside:
         contents: dict[str, Path | bytes] = {"README.md": model_card(facts).encode()}
         if config:
             contents[RUN_NAME] = public_run_yaml(config, facts)
         for path, source in sources.items():
-            contents[path] = public_file(source, facts.base_model, Path(aside))
+            contents[path] = public_file(source, facts.base_model, aside)
         contents |= videos
         files = tuple(
             (path, len(item) if isinstance(item, bytes) else item.stat().st_size) for path, item in contents.items()
@@ -124,11 +124,11 @@ def push(
 
 
 def _refuse_files_elsewhere(run: Path, folder: Path | None, weights: Weights) -> None:
-    """Refuse a run of which a link that leads out is read; a LoRA file that is named itself may be one."""
+    """Reject a run with links to files elsewhere; a LoRA file that is passed directly may be one."""
     if run.is_dir():
         within = sorted(weights.path.rglob("*")) if weights.path.is_dir() else []
         refuse_files_elsewhere([weights.path, *(path for path in within if path.is_symlink())], run)
-    stamp = stamp_beside(weights)
+    stamp = find_stamp(weights)
     if stamp is not None:
         refuse_files_elsewhere([stamp], stamp.parent)
     if folder is not None:

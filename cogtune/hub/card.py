@@ -1,4 +1,4 @@
-"""The model card: what the Hub's page of a fine-tuned model says, and the metadata the Hub files it under."""
+"""The model card: the text and metadata of a fine-tuned model's page on the Hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Kind = Literal["lora", "transformer", "pipeline"]
 """What is published: an adapter, the transformer alone, or all components of a pipeline."""
 
 DIFFUSERS_RELEASE = "0.42"
-"""The oldest diffusers that the card's code is known to run on."""
+"""The oldest diffusers that the card's code is tested with."""
 
 _UNPUBLISHED = "path/to/the/base/model"
 
@@ -35,7 +35,7 @@ _DTYPES: dict[Precision, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": 
 
 @dataclass(frozen=True)
 class SampleVideo:
-    """A video made with the weights: its path in the repository, and its prompt where it is known."""
+    """A video made with the weights: its path in the repository, and its prompt if known."""
 
     path: str
     prompt: str | None = None
@@ -43,19 +43,19 @@ class SampleVideo:
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What is known of a published model. None stands for unknown, and is left out of the card."""
+    """Facts about a published model. Unknown ones are None and left out of the card."""
 
     repo_id: str
     kind: Kind
     variant: Variant
-    """The published model that the base is built like."""
+    """The published model with the base's architecture."""
     base_model: str | None
-    """The base's Hub id; None when it was a model on the trainer's disk only."""
+    """The base's Hub id; None for a local model."""
     size: Size
     fps: float
     precision: Precision
     trigger: str | None = None
-    """The word that was put in front of every caption."""
+    """The trigger word that was put in front of every caption."""
     prompt: str | None = None
     """A caption from the training data."""
     rank: int | None = None
@@ -78,7 +78,7 @@ def gather_facts(
     config: Mapping[str, Any],
     samples: tuple[SampleVideo, ...] = (),
 ) -> CardFacts:
-    """What the weights and their run tell about themselves.
+    """Collect what is known about the weights and their run.
 
     Args:
         weights: the LoRA file, or the folder of the transformer or the pipeline.
@@ -86,7 +86,7 @@ def gather_facts(
         config: the keys of the run's ``run.yaml``; empty when there is none.
 
     Raises:
-        CogtuneError: nothing tells which CogVideoX model this is.
+        CogtuneError: the CogVideoX model cannot be determined.
     """
     row = _variant(kind, weights, stamp, config)
     lora = kind == "lora"
@@ -126,7 +126,7 @@ _MOST, _MOST_SIDE = 10**15, 65_536
 
 
 def _first(kind: Any, *values: Any) -> Any:
-    """The first of ``values`` that is of ``kind``, or None; a number has to be one that could be meant."""
+    """Return the first of ``values`` that is of ``kind``, or None; numbers must be plausible."""
     return next((value for value in values if isinstance(value, kind) and _is_meant(value)), None)
 
 
@@ -135,7 +135,7 @@ def _is_meant(value: Any) -> bool:
 
 
 class _Shape(Schema):
-    """What in a transformer's config tells the five models apart."""
+    """The keys of a transformer's config that distinguish the five models."""
 
     in_channels: int
     out_channels: int
@@ -162,8 +162,8 @@ def _variant(kind: Kind, weights: Path, stamp: Mapping[str, Any], config: Mappin
             if named is not None:
                 return named
     raise CogtuneError(
-        f"{weights} does not say which CogVideoX model it was trained on",
-        "push the folder of the run it comes from, which holds run.yaml",
+        f"cannot tell which CogVideoX model {weights} was trained on",
+        "push the folder of its run, which contains run.yaml",
     )
 
 
@@ -171,7 +171,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]
 
 
 def _hub_id(model: str) -> str | None:
-    """The Hub id of what a run calls its base model; None for one that is only on this machine."""
+    """Return the Hub id of a run's base model; None for a local model."""
     row = published(model)
     if row is not None:
         return None if model.startswith(TINY) else row.hub_id
@@ -187,12 +187,12 @@ def _hub_id(model: str) -> str | None:
 
 
 def model_card(facts: CardFacts) -> str:
-    """The README.md of the repository: the metadata block, then Markdown."""
+    """Write the repository's README.md: the metadata block, then Markdown."""
     return f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(_sections(facts)) + "\n"
 
 
 def _metadata(facts: CardFacts) -> str:
-    """The YAML block. Keys: https://huggingface.co/docs/hub/model-cards#model-card-metadata"""
+    """Write the YAML block. Keys: https://huggingface.co/docs/hub/model-cards#model-card-metadata"""
     from huggingface_hub import ModelCardData
 
     lora = facts.kind == "lora"
@@ -225,7 +225,9 @@ def _sections(facts: CardFacts) -> list[str]:
     if facts.samples:
         sections.append("<Gallery />")
     if facts.trigger:
-        sections.append(f"## Trigger word\n\nPut {_code(facts.trigger)} into the prompt: each caption began with it.")
+        sections.append(
+            f"## Trigger word\n\nStart the prompt with {_code(facts.trigger)}, as all training captions do."
+        )
     sections.append(f"## Training\n\n{_table(facts)}")
     sections.append(f"## Use with cogtune\n\n{_cogtune_use(facts)}")
     sections.append(f"## Use with diffusers\n\n{_diffusers_use(facts)}")
@@ -248,7 +250,7 @@ def _summary(facts: CardFacts) -> str:
 
 def _base(facts: CardFacts) -> str:
     if facts.base_model is None:
-        return f"an unpublished model built like {facts.variant.hub_id}"
+        return f"an unpublished model with the architecture of {facts.variant.hub_id}"
     return f"[{facts.base_model}](https://huggingface.co/{facts.base_model})"
 
 
@@ -278,7 +280,7 @@ _MOST_CHARACTERS = 2000
 
 
 def _seen(text: str) -> str:
-    """What anyone may have written, without characters that cannot be seen; a long text is cut."""
+    """Return untrusted text without invisible characters, truncated if it is long."""
     shown = printable(text.strip())
     return shown if len(shown) <= _MOST_CHARACTERS else f"{shown[:_MOST_CHARACTERS]}..."
 
@@ -288,16 +290,16 @@ def _one_line(text: str) -> str:
 
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~$:@-])")
-"""Characters that mean something to Markdown, or to what the Hub finds in it: formulas, links, names of users."""
+"""Characters with a meaning in Markdown, or in what the Hub detects in it: formulas, links, user names."""
 
 
 def _plain(text: str) -> str:
-    """``text`` as Markdown that shows it and nothing else."""
+    """Escape ``text`` for Markdown."""
     return _MARKUP.sub(r"\\\1", html.escape(_one_line(text), quote=False))
 
 
 def _code(text: str) -> str:
-    """``text`` as a code span, whatever it holds."""
+    """Return ``text`` as a code span, whatever it contains."""
     line = _one_line(text).replace("|", "\u00a6")  # a bar would end the cell of a table even in code
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if "`" in line or not line else ""
@@ -312,8 +314,8 @@ def _prompt(facts: CardFacts) -> str:
 def _cogtune_use(facts: CardFacts) -> str:
     if facts.kind == "transformer":
         return (
-            "These weights are the transformer alone. Download the base model, put this repository's "
-            "`transformer` folder in the place of its own, and give the whole to `cogtune infer --model`."
+            "These weights are the transformer only. Download the base model, replace its `transformer` folder with "
+            "this repository's, and pass the folder to `cogtune infer --model`."
         )
     folder = facts.repo_id.split("/")[-1]
     words = ["cogtune infer", "--lora" if facts.kind == "lora" else "--model", folder]
@@ -376,8 +378,8 @@ def _diffusers_use(facts: CardFacts) -> str:
     remark = f"With diffusers {DIFFUSERS_RELEASE} or newer:"
     if facts.kind == "lora":
         remark = (
-            "The adapter's rank and alpha are in the file's metadata and are applied on loading: "
-            f"no scale has to be set. {remark}"
+            "The adapter's rank and alpha are in the file's metadata and are applied on loading, so "
+            f"no scale needs to be set. {remark}"
         )
     return "\n".join([remark, "", "```python", *lines, "```"])
 
@@ -386,7 +388,7 @@ def _licence(facts: CardFacts) -> str:
     row = facts.variant
     if row.license == "other":
         return (
-            f"{row.hub_id} is published under the [CogVideoX licence]({row.license_link}), and weights made "
-            "from it stay under it. Read it before you use them, for commercial use above all."
+            f"{row.hub_id} is published under the [CogVideoX licence]({row.license_link}), which also applies to "
+            "weights made from it. Read it before you use them, especially commercially."
         )
-    return f"`{row.license}`, as {row.hub_id}."
+    return f"`{row.license}`, like {row.hub_id}."

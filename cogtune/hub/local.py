@@ -1,4 +1,4 @@
-"""What a run holds: weights, samples and the facts beside them, and whether the weights are whole."""
+"""A run's files to publish: weights, samples and metadata, and whether the weights are complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cogtune.system.files import os_errors_explained
 from cogtune.system.reading import Schema, read_as, read_object
 
 INDEX_SUFFIX = ".safetensors.index.json"
-"""How the name of the list of shards of one model ends."""
+"""The file name suffix of a model's shard index."""
 
 _SHARD = r"(?:-\d{5}-of-\d{5})?\.safetensors|\.safetensors\.index\.json"
 _DIFFUSERS_MODEL = re.compile(rf"config\.json|diffusion_pytorch_model(?:{_SHARD})")
@@ -32,12 +32,12 @@ _FILES = {
     "text_encoder": re.compile(rf"config\.json|generation_config\.json|model(?:{_SHARD})"),
     "tokenizer": re.compile(r"(?:tokenizer_config|special_tokens_map|added_tokens|tokenizer)\.json|spiece\.model"),
 }
-"""What diffusers and transformers save of each component; nothing else is published."""
+"""The files that diffusers and transformers save for each component. Nothing else is uploaded."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights to publish: what they are, and where they lie."""
+    """The weights to publish: their kind and path."""
 
     kind: Kind
     path: Path
@@ -45,17 +45,17 @@ class Weights:
 
 
 def find_weights(run: Path) -> tuple[Weights, list[str]]:
-    """The weights of ``run``, or those of its newest checkpoint; and notes on what was chosen.
+    """Find the weights of ``run``, or those of its newest checkpoint; return them and remarks on the choice.
 
     Raises:
-        CogtuneError: there are none that can be pushed.
+        CogtuneError: there are none to push.
     """
     if run.is_file():
         if run.suffix != ".safetensors":
-            raise CogtuneError(f"{run} is not a .safetensors file", "give a LoRA file, a run's folder or a checkpoint")
+            raise CogtuneError(f"{run} is not a .safetensors file", "pass a LoRA file, a run folder or a checkpoint")
         return Weights("lora", run), []
     if not run.exists():
-        raise CogtuneError(f"there is no {run}", "give the --output folder of a training run, such as out/")
+        raise CogtuneError(f"no such file or folder: {run}", "pass the --output folder of a training run, such as out/")
     found = _weights_in(run)
     if found:
         return found, []
@@ -63,17 +63,17 @@ def find_weights(run: Path) -> tuple[Weights, list[str]]:
     for checkpoint in newest_first:
         found = _weights_in(checkpoint)
         if found:
-            note = f"{run} has no final weights: pushing its newest checkpoint, {checkpoint.name}"
+            note = f"{run} has no final weights; pushing its newest checkpoint, {checkpoint.name}"
             return found, [note]
     for sharded in (run, *newest_first):
         if (sharded / "latest").is_file():  # what DeepSpeed leaves in a folder of shards
             raise CogtuneError(
-                f"{sharded} holds only the ranks' shards of the weights",
-                f"`cogtune merge-zero {sharded}`, then push the folder it makes",
+                f"{sharded} contains only ZeRO shards of the weights",
+                f"run `cogtune merge-zero {sharded}` and push the folder it writes",
             )
     raise CogtuneError(
-        f"there is nothing to push in {run}",
-        "give a run that has reached its first checkpoint, a merged folder, or a LoRA file",
+        f"{run} contains no weights to push",
+        "pass a run that has reached its first checkpoint, a merged folder, or a LoRA file",
         details=[
             f"no {LORA_WEIGHTS_NAME} (a LoRA)",
             "no transformer/config.json with transformer/*.safetensors (a full fine-tune)",
@@ -95,16 +95,16 @@ def _weights_in(folder: Path) -> Weights | None:
 
 
 class ShardIndex(Schema):
-    """The list of the shards of one model."""
+    """A model's shard index."""
 
     weight_map: dict[str, str]
 
 
 def weight_files(weights: Weights) -> tuple[dict[str, Path], list[str]]:
-    """Path in the repository and on disk of every file that belongs to the weights; and what lies beside and does not.
+    """Return the repository path and local path of every weight file, and the names of other files found.
 
     Raises:
-        CogtuneError: a component or a shard is missing; all that are missing are named.
+        CogtuneError: with every missing component and shard.
     """
     if weights.kind == "lora":
         return {LORA_WEIGHTS_NAME: weights.path}, []
@@ -118,10 +118,10 @@ def weight_files(weights: Weights) -> tuple[dict[str, Path], list[str]]:
             folder = weights.path / name
             found = _component(name, folder, problems, left_out) if folder.is_dir() else {}
             if not found:
-                problems.append(f"{name}/ is missing or empty, and model_index.json names it")
+                problems.append(f"{name}/ is listed in model_index.json but missing or empty")
             files |= found
     if problems:
-        raise CogtuneError(f"the weights in {weights.path} are not complete", "make the folder again", details=problems)
+        raise CogtuneError(f"the weights in {weights.path} are incomplete", "create the folder again", details=problems)
     return files, left_out
 
 
@@ -137,7 +137,7 @@ def _component(name: str, folder: Path, problems: list[str], left_out: list[str]
     for index in [path for path in files.values() if path.name.endswith(INDEX_SUFFIX)]:
         shards = set(read_as(index, ShardIndex).weight_map.values())
         problems += [
-            f"{name}/{shard} is missing, and {index.name} names it"
+            f"{name}/{shard} is listed in {index.name} but missing"
             for shard in sorted(shards)
             if f"{name}/{shard}" not in files
         ]
@@ -145,7 +145,7 @@ def _component(name: str, folder: Path, problems: list[str], left_out: list[str]
 
 
 def check_tensors(files: Mapping[str, Path]) -> None:
-    """Refuse weights that no one could load, by their files' headers alone.
+    """Reject weights that cannot be loaded, judging by the files' headers.
 
     Raises:
         CogtuneError: a file is damaged, a tensor is empty, or a LoRA holds no adapter.
@@ -160,23 +160,23 @@ def check_tensors(files: Mapping[str, Path]) -> None:
             with os_errors_explained(path, "read"), safe_open(path, framework="numpy") as handle:
                 shapes = {key: handle.get_slice(key).get_shape() for key in handle.keys()}  # noqa: SIM118 (not a mapping)
         except SafetensorError as error:
-            problems.append(f"{name} is damaged or cut short: {error}")
+            problems.append(f"{name} is damaged or truncated: {error}")
             continue
         if not shapes:
-            problems.append(f"{name} holds no tensors")
+            problems.append(f"{name} contains no tensors")
         elif name == LORA_WEIGHTS_NAME and not any(".lora_A." in key for key in shapes):
-            problems.append(f"{path} holds no LoRA adapter in the diffusers format")
-        problems += [f"{name}: {key} is empty, of shape {shape}" for key, shape in shapes.items() if 0 in shape]
+            problems.append(f"{path} contains no LoRA in the diffusers format")
+        problems += [f"{name}: {key} is empty, with shape {shape}" for key, shape in shapes.items() if 0 in shape]
     if problems:
         raise CogtuneError(
-            "these weights cannot be used, and are not pushed",
-            "push an earlier checkpoint, or save again; an empty tensor was not gathered from its ranks",
+            "the weights are unusable and were not pushed",
+            "push an earlier checkpoint, or save again (empty tensors were not gathered from all ranks)",
             details=problems,
         )
 
 
 def run_folder(run: Path) -> Path | None:
-    """The folder of the run that the weights come from: the given one, or the one it lies in."""
+    """Return the weights' run folder: the given folder or its parent."""
     place = run.absolute() if run.is_dir() else run.absolute().parent
     if RunFolder(place).run_yaml.is_file():
         return place
@@ -186,9 +186,9 @@ def run_folder(run: Path) -> Path | None:
 
 
 def newest_samples(run: Path, step: object) -> dict[str, Path]:
-    """The videos of the newest ``samples/step-N`` up to ``step``, by their path in the repository.
+    """List the videos of the newest ``samples/step-N`` up to ``step``, by their path in the repository.
 
-    Where there are no such folders, those in ``samples/``.
+    Without such folders, list those in ``samples/``.
     """
     by_step = dict(step_folders(run))
     folder = RunFolder(run).samples
@@ -201,8 +201,8 @@ def newest_samples(run: Path, step: object) -> dict[str, Path]:
     return {path.relative_to(run).as_posix(): path for path in videos}
 
 
-def stamp_beside(weights: Weights) -> Path | None:
-    """The file in which cogtune wrote about the run that the weights come from; None when there is none."""
+def find_stamp(weights: Weights) -> Path | None:
+    """Return the file with cogtune's metadata about the weights' run; None if there is none."""
     if weights.kind == "lora":
         return None
     state, merged = weights.path.parent / STATE_NAME, weights.path / MERGE_NAME
@@ -212,10 +212,10 @@ def stamp_beside(weights: Weights) -> Path | None:
 
 
 def read_stamp(weights: Weights) -> dict[str, Any]:
-    """What cogtune wrote about the run beside or inside the weights; empty when another program made them."""
+    """Read cogtune's metadata about the weights' run; empty if another program made them."""
     if weights.kind == "lora":
         return read_lora_facts(weights.path)
-    path = stamp_beside(weights)
+    path = find_stamp(weights)
     if path is None:
         return {}
     record = read_object(path)
@@ -223,17 +223,17 @@ def read_stamp(weights: Weights) -> dict[str, Any]:
 
 
 def refuse_files_elsewhere(files: Iterable[Path], root: Path) -> None:
-    """Refuse to publish what a link brings in from outside of ``root``.
+    """Reject files that links bring in from outside ``root``.
 
     Raises:
         CogtuneError: with every such file.
     """
-    hint = "put a copy in its place (`merge-zero --copy-base` makes copies); --allow-outside publishes what it leads to"
+    hint = "replace it with a copy (`merge-zero --copy-base` makes copies), or use --allow-outside to upload its target"
     refuse_links([path for path in files if path.exists() and leads_out(path, root)], root, hint)
 
 
 def header_metadata(path: Path) -> dict[str, str]:
-    """The metadata in the header of a safetensors file."""
+    """Return the metadata in the header of a safetensors file."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as handle:
@@ -241,7 +241,7 @@ def header_metadata(path: Path) -> dict[str, str]:
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The mapping that ``text`` spells as JSON, or None where it spells none."""
+    """Parse ``text`` as a JSON object; None if it is not one."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What may leave the machine: configurations and headers without secrets and without local paths."""
+"""Redacting what is uploaded: configurations and headers without secrets and local paths."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cogtune.config.resolving import yaml_text
 from cogtune.config.run_config import RunConfig
 from cogtune.hub.card import CardFacts
 from cogtune.hub.local import header_metadata, json_object
@@ -30,18 +31,16 @@ _PRIVATE_TEXT = re.compile(
 
 
 def public_run_yaml(config: Mapping[str, Any], facts: CardFacts) -> bytes:
-    """``run.yaml`` for the repository; a model on this machine's disk is named as the card names it."""
-    import yaml
-
+    """Return ``run.yaml`` for the repository; a local model is named as in the card."""
     public = _without_private(config)
     if "model" in config and "model" not in public:
         public["model"] = facts.base_model or facts.variant.name
     header = "# The resolved configuration of this run, without paths of the machine it ran on.\n"
-    return (header + yaml.safe_dump(public, sort_keys=False, allow_unicode=True)).encode()
+    return (header + yaml_text(public, sort_keys=False)).encode()
 
 
 def public_file(source: Path, base_model: str | None, aside: Path) -> Path | bytes:
-    """``source``, or a version without the secrets and local paths in its settings or its header."""
+    """Return ``source``, or a redacted copy if its settings or header contain secrets or local paths."""
     if source.name == "model_index.json" or source.name.endswith("config.json"):
         config = read_object(source)
         public = _without_private(config, by_key=False)  # a tokenizer's pad_token is no secret
@@ -75,7 +74,7 @@ def _public_header(metadata: Mapping[str, str], base_model: str | None) -> dict[
 
 
 def _copy_with_metadata(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
-    """Copy a safetensors file with other metadata in its header; the tensors' bytes stay as they are.
+    """Copy a safetensors file with other metadata in its header and the same tensors.
 
     The format: eight bytes of header length, the header as JSON, the data
     (https://github.com/huggingface/safetensors#format).
@@ -91,10 +90,10 @@ def _copy_with_metadata(source: Path, target: Path, metadata: Mapping[str, str])
 
 
 def _without_private(value: Any, *, by_key: bool = True) -> Any:
-    """``value`` without the entries that are secrets or paths of this machine.
+    """Return ``value`` without entries that are secrets or local paths.
 
     Args:
-        by_key: take an entry for a secret by its key's name too, not by its value alone.
+        by_key: also recognise secrets by their key, not only by their value.
     """
     if isinstance(value, Mapping):
         kept = {key: item for key, item in value.items() if not _is_private(str(key) if by_key else "", item)}

@@ -1,4 +1,4 @@
-"""What a server says, without the access token in whatever spelling it comes back."""
+"""Redacting the access token, in any encoding, from what a server answers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MIXED = (re.compile("[a-z]"), re.compile("[A-Z]"), re.compile("[0-9]"))
 
 
 def redacted(text: str, token: str, keep: tuple[str, ...] = ()) -> str:
-    """``text`` with ``token`` taken out: as it is, reversed, quoted for a URL, in hex, base32 or base64.
+    """Remove ``token`` from ``text``: as is, reversed, URL-quoted, in hex, base32 or base64.
 
-    What else looks like a secret is taken out, too, since it could be the token in an encoding of the server's own.
+    Anything else that looks like a secret is removed as well, since it could be the token in another encoding.
 
     Args:
-        keep: names that are known to be none.
+        keep: names that are known not to be secrets.
     """
     if token:
         for spelling in sorted(set(_spellings(token)), key=len, reverse=True):

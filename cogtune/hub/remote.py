@@ -1,4 +1,4 @@
-"""Talking to the Hub: the login, an upload in one commit, and its refusals in words."""
+"""Talking to the Hub: the login, an upload in one commit, and explained errors."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _AGAIN = (
-    "run the same command again: what is already on the Hub is not sent twice, and the repository changes "
-    "only when everything is there"
+    "run the same command again: files that are already on the Hub are not sent twice, and the repository "
+    "changes only once all of them are there"
 )
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a push goes, and as what."""
+    """The target of a push."""
 
     repo_id: str
     endpoint: str
@@ -43,10 +43,10 @@ class Target:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuse what is not the ``user/name`` of a model repository, before anything is read or sent.
+    """Reject anything but the ``user/name`` of a model repository, before anything is read or sent.
 
     Raises:
-        UsageError: ``repo_id`` is not one; its hint says how to write it.
+        UsageError: ``repo_id`` is not one; the hint says how to write it.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -58,23 +58,23 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
-        raise UsageError(f"'{repo_id}' is not the name of a model repository", hint) from None
+        raise UsageError(f"'{repo_id}' is not a valid repository name", hint) from None
     if "/" not in repo_id:
-        raise UsageError(f"'{repo_id}' names no owner", f"write user/{repo_id}, with your own name on the Hub for user")
+        raise UsageError(f"'{repo_id}' has no owner", f"write user/{repo_id}, with your Hub user name")
 
 
 def hub_address() -> str:
-    """The address of the Hub, without a slash at its end: HF_ENDPOINT, or else the client's own."""
+    """Return the address of the Hub, without a slash at its end: HF_ENDPOINT, or else the client's own."""
     from huggingface_hub import constants
 
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
 
 def access_token(given: str | None) -> tuple[str, str]:
-    """The access token, and in words where it comes from.
+    """Return the access token and a description of where it comes from.
 
     Raises:
-        CogtuneError: there is none, or it cannot be one.
+        CogtuneError: there is none, or it is malformed.
     """
     from huggingface_hub import get_token
 
@@ -82,24 +82,24 @@ def access_token(given: str | None) -> tuple[str, str]:
     try:
         token = (given or get_token() or "").strip()
     except Exception as error:  # every way to get a token fails in its own way, some with the network
-        raise CogtuneError("the login for the Hub could not be read", "`hf auth login`, or give --token") from error
+        raise CogtuneError("cannot read the saved login for the Hub", "run `hf auth login`, or pass --token") from error
     if not token:
         raise CogtuneError(
             "you are not logged in to the Hub",
-            "`hf auth login`, or set HF_TOKEN, or give --token; it needs write access",
+            "run `hf auth login`, set HF_TOKEN, or pass --token; the token needs write access",
         )
     if not re.fullmatch(r"[!-~]+", token):
-        raise CogtuneError(f"the token from {origin} has blanks or odd characters in it", "copy it again")
+        raise CogtuneError(f"the token from {origin} contains spaces or invalid characters", "copy it again")
     return token, origin
 
 
 def upload(
     contents: Mapping[str, Path | bytes], target: Target, token: str, origin: str
 ) -> tuple[str, tuple[str, ...], list[str]]:
-    """Send everything and commit once; the commit's hash, the files it removes, and remarks.
+    """Upload everything in one commit; return its hash, the files it deletes, and remarks.
 
     Raises:
-        CogtuneError: the Hub cannot be reached or refuses; the repository is as it was.
+        CogtuneError: the Hub cannot be reached or rejects the upload; the repository is unchanged.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -152,10 +152,10 @@ def _quiet_client() -> Iterator[None]:
 
 
 def _make_repository(api: HfApi, target: Target) -> None:
-    """Create the repository and the branch where they are not there yet.
+    """Create the repository and the branch if they do not exist.
 
     Raises:
-        CogtuneError: it is there and public, and a private one was asked for.
+        CogtuneError: it exists and is public, but a private one was requested.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -166,15 +166,15 @@ def _make_repository(api: HfApi, target: Target) -> None:
         api.create_repo(target.repo_id, private=True if target.private else None)
     elif target.private and not there.private:
         raise CogtuneError(
-            f"{target.repo_id} is there already and is public: --private does not change it",
-            f"make it private at {target.endpoint}/{target.repo_id}/settings, or push to another name",
+            f"{target.repo_id} already exists and is public; --private does not change that",
+            f"make it private at {target.endpoint}/{target.repo_id}/settings, or push to another repository",
         )
     if target.revision not in (None, "main"):
         api.create_branch(target.repo_id, branch=str(target.revision), exist_ok=True)
 
 
 def _check_kind(target: Target, there: list[str]) -> None:
-    """Refuse to mix weights of two kinds in one repository."""
+    """Reject mixing weights of two kinds in one repository."""
     marks: list[tuple[Kind, str, str]] = [
         ("pipeline", "model_index.json", "a whole pipeline"),
         ("transformer", "transformer/config.json", "a transformer"),
@@ -185,14 +185,14 @@ def _check_kind(target: Target, there: list[str]) -> None:
         if mark in there:
             if kind != target.kind:
                 raise CogtuneError(
-                    f"{target.repo_id} holds {name}, and this is {words[target.kind]}",
-                    "push it to a name of its own",
+                    f"{target.repo_id} contains {name}, but this is {words[target.kind]}",
+                    "push it to another repository",
                 )
             return
 
 
 def _replaced_by_a_push(path: str) -> bool:
-    """Whether a file is of the kinds whose names change from push to push: sample videos and shards."""
+    """Return whether a file's name may change from push to push: sample videos and shards."""
     folder, _, name = path.partition("/")
     if folder == names.SAMPLES:
         return name.endswith(".mp4")
@@ -200,14 +200,14 @@ def _replaced_by_a_push(path: str) -> bool:
 
 
 def _http_error() -> type[Exception]:
-    """The base of what the HTTP library raises: httpx under huggingface_hub 1, httpx2 under 2."""
+    """Return the base of what the HTTP library raises: httpx under huggingface_hub 1, httpx2 under 2."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(base for base in HfHubHTTPError.__bases__ if base.__name__ == "HTTPError")
 
 
 def _failure(error: BaseException, api: HfApi, target: Target, token: str, origin: str) -> CogtuneError:
-    """What went wrong between here and the Hub, in words and without the token."""
+    """Explain an error of the Hub or the network, without the token."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     chain = [error]
@@ -216,7 +216,7 @@ def _failure(error: BaseException, api: HfApi, target: Target, token: str, origi
     if any(isinstance(item, OfflineModeIsEnabled) for item in chain):
         return CogtuneError(
             "cannot push: offline mode is on",
-            "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run it again",
+            "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, then run the command again",
         )
     known = (target.repo_id, target.endpoint)
     refusal = next((item for item in chain if isinstance(item, HfHubHTTPError)), None)
@@ -224,37 +224,37 @@ def _failure(error: BaseException, api: HfApi, target: Target, token: str, origi
         told = redacted(refusal.server_message or "", token, known).strip()
         return _refusal(refusal.response.status_code, told, api, target, origin)
     if type(error).__name__ == "ConnectError":
-        return CogtuneError(f"cannot reach {target.endpoint}", f"check the network, then {_AGAIN}")
+        return CogtuneError(f"cannot reach {target.endpoint}", f"check your network connection, then {_AGAIN}")
     reason = next((line for item in reversed(chain) for line in str(item).splitlines() if line), "")
     details = [redacted(reason, token, known)] if reason else []
-    return CogtuneError(f"the upload to {target.repo_id} broke off", _AGAIN, details=details)
+    return CogtuneError(f"the upload to {target.repo_id} was interrupted", _AGAIN, details=details)
 
 
 def _refusal(status: int, told: str, api: HfApi, target: Target, origin: str) -> CogtuneError:
     details = told.splitlines()
     if status == 401:
         return CogtuneError(
-            f"the Hub does not accept the token from {origin}",
-            "make one with write access at https://huggingface.co/settings/tokens, then `hf auth login`",
+            f"the Hub rejected the token from {origin}",
+            "create one with write access at https://huggingface.co/settings/tokens, then run `hf auth login`",
             details=details,
         )
     if status == 403:
         return CogtuneError(
-            f"the token from {origin} may not write to {target.repo_id}",
-            "use a token with write access, and a name under your own account or organisation",
+            f"the token from {origin} does not have write access to {target.repo_id}",
+            "use a token with write access, and a repository of your own account or organisation",
             details=[*details, *_whose_token(api)],
         )
     if status in (404, 409):
         other = _other_type(api, target.repo_id)
         if other:
-            return CogtuneError(f"{target.repo_id} is there already, as a {other}", "push to another name")
+            return CogtuneError(f"{target.repo_id} already exists as a {other}", "push to another repository")
     if status == 412:
         return CogtuneError(f"someone else changed {target.repo_id} during the upload", _AGAIN, details=details)
     if status == 400:
         return CogtuneError(
-            f"the Hub refuses the upload to {target.repo_id}", "nothing was changed there", details=details
+            f"the Hub rejected the upload to {target.repo_id}", "nothing was changed there", details=details
         )
-    return CogtuneError(f"the Hub answered {status} to the upload to {target.repo_id}", _AGAIN, details=details)
+    return CogtuneError(f"the upload to {target.repo_id} failed with status {status}", _AGAIN, details=details)
 
 
 def _whose_token(api: HfApi) -> list[str]:
@@ -263,7 +263,7 @@ def _whose_token(api: HfApi) -> list[str]:
     except (OSError, _http_error()):
         return []
     organisations = ", ".join(str(item.get("name")) for item in me.get("orgs", ())) or "none"
-    said = f"the token is that of {me.get('name')} (organisations: {organisations})"
+    said = f"the token belongs to {me.get('name')} (organisations: {organisations})"
     return [redacted(said, api.token if isinstance(api.token, str) else "")]
 
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from cogtune.merge.unpickling import CarefulUnpickler
+from cogtune.merge.unpickling import RestrictedUnpickler
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained
 
@@ -55,7 +55,7 @@ class Record:
     crc: int | None
 
     def is_sound(self, on_bytes: Callable[[int], None]) -> bool:
-        """Whether the bytes are all there and have their checksum; tells ``on_bytes`` how many were read."""
+        """Return whether the bytes are all there and have their checksum; tells ``on_bytes`` how many were read."""
         crc = 0
         with os_errors_explained(self.path, "read"), self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
@@ -107,7 +107,7 @@ class StoredTensor:
             yield _read(self.record, self.dtype, self.offset + begin, min(step, start + length - begin))
 
     def _places(self, begin: int, end: int) -> torch.Tensor:
-        """Where in the record the values ``begin`` to ``end`` are: one place may hold many (a stride of 0)."""
+        """Return where in the record the values ``begin`` to ``end`` are: one place may hold many (a stride of 0)."""
         left, places = torch.arange(begin, end), torch.full((end - begin,), self.offset)
         for size, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
             places += left % size * stride
@@ -129,7 +129,7 @@ def _read(record: Record, dtype: torch.dtype, start: int, count: int) -> torch.T
 
 
 def name_when_saved(path: Path) -> str:
-    """The name that torch.save was given for a file, which it keeps as the folder of all that is inside.
+    """Return the name that torch.save was given for a file, which it keeps as the folder of all that is inside.
 
     Raises:
         CogtuneError: it cannot be read.
@@ -138,13 +138,13 @@ def name_when_saved(path: Path) -> str:
         return f"{archive.namelist()[0].partition('/')[0]}.pt"
 
 
-class _Inert:
+class _Stub:
     """Stands for every class that is not needed: takes anything, does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __call__(self, *_: Any, **__: Any) -> _Inert:
+    def __call__(self, *_: Any, **__: Any) -> _Stub:
         return self
 
     def __setstate__(self, state: Any) -> None:
@@ -195,18 +195,18 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(CarefulUnpickler):
+class _Unpickler(RestrictedUnpickler):
     def __init__(self, file: io.BytesIO, records: dict[str, Record]) -> None:
         super().__init__(file)
         self._records = records
 
     def is_key(self, value: Any) -> bool:
-        return isinstance(value, _Inert) or super().is_key(value)
+        return isinstance(value, _Stub) or super().is_key(value)
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        return _KNOWN.get((module, name), _Inert)
+        return _KNOWN.get((module, name), _Stub)
 
     def persistent_load(self, reference: Any) -> tuple[Record, torch.dtype]:
         _, dtype, key, _, _ = reference
@@ -216,7 +216,7 @@ class _Unpickler(CarefulUnpickler):
 
 
 def read_archive(path: Path) -> Any:
-    """The object that ``torch.save`` wrote to ``path``, with a :class:`StoredTensor` for every tensor.
+    """Return the object that ``torch.save`` wrote to ``path``, with a :class:`StoredTensor` for every tensor.
 
     Reads the description of the objects only. Objects of unknown classes become inert stand-ins.
 
@@ -253,7 +253,7 @@ def read_archive(path: Path) -> Any:
 def _records(
     path: Path, file: BinaryIO, members: Sequence[zipfile.ZipInfo], folder: str, *, has_checksums: bool, start: int = 0
 ) -> dict[str, Record]:
-    """The tensors' bytes in a zip that begins at ``start`` of ``path``, by their names.
+    """Return the tensors' bytes in a zip that begins at ``start`` of ``path``, by their names.
 
     Raises:
         ValueError: one is compressed, or lies elsewhere than the zip says.
@@ -301,7 +301,7 @@ class _Window(io.RawIOBase):
 
 
 def records_at(path: Path, file: BinaryIO, start: int, length: int) -> list[Record]:
-    """The tensors' bytes in what torch.save wrote to a part of a file.
+    """Return the tensors' bytes in what torch.save wrote to a part of a file.
 
     Raises:
         ValueError: there is no such thing there, or it is cut short.
@@ -320,7 +320,7 @@ def records_at(path: Path, file: BinaryIO, start: int, length: int) -> list[Reco
 
 
 def _data_offset(file: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Where a zip member's bytes begin: its own header says how long its name and extra field are."""
+    """Return where a zip member's bytes begin: its own header says how long its name and extra field are."""
     file.seek(info.header_offset)
     header = file.read(30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04" or info.compress_type != zipfile.ZIP_STORED:

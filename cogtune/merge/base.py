@@ -28,7 +28,7 @@ class Base:
 
 
 def find_base(given: Path | None, state: Mapping[str, Any], *, needed: bool) -> Base | None:
-    """The base model; None when a LoRA's cannot be found, which then is not compared with it."""
+    """Return the base model; None when a LoRA's cannot be found, which then is not compared with it."""
     hint = "name the base model with --model: the folder with model_index.json, or its transformer/"
     named = state.get("model_path")
     path = given or (Path(named) if isinstance(named, str) and named else None)
@@ -48,7 +48,7 @@ def find_base(given: Path | None, state: Mapping[str, Any], *, needed: bool) -> 
 
 
 def expected_shapes(transformer: Path) -> dict[str, tuple[int, ...]]:
-    """Every key that the model of this configuration loads, and its shape. Makes no weights.
+    """Return every key that the model of this configuration loads, and its shape. Makes no weights.
 
     Raises:
         CogtuneError: the configuration is damaged.
@@ -70,7 +70,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def stored_weights(transformer: Path) -> dict[str, LoadedSource]:
-    """Every tensor of a transformer by its key; none where its weights are not on this machine. Reads no values.
+    """Return every tensor of a transformer by its key; none where its weights are not on this machine. Reads no values.
 
     Raises:
         CogtuneError: a file is damaged.
@@ -106,7 +106,7 @@ def _tensor_in(path: Path, key: str) -> torch.Tensor:
 
 
 def other_components(pipeline: Path) -> tuple[list[Path], list[str]]:
-    """The folders beside ``transformer`` that the pipeline is made of, and what is missing of them here."""
+    """Return the folders beside ``transformer`` that the pipeline is made of, and what is missing of them here."""
     index = read_object(pipeline / "model_index.json")
     # an entry of two nulls is a component that the pipeline can do without, and does
     present = [name for name, value in index.items() if isinstance(value, list) and value and value[0]]

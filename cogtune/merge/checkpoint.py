@@ -66,7 +66,7 @@ class MergeResult:
     from_base: int = 0
 
 
-class _Progress:
+class Progress:
     """Adds up bytes, from several threads, for a callback that wants (done, total)."""
 
     def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
@@ -134,14 +134,14 @@ def merge_checkpoint(
     inputs = [checkpoint, zero.folder / zero.tag, *([found.transformer] if found else [])]
     if found and found.pipeline:
         inputs += [found.pipeline, *other_components(found.pipeline)[0]]
-    _check_output(output, inputs, force)
+    check_output(output, inputs, force)
     content = _content(zero, found, state, dtype, lora_alpha)
     copied = sum(folder_size(folder) for folder in content.others) if copy_base else 0
-    _check_space(output, sum(tensor.size for tensor in content.tensors.values()) + copied)
+    check_space(output, sum(tensor.size for tensor in content.tensors.values()) + copied)
 
     records = sum(record.size for record in records_of(content.sources))
     read = sum(source.numel * source.dtype.itemsize for source in content.sources)
-    bar = _Progress(records + read, progress)
+    bar = Progress(records + read, progress)
     if problems := check_bytes(content.sources, bar.advance):
         raise CogtuneError(
             f"{checkpoint} is damaged",
@@ -155,7 +155,7 @@ def merge_checkpoint(
             place.mkdir(exist_ok=True)
         shards = [content.tensors] if is_lora else split(content.tensors, limit)
         with one_thread():
-            written, files = _write(place, shards, content.metadata, bar, LORA_WEIGHTS_NAME if is_lora else None)
+            written, files = write_shards(place, shards, content.metadata, bar, LORA_WEIGHTS_NAME if is_lora else None)
         if found and not is_lora:
             with os_errors_explained(output):
                 shutil.copyfile(found.transformer / "config.json", place / "config.json")
@@ -179,9 +179,9 @@ def merge_checkpoint(
             "left_out": content.left_out,
             "from_base": content.from_base,
             "files": files,
-            **_norms(written),
+            **norms(written),
             "run": {key: value for key, value in state.items() if key != "config"} or None,
-            "contents": _contents(folder),
+            "contents": contents(folder),
         }
         write_sealed(folder / MERGE_NAME, record)
     return MergeResult(
@@ -229,7 +229,7 @@ def _content(
     dtype: Precision | None,
     lora_alpha: float | None,
 ) -> _Content:
-    """What a checkpoint becomes, compared with the base model's keys and shapes."""
+    """Return what a checkpoint becomes, compared with the base model's keys and shapes."""
     expected = expected_shapes(base.transformer) if base else None
     left_out: list[str] = []
     from_base: list[str] = []
@@ -257,13 +257,13 @@ def _content(
 
 
 def _beside(checkpoint: Path) -> Path:
-    """Where a merge goes when nothing else is said: ``checkpoint-500-merged`` beside ``checkpoint-500``."""
+    """Return where a merge goes when nothing else is said: ``checkpoint-500-merged`` beside ``checkpoint-500``."""
     named = checkpoint if checkpoint.name.strip(".") else checkpoint.resolve()
     return named.with_name(f"{named.name}-merged")
 
 
 def _run_state(folder: Path) -> dict[str, Any]:
-    """What a checkpoint of cogtune says about its run; empty for another program's."""
+    """Return what a checkpoint of cogtune says about its run; empty for another program's."""
     path = folder / STATE_NAME
     state = read_json(path) if path.is_file() else None
     if not isinstance(state, dict) or "format" not in state:
@@ -280,7 +280,7 @@ def _check_files(zero: SavedWeights, state: Mapping[str, Any]) -> None:
         raise CogtuneError(f"{zero.folder} is damaged or incomplete", AGAIN, details=wrong)
 
 
-def _check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
+def check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
     for path in inputs:
         if path.resolve().is_relative_to(output.resolve()):
             raise UsageError(f"{output} holds {path}, which is read", "choose another folder with --output")
@@ -296,12 +296,12 @@ def _check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
     if isinstance(made, dict) and CHECKSUM in made and not is_sealed(made):
         raise UsageError(f"{output / MERGE_NAME} is damaged: it is not what the earlier merge wrote", hint)
     of_the_merge = made.get("contents", ()) if isinstance(made, dict) else ()
-    if foreign := sorted(set(_contents(output)) - {MERGE_NAME, *of_the_merge}):
+    if foreign := sorted(set(contents(output)) - {MERGE_NAME, *of_the_merge}):
         raise UsageError(f"{output} holds more than the earlier merge made", hint, details=truncated(foreign))
 
 
-def _contents(folder: Path) -> list[str]:
-    """All files and links in ``folder``, by their paths inside it."""
+def contents(folder: Path) -> list[str]:
+    """Return all files and links in ``folder``, by their paths inside it."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
@@ -310,7 +310,7 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
-def _check_space(output: Path, needed: int) -> None:
+def check_space(output: Path, needed: int) -> None:
     there = next(folder for folder in output.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(there).free
     if free < needed:
@@ -320,11 +320,11 @@ def _check_space(output: Path, needed: int) -> None:
         )
 
 
-def _write(
+def write_shards(
     folder: Path,
     shards: list[dict[str, Output]],
     metadata: Mapping[str, str],
-    bar: _Progress,
+    bar: Progress,
     file: str | None,
 ) -> tuple[dict[str, Written], dict[str, int]]:
     """Write the shards and read them back; what was written, and the files' sizes."""
@@ -353,8 +353,8 @@ def _write(
     return written, sizes
 
 
-def _norms(written: Mapping[str, Written]) -> dict[str, Any]:
-    """The norm of all written weights, and of each block's, to tell two merges apart at a glance."""
+def norms(written: Mapping[str, Written]) -> dict[str, Any]:
+    """Return the norm of all written weights, and of each block's, to tell two merges apart at a glance."""
     blocks: dict[str, float] = {}
     for name, tensor in written.items():
         words = name.removeprefix("transformer.").split(".")

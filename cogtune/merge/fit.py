@@ -30,7 +30,7 @@ class Fitted:
 def fit_transformer(
     zero: SavedWeights, expected: Mapping[str, tuple[int, ...]], stored: Callable[[], Mapping[str, Values]]
 ) -> Fitted:
-    """What makes up the base model's every key.
+    """Return what makes up the base model's every key.
 
     Args:
         stored: gives the base model's own weights, so far as they are on this machine.
@@ -38,8 +38,8 @@ def fit_transformer(
     Raises:
         CogtuneError: with everything that does not fit.
     """
-    trained = {own_name(name): source for name, source in zero.trained.items()}
-    kept = {own_name(name): source for name, source in zero.kept.items()}
+    trained = {bare_name(name): source for name, source in zero.trained.items()}
+    kept = {bare_name(name): source for name, source in zero.kept.items()}
     found = trained | {name: source for name, source in kept.items() if name not in trained}
     problems = [f"it trained {name}, which is not in the base model" for name in trained if name not in expected]
     lacking = [name for name in expected if name not in found]
@@ -62,8 +62,8 @@ def fit_transformer(
     return Fitted(sources, sorted(set(kept) - set(expected)), from_base)
 
 
-def own_name(name: str) -> str:
-    """A parameter's name without what wrappers (compilation, DDP, FSDP, peft) add to it."""
+def bare_name(name: str) -> str:
+    """Return a parameter's name without what wrappers (compilation, DDP, FSDP, peft) add to it."""
     for inner in _WITHIN:
         name = name.replace(inner, "")
     while wrapper := next((wrapper for wrapper in _WRAPPERS if name.startswith(wrapper)), None):
@@ -72,11 +72,11 @@ def own_name(name: str) -> str:
 
 
 def truncated(problems: list[str], most: int = 20) -> list[str]:
-    """A whole model's worth of like problems, cut to what can be read."""
+    """Return a whole model's worth of like problems, cut to what can be read."""
     rest = len(problems) - most
     return problems if rest <= 0 else [*problems[:most], f"and {rest} more"]
 
 
 def shape_text(shape: Iterable[int]) -> str:
-    """A shape in words: 64x32."""
+    """Return a shape in words: 64x32."""
     return "x".join(map(str, shape))

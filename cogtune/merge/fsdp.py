@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from cogtune.merge.archive import MOST_DESCRIPTION, Record, StoredTensor, read_archive, records_at
 from cogtune.merge.sources import LoadedSource, Part, SavedWeights, Source, Values
-from cogtune.merge.unpickling import CarefulUnpickler
+from cogtune.merge.unpickling import RestrictedUnpickler
 from cogtune.merge.zero import AGAIN
 from cogtune.models.variants import Precision
 from cogtune.system.errors import CogtuneError
@@ -61,7 +61,7 @@ _CLASSES = {
 _PRECISIONS: dict[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-class _Unpickler(CarefulUnpickler):
+class _Unpickler(RestrictedUnpickler):
     def is_key(self, value: Any) -> bool:
         if isinstance(value, MetadataIndex):
             value = (value.fqn, *(value.offset or ()), value.index or 0)
@@ -94,7 +94,7 @@ class _Reader(FileSystemReader):
 
 
 def read_sharded(folder: Path, tag: str) -> SavedWeights:
-    """Where every tensor of the checkpoint in ``folder / tag`` is. Reads no weights.
+    """Return where every tensor of the checkpoint in ``folder / tag`` is. Reads no weights.
 
     Raises:
         CogtuneError: it is damaged or incomplete; all problems are listed.
@@ -122,7 +122,7 @@ def read_sharded(folder: Path, tag: str) -> SavedWeights:
 
 
 def read_full(folder: Path, name: str) -> SavedWeights:
-    """Where every tensor of a state dict is that one process saved for all, as FSDP does when so asked.
+    """Return where every tensor of a state dict is that one process saved for all, as FSDP does when so asked.
 
     Raises:
         CogtuneError: the file is damaged, or holds something else.
@@ -149,7 +149,7 @@ def _saved(folder: Path, tag: str, ranks: int, sources: Mapping[str, Values]) ->
 
 
 def _tensors(metadata: object, problems: list[str]) -> dict[str, TensorStorageMetadata]:
-    """The tensors in a checkpoint by their names, each part of each in its place."""
+    """Return the tensors in a checkpoint by their names, each part of each in its place."""
     if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
         raise TypeError("it describes something else")
     found = {}
@@ -183,7 +183,7 @@ def _numbers(values: Any) -> tuple[int, ...]:
 def _parts(
     place: Path, metadata: Metadata, tensors: Mapping[str, TensorStorageMetadata], problems: list[str]
 ) -> dict[str, list[Record]]:
-    """The bytes of every part of every tensor, with their checksums."""
+    """Return the bytes of every part of every tensor, with their checksums."""
     where = {(index.fqn, tuple(index.offset or ())): info for index, info in metadata.storage_data.items()}
     wanted: dict[str, list[tuple[str, int, int]]] = {}
     for name, tensor in tensors.items():

@@ -10,12 +10,20 @@ from cogtune.merge.zero import AGAIN, is_of_deepspeed, read_zero
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained
 
+_NO_WEIGHTS = ("optimizer", "scheduler", "sampler", "random_states", "scaler")
+"""How the names of accelerate's other files begin."""
+
+_WHOLE = (
+    "such a file needs no merging; to sample with a transformer's, put them into a copy of the base's folder, "
+    "as transformer/diffusion_pytorch_model.safetensors"
+)
+
 _FSDP = "pytorch_model_fsdp"
 """What accelerate calls a model's files and folders under FSDP."""
 
 
 def read_checkpoint(checkpoint: Path) -> SavedWeights:
-    """Where every weight of ``checkpoint`` is: a folder of ZeRO shards, of DeepSpeed without ZeRO, or of FSDP.
+    """Return where every weight of ``checkpoint`` is: a folder of ZeRO shards, of DeepSpeed without ZeRO, or of FSDP.
 
     The folder of the shards itself is taken too. Reads no weights.
 
@@ -23,6 +31,8 @@ def read_checkpoint(checkpoint: Path) -> SavedWeights:
         CogtuneError: it is none of these, or damaged or incomplete; all problems are listed.
     """
     if not checkpoint.is_dir():
+        if checkpoint.is_file():
+            raise CogtuneError(f"{checkpoint} is a file, not the folder of a checkpoint", _WHOLE)
         raise CogtuneError(f"there is no folder {checkpoint}", "give the folder of a checkpoint")
     _refuse_universal(checkpoint)
     if (checkpoint / "latest").exists():
@@ -60,7 +70,7 @@ def _refuse_universal(folder: Path) -> None:
 
 
 def _sharded(checkpoint: Path) -> list[Path]:
-    """The folders of shards in a checkpoint that may be a model's."""
+    """Return the folders of shards in a checkpoint that may be a model's."""
     found = sorted(path.parent for path in checkpoint.glob(f"*/{METADATA}"))
     models = [path for path in found if not path.name.startswith("optim")]
     return [path for path in models if path.name == f"{_FSDP}_0"] or models
@@ -81,9 +91,10 @@ def _what_instead(folder: Path, sharded: list[Path]) -> str:
             f"it holds {own[0].name}: each process saved its own part, which that run alone can load; "
             "let it save with SHARDED_STATE_DICT or FULL_STATE_DICT"
         )
-    kinds = ("*.safetensors", "transformer/*.safetensors", "*.bin", "*.pth")
-    if weights := [path for kind in kinds for path in sorted(folder.glob(kind))]:
-        return f"it holds {weights[0].relative_to(folder)}: such a file needs no merging"
+    kinds = ("*.safetensors", "transformer/*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*/*.pt")
+    weights = [path for kind in kinds for path in sorted(folder.glob(kind)) if not path.name.startswith(_NO_WEIGHTS)]
+    if weights:
+        return f"it holds {weights[0].relative_to(folder)}: {_WHOLE}"
     return "give a folder that Accelerator.save_state or DeepSpeed's save_checkpoint wrote"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 
-from cogtune.merge.fit import own_name, shape_text, truncated
+from cogtune.merge.fit import bare_name, shape_text, truncated
 from cogtune.merge.sources import SavedWeights, Values
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import FACTS, lora_facts
@@ -23,7 +23,7 @@ _NAME = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)\.([^.]+)\.(weig
 
 
 def adapter_config(folder: Path, state: Mapping[str, Any], alpha: float | None) -> dict[str, Any]:
-    """What is known of the LoRA's configuration: as asked, else from the run's own LoRA file, else its state.
+    """Return what is known of the LoRA's configuration: as asked, else from the run's own LoRA file, else its state.
 
     Raises:
         CogtuneError: there is a LoRA file in ``folder`` that cannot be read.
@@ -47,7 +47,7 @@ def adapter_config(folder: Path, state: Mapping[str, Any], alpha: float | None) 
 
 
 def lora_header(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, str]:
-    """What a LoRA file's header says: peft's configuration as diffusers stores it, and the run's own facts."""
+    """Return what a LoRA file's header says: peft's configuration as diffusers stores it, and the run's own facts."""
     named = {f"{_PREFIX}{key}": value for key, value in config.items()}
     adapter = json.dumps(named, indent=2, sort_keys=True)
     header = {LORA_ADAPTER_METADATA_KEY: adapter}
@@ -57,13 +57,13 @@ def lora_header(config: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str
 def fit_lora(
     zero: SavedWeights, expected: Mapping[str, tuple[int, ...]] | None, config: Mapping[str, Any]
 ) -> tuple[dict[str, Values], dict[str, Any]]:
-    """The adapter under diffusers' names, and its configuration: ``config`` filled up with what is left open."""
+    """Return the adapter under diffusers' names, and its configuration: ``config`` filled up with what is left open."""
     sources: dict[str, Values] = {}
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
     problems = []
     adapters = set()
     for name, source in zero.trained.items():
-        match = _NAME.fullmatch(own_name(name))
+        match = _NAME.fullmatch(bare_name(name))
         if match is None:
             problems.append(f"it trained {name} beside the LoRA: a LoRA file cannot hold it")
             continue
@@ -101,7 +101,7 @@ def fit_lora(
 
 
 def _filled_up(config: Mapping[str, Any], ranks: Mapping[str, int], *, dora: bool) -> dict[str, Any]:
-    """peft's LoraConfig of an adapter whose modules have ``ranks``."""
+    """Return peft's LoraConfig of an adapter whose modules have ``ranks``."""
     rank = max(ranks.values())
     alpha = config.get("lora_alpha")
     if alpha is None or type(alpha) not in (int, float) or not 0 < alpha < math.inf:

@@ -94,7 +94,7 @@ class SavedWeights:
 
 
 def records_of(sources: Iterable[Values]) -> list[Record]:
-    """The records that hold ``sources``, each once."""
+    """Return the records that hold ``sources``, each once."""
     return list(dict.fromkeys(record for source in sources for record in source.records))
 
 

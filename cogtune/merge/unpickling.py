@@ -12,7 +12,7 @@ import torch
 _Pure: Any = pickle._Unpickler
 
 
-class CarefulUnpickler(_Pure):  # type: ignore[misc]
+class RestrictedUnpickler(_Pure):  # type: ignore[misc]
     """Refuses keys that may take for ever to hash.
 
     The unpickler that is written in C makes room for as many objects as a damaged number says; this one keeps them in a
@@ -23,7 +23,7 @@ class CarefulUnpickler(_Pure):  # type: ignore[misc]
     stack: list[Any]
 
     def load(self) -> Any:
-        """The object; the garbage collector, which would look at all others again and again, waits meanwhile."""
+        """Return the object; the garbage collector, which would look at all others again and again, waits meanwhile."""
         collects = gc.isenabled()
         gc.disable()
         try:
@@ -33,14 +33,14 @@ class CarefulUnpickler(_Pure):  # type: ignore[misc]
                 gc.enable()
 
     def is_key(self, value: Any) -> bool:
-        """Whether a value may be a key: its size is known, as that of nested containers is not."""
+        """Return whether a value may be a key: its size is known, as that of nested containers is not."""
         if isinstance(value, tuple):
             return all(isinstance(item, (str, int, float)) for item in value)
         return isinstance(value, (str, bytes, int, float, torch.dtype, type(None)))
 
 
 def _checked(load: Callable[[Any], None], keys: Callable[[list[Any]], Iterable[Any]]) -> Callable[[Any], None]:
-    def checked(self: CarefulUnpickler) -> None:
+    def checked(self: RestrictedUnpickler) -> None:
         if not all(map(self.is_key, keys(self.stack))):
             raise pickle.UnpicklingError("a key is a container")
         load(self)
@@ -67,4 +67,4 @@ for _code, _keys in (
     (pickle.ADDITEMS, _every),
     (pickle.FROZENSET, _every),
 ):
-    CarefulUnpickler.dispatch[_code[0]] = _checked(_Pure.dispatch[_code[0]], _keys)
+    RestrictedUnpickler.dispatch[_code[0]] = _checked(_Pure.dispatch[_code[0]], _keys)

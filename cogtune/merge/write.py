@@ -66,7 +66,7 @@ def parse_size(size: str | int) -> int:
 
 
 def split(tensors: Mapping[str, Output], limit: int) -> list[dict[str, Output]]:
-    """``tensors`` in order, cut into shards of at most ``limit`` bytes; a larger tensor gets its own."""
+    """Return ``tensors`` in order, cut into shards of at most ``limit`` bytes; a larger tensor gets its own."""
     shards: list[dict[str, Output]] = [{}]
     filled = 0
     for name, tensor in tensors.items():

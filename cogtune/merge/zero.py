@@ -37,12 +37,12 @@ AGAIN = "copy the checkpoint again from where it was written, or use an earlier 
 
 
 def is_of_deepspeed(name: str) -> bool:
-    """Whether a file of that name is one that DeepSpeed saves a model or its optimizer in."""
+    """Return whether a file of that name is one that DeepSpeed saves a model or its optimizer in."""
     return bool(_OPTIMIZER_FILE.fullmatch(name) or _MODEL_FILE.fullmatch(name))
 
 
 def read_zero(folder: Path, tag: str) -> SavedWeights:
-    """Where every parameter of DeepSpeed's checkpoint in ``folder / tag`` is. Reads no weights.
+    """Return where every parameter of DeepSpeed's checkpoint in ``folder / tag`` is. Reads no weights.
 
     Raises:
         CogtuneError: it is damaged or incomplete, or of a layout that is not known here; all problems are listed.
@@ -100,7 +100,7 @@ def _not_as_known(checkpoint: Path, error: Exception) -> CogtuneError:
 
 
 def _without_zero(folder: Path, tag: str, model: Mapping[str, Any]) -> SavedWeights:
-    """What DeepSpeed saves at stage 0: every weight whole, as the model holds it, and the optimizer with it."""
+    """Return what DeepSpeed saves at stage 0: every weight whole, as the model holds it, and the optimizer with it."""
     try:
         buffers = {name for name in model.get("buffer_names") or () if isinstance(name, str)}
         weights = {
@@ -134,7 +134,7 @@ def _stop_on_unknown(unknown: list[str], checkpoint: Path) -> None:
 
 
 def _find_files(folder: Path, unknown: list[str]) -> tuple[dict[int, Path], dict[int, Path]]:
-    """The files of the optimizer and of the model, by rank."""
+    """Return the files of the optimizer and of the model, by rank."""
     optimizers: dict[int, Path] = {}
     models: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -181,7 +181,7 @@ def _read_all(paths: Mapping[int, Path], needed: str, problems: list[str]) -> di
 def _stage_and_world_size(
     states: Mapping[int, dict[str, Any]], problems: list[str], unknown: list[str]
 ) -> tuple[int, int]:
-    """The stage and the number of ranks that the run had; 0, 0 when no file says it."""
+    """Return the stage and the number of ranks that the run had; 0, 0 when no file says it."""
     found = set()
     for rank, state in states.items():
         count = state.get("partition_count")
@@ -225,7 +225,7 @@ def _check_steps(states: Mapping[int, dict[str, Any]], problems: list[str]) -> N
 def _under_their_names(
     weights: Mapping[int, Iterable[Any]], paths: Mapping[int, Path], problems: list[str]
 ) -> dict[int, Iterable[Any]]:
-    """Those of the ranks whose file was saved under the name that it has, so far as it says."""
+    """Return those of the ranks whose file was saved under the name that it has, so far as it says."""
     known = {}
     for rank, saved in weights.items():
         before = name_when_saved(paths[rank])
@@ -280,7 +280,7 @@ def _steps(value: Any) -> Iterator[int]:
 
 
 def _cut(vector: Sequence[StoredTensor], start: int, length: int) -> list[Part]:
-    """The parts of ``start`` to ``start + length`` of flat tensors laid end to end."""
+    """Return the parts of ``start`` to ``start + length`` of flat tensors laid end to end."""
     parts = []
     for tensor in vector:
         take = min(length, tensor.numel - start)
@@ -343,7 +343,7 @@ def _stage_3(
 
 
 def _shapes(model: Mapping[str, Any]) -> list[dict[str, tuple[int, ...]]]:
-    """The trained parameters of every group, in the order of their values."""
+    """Return the trained parameters of every group, in the order of their values."""
     return [_named_shapes(group) for group in model["param_shapes"]]
 
 
@@ -377,7 +377,7 @@ def _kept(models: Sequence[dict[str, Any]], trained: Mapping[str, Source], probl
 
 
 def _precision(config: Any) -> Precision:
-    """The precision that DeepSpeed ran the model in, from its own configuration."""
+    """Return the precision that DeepSpeed ran the model in, from its own configuration."""
     config = config if isinstance(config, dict) else {}
     autocast = config.get("torch_autocast") or {}
     dtype = autocast.get("dtype", "")

@@ -1,4 +1,4 @@
-"""LoRA adapters: put in, and saved in the diffusers format with all that is needed to apply them."""
+"""LoRA adapters: adding them, and saving them in the diffusers format with everything needed to apply them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_lora(
     """Freeze ``transformer`` and put a trainable fp32 adapter on every layer whose name ends in a target.
 
     Args:
-        dropout: share of the adapter's inputs dropped in training mode.
+        dropout: dropout probability on the adapter's inputs in training mode.
         dora: learn a magnitude for each output (Liu et al. 2024, "DoRA").
         rslora: scale by alpha / sqrt(rank) (Kalajdzievski 2023, "A Rank Stabilization Scaling Factor").
     """
@@ -61,10 +61,10 @@ def add_lora(
             parameter.data = parameter.data.float()
 
 
-def announce_dora_to_deepspeed(transformer: CogVideoXTransformer3DModel) -> None:
-    """Have ZeRO-3 gather what DoRA's layers read of their neighbours, in forward passes made anew in the backward too.
+def register_dora_with_deepspeed(transformer: CogVideoXTransformer3DModel) -> None:
+    """Make ZeRO-3 gather the base weights that DoRA layers read, also when activations are recomputed.
 
-    DeepSpeed finds such reading out by itself in a forward pass, and only for weights that were away at that moment.
+    DeepSpeed detects such reads by itself only in a forward pass, and only for weights that were partitioned then.
     """
     import deepspeed
 
@@ -79,10 +79,10 @@ def announce_dora_to_deepspeed(transformer: CogVideoXTransformer3DModel) -> None
 def lora_state(
     transformer: CogVideoXTransformer3DModel, state: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The adapter's weights by their names in the diffusers format, on the CPU.
+    """Return the adapter's weights by diffusers name, on the CPU.
 
     Args:
-        state: the trainable weights by parameter name, where the module's own are not whole (ZeRO-3).
+        state: the trainable weights by parameter name, if the module holds only parts of them (ZeRO-3).
     """
     weights = get_peft_model_state_dict(transformer, state_dict=dict(state) if state is not None else None)
     return {f"{_PREFIX}{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
@@ -94,7 +94,7 @@ def save_lora(
     facts: Mapping[str, Any],
     state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the adapter as one safetensors file, whole or not at all.
+    """Write the adapter atomically as one safetensors file.
 
     The header carries the adapter's configuration where diffusers looks for it, so that ``load_lora_weights`` applies
     the right alpha, and ``facts`` about the run under the key ``cogtune``.
@@ -105,7 +105,7 @@ def save_lora(
     weights = lora_state(transformer, state)
     empty = [name for name, weight in weights.items() if weight.numel() == 0]
     if empty or not weights:
-        raise CogtuneError("the adapter's weights are empty: they were not gathered from all ranks", details=empty)
+        raise CogtuneError("the adapter's weights are empty; they were not gathered from all ranks", details=empty)
     config = transformer.peft_config["default"].to_dict()
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     config["lora_dropout"] = 0.0  # diffusers leaves a loaded adapter in training mode: it would drop while sampling
@@ -115,7 +115,7 @@ def save_lora(
 
 
 def load_lora(path: Path, transformer: CogVideoXTransformer3DModel) -> None:
-    """Put the saved weights into the adapter that ``transformer`` already has.
+    """Load saved weights into the adapter that ``transformer`` already has.
 
     Raises:
         CogtuneError: the file is damaged or belongs to another adapter.
@@ -123,13 +123,13 @@ def load_lora(path: Path, transformer: CogVideoXTransformer3DModel) -> None:
     try:
         weights = {name.removeprefix(_PREFIX): weight for name, weight in load_file(path).items()}
     except (OSError, SafetensorError) as error:
-        raise CogtuneError(f"{path} cannot be read: {error}", "resume from an earlier checkpoint") from error
+        raise CogtuneError(f"cannot read {path}: {error}", "resume from an earlier checkpoint") from error
     expected = {name.removeprefix(_PREFIX): weight.shape for name, weight in lora_state(transformer).items()}
     found = {name: weight.shape for name, weight in weights.items()}
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise CogtuneError(
-            f"{path} does not fit the adapter of this run",
+            f"{path} does not match the run's adapter",
             "use the --rank and --target-modules it was trained with",
             details=[f"{name}: {found.get(name)} in the file, {expected.get(name)} here" for name in wrong[:5]],
         )

@@ -1,4 +1,4 @@
-"""How a CogVideoX transformer is conditioned: the one place that training, evaluation and tests share.
+"""How a CogVideoX transformer is conditioned, shared by training, evaluation and tests.
 
 Everything here follows the diffusers pipelines (``CogVideoXPipeline``, ``CogVideoXImageToVideoPipeline``), since a
 model must be trained as it will be sampled. Differences between the variants are fields of :class:`ModelSpec`.
@@ -19,7 +19,7 @@ from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import temporal_padding
 
 OFS = 2.0
-"""The constant that CogVideoX1.5-5B-I2V was trained with."""
+"""The ``ofs`` value that CogVideoX1.5-5B-I2V was trained with."""
 
 LOGVAR_LIMITS = (-30.0, 20.0)
 """Clamp of the VAE's log-variance (diffusers' ``DiagonalGaussianDistribution``)."""
@@ -29,7 +29,7 @@ Rotary = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the transformer is given beside latents, text and timestep."""
+    """The transformer's inputs other than latents, text and timestep."""
 
     rotary: Rotary | None
     """cos and sin, each ``[tokens, head_dim]``; None for a model with sin-cos positions."""
@@ -38,7 +38,7 @@ class Conditioning:
 
 
 def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:
-    """Unscaled latents ``[B, F, C, h, w]`` in fp32 drawn from a VAE's posterior.
+    """Draw unscaled latents ``[B, F, C, h, w]`` in fp32 from a VAE's posterior.
 
     Args:
         moments: mean and log-variance ``[B, 2C, F, h, w]``.
@@ -49,12 +49,12 @@ def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:
 
 
 def scale_video_latents(latents: Tensor, spec: ModelSpec) -> Tensor:
-    """Video latents as the model knows them: always multiplied by the VAE's scaling factor."""
+    """Scale video latents for the transformer: always multiply by the VAE's scaling factor."""
     return latents * spec.scaling_factor
 
 
 def pad_front(latents: Tensor, spec: ModelSpec) -> Tensor:
-    """Latents ``[B, F, C, h, w]`` with copies of the first frame in front, so that temporal patches divide F.
+    """Pad latents ``[B, F, C, h, w]`` with copies of the first frame in front, so that temporal patches divide F.
 
     The pipeline for 1.5 samples one latent frame more and drops the leading one; training pads to match.
     """
@@ -63,7 +63,7 @@ def pad_front(latents: Tensor, spec: ModelSpec) -> Tensor:
 
 
 def scale_image_latents(latents: Tensor, spec: ModelSpec) -> Tensor:
-    """Image latents as the I2V pipeline scales them: divided by the factor when the VAE's config says inverted.
+    """Scale image latents as the I2V pipeline does: divide by the factor if the VAE's config says inverted.
 
     By the factor's reciprocal, as there, so that both are equal to the bit.
     """
@@ -71,13 +71,13 @@ def scale_image_latents(latents: Tensor, spec: ModelSpec) -> Tensor:
 
 
 def place_image(latents: Tensor, frames: int) -> Tensor:
-    """``[image, 0, 0, ...]``: image latents ``[B, 1, C, h, w]`` in front of zeros, ``frames`` in all."""
+    """Return ``[image, 0, 0, ...]``: image latents ``[B, 1, C, h, w]`` in front of zeros, ``frames`` in all."""
     batch, _, channels, height, width = latents.shape
     return torch.cat([latents, latents.new_zeros(batch, frames - 1, channels, height, width)], dim=1)
 
 
 def rotary_positions(spec: ModelSpec, frames: int, height: int, width: int, device: torch.device) -> Rotary | None:
-    """Rotary embeddings of a latent grid (padded ``frames`` x latent ``height`` x ``width``), or None.
+    """Compute the rotary embeddings of a latent grid (padded ``frames`` x latent ``height`` x ``width``), or None.
 
     1.0 resizes the crop region of a base grid, 1.5 slices a grid whose maximum the config gives.
     """
@@ -107,7 +107,7 @@ def rotary_positions(spec: ModelSpec, frames: int, height: int, width: int, devi
 
 
 def conditioning_of(latents: Tensor, spec: ModelSpec) -> Conditioning:
-    """What goes with (padded) latents ``[B, F, C, h, w]``; the same for every sample of a size."""
+    """Return what goes with (padded) latents ``[B, F, C, h, w]``; the same for every sample of a size."""
     _, frames, _, height, width = latents.shape
     ofs = None if spec.ofs_embed_dim is None else latents.new_full((1,), OFS)
     return Conditioning(rotary_positions(spec, frames, height, width, latents.device), ofs)
@@ -121,7 +121,7 @@ def predict(
     image_latents: Tensor | None,
     conditioning: Conditioning,
 ) -> Tensor:
-    """The transformer's output ``[B, F, C, h, w]`` (v) for noisy latents of the same shape.
+    """Return the transformer's output ``[B, F, C, h, w]`` (v) for noisy latents of the same shape.
 
     Args:
         text: ``[B, L, D]``.

@@ -1,4 +1,4 @@
-"""Where tensors live, and in which number format."""
+"""Devices and number formats of tensors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16,
 
 
 def best_device() -> torch.device:
-    """The GPU, if there is one."""
+    """Return the GPU, if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that new tensors on ``device`` can take: on a GPU with what PyTorch holds and does not use."""
+    """Return the memory available to new tensors on ``device``, including what PyTorch has reserved but not used."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
@@ -24,7 +24,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def gib_in_use(device: torch.device) -> float:
-    """Peak memory in GiB: reserved by PyTorch on a GPU, of the process on a CPU."""
+    """Return the peak memory in GiB: reserved by PyTorch on a GPU, of the process on a CPU."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_reserved(device)) / 2**30
     import psutil

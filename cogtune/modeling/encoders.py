@@ -1,4 +1,4 @@
-"""Captions and clips to what training reads: T5 embeddings and VAE moments. Both exactly as the pipelines do it."""
+"""Encoding captions to T5 embeddings and clips to VAE moments, exactly as the pipelines do."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from cogtune.models.geometry import Size
 from cogtune.models.locate import loading
 
 TEXT_BATCH = 8
-"""Captions encoded together: T5-XXL takes 7 ms a caption so on an H200, and 17 ms one at a time."""
+"""Captions per batch: T5-XXL takes 7 ms per caption in such batches on an H200, and 17 ms one at a time."""
 
 OFFLOADED_TEXT_BATCH = 64
-"""The same where every layer has to travel to the GPU for each batch."""
+"""Captions per batch if every layer is copied to the GPU for each batch."""
 
 TEXT_ROOM = 1 << 30
-"""Bytes that a batch of captions needs beside the text encoder's weights."""
+"""Bytes that a batch of captions needs in addition to the text encoder's weights."""
 
 _NATIVE = 480 * 720
 _UNTILED_BYTES = 7.7 * 2**30
@@ -45,18 +45,18 @@ SAVED_SECONDS = 0.43
 
 
 def pixels_to_unit(frames: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 pixels as numbers in [-1, 1], as diffusers' ``VideoProcessor`` makes them."""
+    """Scale uint8 pixels to [-1, 1], as diffusers' ``VideoProcessor`` does."""
     return (2.0 * (frames.to(torch.float32) / 255.0) - 1.0).to(dtype)
 
 
 def worth_compiling(clips: int, size: Size) -> bool:
-    """Whether so many clips of one size are encoded sooner with the compile than without: 105 of 49x480x720."""
+    """Return whether so many clips of one size are encoded sooner with the compile than without: 105 of 49x480x720."""
     share = size.num_frames * size.height * size.width / (49 * _NATIVE)
     return clips * SAVED_SECONDS * share > COMPILE_SECONDS
 
 
 def untiled_bytes(size: Size, dtype: torch.dtype) -> int:
-    """About how much memory the VAE takes to encode a clip in one piece.
+    """Return about how much memory the VAE takes to encode a clip in one piece.
 
     It works through 8 frames at a time, and what is left over goes with the first 8 (``_encode`` in diffusers).
     """
@@ -79,33 +79,42 @@ class TextEncoder:
         max_tokens: int,
         device: torch.device,
         dtype: torch.dtype,
+        room: int | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """Load them.
+
+        Args:
+            room: bytes of the device's memory that may be used; what is free when None.
+            tell: told what was decided.
+        """
         folder = checkpoint / "text_encoder"
         with loading(checkpoint / "tokenizer"):
             self.tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
         with loading(folder):
             weights = _weight_bytes(folder, dtype)
-        fits = device.type == "cpu" or weights + TEXT_ROOM <= free_bytes(device)
+        free = free_bytes(device) if room is None else room
+        fits = weights + TEXT_ROOM <= free or (device.type == "cpu" and room is None)
         home = device if fits else torch.device("cpu")
         with loading(folder):
             self.model = T5EncoderModel.from_pretrained(folder, dtype=dtype, device_map={"": str(home)}).eval()
         self.device = device
+        self.in_layers = not fits
         self.batch = TEXT_BATCH if fits else OFFLOADED_TEXT_BATCH
         self.max_tokens = max_tokens
         if not fits:
             from accelerate import cpu_offload
 
-            free = free_bytes(device) / 2**30
             tell(
-                f"the text encoder takes {weights / 2**30:.1f} GiB, and {free:.1f} are free on the GPU: "
-                "its layers go there one at a time, which is slower"
+                f"the text encoder takes {weights / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free on the "
+                "GPU; "
+                "loading its layers one at a time, which is slower"
             )
             cpu_offload(self.model, device)
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """Embeddings ``[B, L, D]`` on the CPU; longer captions are cut at ``max_tokens``, as the pipelines do."""
+        """Encode captions to ``[B, L, D]`` on the CPU, truncated at ``max_tokens`` as the pipelines do."""
         tokens = self.tokenizer(
             list(captions),
             padding="max_length",
@@ -119,7 +128,7 @@ class TextEncoder:
 
 
 def _weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes of a component's weights in ``dtype``; T5 keeps one matrix a layer in fp32 when the rest is fp16."""
+    """Return the bytes of a component's weights in ``dtype``; T5 keeps one matrix per layer in fp32 with fp16."""
     from safetensors import safe_open
 
     total = 0
@@ -144,7 +153,7 @@ class Encoding:
     seconds: float
 
     def result(self) -> tuple[Tensor, float]:
-        """The moments ``[2C, F, h, w]`` on the CPU, waited for, and the seconds that the device worked on them."""
+        """Wait for the moments ``[2C, F, h, w]`` on the CPU; return them and the seconds of device time."""
         if self.began is None or self.ended is None:
             return self.moments, self.seconds
         self.ended.synchronize()
@@ -157,7 +166,7 @@ class VideoEncoder:
     Args:
         tiling: encode in overlapping tiles, which takes less memory and more time; ``auto`` where a clip would not fit.
         compiled_sizes: sizes for which the encoder is compiled, unless they are tiled.
-        tell: is told what was decided.
+        tell: called with a message about each decision.
     """
 
     def __init__(
@@ -182,12 +191,12 @@ class VideoEncoder:
         self._bounded = device.type == "cuda"
 
     def moments(self, frames: Tensor) -> Tensor:
-        """Posterior moments ``[2C, F, h, w]`` on the CPU of a clip ``[F, 3, H, W]`` uint8 (mean, then log-variance)."""
+        """Encode a clip ``[F, 3, H, W]`` uint8 to moments ``[2C, F, h, w]`` on the CPU (mean, then log-variance)."""
         return self.start(frames).result()[0]
 
     @torch.no_grad()
     def image_moments(self, images: Tensor) -> Tensor:
-        """Posterior moments ``[B, 2C, 1, h, w]`` on the VAE's device of images ``[B, 3, H, W]`` in [-1, 1]."""
+        """Encode images ``[B, 3, H, W]`` in [-1, 1] to moments ``[B, 2C, 1, h, w]`` on the VAE's device."""
         parameters: Tensor = self.vae.encode(images.to(self.vae.dtype).unsqueeze(2)).latent_dist.parameters
         return parameters
 
@@ -220,13 +229,13 @@ class VideoEncoder:
             torch.cuda.empty_cache()
 
     def _can_make_room(self, size: Size) -> bool:
-        """Whether there is still something to try after running out of memory: without the bound, then in tiles."""
+        """Return whether another way is left after running out of memory: without the bound, then in tiles."""
         if self._bounded:
             self._bounded = False
             return True
         if self.tiling != "auto" or self._is_tiled(size):
             return False
-        self.tell(f"{size} does not fit on the GPU in one piece: it is encoded in tiles")
+        self.tell(f"{size} does not fit on the GPU in one piece; encoding it in tiles")
         self._tiled[size] = True
         return True
 
@@ -243,7 +252,7 @@ class VideoEncoder:
                 raise
             except Exception as error:  # compilers fail in ways of their own; encoding works without
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                self.tell(f"compiling the VAE failed, so it goes on uncompiled: {reason}")
+                self.tell(f"compiling the VAE failed; continuing without: {reason}")
                 self._compiled = None
         return self._run(video, self._plain)
 
@@ -253,7 +262,7 @@ class VideoEncoder:
         return parameters[0]
 
     def _video(self, pixels: Tensor) -> Tensor:
-        """``[1, 3, F, H, W]`` in the VAE's precision, made a few frames at a time: fp32 of all would be large."""
+        """Convert a clip to ``[1, 3, F, H, W]`` in the VAE's precision, a few frames at a time to limit fp32 memory."""
         frames, _, height, width = pixels.shape
         video = torch.empty((1, 3, frames, height, width), dtype=self.vae.dtype, device=self.device)
         for start in range(0, frames, 8):
@@ -268,6 +277,6 @@ class VideoEncoder:
             if self.tiling == "auto" and self._tiled[size]:
                 self.tell(
                     f"encoding {size} in tiles: in one piece it takes about {needed / 2**30:.1f} GiB, "
-                    f"and {free / 2**30:.1f} are free"
+                    f"but only {free / 2**30:.1f} GiB are free"
                 )
         return self._tiled[size]

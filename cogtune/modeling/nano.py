@@ -19,7 +19,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 
-from cogtune.modeling import random_configs
+from cogtune.models import random_configs
 from cogtune.models.geometry import NANO_SIZE, SPATIAL_COMPRESSION
 from cogtune.models.variants import Variant
 from cogtune.models.variants import variant as find_variant
@@ -45,19 +45,19 @@ _VAE_CHANNELS, _VAE_LAYERS, _VAE_GROUPS = (16, 32, 48, 48), 1, 8
 
 
 def transformer_part(name: str) -> str:
-    """The folder of the transformer of variant ``name`` among the parts."""
+    """Return the folder of the transformer of variant ``name`` among the parts."""
     return f"transformer-{name}"
 
 
 def nano_variant(name: str) -> Variant:
-    """The published model that a nano one is built like.
+    """Return the published model that a nano one is built like.
 
     Raises:
         UsageError: there is no nano model of this name.
     """
     if name not in NANO_VARIANTS:
         raise UsageError(
-            f"there is no nano model '{name}'{did_you_mean(name, NANO_VARIANTS)}", f"one of {', '.join(NANO_VARIANTS)}"
+            f"unknown nano model '{name}'{did_you_mean(name, NANO_VARIANTS)}", f"one of {', '.join(NANO_VARIANTS)}"
         )
     return find_variant(name)
 
@@ -100,7 +100,7 @@ def nano_text_config(vocabulary: int) -> dict[str, Any]:
 
 
 def new_vae(seed: int = 0) -> AutoencoderKLCogVideoX:
-    """A VAE to be trained."""
+    """Return a VAE to be trained."""
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
         return AutoencoderKLCogVideoX(**nano_vae_config(find_variant("5b")))
@@ -161,7 +161,7 @@ def write_nano(name: str, parts: Path, folder: Path) -> Path:
     wanted = [*SHARED_PARTS, transformer_part(name)]
     missing = [part for part in wanted if not (parts / part).is_dir()]
     if missing:
-        raise CogtuneError(f"{parts} has no {', '.join(missing)}", "the scripts in tools/nano make them")
+        raise CogtuneError(f"{parts} has no {', '.join(missing)}", "run the scripts in tools/nano to make them")
     with written_folder(folder) as aside, os_errors_explained(folder):
         for part in wanted:
             target = aside / ("transformer" if part == wanted[-1] else part)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -22,53 +21,33 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXT
 from transformers import T5Config, T5EncoderModel
 
 from cogtune.modeling.devices import DTYPES
-from cogtune.modeling.random_configs import (
-    _LATENT_CHANNELS,
+from cogtune.models.random_configs import (
+    LATENT_CHANNELS,
     Scale,
     scheduler_config,
     text_encoder_config,
     transformer_config,
     vae_config,
 )
-from cogtune.models.download import home
+from cogtune.models.tiny_models import (
+    CHARACTERS,
+    EMBEDDING_GAIN,
+    GATE_BIAS,
+    LATENT_GAIN,
+    LOGVAR_BIAS,
+    OUTPUT_GAIN,
+    WORDS,
+)
 from cogtune.models.variants import Variant
-from cogtune.models.variants import variant as find_variant
-from cogtune.system.digests import digest
-from cogtune.system.files import PARTIAL_SUFFIX, os_errors_explained
+from cogtune.system.files import os_errors_explained
 from cogtune.system.folders import written_folder
 from cogtune.system.json_files import write_json
 
-_FORMAT = 1
-"""Raise it when the files of a tiny pipeline change for a reason that :func:`tiny_model` cannot see."""
-
-
-# How a tiny model's first weights differ from torch's own: see _liven_transformer and _liven_vae.
-_GATE_BIAS = 1.0
-_EMBEDDING_GAIN = 0.5
-_OUTPUT_GAIN = 1.5
-_LATENT_GAIN = 3.0
-_LOGVAR_BIAS = -6.0
-
 _EXTRA_IDS = 100
-_WORDS = """
-a an the this that of in on at to from by with and or is are it its over under across behind beside between around
-through into out up down left right slowly quickly gently smoothly once twice again together red green blue yellow
-white black orange purple grey pink brown golden silver bright dark pale colour circle square triangle star ring
-disc diamond line dot ball box wave shape shapes pattern checkerboard gradient background foreground corner centre
-edge top bottom moves moving slides sliding rolls rolling bounces bouncing spins spinning turns turning grows
-growing shrinks fades drifting rising falling flying swings zigzags orbits crosses passes stops starts motion
-speed camera film video clip frame scene shot view close wide still animation cartoon drawing light shadow pan
-zoom man woman child dog cat bird horse mouse boat steamboat ship wheel river water sea sky cloud rain snow sun
-moon morning evening day night city street house tree forest flower grass mountain field road car train window
-door table small large big tiny round long short old new fast slow quiet loud happy one two three four five six
-seven eight nine ten many few several no stands sits walks runs jumps dances looks smiles whistles steers waves
-holds plays sings
-""".split()  # noqa: SIM905 - a list of a word a line would fill screens
-_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz 0123456789 .,;:!?'\"()-/&%+#"
 
 
 @contextlib.contextmanager
-def _made_on(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
+def _seeded_init(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
     """Parameters made inside are born on ``device`` in ``dtype`` from ``seed``; all torch state is put back after."""
     before = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
@@ -94,10 +73,10 @@ def build_transformer(
     variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
 ) -> CogVideoXTransformer3DModel:
     """A transformer with random weights, made in ``dtype`` straight on ``device`` (``meta`` for its shapes alone)."""
-    with _made_on(torch.device(device), dtype, seed):
+    with _seeded_init(torch.device(device), dtype, seed):
         model = CogVideoXTransformer3DModel(**transformer_config(variant, scale))
         if scale == "tiny":
-            _liven_transformer(model)
+            _widen_transformer_init(model)
         for buffer in model.buffers():
             buffer.data = buffer.data.to(dtype)  # diffusers makes positions, a buffer, in fp64
     return model.eval()
@@ -106,24 +85,24 @@ def build_transformer(
 def build_vae(
     variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
 ) -> AutoencoderKLCogVideoX:
-    """A VAE with random weights, made in ``dtype`` straight on ``device``."""
-    with _made_on(torch.device(device), dtype, seed):
+    """Return a VAE with random weights, made in ``dtype`` straight on ``device``."""
+    with _seeded_init(torch.device(device), dtype, seed):
         model = AutoencoderKLCogVideoX(**vae_config(variant, scale))
         if scale == "tiny":
-            _liven_vae(model)
+            _widen_vae_init(model)
     return model.eval()
 
 
 def build_text_encoder(
     variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
 ) -> T5EncoderModel:
-    """A T5 encoder with random weights, made in ``dtype`` straight on ``device``."""
-    with _made_on(torch.device(device), dtype, seed):
+    """Return a T5 encoder with random weights, made in ``dtype`` straight on ``device``."""
+    with _seeded_init(torch.device(device), dtype, seed):
         model = T5EncoderModel(T5Config(**text_encoder_config(variant, scale)))
     return model.eval()
 
 
-def _liven_transformer(model: CogVideoXTransformer3DModel) -> None:
+def _widen_transformer_init(model: CogVideoXTransformer3DModel) -> None:
     """Let a LoRA on the attention of a frozen random model change what comes out.
 
     With torch's own initial weights the gates are about 0.1, so that what attention adds hardly shows beside what the
@@ -133,33 +112,33 @@ def _liven_transformer(model: CogVideoXTransformer3DModel) -> None:
         for norm in (block.norm1, block.norm2):
             # CogVideoXLayerNormZero: shift, scale and gate of the video, then those of the text
             parts = norm.linear.bias.view(6, -1)
-            parts[2] += _GATE_BIAS
-            parts[5] += _GATE_BIAS
-    model.patch_embed.proj.weight *= _EMBEDDING_GAIN
-    model.proj_out.weight *= _OUTPUT_GAIN
+            parts[2] += GATE_BIAS
+            parts[5] += GATE_BIAS
+    model.patch_embed.proj.weight *= EMBEDDING_GAIN
+    model.proj_out.weight *= OUTPUT_GAIN
 
 
-def _liven_vae(model: AutoencoderKLCogVideoX) -> None:
+def _widen_vae_init(model: AutoencoderKLCogVideoX) -> None:
     """Give latents the spread that a trained VAE gives them.
 
     With torch's own initial weights the latents' deviation is 0.34 and that of the noise on them 1. Here scaled latents
     have a deviation of about 1, with noise of 0.05 on them; frames decoded from such latents, of about 0.5.
     """
-    mean_gain = _LATENT_GAIN / model.config.scaling_factor
+    mean_gain = LATENT_GAIN / model.config.scaling_factor
     convolution = model.encoder.conv_out.conv
-    convolution.weight[:_LATENT_CHANNELS] *= mean_gain
-    convolution.bias[:_LATENT_CHANNELS] *= mean_gain
-    convolution.bias[_LATENT_CHANNELS:] += _LOGVAR_BIAS
+    convolution.weight[:LATENT_CHANNELS] *= mean_gain
+    convolution.bias[:LATENT_CHANNELS] *= mean_gain
+    convolution.bias[LATENT_CHANNELS:] += LOGVAR_BIAS
 
 
 @lru_cache(maxsize=1)
 def _tokenizer_model() -> bytes:
-    """A SentencePiece unigram model of our own words, whose special pieces stand where T5 has them."""
+    """Return a SentencePiece unigram model of our own words, whose special pieces stand where T5 has them."""
     made = io.BytesIO()
-    ring = _WORDS + _WORDS[:6]
-    phrases = (" ".join(ring[start : start + 7]) + "." for start in range(len(_WORDS)))
+    ring = WORDS + WORDS[:6]
+    phrases = (" ".join(ring[start : start + 7]) + "." for start in range(len(WORDS)))
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*phrases, _CHARACTERS]),
+        sentence_iterator=iter([*phrases, CHARACTERS]),
         model_writer=made,
         model_type="unigram",
         vocab_size=400,
@@ -307,32 +286,3 @@ def write_for_encoding(
         pipeline = "CogVideoXImageToVideoPipeline" if variant.image_to_video else "CogVideoXPipeline"
         write_json(aside / "model_index.json", {"_class_name": pipeline, "_diffusers_version": diffusers.__version__})
     return folder
-
-
-def tiny_model(name: str) -> Path:
-    """The tiny pipeline of variant ``name`` in the user's cache folder, made at the first call.
-
-    The cache folder is ``$COGTUNE_HOME``, or ``~/.cache/cogtune``. Several processes may ask at once: each makes its
-    own, the first to finish gives it its name, and the others take that one.
-
-    Raises:
-        UsageError: there is no such variant.
-        CogtuneError: the cache folder cannot be written.
-    """
-    row = find_variant(name)
-    configs = [make(row, "tiny") for make in (transformer_config, vae_config, text_encoder_config, scheduler_config)]
-    gains = [_GATE_BIAS, _EMBEDDING_GAIN, _OUTPUT_GAIN, _LATENT_GAIN, _LOGVAR_BIAS]
-    version = digest([_FORMAT, configs, gains, _WORDS])[:12]
-    target = home().absolute() / "tiny" / f"{row.name}-{version}"
-    if target.is_dir():
-        return target
-    with os_errors_explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=PARTIAL_SUFFIX, dir=target.parent) as own:
-            made = write_pipeline(row, Path(own) / target.name)
-            try:
-                made.rename(target)
-            except OSError:
-                if not target.is_dir():  # else another process was faster, and its files are the same
-                    raise
-    return target

@@ -1,1 +1,1 @@
-"""What is known of the CogVideoX models without loading them: variants, sizes, layers, where they are."""
+"""Facts about the CogVideoX models without loading them: variants, sizes, layers, locations."""

@@ -1,4 +1,4 @@
-"""What a checkpoint's config files say, and what stands for its weights."""
+"""A checkpoint's config files, and fingerprints of its weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any
 
 from cogtune.models.configs import Configs, read_index
 from cogtune.models.geometry import FRAME_STEP, SPATIAL_COMPRESSION, Size, legal_frame_counts
-from cogtune.models.variants import LEAST_SIDE, LORA_WEIGHTS_NAME, MOST_SIDE, VARIANTS, Precision, Variant
+from cogtune.models.variants import (
+    LEAST_SIDE,
+    LORA_WEIGHTS_NAME,
+    MOST_SIDE,
+    VARIANTS,
+    Precision,
+    SamplingScheduler,
+    Variant,
+)
 from cogtune.system.digests import digest
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained
@@ -20,7 +28,7 @@ TIME_EMBED_DIM = 512
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """What a checkpoint's config files say, as far as training and sampling depend on it."""
+    """The values in a checkpoint's config files that training and sampling depend on."""
 
     num_layers: int
     num_attention_heads: int
@@ -45,12 +53,12 @@ class ModelSpec:
 
     @property
     def image_to_video(self) -> bool:
-        """Whether the transformer takes image latents beside the noisy ones."""
+        """Whether the transformer takes image latents in addition to the noisy ones."""
         return self.in_channels == 2 * self.out_channels
 
     @property
     def variant(self) -> Variant:
-        """The published model that this checkpoint is built like (its size apart)."""
+        """The published model with this checkpoint's architecture, apart from its size."""
         traits = (
             self.in_channels / self.out_channels,
             self.patch_size_t,
@@ -64,8 +72,8 @@ class ModelSpec:
             if row.traits == traits:
                 return row
         raise CogtuneError(
-            "this checkpoint is not built like any of the five CogVideoX models",
-            f"known models: {', '.join(VARIANTS)}",
+            "this checkpoint has the architecture of none of the five CogVideoX models",
+            f"supported models: {', '.join(VARIANTS)}",
         )
 
     @property
@@ -81,43 +89,50 @@ class ModelSpec:
             min(self.sample_width * SPATIAL_COMPRESSION, row.width),
         )
 
+    @property
+    def sampled_with(self) -> SamplingScheduler:
+        """The scheduler of the guides: DPM, and DDIM for a model trained with a shifted SNR (2b)."""
+        return "dpm" if self.snr_shift_scale == 1.0 else "ddim"
+
     def size_problems(self, size: Size) -> list[str]:
-        """Why the model cannot be trained at ``size``; empty when it can."""
+        """Return why the model cannot be trained at ``size``; empty when it can."""
         problems = []
         if size.num_frames % FRAME_STEP != 1:
             near = max(1, round((size.num_frames - 1) / FRAME_STEP)) * FRAME_STEP + 1
-            problems.append(f"{size.num_frames} frames: the VAE takes {FRAME_STEP}N+1, such as {near}")
+            problems.append(f"{size.num_frames} frames: the number must be {FRAME_STEP}N+1, such as {near}")
         step = SPATIAL_COMPRESSION * self.patch_size
         for name, value in (("height", size.height), ("width", size.width)):
             if value % step:
-                problems.append(f"{name} {value} is not a multiple of {step}; {max(1, round(value / step)) * step} is")
+                problems.append(
+                    f"{name} {value} must be a multiple of {step}, such as {max(1, round(value / step)) * step}"
+                )
         if self.learned_positions and size != self.native:
             problems.append(
-                f"this model has learned positions, and they are for {self.native} alone "
-                "(diffusers takes others at another number of frames)"
+                f"this model has learned positions, which only work at {self.native} "
+                "(diffusers uses others at another number of frames)"
             )
         if self.patch_size_t is not None and (
             size.height > self.sample_height * SPATIAL_COMPRESSION
             or size.width > self.sample_width * SPATIAL_COMPRESSION
         ):
             problems.append(
-                f"{size.height}x{size.width} is beyond the model's rotary grid of "
+                f"{size.height}x{size.width} exceeds the model's rotary grid of "
                 f"{self.sample_height * SPATIAL_COMPRESSION}x{self.sample_width * SPATIAL_COMPRESSION}"
             )
         return problems
 
     def bucket_problems(self, size: Size) -> list[str]:
-        """Why ``size`` cannot be one of several that the model is trained at; empty when it can."""
+        """Return why ``size`` cannot be one of several that the model is trained at; empty when it can."""
         least = min(LEAST_SIDE, self.native.height, self.native.width)
         outside = [
-            f"{name} {value} is not from {least} to {MOST_SIDE}"
+            f"{name} {value} must be between {least} and {MOST_SIDE}"
             for name, value in (("height", size.height), ("width", size.width))
             if not least <= value <= MOST_SIDE
         ]
         return self.size_problems(size) + outside
 
     def size_advice(self, size: Size) -> list[str]:
-        """What is legal about ``size`` but unlike what the model was trained on. Source: the model cards."""
+        """Return what is legal about ``size`` but unlike what the model was trained on. Source: the model cards."""
         row, native = self.variant, self.native
         legal = legal_frame_counts(row.frame_multiple, row.most_frames_n)
         shape, trained = f"{size.height}x{size.width}", "the model was trained"
@@ -136,25 +151,25 @@ class ModelSpec:
         return advice
 
     def precision_problems(self, precision: Precision) -> list[str]:
-        """Why the model cannot be run in ``precision``, if so."""
+        """Return why the model cannot be run in ``precision``, if so."""
         row = self.variant
         if precision == "fp16" and row.trained_in != "fp16":
             return [f"fp16: {row.name} was trained in bf16 and overflows in fp16 (black video); use bf16 or fp32"]
         return []
 
     def steps_problems(self, steps: int) -> list[str]:
-        """Why a video cannot be sampled in so many denoising steps, if so."""
+        """Return why a video cannot be sampled in so many denoising steps, if so."""
         if steps > self.num_train_timesteps:
-            return [f"{steps}: the model has {self.num_train_timesteps} timesteps, and 50 steps are usual"]
+            return [f"{steps}: must not exceed the model's {self.num_train_timesteps} timesteps; 50 steps are usual"]
         return []
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
+        """Return the fields as JSON-able values."""
         return asdict(self)
 
 
 def published_spec(row: Variant) -> ModelSpec:
-    """What the configs of a published checkpoint say, for when none is on this machine."""
+    """Return what the configs of a published checkpoint say, for when none is on this machine."""
     return ModelSpec(
         num_layers=row.num_layers,
         num_attention_heads=row.num_heads,
@@ -180,14 +195,14 @@ def published_spec(row: Variant) -> ModelSpec:
 
 def _whole_or_part(folder: Path) -> str:
     if (folder / LORA_WEIGHTS_NAME).is_file():
-        return "it is a LoRA: give it as --lora, and its base model as --model"
+        return "it is a LoRA; pass it as --lora, and its base model as --model"
     if (folder / "config.json").is_file():
-        return "it is a transformer alone: put it as transformer/ into a copy of its base model's folder"
-    return "give the folder that holds model_index.json, transformer/, vae/, text_encoder/, tokenizer/, scheduler/"
+        return "it is only a transformer; put it as transformer/ into a copy of its base model's folder"
+    return "pass the folder that contains model_index.json, transformer/, vae/, text_encoder/, tokenizer/, scheduler/"
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """What the configs of the diffusers checkpoint in ``folder`` say.
+    """Return what the configs of the diffusers checkpoint in ``folder`` say.
 
     Raises:
         CogtuneError: the folder is not a CogVideoX checkpoint, or with every wrong value in its configs.
@@ -201,8 +216,8 @@ def read_spec(folder: Path) -> ModelSpec:
     pipeline, _ = read_index(index)
     if not pipeline.startswith("CogVideoX"):
         raise CogtuneError(
-            f"{folder} is a {pipeline or 'nameless'} checkpoint, not a CogVideoX one",
-            f"cogtune fine-tunes {', '.join(VARIANTS)}",
+            f"{folder} is a checkpoint of {pipeline or 'an unnamed pipeline'}, not of CogVideoX",
+            f"supported models: {', '.join(VARIANTS)}",
         )
     configs = Configs(folder)
     transformer = configs.transformer
@@ -237,7 +252,7 @@ _SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
 
 
 def _file_fingerprint(path: Path) -> str:
-    """A digest of the file's bytes; of a large file, its size and 256 evenly spread blocks of 64 KiB.
+    """Return a digest of the file's bytes; of a large file, its size and 256 evenly spread blocks of 64 KiB.
 
     Hashing all of a 10 GB text encoder would take longer than encoding the captions. Fine-tuned weights differ
     everywhere, so the blocks tell them apart.
@@ -256,14 +271,14 @@ def _file_fingerprint(path: Path) -> str:
 
 
 def fingerprint(checkpoint: Path, component: str) -> str:
-    """What stands for the weights and configs in ``checkpoint/component`` (such as ``vae``): 32 hex digits.
+    """Return a fingerprint of the weights and configs in ``checkpoint/component`` (such as ``vae``): 32 hex digits.
 
     Raises:
         CogtuneError: the component's folder is missing or cannot be read.
     """
     folder = checkpoint / component
     if not folder.is_dir():
-        raise CogtuneError(f"{checkpoint} has no {component}/ folder", "download the whole checkpoint")
+        raise CogtuneError(f"{checkpoint} has no {component}/ folder", "download the complete checkpoint")
     with os_errors_explained(folder, "read"):
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
         return digest([[path.relative_to(folder).as_posix(), _file_fingerprint(path)] for path in files])

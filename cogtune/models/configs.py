@@ -196,13 +196,13 @@ def read_index(path: Path) -> tuple[str, tuple[str, ...]]:
         if name.startswith("_") or not isinstance(value, list):
             continue
         if name not in COMPONENTS:
-            problems.append(f"{path}: {abridged(name)} is no component of a CogVideoX pipeline")
+            problems.append(f"{path}: {abridged(name)} is not a component of a CogVideoX pipeline")
         elif value == [None, None]:
             continue
         elif len(value) != 2 or value[0] != COMPONENTS[name][0] or not isinstance(value[1], str):
-            problems.append(f"{path}: {name}: {abridged(value)} is no class of {COMPONENTS[name][0]}")
+            problems.append(f"{path}: {name}: {abridged(value)} is not a class of {COMPONENTS[name][0]}")
         else:
             found.append(name)
     if pipeline.startswith("CogVideoX"):
-        refuse(problems, f"a CogVideoX pipeline is made of {', '.join(COMPONENTS)}")
+        refuse(problems, f"a CogVideoX pipeline has the components {', '.join(COMPONENTS)}")
     return pipeline, tuple(found)

@@ -16,7 +16,7 @@ def home() -> Path:
 
 
 def cached_file(repo_id: str, name: str) -> Path | None:
-    """A file of a model in the Hub's cache on this machine; None where it is not there."""
+    """Return a file of a model in the Hub's cache on this machine; None where it is not there."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -35,10 +35,10 @@ def snapshot(
     patterns: Sequence[str] | None = None,
     folder: Path | None = None,
 ) -> Path:
-    """The local folder of a repository on the Hub, downloaded as far as it is not here.
+    """Return the local folder of a repository on the Hub, downloaded as far as it is not here.
 
     Args:
-        otherwise: what to do where it cannot be had, told when the download fails.
+        otherwise: hint for a failed download.
         patterns: which files, all when None.
         folder: where to put plain files; the Hub's own cache, which is of links, when None.
 
@@ -65,12 +65,12 @@ def snapshot(
         place = repo_id if kind == "model" else f"datasets/{repo_id}"
         raise CogtuneError(
             f"the {kind} {repo_id} is gated on the Hub",
-            f"accept its terms at https://huggingface.co/{place}, then `hf auth login`",
+            f"accept its terms at https://huggingface.co/{place}, then run `hf auth login`",
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise CogtuneError(
-            f"the Hub has no {kind} {repo_id}, or you may not see it",
-            "check the spelling; for a private one, `hf auth login`",
+            f"{kind} {repo_id} does not exist on the Hub, or you do not have access to it",
+            "check the spelling; if it is private, run `hf auth login`",
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise CogtuneError(f"cannot download the {kind} {repo_id}: {str(error).splitlines()[0]}", otherwise) from error

@@ -31,14 +31,14 @@ class Size:
 
     @classmethod
     def parse(cls, text: str) -> Size:
-        """The size written as ``FRAMESxHEIGHTxWIDTH``.
+        """Return the size written as ``FRAMESxHEIGHTxWIDTH``.
 
         Raises:
             ValueError: the text is not of that form, or a part is zero.
         """
         match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*[xX×]\s*(\d+)\s*", text)
         if match is None:
-            raise ValueError(f"'{text}' is not a size: write frames x height x width, such as 49x480x720")
+            raise ValueError(f"'{text}' is not a size; write frames x height x width, such as 49x480x720")
         return cls(*(int(part) for part in match.groups()))
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ def temporal_padding(latents: int, patch_size_t: int | None) -> int:
 
 
 def latent_shape(size: Size, channels: int, patch_size_t: int | None = None) -> tuple[int, int, int, int]:
-    """``(F, C, h, w)`` that the transformer is given for one sample of this size, padding included."""
+    """Return ``(F, C, h, w)`` that the transformer is given for one sample of this size, padding included."""
     frames = latent_frames(size.num_frames)
     return (
         frames + temporal_padding(frames, patch_size_t),
@@ -84,17 +84,17 @@ def video_tokens(size: Size, patch_size: int = 2, patch_size_t: int | None = Non
 
 
 def legal_frame_counts(multiple: int, most: int) -> list[int]:
-    """The frame counts ``multiple * N + 1`` for ``N`` from 1 to ``most``."""
+    """Return the frame counts ``multiple * N + 1`` for ``N`` from 1 to ``most``."""
     return [multiple * n + 1 for n in range(1, most + 1)]
 
 
 def nearest_below(value: int, allowed: list[int]) -> int | None:
-    """The largest allowed count that is at most ``value``, or None."""
+    """Return the largest allowed count that is at most ``value``, or None."""
     return max((count for count in allowed if count <= value), default=None)
 
 
 def frame_indices(available: int, source_fps: float, num_frames: int, fps: float, start: int = 0) -> list[int]:
-    """Which frames of a clip are taken: ``num_frames`` of them at ``fps``, from frame ``start`` on.
+    """Return which frames of a clip are taken: ``num_frames`` of them at ``fps``, from frame ``start`` on.
 
     Frame k is the source frame nearest in time to ``k / fps`` seconds after the start. A clip slower than
     ``fps`` is taken frame by frame, so that none is shown twice.
@@ -113,7 +113,7 @@ def frame_indices(available: int, source_fps: float, num_frames: int, fps: float
 
 
 def longest_at(available: int, source_fps: float, fps: float, start: int = 0) -> int:
-    """How many frames at ``fps`` a clip of ``available`` frames gives from ``start`` on."""
+    """Return how many frames at ``fps`` a clip of ``available`` frames gives from ``start`` on."""
     stride = max(1.0, source_fps / fps)
     count = max(0, int((available - start) / stride))
     while start + int(count * stride + 0.5) < available:
@@ -165,12 +165,12 @@ class Crop:
 
 
 def cover(source: tuple[int, int], target: tuple[int, int]) -> Crop:
-    """The resize that just covers ``target`` (height, width) with no change of aspect, cut at the centre."""
+    """Return the resize that just covers ``target`` (height, width) with no change of aspect, cut at the centre."""
     return fit(source, target, "center")
 
 
 def fit(source: tuple[int, int], target: tuple[int, int], reshape: Reshape, place: float = 0.5) -> Crop:
-    """How frames of ``source`` (height, width) become ones of ``target``.
+    """Return how frames of ``source`` (height, width) become ones of ``target``.
 
     Args:
         place: where along its longer side a frame is cut, from 0 (top or left) to 1 (bottom or right); it counts for
@@ -193,7 +193,7 @@ def fit(source: tuple[int, int], target: tuple[int, int], reshape: Reshape, plac
 
 
 def shape_loss(source: tuple[int, int], target: tuple[int, int]) -> float:
-    """The share (0 to 1) that a change of shape costs: of the frame, cut away; or of the target, black bars.
+    """Return the share (0 to 1) that a change of shape costs: of the frame, cut away; or of the target, black bars.
 
     One less the smaller aspect over the larger one, which is both; for a stretched frame it says by how much.
     """
@@ -202,6 +202,6 @@ def shape_loss(source: tuple[int, int], target: tuple[int, int]) -> float:
 
 
 def enlargement_loss(source: tuple[int, int], crop: Crop) -> float:
-    """The share (0 to 1) of the resized frame's pixels that the source does not have."""
+    """Return the share (0 to 1) of the resized frame's pixels that the source does not have."""
     down, across = (max(1.0, now / was) for now, was in zip(crop.resized, source, strict=True))
     return 1.0 - 1.0 / (down * across)

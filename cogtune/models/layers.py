@@ -41,7 +41,7 @@ def layers(spec: ModelSpec) -> dict[str, tuple[int, int]]:
 
 
 def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """The shape of each of those weights: outputs, inputs, and of a convolution's kernel height and width."""
+    """Return the shape of each of those weights: outputs, inputs, and of a convolution's kernel height and width."""
     shapes: dict[str, tuple[int, ...]] = {name: (outputs, inputs) for name, (inputs, outputs) in layers(spec).items()}
     if spec.patch_size_t is None:
         side = spec.patch_size
@@ -60,13 +60,20 @@ def targeted(spec: ModelSpec, targets: Iterable[str]) -> dict[str, tuple[int, in
 
 
 def names(spec: ModelSpec) -> list[str]:
-    """Each kind of layer, as one usually names it."""
+    """Return each kind of layer, as one usually names it."""
     first = f"{_BLOCK}0."
     return [
         name.removeprefix(first).removeprefix("attn1.")
         for name in layers(spec)
         if not name.startswith(_BLOCK) or name.startswith(first)
     ]
+
+
+def block_parameters(spec: ModelSpec) -> int:
+    """Return the number of parameters in one block."""
+    width = spec.num_attention_heads * spec.attention_head_dim
+    first = [sizes for name, sizes in layers(spec).items() if name.startswith(f"{_BLOCK}0.")]
+    return sum(inputs * outputs + outputs for inputs, outputs in first) + 4 * width + 4 * spec.attention_head_dim
 
 
 def transformer_parameters(spec: ModelSpec) -> int:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import pkgutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec, read_spec
 from cogtune.models.download import cached_file, snapshot
+from cogtune.models.tiny_models import tiny_model
 from cogtune.models.variants import TINY, VARIANTS, Variant, published
 from cogtune.system.errors import CogtuneError, UsageError, did_you_mean, said_by
-
-_TINY_MODEL = "cogtune.modeling.random_weights:tiny_model"
-"""Makes a tiny model. Named rather than imported, since it needs torch and this package does without."""
 
 _CONFIGS = ("model_index.json", "*/*.json")
 _WEIGHTS = (*_CONFIGS, "*/*.safetensors", "*/*.model", "*/*.txt", "LICENSE*")
 
 
 def locate(reference: str, *, weights: bool = True) -> Path:
-    """The local folder of a model, downloaded or made first when it is not there.
+    """Return the local folder of a model, downloaded or made first when it is not there.
 
     Args:
         reference: a variant's short name, a Hub id, a local folder, or ``tiny:VARIANT``.
@@ -35,35 +33,34 @@ def locate(reference: str, *, weights: bool = True) -> Path:
         return folder.absolute()
     if folder.is_file():
         raise UsageError(
-            f"{reference} is a file, and a model is a folder",
-            "a LoRA is given to `cogtune infer` as --lora, to `cogtune train` as --init-lora, and --model is its base",
+            f"--model {reference} is a file, not a folder",
+            "pass a LoRA as --lora to `cogtune infer` or as --init-lora to `cogtune train`, and its base as --model",
         )
     if reference.startswith(TINY):
         name = reference.removeprefix(TINY)
         if name not in VARIANTS:
             raise UsageError(
-                f"there is no tiny model '{name}'{did_you_mean(name, VARIANTS)}",
+                f"unknown tiny model '{name}'{did_you_mean(name, VARIANTS)}",
                 f"tiny:{{{','.join(VARIANTS)}}}",
             )
-        tiny_model: Callable[[str], Path] = pkgutil.resolve_name(_TINY_MODEL)
         return tiny_model(name)
     if (row := published(reference)) is not None:
         reference = hub_id_here(row)
     if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
         raise UsageError(
-            f"there is no model '{reference}'{did_you_mean(reference, VARIANTS)}",
-            f"give a folder that exists, a Hub id such as THUDM/CogVideoX-5b, or one of {', '.join(VARIANTS)}",
+            f"unknown model '{reference}'{did_you_mean(reference, VARIANTS)}",
+            f"pass an existing folder, a Hub id such as THUDM/CogVideoX-5b, or one of {', '.join(VARIANTS)}",
         )
     return snapshot(
         reference,
         "model",
         patterns=_WEIGHTS if weights else _CONFIGS,
-        otherwise="check the network, or give --model a folder that holds the checkpoint; tiny:2b needs no download",
+        otherwise="check your network connection, or pass a local folder as --model; tiny:2b needs no download",
     )
 
 
 def hub_id_here(row: Variant) -> str:
-    """The Hub id of a published model under which it is on this machine, its first one where it is under none.
+    """Return the Hub id of a published model under which it is on this machine, its first one where it is under none.
 
     A copy with weights is preferred to one of the configs alone.
     """
@@ -76,7 +73,7 @@ def hub_id_here(row: Variant) -> str:
 
 
 def spec_of(model: str) -> ModelSpec:
-    """What the configs of a model say; those of a published one need not be on this machine.
+    """Return what the configs of a model say; those of a published one need not be on this machine.
 
     Raises:
         CogtuneError: there is no such model.
@@ -94,6 +91,8 @@ def loading(folder: Path) -> Iterator[None]:
     Raises:
         CogtuneError: in place of the library's own error.
     """
+    torch = sys.modules.get("torch")
+    dtype = torch.get_default_dtype() if torch is not None else None
     try:
         yield
     except (CogtuneError, MemoryError):
@@ -102,6 +101,9 @@ def loading(folder: Path) -> Iterator[None]:
         if "out of memory" in str(error):
             raise
         raise CogtuneError(
-            f"{folder} cannot be loaded: {said_by(error)}",
-            "a file in it is damaged or missing: fetch, copy or merge it again",
+            f"cannot load {folder}: {said_by(error)}",
+            "a file in it is damaged or missing; download, copy or merge it again",
         ) from error
+    finally:
+        if torch is not None:
+            torch.set_default_dtype(dtype)  # diffusers leaves it as it was needed when a config cannot be used

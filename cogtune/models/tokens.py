@@ -15,7 +15,7 @@ CountTokens = Callable[[Sequence[str]], list[int]]
 
 
 def token_counter(reference: str, id_token: str = "") -> CountTokens | None:
-    """What counts the tokens of captions as the model reads them, the one that ends each included.
+    """Return what counts the tokens of captions as the model reads them, the one that ends each included.
 
     None when the model's tokenizer is not on this machine; nothing is downloaded.
 
@@ -41,14 +41,14 @@ def token_counter(reference: str, id_token: str = "") -> CountTokens | None:
 
 
 def cut_short(prompts: Sequence[str], limit: int, count: CountTokens | None) -> list[str]:
-    """What is to be said of each prompt that is longer than the ``limit`` of tokens that the model reads.
+    """Return what is to be said of each prompt that is longer than the ``limit`` of tokens that the model reads.
 
     Args:
         count: as :func:`token_counter` gives it; nothing is said without.
     """
     counts = count(prompts) if count is not None else []
     return [
-        f"{prompt[:40].strip()!r}... has {tokens} tokens, and the model reads {limit}: the end of it is ignored"
+        f"{prompt[:40].strip()!r}... has {tokens} tokens, but the model reads only {limit}; the rest is ignored"
         for prompt, tokens in zip(prompts, counts, strict=False)
         if tokens > limit
     ]

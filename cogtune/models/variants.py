@@ -14,6 +14,9 @@ from cogtune.system.errors import UsageError, did_you_mean
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
+SamplingScheduler = Literal["dpm", "ddim"]
+"""What denoises a video: DPM-Solver++ with dynamic guidance, or DDIM; both with trailing spacing."""
+
 LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 """The file name under which diffusers looks for a LoRA."""
 
@@ -142,7 +145,7 @@ VARIANTS: dict[str, Variant] = {row.name: row for row in (_2B, _5B, _5B_I2V, _1_
 
 
 def variant(name: str) -> Variant:
-    """The row called ``name``.
+    """Return the row called ``name``.
 
     Raises:
         UsageError: there is none; the message names the nearest.
@@ -151,7 +154,7 @@ def variant(name: str) -> Variant:
         return VARIANTS[name.lower()]
     except KeyError:
         raise UsageError(
-            f"there is no model '{name}'{did_you_mean(name, VARIANTS)}", f"models: {', '.join(VARIANTS)}"
+            f"unknown model '{name}'{did_you_mean(name, VARIANTS)}", f"supported models: {', '.join(VARIANTS)}"
         ) from None
 
 
@@ -163,7 +166,7 @@ TINY = "tiny:"
 
 
 def published(reference: str) -> Variant | None:
-    """The variant that a short name, a Hub id or ``tiny:NAME`` means; None for any other reference."""
+    """Return the variant that a short name, a Hub id or ``tiny:NAME`` means; None for any other reference."""
     name = reference.removeprefix(TINY).lower()
     for row in VARIANTS.values():
         if name in (row.name, *map(str.lower, row.hub_ids)):

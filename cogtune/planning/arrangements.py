@@ -98,6 +98,18 @@ class Workload:
     context: int
     """What CUDA and NCCL take besides PyTorch."""
     compiled: bool
+    host_state: int = 0
+    """Of trained weights that are streamed: on the host, with gradients and the optimizer's state."""
+    update_up: int = 0
+    """Of those, what comes to the card for an optimizer step."""
+    update_down: int = 0
+    gradients_down: int = 0
+    """What leaves it in a backward pass."""
+
+    @property
+    def trains_blocks(self) -> bool:
+        """Whether the streamed weights are trained."""
+        return self.host_state > 0
 
 
 @dataclass(frozen=True)
@@ -111,13 +123,13 @@ class CardMemory:
 
 
 def kept_bytes(work: Workload, keep: Keep) -> float:
-    """What one block keeps for its backward pass."""
+    """Return what one block keeps for its backward pass."""
     tensors = _KEPT_EAGER if keep == "everything" and not work.compiled else _KEPT[keep]
     return work.tensor * tensors
 
 
 def card_memory(work: Workload, arrangement: Arrangement) -> CardMemory:
-    """What an arrangement takes of the card, besides the adapter and CUDA."""
+    """Return what an arrangement takes of the card, besides the adapter and CUDA."""
     streamed = min(arrangement.streamed_blocks, work.blocks)
     slots = min(arrangement.slots, streamed)
     weights = work.other_weights + work.block_weights * (work.blocks - streamed + slots)
@@ -139,14 +151,15 @@ def card_memory(work: Workload, arrangement: Arrangement) -> CardMemory:
 
 
 def card_bytes(work: Workload, arrangement: Arrangement) -> int:
-    """The whole card's memory in use at the peak of a step."""
+    """Return the whole card's memory in use at the peak of a step."""
     memory = card_memory(work, arrangement)
     return memory.weights + memory.activations + memory.workspace + work.trained + work.gradients + work.context
 
 
 def host_bytes(work: Workload, arrangement: Arrangement) -> int:
     """Host memory that one process's weights and activations take."""
-    return int(arrangement.streamed_blocks * work.block_weights + _REGIONS * _offloaded(work, arrangement))
+    weights = work.host_state or arrangement.streamed_blocks * work.block_weights
+    return int(weights + _REGIONS * _offloaded(work, arrangement))
 
 
 def _offloaded(work: Workload, arrangement: Arrangement) -> float:
@@ -156,26 +169,31 @@ def _offloaded(work: Workload, arrangement: Arrangement) -> float:
 
 
 def seconds(work: Workload, arrangement: Arrangement, speed: Speed) -> float:
-    """The time of one optimizer step."""
+    """Return the time of one optimizer step."""
     whole = arrangement.kept_whole / work.blocks
     computing = 0.0
     for keep, share in ((arrangement.keep, 1 - whole), ("everything", whole)):
         rate = speed.attention * KERNEL_SPEED[arrangement.attention]
         traffic = _TRAFFIC[keep] if work.compiled else _TRAFFIC_EAGER
         computing += share * (
-            work.linear_flops * _LINEAR_PASSES[keep] / speed.products
+            work.linear_flops * (_LINEAR_PASSES[keep] + work.trains_blocks) / speed.products
             + work.attention_flops * _ATTENTION_PASSES[keep] / rate
             + work.numbers * traffic / speed.memory
         )
     weights = float(arrangement.streamed_blocks * work.block_weights)
     saved = _offloaded(work, arrangement)
     forward, backward = computing * _FORWARD, computing * (1 - _FORWARD)
-    exposed = max(0.0, max(weights, saved) / speed.link - forward) + max(0.0, (weights + saved) / speed.link - backward)
-    return work.passes * (computing + exposed + saved * _OFFLOAD_TAX + 2 * weights * _STREAM_TAX)
+    in_forward = max(0.0, max(weights, saved) / speed.link - forward)
+    in_backward = max(0.0, max(weights + saved, work.gradients_down) / speed.link - backward)
+    updating = 0.0
+    if work.trains_blocks:  # in the first forward pass of a step
+        updating = max(0.0, max(work.update_up, work.update_down + saved) / speed.link - forward) - in_forward
+    exposed = work.passes * (in_forward + in_backward) + max(0.0, updating)
+    return exposed + work.passes * (computing + saved * _OFFLOAD_TAX + 2 * weights * _STREAM_TAX)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class RequestedArrangement:
     """What of an arrangement is given; None is for the planner to choose."""
 
     streamed_blocks: int | None = None
@@ -186,12 +204,12 @@ class Wanted:
 
 
 def _keeps(work: Workload) -> tuple[Keep, ...]:
-    """What a block may be planned to keep; eager blocks cannot part with attention's outputs."""
+    """Return what a block may be planned to keep; eager blocks cannot part with attention's outputs."""
     return ("attention", "inputs") if work.compiled else ("inputs",)
 
 
-def unplanned(work: Workload, wanted: Wanted) -> Arrangement:
-    """The arrangement of what is given alone: all else stays on the card."""
+def unplanned(work: Workload, wanted: RequestedArrangement) -> Arrangement:
+    """Return the arrangement of what is given alone: all else stays on the card."""
     return Arrangement(
         streamed_blocks=wanted.streamed_blocks or 0,
         keep=wanted.keep or _keeps(work)[0],
@@ -201,7 +219,7 @@ def unplanned(work: Workload, wanted: Wanted) -> Arrangement:
     )
 
 
-def arrange(work: Workload, budget: int, speed: Speed, wanted: Wanted) -> tuple[Arrangement, bool]:
+def arrange(work: Workload, budget: int, speed: Speed, wanted: RequestedArrangement) -> tuple[Arrangement, bool]:
     """The fastest arrangement whose estimate fits ``budget`` bytes of the card, and whether there is one that does.
 
     Of those that are as fast but for :data:`WORTH`, it is the one that takes the least of the card; without one that
@@ -217,7 +235,7 @@ def arrange(work: Workload, budget: int, speed: Speed, wanted: Wanted) -> tuple[
     return leanest[2], True
 
 
-def _candidates(work: Workload, room: float, wanted: Wanted) -> Iterator[Arrangement]:
+def _candidates(work: Workload, room: float, wanted: RequestedArrangement) -> Iterator[Arrangement]:
     """Arrangements with no more blocks offloaded than the room asks for, and with all of them."""
     every = range(work.blocks + 1)
     keeps = _keeps(work) if wanted.keep is None else (wanted.keep,)

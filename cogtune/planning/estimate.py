@@ -15,17 +15,18 @@ from cogtune.config.optimizers import OPTIMIZERS
 from cogtune.config.run_config import RunConfig
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import SPATIAL_COMPRESSION, latent_frames
-from cogtune.models.layers import layers, targeted, transformer_parameters
+from cogtune.models.layers import block_parameters, layers, targeted, transformer_parameters
 from cogtune.planning import arrangements
-from cogtune.planning.arrangements import Wanted, Workload
-from cogtune.planning.speeds import SPEEDS, seconds_of_step, speed_of, tokens_of, work_of
+from cogtune.planning.arrangements import RequestedArrangement, Workload
+from cogtune.planning.speeds import SPEEDS, flops_of_step, seconds_of_step, speed_of, tokens_of
+from cogtune.planning.streaming import Numbers, checkpoint_bytes, trained_weights
 from cogtune.run.plan import size_of
 from cogtune.system.errors import UsageError
 
 GIB = 2**30
 
-_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-_VAE_PARAMETERS = 215_583_907
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+VAE_PARAMETERS = 215_583_907
 
 """What an optimizer keeps on the GPU for each trained number."""
 
@@ -39,9 +40,9 @@ _ENGINE_WORK_FP16 = 6.0
 """The same on the memory engine."""
 _KEPT_A_BLOCK = 15.0
 """Tensors that a block keeps for the backward pass without gradient checkpointing."""
-_CONTEXT = int(0.75 * GIB)
+CONTEXT = int(0.75 * GIB)
 """CUDA's context and the libraries' own memory on a card."""
-_PINNING = int(0.11 * GIB)
+PINNING = int(0.11 * GIB)
 """What CUDA takes more where much of the host's memory is pinned."""
 _NCCL_ALONE = int(0.93 * GIB)
 """What NCCL adds to that under DeepSpeed, which starts it for a single process too."""
@@ -121,18 +122,18 @@ def estimate(
     alone: bool = False,
     arrangement: Arrangement | None = None,
 ) -> Estimate:
-    """What a run of ``config`` on a model built like ``spec`` will take.
+    """Return what a run of ``config`` on a model built like ``spec`` will take.
 
     Args:
         gpu: name of the card, for the time.
         alone: without NCCL's memory, for one process that is measured without the others.
         arrangement: of the memory engine; planned here when not given, for a run that uses it.
     """
-    if config.uses_engine and config.type == "lora":
+    if config.uses_engine and (config.type == "lora" or config.sharding.streams):
         return _with_engine(config, spec, gpu, arrangement or plan_arrangement(config, spec, gpu=gpu)[0])
     memory = _memory(config, spec)
     return Estimate(
-        memory=replace(memory, context=_CONTEXT) if alone else memory,
+        memory=replace(memory, context=CONTEXT) if alone else memory,
         host=_host(config, spec),
         cache_per_sample=_cache(config, spec),
         checkpoint=_checkpoint(config, spec),
@@ -144,7 +145,7 @@ def estimate(
 def _with_engine(config: RunConfig, spec: ModelSpec, gpu: str, arrangement: Arrangement) -> Estimate:
     work, speed = workload(config, spec), speed_of(gpu)
     parts = arrangements.card_memory(work, arrangement)
-    adapter = lora_parameters(spec, config) * 4
+    adapter = 0 if work.trains_blocks else lora_parameters(spec, config) * 4
     memory = Memory(
         weights=parts.weights + adapter,
         gradients=work.gradients,
@@ -153,7 +154,7 @@ def _with_engine(config: RunConfig, spec: ModelSpec, gpu: str, arrangement: Arra
         workspace=parts.workspace,
         context=work.context,
     )
-    timed = speed is not None and config.precision != "fp32"
+    timed = speed is not None and config.precision != "fp32" and not work.trains_blocks  # of which none was measured
     return Estimate(
         memory=memory,
         host=_host(config, spec) + config.local_processes * arrangements.host_bytes(work, arrangement),
@@ -168,7 +169,7 @@ def _with_engine(config: RunConfig, spec: ModelSpec, gpu: str, arrangement: Arra
 def plan_arrangement(
     config: RunConfig, spec: ModelSpec, *, gpu: str = "", kernel: AttentionKernel | None = None
 ) -> tuple[Arrangement, bool]:
-    """The arrangement of a run that uses the memory engine, and whether its estimate fits the run's budget.
+    """Return the arrangement of a run that uses the memory engine, and whether its estimate fits the run's budget.
 
     Args:
         gpu: name of the card; of an unknown one the speed is assumed to be that of a 4090.
@@ -176,8 +177,8 @@ def plan_arrangement(
     """
     given = config.attention if config.attention != "auto" else None
     keep = config.keep_activations or (None if config.gradient_checkpointing else "everything")
-    wanted = Wanted(
-        streamed_blocks=config.stream_blocks,
+    wanted = RequestedArrangement(
+        streamed_blocks=spec.num_layers if config.sharding.streams else config.stream_blocks,
         keep=keep,
         kept_whole=config.keep_everything,
         offloaded_blocks=config.offload_activations,
@@ -207,18 +208,16 @@ def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None
 
 
 def workload(config: RunConfig, spec: ModelSpec) -> Workload:
-    """What of a LoRA step does not depend on the memory engine's arrangement."""
-    item = _BYTES[config.precision]
+    """Return what of a step does not depend on the memory engine's arrangement."""
+    item = BYTES[config.precision]
     width = spec.num_attention_heads * spec.attention_head_dim
-    whole, adapter = transformer_parameters(spec), lora_parameters(spec, config)
-    names = [name for name in layers(spec) if name.startswith("transformer_blocks.0.")]
-    block = sum(inputs * outputs + outputs for inputs, outputs in (layers(spec)[name] for name in names))
-    block += 4 * width + 4 * spec.attention_head_dim
+    whole, adapter = transformer_parameters(spec), 0 if config.sharding.streams else lora_parameters(spec, config)
+    block = block_parameters(spec)
     tokens = tokens_of(config, spec)
-    extra = _VAE_PARAMETERS * item if spec.image_to_video else 0
+    extra = VAE_PARAMETERS * item if spec.image_to_video else 0
     if config.precision == "fp16":
         extra += int(_ENGINE_WORK_FP16 * tokens * width * item)
-    return Workload(
+    frozen = Workload(
         blocks=spec.num_layers,
         block_weights=block * item,
         other_weights=(whole - spec.num_layers * block) * item,
@@ -230,20 +229,24 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
         attention_flops=4.0 * tokens * (tokens / config.batch_size) * width * spec.num_layers,
         passes=config.gradient_accumulation_steps,
         extra=extra,
-        context=_context(config) + _PINNING,
+        context=_context(config) + PINNING,
         compiled=config.compiles_blocks() and not config.dora,  # PEFT's DoRA stops the tracer inside of a checkpoint
     )
+    if not config.sharding.streams:
+        return frozen
+    rest = whole - spec.num_layers * block
+    return trained_weights(frozen, config, Numbers(block=block, rest=rest, largest=4 * width**2))
 
 
 def _memory(config: RunConfig, spec: ModelSpec) -> Memory:
-    item, ranks = _BYTES[config.precision], config.num_processes
+    item, ranks = BYTES[config.precision], config.num_processes
     whole = transformer_parameters(spec)
     trained = lora_parameters(spec, config) if config.type == "lora" else whole
     tensor = tokens_of(config, spec) * spec.num_attention_heads * spec.attention_head_dim * item
     inputs = spec.num_layers * tensor * (1 if config.gradient_checkpointing else _KEPT_A_BLOCK)
     work = tensor * (_work_tensors(config) + (_WORK_FP16 if config.precision == "fp16" else 0))
     if spec.image_to_video:
-        work += _VAE_PARAMETERS * item
+        work += VAE_PARAMETERS * item
     if not config.sharding.uses_deepspeed:
         weights = whole * item + trained * 4 if config.type == "lora" else whole * 4
         gradients = trained * 4 * (2 if ranks > 1 else 1)  # DDP's buckets are copies
@@ -286,13 +289,13 @@ def _work_tensors(config: RunConfig) -> float:
 
 def _context(config: RunConfig) -> int:
     if config.num_processes > 1:
-        return _CONTEXT + _NCCL
-    return _CONTEXT + (_NCCL_ALONE if config.sharding.uses_deepspeed else 0)
+        return CONTEXT + _NCCL
+    return CONTEXT + (_NCCL_ALONE if config.sharding.uses_deepspeed else 0)
 
 
 def _host(config: RunConfig, spec: ModelSpec) -> int:
     """Bytes on one machine that cannot be dropped; weights read as they are stand in mapped files, which can."""
-    item, ranks = _BYTES[config.precision], config.local_processes
+    item, ranks = BYTES[config.precision], config.local_processes
     whole = transformer_parameters(spec)
     trained = lora_parameters(spec, config) if config.type == "lora" else whole
     in_fp32 = config.type == "sft" and not config.sharding.uses_deepspeed
@@ -315,11 +318,11 @@ def _pinned_gradients(config: RunConfig, spec: ModelSpec) -> int:
         sizes = [config.rank * one for both in targeted(spec, config.target_modules).values() for one in both]
     else:
         sizes = [inputs * outputs for inputs, outputs in layers(spec).values()]
-    return sum(1 << (size * _BYTES[config.precision] - 1).bit_length() for size in sizes)
+    return sum(1 << (size * BYTES[config.precision] - 1).bit_length() for size in sizes)
 
 
 def _cache(config: RunConfig, spec: ModelSpec) -> int:
-    size, item = size_of(config, spec), _BYTES[config.precision]
+    size, item = size_of(config, spec), BYTES[config.precision]
     area = (size.height // SPATIAL_COMPRESSION) * (size.width // SPATIAL_COMPRESSION)
     latents = 2 * spec.out_channels * latent_frames(size.num_frames) * area * item
     text = spec.max_text_seq_length * spec.text_embed_dim * item
@@ -328,12 +331,14 @@ def _cache(config: RunConfig, spec: ModelSpec) -> int:
 
 
 def _checkpoint(config: RunConfig, spec: ModelSpec) -> int:
+    if config.sharding.streams:
+        return checkpoint_bytes(config, transformer_parameters(spec))
     if config.type == "lora":
         return lora_parameters(spec, config) * (4 + (12 if config.sharding.uses_deepspeed else 8))
-    copies = _BYTES[config.precision] + 12 if config.sharding.uses_deepspeed else 4 + 8
+    copies = BYTES[config.precision] + 12 if config.sharding.uses_deepspeed else 4 + 8
     return transformer_parameters(spec) * copies
 
 
 def _flops(config: RunConfig, spec: ModelSpec) -> float:
-    matmul, attention = work_of(config, spec)
+    matmul, attention = flops_of_step(config, spec)
     return matmul + attention

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from cogtune.config.optimizers import goes_with
+from cogtune.config.optimizers import is_compatible
 from cogtune.config.presets import PRESETS, Preset
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
@@ -19,6 +17,7 @@ from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import Size
 from cogtune.models.variants import VARIANTS
 from cogtune.planning.estimate import GIB, Estimate, estimate
+from cogtune.planning.host_memory import limited, with_formats
 from cogtune.system import console
 from cogtune.system.errors import UsageError
 from cogtune.system.gpus import Gpu, gpus
@@ -53,20 +52,13 @@ class Hardware:
         return f"{len(self.cards)} x {self.cards[0].name} of {self.card_bytes / GB:.1f} GB"
 
 
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
 def local_hardware() -> Hardware:
-    """The cards that are visible here, and the host's memory, or what a container may have of it."""
-    host = int(psutil.virtual_memory().total)
-    for path in _CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
-            host = min(host, int(Path(path).read_text()))
-    return Hardware(gpus(), host)
+    """Return the cards that are visible here, and the host's memory, or what a container may have of it."""
+    return Hardware(gpus(), limited(int(psutil.virtual_memory().total)))
 
 
 def problems(config: RunConfig, needs: Estimate, machine: Hardware, *, sure: float = SURE) -> list[str]:
-    """Why a run cannot be made on ``machine``; empty when it can.
+    """Return why a run cannot be made on ``machine``; empty when it can.
 
     Args:
         sure: the share of an estimate that is surely needed.
@@ -83,12 +75,13 @@ def problems(config: RunConfig, needs: Estimate, machine: Hardware, *, sure: flo
 
 
 def _fits_whole(config: RunConfig, spec: ModelSpec, machine: Hardware) -> bool:
-    """Whether a run may be proposed: the whole of its estimate fits."""
+    """Return whether a run may be proposed: the whole of its estimate fits."""
+    config = with_formats(config, spec, machine.host)
     return not problems(config, estimate(config, spec), machine, sure=1.0)
 
 
 def why_not_tried(config: RunConfig, needs: Estimate, machine: Hardware) -> list[str]:
-    """Why a run cannot even be tried on ``machine``: too few GPUs, or none and too much for a CPU."""
+    """Return why a run cannot even be tried on ``machine``: too few GPUs, or none and too much for a CPU."""
     here = config.local_processes
     if not machine.cards:
         found = []
@@ -115,7 +108,7 @@ def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Hardware, name: st
     Raises:
         UsageError: it does not fit; the hint names what does.
     """
-    needs = estimate(config, spec)
+    needs = estimate(with_formats(config, spec, machine.host), spec)
     found = problems(config, needs, machine)
     if found:
         raise UsageError(
@@ -124,7 +117,7 @@ def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Hardware, name: st
         )
     if not machine.cards:
         return
-    free = min(gpu.total - gpu.used for gpu in machine.cards)
+    free = min(gpu.free for gpu in machine.cards)
     if needs.memory.card > free:
         console.warn(
             f"about {needs.memory.card / GB:.1f} GB will be needed on each GPU, and {free / GB:.1f} GB are free: "
@@ -147,7 +140,7 @@ def _what_fits(config: RunConfig, spec: ModelSpec, machine: Hardware) -> str:
 
 
 def _smaller(spec: ModelSpec) -> str:
-    """What to say of size where nothing else is left to change."""
+    """Return what to say of size where nothing else is left to change."""
     if spec.learned_positions:
         return f"this model has one size alone, {spec.native}: use a GPU with more memory, or another model"
     return "a smaller --size, with fewer frames, takes less"
@@ -162,17 +155,17 @@ def _flags(before: RunConfig, after: RunConfig) -> str:
 
 
 def _named(row: Preset, config: RunConfig, machine: Hardware) -> str:
-    """The flags that make a preset out of a run of ``config``, which may have set an optimizer."""
+    """Return the flags that make a preset out of a run of ``config``, which may have set an optimizer."""
     words = [f"--preset {row.name}"]
     if row.gpus > 1:
         words.append(f"--num-processes {len(machine.cards)}")
-    if not goes_with(config.optimizer, row.strategy):
+    if not is_compatible(config.optimizer, row.strategy):
         words.append("--optimizer adamw")
     return " ".join(words)
 
 
 def _fitting(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Iterator[RunConfig]:
-    """The same training with other strategies and as many GPUs as there are, that fit; fastest first."""
+    """Return the same training with other strategies and as many GPUs as there are, that fit; fastest first."""
     return (tried for tried in _tried(config, machine) if _fits_whole(tried, spec, machine))
 
 
@@ -183,13 +176,17 @@ def _tried(config: RunConfig, machine: Hardware) -> Iterator[RunConfig]:
             continue  # nothing to share with anyone
         if facts.uses_deepspeed and config.type == "lora":
             continue  # an adapter has little that could be shared out
-        if not goes_with(config.optimizer, strategy):
+        if not is_compatible(config.optimizer, strategy) or (facts.streams and not _may_stream(config)):
             continue
         yield config.model_copy(update={"strategy": strategy, "num_processes": count * config.num_machines})
 
 
+def _may_stream(config: RunConfig) -> bool:
+    return config.type == "sft" and config.precision != "fp16" and config.num_machines == 1
+
+
 def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
-    """``--fit``: all GPUs, and the fastest strategy that fits them.
+    """Return ``--fit``: all GPUs, and the fastest strategy that fits them.
 
     Raises:
         UsageError: there is no GPU, or none of the strategies fits.
@@ -201,9 +198,9 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
     if chosen is None:
         reasons = [
             f"{tried.strategy}: {'; '.join(problems(tried, estimate(tried, spec), machine, sure=1.0))}"
-            for tried in _tried(config, machine)
+            for tried in (with_formats(tried, spec, machine.host) for tried in _tried(config, machine))
         ]
-        if config.type == "sft" and not goes_with(config.optimizer, "zero2"):
+        if config.type == "sft" and not is_compatible(config.optimizer, "zero2"):
             reasons.append(f"the others: optimizer {config.optimizer} does not go with them")
         raise UsageError(
             f"--fit found no way to train {config.type} of {spec.variant.name} on this machine: {machine}",
@@ -215,7 +212,7 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
 
 
 def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Preset | None:
-    """The preset most like ``config`` that fits: of the same model, else of the same kind of model, else any."""
+    """Return the preset most like ``config`` that fits: of the same model, else of the same kind of model, else any."""
 
     def distance(row: Preset) -> tuple[bool, ...]:
         variant = VARIANTS[row.model]
@@ -226,7 +223,9 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Pre
             variant.num_layers != spec.num_layers,
         )
 
-    rows: Sequence[Preset] = sorted((row for row in PRESETS.values() if row.model in VARIANTS), key=distance)
+    # None whose figures are estimates alone.
+    known = (row for row in PRESETS.values() if row.model in VARIANTS and not STRATEGIES[row.strategy].streams)
+    rows: Sequence[Preset] = sorted(known, key=distance)
     for row in rows:
         count = min(row.gpus, len(machine.cards))
         if count == 1 and row.gpus > 1:
@@ -236,14 +235,19 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Pre
     return None
 
 
-def what_would_fit(config: RunConfig, spec: ModelSpec, machine: Hardware) -> str:
+def suggest_fit(config: RunConfig, spec: ModelSpec, machine: Hardware, *, free: int | None = None) -> str:
     """What to change after a run of ``config`` was out of GPU memory: one option if one is enough, else a preset.
 
     The options cost more time or change the training more from one to the next; the first that fits by the estimate,
     and takes less than the run did, is named.
+
+    Args:
+        free: bytes that the run can have of a card, where other programs use the rest.
     """
     now = estimate(config, spec).memory.card
-    limit = min(now, machine.card_bytes + 1) if machine.cards else now
+    limit = now
+    if machine.cards:
+        limit = min(now, (machine.card_bytes if free is None else free) + 1)
     options = [(words, estimate(leaner, spec)) for words, leaner in _leaner(config, spec, limit)]
     for words, needs in options:
         if needs.memory.card < limit and needs.host <= machine.host:
@@ -258,7 +262,7 @@ def what_would_fit(config: RunConfig, spec: ModelSpec, machine: Hardware) -> str
 
 
 def _on(row: Preset, cards: int) -> RunConfig:
-    """What a preset sets, for no more GPUs than there are."""
+    """Return what a preset sets, for no more GPUs than there are."""
     return RunConfig.model_validate({**row.values(), "num_processes": min(row.gpus, cards)})
 
 
@@ -290,9 +294,9 @@ def _leaner(config: RunConfig, spec: ModelSpec, limit: int) -> Iterator[tuple[st
     if config.type == "sft":
         leaner = [name for name, facts in STRATEGIES.items() if config.num_processes >= facts.worthwhile_from]
         changes: list[dict[str, Any]] = [
-            {"strategy": other} if goes_with(config.optimizer, other) else {"strategy": other, "optimizer": "adamw"}
+            {"strategy": other} if is_compatible(config.optimizer, other) else {"strategy": other, "optimizer": "adamw"}
             for other in leaner
-            if other != config.strategy
+            if other != config.strategy and (not STRATEGIES[other].streams or _may_stream(config))
         ]
         for values in (*changes, {"type": "lora", "strategy": "ddp"}):
             after = config.model_copy(update=values)

@@ -94,12 +94,12 @@ class Measurement:
         return max(self.reserved_gib)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
+        """Return the fields as JSON-able values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Measurement:
-        """A measurement of :meth:`to_dict`'s values.
+        """Return a measurement of :meth:`to_dict`'s values.
 
         Raises:
             TypeError: a field is missing or unknown.
@@ -110,7 +110,7 @@ class Measurement:
 
 
 def read(path: Path = FILE) -> tuple[Measurement, ...]:
-    """The measurements in a file of ``cogtune bench --json``, or of one JSON object a line.
+    """Return the measurements in a file of ``cogtune bench --json``, or of one JSON object a line.
 
     Raises:
         CogtuneError: it cannot be read, or holds something else.
@@ -126,12 +126,12 @@ def read(path: Path = FILE) -> tuple[Measurement, ...]:
 
 @functools.cache
 def recorded() -> tuple[Measurement, ...]:
-    """The measurements that come with cogtune."""
+    """Return the measurements that come with cogtune."""
     return read()
 
 
 def of_preset(name: str, rows: Sequence[Measurement]) -> Measurement | None:
-    """The measurement of a preset as it is, on the most GPUs, and of those the latest; None when there is none.
+    """Return the measurement of a preset as it is, on the most GPUs, and of those the latest; None when there is none.
 
     One process without the others counts where no whole run was measured; so does a run of another preset whose
     changes make the same configuration of it.

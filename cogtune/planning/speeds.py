@@ -15,7 +15,7 @@ def tokens_of(config: RunConfig, spec: ModelSpec) -> int:
     return config.batch_size * (video + spec.max_text_seq_length)
 
 
-def work_of(config: RunConfig, spec: ModelSpec) -> tuple[float, float]:
+def flops_of_step(config: RunConfig, spec: ModelSpec) -> tuple[float, float]:
     """Operations of one optimizer step: of the linear layers, and of attention."""
     tokens = tokens_of(config, spec)
     width = spec.num_attention_heads * spec.attention_head_dim
@@ -28,7 +28,7 @@ def work_of(config: RunConfig, spec: ModelSpec) -> tuple[float, float]:
 
 
 def _card(peak_tflops: float, terabytes: float, link: float = 24.0) -> Speed:
-    """A card by its vendor's dense bf16 peak, of which products reach 0.80 and attention 0.42 on an H200.
+    """Return a card by its vendor's dense bf16 peak, of which products reach 0.80 and attention 0.42 on an H200.
 
     Args:
         terabytes: that its memory moves in a second.
@@ -71,7 +71,7 @@ def seconds_of_step(config: RunConfig, spec: ModelSpec, gpu: str) -> float | Non
     speed = speed_of(gpu)
     if speed is None or config.precision == "fp32":
         return None
-    linear, square = work_of(config, spec)
+    linear, square = flops_of_step(config, spec)
     numbers = tokens_of(config, spec) * spec.num_attention_heads * spec.attention_head_dim * spec.num_layers
     traffic = _TRAFFIC_COMPILED if config.compiles_blocks() else _TRAFFIC_EAGER
     seconds = linear / speed.products + square / speed.attention

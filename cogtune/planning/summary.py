@@ -15,6 +15,7 @@ from cogtune.encoding.jobs import clips_by_size, frame_settings
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.planning.estimate import GIB, Estimate, estimate
 from cogtune.planning.fit import GB, Hardware, problems
+from cogtune.planning.measurements import recorded
 from cogtune.run.folder import RunFolder
 from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import size_of
@@ -22,6 +23,8 @@ from cogtune.system.errors import CogtuneError
 
 _USUAL_SAMPLES = 100
 """Assumed where there is no dataset to count."""
+
+_UNMEASURED = "estimated only; no run of strategy {strategy} has been measured on a GPU yet"
 
 _PARTS = {
     "weights": "weights",
@@ -59,6 +62,12 @@ class RunEstimate:
         return self.config.total_steps(*self.counts)
 
     @property
+    def is_measured(self) -> bool:
+        """Whether a run of this strategy was measured, so that the estimate's constants could be held to it."""
+        strategy = self.config.strategy
+        return not self.config.sharding.streams or any(row.config.strategy == strategy for row in recorded())
+
+    @property
     def command(self) -> str:
         """The command that starts the run from its launch files."""
         return shlex.join(LaunchFiles(self.launch).command(self.config))
@@ -69,7 +78,7 @@ class RunEstimate:
         return problems(self.config, self.needs, self.machine)
 
     def rows(self) -> list[tuple[str, str]]:
-        """What and how much, as the table shows it."""
+        """Return what and how much, as the table shows it."""
         needs, config = self.needs, self.config
         rows = [(f"each GPU: {name}", f"{getattr(needs.memory, key) / GIB:.2f} GiB") for key, name in _PARTS.items()]
         if needs.arrangement is not None:
@@ -79,6 +88,7 @@ class RunEstimate:
             ("each GPU: PyTorch reserves", f"{needs.memory.reserved / GIB:.1f} GiB"),
             ("each GPU: the whole card", f"{needs.memory.card / GB:.1f} GB of 10^9 bytes"),
             ("host memory of a machine", f"{needs.host / GIB:.0f} GiB"),
+            *([] if self.is_measured else [("these figures", _UNMEASURED.format(strategy=config.strategy))]),
             ("disk: cache", f"{needs.cache_per_sample * self.samples / GB:.2f} GB for {self.samples} samples{assumed}"),
             ("disk: checkpoints", f"{self._checkpoints / GB:.2f} GB, {needs.checkpoint / GB:.2f} each"),
             ("size", str(size_of(config, self.spec))),
@@ -91,7 +101,7 @@ class RunEstimate:
         return rows
 
     def _arrangement(self, arrangement: Arrangement) -> str:
-        """The memory engine's arrangement and why it is this one."""
+        """Return the memory engine's arrangement and why it is this one."""
         words = arrangement.describe(self.spec.num_layers)
         if self.config.vram is None:
             return f"{words} (as given)"
@@ -113,11 +123,12 @@ class RunEstimate:
         return f"about {self.needs.seconds:.2f} s a step, {hours:.1f} hours in all"
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for programs; sizes in bytes."""
+        """Return the same for programs; sizes in bytes."""
         memory = {field.name: getattr(self.needs.memory, field.name) for field in fields(self.needs.memory)}
         return {
             "gpu_memory": memory | {"reserved": self.needs.memory.reserved, "card": self.needs.memory.card},
             "host_memory": self.needs.host,
+            "measured": self.is_measured,
             "cache": self.needs.cache_per_sample * self.samples,
             "arrangement": self.needs.arrangement.to_dict() if self.needs.arrangement is not None else None,
             "checkpoint": self.needs.checkpoint,
@@ -134,7 +145,7 @@ class RunEstimate:
 def estimate_run(
     config: RunConfig, spec: ModelSpec, machine: Hardware, counts: Sequence[int] = (), launch: Path | None = None
 ) -> RunEstimate:
-    """What a run will take.
+    """Return what a run will take.
 
     Args:
         counts: samples at each training size; counted when not given and the dataset is here.

@@ -20,7 +20,7 @@ _SPAN = 1000
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """About ``most`` of the points at most, in their order: each stretch's lowest and highest, and both ends."""
+    """Return about ``most`` of the points at most, in their order: each stretch's lowest and highest, and both ends."""
     if len(points) <= most:
         return list(points)
     stretches = max(1, most // 2 - 1)
@@ -44,7 +44,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number in few characters: ``0.25``, ``1e-4``, ``20k``."""
+    """Return a number in few characters: ``0.25``, ``1e-4``, ``20k``."""
     size = abs(value)
     if size >= 1e6:
         return f"{value / 1e6:.4g}M"
@@ -75,7 +75,7 @@ class _Axis:
 
     @classmethod
     def over(cls, values: Sequence[float], *, ceiling: float | None, about: int) -> _Axis:
-        """An axis for these values, from zero on where that costs little, and not above ``ceiling``."""
+        """Return an axis for these values, from zero on where that costs little, and not above ``ceiling``."""
         low, high = min(values), max(values)
         if ceiling is not None and low < ceiling < high:
             high = ceiling
@@ -92,7 +92,7 @@ class _Axis:
         return cls(low, high, tuple(marks))
 
     def share(self, value: float) -> float:
-        """Where ``value`` is between the bottom (0) and the top (1); what is above the top is at the top."""
+        """Return where ``value`` is between the bottom (0) and the top (1); what is above the top is at the top."""
         return min(1.0, (value - self.low) / (self.high - self.low))
 
 
@@ -177,7 +177,7 @@ def _told(one: Series) -> str:
 
 
 def _edge(share: float) -> str | None:
-    """The class that keeps a label at an end of the axis inside the chart."""
+    """Return the class that keeps a label at an end of the axis inside the chart."""
     return "first" if share < 0.04 else "last" if share > 0.96 else None
 
 
@@ -202,7 +202,7 @@ def bars(title: str, rows: Sequence[tuple[str, int]], *, unit: str = "") -> Html
 
 
 def distribution(title: str, values: Sequence[float], *, unit: str) -> Html:
-    """How often which value occurs: a line for each when they are few, else a histogram."""
+    """Return how often which value occurs: a line for each when they are few, else a histogram."""
     counted = Counter(short(value) for value in values)
     if len(counted) <= FEW:
         first = {short(value): value for value in values}

@@ -47,12 +47,12 @@ class Curves:
     last_step: int
 
     def __getitem__(self, name: str) -> Sequence[Point]:
-        """The points of one figure; none when it was not measured."""
+        """Return the points of one figure; none when it was not measured."""
         return self.plain.get(name, ())
 
 
 def curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
-    """The curves in the lines of ``metrics.jsonl``; of a step that was measured twice, the later line counts."""
+    """Return the curves in the lines of ``metrics.jsonl``; of a step that was measured twice, the later line counts."""
     plain: defaultdict[str, dict[float, float]] = defaultdict(dict)
     nested: defaultdict[str, defaultdict[int, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
     last = 0
@@ -86,7 +86,7 @@ def window_of(points: Sequence[Point]) -> int:
 
 
 def smooth(points: Sequence[Point], window: int) -> list[Point]:
-    """An exponential moving average over about ``window`` points, without the bias of its start."""
+    """Return an exponential moving average over about ``window`` points, without the bias of its start."""
     average = MovingAverage(window)
     return [(step, average.add(value)) for step, value in points]
 
@@ -147,7 +147,7 @@ def _step_chart(name: str, title: str, unit: str, points: Sequence[Point], *, sm
 
 
 def change(points: Sequence[Point]) -> Html | None:
-    """A curve's first and last value, and how far apart they are, for the head of the page."""
+    """Return a curve's first and last value, and how far apart they are, for the head of the page."""
     if not points:
         return None
     first, last = points[0][1], points[-1][1]

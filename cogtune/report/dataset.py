@@ -93,7 +93,7 @@ def choose_samples(
 
 
 def _by_sample(checked: CheckedDataset) -> dict[str, list[Finding]]:
-    """The findings of each sample, worst first; those of the dataset as a whole are not among them."""
+    """Return the findings of each sample, worst first; those of the dataset as a whole are not among them."""
     ids = {sample.id for sample in checked.dataset.samples}
     grouped: defaultdict[str, list[Finding]] = defaultdict(list)
     for found in checked.report.findings:
@@ -187,7 +187,7 @@ def _distributions(checked: CheckedDataset) -> Iterator[Html]:
 
 
 def _plan(checked: CheckedDataset) -> Html:
-    """Which clips are trained at which size, and what that costs them."""
+    """Return which clips are trained at which size, and what that costs them."""
     settings, rows = checked.settings, []
     lost = _LOST[settings.reshape]
     for size, infos in clips_per_bucket(checked.report.infos.values(), settings).items():
@@ -220,7 +220,7 @@ def _rate(settings: FrameSettings) -> str:
 
 
 def _view_of(checked: CheckedDataset, sample: Sample) -> ClipView | None:
-    """What training sees of a clip; of one too short for it, all its frames; None of one that does not open."""
+    """Return what training sees of a clip; of one too short for it, all its frames; None of one that does not open."""
     info, settings = checked.report.infos.get(sample.id), checked.settings
     if info is None:
         return None
@@ -301,7 +301,7 @@ def _clip(
 
 
 def _what(info: VideoInfo, seen: ClipView | None) -> str:
-    """A clip's facts in a line."""
+    """Return a clip's facts in a line."""
     facts_of = [
         f"{info.duration:.3g} s",
         f"{info.num_frames:,} frames at {info.fps:.4g} fps",
@@ -316,7 +316,7 @@ def _what(info: VideoInfo, seen: ClipView | None) -> str:
 
 
 def _pictures(sample: Sample, info: VideoInfo | None, findings: list[Finding], shown: Shown | str | None) -> Html:
-    """The clip's pictures, or in their place why there are none."""
+    """Return the clip's pictures, or in their place why there are none."""
     if info is not None and isinstance(shown, Shown):
         return _frames(sample, info, shown)
     reason = shown or (findings[0].message if findings else "the clip does not open")

@@ -29,7 +29,7 @@ Draw = Callable[[Task], Shown]
 
 
 def draw(task: Task) -> Shown:
-    """The pictures of one clip.
+    """Return the pictures of one clip.
 
     Raises:
         CogtuneError: the clip or the image cannot be read.

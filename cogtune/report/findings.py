@@ -30,7 +30,7 @@ def finding_list(findings: Iterable[Finding], *, named: bool = False) -> Html:
 
 
 def cut(words: str, most: int) -> str:
-    """The first ``most`` characters, with a sign that there are more."""
+    """Return the first ``most`` characters, with a sign that there are more."""
     return words if len(words) <= most else f"{words[:most].rstrip()}…"
 
 

@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias
 
+from cogtune.system.console import printable
 from cogtune.system.files import write_atomic
 from cogtune.system.folders import remove_leftovers
 
@@ -27,21 +28,24 @@ class Html(str):
 Child: TypeAlias = "str | int | Iterable[Child] | None"
 """What a tag may hold: markup, text, a number, nothing, or several of these."""
 
-_UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-"""Characters that HTML forbids or UTF-8 cannot hold: file names may have them."""
+_UNSHOWABLE = re.compile("[\ufffe\uffff]")
+"""Characters that HTML forbids, and that are no commands."""
 
 _VOID = frozenset({"img", "input", "meta"})
 
 
 def text(value: object) -> Html:
-    """``value`` as text that means nothing to a browser; markup stays as it is."""
+    """Return ``value`` as text that means nothing to a browser; markup stays as it is.
+
+    Control characters, and those that turn the direction of writing, are spelled out as in the terminal.
+    """
     if isinstance(value, Html):
         return value
-    return Html(html.escape(_UNSHOWABLE.sub("\ufffd", str(value))))
+    return Html(html.escape(_UNSHOWABLE.sub("\ufffd", printable(str(value)))))
 
 
 def join(*children: Child) -> Html:
-    """The children one after the other, text escaped and None left out."""
+    """Return the children one after the other, text escaped and None left out."""
     return Html("".join(_flat(children)))
 
 
@@ -54,7 +58,7 @@ def _flat(children: Iterable[Child]) -> Iterator[str]:
 
 
 def tag(name: str, /, *children: Child, **attributes: object) -> Html:
-    """``<name attributes>children</name>``.
+    """Return ``<name attributes>children</name>``.
 
     Args:
         attributes: ``class_`` stands for ``class``, ``aria_label`` for ``aria-label``; None and False are left out,
@@ -71,12 +75,12 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Html:
 
 
 def section(title: str, *children: Child, **attributes: object) -> Html:
-    """A part of the page under a heading of its own."""
+    """Return a part of the page under a heading of its own."""
     return Html(f"{tag('section', tag('h2', title), *children, **attributes)}\n")
 
 
 def facts(rows: Iterable[tuple[str, Child]]) -> Html:
-    """The figures at the head of a page: each a name and a value."""
+    """Return the figures at the head of a page: each a name and a value."""
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows], class_="facts")
 
 
@@ -88,7 +92,7 @@ def table(
     wide: Container[int] = (),
     sortable: bool = False,
 ) -> Html:
-    """A table that scrolls in a box of its own.
+    """Return a table that scrolls in a box of its own.
 
     Args:
         columns: the headings; without any, the first cell of each row is its heading.

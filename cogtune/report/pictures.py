@@ -47,7 +47,7 @@ class Picture:
     kept: tuple[int, int, int, int]
 
     def html(self, alt: str) -> Html:
-        """The picture with its cut-away part dimmed."""
+        """Return the picture with its cut-away part dimmed."""
         left, top, width, height = self.kept
         image = tag("img", src=data_uri(self.jpeg), width=self.width, height=self.height, alt=alt)
         widest = f"max-width:{_HIGHEST * self.width / self.height:.0f}px"
@@ -61,18 +61,18 @@ class Picture:
 
 
 def data_uri(jpeg: bytes) -> str:
-    """A JPEG as an address that holds it."""
+    """Return a JPEG as an address that holds it."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def bytes_each(pictures: int) -> int:
-    """What each of so many JPEGs of a page may take: the more there are, the more each is compressed."""
+    """Return what each of so many JPEGs of a page may take: the more there are, the more each is compressed."""
     least, most = _BYTES
     return max(least, min(most, PAGE_BYTES // max(1, pictures)))
 
 
 def to_jpeg(pixels: Pixels, most_bytes: int) -> bytes:
-    """``uint8 [H, W, 3]`` as a JPEG of at most ``most_bytes``, unless the lowest quality takes more."""
+    """Return ``uint8 [H, W, 3]`` as a JPEG of at most ``most_bytes``, unless the lowest quality takes more."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -87,14 +87,14 @@ def to_jpeg(pixels: Pixels, most_bytes: int) -> bytes:
 
 
 def shrink(pixels: Pixels, height: int, width: int) -> Pixels:
-    """``uint8 [H, W, 3]`` at another size, antialiased."""
+    """Return ``uint8 [H, W, 3]`` at another size, antialiased."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def picture(frame: Pixels, size: Size, most_bytes: int, crop: Crop | None = None) -> Picture:
-    """A frame ``uint8 [H, W, 3]`` in small: inside ``kept`` it is what :func:`reshape` gives training.
+    """Return a frame ``uint8 [H, W, 3]`` in small: inside ``kept`` it is what :func:`reshape` gives training.
 
     Black bars are part of what it gives.
     """
@@ -120,12 +120,12 @@ class Shown:
 
 
 def first_middle_last(indices: Sequence[int]) -> list[int]:
-    """The first, the middle and the last of some frames, each once."""
+    """Return the first, the middle and the last of some frames, each once."""
     return sorted({indices[0], indices[len(indices) // 2], indices[-1]})
 
 
 def show_clip(video: Path, seen: ClipView, image: Path | None, most_bytes: int) -> Shown:
-    """The first, the middle and the last frame that training takes.
+    """Return the first, the middle and the last frame that training takes.
 
     Args:
         image: the conditioning image, where there is one.

@@ -84,7 +84,7 @@ class _Plan(Schema):
     resume: str | None = None
 
 
-class _Said(Schema):
+class _RankReport(Schema):
     """What a process of the run said last."""
 
     status: str = ""
@@ -107,14 +107,14 @@ class _Machine(Schema):
 
 
 def _is_blank(path: Path) -> bool:
-    """Whether a process has kept room for its words, and said nothing yet."""
+    """Return whether a process has kept room for its words, and said nothing yet."""
     return not read_bytes(path, MOST_JSON).strip()
 
 
 def _read(path: Path, schema: type[S]) -> S:
-    """What a file of the run says; nothing when there is none, or with a warning when it is damaged."""
+    """Return what a file of the run says; nothing when there is none, or with a warning when it is damaged."""
     try:
-        if path.is_file() and not (schema is _Said and _is_blank(path)):
+        if path.is_file() and not (schema is _RankReport and _is_blank(path)):
             value = read_json(path)
             if isinstance(value, dict) and CHECKSUM in value and not is_sealed(value):
                 raise CogtuneError(f"{path} is damaged: it is not what was written", "")
@@ -143,7 +143,7 @@ def _header(output: Path, plan: _Plan, found: Curves, state: State) -> Html:
 
 def _verdict(output: Path, plan: _Plan, found: Curves, state: State) -> Html:
     done, total = found.last_step, plan.total_steps
-    said = _read(RunFolder(output).launch() / "rank-0.json", _Said)
+    said = _read(RunFolder(output).launch() / "rank-0.json", _RankReport)
     more = f"{done:,} of {total:,} steps are done." if total else f"{done:,} steps are done."
     if said.status == "failed":
         kind, word, more = "error", "Failed.", f"{said.message}. {more}"
@@ -217,20 +217,20 @@ def _setting(key: str, value: str, source: str) -> tuple[Html, Html, str]:
 
 
 def _made_from(output: Path, plan: _Plan) -> Iterator[Html]:
-    config, identity = plan.config, plan.identity
+    config, fingerprint = plan.config, plan.identity
     there = _read(RunFolder(output).machine, _Machine)
     cards = [f"{card.name} ({card.memory_gib} GiB)" for card in there.gpus or ()]
     cpu = f"{there.cpus} CPUs, {there.memory_gib} GiB, {there.system}" if there.system is not None else None
     rows: list[tuple[str, Html | str | float | None]] = [
         ("base model", _text(config.get("model"))),
-        ("its transformer's fingerprint", _code(identity.get("model"))),
+        ("its transformer's fingerprint", _code(fingerprint.get("model"))),
         ("dataset", _code(config.get("data"))),
         ("samples", plan.samples),
-        ("dataset's digest", _code(identity.get("data"))),
+        ("dataset's digest", _code(fingerprint.get("data"))),
         ("frames x height x width", plan.size),
         ("frames a second", plan.fps),
         ("tokens a sample", plan.tokens),
-        ("samples a step", _text(identity.get("samples per step"))),
+        ("samples a step", _text(fingerprint.get("samples per step"))),
         ("resumed from", _code(plan.resume)),
         ("GPUs", ", ".join(cards) or (None if there.gpus is None else "none")),
         ("machine", cpu),

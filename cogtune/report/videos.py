@@ -32,6 +32,8 @@ class Scene:
     prompt: str
     image: str | None
     seed: int | None
+    averaged: bool = False
+    """Whether it was made with the moving average of the weights."""
 
 
 def find_videos(output: Path) -> dict[Scene, dict[int, Path]]:
@@ -39,14 +41,14 @@ def find_videos(output: Path) -> dict[Scene, dict[int, Path]]:
     found: defaultdict[Scene, dict[int, Path]] = defaultdict(dict)
     for step, folder in step_folders(output):
         for entry in read_list(folder):
-            scene = Scene(entry.prompt, Path(entry.image).name if entry.image else None, entry.seed)
+            scene = Scene(entry.prompt, Path(entry.image).name if entry.image else None, entry.seed, entry.averaged)
             if not leads_out(folder / entry.file, output):
                 found[scene][step] = folder / entry.file
     return dict(found)
 
 
 def spread(steps: list[int], most: int = MOST_STEPS) -> list[int]:
-    """At most so many of the steps: the first, the last, and others evenly between."""
+    """Return at most so many of the steps: the first, the last, and others evenly between."""
     if len(steps) <= most:
         return steps
     return [steps[number * (len(steps) - 1) // (most - 1)] for number in range(most)]
@@ -85,6 +87,7 @@ def _strip(output: Path, scene: Scene, steps: list[int], by_step: dict[int, Path
         )
         figures.append(tag("figure", video, tag("figcaption", label)))
     about = [f"seed {scene.seed}" if scene.seed is not None else None, f"from {scene.image}" if scene.image else None]
+    about += ["moving average of the weights"] if scene.averaged else []
     return tag(
         "article",
         tag("p", scene.prompt or "no prompt", class_="prompt", dir="auto"),
@@ -96,7 +99,7 @@ def _strip(output: Path, scene: Scene, steps: list[int], by_step: dict[int, Path
 
 
 def _poster(video: Path, most_bytes: int) -> str | None:
-    """The first frame as a data address; None when it cannot be read."""
+    """Return the first frame as a data address; None when it cannot be read."""
     from cogtune.data.video.clips import iter_frames
 
     try:

@@ -22,18 +22,18 @@ STATE_NAME = names.STATE
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """List a run's complete checkpoints, oldest first."""
     return [path for _, path in RunFolder(output).checkpoint_folders() if (path / STATE_NAME).is_file()]
 
 
 def checkpoints_after(output: Path, step: int) -> list[Path]:
-    """The checkpoints of a run that lie behind ``step``: another branch, for a run that goes on from there."""
+    """List a run's checkpoints after ``step``, which a run resumed there would diverge from."""
     found = RunFolder(output).checkpoint_folders()
     return [path for number, path in found if number > step and (path / STATE_NAME).is_file()]
 
 
 def refuse_shards(path: Path) -> None:
-    """Say what to do with a checkpoint, or a run of them, whose weights are in ZeRO shards alone.
+    """Reject a checkpoint, or a run, whose weights are only in ZeRO shards.
 
     Raises:
         UsageError: it is one.
@@ -42,64 +42,64 @@ def refuse_shards(path: Path) -> None:
         latest = folder / "latest"  # DeepSpeed's, with the name of the folder of shards
         if latest.is_file() and (folder / latest.read_text(errors="replace").strip()).is_dir():
             raise UsageError(
-                f"{path} needs `cogtune merge-zero {shlex.quote(str(folder))}` first: its weights are in ZeRO shards",
-                "then give --model the folder that it writes",
+                f"the weights of {path} are in ZeRO shards",
+                f"run `cogtune merge-zero {shlex.quote(str(folder))}` and pass the folder it writes as --model",
             )
 
 
 def choose_checkpoint(wanted: str, output: Path) -> Path:
-    """The checkpoint that ``--resume`` names: ``latest`` of the run in ``output``, or a path.
+    """Return the checkpoint that ``--resume`` names: ``latest`` of the run in ``output``, or a path.
 
     Raises:
-        UsageError: there is none; the message lists those there are.
+        UsageError: it does not exist; the hint lists those that do.
     """
     there = checkpoints(output)
     if wanted == "latest":
         if not there:
-            raise UsageError(f"{output} has no checkpoint to resume from", "leave --resume out to start a new run")
+            raise UsageError(f"{output} has no checkpoint to resume from", "remove --resume to start a new run")
         return there[-1]
     path = Path(wanted)
     if not wanted or not path.is_dir():
         names = ", ".join(str(found) for found in there) or "none"
-        raise UsageError(f"there is no checkpoint '{wanted}'", f"checkpoints in {output}: {names}")
+        raise UsageError(f"no such checkpoint: '{wanted}'", f"checkpoints in {output}: {names}")
     return path.absolute()
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What ``state.json`` of a checkpoint says.
+    """Read a checkpoint's ``state.json``.
 
     Raises:
         CogtuneError: the folder is not a checkpoint of cogtune, or of a newer one.
     """
     if not (checkpoint / STATE_NAME).is_file():
         raise CogtuneError(
-            f"{checkpoint} is not a checkpoint: it has no {STATE_NAME}",
-            "`--resume latest` takes the newest one",
+            f"{checkpoint} is not a checkpoint: {STATE_NAME} is missing",
+            "use `--resume latest` for the newest one",
         )
     path = checkpoint / STATE_NAME
     state = read_json(path)
     if not isinstance(state, dict) or (CHECKSUM in state and not is_sealed(state)):
-        raise CogtuneError(f"{path} is damaged: it is not what was saved", "resume from another checkpoint")
+        raise CogtuneError(f"{path} is damaged: checksum mismatch", "resume from another checkpoint")
     if type(state.get("step")) is not int or state["step"] < 0 or not isinstance(state.get("identity"), dict):
         raise CogtuneError(f"{path} is damaged: it has no step or identity", "resume from another checkpoint")
     if state.get("format") != FORMAT:
-        raise CogtuneError(f"{checkpoint} was written by another version of cogtune", "use that version to go on")
+        raise CogtuneError(f"{checkpoint} was written by another version of cogtune", "use that version to resume")
     if step_of_checkpoint(checkpoint) not in (None, state["step"]):
         raise CogtuneError(
-            f"{checkpoint} is of step {state['step']}, as its {STATE_NAME} says",
-            f"rename it to checkpoint-{state['step']}, or resume from another one",
+            f"{checkpoint} is at step {state['step']} according to its {STATE_NAME}",
+            f"rename it to checkpoint-{state['step']}, or resume from another checkpoint",
         )
     return state
 
 
 def stamp(checkpoint: Path) -> str:
-    """What tells a checkpoint from another that took its name: no clock is compared with another."""
+    """Return a stamp that distinguishes a checkpoint from a later one of the same name."""
     stat = (checkpoint / STATE_NAME).stat()
     return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
 
 
 def fingerprints(files: Iterable[Path], checkpoint: Path) -> dict[str, str]:
-    """What tells the files of a checkpoint from any others, by their paths in it.
+    """Return fingerprints of a checkpoint's files, by their paths in it.
 
     Of a file of ``torch.save`` it is made of the names, sizes and checksums of its parts, which stand at its end: no
     weights are read. Of any other file all bytes are.
@@ -118,13 +118,13 @@ def _fingerprint(path: Path) -> str:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return digest([[part.filename, part.file_size, part.CRC] for part in archive.infolist()])
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path.name} is not whole ({error})") from error
+        raise ValueError(f"{path.name} is incomplete ({error})") from error
 
 
 def changed_files(
     checkpoint: Path, state: Mapping[str, Any], only: Callable[[str], bool] = lambda _: True
 ) -> list[str]:
-    """The files of a checkpoint that are not those that were saved with ``state``, as problems.
+    """List the files of a checkpoint that differ from those saved with ``state``, as problems.
 
     Checkpoints of earlier versions do not say it of every file, and those of other programs of none.
 
@@ -155,38 +155,42 @@ def changed_files(
 def check_fits(
     checkpoint: Path,
     state: Mapping[str, Any],
-    identity: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
     *,
     model: str | None = None,
     samples: int | None = None,
 ) -> None:
-    """Refuse a checkpoint that belongs to another run.
+    """Reject a checkpoint that belongs to another run.
 
     Args:
-        identity: what must be the same for the resumed run to be the same run, by name.
-        model: how the base model is called now, and ``samples`` how many there are, to say what digests stand for.
+        fingerprint: the run's, as :func:`cogtune.run.plan.resume_fingerprint` returns it.
+        model: the run's base model, and ``samples`` the number of its samples, for messages instead of digests.
 
     Raises:
         CogtuneError: with every difference, or when another version wrote it.
     """
     before = state["identity"]
-    unknown = [key for key in identity if key not in before]
-    if unknown and before.get("strategy") == identity.get("strategy"):  # each strategy has keys of its own
+    if "ema" in fingerprint and "ema" not in before:
         raise CogtuneError(
-            f"{checkpoint} was written by another version of cogtune: it does not say {', '.join(unknown)}",
-            "start anew in another --output; `cogtune merge-zero` still makes weights of a ZeRO checkpoint",
+            f"{checkpoint} has no moving average of the weights", "remove --ema, or start over in another --output"
+        )
+    unknown = [key for key in fingerprint if key not in before]
+    if unknown and before.get("strategy") == fingerprint.get("strategy"):  # each strategy has keys of its own
+        raise CogtuneError(
+            f"{checkpoint} was written by another version of cogtune: it does not record {', '.join(unknown)}",
+            "start over in another --output; `cogtune merge-zero` can still merge a ZeRO checkpoint",
         )
     dataset = state.get("dataset")
     then = {"model": state.get("base_model"), "data": dataset.get("samples") if isinstance(dataset, dict) else None}
     now = {"model": model, "data": samples}
     wrong = []
-    for key, value in identity.items():
+    for key, value in fingerprint.items():
         if key not in before or before[key] == value:
             continue
         if key not in _CHANGED:
             wrong.append(f"{key}: {before[key]!r} in the checkpoint, {value!r} now")
         elif None in (then.get(key), now.get(key)) or then[key] == now[key]:
-            if key != "data" or before.get("model") == identity.get("model"):  # each model encodes it for itself
+            if key != "data" or before.get("model") == fingerprint.get("model"):  # each model encodes it for itself
                 wrong.append(f"{key}: {_CHANGED[key]}")
         else:
             unit = " samples" if key == "data" else ""
@@ -194,17 +198,17 @@ def check_fits(
     if wrong:
         raise CogtuneError(
             f"{checkpoint} does not fit this run",
-            "set these back, or start anew in another --output",
+            "change these back, or start over in another --output",
             details=wrong,
         )
 
 
 _CHANGED = {
-    "model": "its weights are not those that the checkpoint was trained from",
-    "data": "the clips, captions or sizes are not those that the checkpoint was trained on",
-    "shards": "the checkpoint's are laid out in another way",
+    "model": "its weights differ from those the checkpoint was trained from",
+    "data": "the clips, captions or sizes differ from those the checkpoint was trained on",
+    "shards": "the checkpoint's have another layout",
 }
-"""What is compared by a digest or a number that tells a reader nothing, and what it means when it differs."""
+"""Explanations for keys that are compared by a digest."""
 
 
 FACTS = "cogtune"
@@ -214,22 +218,22 @@ _ADAPTER = "lora_adapter_metadata"
 
 
 def lora_facts(facts: Mapping[str, Any], adapter: str) -> str:
-    """A run's facts for a LoRA file's header, with a checksum that holds for the adapter's configuration too."""
+    """Return a run's facts for a LoRA file's header, with a checksum that holds for the adapter's configuration too."""
     return json.dumps(sealed({**facts, "adapter": digest(adapter)}))
 
 
 def facts_in(header: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """What :func:`lora_facts` put into the header of the file ``path``; empty when another program wrote it.
+    """Return what :func:`lora_facts` put into the header of the file ``path``; empty if another program wrote it.
 
     Raises:
-        CogtuneError: the header is not as it was written. (Earlier versions gave it no checksum.)
+        CogtuneError: the header has changed. (Earlier versions gave it no checksum.)
     """
     try:
         facts = json.loads(header.get(FACTS, "{}"))
     except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict) or (CHECKSUM in facts and not is_sealed(facts)):
-        raise CogtuneError(f"{path} is damaged: its header is not what cogtune wrote", "copy it again, or use another")
+        raise CogtuneError(f"{path} is damaged: checksum mismatch in its header", "copy it again, or use another")
     adapter = facts.pop("adapter", None)
     if facts.pop(CHECKSUM, None) is not None and adapter != digest(header.get(_ADAPTER, "")):
         raise CogtuneError(

@@ -9,6 +9,7 @@ out/
   samples/step-000500/                    videos, and samples.json, which says what they show (run.sample_videos)
   checkpoint-500/                         weights, optimizer, state.json (run.checkpoints)
   pytorch_lora_weights.safetensors        the finished LoRA
+  ema/pytorch_lora_weights.safetensors    the moving average of its weights, with --ema
   report.html
   smoke/                                  the same of a trial run
 ```
@@ -23,12 +24,14 @@ from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.system import names
 
 RUN_NAME = names.RUN_YAML
+AVERAGE_NAME = "ema"
+"""In a checkpoint, and beside a finished LoRA: the folder of the moving average of the weights."""
 MERGE_NAME = names.MERGE
 """In a folder of merged weights: what they were merged from."""
 
 
 def step_of_checkpoint(folder: Path) -> int | None:
-    """The step in a checkpoint folder's name; None when it is not called like one."""
+    """Return the step in a checkpoint folder's name; None when it is not called like one."""
     match = names.CHECKPOINT_NAME.fullmatch(folder.absolute().name)
     return int(match[1]) if match else None
 
@@ -45,7 +48,7 @@ class RunFolder:
         return self.root / names.RUN_YAML
 
     def launch(self, machine_rank: int = 0) -> Path:
-        """The folder of launch files; each machine of a run has one of its own."""
+        """Return the folder of launch files; each machine of a run has one of its own."""
         return self.root / (f"{names.LAUNCH}-{machine_rank}" if machine_rank else names.LAUNCH)
 
     @property
@@ -79,6 +82,11 @@ class RunFolder:
         return self.root / LORA_WEIGHTS_NAME
 
     @property
+    def averaged_lora(self) -> Path:
+        """The moving average of its weights."""
+        return self.root / AVERAGE_NAME / LORA_WEIGHTS_NAME
+
+    @property
     def page(self) -> Path:
         """The run's report."""
         return self.root / names.REPORT
@@ -89,11 +97,11 @@ class RunFolder:
         return self.root / names.SMOKE
 
     def checkpoint(self, step: int) -> Path:
-        """The checkpoint of a step."""
+        """Return the checkpoint of a step."""
         return self.root / f"{names.CHECKPOINT}{step}"
 
     def checkpoint_folders(self) -> list[tuple[int, Path]]:
-        """Steps and folders that have a checkpoint's name, complete or not, in order."""
+        """List steps and folders named like a checkpoint, complete or not, in order."""
         found = ((step_of_checkpoint(path), path) for path in self.root.glob(f"{names.CHECKPOINT}*"))
         return sorted((step, path) for step, path in found if step is not None)
 

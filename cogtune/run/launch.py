@@ -1,4 +1,4 @@
-"""Plan to files to an ``accelerate launch`` subprocess; its exit code and our signals are passed on.
+"""Writing a plan's launch files and running ``accelerate launch``; exit codes and signals are passed on.
 
 Files of ``OUT/launch``: ``plan.json``, ``accelerate.yaml``, ``deepspeed.json``, ``command.sh``, and for each process
 of a run ``rank-N.json``, in which it says how it is and how it ended.
@@ -13,7 +13,13 @@ from pathlib import Path
 
 import yaml
 
-from cogtune.config.launchers import accelerate_config, deepspeed_config, machines_missing, meeting_point, meeting_port
+from cogtune.config.launchers import (
+    accelerate_config,
+    deepspeed_config,
+    rendezvous,
+    rendezvous_port,
+    rendezvous_timeout,
+)
 from cogtune.config.run_config import RunConfig
 from cogtune.run.checkpoints import checkpoints, stamp
 from cogtune.run.folder import RUN_NAME, RunFolder
@@ -31,18 +37,18 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TORCHINDUCTOR_COMPILE_THREADS": "4",  # else a process a core, and each of a run's ranks has its own
 }
-"""What the worker processes' environment gets, where the user has not set it."""
+"""Defaults for the worker processes' environment."""
 
 
 def exported() -> str:
-    """The lines of a shell script that set :data:`ENVIRONMENT`, each variable where it is not set."""
+    """Return the lines of a shell script that set :data:`ENVIRONMENT`, each variable where it is not set."""
     return "\n".join(f'export {name}="${{{name}:-{value}}}"' for name, value in ENVIRONMENT.items())
 
 
 _WORKER = "cogtune.training.worker"
 
 LAUNCHER = (sys.executable, "-m", "cogtune.training.launcher")
-"""What stands for ``accelerate launch`` where we start it."""
+"""Replaces ``accelerate launch`` in the command that cogtune starts."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class LaunchFiles:
 
     @property
     def log(self) -> Path:
-        """What the launcher and the libraries say beside the run's own words."""
+        """The output of the launcher and the libraries."""
         return RunFolder(self.folder.parent).logs / f"{self.folder.name}.log"
 
     @property
@@ -82,11 +88,11 @@ class LaunchFiles:
         return self.folder / RUN_NAME
 
     def report(self, rank: int) -> WorkerReport:
-        """Where process ``rank`` says how it is."""
+        """Return where process ``rank`` says how it is."""
         return WorkerReport(self.folder / f"rank-{rank}.json")
 
     def command(self, config: RunConfig, *worker: str) -> list[str]:
-        """The ``accelerate launch`` command, for each machine of the run.
+        """Return the ``accelerate launch`` command, for each machine of the run.
 
         Args:
             worker: the module that each process runs, and words put behind the plan; the run's own when left out.
@@ -98,7 +104,7 @@ class LaunchFiles:
             "--config_file",
             str(self.accelerate),
             "--main_process_port",
-            str(meeting_port(config)),
+            str(rendezvous_port(config)),
             "--quiet",
         ]
         if config.num_machines > 1:  # how long the launchers wait for each other; accelerate.yaml has no key for it
@@ -146,17 +152,17 @@ def _script(files: LaunchFiles, config: RunConfig) -> str:
     exports += f"export PYTHONSAFEPATH=1\ncd {shlex.quote(STANDARD_LIBRARY)}\n"
     return (
         "#!/bin/sh\n"
-        "# Starts this run by hand, as `cogtune train` does. Change plan.json or the configs beside it at will.\n"
+        "# Starts this run by hand, as `cogtune train` does. You may edit plan.json and the configs next to it.\n"
         f"{exports}exec {shlex.join(files.command(config))}\n"
     )
 
 
 def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None = None, is_last: bool = True) -> None:
-    """Run the plan through ``accelerate launch`` and wait for its end.
+    """Run the plan with ``accelerate launch`` and wait for it to finish.
 
     Args:
         worker: as for :meth:`LaunchFiles.command`.
-        if_stopped: what to tell when it was stopped, in place of how a run goes on.
+        if_stopped: hint for a stopped run, instead of how to continue it.
         is_last: as for :func:`cogtune.system.processes.supervise`.
 
     Raises:
@@ -167,7 +173,7 @@ def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None =
     if config.num_machines > 1:
         others = config.num_machines - 1
         console.note(
-            f"waiting for {others} other {'machine' if others == 1 else 'machines'} at {meeting_point(config)}, "
+            f"waiting for {others} other {'machine' if others == 1 else 'machines'} at {rendezvous(config)}, "
             f"at most {config.nccl_timeout:g} minutes"
         )
     processes.supervise(
@@ -182,27 +188,27 @@ def start(plan: Plan, files: LaunchFiles, *worker: str, if_stopped: str | None =
 
 
 def _not_met(config: RunConfig, log: str) -> CogtuneError | None:
-    """Why the launchers of several machines did not meet, in words, from what torch and accelerate say of it."""
+    """Explain why the launchers of several machines did not connect, from torch's and accelerate's output."""
     if config.num_machines == 1:
         return None
     if "another process is utilizing it" in log:
         return CogtuneError(
-            f"port {meeting_port(config)} of this machine is in use",
-            "name another as --main-process-port, the same on each machine",
+            f"port {rendezvous_port(config)} is already in use on this machine",
+            "choose another --main-process-port, the same on each machine",
         )
     if "DistStoreError" in log or "DistNetworkError" in log:
-        return machines_missing(config)
+        return rendezvous_timeout(config)
     return None
 
 
 def checkpoints_of(plan: Plan) -> list[Path]:
-    """The run's own whole checkpoints, oldest first; not those of another run that it is about to overwrite."""
+    """Return the run's own whole checkpoints, oldest first; not those of another run that it is about to overwrite."""
     found = checkpoints(plan.config.output)
     return [path for path in found if plan.replaces.get(path.name) != stamp(path)]
 
 
 def how_to_go_on(plan: Plan) -> str:
-    """What to do when a run ended before its last step, in words."""
+    """Return the hint for a run that ended before its last step."""
     if not checkpoints_of(plan):
-        return "no checkpoint was written yet: the same command starts anew"
-    return f"go on with: cogtune train --resume latest --output {shlex.quote(str(plan.config.output))}"
+        return "no checkpoint has been written yet; run the same command again to start over"
+    return f"continue with: cogtune train --resume latest --output {shlex.quote(str(plan.config.output))}"

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: one JSON line a step, and a line for the person who watches."""
+"""A run's metrics: one JSON line per step, and moving averages for display."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file that say their step; cut short or damaged ones are left out. Empty without a file."""
+    """Read the lines of a metrics file that have a step, ignoring damaged ones. Empty without a file."""
     if not path.is_file():
         return []
     lines = []

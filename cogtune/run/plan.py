@@ -30,7 +30,7 @@ class Plan:
 
     config: RunConfig
     provenance: Mapping[str, str]
-    checkpoint: Path
+    base_model_dir: Path
     """Local folder of the base model."""
     spec: ModelSpec
     size: Size
@@ -47,23 +47,23 @@ class Plan:
     """The same for the samples of the validation data; None without any."""
     prompts: Path | None
     """The prompts of the sample videos with their entries; None for a run that makes none."""
-    identity: Mapping[str, Any]
-    """What has to be the same for a resumed run to be the same run."""
+    resume_fingerprint: Mapping[str, Any]
+    """What must be equal for a resumed run to be the same run."""
     resume: Path | None
     overwrite: bool
     """Whether checkpoints behind the run's first step may be deleted."""
     replaces: Mapping[str, str]
     """The checkpoints that stood in the output folder when a new run was planned there, each with its stamp."""
-    began_with: Mapping[str, Any] | None = None
+    init_lora: Mapping[str, Any] | None = None
     """Name and digest of the LoRA that the run began with, if it did."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-able values."""
+        """Return the plan as JSON-able values."""
         return {
             "format": FORMAT,
             "config": self.config.to_dict(),
             "provenance": dict(self.provenance),
-            "checkpoint": str(self.checkpoint),
+            "checkpoint": str(self.base_model_dir),
             "spec": self.spec.to_dict(),
             "size": str(self.size),
             "fps": self.fps,
@@ -75,16 +75,16 @@ class Plan:
             "index": str(self.index),
             "validation": str(self.validation) if self.validation else None,
             "prompts": str(self.prompts) if self.prompts else None,
-            "identity": dict(self.identity),
+            "identity": dict(self.resume_fingerprint),
             "resume": str(self.resume) if self.resume else None,
             "overwrite": self.overwrite,
-            "began_with": dict(self.began_with) if self.began_with else None,
+            "began_with": dict(self.init_lora) if self.init_lora else None,
             "replaces": dict(self.replaces),
         }
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        """The plan saved at ``path``.
+        """Return the plan saved at ``path``.
 
         Raises:
             CogtuneError: there is none, another version of cogtune wrote it, or it was changed to what is no plan.
@@ -97,7 +97,7 @@ class Plan:
             return cls(
                 config=RunConfig.model_validate(saved.config),
                 provenance=saved.provenance,
-                checkpoint=Path(saved.checkpoint),
+                base_model_dir=Path(saved.checkpoint),
                 spec=TypeAdapter(ModelSpec).validate_json(json.dumps(saved.spec), strict=True),
                 size=Size.parse(saved.size),
                 fps=saved.fps,
@@ -108,17 +108,17 @@ class Plan:
                 index=Path(saved.index),
                 validation=Path(saved.validation) if saved.validation else None,
                 prompts=Path(saved.prompts) if saved.prompts else None,
-                identity=saved.identity,
+                resume_fingerprint=saved.identity,
                 resume=Path(saved.resume) if saved.resume else None,
                 overwrite=saved.overwrite,
-                began_with=saved.began_with,
+                init_lora=saved.began_with,
                 replaces=saved.replaces,
             )
         except ValidationError as error:
             said = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)]
-            raise CogtuneError(f"{path} is no plan of a run", "run `cogtune train` again", details=said) from error
+            raise CogtuneError(f"{path} is not a valid plan", "run `cogtune train` again", details=said) from error
         except ValueError as error:
-            raise CogtuneError(f"{path} is no plan of a run: {error}", "run `cogtune train` again") from error
+            raise CogtuneError(f"{path} is not a valid plan: {error}", "run `cogtune train` again") from error
 
     @property
     def tokens(self) -> int:
@@ -155,7 +155,7 @@ class _Saved(BaseModel):
 
 
 def check_config(config: RunConfig, spec: ModelSpec) -> None:
-    """Refuse what the model cannot do.
+    """Reject what the model or this machine does not support.
 
     Raises:
         UsageError: with every reason.
@@ -166,28 +166,28 @@ def check_config(config: RunConfig, spec: ModelSpec) -> None:
         of_size = spec.bucket_problems(size) if config.buckets else spec.size_problems(size)
         problems += [f"size {size}: {problem}" for problem in of_size]
     if config.num_processes < config.sharding.fewest_processes:
-        problems.append(f"strategy {config.strategy} shares weights over GPUs and needs num_processes of 2 or more")
+        problems.append(f"strategy {config.strategy} shards weights over GPUs and requires num_processes of 2 or more")
     problems += [
-        f"tracker {name} is not installed: pip install 'cogtune[{name}]'"
+        f"tracker {name} is not installed; run `pip install 'cogtune[{name}]'`"
         for name in config.tracker
         if importlib.util.find_spec(name) is None
     ]
     if config.sharding.uses_deepspeed and importlib.util.find_spec("deepspeed") is None:
         problems.append(
-            f"strategy {config.strategy} needs DeepSpeed, which is not installed (it has builds for Linux on x86-64 "
-            "alone: `pip install deepspeed`); strategy ddp does without"
+            f"strategy {config.strategy} requires DeepSpeed, which is not installed (it has builds only for Linux on "
+            "x86-64: `pip install deepspeed`); strategy ddp does not need it"
         )
     if problems:
-        raise UsageError("this run cannot be made as it is configured", details=problems)
+        raise UsageError("invalid configuration", details=problems)
 
 
 def advice(config: RunConfig, spec: ModelSpec) -> list[str]:
-    """What is legal about a run's sizes but unlike what the model was trained on."""
+    """Return what is legal about a run's sizes but unlike what the model was trained on."""
     return [f"size {told}" for size in sizes_of(config, spec) for told in spec.size_advice(size)]
 
 
 def sizes_of(config: RunConfig, spec: ModelSpec) -> tuple[Size, ...]:
-    """The sizes to train at: the buckets, else the configured size, else the model's own."""
+    """Return the sizes to train at: the buckets, else the configured size, else the model's own."""
     if config.buckets:
         return tuple(Size.parse(text) for text in config.buckets)
     size = Size.parse(config.size) if config.size else spec.native
@@ -195,7 +195,7 @@ def sizes_of(config: RunConfig, spec: ModelSpec) -> tuple[Size, ...]:
 
 
 def size_of(config: RunConfig, spec: ModelSpec) -> Size:
-    """The size to train at, or the largest of them: the one with the most tokens, and of equals the first."""
+    """Return the size to train at, or the largest of them: the one with the most tokens, and of equals the first."""
     return max(sizes_of(config, spec), key=lambda size: video_tokens(size, spec.patch_size, spec.patch_size_t))
 
 
@@ -205,44 +205,48 @@ def fps_of(config: RunConfig, spec: ModelSpec) -> float:
 
 
 def resume_fingerprint(config: RunConfig, *, base: str, data: str) -> dict[str, Any]:
-    """What has to be the same for a resumed run to be the same run.
+    """Return what must be equal for a resumed run to be the same run, by name.
 
     Args:
         base: fingerprint of the base model's transformer.
         data: digest of the cache index.
     """
     values = config.to_dict()
-    identity = {key: values[key] for key in tagged("resume")}
-    identity |= {
+    fingerprint = {key: values[key] for key in tagged("resume")}
+    fingerprint |= {
         "alpha": config.lora_alpha,
         "samples per step": config.global_batch,
         "model": base,
         "data": data,
     }
+    if config.ema is not None:
+        fingerprint["ema"] = config.ema
     if config.sharding.uses_deepspeed:  # ZeRO shards belong to a number of processes
-        identity["num_processes"] = config.num_processes
+        fingerprint["num_processes"] = config.num_processes
+    if config.sharding.streams:  # each process has a share of the state, in its format
+        fingerprint |= {key: values[key] for key in ("num_processes", "master_weights", "moments")}
     if config.sharding.zero_stage == 2:
-        identity["shards"] = ZERO2_LAYOUT
-    return identity
+        fingerprint["shards"] = ZERO2_LAYOUT
+    return fingerprint
 
 
 def make_plan(
     resolved: Resolved,
     *,
-    checkpoint: Path,
+    base_model_dir: Path,
     spec: ModelSpec,
     samples: int,
     buckets: Mapping[Size, int] | None = None,
     prompt: str,
     index: Path,
-    identity: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
     resume: Path | None,
     validation: Path | None = None,
     prompts: Path | None = None,
     overwrite: bool = False,
-    began_with: Mapping[str, Any] | None = None,
+    init_lora: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Everything a run needs, resolved.
+    """Return everything a run needs, resolved.
 
     Args:
         buckets: how many samples are trained at each size; by default all of them at one.
@@ -255,14 +259,14 @@ def make_plan(
     total = config.total_steps(*counts.values())
     if config.epochs is not None and config.warmup_steps >= total:
         raise UsageError(
-            f"warmup_steps: {config.warmup_steps} is not below the {total} steps of {config.epochs:g} epochs: "
-            "the learning rate never gets there",
-            "ask for fewer --warmup-steps, or more --epochs",
+            f"warmup_steps: {config.warmup_steps} must be less than the {total} steps of {config.epochs:g} epochs, "
+            "or the learning rate never reaches its peak",
+            "use fewer --warmup-steps or more --epochs",
         )
     return Plan(
         config=config,
         provenance=resolved.provenance,
-        checkpoint=checkpoint,
+        base_model_dir=base_model_dir,
         spec=spec,
         size=size_of(config, spec),
         fps=fps_of(config, spec),
@@ -273,9 +277,9 @@ def make_plan(
         index=index,
         validation=validation,
         prompts=prompts,
-        identity=identity,
+        resume_fingerprint=fingerprint,
         resume=resume,
         overwrite=overwrite,
-        began_with=began_with,
+        init_lora=init_lora,
         replaces={path.name: stamp(path) for path in checkpoints(config.output)} if resume is None else {},
     )

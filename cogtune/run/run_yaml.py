@@ -18,25 +18,27 @@ from cogtune.system.files import read_bytes
 
 
 def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:
-    """The configuration that the run in ``folder`` was started with, which is its ``output`` wherever it is now.
+    """Read the configuration of the run in ``folder``, with that folder as its ``output``.
 
     Args:
         flags: values to change, as for :func:`resolve`; all others keep the source that ``run.yaml`` says.
 
     Raises:
         UsageError: as for :func:`resolve`.
-        CogtuneError: the folder holds no run, or its file was cut short: defaults would take the place of the rest.
+        CogtuneError: the folder contains no run, or its file is truncated: defaults would replace the rest.
     """
     file, flags = RunFolder(folder).run_yaml, flags or {}
     if not file.is_file():
-        raise CogtuneError(f"{folder} holds no run: it has no run.yaml", "give the --output folder of a training run")
+        raise CogtuneError(
+            f"{folder} is not a run folder: run.yaml is missing", "pass the --output folder of a training run"
+        )
     text = read_bytes(file, MOST_YAML).decode("utf-8-sig", errors="replace")
     lacking = [key for key in RunConfig.model_fields if key not in read_mapping(file)]
     if lacking or not text.endswith("\n"):
-        what = f"it lacks {', '.join(lacking)}" if lacking else "its last line has no end"
+        what = f"{', '.join(lacking)} missing" if lacking else "its last line is incomplete"
         raise CogtuneError(
-            f"{file} is cut short, or another version wrote it: {what}",
-            f"restore it; what each checkpoint was trained with is under 'config' in its {STATE_NAME}",
+            f"{file} is truncated, or was written by another version: {what}",
+            f"restore it from 'config' in a checkpoint's {STATE_NAME}",
         )
     resolved = resolve(file=file, flags={"output": folder, **flags})
     provenance = dict(resolved.provenance)
@@ -47,7 +49,7 @@ def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:
 
 
 def _sources(text: str) -> dict[str, str]:
-    """Where each value of a ``run.yaml`` came from, as the comments behind them say."""
+    """Return where each value of a ``run.yaml`` came from, as the comments behind them say."""
     node = yaml.compose(text, Loader)
     sources = {}
     for key, value in node.value if node is not None else ():

@@ -28,15 +28,17 @@ class SampleEntry:
     seed: int | None
     file: str
     """Its name in the step's folder."""
+    averaged: bool = False
+    """Whether it was made with the moving average of the weights."""
 
 
 def step_folder(output: Path, step: int) -> Path:
-    """Where the sample videos of a step are, or will be."""
+    """Return where the sample videos of a step are, or will be."""
     return RunFolder(output).samples / f"step-{step:06d}"
 
 
 def step_folders(output: Path) -> list[tuple[int, Path]]:
-    """The steps that have sample videos, with their folders, in order."""
+    """Return the steps that have sample videos, with their folders, in order."""
     found = (
         (names.STEP_NAME.fullmatch(path.name), path) for path in RunFolder(output).samples.glob("*") if path.is_dir()
     )
@@ -44,7 +46,7 @@ def step_folders(output: Path) -> list[tuple[int, Path]]:
 
 
 def file_name(number: int, prompt: str) -> str:
-    """What the video of prompt ``number`` is called."""
+    """Return what the video of prompt ``number`` is called."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
     return f"{number:02d}-{words[:40].strip('-') or 'video'}.mp4"
 
@@ -68,11 +70,11 @@ def read_list(folder: Path) -> Iterator[SampleEntry]:
         refuse((f"{path}: {problem}" for entry in values for problem in problems_in(entry, _Entry)), "")
     except CogtuneError as error:
         for problem in error.details or (error.message,):
-            console.warn(f"sample videos are left out: {problem}")
+            console.warn(f"ignoring sample videos: {problem}")
         return
     for entry in map(_Entry.model_validate, values):
         if Path(entry.file).name == entry.file and (folder / entry.file).is_file():
-            yield SampleEntry(entry.prompt, entry.image, entry.seed, entry.file)
+            yield SampleEntry(entry.prompt, entry.image, entry.seed, entry.file, entry.averaged)
 
 
 class _Entry(Schema):
@@ -82,10 +84,11 @@ class _Entry(Schema):
     prompt: str = ""
     image: str | None = None
     seed: int | None = None
+    averaged: bool = False
 
 
 def said_of(video: Path) -> list[Path]:
-    """The files that :func:`prompt_of` reads for a video, as far as they are there."""
+    """Return the files that :func:`prompt_of` reads for a video, as far as they are there."""
     return [path for path in (video.parent / LIST_NAME, video.with_suffix(".txt")) if path.is_file()]
 
 

@@ -43,7 +43,7 @@ Context = ForkServerContext | SpawnContext
 
 
 def environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a process of ours, which is to start in :data:`STANDARD_LIBRARY`.
+    """Return the environment of a process of ours, which is to start in :data:`STANDARD_LIBRARY`.
 
     Args:
         defaults: variables that it gets where the user has not set them.
@@ -59,7 +59,7 @@ def environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def forking(preload: Sequence[str]) -> Context:
-    """What makes processes of functions: forked by a server without threads, which has imported ``preload``.
+    """Return what makes processes of functions: forked by a server without threads, which has imported ``preload``.
 
     Call it before threads are started: the server starts in another folder than this process works in.
     """
@@ -94,7 +94,7 @@ def _in_standard_library() -> Iterator[None]:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether a process runs; one that ended and was not waited for does not."""
+    """Return whether a process runs; one that ended and was not waited for does not."""
     import psutil
 
     try:
@@ -104,7 +104,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def find(pid: int) -> psutil.Process | None:
-    """The process of that number, when it is alive."""
+    """Return the process of that number, when it is alive."""
     import psutil
 
     try:
@@ -161,7 +161,7 @@ def _kill_this_with_children() -> None:
 
 
 def members(name: str, value: str) -> list[psutil.Process]:
-    """The processes that are alive and in whose environment ``name`` had ``value`` from their start."""
+    """Return the processes that are alive and in whose environment ``name`` had ``value`` from their start."""
     import psutil
 
     found = []

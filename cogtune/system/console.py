@@ -34,7 +34,7 @@ _settings = _Settings()
 
 
 def configure(*, quiet: bool, remarks: TextIO | None = None) -> None:
-    """Set how much is said, and where remarks go, for the rest of this process."""
+    """Set verbosity and the stream for remarks, for the rest of this process."""
     _settings.quiet = quiet
     _settings.remarks = remarks
 
@@ -52,10 +52,13 @@ def quiet_libraries() -> None:
 
     To be called before they are imported. Downloads from the Hub still show their progress.
     """
-    if "DEEPSPEED_LOG_LEVEL" not in os.environ:  # DeepSpeed 0.19 sets its logger's level at import, whatever it was
-        logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     for name, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
+    # DeepSpeed 0.19 sets its logger's level at import, whatever the variable says; a filter holds. A child process
+    # inherits the variable and not the filter.
+    level = logging.getLevelName(os.environ["DEEPSPEED_LOG_LEVEL"].upper())  # a text where there is no such level
+    lowest = level if isinstance(level, int) else logging.NOTSET
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= lowest)
 
 
 class _Stream:
@@ -85,16 +88,16 @@ class _Results(_Stream):
     """stdout, where what was asked for goes. One that cannot be written is an error of its own."""
 
     def write(self, text: str) -> int:
-        with _results_explained():
+        with _explain_unwritable_stdout():
             return self._stream.write(text)
 
     def flush(self) -> None:
-        with _results_explained():
+        with _explain_unwritable_stdout():
             self._stream.flush()
 
 
 @contextlib.contextmanager
-def _results_explained() -> Iterator[None]:
+def _explain_unwritable_stdout() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:  # its reader has enough, as `head` does
@@ -108,7 +111,7 @@ def _results_explained() -> Iterator[None]:
 
 
 def lenient(stream: TextIO) -> TextIO:
-    """``stream`` for remarks: no work is lost because one of them cannot be written."""
+    """Return ``stream`` for remarks: no work is lost because one of them cannot be written."""
     return stream if isinstance(stream, _Lenient) else cast(TextIO, _Lenient(stream))
 
 
@@ -157,7 +160,7 @@ def _console(stream: TextIO) -> Console:
 
 
 def is_quiet() -> bool:
-    """Whether remarks are left out."""
+    """Return whether remarks are left out."""
     return _settings.quiet
 
 
@@ -203,7 +206,7 @@ def error(problem: CogtuneError) -> None:
 
 
 def escape(text: str) -> str:
-    """``text`` as it is to be seen: its square brackets are no markup of rich's, nor its characters commands."""
+    """Return ``text`` as it is to be seen: its square brackets are no markup of rich's, nor its characters commands."""
     from rich.markup import escape as rich_escape
 
     return rich_escape(printable(text))
@@ -336,7 +339,7 @@ class _LiveDashboard(Dashboard):
 
 
 def span(seconds: float) -> str:
-    """A length of time for people: ``45 s``, ``12 min``, ``3 h 20 min``."""
+    """Return a length of time for people: ``45 s``, ``12 min``, ``3 h 20 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

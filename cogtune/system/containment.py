@@ -27,7 +27,7 @@ _FILES = (".*", names.RUN_YAML, names.METRICS, names.FACTS, *names.TRACKER_FOLDE
 
 
 def leads_out(path: Path, root: Path) -> bool:
-    """Whether ``path``, its links followed, lies outside of the folder ``root``, its own links followed."""
+    """Return whether ``path``, its links followed, lies outside of the folder ``root``, its own links followed."""
     real, inside = os.path.realpath(path), os.path.realpath(root)
     return real != inside and not real.startswith(inside.rstrip(os.sep) + os.sep)
 
@@ -42,12 +42,12 @@ def _links(folder: Path, levels: int) -> Iterator[Path]:
 
 
 def _is_merged(folder: Path) -> bool:
-    """Whether a folder is a merged model, whose links to its base model's parts are only read."""
+    """Return whether a folder is a merged model, whose links to its base model's parts are only read."""
     return (folder / "model_index.json").is_file()
 
 
 def links_out(folder: Path) -> list[Path]:
-    """The links by which writing in ``folder``, a cache or a run's output, would reach files elsewhere."""
+    """Return the links by which writing in ``folder``, a cache or a run's output, would reach files elsewhere."""
     found: list[Path] = []
     for place in folder.iterdir() if folder.is_dir() else ():
         levels = next((levels for name, levels in _FOLDERS.items() if fnmatch(place.name, name)), 0)

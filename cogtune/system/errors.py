@@ -71,7 +71,7 @@ _MOST_CHARACTERS = 400
 
 
 def said_by(error: BaseException) -> str:
-    """The first line of what a library says of its failure, without advice to switch a safeguard off."""
+    """Return the first line of what a library says of its failure, without advice to switch a safeguard off."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     sentences = re.split(r"(?<=[.!?:;])\s+", lines[0]) if lines else []
     said = " ".join(sentence for sentence in sentences if not _ADVICE.search(sentence)).rstrip(" :;")
@@ -79,12 +79,12 @@ def said_by(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` with the known word nearest to ``word``, or nothing when none is near."""
+    """Return ``"; did you mean 'x'?"`` with the known word nearest to ``word``, or nothing when none is near."""
     lowered = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     return f"; did you mean '{lowered[near[0]]}'?" if near else ""
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """``"1 sample"``, ``"2 samples"``: a count with its noun; ``plural`` for a noun that takes no ``s``."""
+    """Return ``"1 sample"``, ``"2 samples"``: a count with its noun; ``plural`` for a noun that takes no ``s``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {plural or noun + 's'}"

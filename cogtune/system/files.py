@@ -98,7 +98,7 @@ def finish_file(path: Path) -> None:
         os.fsync(handle.fileno())
 
 
-def aside_path(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
 
 
@@ -110,7 +110,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         CogtuneError: the file cannot be written (full disk, permissions); nothing is left behind.
     """
-    aside = aside_path(path)
+    aside = temporary_path(path)
     with os_errors_explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The bytes of an ordinary file.
+    """Return the bytes of an ordinary file.
 
     Raises:
         CogtuneError: it cannot be read, or has more than ``most`` bytes.

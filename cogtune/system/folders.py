@@ -9,20 +9,21 @@ import glob
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import PARTIAL_SUFFIX, aside_path, finish_file, os_errors_explained, sync_folder
+from cogtune.system.files import PARTIAL_SUFFIX, finish_file, os_errors_explained, sync_folder, temporary_path
 
 
 def partial_path(target: Path) -> Path:
-    """The name under which :func:`partial_folder` has a folder filled."""
+    """Return the name under which :func:`partial_folder` has a folder filled."""
     return target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
 
 
 def partial_folder(target: Path) -> Path:
-    """A fresh folder beside ``target`` to fill; :func:`publish_folder` gives it its name.
+    """Return a fresh folder beside ``target`` to fill; :func:`publish_folder` gives it its name.
 
     Separate from a context manager because several processes may fill one folder together.
 
@@ -133,7 +134,7 @@ _REPLACED = f".replaced{PARTIAL_SUFFIX}"
 
 
 def _replaced(target: Path) -> Path:
-    """Where a folder stands while another takes its place in two steps."""
+    """Return where a folder stands while another takes its place in two steps."""
     return target.with_name(f".{target.name}{_REPLACED}")
 
 
@@ -153,7 +154,7 @@ def remove_folder(folder: Path) -> str:
     Raises:
         CogtuneError: it keeps its name.
     """
-    doomed = aside_path(folder)
+    doomed = temporary_path(folder)
     with os_errors_explained(folder, "delete"):
         folder.rename(doomed)
     return _discard(doomed, folder)
@@ -162,7 +163,7 @@ def remove_folder(folder: Path) -> str:
 def _discard(folder: Path, target: Path) -> str:
     """Delete what has a temporary name and was, or was to be, ``target``; what is left of it, as a remark."""
     with contextlib.suppress(OSError):  # another folder may be about to get this name
-        doomed = aside_path(target)
+        doomed = temporary_path(target)
         folder.rename(doomed)
         folder = doomed
     try:
@@ -205,17 +206,23 @@ def remove_partials(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
+SETTLED = 60.0
+"""Seconds after which what another machine writes to a shared disk has its name."""
+
+
+def remove_leftovers(folder: Path, name: str = "*", *, shared: bool = False) -> None:
     """Delete unfinished files that :func:`write_atomic` left in ``folder`` when its process was killed.
 
     Args:
         name: of the files that were being written; any by default.
+        shared: processes of other machines write there too, of which nobody here knows whether they are alive.
     """
     for path in folder.glob(f".{glob.escape(name) if name != '*' else name}.*{PARTIAL_SUFFIX}"):
         made = re.search(r"\.(\d{1,10})-[0-9a-f]{8}\.partial$", path.name)
         if made and not _is_alive(int(made[1])):
             with contextlib.suppress(OSError):
-                path.unlink()
+                if not shared or time.time() - path.lstat().st_mtime > SETTLED:
+                    path.unlink()
 
 
 def _is_alive(pid: int) -> bool:

@@ -36,6 +36,11 @@ class Gpu:
     total: int
     used: int
 
+    @property
+    def free(self) -> int:
+        """Unused memory in bytes."""
+        return max(0, self.total - self.used)
+
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
@@ -47,7 +52,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _handle(library: ctypes.CDLL, word: str) -> ctypes.c_void_p | None:
-    """The card that ``CUDA_VISIBLE_DEVICES`` calls by number or by UUID."""
+    """Return the card that ``CUDA_VISIBLE_DEVICES`` calls by number or by UUID."""
     handle = ctypes.c_void_p()
     if word.isdigit():
         failed = library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(word)), ctypes.byref(handle))
@@ -66,7 +71,7 @@ def _words(library: ctypes.CDLL) -> Sequence[str]:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The cards that CUDA programs started from here may use; none without NVIDIA's driver."""
+    """Return the cards that CUDA programs started from here may use; none without NVIDIA's driver."""
     library = _library()
     if library is None:
         return ()
@@ -82,3 +87,24 @@ def gpus() -> tuple[Gpu, ...]:
             break
         found.append(Gpu(name.value.decode(errors="replace"), int(memory.total), int(memory.used)))
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Driver:
+    """NVIDIA's driver: its version, and the newest CUDA that it runs, such as ``12.8``."""
+
+    version: str
+    cuda: str
+
+
+def driver() -> Driver | None:
+    """The driver of this machine; None where there is none."""
+    library = _library()
+    if library is None:
+        return None
+    version, cuda = ctypes.create_string_buffer(_NAME_BYTES), ctypes.c_int()
+    if library.nvmlSystemGetDriverVersion(version, ctypes.c_uint(_NAME_BYTES)):
+        return None
+    failed = library.nvmlSystemGetCudaDriverVersion_v2(ctypes.byref(cuda))
+    newest = "" if failed else f"{cuda.value // 1000}.{cuda.value % 1000 // 10}"
+    return Driver(version.value.decode(errors="replace"), newest)

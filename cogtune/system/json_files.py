@@ -22,7 +22,7 @@ MOST_JSON = 1 << 28
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in ``path``.
+    """Return the JSON value in ``path``.
 
     Raises:
         CogtuneError: the file is missing, unreadable, too large, or not JSON.
@@ -49,12 +49,12 @@ CHECKSUM = "checksum"
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """``value`` with its own checksum, to be saved as JSON."""
+    """Return ``value`` with its own checksum, to be saved as JSON."""
     return {**value, CHECKSUM: _checksum(value)}
 
 
 def is_sealed(value: Any) -> bool:
-    """Whether a JSON value is an object that has the checksum it was saved with."""
+    """Return whether a JSON value is an object that has the checksum it was saved with."""
     return isinstance(value, dict) and value.get(CHECKSUM) == _checksum(value)
 
 
@@ -69,7 +69,7 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path, hint: str = _RESTORE) -> dict[str, Any]:
-    """The object that :func:`write_sealed` wrote to ``path``.
+    """Return the object that :func:`write_sealed` wrote to ``path``.
 
     Args:
         hint: what to do when it is not what was written.
@@ -87,7 +87,7 @@ _MOST_LEVELS = 64
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether lists and objects are nested beyond what any file of ours or of a model has."""
+    """Return whether lists and objects are nested beyond what any file of ours or of a model has."""
     boxes = [value] if isinstance(value, dict | list) else []
     for _ in range(_MOST_LEVELS):
         items = (item for box in boxes for item in (box.values() if isinstance(box, dict) else box))

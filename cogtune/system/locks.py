@@ -42,7 +42,7 @@ _UNTOLD = 2.0
 
 
 def _held(handle: TextIO, seconds: float) -> bool:
-    """Whether a file's lock was had within so many seconds."""
+    """Return whether a file's lock was had within so many seconds."""
     until = time.monotonic() + seconds
     while True:
         try:

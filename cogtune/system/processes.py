@@ -29,6 +29,7 @@ from cogtune.system.children import GRACE, PARENT_PID
 from cogtune.system.errors import EXIT_FAILURE, CogtuneError, StoppedError, said_by
 from cogtune.system.files import os_errors_explained, write_text
 from cogtune.system.first_death import FIRST_DEATH, Death, read_death
+from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 from cogtune.system.safe_path import STANDARD_LIBRARY
 
 _QUIET = "COGTUNE_QUIET"
@@ -82,7 +83,7 @@ class WorkerReport:
         return True
 
     def read(self) -> dict[str, Any] | None:
-        """What was said last; None when nothing was."""
+        """Return what was said last; None when nothing was."""
         try:
             return dict(json.loads(self.path.read_bytes()))
         except (OSError, ValueError):
@@ -209,30 +210,10 @@ def _tell_end(report: WorkerReport, error: CogtuneError, logged: str, *, foresee
         sys.stderr.write(logged)
 
 
-_NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What CUDA and its libraries say, in errors of other kinds than PyTorch's own, when a GPU's memory is used up."""
-
-
-def cannot_pin(error: Exception) -> bool:
-    """Whether an error says that the host's memory could not be pinned, of which a system may allow less than there is.
-
-    CUDA says the same of it as of a GPU's memory that is used up.
-    """
-    where = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-    return is_out_of_memory(error) and any(name.startswith(("pin_memory", "pin_empty")) for name in where)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a GPU's memory is used up."""
-    is_torchs = type(error).__name__ == "OutOfMemoryError"
-    return is_torchs or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
-
-
 def _in_words(error: Exception, log: Path) -> CogtuneError:
-    hint = f"the whole traceback is in {log}"
     if is_out_of_memory(error):
-        hint = "use a smaller --size, or a preset with offload: see `cogtune presets`"
-    return CogtuneError(f"{type(error).__name__}: {said_by(error)}", hint)
+        return out_of_memory(error, "use a smaller --size, or a preset with offload: see `cogtune presets`")
+    return CogtuneError(f"{type(error).__name__}: {said_by(error)}", f"the whole traceback is in {log}")
 
 
 def supervise(
@@ -310,7 +291,7 @@ def _signals_heard() -> Iterator[list[int]]:
 def _end_of(
     child: subprocess.Popen[bytes], reports: Sequence[WorkerReport], received: Sequence[int], family: str
 ) -> int:
-    """The child's exit status, once it ended or was made to.
+    """Return the child's exit status, once it ended or was made to.
 
     It is looked for time and again, since a signal that another thread got ends no wait.
     """

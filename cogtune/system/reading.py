@@ -46,7 +46,7 @@ S = TypeVar("S", bound=Schema)
 
 
 def problems_in(value: Any, schema: type[Schema]) -> list[str]:
-    """What keeps ``value`` from being of ``schema``, each with its key; empty when nothing does."""
+    """Return what keeps ``value`` from being of ``schema``, each with its key; empty when nothing does."""
     try:
         schema.model_validate(value)
     except ValidationError as error:
@@ -63,7 +63,7 @@ def _told(item: ErrorDetails) -> str:
 
 
 def abridged(value: object) -> str:
-    """A value as a message shows it; a long one is cut."""
+    """Return a value as a message shows it; a long one is cut."""
     if isinstance(value, dict | list) and len(value) > _SHOWN:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     shown = repr(value)
@@ -71,7 +71,7 @@ def abridged(value: object) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``.
+    """Return the JSON object in ``path``.
 
     Raises:
         CogtuneError: the file is missing, unreadable, not JSON, or holds something else.
@@ -83,7 +83,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_as(path: Path, schema: type[S], hint: str = "restore the file or make it again") -> S:
-    """The JSON object in ``path``, checked.
+    """Return the JSON object in ``path``, checked.
 
     Raises:
         CogtuneError: as for :func:`read_object`, or with every key whose value is not of the schema.

@@ -25,6 +25,15 @@ def search_path() -> list[str]:
     return [entry for entry in absolute if os.path.realpath(entry) != here or here in kept]
 
 
+def has_working_folder() -> bool:
+    """Whether the folder that this process works in is there: paths start at it, and libraries ask for it."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        return False
+    return True
+
+
 def leave_working_folder_out() -> None:
     """Take the working folder off this process's path, and off that of the interpreters that it starts."""
     sys.path[:] = search_path()

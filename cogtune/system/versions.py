@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """This machine and its versions as JSON-able values; nothing that tells whose it is."""
+    """Return this machine and its versions as JSON-able values; nothing that tells whose it is."""
     return {
         "gpus": [{"name": card.name, "memory_gib": round(card.total / 2**30, 1)} for card in gpus()],
         "cpus": psutil.cpu_count(),

@@ -1,4 +1,4 @@
-"""Checkpoints: written aside and renamed, so that a folder called ``checkpoint-N`` is always whole."""
+"""Checkpoints, written under a temporary name and renamed, so that a folder ``checkpoint-N`` is always complete."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from torch import Tensor
 
 from cogtune.config.run_config import RunConfig
 from cogtune.modeling.adapters import load_lora, save_lora
+from cogtune.modeling.engine.trained import TrainedWeights
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import FORMAT, STATE_NAME, changed_files, checkpoints, fingerprints, read_state
-from cogtune.run.folder import RunFolder
+from cogtune.run.folder import AVERAGE_NAME, RunFolder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, said_by
 from cogtune.system.files import open_regular, os_errors_explained, write_text
 from cogtune.system.folders import partial_folder, partial_path, publish_folder, remove_folder
 from cogtune.system.json_files import write_sealed
+from cogtune.training import streamed
+from cogtune.training.average import WeightAverage
 
 OPTIMIZER_NAME = "optimizer.pt"
 ZERO_TAG = "pytorch_model"
@@ -37,14 +40,39 @@ ZERO_TAG = "pytorch_model"
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint is a checkpoint of."""
+    """What a checkpoint saves: the model and the optimizer, as Accelerate prepared them."""
 
     accelerator: Accelerator
     model: Any
     """The prepared model: the transformer, or DDP or a DeepSpeed engine around it."""
     transformer: CogVideoXTransformer3DModel
     optimizer: Any
+    """None under strategy ``stream``."""
     is_lora: bool
+    streamed: TrainedWeights | None = None
+    """Under strategy ``stream``, what holds the weights."""
+    average: WeightAverage | None = None
+    """Of the weights, where there is one that ``streamed`` does not hold."""
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of the optimizer's next step."""
+        if self.streamed is not None:
+            self.streamed.learning_rate = rate
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    @property
+    def averages(self) -> bool:
+        """Whether a moving average of the weights is kept."""
+        return self.average is not None or (self.streamed is not None and self.streamed.rule.decay is not None)
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Let the model compute with the moving average of its weights inside the context. Collective."""
+        if self.streamed is not None:
+            return self.streamed.averaged()
+        assert self.average is not None  # who calls has asked whether there is one
+        return self.average.swapped()
 
     @property
     def is_zero(self) -> bool:
@@ -52,22 +80,22 @@ class TrainState:
         return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
 
-def whole_trainables(trainee: TrainState) -> dict[str, Tensor]:
-    """The trainable weights by name, on the CPU, gathered from all ranks. Collective: every rank calls it."""
-    if not trainee.is_zero:
-        return {name: p.detach().cpu() for name, p in trainee.transformer.named_parameters() if p.requires_grad}
+def whole_trainables(train_state: TrainState) -> dict[str, Tensor]:
+    """Return the trainable weights by name, on the CPU, gathered from all ranks. Collective: every rank calls it."""
+    if not train_state.is_zero:
+        return {name: p.detach().cpu() for name, p in train_state.transformer.named_parameters() if p.requires_grad}
     from deepspeed.utils import safe_get_full_fp32_param
 
     weights = {}
-    for name, parameter in trainee.transformer.named_parameters():
+    for name, parameter in train_state.transformer.named_parameters():
         if parameter.requires_grad:
             full = safe_get_full_fp32_param(parameter)
-            if trainee.accelerator.is_main_process:
+            if train_state.accelerator.is_main_process:
                 weights[name] = full.cpu()
     return weights
 
 
-def save(trainee: TrainState, config: RunConfig, step: int, facts: Mapping[str, Any]) -> None:
+def save(train_state: TrainState, config: RunConfig, step: int, facts: Mapping[str, Any]) -> None:
     """Write ``checkpoint-<step>`` and delete all but the newest of them. Collective: every rank calls it.
 
     It holds the weights (LoRA in the diffusers format), the optimizer and ``state.json`` with ``facts`` and the
@@ -76,32 +104,39 @@ def save(trainee: TrainState, config: RunConfig, step: int, facts: Mapping[str, 
     Raises:
         CogtuneError: it cannot be written; earlier checkpoints are untouched.
     """
-    accelerator, output = trainee.accelerator, config.output
+    accelerator, output = train_state.accelerator, config.output
     target = RunFolder(output).checkpoint(step)
     aside = partial_path(target)
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:
             partial_folder(target)
+            if train_state.is_zero:
+                with os_errors_explained(target):
+                    (aside / ZERO_TAG).mkdir()  # DeepSpeed goes on where it cannot make it
     files: dict[str, str] = {}
-    if trainee.is_zero:
-        failures = _save_shards(trainee, aside)
+    if train_state.is_zero:
+        failures = _save_shards(train_state, aside)
         with _all_or_none(accelerator, aside), os_errors_explained(target):
             for failure in failures:
                 raise failure
-            files = _own_fingerprints(trainee, aside)
+            files = _own_fingerprints(train_state, aside)
         files = {name: value for own in gather_object([files]) for name, value in own.items()}
-    weights = whole_trainables(trainee) if trainee.is_lora else {}
+    if train_state.streamed is not None:
+        _save_streamed(train_state, train_state.streamed, aside)
+    weights = whole_trainables(train_state) if train_state.is_lora else {}
     with _all_or_none(accelerator, aside):
         if accelerator.is_main_process:
-            if trainee.is_lora:
-                save_lora(aside / LORA_WEIGHTS_NAME, trainee.transformer, facts, weights)
-            elif not trainee.is_zero:
+            if train_state.is_lora:
+                save_lora(aside / LORA_WEIGHTS_NAME, train_state.transformer, facts, weights)
+            elif not train_state.is_zero and train_state.streamed is None:
                 with os_errors_explained(target):
-                    trainee.transformer.save_pretrained(aside / "transformer")
-            if trainee.is_zero:
+                    train_state.transformer.save_pretrained(aside / "transformer")
+            if train_state.average is not None:
+                _save_average(train_state, train_state.average, aside / AVERAGE_NAME, facts)
+            if train_state.is_zero:
                 write_text(aside / "latest", ZERO_TAG)  # as DeepSpeed does, for its own tools
-            else:
-                _save_optimizer(trainee, aside / OPTIMIZER_NAME)
+            elif train_state.streamed is None:
+                _save_optimizer(train_state, aside / OPTIMIZER_NAME)
             with os_errors_explained(target):
                 others = [path for path in _files(aside) if path.relative_to(aside).as_posix() not in files]
                 files |= fingerprints(others, aside)
@@ -119,19 +154,19 @@ def _warn_of(left: str) -> None:
 
 
 def _delete_old(output: Path, keep: int) -> None:
-    """Delete all but the newest checkpoints. One that stays takes room, and is no reason to end a run."""
+    """Delete all but the newest checkpoints. One that cannot be deleted is no reason to end a run."""
     for old in checkpoints(output)[:-keep]:
         try:
             _warn_of(remove_folder(old))
         except CogtuneError as error:
-            console.warn(f"{error.message}: it is kept")
+            console.warn(f"{error.message}; the checkpoint is kept")
 
 
 @contextlib.contextmanager
 def _all_or_none(accelerator: Accelerator, aside: Path) -> Iterator[None]:
-    """Let the block fail in every process when it fails in one, and delete ``aside`` then. Collective.
+    """Make the block fail in every process if it fails in one, and delete ``aside`` then. Collective.
 
-    No process deletes what another still writes, and each tells the cause rather than that another went away.
+    No process deletes what another still writes, and each reports the cause rather than a lost peer.
 
     Raises:
         CogtuneError: the first process's that failed.
@@ -152,12 +187,12 @@ def _all_or_none(accelerator: Accelerator, aside: Path) -> Iterator[None]:
         raise failure or failures[0]
 
 
-def _save_shards(trainee: TrainState, aside: Path) -> list[Exception]:
-    """Let DeepSpeed save; what went wrong in this process. Collective.
+def _save_shards(train_state: TrainState, aside: Path) -> list[Exception]:
+    """Save with DeepSpeed; return the error of this process, if any. Collective.
 
     DeepSpeed waits for all processes at its end: one that failed must come there too, or the others wait for ever.
     """
-    engine, failures = trainee.model, []
+    engine, failures = train_state.model, []
 
     def keeping(write: Callable[..., Any]) -> Callable[..., None]:
         def attempt(*words: Any, **more: Any) -> None:
@@ -172,13 +207,43 @@ def _save_shards(trainee: TrainState, aside: Path) -> list[Exception]:
         for owner, name in ((engine.checkpoint_engine, "save"), (engine, "_copy_recovery_script")):
             setattr(owner, name, keeping(getattr(owner, name)))
             stack.callback(delattr, owner, name)
-        engine.save_checkpoint(str(aside), tag=ZERO_TAG, save_latest=False, exclude_frozen_parameters=trainee.is_lora)
+        engine.save_checkpoint(
+            str(aside), tag=ZERO_TAG, save_latest=False, exclude_frozen_parameters=train_state.is_lora
+        )
     return failures
 
 
-def _save_optimizer(trainee: TrainState, path: Path) -> None:
-    scaler = trainee.accelerator.scaler
-    state = {"optimizer": trainee.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+def _save_streamed(train_state: TrainState, weights: TrainedWeights, aside: Path) -> None:
+    """Write the transformer, and each process's share of the state. Collective."""
+    accelerator = train_state.accelerator
+    weights.settle()
+    folders = {False: aside / "transformer"}
+    if train_state.averages:
+        folders[True] = aside / AVERAGE_NAME / "transformer"
+    for averaged, folder in folders.items():
+        with _all_or_none(accelerator, aside):
+            streamed.save_transformer(
+                weights, train_state.transformer, folder, writes=accelerator.is_main_process, averaged=averaged
+            )
+    with _all_or_none(accelerator, aside):
+        streamed.save_state(weights, aside, accelerator.process_index)
+
+
+def _save_average(train_state: TrainState, average: WeightAverage, folder: Path, facts: Mapping[str, Any]) -> None:
+    with os_errors_explained(folder):
+        folder.mkdir()
+        if not train_state.is_lora:
+            with average.swapped():
+                train_state.transformer.save_pretrained(folder / "transformer")
+            return
+    save_lora(folder / LORA_WEIGHTS_NAME, train_state.transformer, facts, average.values)
+
+
+def _save_optimizer(train_state: TrainState, path: Path) -> None:
+    scaler = train_state.accelerator.scaler
+    state = {"optimizer": train_state.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+    if train_state.average is not None:
+        state["average"] = train_state.average.values
     with os_errors_explained(path):
         torch.save(state, path)
 
@@ -190,36 +255,36 @@ def _files(checkpoint: Path) -> list[Path]:
 _SHARD = re.compile(r".*zero_pp_rank_(\d+)_.*\.pt")
 
 
-def _is_own(trainee: TrainState, name: str) -> bool:
-    """Whether a file of a checkpoint is this process's to look at: a shard its rank's, all others the first one's."""
+def _is_own(train_state: TrainState, name: str) -> bool:
+    """Return whether this process checks a file of a checkpoint: its own shard, or on rank 0 any other file."""
     shard = _SHARD.fullmatch(name)
-    return bool((int(shard[1]) if shard else 0) == trainee.accelerator.process_index)
+    return bool((int(shard[1]) if shard else 0) == train_state.accelerator.process_index)
 
 
-def _own_fingerprints(trainee: TrainState, checkpoint: Path) -> dict[str, str]:
-    """Those of the shards that this process wrote."""
+def _own_fingerprints(train_state: TrainState, checkpoint: Path) -> dict[str, str]:
+    """Return the fingerprints of the shards that this process wrote."""
     shards = (checkpoint / ZERO_TAG).glob("*.pt")
-    return fingerprints([path for path in shards if _is_own(trainee, path.name)], checkpoint)
+    return fingerprints([path for path in shards if _is_own(train_state, path.name)], checkpoint)
 
 
-def _check_files(trainee: TrainState, checkpoint: Path) -> None:
-    """See that all files are those that were saved, and have the checksums inside them. Collective.
+def _check_files(train_state: TrainState, checkpoint: Path) -> None:
+    """Check that all files are those that were saved, and match the checksums inside them. Collective.
 
-    Torch and DeepSpeed look at neither. Each process looks at its share.
+    Torch and DeepSpeed check neither. Each process checks a part of the files.
 
     Raises:
-        CogtuneError: with every file that is damaged, missing or another's; in every process alike.
+        CogtuneError: with every file that is damaged, missing or from another checkpoint, in every process alike.
     """
-    problems = changed_files(checkpoint, read_state(checkpoint), lambda name: _is_own(trainee, name))
+    problems = changed_files(checkpoint, read_state(checkpoint), lambda name: _is_own(train_state, name))
     for path in _files(checkpoint) if not problems else ():
-        if path.suffix != ".pt" or not _is_own(trainee, path.name):
+        if path.suffix != ".pt" or not _is_own(train_state, path.name):
             continue
         try:
             with open_regular(path) as file, zipfile.ZipFile(file) as parts:
                 if (part := parts.testzip()) is not None:
-                    problems.append(f"{path.name} does not hold what was written ({part})")
+                    problems.append(f"checksum mismatch in {path.name} ({part})")
         except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-            problems.append(f"{path.name} is not whole ({error})")
+            problems.append(f"{path.name} is incomplete ({error})")
     problems = [problem for own in gather_object([problems]) for problem in own]
     if problems:
         alone = f": {problems[0]}" if len(problems) == 1 else ""
@@ -230,37 +295,42 @@ def _check_files(trainee: TrainState, checkpoint: Path) -> None:
         )
 
 
-def _check_finite(trainee: TrainState) -> None:
-    for name, parameter in trainee.transformer.named_parameters():
+def _check_finite(train_state: TrainState) -> None:
+    for name, parameter in train_state.transformer.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
-            raise ValueError(f"{name} is not finite")
+            raise ValueError(f"{name} has values that are not finite")
 
 
-def load(trainee: TrainState, checkpoint: Path) -> None:
+def load(train_state: TrainState, checkpoint: Path) -> None:
     """Put a checkpoint's weights and optimizer back. Collective: every rank calls it.
 
     Raises:
         CogtuneError: a file is missing or damaged.
     """
     try:
-        _check_files(trainee, checkpoint)
-        if trainee.is_zero:
-            loaded, _ = trainee.model.load_checkpoint(
-                str(checkpoint), tag=ZERO_TAG, load_module_strict=not trainee.is_lora
+        _check_files(train_state, checkpoint)
+        if train_state.is_zero:
+            loaded, _ = train_state.model.load_checkpoint(
+                str(checkpoint), tag=ZERO_TAG, load_module_strict=not train_state.is_lora
             )
             if loaded is None:
-                raise CogtuneError(f"{checkpoint} has no ZeRO shards", "resume from another checkpoint")
+                raise CogtuneError(f"{checkpoint} contains no ZeRO shards", "resume from another checkpoint")
             return
-        if trainee.is_lora:
-            load_lora(checkpoint / LORA_WEIGHTS_NAME, trainee.transformer)
+        if train_state.streamed is not None:
+            streamed.load(train_state.streamed, checkpoint, train_state.accelerator.process_index)
+            return
+        if train_state.is_lora:
+            load_lora(checkpoint / LORA_WEIGHTS_NAME, train_state.transformer)
         else:
             saved = CogVideoXTransformer3DModel.from_pretrained(checkpoint / "transformer")
-            trainee.transformer.load_state_dict(saved.state_dict())
-        _check_finite(trainee)
+            train_state.transformer.load_state_dict(saved.state_dict())
+        _check_finite(train_state)
         state = torch.load(checkpoint / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        trainee.optimizer.load_state_dict(state["optimizer"])
-        if trainee.accelerator.scaler is not None and state["scaler"]:
-            trainee.accelerator.scaler.load_state_dict(state["scaler"])
+        train_state.optimizer.load_state_dict(state["optimizer"])
+        if train_state.accelerator.scaler is not None and state["scaler"]:
+            train_state.accelerator.scaler.load_state_dict(state["scaler"])
+        if train_state.average is not None:
+            train_state.average.resume(state["average"])
     except torch.OutOfMemoryError:
         raise
     except (

@@ -1,4 +1,4 @@
-"""A loss one can read: always the same samples, the same noise and the same timesteps."""
+"""The loss at fixed noise: the same samples, noise and timesteps each time, so that values are comparable."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from cogtune.data.cache.store import Store
 from cogtune.training.objective import Objective
 
 QUANTILES = (0.125, 0.375, 0.625, 0.875)
-"""Which parts of the noise schedule are looked at: the middle of each quarter."""
+"""The evaluated timesteps: the middle of each quarter of the noise schedule."""
 
 MOST_TRAINING_SAMPLES = 4
-"""How many of the training samples are measured; of the validation data it is ``validation_samples``."""
+"""Number of training samples to evaluate; of the validation data it is ``validation_samples``."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss at fixed noise, in all and for each timestep."""
+    """Mean loss at fixed noise, overall and by timestep."""
 
     loss: float
     by_timestep: dict[int, float]
@@ -40,11 +40,11 @@ def evaluate(
 ) -> Evaluation:
     """Measure the loss of ``samples`` at fixed noise and fixed timesteps.
 
-    The pieces of work are shared out over the processes, each doing equally many, since under ZeRO-3 every forward
+    The work is divided over the processes, the same number of passes each, since under ZeRO-3 every forward
     pass needs all of them. The weights and the training state are not touched.
 
     Args:
-        before_each: called before each piece of work, by all processes alike; what it raises ends the measurement.
+        before_each: called before each pass, by all processes alike; an exception ends the evaluation.
     """
     timesteps = [int(quantile * objective.spec.num_train_timesteps) for quantile in QUANTILES]
     work = [(position, row, timestep) for position, row in enumerate(samples) for timestep in timesteps]

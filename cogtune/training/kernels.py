@@ -1,4 +1,4 @@
-"""What DeepSpeed compiles on this machine: built and loaded so that a run that is killed meanwhile hinders no other."""
+"""DeepSpeed's compiled kernels, built such that a run killed meanwhile does not block others."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from cogtune.system.locks import exclusive_folder
 
 _FOLDER = "TORCH_EXTENSIONS_DIR"
 
+ADAM, COLLECTIVES = "cpu_adam", "deepspeed_shm_comm"
+"""What DeepSpeed calls its kernels that cogtune has it build."""
+
 
 @contextlib.contextmanager
-def building() -> Iterator[None]:
-    """While the block runs, what PyTorch compiles stands in a folder of cogtune's own, which this process alone holds.
+def building(kernel: str) -> Iterator[None]:
+    """Have PyTorch compile in a folder of cogtune's, which this process holds exclusively during the block.
 
-    PyTorch guards a build by a file, and waits without end for one that a killed process left. In a folder where only
-    holders build, such a file is nobody's.
+    PyTorch guards a build with a lock file, and waits forever for one that a killed process left. In an exclusively
+    held folder such a file is stale.
+
+    Args:
+        kernel: name of the kernel to build; a missing one is announced, since compiling takes minutes.
 
     Raises:
         CogtuneError: the folder cannot be written.
@@ -30,9 +36,9 @@ def building() -> Iterator[None]:
     before = os.environ.get(_FOLDER)
     version = f"cogtune-{sys.implementation.cache_tag}-torch-{torch.__version__}"
     folder = Path(before or get_default_build_root()) / version
-    with exclusive_folder(folder, wait=True, waiting="waiting for DeepSpeed's kernels, which another process compiles"):
-        if not list(folder.glob("*/*.so")):
-            console.note("compiling DeepSpeed's kernels for this machine, once: this takes a few minutes")
+    with exclusive_folder(folder, wait=True, waiting="waiting for another process to compile DeepSpeed's kernels"):
+        if not list((folder / kernel).glob("*.so")):
+            console.note(f"compiling DeepSpeed's {kernel} for this machine; this takes a few minutes, once")
         for left in folder.glob("*/lock"):
             left.unlink()
         os.environ[_FOLDER] = str(folder)
@@ -45,10 +51,10 @@ def building() -> Iterator[None]:
 
 
 def load_collectives() -> None:
-    """Build what DeepSpeed's processes talk by where there is no GPU, before they meet and one waits for the other."""
+    """Build DeepSpeed's CPU collectives before the processes connect, so that none waits for another's build."""
     from deepspeed.accelerator import get_accelerator
 
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is not None and builder.is_compatible():
-        with building():
+        with building(COLLECTIVES):
             builder.load()

@@ -1,6 +1,6 @@
-"""``accelerate launch`` in a process of ours: it ends when the command that started it does.
+"""``accelerate launch`` in a process that ends with the command that started it.
 
-Started by :mod:`cogtune.run.launch` as a module, with the words behind ``accelerate launch``.
+Started by :mod:`cogtune.run.launch` as a module, with the arguments of ``accelerate launch``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cogtune.system.first_death import Death
 
 
 def main() -> None:
-    """Run ``accelerate launch``; it exits with its own status, and says which process died first."""
+    """Run ``accelerate launch``, which exits with its own status, and say which process died first."""
     end_with_command(lambda: GRACE + 1)  # the workers have until then, and one of them a checkpoint to write
     sys.stdout, sys.stderr = console.lenient(sys.stdout), console.lenient(sys.stderr)
     from accelerate.commands.accelerate_cli import main as accelerate

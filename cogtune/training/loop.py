@@ -1,4 +1,4 @@
-"""The training loop: a step is read from top to bottom in :func:`train`."""
+"""The training loop: :func:`train` shows a step from top to bottom."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from cogtune.run.checkpoints import checkpoints
 from cogtune.system.errors import CogtuneError
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import TrainState
+from cogtune.training.monitor import EvalSchedule, monitored
 from cogtune.training.objective import Objective
 from cogtune.training.optimizers import learning_rate_at
-from cogtune.training.watch import EvalSchedule, monitored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """All that the loop works with."""
+    """Everything the loop needs."""
 
-    trainee: TrainState
+    train_state: TrainState
     objective: Objective
     store: Store
     index: Index
@@ -37,26 +37,26 @@ class Training:
     first_step: int
     total_steps: int
     facts: Mapping[str, Any]
-    """What is saved with every checkpoint."""
-    plans: EvalSchedule
+    """Metadata saved with every checkpoint."""
+    schedule: EvalSchedule
     should_stop: Callable[[], bool]
-    """Asked after every step and while the run is looked at, by every process; the same answer for all."""
+    """Returns whether to stop, the same in every process. Called after every step and during evaluation."""
     saves: bool = True
-    """Whether checkpoints are written; a bench writes none."""
+    """Whether to write checkpoints; a bench writes none."""
     arrangement: Arrangement | None = None
-    """Of the memory engine, where the run uses it."""
+    """The memory engine's arrangement, if the run uses it."""
     most_graphs: int | None = None
     """Graphs that a block may be compiled to, where blocks are compiled: as the steps meet it, not before them."""
 
 
 def train(run: Training) -> bool:
-    """Train up to the last step and do what is due there; False when asked to stop before that was done.
+    """Train up to and including the last step's evaluation; return False if stopped before.
 
     Raises:
         CogtuneError: a loss or gradient is not finite, or a checkpoint cannot be written.
     """
-    config, trainee, total = run.config, run.trainee, run.total_steps
-    accelerator = trainee.accelerator
+    config, train_state, total = run.config, run.train_state, run.total_steps
+    accelerator = train_state.accelerator
     share = RankSampler(
         seed=config.seed,
         batch_size=config.batch_size,
@@ -70,18 +70,17 @@ def train(run: Training) -> bool:
     with (
         compiling(run.most_graphs),
         monitored(
-            trainee, run.objective, run.store, config, run.plans, first_step=done, should_stop=run.should_stop
+            train_state, run.objective, run.store, config, run.schedule, first_step=done, should_stop=run.should_stop
         ) as watch,
     ):
-        if not watch.look_before(done):
+        if not watch.before_training(done):
             return False
-        trainee.model.train()
+        train_state.model.train()
         for passes in batches(run.store, run.index, share, done, total):
             learning_rate = rate(done)
-            for group in trainee.optimizer.param_groups:
-                group["lr"] = learning_rate
+            train_state.set_learning_rate(learning_rate)
             loss = sum(_forward_backward(run, batch, done) for batch in passes) / len(passes)
-            grad_norm = _update(trainee, config, passes, done)
+            grad_norm = _update(train_state, config, passes, done)
             done += 1
 
             loss = float(accelerator.reduce(torch.tensor(loss, device=accelerator.device), "mean"))
@@ -110,62 +109,66 @@ def compiling(most_graphs: int | None) -> Iterator[None]:
 
 def _save(run: Training, done: int) -> None:
     if run.saves:
-        checkpoint.save(run.trainee, run.config, done, {**run.facts, "step": done})
+        checkpoint.save(run.train_state, run.config, done, {**run.facts, "step": done})
 
 
 def _forward_backward(run: Training, batch: Batch, step: int) -> float:
-    """One forward and backward pass; the mean loss of its samples."""
-    trainee, config = run.trainee, run.config
-    with trainee.accelerator.accumulate(trainee.model):
-        loss = run.objective.losses(trainee.model, batch).mean()
+    """Run one forward and backward pass; return the mean loss of its samples."""
+    train_state, config = run.train_state, run.config
+    with train_state.accelerator.accumulate(train_state.model):
+        loss = run.objective.losses(train_state.model, batch).mean()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _not_finite(f"the loss is {value}", batch.ids, config, step)
         # Accelerate divides by the passes of a step before fp16 scales: what overflows on as many processes would not
         # here. The scale comes first, and _update divides.
-        passes = trainee.accelerator.gradient_accumulation_steps if _scales_here(trainee) else 1
-        trainee.accelerator.backward(loss * passes)
+        passes = train_state.accelerator.gradient_accumulation_steps if _scales_here(train_state) else 1
+        train_state.accelerator.backward(loss * passes)
     return value
 
 
-def _scales_here(trainee: TrainState) -> bool:
-    """Whether the loss is scaled by accelerate's scaler, for fp16. (DeepSpeed has its own, and divides first.)"""
-    return not trainee.is_zero and trainee.accelerator.scaler is not None
+def _scales_here(train_state: TrainState) -> bool:
+    """Return whether Accelerate's scaler scales the loss, for fp16. (DeepSpeed has its own, and divides first.)"""
+    return not train_state.is_zero and train_state.accelerator.scaler is not None
 
 
-def _update(trainee: TrainState, config: RunConfig, passes: Sequence[Batch], step: int) -> float:
-    """Clip, let the optimizer step, clear the gradients; the norm before clipping.
+def _update(train_state: TrainState, config: RunConfig, passes: Sequence[Batch], step: int) -> float:
+    """Clip gradients, step the optimizer, clear gradients; return the norm before clipping.
 
     Raises:
-        CogtuneError: the gradient is not finite and no smaller loss scale could help. Nothing is saved of such a step.
+        CogtuneError: the gradient is not finite, and no smaller loss scale could help. The step is not saved.
     """
-    if trainee.is_zero:  # DeepSpeed did all of it in the last backward pass
-        norm = float(trainee.model.get_global_grad_norm() or 0.0)
+    if train_state.is_zero:  # DeepSpeed did all of it in the last backward pass
+        norm = float(train_state.model.get_global_grad_norm() or 0.0)
+    elif train_state.streamed is not None:
+        norm = train_state.streamed.step(config.max_grad_norm)
     else:
-        trainable = [parameter for parameter in trainee.transformer.parameters() if parameter.requires_grad]
-        if _scales_here(trainee) and len(passes) > 1:
+        trainable = [parameter for parameter in train_state.transformer.parameters() if parameter.requires_grad]
+        if _scales_here(train_state) and len(passes) > 1:
             torch._foreach_div_([parameter.grad for parameter in trainable if parameter.grad is not None], len(passes))
-        norm = float(trainee.accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
-        trainee.optimizer.step()
-        trainee.optimizer.zero_grad()
-    if not math.isfinite(norm) and _loss_scale(trainee) <= 1:
+        norm = float(train_state.accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
+        train_state.optimizer.step()
+        train_state.optimizer.zero_grad()
+        if train_state.average is not None:
+            train_state.average.update()
+    if not math.isfinite(norm) and _loss_scale(train_state) <= 1:
         mine = [sample for batch in passes for sample in batch.ids]  # the norm is that of all processes' samples
         raise _not_finite(f"the gradient norm is {norm}", gather_object(mine), config, step)
     return norm
 
 
-def _loss_scale(trainee: TrainState) -> float:
-    """What the next loss is multiplied by: under fp16, half as much after each step that was not finite; else 1."""
-    if trainee.is_zero:
-        return float(trainee.model.optimizer.loss_scale)
-    scaler = trainee.accelerator.scaler
+def _loss_scale(train_state: TrainState) -> float:
+    """Return the loss scale: with fp16, it is halved after each step that is not finite; else 1."""
+    if train_state.is_zero:
+        return float(train_state.model.optimizer.loss_scale)
+    scaler = train_state.accelerator.scaler
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
 def _not_finite(what: str, samples: Iterable[str], config: RunConfig, step: int) -> CogtuneError:
-    start = "resume from an earlier checkpoint" if checkpoints(config.output) else "start anew"
+    start = "resume from an earlier checkpoint" if checkpoints(config.output) else "start over"
     return CogtuneError(
         f"step {step + 1}: {what}",
-        f"{start} with a lower --learning-rate, or take these samples out",
+        f"{start} with a lower --learning-rate, or remove these samples",
         details=[f"sample {sample}" for sample in sorted(set(samples))],
     )

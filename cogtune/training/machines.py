@@ -1,4 +1,4 @@
-"""What several machines have to share: seen to before the first step, by all processes together."""
+"""Checks that several machines have the same settings and a shared output folder, before the first step."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from cogtune.system.errors import CogtuneError
 from cogtune.system.files import PARTIAL_SUFFIX, write_text
 
 LOOK_SECONDS = 10.0
-"""How long a file that another machine wrote is looked for: a network file system may show it late."""
+"""Seconds to wait for a file that another machine wrote; a network file system may show it late."""
 
 
-def require_one_run(plan: Plan) -> None:
-    """See that all machines were started with the settings of one run. Collective.
+def require_same_settings(plan: Plan) -> None:
+    """Check that all machines were started with the same settings. Collective.
 
     Raises:
-        CogtuneError: with every difference; in every process alike.
+        CogtuneError: with every difference, in every process alike.
     """
     if plan.config.num_machines == 1:
         return
     own = tagged("machine")  # what model and data are is compared by their content
     settings = {key: value for key, value in plan.config.to_dict().items() if key not in own}
-    settings |= {**plan.identity, "total steps": plan.total_steps}
+    settings |= {**plan.resume_fingerprint, "total steps": plan.total_steps}
     told = gather_object([(plan.config.machine_rank, settings)])
     (_, first), *others = sorted(told, key=lambda pair: pair[0])
     problems = {
@@ -40,20 +40,20 @@ def require_one_run(plan: Plan) -> None:
     }
     if problems:
         raise CogtuneError(
-            "the machines were not started with the settings of one run",
-            "start the same command on each, with its own --machine-rank",
+            "the machines were started with different settings",
+            "run the same command on each, with its own --machine-rank",
             details=sorted(problems),
         )
 
 
-def require_one_output(accelerator: Accelerator, plan: Plan) -> None:
-    """See that every machine's output folder is the main process's, where the run needs that. Collective.
+def require_shared_output(accelerator: Accelerator, plan: Plan) -> None:
+    """Check that all machines share the main process's output folder, if the run needs that. Collective.
 
-    Under ZeRO each process writes its part of a checkpoint there, and to go on each reads one. A new run under DDP
-    writes from the main process alone, and its other machines may have folders of their own.
+    With ZeRO each process writes its part of a checkpoint there, and reads it to resume. A new DDP run writes from the
+    main process only, so the other machines may have separate folders.
 
     Raises:
-        CogtuneError: a machine has another folder, or it cannot be written; in every process alike.
+        CogtuneError: a machine has another folder, or it cannot be written, in every process alike.
     """
     config = plan.config
     if config.num_machines == 1 or not any(gather_object([config.sharding.uses_deepspeed or plan.resume is not None])):
@@ -80,10 +80,10 @@ def require_one_output(accelerator: Accelerator, plan: Plan) -> None:
         who = f"machine {numbers} does" if len(apart) == 1 else f"machines {numbers} do"
         is_zero = config.sharding.uses_deepspeed
         raise CogtuneError(
-            f"{who} not see the output folder of machine 0, as "
-            + (f"strategy {config.strategy} needs" if is_zero else "going on from a checkpoint needs"),
-            "give every machine the same --output, on a disk that all of them see"
-            + ("; a new run with --strategy ddp does without" if is_zero else ""),
+            f"{who} not see the output folder of machine 0, which "
+            + (f"strategy {config.strategy} requires" if is_zero else "resuming requires"),
+            "use the same --output on every machine, on a shared file system"
+            + ("; a new run with --strategy ddp does not need one" if is_zero else ""),
         )
 
 

@@ -1,31 +1,37 @@
-"""The memory engine of a run: its arrangement planned for the card that is here, and held to the run's budget."""
+"""A run's memory engine: its arrangement planned for this machine's GPU, within the run's budget."""
 
 from __future__ import annotations
 
 import torch
+from accelerate import Accelerator
 from diffusers import CogVideoXTransformer3DModel
 
 from cogtune.config.arrangement import Arrangement, AttentionKernel
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.engine import attach
 from cogtune.modeling.engine.attention import FLASH_4, fastest, has_flash_4
+from cogtune.modeling.engine.trained import TrainedWeights
 from cogtune.models.download import home
 from cogtune.models.geometry import video_tokens
 from cogtune.planning.estimate import estimate, plan_arrangement
 from cogtune.run.plan import Plan, size_of
 from cogtune.system import console
 from cogtune.system.errors import UsageError
+from cogtune.training.streamed import stream_weights
 
 
 def attach_engine(
-    plan: Plan, transformer: CogVideoXTransformer3DModel, device: torch.device, *, compiled: bool
-) -> Arrangement:
-    """Put a memory engine into the run's transformer, with the budget's limit on PyTorch's memory; its arrangement.
+    plan: Plan, transformer: CogVideoXTransformer3DModel, accelerator: Accelerator, *, compiled: bool
+) -> tuple[Arrangement, TrainedWeights | None]:
+    """Attach a memory engine to the transformer and limit PyTorch's memory to the budget.
+
+    Returns:
+        The arrangement, and under strategy ``stream`` the trained weights.
 
     Raises:
-        UsageError: an attention kernel was asked for that cannot be used here.
+        UsageError: the requested attention kernel cannot be used here.
     """
-    config, spec = plan.config, plan.spec
+    config, spec, device = plan.config, plan.spec, accelerator.device
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())  # with its number, which a limit on memory needs
     kernel = _kernel(plan, device)
@@ -36,6 +42,9 @@ def attach_engine(
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, (config.vram_bytes - context) / total), device)
     console.note(arrangement.describe(spec.num_layers))
+    trained = None
+    if config.sharding.streams:
+        trained = stream_weights(plan, transformer, accelerator, slots=arrangement.slots)
     engine = attach(
         transformer,
         arrangement,
@@ -43,20 +52,21 @@ def attach_engine(
         kernel=arrangement.attention,
         backend="inductor" if compiled else None,
         tell=console.warn,
+        trained=trained,
     )
     # DDP would send every process the slots' content, whichever blocks they hold.
     transformer._ddp_params_and_buffers_to_ignore = engine.streamed_names()
-    return arrangement
+    return arrangement, trained
 
 
 def _kernel(plan: Plan, device: torch.device) -> AttentionKernel | None:
-    """The attention kernel to use: the one asked for, or the fastest for the run's largest samples."""
+    """Return the attention kernel to use: the requested one, or the fastest for the run's largest samples."""
     config, spec = plan.config, plan.spec
     if config.attention is not None and config.attention != "auto":
         if config.attention == FLASH_4 and not has_flash_4():
             raise UsageError(
                 "--attention flash-attn-4: the package is not installed, or has no backward pass for this GPU",
-                "pip install 'cogtune[flash-attn-4]', or leave --attention out",
+                "run `pip install 'cogtune[flash-attn-4]'`, or remove --attention",
             )
         return config.attention if device.type == "cuda" else None
     if config.attention is None and config.vram_bytes is None:

@@ -1,4 +1,4 @@
-"""The loss, and all the randomness in it, as functions of (seed, sample number). In fp32 whatever the model runs in."""
+"""The loss, with all its randomness as functions of (seed, sample number). Computed in fp32 at any precision."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from cogtune.system.reading import read_object
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _LAYERS = 0x5851F42D4C957F2D
-"""Parts the random numbers of layers (dropout) from those of the samples."""
+"""Separates the random numbers of layers (dropout) from those of samples."""
 
 
 @dataclass(frozen=True)
 class TimestepSampling:
-    """What the draws of training are drawn from."""
+    """The distributions of training timesteps and image noise."""
 
     timesteps: TimestepDistribution = "uniform"
     mean: float = 0.0
     deviation: float = 1.0
-    """Of the normal under ``logit-normal`` (Esser et al. 2024, "Scaling Rectified Flow Transformers")."""
+    """Mean of the normal for ``logit-normal`` (Esser et al. 2024, "Scaling Rectified Flow Transformers")."""
     bounds: tuple[int, int] | None = None
     """Lowest and highest timestep; None for all."""
     image_noise: tuple[float, float] | None = (-3.0, 0.5)
@@ -47,7 +47,7 @@ class TimestepSampling:
     None for no noise."""
 
     def timestep(self, random: torch.Generator, count: int) -> int:
-        """One of the timesteps 0 to ``count - 1``."""
+        """Draw one of the timesteps 0 to ``count - 1``."""
         low, high = self.bounds or (0, count - 1)
         width = high - low + 1
         if self.timesteps == "uniform":
@@ -66,12 +66,12 @@ def _mixed(seed: int, ordinal: int) -> int:
 
 
 def generator_for(seed: int, ordinal: int) -> torch.Generator:
-    """The random numbers of sample ``ordinal`` of a run: the same in any process and on any device."""
+    """Return the random generator of sample ``ordinal``, the same in any process and on any device."""
     return torch.Generator().manual_seed(_mixed(seed, ordinal))
 
 
 def seed_layers(seed: int, ordinal: int) -> None:
-    """Let what layers draw in a forward pass (dropout) follow from its first sample alone."""
+    """Seed what layers draw in a forward pass (dropout) from its first sample."""
     torch.manual_seed(_mixed(seed, ordinal) ^ _LAYERS)
 
 
@@ -102,10 +102,10 @@ def draw_noise(
     sampling: TimestepSampling = USUAL,
     timesteps: Sequence[int] | None = None,
 ) -> NoiseDraws:
-    """The draws that belong to the samples of ``batch``.
+    """Draw the random numbers that belong to the samples of ``batch``.
 
     Args:
-        timesteps: fixed ones in place of drawn ones.
+        timesteps: fixed timesteps to use instead of random ones.
     """
     _, channels, frames, height, width = batch.moments.shape
     padded = frames + temporal_padding(frames, spec.patch_size_t)
@@ -134,7 +134,7 @@ def draw_noise(
 
 
 def _sigma(standard: Tensor, sampling: TimestepSampling) -> Tensor:
-    """The strength of a sample's image noise, from a draw of the standard normal."""
+    """Return the sigma of a sample's image noise, from a draw of the standard normal."""
     if sampling.image_noise is None:
         return torch.zeros(())
     mean, deviation = sampling.image_noise
@@ -178,12 +178,12 @@ class Objective:
         timesteps: Sequence[int] | None = None,
         training: bool = True,
     ) -> Tensor:
-        """The loss of each sample, ``[B]`` in fp32.
+        """Compute the loss of each sample, ``[B]`` in fp32.
 
         Args:
-            timesteps: fixed timesteps, one a sample, for evaluation.
-            training: False leaves out what only training does to the condition: dropped captions, noised images.
-                With True, torch's own random state is set, so that a resumed run drops what the first would have.
+            timesteps: fixed timesteps, one per sample, for evaluation.
+            training: False turns off caption dropout and image noise.
+                With True, torch's random state is seeded, so that a resumed run has the same dropout.
         """
         draws = draw_noise(
             batch,
@@ -229,7 +229,7 @@ class Objective:
 
 
 def _alphas_cumprod(checkpoint: Path) -> Tensor:
-    """Cumulative alphas ``[1000]`` in fp32 of the checkpoint's scheduler, SNR shift and rescaling included."""
+    """Read the scheduler's cumulative alphas ``[1000]`` in fp32, including SNR shift and rescaling."""
     path = checkpoint / "scheduler" / "scheduler_config.json"
     with loading(path.parent):
         scheduler = CogVideoXDDIMScheduler.from_config(read_object(path))

@@ -1,4 +1,4 @@
-"""AdamW whose state, and fp32 copy of the weights, stay in the host's memory."""
+"""AdamW with its state and an fp32 copy of the weights in host memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class CPUOffloadAdamW(torch.optim.Optimizer):
-    """torch's fused AdamW on the CPU for weights that are elsewhere.
+    """torch's fused AdamW on the CPU, for weights on another device.
 
     Gradients are fetched in :meth:`step`, after they were accumulated, unscaled and clipped. (torchao's
     ``CPUOffloadOptimizer`` fetches them in the backward pass, so clipping and loss scaling do not reach its step.)
@@ -40,10 +40,10 @@ class CPUOffloadAdamW(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """AdamW's own state."""
+        """Return AdamW's own state."""
         return self._inner.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state, and the weights as they are now: a checkpoint's weights are loaded before its optimizer."""
+        """Load a state, and copy the current weights: a checkpoint's weights are loaded before its optimizer."""
         self._inner.load_state_dict(state_dict)
         self._fetch()

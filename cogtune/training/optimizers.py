@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate, which is a function of the step number and has no state of its own."""
+"""The optimizer, and the learning rate as a stateless function of the step number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cogtune.config.launchers import largest_group
 from cogtune.config.optimizers import OptimizerName
 from cogtune.config.run_config import RunConfig
 from cogtune.system import console
-from cogtune.training.kernels import building
+from cogtune.training.kernels import ADAM, building
 from cogtune.training.offload import CPUOffloadAdamW
 
 Groups = list[dict[str, Any]]
@@ -23,28 +23,28 @@ Groups = list[dict[str, Any]]
 
 
 def build_optimizer(model: torch.nn.Module, config: RunConfig) -> Optimizer:
-    """The configured optimizer over those parameters of ``model`` that are trained.
+    """Build the configured optimizer over the trained parameters of ``model``.
 
-    Under a strategy that keeps its state on the CPU, Adam and AdamW run by DeepSpeed's kernel. Where that does not
-    build (it needs a compiler), torch's own do the same arithmetic, slower.
+    With a strategy that keeps its state on the CPU, Adam and AdamW use DeepSpeed's kernel. If that does not build (it
+    needs a compiler), torch's optimizers do the same arithmetic more slowly.
     """
     trainable = _groups(model, config)
     if config.sharding.offloads:
         try:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-            with building():
+            with building(ADAM):
                 optimizer: Optimizer = DeepSpeedCPUAdam(
                     trainable, adamw_mode=config.optimizer == "adamw", **_adam_settings(config)
                 )
             return optimizer
         except Exception as error:
-            console.note(f"DeepSpeed's CPU Adam did not build ({error}); torch's own is used, which is slower")
+            console.note(f"DeepSpeed's CPU Adam failed to build ({error}); using torch's, which is slower")
     return _BUILDERS[config.optimizer](trainable, config)
 
 
 def _groups(model: torch.nn.Module, config: RunConfig) -> Groups:
-    """The trained parameters: one group, or under ZeRO-2 several, of consecutive ones.
+    """Return the trained parameters: one group, or under ZeRO-2 several, of consecutive ones.
 
     DeepSpeed's ZeRO-2 copies a group's weights when it starts, and its gradients, twice, when it steps. Each group more
     saves less of that, and makes parameters that two processes share, of which both keep the whole gradient.
@@ -132,7 +132,7 @@ _BUILDERS: dict[OptimizerName, Callable[[Groups, RunConfig], Optimizer]] = {
 
 
 def learning_rate_at(config: RunConfig, total_steps: int) -> Callable[[int], float]:
-    """The learning rate of optimizer step ``step`` (the first is 0), by diffusers' schedules."""
+    """Return the learning rate of optimizer step ``step`` (the first is 0), by diffusers' schedules."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=config.learning_rate)
     scheduler = get_scheduler(
         config.lr_scheduler,

@@ -1,4 +1,4 @@
-"""From a plan to everything the loop works with: model, adapter, optimizer, data, objective."""
+"""Setting up everything the training loop needs from a plan: model, adapter, optimizer, data, objective."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from diffusers import CogVideoXTransformer3DModel
-from safetensors import safe_open
 
 from cogtune import __version__
 from cogtune.config.arrangement import Arrangement
-from cogtune.config.launchers import machines_missing, mixed_precision
+from cogtune.config.launchers import mixed_precision, rendezvous_timeout
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.index import Index
 from cogtune.data.cache.store import Store
 from cogtune.data.prompts import load_prompts
-from cogtune.modeling.adapters import add_lora, announce_dora_to_deepspeed
+from cogtune.modeling.adapters import add_lora, register_dora_with_deepspeed
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.encoders import VideoEncoder
 from cogtune.modeling.lora_files import initial_lora, start_from
@@ -30,48 +29,50 @@ from cogtune.run.plan import Plan
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
 from cogtune.training import checkpoint
+from cogtune.training.average import WeightAverage
 from cogtune.training.checkpoint import TrainState
 from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
 from cogtune.training.kernels import load_collectives
 from cogtune.training.loop import Training
-from cogtune.training.machines import require_one_output, require_one_run
+from cogtune.training.machines import require_same_settings, require_shared_output
 from cogtune.training.memory import attach_engine
+from cogtune.training.monitor import EvalSchedule
 from cogtune.training.objective import Objective, TimestepSampling
 from cogtune.training.optimizers import build_optimizer
 from cogtune.training.samples import ValidationVideos
-from cogtune.training.watch import EvalSchedule
+from cogtune.training.streamed import stored_dtype
 
 
 def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | None = None) -> Training:
-    """Load, resume and prepare all that a run needs. Collective: every process calls it.
+    """Load, resume and prepare everything a run needs. Collective: every process calls it.
 
     Args:
-        stop: whether this process was asked to stop.
-        base_dtype: in which the base's weights are loaded; by default what the run's type and strategy need.
+        stop: returns whether this process was asked to stop.
+        base_dtype: dtype of the base's weights; by default what the run's type and strategy need.
 
     Raises:
-        CogtuneError: the processes, the model, the cache or the checkpoint are not as planned.
+        CogtuneError: the processes, the model, the cache or the checkpoint differ from the plan.
     """
     accelerator = _accelerator(plan)
-    require_one_run(plan)
-    require_one_output(accelerator, plan)
-    trainee, arrangement = _trainee(plan, accelerator, base_dtype)
+    require_same_settings(plan)
+    require_shared_output(accelerator, plan)
+    train_state, arrangement = _train_state(plan, accelerator, base_dtype)
     store, index = Store(plan.config.cache_folder), Index.read(plan.index)
     validation = Index.read(plan.validation) if plan.validation else None
     return Training(
-        trainee=trainee,
+        train_state=train_state,
         objective=_objective(plan, accelerator, store.read("text", index.null_text)),
         store=store,
         index=index,
         config=plan.config,
-        first_step=_resume(plan, trainee),
+        first_step=_resume(plan, train_state),
         total_steps=plan.total_steps,
         facts=facts_of(plan) | ({"validation": _about(validation)} if validation else {}),
-        plans=_plans(plan, store, index, validation),
+        schedule=_eval_schedule(plan, store, index, validation),
         should_stop=lambda: _any_process(accelerator, stop()),
         arrangement=arrangement,
         # One more for each size, for no gradient, and for a first block that no gradient passes.
-        most_graphs=8 * max(1, len(plan.buckets)) if _compiles_blocks(plan.config, trainee.accelerator) else None,
+        most_graphs=8 * max(1, len(plan.buckets)) if _compiles_blocks(plan.config, accelerator) else None,
     )
 
 
@@ -95,22 +96,24 @@ def _accelerator(plan: Plan) -> Accelerator:
     except torch.distributed.DistError as error:  # the launchers have met, and then another machine's process died
         if config.num_machines == 1:
             raise
-        raise machines_missing(config) from error
+        raise rendezvous_timeout(config) from error
     if accelerator.num_processes != config.num_processes:
         raise CogtuneError(
-            f"{accelerator.num_processes} processes were started and the plan is for {config.num_processes}",
-            "start it with `cogtune train`, or with the plan's own accelerate.yaml",
+            f"{accelerator.num_processes} processes were started, but the plan is for {config.num_processes}",
+            "start the run with `cogtune train`, or with the plan's accelerate.yaml",
         )
     return accelerator
 
 
-def _trainee(
+def _train_state(
     plan: Plan, accelerator: Accelerator, base_dtype: torch.dtype | None
 ) -> tuple[TrainState, Arrangement | None]:
-    config, folder = plan.config, plan.checkpoint / "transformer"
+    config, folder = plan.config, plan.base_model_dir / "transformer"
     is_lora = config.type == "lora"
     with loading(folder):
-        if not config.sharding.uses_deepspeed and not is_lora and base_dtype is None:
+        if config.sharding.streams:
+            transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=stored_dtype(folder))
+        elif not config.sharding.uses_deepspeed and not is_lora and base_dtype is None:
             transformer = _load_as_fp32(folder, accelerator.device)
         else:
             dtype = base_dtype or DTYPES[config.precision]
@@ -129,19 +132,26 @@ def _trainee(
         if plan.resume is None and (lora := initial_lora(config, plan.spec)) is not None:
             start_from(transformer, lora)
     compiled = _compiles_blocks(config, accelerator)
-    arrangement = None
+    arrangement, streamed = None, None
     if config.uses_engine:
-        arrangement = attach_engine(plan, transformer, accelerator.device, compiled=compiled)
+        arrangement, streamed = attach_engine(plan, transformer, accelerator, compiled=compiled)
     else:
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         if compiled:
             for block in transformer.transformer_blocks:  # all alike: compiled once, and each weight keeps its name
                 block.compile(dynamic=False)
+    if streamed is not None:  # not for DDP, which would reduce what the engine reduces
+        model = accelerator.prepare_model(transformer, evaluation_mode=True)
+        return TrainState(accelerator, model, transformer, None, is_lora, streamed), arrangement
     model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer, config))
     if config.dora and config.sharding.shards_weights:
-        announce_dora_to_deepspeed(transformer)
-    return TrainState(accelerator, model, transformer, optimizer, is_lora), arrangement
+        register_dora_with_deepspeed(transformer)
+    average = None
+    if config.ema is not None:
+        trained = {name: parameter for name, parameter in transformer.named_parameters() if parameter.requires_grad}
+        average = WeightAverage(trained, config.ema)
+    return TrainState(accelerator, model, transformer, optimizer, is_lora, average=average), arrangement
 
 
 def _compiles_blocks(config: RunConfig, accelerator: Accelerator) -> bool:
@@ -150,29 +160,24 @@ def _compiles_blocks(config: RunConfig, accelerator: Accelerator) -> bool:
 
 
 def _load_as_fp32(folder: Path, device: torch.device) -> CogVideoXTransformer3DModel:
-    """The base with fp32 weights on ``device``, as full training under DDP keeps them beside its arithmetic.
+    """Load the base with fp32 weights on ``device``, as full training with DDP keeps them.
 
     They are read as they are stored, so that they stand in mapped files on the host and not in a copy for each process.
     (DeepSpeed makes fp32 copies of its own.)
     """
-    stored = set[str]()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            stored |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 (not a mapping)
-    dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get("".join(stored), torch.float32)
-    transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=dtype)
+    transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=stored_dtype(folder))
     for parameter in transformer.parameters():  # not the buffers: positions are in fp64
         parameter.data = parameter.data.to(device, torch.float32)
     return transformer
 
 
-def _resume(plan: Plan, trainee: TrainState) -> int:
-    """Put the checkpoint back that the plan starts from; the number of steps done."""
+def _resume(plan: Plan, train_state: TrainState) -> int:
+    """Load the checkpoint that the plan resumes from; return the number of steps done."""
     if plan.resume is None:
         return 0
     state = read_state(plan.resume)
-    check_fits(plan.resume, state, plan.identity, model=plan.config.model, samples=plan.samples)
-    checkpoint.load(trainee, plan.resume)
+    check_fits(plan.resume, state, plan.resume_fingerprint, model=plan.config.model, samples=plan.samples)
+    checkpoint.load(train_state, plan.resume)
     console.note(f"resumed at step {state['step']} from {plan.resume}")
     return int(state["step"])
 
@@ -181,19 +186,21 @@ def _objective(plan: Plan, accelerator: Accelerator, null_text: torch.Tensor) ->
     device, dtype = accelerator.device, DTYPES[plan.config.precision]
     return Objective(
         plan.spec,
-        plan.checkpoint,
+        plan.base_model_dir,
         null_text,
         seed=plan.config.seed,
         caption_dropout=plan.config.caption_dropout,
         device=device,
         dtype=dtype,
-        image_encoder=VideoEncoder(plan.checkpoint, device=device, dtype=dtype) if plan.spec.image_to_video else None,
+        image_encoder=VideoEncoder(plan.base_model_dir, device=device, dtype=dtype)
+        if plan.spec.image_to_video
+        else None,
         sampling=timestep_sampling_of(plan.config),
     )
 
 
 def timestep_sampling_of(config: RunConfig) -> TimestepSampling:
-    """What the run's draws are drawn from."""
+    """Return the run's timestep and image noise distributions."""
     return TimestepSampling(
         timesteps=config.timestep_sampling,
         mean=config.timestep_mean,
@@ -207,7 +214,7 @@ def _about(validation: Index) -> dict[str, Any]:
     return {"samples": len(validation.rows), "digest": validation.digest}
 
 
-def _plans(plan: Plan, store: Store, index: Index, validation: Index | None) -> EvalSchedule:
+def _eval_schedule(plan: Plan, store: Store, index: Index, validation: Index | None) -> EvalSchedule:
     config = plan.config
     measured = {"eval_loss": index.rows[:MOST_TRAINING_SAMPLES]}
     if validation is not None:
@@ -215,13 +222,13 @@ def _plans(plan: Plan, store: Store, index: Index, validation: Index | None) -> 
     return EvalSchedule(
         measured=measured,
         eval_every=config.eval_interval,
-        scenes=_scenes(plan, store),
+        validation_videos=_validation_videos(plan, store),
         sample_every=config.sample_interval(*plan.buckets.values()),
         total_steps=plan.total_steps,
     )
 
 
-def _scenes(plan: Plan, store: Store) -> ValidationVideos | None:
+def _validation_videos(plan: Plan, store: Store) -> ValidationVideos | None:
     if plan.prompts is None:
         return None
     config = plan.config
@@ -230,7 +237,7 @@ def _scenes(plan: Plan, store: Store) -> ValidationVideos | None:
         prompts=prompts,
         null_text=null_text,
         store=store,
-        checkpoint=plan.checkpoint,
+        base_model_dir=plan.base_model_dir,
         spec=plan.spec,
         size=plan.size,
         fps=plan.fps,
@@ -250,13 +257,13 @@ def _any_process(accelerator: Accelerator, mine: bool) -> bool:
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:
-    """What travels with the weights: enough to sample from them and to write their card."""
+    """Return the metadata saved with the weights: enough to sample from them and to write their model card."""
     config = plan.config
     return {
         "format": 1,
         "version": __version__,
         "base_model": config.model,
-        "model_path": str(plan.checkpoint),
+        "model_path": str(plan.base_model_dir),
         "variant": plan.spec.variant.name,
         "type": config.type,
         "rank": config.rank,
@@ -269,6 +276,6 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "precision": config.precision,
         "id_token": config.id_token,
         "prompt": plan.prompt,
-        "dataset": {"samples": plan.samples, "digest": plan.identity["data"]},
-        "identity": dict(plan.identity),
-    } | ({"init_lora": dict(plan.began_with)} if plan.began_with else {})
+        "dataset": {"samples": plan.samples, "digest": plan.resume_fingerprint["data"]},
+        "identity": dict(plan.resume_fingerprint),
+    } | ({"init_lora": dict(plan.init_lora)} if plan.init_lora else {})

@@ -1,7 +1,7 @@
-"""TensorBoard, Weights & Biases and trackio: what ``metrics.jsonl`` and ``samples/`` hold, shown elsewhere too.
+"""TensorBoard, Weights & Biases and trackio: they get what ``metrics.jsonl`` and ``samples/`` hold.
 
-A tracker gets figures, sample videos and the run's configuration without paths, and nothing of the environment. One
-that fails is told once and left out: it is never worth a run.
+A tracker gets metrics, sample videos and the run's configuration without paths, and nothing of the environment. One
+that fails is reported once and left out; it never ends a run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from cogtune.system.errors import CogtuneError
 from cogtune.system.json_files import read_json, write_json
 
 PROJECT = "cogtune"
-"""In the folder of logs: by which id each tracker knows the run, so that a resumed run goes on in the same one."""
 
 GIF_WIDTH = 320
 
@@ -34,35 +33,35 @@ Figures = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A sample video as trackers take it."""
+class TrackedVideo:
+    """A sample video to show in a tracker."""
 
     prompt: str
     path: Path
     fps: float
 
 
-class Running(Protocol):
-    """A tracker that takes figures."""
+class TrackerBackend(Protocol):
+    """What every tracker implements."""
 
     def log(self, figures: Figures, step: int) -> None:
         """Show ``figures`` at ``step``."""
 
-    def show(self, videos: Sequence[Shown], step: int) -> None:
+    def show(self, videos: Sequence[TrackedVideo], step: int) -> None:
         """Show sample videos at ``step``."""
 
     def close(self) -> None:
-        """Hand over what is left."""
+        """Send what is buffered, and end."""
 
 
 @dataclass(frozen=True)
-class About:
-    """What a tracker is told of a run."""
+class RunInfo:
+    """What a tracker records about a run."""
 
     name: str
     id: str
     folder: Path
-    """Where it may write."""
+    """The folder it may write to."""
     config: Mapping[str, Any]
     first_step: int
 
@@ -73,23 +72,23 @@ class About:
 class TensorBoard:
     """Event files in ``logs/tensorboard``."""
 
-    def __init__(self, about: About) -> None:
+    def __init__(self, info: RunInfo) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = about.folder / "tensorboard"
+        folder = info.folder / "tensorboard"
         # What an earlier, longer run wrote after the step that this one starts from is hidden.
-        self._writer: Any = SummaryWriter(str(folder), purge_step=about.first_step + 1 if about.first_step else None)
-        if not about.first_step:
-            settings = "\n".join(f"    {key}: {value}" for key, value in about.config.items())
+        self._writer: Any = SummaryWriter(str(folder), purge_step=info.first_step + 1 if info.first_step else None)
+        if not info.first_step:
+            settings = "\n".join(f"    {key}: {value}" for key, value in info.config.items())
             self._writer.add_text("configuration", settings, 0)
 
     def log(self, figures: Figures, step: int) -> None:
-        """Scalars."""
+        """Log scalars."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
-    def show(self, videos: Sequence[Shown], step: int) -> None:
-        """Animated GIFs, the only moving pictures that TensorBoard shows."""
+    def show(self, videos: Sequence[TrackedVideo], step: int) -> None:
+        """Show animated GIFs, the only videos that TensorBoard displays."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         for number, video in enumerate(videos):
@@ -105,9 +104,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project that ``WANDB_PROJECT`` names, else ``cogtune``; ``WANDB_MODE=offline`` keeps it here."""
+    """A run in the project ``WANDB_PROJECT``, else ``cogtune``; ``WANDB_MODE=offline`` keeps it on this machine."""
 
-    def __init__(self, about: About) -> None:
+    def __init__(self, info: RunInfo) -> None:
         wandb = importlib.import_module("wandb")
         self._wandb = wandb
         settings = wandb.Settings(
@@ -120,22 +119,22 @@ class WeightsAndBiases:
         )
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=about.name,
-            id=about.id,
+            name=info.name,
+            id=info.id,
             resume="allow",
-            dir=str(about.folder),
-            config=dict(about.config),
+            dir=str(info.folder),
+            config=dict(info.config),
             settings=settings,
         )
         if self._run.url:
             console.note(f"wandb: {self._run.url}")
 
     def log(self, figures: Figures, step: int) -> None:
-        """Scalars."""
+        """Log scalars."""
         self._run.log(dict(figures), step=step)
 
-    def show(self, videos: Sequence[Shown], step: int) -> None:
-        """The mp4 files themselves."""
+    def show(self, videos: Sequence[TrackedVideo], step: int) -> None:
+        """Upload the mp4 files."""
         shown = {
             f"samples/{number:02d}": self._wandb.Video(str(video.path), caption=video.prompt, format="mp4")
             for number, video in enumerate(videos)
@@ -148,25 +147,25 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """A run in trackio's own folder on this machine (``TRACKIO_DIR``), for ``trackio show``."""
+    """A run in trackio's folder on this machine (``TRACKIO_DIR``), for ``trackio show``."""
 
-    def __init__(self, about: About) -> None:
+    def __init__(self, info: RunInfo) -> None:
         self._trackio = importlib.import_module("trackio")
         self._run = self._trackio.init(
             project=PROJECT,
-            name=f"{about.name}-{about.id}",  # trackio knows runs by their names
-            config=dict(about.config),
+            name=f"{info.name}-{info.id}",  # trackio knows runs by their names
+            config=dict(info.config),
             resume="allow",
             embed=False,
             auto_log_cpu=False,
         )
 
     def log(self, figures: Figures, step: int) -> None:
-        """Scalars."""
+        """Log scalars."""
         self._run.log(dict(figures), step=step)
 
-    def show(self, videos: Sequence[Shown], step: int) -> None:
-        """The mp4 files themselves."""
+    def show(self, videos: Sequence[TrackedVideo], step: int) -> None:
+        """Upload the mp4 files."""
         shown = {
             f"samples/{number:02d}": self._trackio.Video(str(video.path), caption=video.prompt, format="mp4")
             for number, video in enumerate(videos)
@@ -178,15 +177,15 @@ class Trackio:
         self._run.finish()
 
 
-TRACKERS: dict[Tracker, Callable[[About], Running]] = {
+TRACKERS: dict[Tracker, Callable[[RunInfo], TrackerBackend]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
     "trackio": Trackio,
 }
 
 
-def _gif(video: Shown) -> tuple[bytes, int, int]:
-    """A video as an animated GIF of at most :data:`GIF_WIDTH`, with its height and width."""
+def _gif(video: TrackedVideo) -> tuple[bytes, int, int]:
+    """Return a video as an animated GIF of at most :data:`GIF_WIDTH`, with its height and width."""
     from PIL import Image
 
     frames = [Image.fromarray(frame) for frame in iter_frames(video.path, range(probe(video.path).num_frames))]
@@ -202,10 +201,10 @@ def _gif(video: Shown) -> tuple[bytes, int, int]:
 
 
 class Trackers:
-    """The trackers of a run, each as long as it works. On all processes but the main one there are none."""
+    """The trackers of a run, each used until it fails. Only the main process has any."""
 
     def __init__(self, config: RunConfig, *, first_step: int, enabled: bool) -> None:
-        self._running: dict[Tracker, Running] = {}
+        self._running: dict[Tracker, TrackerBackend] = {}
         for name in config.tracker if enabled else ():
             try:
                 with _aside():
@@ -217,7 +216,7 @@ class Trackers:
         """Show ``figures`` at ``step``."""
         self._each(lambda tracker: tracker.log(figures, step))
 
-    def show(self, videos: Sequence[Shown], step: int) -> None:
+    def show(self, videos: Sequence[TrackedVideo], step: int) -> None:
         """Show sample videos at ``step``."""
         self._each(lambda tracker: tracker.show(videos, step))
 
@@ -227,7 +226,7 @@ class Trackers:
     def __exit__(self, *_error: object) -> None:
         self._each(lambda tracker: tracker.close())
 
-    def _each(self, action: Callable[[Running], None]) -> None:
+    def _each(self, action: Callable[[TrackerBackend], None]) -> None:
         for name, tracker in list(self._running.items()):
             try:
                 with _aside():
@@ -238,7 +237,7 @@ class Trackers:
 
 
 def _aside() -> contextlib.AbstractContextManager[object]:
-    """What trackers print goes where the other libraries' words go: in a run, to its log."""
+    """Send what trackers print to the same place as other libraries' output: in a run, to its log."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
@@ -247,17 +246,17 @@ def _left_out(name: Tracker, error: Exception) -> None:
     for key, value in os.environ.items():
         if value and key.endswith(("_TOKEN", "_KEY")):
             reason = reason.replace(value, "***")
-    console.warn(f"{name} is left out from here on: {type(error).__name__}: {reason}")
+    console.warn(f"logging to {name} failed and is turned off: {type(error).__name__}: {reason}")
 
 
-def _about(config: RunConfig, tracker: Tracker, first_step: int) -> About:
+def _about(config: RunConfig, tracker: Tracker, first_step: int) -> RunInfo:
     folder = RunFolder(config.output).logs
     folder.mkdir(parents=True, exist_ok=True)
     ids = _ids(folder) if first_step else {}
     if tracker not in ids:
         ids = {**_ids(folder), tracker: secrets.token_hex(4)}
         write_json(folder / names.TRACKERS, ids)
-    return About(config.output.name, ids[tracker], folder, told(config), first_step)
+    return RunInfo(config.output.name, ids[tracker], folder, loggable_config(config), first_step)
 
 
 def _ids(folder: Path) -> dict[str, str]:
@@ -267,8 +266,8 @@ def _ids(folder: Path) -> dict[str, str]:
         return {}
 
 
-def told(config: RunConfig) -> dict[str, Any]:
-    """The configuration as trackers get it: of a path its last part alone, and nothing of the network."""
+def loggable_config(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration for trackers: only the last part of each path, and nothing about the network."""
     private = tagged("network")
     return {key: _without_folders(value) for key, value in config.to_dict().items() if key not in private}
 

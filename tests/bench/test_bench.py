@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from cogtune.bench import run, stage, watch, worker
 from cogtune.cli import main
-from cogtune.cli.bench import set_in, table
+from cogtune.cli.bench import preset_and_changes, table
 from cogtune.config.presets import PRESETS
 from cogtune.config.resolving import resolve
 from cogtune.models.checkpoint_configs import published_spec, read_spec
@@ -209,7 +209,7 @@ def test_plain_loads_the_frozen_base_in_fp32(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_model_of_unknown_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not know the size of me/mine"):
+    with pytest.raises(UsageError, match="the size of me/mine is unknown"):
         bench(request(tmp_path, model="me/mine"))
 
 
@@ -262,7 +262,7 @@ def test_what_only_a_run_needs_is_left_out_of_a_bench(tmp_path: Path) -> None:
 def test_a_bench_of_a_file_says_what_the_file_set(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("preset: 4090-lora-5b\nrank: 64\nsteps: 900\nsize: null\ndata: clips\n")
-    assert set_in(file) == ("4090-lora-5b", {"rank": 64})
+    assert preset_and_changes(file) == ("4090-lora-5b", {"rank": 64})
 
 
 def test_the_staged_model_says_what_the_published_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +382,7 @@ def test_presets_are_measured_one_after_another_and_it_goes_on_where_it_stopped(
     assert cli.main(["--measure", str(file), *keep, "--seconds", "5", "cpu-lora-tiny"]) == 1
     assert "cpu-lora-tiny: no time was left" in capsys.readouterr().err
     assert cli.main(["--measure", str(file), *keep, "cpu-lora-tiny", "8xa100-sft-5b-zero3"]) == 1
-    assert "8xa100-sft-5b-zero3: 8xa100-sft-5b-zero3 cannot be measured here" in capsys.readouterr().err
+    assert "8xa100-sft-5b-zero3: cannot measure 8xa100-sft-5b-zero3 on this machine" in capsys.readouterr().err
     (before,) = measurements.read(file)
     assert (before.preset, before.command) == (
         "cpu-lora-tiny", "cogtune bench --preset cpu-lora-tiny --steps 3 --warmup 2",
@@ -399,7 +399,7 @@ def test_a_machine_measures_the_presets_that_fit_it() -> None:
         found = cli.presets_for(Hardware((card,) * count, 512 << 30))
         return {name: resolved.config.num_processes for name, resolved in found}
 
-    leanest = {"6gb-lora-2b", "8gb-lora-5b", "8gb-lora-5b-i2v", "16gb-lora-1.5-5b"}
+    leanest = {row.name for row in PRESETS.values() if row.card.endswith("gb")}
     assert set(measured(1, 14)) == {"4080-lora-2b", "4090-sft-2b-zero2-offload", *leanest}
     assert measured(2, 14)["8x4080-sft-2b-zero3-offload"] == 2
     assert set(measured(8, 141)) == {row.name for row in PRESETS.values() if row.card != "cpu"}
@@ -431,8 +431,8 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
     assert "| 42 GB | 22.2 GB without NCCL | 1 of 8 x H200 |" in vram.page([alone])
     assert ["whole card without NCCL, GB of 10^9", "22.20"] in table([alone])[1]
     assert table([row()])[1][-1] == ["the guides promise, GB of 10^9", "42.00"]
-    assert ["hours of the run's 1,000 steps", "0.89"] in table([row()], 1000)[1]
-    assert table([row(changes={"size": "9x64x96"})])[1][-1][0] == "reserved of each process, GiB"
+    assert ["hours for the run's 1,000 steps", "0.89"] in table([row()], 1000)[1]
+    assert table([row(changes={"size": "9x64x96"})])[1][-1][0] == "reserved by each process, GiB"
     ((_, measured, estimated, off),) = vram.errors([row(gpus=4)])
     assert measured == "41.26"
     assert float(off.removesuffix(" %")) == pytest.approx(100 * (float(estimated) / 41.26 - 1), abs=0.1)
@@ -440,12 +440,12 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
 
 def test_alone_is_for_what_one_process_can_tell(tmp_path: Path) -> None:
     for strategy, count, told in (
-        ("ddp", 8, "under ddp nothing is shared out over the processes"),
-        ("zero3", 8, "under zero3 a process needs the weights of the others"),
-        ("zero3-offload", 8, "under zero3-offload a process needs the weights of the others"),
-        ("zero2-offload", 8, "in the host's memory"),
-        ("zero2", 1, "this run has one"),
-        ("zero2-offload", 1, "this run has one"),
+        ("ddp", 8, "with ddp nothing is sharded over the processes"),
+        ("zero3", 8, "with zero3 a process needs the weights of the others"),
+        ("zero3-offload", 8, "with zero3-offload a process needs the weights of the others"),
+        ("zero2-offload", 8, "is in host memory"),
+        ("zero2", 1, "--alone requires a run of several processes"),
+        ("zero2-offload", 1, "--alone requires a run of several processes"),
     ):
         flags = {"strategy": strategy, "num_processes": count}
         with pytest.raises(UsageError, match=told):
@@ -478,10 +478,10 @@ from cogtune.bench.worker import _without_the_others
 from cogtune.run.plan import Plan
 from cogtune.training.setup import set_up
 _without_the_others(8)
-trainee = set_up(Plan.read(Path({str(files.plan)!r})), lambda: False).trainee
-held = [p.numel() for group in trainee.optimizer.param_groups for p in group["params"]]
+train_state = set_up(Plan.read(Path({str(files.plan)!r})), lambda: False).train_state
+held = [p.numel() for group in train_state.optimizer.param_groups for p in group["params"]]
 assert len(held) > 3, held
-print("held", sum(held), sum(p.numel() for p in trainee.transformer.parameters()))
+print("held", sum(held), sum(p.numel() for p in train_state.transformer.parameters()))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
@@ -498,3 +498,18 @@ def test_two_processes_each_say_what_they_took(cogtune: Cogtune) -> None:
     assert (row["gpus"], len(row["reserved_gib"])) == (2, 2)
     assert row["host_gib"] > max(row["reserved_gib"]) * 0.5
     assert row["start_s"] > 0
+
+
+@pytest.mark.usefixtures("_here")
+def test_another_preset_is_measured_beside_it(tmp_path: Path) -> None:
+    flags = {"type": "sft", "strategy": "stream", "precision": "bf16"}
+    against = ("cpu-lora-tiny", resolve(preset_name="cpu-lora-tiny"))
+    mine, other = bench(replace(request(tmp_path, preset="cpu-sft-tiny", **flags), against=against))
+    assert (mine.preset, other.preset) == ("cpu-sft-tiny", "cpu-lora-tiny")
+    assert (mine.config.strategy, other.config.strategy) == ("stream", "ddp")
+    assert mine.arrangement is not None
+    assert mine.arrangement["streamed_blocks"] == 2
+    columns, _ = table([mine, other])
+    assert columns[1:] == ["cpu-sft-tiny", "cpu-lora-tiny", "cpu-lora-tiny / cpu-sft-tiny"]
+    with pytest.raises(UsageError, match="--compare 4090-lora-5b: it trains THUDM/CogVideoX-5b"):
+        bench(replace(request(tmp_path), against=("4090-lora-5b", resolve(preset_name="4090-lora-5b"))))

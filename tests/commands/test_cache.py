@@ -113,7 +113,7 @@ def test_prune_keeps_what_this_configuration_uses_and_nothing_else(configured: C
 
 def test_a_cache_that_is_not_there_is_told(configured: Configured, tmp_path: Path) -> None:
     for ask in (cache.verify, cache.unused):
-        with pytest.raises(CogtuneError, match="there is no cache in"):
+        with pytest.raises(CogtuneError, match="no cache in"):
             ask(configured(cache_dir=tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
 
@@ -140,7 +140,7 @@ def test_the_commands_print_it(configured: Configured, capsys: pytest.CaptureFix
     assert json.loads(said("--verify", "--json")) == {"entries": 18, "damaged": []}
     told = said("--prune", "--id-token", "sks")
     assert "6 entries in" in told
-    assert told.endswith("nothing was deleted; --yes deletes them\n")
+    assert told.endswith("nothing was deleted; pass --yes to delete them\n")
     assert json.loads(said("--prune", "--id-token", "sks", "--json"))["deleted"] is False
     assert said("--prune", "--id-token", "sks", "--yes").endswith("deleted\n")
     assert "0 entries in" in said("--prune", "--id-token", "sks", "--yes")
@@ -158,13 +158,13 @@ def test_more_processes_than_gpus_are_refused(configured: Configured, monkeypatc
     monkeypatch.setattr(caching, "fill_cache", lambda job: jobs.append(job) or [])
     train.cache(configured())
     train.cache(configured(), processes=2)
-    monkeypatch.setattr(caching, "seconds_of", lambda work: 1000.0)
+    monkeypatch.setattr(caching, "estimated_seconds", lambda work: 1000.0)
     train.cache(configured())
     train.prepare_run(
         resolve(preset_name="cpu-lora-tiny", flags={**configured().model_dump(exclude_unset=True), "num_processes": 4}),
         resume=None, overwrite=False, dry_run=False,
     )  # fmt: skip
-    assert [job.engine.processes for job in jobs] == [1, 2, 2, 2]
+    assert [job.options.processes for job in jobs] == [1, 2, 2, 2]
 
 
 @pytest.mark.slow

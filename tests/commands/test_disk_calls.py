@@ -1,4 +1,4 @@
-"""A failure or kill at every disk call of a merge and of a checkpoint: old or new is whole under its name."""
+"""A failure or kill at every disk call of what writes: old or new is whole under its name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ def trials(what: str, library: Path, clips: Path, folder: Path, *, share: int | 
     environment = os.environ | {
         "LD_PRELOAD": str(library),
         "DISK_TRIALS_DATA": str(clips),
+        "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": os.pathsep.join((str(SUPPORT.parents[1]), str(SUPPORT))),
     }
     with subprocess.Popen(
@@ -65,27 +67,31 @@ def trials(what: str, library: Path, clips: Path, folder: Path, *, share: int | 
 
 def assert_nothing_lost(found: list[dict[str, Any]]) -> None:
     assert [one for one in found if one["stands"] == "neither"] == []
-    assert [one for one in found if "unforeseen" in one.get("error", "")] == []
+    assert [one for one in found if re.search("unforeseen|unexpected error", one.get("error", ""))] == []
     # who was told of a success has the new, and who was told of a failure still has the old
     assert [one for one in found if one.get("error") == "" and "new" not in one["stands"]] == []
     assert [one for one in found if one.get("error") and "old" not in one["stands"]] == []
     assert [one for one in found if one["killed"] != (one["fault"] == 0 and one["at"] > 0)] == []
-    assert [one for one in found if one["again"] != "new" or one["left"]] == []
+    assert [one for one in found if one["again"] != "new" or one["again_error"] or one["left"]] == []
     assert {one["stands"] for one in found} >= {"old", "new"}
 
 
+KINDS = ("merge", "lora", "sft", "zero", "stream", "cache", "infer", "report", "push")
+
+
 @pytest.mark.timeout(1200)  # two processes that import torch, and two merges a trial, beside whatever else is at work
-@pytest.mark.parametrize("what", ["merge", "lora"])
+@pytest.mark.parametrize("what", ["merge", "lora", "stream", "cache", "push"])
+@pytest.mark.slow
 def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
-    found = trials(what, library, clips, tmp_path, share=24)
-    assert found[0]["calls"] > 30
+    found = trials(what, library, clips, tmp_path, share=12)
+    assert found[0]["calls"] > 5
     assert_nothing_lost(found)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("what", ["merge", "lora", "sft"])
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("what", KINDS)
 def test_a_fault_at_every_disk_call(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
     found = trials(what, library, clips, tmp_path, share=None)
-    assert len(found) > 100
     assert_nothing_lost(found)
+    print(f"{what}: {found[0]['calls']} calls, {len(found) - 1} faults")

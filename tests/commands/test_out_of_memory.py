@@ -11,10 +11,10 @@ import torch
 from cogtune.config.resolving import resolve
 from cogtune.models.checkpoint_configs import published_spec
 from cogtune.models.variants import published
-from cogtune.planning.fit import GB, Hardware, what_would_fit
+from cogtune.planning.fit import GB, Hardware, suggest_fit
 from cogtune.run.launch import LaunchFiles
 from cogtune.system.gpus import Gpu
-from cogtune.system.processes import cannot_pin, is_out_of_memory
+from cogtune.system.out_of_memory import cannot_pin, is_out_of_memory, out_of_memory, room_of
 from tests.support.forked_workers import run_workers, start_workers
 from tests.support.runs_in_process import plan_for
 
@@ -24,7 +24,7 @@ def advice(preset: str, card_gb: int, cards: int = 1, *, host_gib: int = 512, **
     row = published(config.model)
     assert row is not None
     machine = Hardware((Gpu("card", card_gb * GB, 0),) * cards, host_gib * 2**30)
-    return what_would_fit(config, published_spec(row), machine)
+    return suggest_fit(config, published_spec(row), machine)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,46 @@ def test_a_preset_is_named_with_what_it_takes_here() -> None:
     assert told.startswith("no one option is enough; --preset 8x4090-sft-2b-zero2 --num-processes 4 takes")
     told = advice("8xa100-sft-5b-zero2", 18, 4, host_gib=24, strategy="ddp", optimizer="came")
     assert "--preset 8x4090-sft-2b-zero2 --num-processes 4 --optimizer adamw takes" in told
+
+
+def test_what_other_programs_use_is_not_offered() -> None:
+    config = resolve(preset_name="4090-lora-5b").config
+    row = published(config.model)
+    assert row is not None
+    machine = Hardware((Gpu("card", 24 * GB, 14 * GB),), 512 * 2**30)
+    assert suggest_fit(config, published_spec(row), machine, free=10 * GB).startswith("--vram 10GB takes")
+
+
+TORCHS = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 80.00 GiB of which 1.00 GiB is "
+    "free. {allowed}{own}Of the allocated memory 5.00 GiB is allocated by PyTorch, and 512.00 MiB is reserved by "
+    "PyTorch but unallocated. If reserved but unallocated memory is large try setting ..."
+)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "own", "free"),
+    [
+        ("", "Including non-PyTorch memory, this process has 6.50 GiB memory in use. ", 7.5),
+        ("", "Process 123 has 77.00 GiB memory in use. ", 6.5),  # as in a container, where no number is its own
+        ("4.00 GiB allowed; ", "Including non-PyTorch memory, this process has 6.50 GiB memory in use. ", 4.0),
+    ],
+)
+def test_what_is_free_is_told_and_not_the_total(allowed: str, own: str, free: float) -> None:
+    error = torch.OutOfMemoryError(TORCHS.format(allowed=allowed, own=own))
+    room = room_of(error)
+    assert room is not None
+    assert (room.free, room.total) == (int(free * 2**30), 80 * 2**30)
+    told = out_of_memory(error, "a smaller --size", doing="sampling")
+    figure = f"{free * 2**30 / GB:.1f} GB of the GPU's 85.9 GB are available to this program"
+    assert told.message == f"out of GPU memory while sampling: {figure}"
+
+
+def test_the_driver_is_asked_where_an_error_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    assert room_of(error) is None
+    monkeypatch.setattr("cogtune.system.out_of_memory.gpus", lambda: (Gpu("card", 24 * GB, 20 * GB),))
+    assert str(room_of(error)) == "4.0 GB of the GPU's 24.0 GB are available to this program"
 
 
 @pytest.mark.parametrize("card_gb", [24, 80])
@@ -114,13 +154,13 @@ def test_offload_without_pinned_memory_says_what_does_without_it(clips: Path, tm
         assert said is not None
         return said["message"], said["hint"]
 
-    what = "the system does not give the pinned host memory that offload asked for: CUDA error: out of memory"
+    what = "cannot allocate the pinned host memory that offload needs: CUDA error: out of memory"
     message, hint = told(strategy="zero2-offload")
-    assert (message, hint.split()[0]) == (what, "--no-pin-memory")
+    assert (message, hint.split(",")[0]) == (what, "use --no-pin-memory")
     message, hint = told(strategy="zero3-offload")
-    assert (message, hint.split(",")[0]) == (what, "--no-pin-memory pins the weights alone")
+    assert (message, hint.split(",")[0]) == (what, "use --no-pin-memory to pin only the weights")
     message, hint = told(strategy="zero3-offload", pin_memory=False)
-    assert (message, hint.split(";")[0]) == (what, "zero3-offload pins the weights in any case")
+    assert (message, hint.split(";")[0]) == (what, "zero3-offload always pins the weights")
     plan = plan_for(
         clips, tmp_path / "without", type="sft", num_processes=2, steps=2, strategy="zero2-offload", pin_memory=False
     )

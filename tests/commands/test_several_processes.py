@@ -31,7 +31,7 @@ from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import check_config
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.training import machines
-from cogtune.training.machines import require_one_output, require_one_run
+from cogtune.training.machines import require_same_settings, require_shared_output
 from tests.conftest import Cogtune, Ran
 
 TWO = {"num_processes": 16, "num_machines": 2, "machine_rank": 1, "main_process_ip": "10.0.0.1"}
@@ -83,7 +83,7 @@ class Together:
             plan: Any = SimpleNamespace(config=RunConfig(num_processes=2, **config), resume=resume)
             accelerator: Any = SimpleNamespace(is_main_process=rank == 0)
             try:
-                require_one_output(accelerator, plan)
+                require_shared_output(accelerator, plan)
             except CogtuneError as error:
                 return error.message
             return ""
@@ -101,11 +101,11 @@ def test_machines_without_a_common_output(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "mounted").symlink_to("shared")
     (tmp_path / "file").touch()
     own, shared = (tmp_path / "own0", tmp_path / "own1"), (tmp_path / "shared", tmp_path / "mounted")
-    refused = "machine 1 does not see the output folder of machine 0, as strategy zero2 needs"
+    refused = "machine 1 does not see the output folder of machine 0, which strategy zero2 requires"
     assert together.ends(*own, strategy="zero2") == [refused] * 2
     assert together.ends(*shared, strategy="zero2") == ["", ""]
     assert together.ends(*own, strategy="ddp") == ["", ""]
-    refused = "machine 1 does not see the output folder of machine 0, as going on from a checkpoint needs"
+    refused = "machine 1 does not see the output folder of machine 0, which resuming requires"
     assert together.ends(*own, strategy="ddp", resume=tmp_path) == [refused] * 2
     assert together.ends(*shared, strategy="ddp", resume=tmp_path) == ["", ""]
     unwritable = together.ends(tmp_path / "file", shared[0], strategy="zero3")  # every process has the main one's error
@@ -123,9 +123,11 @@ def test_machines_with_other_settings_are_refused(tmp_path: Path, monkeypatch: p
             together.is_machine(rank)
             own = {"machine_rank": rank, "output": tmp_path / str(rank), "data": tmp_path / f"data{rank}"}
             config = RunConfig(num_machines=2, num_processes=2, **own, **(other if rank else {}))
-            plan: Any = SimpleNamespace(config=config, identity={"data": "abc", "seed": config.seed}, total_steps=9)
+            plan: Any = SimpleNamespace(
+                config=config, resume_fingerprint={"data": "abc", "seed": config.seed}, total_steps=9
+            )
             try:
-                require_one_run(plan)
+                require_same_settings(plan)
             except CogtuneError as error:
                 return error.details
             return ()
@@ -149,12 +151,12 @@ def test_a_mark_that_a_network_file_system_shows_late(tmp_path: Path, monkeypatc
 def test_machines_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(UsageError) as caught:
         resolve(flags={"num_processes": 3, "num_machines": 2, "machine_rank": 2})
-    assert "3 processes cannot be shared out evenly over 2 machines" in caught.value.details[0]
+    assert "3 processes cannot be divided evenly over 2 machines" in caught.value.details[0]
     with pytest.raises(UsageError) as caught:
         resolve(flags={"num_processes": 4, "num_machines": 2, "machine_rank": 2})
-    assert "2 is not one of 2 machines" in caught.value.details[0]
+    assert "2 is out of range for 2 machines" in caught.value.details[0]
     config = resolve(flags={"num_processes": 4, "num_machines": 2}).config
-    with pytest.raises(UsageError, match="nothing says where"):
+    with pytest.raises(UsageError, match="--main-process-ip is required"):
         check_machines(config)
 
 
@@ -188,7 +190,7 @@ def test_a_job_takes_no_files_place_and_carries_its_flags(clips: Path, tmp_path:
         (tmp_path / "folder").mkdir(exist_ok=True)
         assert f"{place} is there already" in cogtune(*run, place, status=2).err
     assert not (tmp_path / "folder.yaml").exists()
-    assert "goes with neither" in cogtune(*run, "smoke.sh", "--smoke", status=2).err
+    assert "--slurm cannot be used with --smoke" in cogtune(*run, "smoke.sh", "--smoke", status=2).err
     said = cogtune(*run, "a job.sh", "--output", tmp_path / "an output of 5%").out
     assert "sbatch 'a job.sh'" in said
     log = f'#SBATCH --output="{tmp_path}/an output of 5%%/logs/slurm-%j.log"\n'
@@ -294,13 +296,13 @@ def two_machines(clips: Path, tmp_path: Path, cogtune: Cogtune) -> Machines:
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_zero_on_several_machines_wants_one_output(tmp_path: Path, two_machines: Machines) -> None:
     zero = ("--strategy", "zero2", "--checkpoint-every", 2)
     for ran in two_machines(("own0", "own1"), *zero, "--steps", 2, status=1):
         assert "waiting for 1 other machine at 127.0.0.1 port" in ran.err
-        assert "machine 1 does not see the output folder of machine 0, as strategy zero2 needs" in ran.err
-        assert "give every machine the same --output" in ran.err
+        assert "machine 1 does not see the output folder of machine 0, which strategy zero2 requires" in ran.err
+        assert "use the same --output on every machine" in ran.err
     assert not [*tmp_path.glob("own*/*checkpoint*"), *tmp_path.glob("own*/.*.partial")]
     two_machines(("shared", "shared"), *zero, "--steps", 2)
     assert len([*tmp_path.glob("shared/checkpoint-2/pytorch_model/*_optim_states.pt")]) == 2
@@ -319,10 +321,10 @@ def test_ddp_on_several_machines_wants_one_output_to_go_on(
         "train", "--config", tmp_path / "own1" / "launch-1" / "run.yaml", "--resume", "latest", "--machine-rank", 1,
         status=2,
     )  # fmt: skip
-    assert "all of them see the output folder of machine 0" in told.err
+    assert "all of them must see the output folder of machine 0" in told.err
     shutil.copytree(tmp_path / "own0" / "checkpoint-2", tmp_path / "own1" / "checkpoint-2")
     for ran in two_machines(("own0", "own1"), "--steps", 4, "--resume", "latest", status=1):
-        assert "machine 1 does not see the output folder of machine 0, as going on from a checkpoint" in ran.err
+        assert "machine 1 does not see the output folder of machine 0, which resuming requires" in ran.err
 
 
 @pytest.mark.slow
@@ -341,11 +343,11 @@ def test_a_machine_that_never_comes_is_not_waited_for_for_ever(clips: Path, tmp_
         port = free_port()
         told = alone(0, port, strategy)
         assert f"waiting for 1 other machine at 127.0.0.1 port {port}, at most 0.05 minutes" in told
-        assert f"error: not all of the 2 machines came to 127.0.0.1 port {port} within 0.05 minutes" in told
-        assert "hint: start the same command on each" in told
+        assert f"error: not all of the 2 machines connected to 127.0.0.1 port {port} within 0.05 minutes" in told
+        assert "hint: run the same command on each" in told
     port = free_port()
-    assert f"error: machine 0 could not be met at 127.0.0.1 port {port} within 0.05 minutes" in alone(1, port)
+    assert f"error: cannot connect to machine 0 at 127.0.0.1 port {port} within 0.05 minutes" in alone(1, port)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        assert "of this machine is in use" in alone(0, other.getsockname()[1])
+        assert "is already in use on this machine" in alone(0, other.getsockname()[1])

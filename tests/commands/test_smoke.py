@@ -45,8 +45,8 @@ def test_it_trains_one_clip_saves_and_samples_beside_a_run(clips: Path, tmp_path
     assert (out / "smoke" / "checkpoint-3").is_dir()
     assert len(read_json(out / "smoke" / "samples" / "step-000003" / "samples.json")) == 1
     told = "\n".join(seen.lines())
-    assert "3 steps of 9x64x96" in told
-    assert "the run itself: 5,000 steps" in told
+    assert "3 steps at 9x64x96" in told
+    assert "full run: 5,000 steps" in told
 
     smoked(clips, out, **flags)  # takes the place of the first
     lines = (out / "smoke" / "metrics.jsonl").read_text().splitlines()
@@ -69,7 +69,7 @@ def test_a_folder_that_is_no_smoke_test_is_left_alone(clips: Path, tmp_path: Pat
     mine = tmp_path / "out" / "smoke"
     mine.mkdir(parents=True)
     (mine / "signals.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds something that is no smoke test"):
+    with pytest.raises(UsageError, match="is not a smoke test's folder"):
         smoked(clips, tmp_path / "out")
     assert (mine / "signals.txt").read_text() == "mine"
 
@@ -78,7 +78,7 @@ def test_a_folder_that_is_no_smoke_test_is_left_alone(clips: Path, tmp_path: Pat
 def test_the_command(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
     flags = ["--preset", "cpu-lora-tiny", "--data", clips, "--cache-dir", tmp_path / "cache", "--smoke"]
     told = cogtune("train", *flags).out
-    assert "went well" in told
-    assert "the run itself: 20 steps" in told
+    assert "smoke test passed" in told
+    assert "full run: 20 steps" in told
     assert not (tmp_path / "out" / "run.yaml").exists()
-    assert "goes with neither" in cogtune("train", *flags, "--resume", "latest", status=2).err
+    assert "--smoke cannot be used with --resume" in cogtune("train", *flags, "--resume", "latest", status=2).err

@@ -38,14 +38,14 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     told = "\n".join(caught.value.details)
     assert len(caught.value.details) == 5
     assert "did you mean '4090-lora-5b'" in told
-    assert "rnak: there is no such key; did you mean 'rank'?" in told
+    assert "rnak: unknown key; did you mean 'rank'?" in told
     assert "steps: input should be greater than or equal to 1, not -1" in told
     assert "precision: input should be 'bf16', 'fp16' or 'fp32', not 'bf61'" in told
     assert "size: '49x480' is not a size" in told
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize(("text", "why"), [("a: [", "line 1 is not valid YAML"), ("- 1", "holds a list, not keys")])
+@pytest.mark.parametrize(("text", "why"), [("a: [", "line 1 is not valid YAML"), ("- 1", "contains a list, not keys")])
 def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, why: str) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(text)
@@ -60,14 +60,14 @@ DOUBLING = "a: &a [x, x]\n" + "".join(
 UNTRUSTED = {
     "a key twice": (
         "rank: 4\nalpha: 8\nrank: 64\n",
-        "line 3 is not valid YAML: rank stands there twice, first in line 1",
+        "line 3 is not valid YAML: duplicate key rank, first in line 1",
     ),
-    "a key twice in one line": ("{rank: 4, rank: 5}", "line 1 is not valid YAML: rank stands there twice"),
-    "aliases that double": (DOUBLING, "line 2 is not valid YAML: aliases are not read here"),
-    "an alias to itself": ("a: &a [*a]", "line 1 is not valid YAML: aliases are not read here"),
-    "a merge of keys": ("a: &a {rank: 4}\n<<: *a\n", "line 2 is not valid YAML: aliases are not read here"),
-    "nested too deep": ("a: " + "[" * 5000, "is not valid YAML: it is nested too deeply"),
-    "half a character": ('id_token: "\\ud800"', "it holds half a character"),
+    "a key twice in one line": ("{rank: 4, rank: 5}", "line 1 is not valid YAML: duplicate key rank"),
+    "aliases that double": (DOUBLING, "line 2 is not valid YAML: aliases are not supported"),
+    "an alias to itself": ("a: &a [*a]", "line 1 is not valid YAML: aliases are not supported"),
+    "a merge of keys": ("a: &a {rank: 4}\n<<: *a\n", "line 2 is not valid YAML: aliases are not supported"),
+    "nested too deep": ("a: " + "[" * 5000, "is not valid YAML: nested too deeply"),
+    "half a character": ('id_token: "\\ud800"', "it contains a lone surrogate"),
     "an object of Python": ("a: !!python/object/apply:os.getcwd []", "line 1 is not valid YAML"),
     "too large": ("#" * (1 << 20) + "\n", "is too large: 1,048,576 bytes are the most that is read"),
 }
@@ -108,14 +108,22 @@ def test_a_run_yaml_that_was_cut_short_never_gives_defaults(tmp_path: Path) -> N
             read_run(tmp_path)
         assert str(tmp_path / "run.yaml") in caught.value.message
     (tmp_path / "run.yaml").write_text(text[: lines[10]] + "\n")
-    with pytest.raises(CogtuneError, match=r"run\.yaml is cut short, or another version wrote it: it lacks ") as caught:
+    with pytest.raises(CogtuneError, match=r"run\.yaml is truncated, or was written by another version: ") as caught:
         read_run(tmp_path)
-    assert "under 'config' in its state.json" in caught.value.hint
+    assert "from 'config' in a checkpoint's state.json" in caught.value.hint
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CogtuneError, match="cannot read"):
         resolve(file=tmp_path / "none.yaml")
+
+
+def test_characters_that_turn_text_are_spelled_out_in_run_yaml(tmp_path: Path) -> None:
+    for token, shown in (("\u202egnp.exe\u2066", r'"\u202Egnp.exe\u2066"'), ("帆船", "帆船")):
+        resolved = resolve(flags={"id_token": token})
+        (tmp_path / "run.yaml").write_text(resolved.to_yaml())
+        assert f"id_token: {shown}  #" in resolved.to_yaml()
+        assert resolve(file=tmp_path / "run.yaml").config == resolved.config
 
 
 def test_a_written_run_reads_back_the_same(tmp_path: Path) -> None:
@@ -132,7 +140,7 @@ def test_a_preset_does_not_start_from_another(tmp_path: Path) -> None:
     assert resolve(file=file).config.rank == 8
     with pytest.raises(UsageError) as caught:
         resolve(preset_name=str(file))
-    assert "give this file as --config" in caught.value.details[0]
+    assert "pass this file as --config" in caught.value.details[0]
 
 
 def test_a_run_that_goes_on_keeps_where_each_value_came_from(tmp_path: Path) -> None:
@@ -200,7 +208,7 @@ def test_a_preset_of_ones_own_is_a_file_of_the_same_keys(tmp_path: Path) -> None
 
 def test_paths_are_anchored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = resolve().config.anchored()
+    config = resolve().config.with_absolute_paths()
     assert config.data == tmp_path / "data"
     assert config.cache_dir == tmp_path / "data" / ".cogtune"
 
@@ -209,7 +217,7 @@ def test_paths_are_anchored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ("values", "told"),
     [
         ({"size": "0x0x0"}, "size: a size has positive parts: 0x0x0 (FILE)"),
-        ({"size": "9x9"}, "size: '9x9' is not a size: write frames x height x width, such as 49x480x720 (FILE)"),
+        ({"size": "9x9"}, "size: '9x9' is not a size; write frames x height x width, such as 49x480x720 (FILE)"),
         ({"output": 5}, "output: input should be a path, not 5 (FILE)"),
         ({"cache_dir": ["a"]}, "cache_dir: input should be a path, not ['a'] (FILE)"),
         ({"target_modules": 7}, "target_modules: input should be a list of names, not 7 (FILE)"),
@@ -221,7 +229,7 @@ def test_paths_are_anchored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"seed": 2**31}, "seed: input should be less than or equal to 2147483647, not 2147483648 (FILE)"),
         (
             {"steps": 10, "warmup_steps": 10},
-            "warmup_steps: 10 is not below the 10 steps of the run: the learning rate never gets there (FILE)",
+            "warmup_steps: 10 must be less than the run's 10 steps, or the learning rate never reaches its peak (FILE)",
         ),
     ],
 )
@@ -276,19 +284,19 @@ def test_a_size_buckets_and_frames_given_later_put_the_others_aside(tmp_path: Pa
     with pytest.raises(UsageError) as caught:
         resolve(flags={"size": "9x64x96", "buckets": "9x64x96", "frames": 9})
     told = "\n".join(caught.value.details)
-    assert "size, buckets: give size or buckets, not both (--size, --buckets)" in told
-    assert "frames, buckets: give frames or buckets, not both (--frames, --buckets)" in told
+    assert "--size cannot be used with --buckets" in told
+    assert "--frames cannot be used with --buckets" in told
     file.write_text("buckets: [49x480x720]\nframes: 9\n")
     with pytest.raises(UsageError) as caught:
         resolve(file=file)
-    assert "buckets say their own numbers of frames: leave out frames 9" in caught.value.details[0]
+    assert "cannot be used with frames 9: buckets have their own numbers of frames" in caught.value.details[0]
 
 
 def test_steps_and_epochs_together_are_a_mistake_among_others() -> None:
     with pytest.raises(UsageError) as caught:
         resolve(flags={"steps": 7, "epochs": 2, "rank": 0})
     told = "\n".join(caught.value.details)
-    assert "give steps or epochs" in told
+    assert "--steps cannot be used with --epochs" in told
     assert "rank: " in told
 
 
@@ -307,6 +315,12 @@ def test_anchored_paths_have_no_way_back_in_them(tmp_path: Path, monkeypatch: py
     (tmp_path / "in").mkdir()
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path / "in")
-    config = resolve(flags={"data": "../data", "output": "../out", "model": "../model"}).config.anchored()
+    config = resolve(flags={"data": "../data", "output": "../out", "model": "../model"}).config.with_absolute_paths()
     assert (config.data, config.output, config.model) == (tmp_path / "data", tmp_path / "out", str(tmp_path / "model"))
     assert config.cache_dir == tmp_path / "data" / ".cogtune"
+
+
+def test_a_run_of_cogtune_0_1_may_name_the_sidecar_layout_as_it_was_called(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("format: beside\n")
+    assert resolve(file=file).config.format == "sidecar"

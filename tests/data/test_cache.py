@@ -21,7 +21,7 @@ from cogtune.data.cache.index import Index
 from cogtune.data.cache.store import Store
 from cogtune.data.sources import read_dataset
 from cogtune.data.video.clips import write_video
-from cogtune.encoding.jobs import EncodeOptions, PreparedCache, job_for, prepare
+from cogtune.encoding.jobs import EncodeOptions, PreparedCache, make_encode_plan, prepare
 from cogtune.encoding.worker import encode
 from cogtune.modeling.encoders import TextEncoder, VideoEncoder
 from cogtune.models.checkpoint_configs import read_spec
@@ -39,7 +39,7 @@ def look(data: Path, tiny: Callable[[str], Path]) -> Callable[..., PreparedCache
     """Prepare the dataset for a model, with flags."""
 
     def prepared(model: str = "2b", **flags: Any) -> PreparedCache:
-        config = resolve(preset_name="cpu-lora-tiny", flags={"data": data, **flags}).config.anchored()
+        config = resolve(preset_name="cpu-lora-tiny", flags={"data": data, **flags}).config.with_absolute_paths()
         folder = tiny(model)
         return prepare(config, read_spec(folder), folder, read_dataset(data))
 
@@ -52,8 +52,8 @@ def fill(data: Path, tiny: Callable[[str], Path], look: Callable[..., PreparedCa
 
     def filled(model: str = "2b", **flags: Any) -> PreparedCache:
         prepared = look(model, **flags)
-        config = resolve(preset_name="cpu-lora-tiny", flags={"data": data, **flags}).config.anchored()
-        job = job_for(prepared, config, read_spec(tiny(model)), tiny(model))
+        config = resolve(preset_name="cpu-lora-tiny", flags={"data": data, **flags}).config.with_absolute_paths()
+        job = make_encode_plan(prepared, config, read_spec(tiny(model)), tiny(model))
         fill_here(job)
         return prepared
 
@@ -328,9 +328,9 @@ def test_encoding_stops_when_asked_and_goes_on_later(
     data: Path, tiny: Callable[[str], Path], look: Callable[..., PreparedCache]
 ) -> None:
     prepared = look()
-    config = resolve(preset_name="cpu-lora-tiny", flags={"data": data}).config.anchored()
-    job = job_for(prepared, config, read_spec(tiny("2b")), tiny("2b"))
-    job = replace(job, engine=EncodeOptions(workers=0))
+    config = resolve(preset_name="cpu-lora-tiny", flags={"data": data}).config.with_absolute_paths()
+    job = make_encode_plan(prepared, config, read_spec(tiny("2b")), tiny("2b"))
+    job = replace(job, options=EncodeOptions(workers=0))
     assert not encode(job, Stop(after=4)).complete  # type: ignore[arg-type]  # one for the captions, three for clips
     assert counts(look()) == (4, 0, 0)
 

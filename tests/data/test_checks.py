@@ -89,6 +89,16 @@ def special_clip(
         container.mux(stream.encode(None))
 
 
+def _bare_stream(path: Path) -> None:
+    """Motion JPEG outside of any container, which knows of no time."""
+    with av.open(str(path), "w", format="mjpeg") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj420p"
+        for _ in range(40):
+            container.mux(stream.encode(av.VideoFrame(96, 64, "yuvj420p")))
+        container.mux(stream.encode(None))
+
+
 def sound(path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
@@ -186,6 +196,14 @@ def _odd_image(root: Path) -> ValidationReport:
     lists(root, ["A black frame."], ["bad.mp4"], ["bad.png"])
     clip(root / "bad.mp4")
     Image.new("RGB", (64, 64)).save(root / "bad.png")
+    return check(root)
+
+
+def _several_pictures(root: Path) -> ValidationReport:
+    lists(root, ["A black frame."], ["bad.mp4"], ["bad.gif"])
+    clip(root / "bad.mp4")
+    pictures = [Image.new("RGB", (96, 64), (shade, 0, 0)) for shade in (0, 99, 200)]
+    pictures[0].save(root / "bad.gif", save_all=True, append_images=pictures[1:])
     return check(root)
 
 
@@ -328,6 +346,11 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
         "bad",
         "has a variable frame rate: its picture stands still for 1.94 of its 3.5 seconds, which training passes over",
     ),
+    "no-rate": (
+        _with_clip(_bare_stream),
+        "bad",
+        "does not say how many frames a second it has: taken for 25",
+    ),
     "interlaced": (
         _with_clip(lambda path: special_clip(path, flags=_INTERLACED)),
         "bad",
@@ -348,6 +371,7 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
         "bad",
         "has transparency (rgba), which is dropped: what lies under it is trained",
     ),
+    "several-pictures": (_several_pictures, "bad", "has an image that holds 3 pictures: the first is trained"),
     "image-shape": (_odd_image, "bad", "has an image of 64x64 and a clip of 64x96: they are not cut alike"),
     "rotated": (
         _with_clip(lambda path: special_clip(path, rotation=90)),
@@ -409,7 +433,7 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
         "good",
         "has the same caption as bad, but for capitals, punctuation or blanks",
     ),
-    "model-size": (_at_size("9x60x96", SPEC_1_0), "9x60x96", "height 60 is not a multiple of 16; 64 is"),
+    "model-size": (_at_size("9x60x96", SPEC_1_0), "9x60x96", "height 60 must be a multiple of 16, such as 64"),
     "model-advice": (
         _at_size("57x64x96", SPEC_1_0),
         "57x64x96",
@@ -541,6 +565,7 @@ def test_a_report_is_json_with_a_stable_schema(tmp_path: Path) -> None:
                 "uneven": 0.0,
                 "mirrored": False,
                 "interlaced": False,
+                "rate_told": True,
             }
         ],
     }
@@ -665,23 +690,23 @@ def test_the_bytes_of_copies_are_read_once_if_that_is_remembered(
 
 
 LEARNED = (
-    "this model has learned positions, and they are for 49x480x720 alone "
-    "(diffusers takes others at another number of frames)"
+    "this model has learned positions, which only work at 49x480x720 "
+    "(diffusers uses others at another number of frames)"
 )
 
 
 @pytest.mark.parametrize(
     ("variant", "size", "told"),
     [
-        ("2b", "50x480x720", "50 frames: the VAE takes 8N+1, such as 49"),
-        ("2b", "49x480x724", "width 724 is not a multiple of 16; 720 is"),
+        ("2b", "50x480x720", "50 frames: the number must be 8N+1, such as 49"),
+        ("2b", "49x480x724", "width 724 must be a multiple of 16, such as 720"),
         ("5b-i2v", "49x480x736", LEARNED),
         ("5b-i2v", "41x480x720", LEARNED),
         ("2b", "49x256x256", "256x256: the model was trained at 480x720"),
         ("5b", "49x768x1360", "768x1360: the model was trained at 480x720"),
         ("1.5-5b", "81x576x1024", "576x1024: the model was trained at 768x1360"),
         ("1.5-5b-i2v", "81x576x1024", "576x1024: the model was trained with sides of 768 and 768 to 1360"),
-        ("1.5-5b", "80x768x1360", "80 frames: the VAE takes 8N+1, such as 81"),
+        ("1.5-5b", "80x768x1360", "80 frames: the number must be 8N+1, such as 81"),
         ("1.5-5b", "73x768x1360", "73 frames: the model was trained on 16N+1, up to 161"),
     ],
 )

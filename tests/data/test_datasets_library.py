@@ -178,6 +178,6 @@ def test_what_cannot_be_read_is_an_error_in_words(
 def test_a_saved_dataset_can_be_trained_on(tmp_path: Path, videos: list[Path], tiny: Callable[[str], Path]) -> None:
     columns = {"video": [path.read_bytes() for path in videos], "prompt": CAPTIONS}
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
-    config = resolve(preset_name="cpu-lora-tiny", flags={"data": tmp_path / "saved"}).config.anchored()
+    config = resolve(preset_name="cpu-lora-tiny", flags={"data": tmp_path / "saved"}).config.with_absolute_paths()
     dataset = validate.checked_dataset(config, read_spec(tiny("2b")))
     assert [sample.video.parent.parent.name for sample in dataset.samples] == ["media"] * 3

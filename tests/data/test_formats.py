@@ -141,11 +141,11 @@ def test_real_clips_have_the_same_keys_in_three_layouts(tmp_path: Path) -> None:
     videos = (STEAMBOAT / "videos.txt").read_text().splitlines()
     captions = (STEAMBOAT / "prompts.txt").read_text().splitlines()
     rows = [{"file_name": video, "prompt": caption} for video, caption in zip(videos, captions, strict=True)]
-    for name in ("jsonl", "beside"):
+    for name in ("jsonl", "sidecar"):
         shutil.copytree(STEAMBOAT / "videos", tmp_path / name / "videos")
     table(tmp_path / "jsonl", json_lines(rows), "metadata.jsonl")
     for row in rows:
-        (tmp_path / "beside" / row["file_name"]).with_suffix(".txt").write_text(row["prompt"])
+        (tmp_path / "sidecar" / row["file_name"]).with_suffix(".txt").write_text(row["prompt"])
     recipe = CacheKeySettings(
         frames=FrameSettings(size=Size(49, 480, 720), fps=8),
         vae="vae",
@@ -156,13 +156,13 @@ def test_real_clips_have_the_same_keys_in_three_layouts(tmp_path: Path) -> None:
         with_image=True,
     )
     made = []
-    for root in (STEAMBOAT, tmp_path / "jsonl", tmp_path / "beside"):
+    for root in (STEAMBOAT, tmp_path / "jsonl", tmp_path / "sidecar"):
         dataset = read_dataset(root)
         assert [found for found in dataset.findings if found.severity == "error"] == []
         made.append(make_index(Store(tmp_path / "cache"), dataset.samples, recipe))
     assert len({row.latents for row in made[0].rows}) == len({row.text for row in made[0].rows}) == 5
     assert {index.null_text for index in made} == {made[0].null_text}
-    by_id = [{row.id: row for row in index.rows} for index in made]  # beside is sorted by name, lists are by line
+    by_id = [{row.id: row for row in index.rows} for index in made]  # sidecar is sorted by name, lists are by line
     assert by_id[0] == by_id[1] == by_id[2]
 
 
@@ -173,7 +173,7 @@ def test_the_same_clips_have_the_same_keys_in_every_layout(
     captions = (clips / "prompts.txt").read_text().splitlines()[:3]
     rows = [{"path": video, "caption": caption} for video, caption in zip(videos, captions, strict=True)]
     lists = {"prompts.txt": "\n".join(captions).encode(), "videos.txt": "\n".join(videos).encode()}
-    beside = {Path(row["path"]).with_suffix(".txt").as_posix(): row["caption"].encode() for row in rows}
+    sidecar = {Path(row["path"]).with_suffix(".txt").as_posix(): row["caption"].encode() for row in rows}
     model = tiny("2b")
     keys = {}
     for name, files in {
@@ -181,7 +181,7 @@ def test_the_same_clips_have_the_same_keys_in_every_layout(
         "csv": {"metadata.csv": delimited(rows, newline="\r\n")},
         "jsonl": {"metadata.jsonl": json_lines(rows)},
         "parquet": {"metadata.parquet": parquet(rows)},
-        "beside": beside,
+        "sidecar": sidecar,
     }.items():
         root = tmp_path / name
         for video in videos:
@@ -189,7 +189,7 @@ def test_the_same_clips_have_the_same_keys_in_every_layout(
             shutil.copy(clips / video, root / video)
         for path, content in files.items():
             (root / path).write_bytes(content)
-        config = resolve(preset_name="cpu-lora-tiny", flags={"data": root}).config.anchored()
+        config = resolve(preset_name="cpu-lora-tiny", flags={"data": root}).config.with_absolute_paths()
         dataset = read_dataset(root)
         assert dataset.findings == ()
         keys[name] = prepare(config, read_spec(model), model, dataset).index
@@ -354,9 +354,8 @@ def test_bad_rows_of_json_lines_are_told_and_the_others_stay(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
-def test_empty_and_utf16_tables_are_told(tmp_path: Path, name: str) -> None:
+def test_empty_tables_are_told(tmp_path: Path, name: str) -> None:
     assert told(read_dataset(table(tmp_path, "\n \n", name))) == [("no-samples", str(tmp_path))]
-    assert told(read_dataset(table(tmp_path, "file_name,text\n".encode("utf-16"), name))) == [("not-utf8", name)]
 
 
 def test_a_header_that_cannot_be_read_is_told(tmp_path: Path) -> None:
@@ -397,7 +396,7 @@ def test_several_tables_have_to_be_chosen_from(tmp_path: Path) -> None:
 def every_layout(tmp_path: Path) -> Path:
     """A folder in all layouts at once; captions say which was read."""
     root = with_clips(tmp_path, 1)
-    (root / "clips/0.txt").write_text("beside")
+    (root / "clips/0.txt").write_text("sidecar")
     (root / "prompts.txt").write_text("lists")
     (root / "videos.txt").write_text("clips/0.mp4")
     for name, make in MAKERS.items():
@@ -409,7 +408,7 @@ def every_layout(tmp_path: Path) -> Path:
 def test_the_user_chooses_the_layout(every_layout: Path, name: DataFormat) -> None:
     dataset = read_dataset(every_layout, LayoutOptions(format=name))
     assert [sample.caption for sample in dataset.samples] == [name]
-    strays = ["prompts.txt", "videos.txt"] if name == "beside" else []
+    strays = ["prompts.txt", "videos.txt"] if name == "sidecar" else []
     assert told(dataset) == [("stray-caption", stray) for stray in strays]
 
 
@@ -420,14 +419,14 @@ def test_lists_then_tables_then_captions_beside_clips(every_layout: Path) -> Non
     assert captions() == ["lists"]
     assert [found.message for found in read_dataset(every_layout).findings] == [
         "read as lists; it could also be read as table",
-        "read as lists; it could also be read as captions beside clips",
+        "read as lists; it could also be read as sidecar captions",
     ]
     for name in ("prompts.txt", "videos.txt", "metadata.tsv", "metadata.jsonl", "metadata.parquet"):
         (every_layout / name).unlink()
     assert captions() == ["csv"]
-    assert [found.hint for found in read_dataset(every_layout).findings] == ["--format beside reads it as that"]
+    assert [found.hint for found in read_dataset(every_layout).findings] == ["--format sidecar reads it as that"]
     (every_layout / "metadata.csv").unlink()
-    assert captions() == ["beside"]
+    assert captions() == ["sidecar"]
     assert read_dataset(every_layout).findings == ()
 
 
@@ -621,9 +620,9 @@ def test_validate_downloads_what_it_is_asked_for(downloads: list[str]) -> None:
 def test_without_the_hub_the_reference_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COGTUNE_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CogtuneError, match=r"there is no folder nobody/none, and cannot download the dataset"):
+    with pytest.raises(CogtuneError, match=r"no such folder: nobody/none; cannot download the dataset"):
         locate_dataset("nobody/none")
-    with pytest.raises(CogtuneError, match=r"there is no folder a--b/c\.\.d, and the Hub has no dataset"):
+    with pytest.raises(CogtuneError, match=r"no such folder: a--b/c\.\.d; dataset"):
         locate_dataset("a--b/c..d")
 
 

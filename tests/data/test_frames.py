@@ -16,9 +16,9 @@ from PIL import Image
 from cogtune.data import frames
 from cogtune.data.frames import (
     FrameSettings,
+    available_frames,
     bucket_loss,
     clips_per_bucket,
-    frames_given,
     load_clip,
     load_image,
     reshape,
@@ -104,7 +104,7 @@ def test_no_frame_comes_twice_and_none_is_from_what_is_skipped(sampling: Any) ->
     for count in range(14, 60):
         for fps in (4.0, 7.9, 8.0, 23.976, 60.0):
             clip, wanted = info(count, fps), settings(start=2, skip_end=3, sampling=sampling)
-            if frames_given(clip, wanted) < 9:
+            if available_frames(clip, wanted) < 9:
                 continue
             chosen = indices(clip, wanted, "ab")
             assert len(set(chosen)) == 9
@@ -118,7 +118,7 @@ def test_frames_given_is_just_what_can_be_taken() -> None:
         for count in range(12, 40):
             clip = info(count, 11.0)
             wanted = settings(start=1, skip_end=2, sampling=sampling)
-            given = frames_given(clip, wanted)
+            given = available_frames(clip, wanted)
             assert len(indices(clip, replace(wanted, size=Size(given, 48, 64)), "ab")) == given
             with pytest.raises(ValueError, match="needs"):
                 view(clip, replace(wanted, size=Size(given + 1, 48, 64)), "ab")
@@ -137,7 +137,7 @@ def uneven(seed: int) -> VideoInfo:
 def test_what_can_be_taken_of_an_uneven_clip_is_taken(sampling: Any) -> None:
     for seed in range(50):
         clip, wanted = uneven(seed), settings(start=1, skip_end=2, sampling=sampling)
-        given = frames_given(clip, wanted)
+        given = available_frames(clip, wanted)
         for number in range(5):
             chosen = indices(clip, replace(wanted, size=Size(max(1, given - number), 48, 64)), f"clip {number}")
             assert len(set(chosen)) == max(1, given - number)
@@ -193,7 +193,7 @@ BUCKETS = tuple(map(Size.parse, ("49x480x720", "49x480x848", "25x512x512", "49x7
 def test_each_clip_goes_to_the_bucket_that_loses_least(clip: VideoInfo, expected: str) -> None:
     wanted = settings("49x480x848", buckets=BUCKETS)
     assert settings_for(clip, wanted) == settings(expected)
-    if frames_given(clip, wanted) >= 25:
+    if available_frames(clip, wanted) >= 25:
         assert view(clip, wanted).size == Size.parse(expected)
 
 

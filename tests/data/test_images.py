@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cogtune.commands import infer
-from cogtune.commands.infer import InferRequest, SamplingConfig
+import cogtune
+from cogtune.commands.infer import InferRequest, fill_in
 from cogtune.commands.validate import validation_set
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.facts import Facts
@@ -21,7 +21,7 @@ from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import Dataset, read_dataset
 from cogtune.data.validation.checks import ValidationReport, check_dataset
 from cogtune.data.video.clips import write_video
-from cogtune.data.video.images import ImageInfo, measure_image, read_image
+from cogtune.data.video.images import ImageInfo, image_warnings, measure_image, read_image
 from cogtune.data.video.stamp import FileChanged, stamp_of
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
@@ -197,25 +197,9 @@ def test_the_image_of_a_sample_video_is_looked_at_before_a_run(
     assert "see-through.png has transparency (RGBA), which is dropped" in capsys.readouterr().err
 
 
-def test_infer_warns_of_transparency(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_infer_warns_of_transparency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = cutout(tmp_path / "a.png")
-    recipe = SamplingConfig(
-        base=tmp_path,
-        transformer=None,
-        lora=None,
-        spec=None,  # type: ignore[arg-type]
-        prompt="",
-        first_frame=None,
-        size=Size(9, 64, 96),
-        fps=8,
-        precision="fp32",
-    )
-    monkeypatch.setattr(infer, "fill_in", lambda request: recipe)
-    monkeypatch.setattr(infer, "load_pipeline", lambda recipe: None)
-    monkeypatch.setattr(infer, "sample", lambda *_: np.zeros((9, 64, 96, 3), np.uint8))
-    infer.generate(InferRequest(image=image), tmp_path / "out.mp4")
+    fill_in(InferRequest(model="tiny:5b-i2v", prompts=("x",), images=(image,)))
     assert "a.png has transparency (RGBA), which is dropped: the video starts from" in capsys.readouterr().err
 
 
@@ -257,10 +241,76 @@ def test_an_image_that_was_exchanged_is_not_read(tmp_path: Path) -> None:
 
 def test_there_is_one_reader_of_stills() -> None:
     """Pillow opens files in one module, so that what is said of stills here holds wherever they come from."""
-    package = Path(infer.__file__).parents[1]
+    package = Path(cogtune.__file__).parent
     opening = set()
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value).endswith("Image"):
                 opening.add(path.relative_to(package).as_posix())
     assert opening == {"data/video/images.py"}
+
+
+# ------------------------------------------------------------------------------------------ colours and pictures
+
+
+def profile(
+    red: tuple[float, float, float], green: tuple[float, float, float], blue: tuple[float, float, float]
+) -> bytes:
+    """An ICC profile (version 2) of a screen with these primaries in XYZ and a gamma of 2.2."""
+
+    def fixed(value: float) -> bytes:
+        return round(value * 65536).to_bytes(4, "big", signed=True)
+
+    def place(x: float, y: float, z: float) -> bytes:
+        return b"XYZ \0\0\0\0" + fixed(x) + fixed(y) + fixed(z)
+
+    curve = b"curv\0\0\0\0" + (1).to_bytes(4, "big") + round(2.2 * 256).to_bytes(2, "big") + b"\0\0"
+    text = b"wide\0"
+    described = b"desc\0\0\0\0" + len(text).to_bytes(4, "big") + text + bytes(79 + 3)
+    tags = {b"desc": described, b"cprt": b"text\0\0\0\0none\0\0\0\0", b"wtpt": place(0.9642, 1.0, 0.8249)}
+    tags |= {b"rXYZ": place(*red), b"gXYZ": place(*green), b"bXYZ": place(*blue)}
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    table, data = len(tags).to_bytes(4, "big"), b""
+    for name, value in tags.items():
+        begin = 128 + 4 + 12 * len(tags) + len(data)
+        table += name + begin.to_bytes(4, "big") + len(value).to_bytes(4, "big")
+        data += value + bytes(-len(value) % 4)
+    head = (128 + len(table) + len(data)).to_bytes(4, "big") + b"\0\0\0\0\x02\x40\0\0mntrRGB XYZ " + bytes(12)
+    head += b"acsp" + bytes(28) + fixed(0.9642) + fixed(1.0) + fixed(0.8249)
+    return head.ljust(128, b"\0") + table + data
+
+
+DISPLAY_P3 = profile((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "see-through.png"])
+def test_colours_of_another_space_become_srgb(tmp_path: Path, name: str) -> None:
+    """Display P3's orange of (255, 127, 0) is out of sRGB in red alone, and less green and blue there."""
+    picture = Image.new("RGBA" if name[0] == "s" else "RGB", (32, 32), (200, 127, 80, 0)[: 4 if name[0] == "s" else 3])
+    picture.save(tmp_path / name, icc_profile=DISPLAY_P3)
+    pixel = read_image(tmp_path / name)[16, 16].astype(int)
+    assert np.abs(pixel - (214, 124, 70)).max() <= (5 if name == "a.jpg" else 2)
+
+
+def test_a_profile_that_does_not_belong_to_the_picture_is_none(tmp_path: Path) -> None:
+    for number, (mode, data) in enumerate((("RGB", b"no profile"), ("L", DISPLAY_P3), ("CMYK", DISPLAY_P3))):
+        path = tmp_path / f"{number}.jpg"
+        picture = Image.new(mode, (32, 32), 127 if mode == "L" else (90, 90, 90, 0)[: len(mode)])
+        picture.save(path, icc_profile=data, quality=100)
+        picture.save(plain := tmp_path / f"plain{number}.jpg", quality=100)
+        assert np.array_equal(read_image(path), read_image(plain))
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
+def test_an_image_of_several_pictures_is_known_and_its_first_read(tmp_path: Path, name: str) -> None:
+    pictures = [Image.new("RGB", (96, 64), (shade, 0, 0)) for shade in (40, 120, 200)]
+    pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], lossless=True)
+    assert measure_image(tmp_path / name, full=False) == ImageInfo(64, 96, pictures=3)
+    assert np.array_equal(read_image(tmp_path / name)[0, 0], (40, 0, 0))
+    assert image_warnings(tmp_path / name) == [f"{tmp_path / name} holds 3 pictures: the video starts from the first"]
+
+
+def test_the_small_copies_behind_a_photograph_are_no_pictures(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (96, 64)), Image.new("RGB", (48, 32))]
+    pictures[0].save(tmp_path / "a.mpo", save_all=True, append_images=pictures[1:])
+    assert measure_image(tmp_path / "a.mpo", full=False) == ImageInfo(64, 96)

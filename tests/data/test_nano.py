@@ -283,7 +283,7 @@ class TestLayout:
     def test_a_part_that_is_missing_is_named(self, parts, tmp_path):
         from cogtune.modeling.nano import write_nano
 
-        with pytest.raises(UsageError, match=r"no nano model '1\.5-5b'"):
+        with pytest.raises(UsageError, match=r"unknown nano model '1\.5-5b'"):
             write_nano("1.5-5b", parts, tmp_path / "x")
         with pytest.raises(CogtuneError, match="has no tokenizer, text_encoder, vae, transformer-5b"):
             write_nano("5b", tmp_path, tmp_path / "x")
@@ -305,7 +305,7 @@ class TestLayout:
         assert torch.allclose(after.std / before.std, after.mean / before.mean, rtol=1e-2)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 def test_the_scripts_make_a_model_and_go_on_where_they_were(tmp_path):
     """All of tools/nano, a few steps each; what is done is left alone by the second call, what is missing is made."""

@@ -77,6 +77,22 @@ ALMOST: dict[str, tuple[dict[str, str], str, str, str]] = {
         {"x.jsonl": json.dumps([{"video": "a.mp4", "text": "one"}]), "a.mp4": ""},
         "a.mp4", "x.jsonl", "a JSON array, read as a table with an item for each sample",
     ),
+    "object of captions": (
+        {"captions.json": '{"a.mp4": "one"}', "a.mp4": ""},
+        "a.mp4", "captions.json", "a JSON object, read as a table of what it says of each clip",
+    ),
+    "object of objects": (
+        {"x.json": '{"videos/a": {"caption": "one", "fps": 8}}', "videos/a.mp4": ""},
+        "videos/a.mp4", "x.json", "a JSON object, read as a table of what it says of each clip",
+    ),
+    "JSON beside": (
+        {"a.mp4": "", "a.json": '{"caption": " one", "width": 96}'},
+        "a.mp4", ROOT, "captions read from .json files, not .txt: a.json",
+    ),
+    "no suffix": (
+        {"metadata.csv": "video,text\nvideos/a.b,one\n", "videos/a.b.mp4": "", "videos/a.b.png": ""},
+        "videos/a.b.mp4", "metadata.csv", "names found with a suffix, such as a.mp4 for a: videos/a.b.mp4",
+    ),
     "sub-folder": (
         {"train/metadata.jsonl": '{"file_name": "a.mp4", "text": "one"}', "train/a.mp4": ""},
         "train/a.mp4", "train/metadata.jsonl", "the table is read from the folder train/, where its paths start",
@@ -141,7 +157,7 @@ def test_what_is_documented_comes_before_what_is_almost_so(tmp_path: Path) -> No
     files = {"a.mp4": "", "a.txt": "beside", "sub/metadata.csv": "file_name,text\nx.mp4,no\n", "x.json": "[{}]"}
     dataset = read_dataset(lay_out(tmp_path, files))
     assert (dataset.layout, pairs(dataset), dataset.findings) == (
-        "captions beside clips",
+        "sidecar captions",
         [("a.mp4", "beside")],
         (),
     )
@@ -316,7 +332,14 @@ def test_a_blank_line_hides_nothing_else(tmp_path: Path) -> None:
     [
         ({"train/videos.txt": "a.mp4\n", "train/prompts.txt": "a\n"}, "train in it holds lists: give that folder"),
         ({"clips.xlsx": ""}, "clips.xlsx is there: save it as CSV"),
-        ({"captions.json": '{"a.mp4": "one"}', "a.mp4": ""}, "captions.json is there, but holds no array of objects"),
+        ({"captions.json": '{"info": 1}', "a.mp4": ""}, "captions.json is there, but without an array of objects"),
+        ({"captions.json": '{"c": "one"}', "a.mp4": ""}, "captions.json is there, but without an array of objects"),
+        ({"list.txt": "a.mp4|one", "a.mp4": ""}, "list.txt is there, in no form that is known"),
+        ({"a.mp4": "", "a.srt": "1", "b/a.md": "one"}, "a.srt and b/a.md are there, in no form that is known"),
+        (
+            {"a/0001.png": "", "a/0002.png": "", "a.txt": "one"},
+            "a/0001.png and a/0002.png are there, and a clip is one",
+        ),
         ({"clips.zip": ""}, "clips.zip is there: unpack it first"),
         ({"train-000.tar": ""}, "--format datasets reads what the datasets library can load"),
     ],
@@ -325,6 +348,23 @@ def test_a_folder_without_a_dataset_says_what_is_there(tmp_path: Path, files: di
     with pytest.raises(CogtuneError) as caught:
         read_dataset(lay_out(tmp_path, files))
     assert told in caught.value.message
+
+
+def test_an_image_is_found_by_its_name_without_suffix(tmp_path: Path) -> None:
+    files = {"metadata.csv": "video,text,image\na,one,a\n", "a.mp4": "", "a.png": ""}
+    (sample,) = read_dataset(lay_out(tmp_path, files)).samples
+    assert (sample.video.name, sample.image and sample.image.name) == ("a.mp4", "a.png")
+
+
+def test_a_name_without_suffix_that_several_clips_have_is_not_guessed(tmp_path: Path) -> None:
+    files = {"metadata.csv": "video,text\na,one\n", "a.mp4": "", "a.webm": ""}
+    (found,) = read_dataset(lay_out(tmp_path, files)).findings
+    assert found.code == "missing-video"
+
+
+def test_a_clip_that_an_object_has_twice_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CogtuneError, match=r"x\.json cannot be read: it has 'a\.mp4' twice"):
+        read_dataset(lay_out(tmp_path, {"x.json": '{"a.mp4": "one", "a.mp4": "two"}', "a.mp4": ""}))
 
 
 def test_a_name_that_an_object_has_twice_is_told(tmp_path: Path) -> None:

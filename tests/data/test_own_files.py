@@ -21,13 +21,14 @@ from cogtune.data.video.clips import write_video
 from cogtune.run.checkpoints import checkpoints
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.conftest import Cogtune
+from tests.support.sampling import sampled
 
 
 def frames(grey: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.full((9, 64, 96, 3), grey, np.uint8)
 
 
-def beside(root: Path, *names: str) -> Path:
+def sidecar(root: Path, *names: str) -> Path:
     for grey, name in enumerate(names):
         write_video(root / f"{name}.mp4", frames(grey * 40), 8)
         (root / f"{name}.txt").write_text(f"Caption {name}.")
@@ -46,7 +47,7 @@ def of_code(dataset: Dataset, code: str) -> list[str]:
 
 
 def test_a_sampled_video_is_known_by_its_mark(tmp_path: Path) -> None:
-    root = beside(tmp_path, "a")
+    root = sidecar(tmp_path, "a")
     write_video(root / "video.mp4", frames(9), 8, own_files.MARK)
     write_video(root / "other.mp4", frames(19), 8)
     assert own_files.is_sampled(root / "video.mp4")
@@ -60,7 +61,7 @@ def test_a_sampled_video_is_known_by_its_mark(tmp_path: Path) -> None:
 
 
 def test_a_quarantine_file_is_no_caption(tmp_path: Path) -> None:
-    root = beside(tmp_path, "a")
+    root = sidecar(tmp_path, "a")
     dataset = read_dataset(root)
     write_quarantine(root / "bad.txt", dataset, ())
     again = read_dataset(root)
@@ -71,19 +72,18 @@ def test_a_quarantine_file_is_no_caption(tmp_path: Path) -> None:
 
 
 def test_only_what_looks_like_a_run_is_passed_by(tmp_path: Path) -> None:
-    root = beside(tmp_path, "samples/step-1/a", "checkpoint-5/b", "launch/c", "logs/d", "latents/e")
+    root = sidecar(tmp_path, "samples/step-1/a", "checkpoint-5/b", "launch/c", "logs/d", "latents/e")
     (root / "logs" / "run.yaml").write_text("mine: true\n")
     dataset = read_dataset(root)
     assert len(dataset.samples) == 5
     assert dataset.findings == ()
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("where", ["data/out", "data"])
+@pytest.mark.parametrize("where", sampled(["data/out", "data"], "data"))
 def test_a_run_inside_its_dataset_goes_on(tmp_path: Path, cogtune: Cogtune, where: str) -> None:
-    data, output = beside(tmp_path / "data", "a", "b"), tmp_path / where
+    data, output = sidecar(tmp_path / "data", "a", "b"), tmp_path / where
     before = ids(read_dataset(data))
     flags = ["--data", data, "--output", output, "--preset", "cpu-lora-tiny", "--size", "9x64x96"]
     every = ["--checkpoint-every", "1", "--sample-every", "1", "--sample-steps", "1"]
@@ -117,10 +117,10 @@ def a_run(output: Path) -> None:
     (output / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
 
 
-@pytest.mark.parametrize("layout", ["beside", "csv", "json"])
+@pytest.mark.parametrize("layout", ["sidecar", "csv", "json"])
 def test_a_run_in_the_datasets_own_folder_changes_nothing(tmp_path: Path, layout: str) -> None:
-    root = beside(tmp_path, "a", "b")
-    if layout != "beside":
+    root = sidecar(tmp_path, "a", "b")
+    if layout != "sidecar":
         rows = [{"file_name": f"{name}.mp4", "text": name} for name in "ab"]
         text = json.dumps(rows) if layout == "json" else "file_name,text\na.mp4,a\nb.mp4,b\n"
         (root / f"x.{layout}").write_text(text)
@@ -136,12 +136,14 @@ def test_a_run_in_the_datasets_own_folder_changes_nothing(tmp_path: Path, layout
 
 def test_the_datasets_library_is_not_given_a_runs_files(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
-    root = beside(tmp_path / "data", "train/a")
+    root = sidecar(tmp_path / "data", "train/a")
     (root / "train" / "metadata.jsonl").write_text('{"file_name": "a.mp4", "text": "a"}')
     assert takes_every_file(root)
     for output in (root / "out", root):
         config = resolve(flags={"data": root, "output": output, "format": "datasets"}).config
-        with pytest.raises(UsageError, match="is inside the dataset, of which the datasets library reads every file"):
+        with pytest.raises(
+            UsageError, match="is inside the dataset, and the datasets library would read its videos as data"
+        ):
             validate.check_output(config)
     validate.check_output(resolve(flags={"data": root, "output": root / "out"}).config)
     a_run(root / "out")
@@ -157,7 +159,7 @@ def test_the_datasets_library_is_not_given_a_runs_files(tmp_path: Path) -> None:
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
     """A folder outside of every dataset, with a clip, lists, tables and a saved dataset."""
-    root = beside(tmp_path / "secret", "a")
+    root = sidecar(tmp_path / "secret", "a")
     (root / "prompts.txt").write_text("secret caption\n")
     (root / "videos.txt").write_text("a.mp4\n")
     (root / "metadata.csv").write_text("file_name,text\na.mp4,secret caption\n")
@@ -296,6 +298,35 @@ def test_a_card_that_names_files_elsewhere_is_refused(tmp_path: Path, secret: Pa
     root = _card(tmp_path / "data", files)
     dataset = read_dataset(root, LayoutOptions(format="datasets"))
     assert dataset.samples == ()
+    assert {(found.code, found.where) for found in dataset.findings} == {("outside-folder", "README.md")}
+
+
+def _with_override(root: Path) -> Path:
+    """The folder with what its card says moved to the file that overrides it."""
+    (root / ".huggingface.yaml").write_text((root / "README.md").read_text().split("---\n")[1])
+    (root / "README.md").write_text("---\npretty_name: ok\n---\n")
+    return root
+
+
+def test_what_overrides_a_card_is_held_to_the_same(tmp_path: Path, secret: Path) -> None:
+    pytest.importorskip("datasets")
+    root = _with_override(_card(tmp_path / "data", "../secret/metadata.csv"))
+    dataset = read_dataset(root, LayoutOptions(format="datasets"))
+    assert dataset.samples == ()
+    assert {(found.code, found.where) for found in dataset.findings} == {("outside-folder", ".huggingface.yaml")}
+    (tmp_path / "elsewhere.yaml").write_text("{}")
+    (root / ".huggingface.yaml").unlink()
+    (root / ".huggingface.yaml").symlink_to(tmp_path / "elsewhere.yaml")
+    (found,) = read_dataset(root, LayoutOptions(format="datasets")).findings
+    assert found.message == ".huggingface.yaml is a link that leaves the dataset's folder"
+
+
+def test_a_card_ends_where_the_library_ends_it(tmp_path: Path, secret: Path) -> None:
+    pytest.importorskip("datasets")
+    root = _card(tmp_path / "data", "../secret/metadata.csv")
+    card = (root / "README.md").read_text()
+    (root / "README.md").write_text(card.replace("configs:", "---x: 1\nconfigs:"))
+    dataset = read_dataset(root, LayoutOptions(format="datasets"))
     assert {(found.code, found.where) for found in dataset.findings} == {("outside-folder", "README.md")}
 
 

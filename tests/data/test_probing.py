@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from av.codec.context import Flags as CodecFlags
+from PIL import Image
 
 from cogtune.data.findings import Finding
 from cogtune.data.frames import FrameSettings, view
@@ -19,9 +20,11 @@ from cogtune.data.validation.clips import check_clip
 from cogtune.data.validation.inspection import InspectionJob, inspect
 from cogtune.data.video import clips, container, probing
 from cogtune.data.video.clips import probe, read_frames
-from cogtune.data.video.container import VideoInfo, check_decoded, decode_all
+from cogtune.data.video.container import NotAVideo, VideoInfo, check_decoded, decode_all
+from cogtune.data.video.images import measure_image
 from cogtune.data.video.orientation import orientation_of
 from cogtune.models.geometry import Size
+from cogtune.system.errors import CogtuneError
 
 Decoders = pytest.mark.parametrize("decoder", ["pyav", "decord"])
 
@@ -58,11 +61,12 @@ def encode(
     options: dict[str, str] | None = None,
     matrix: list[int] | None = None,
     pixel_format: str = "yuv420p",
+    form: str | None = None,
     **traits: Any,
 ) -> Path:
     """A clip as other programs write them; ``times`` of its frames are in parts of a second, ``rate`` each."""
     pictures = list(frames)
-    with av.open(str(path), "w") as target:
+    with av.open(str(path), "w", format=form) as target:
         stream = target.add_stream(codec, rate=rate, options={"crf": "10", "g": "20", **(options or {})})
         stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], pixel_format
         stream.codec_context.time_base = Fraction(1, rate)
@@ -206,6 +210,93 @@ def test_interlaced_clips_get_a_finding(tmp_path: Path) -> None:
         (found,) = (found for found in findings(path) if found.code == "interlaced")
         assert "bwdif" in found.hint
         assert sound(path).num_frames == 30
+
+
+@pytest.mark.parametrize(("codec", "form"), [("libx264", "h264"), ("libx265", "hevc"), ("mpeg2video", "mpeg2video")])
+def test_a_bare_stream_has_the_rate_of_its_head(tmp_path: Path, codec: str, form: str) -> None:
+    rate = 30 if codec == "mpeg2video" else 16
+    options = QUIET if codec == "libx265" else {}
+    path = encode(tmp_path / f"a.{form}", numbered(40), codec=codec, rate=rate, options=options, form=form)
+    info = probe(path)
+    assert (info.num_frames, info.fps, info.times, info.rate_told) == (40, rate, (), True)
+
+
+def test_a_bare_stream_without_a_rate_is_taken_for_what_libav_assumes(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mjpeg", numbered(40), codec="mjpeg", pixel_format="yuvj420p", rate=16, form="mjpeg")
+    info = probe(path)
+    assert (info.num_frames, info.fps, info.rate_told) == (40, 25, False)
+
+
+def test_an_animated_webp_is_named(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(frame) for frame in numbered(3)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
+    with pytest.raises(NotAVideo, match="is an animated WebP, which this build of PyAV cannot decode"):
+        probe(tmp_path / "a.webp")
+    pictures[0].save(tmp_path / "still.webp")
+    assert probe(tmp_path / "still.webp").num_frames == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told", "hint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "a Git LFS pointer", "git lfs pull"),
+        (b"\xef\xbb\xbf \n<!DOCTYPE html><html></html>", "a web page", "hf download"),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n../a.ts\n#EXT-X-ENDLIST\n", "a list of other files", "join"),
+        (b"ffconcat version 1.0\nfile a.ts\n", "a list of other files", "join"),
+        (b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"/>', "a list of other files", "join"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_clip_is_named_and_never_followed(
+    tmp_path: Path, content: bytes, told: str, hint: str
+) -> None:
+    encode(tmp_path / "a.ts", numbered(30))
+    for name in ("b.mp4", "b.m3u8"):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(NotAVideo) as caught:
+            probe(path)
+        assert caught.value.reason == f"is {told}, not a clip"
+        ((_, seen),) = inspect([InspectionJob(path)], workers=1)
+        assert [(code, message) for code, message, _ in seen.problems] == [
+            ("not-a-video", f"{name} is {told}, not a clip")
+        ]
+        assert hint in seen.problems[0][2]
+    (tmp_path / "b.png").write_bytes(content)
+    with pytest.raises(CogtuneError, match=f"b.png is {told}, not an image"):
+        measure_image(tmp_path / "b.png", full=False)
+
+
+def test_a_still_of_an_mp4s_kin_is_not_cut_short(tmp_path: Path) -> None:
+    Image.fromarray(next(numbered(1))).save(tmp_path / "a.avif")
+    assert probe(tmp_path / "a.avif").num_frames == 1
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    """Transport streams, one after the other."""
+    with av.open(str(path), "w") as target, av.open(str(parts[0])) as first:
+        out, past = target.add_stream_from_template(first.streams.video[0]), 0
+        for part in parts:
+            with av.open(str(part)) as source:
+                packets = [packet for packet in source.demux(video=0) if packet.size]
+            begin, step = packets[0].dts, packets[1].dts - packets[0].dts
+            for packet in packets:
+                packet.pts, packet.dts, packet.stream = packet.pts - begin + past, packet.dts - begin + past, out
+                target.mux(packet)
+            past = packets[-1].dts + step
+    return path
+
+
+@pytest.mark.parametrize(("parts", "full"), [("pii", False), ("piiip", False), ("ppppi", True)])
+def test_fields_are_looked_for_beyond_the_beginning(tmp_path: Path, parts: str, full: bool) -> None:
+    flags = int(CodecFlags.interlaced_dct | CodecFlags.interlaced_me)
+    kinds = {"p": encode(tmp_path / "p.ts", numbered(20)), "i": encode(tmp_path / "i.ts", numbered(20), flags=flags)}
+    path = joined(tmp_path / "a.ts", *(kinds[part] for part in parts))
+    assert probe(path).interlaced is not full
+    ((_, whole),) = inspect([InspectionJob(path, full=True)], workers=1)
+    assert whole.problems == ()
+    assert whole.info is not None
+    assert whole.info.interlaced
+    assert not probe(joined(tmp_path / "b.ts", kinds["p"], kinds["p"])).interlaced
 
 
 # ------------------------------------------------------------------------------------------- packets and frames

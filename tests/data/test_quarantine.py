@@ -124,23 +124,22 @@ def test_what_validate_writes_train_accepts(
     report = validate.validate(config, quarantine=file)
     assert report.counts["error"] == 2
     assert list(read_quarantine(file)) == ["videos.txt:3", "b"]
-    assert "q.txt names 2 samples to leave out" in capsys.readouterr().err
-    with pytest.raises(CogtuneError, match="cannot be trained on as it is"):
+    assert f"wrote 2 samples to leave out to {file}" in capsys.readouterr().err
+    with pytest.raises(CogtuneError, match="has errors and cannot be used for training"):
         validate.checked_dataset(config, spec)
     file.write_text(file.read_text() + "gone\n")
     kept = validate.checked_dataset(config.model_copy(update={"quarantine": file}), spec)
     assert [sample.id for sample in kept.samples] == ["a", "d"]
     told = capsys.readouterr().err
-    assert f"2 samples are left out, as {file} says" in told
-    assert "names what" in told
-    assert "does not have: gone" in told
+    assert f"2 samples are left out because of {file}" in told
+    assert f"lists samples that are not in {half_broken}: gone" in told
 
 
 def test_the_file_is_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     config = resolve(flags={"quarantine": "q.txt"}).config
     assert config.quarantine == Path("q.txt")
-    assert config.anchored().quarantine == tmp_path / "q.txt"
+    assert config.with_absolute_paths().quarantine == tmp_path / "q.txt"
 
 
 # ---------------------------------------------------------------------------------------------------- tokens
@@ -203,4 +202,13 @@ def test_a_run_is_of_the_samples_that_remain(
     fewer = tmp_path / "fewer.txt"
     fewer.write_text("videos.txt:3\nb\nd\n")
     other = plan_for(half_broken, tmp_path / "other", quarantine=fewer)
-    assert other.identity != plan.identity
+    assert other.resume_fingerprint != plan.resume_fingerprint
+
+
+def test_a_file_in_utf16_is_read_by_its_mark(tmp_path: Path) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_bytes("日落\nb\n".encode("utf-16"))
+    assert list(read_quarantine(path)) == ["日落", "b"]
+    path.write_bytes("a\nb\n".encode("utf-16-le"))
+    with pytest.raises(UsageError, match=r"bad\.txt looks like UTF-16"):
+        read_quarantine(path)

@@ -132,12 +132,46 @@ def test_bytes_that_are_not_utf8_are_found_by_line_and_byte(tmp_path: Path) -> N
     assert dataset.findings[0].message == "byte 4 of line 2, 0xe9, is not UTF-8"
 
 
-def test_utf16_is_recognised(tmp_path: Path) -> None:
-    root = lay_out(tmp_path, prompts_txt="a\nb\n".encode("utf-16"), videos_txt="a.mp4\nb.mp4\n")
+def test_utf16_without_its_mark_is_named(tmp_path: Path) -> None:
+    root = lay_out(tmp_path, prompts_txt="a\nb\n".encode("utf-16-le"), videos_txt="a.mp4\nb.mp4\n")
     dataset = read_dataset(root)
     assert dataset.samples == ()
     assert told(dataset) == [("not-utf8", "prompts.txt"), ("missing-video", "a"), ("missing-video", "b")]
-    assert dataset.findings[0].message == "prompts.txt is UTF-16, not UTF-8"
+    assert dataset.findings[0].message == "prompts.txt looks like UTF-16, but does not begin with a byte order mark"
+
+
+def test_what_only_begins_as_utf16_is_named(tmp_path: Path) -> None:
+    root = lay_out(tmp_path, prompts_txt=b"\xff\xfeab\n", videos_txt="a.mp4\n", a_mp4="")
+    assert told(read_dataset(root)) == [("not-utf8", "prompts.txt")]
+    root = lay_out(tmp_path / "beside", a_mp4="", a_txt="dürr".encode("utf-16")[:-1])
+    (found,) = read_dataset(root).findings
+    assert (found.code, found.where, found.message[:37]) == ("not-utf8", "a", "a.txt begins as UTF-16 does, and is n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-8-sig"])
+def test_a_byte_order_mark_decides_the_encoding_of_every_text_file(tmp_path: Path, encoding: str) -> None:
+    def text(value: str) -> bytes:
+        return ("\ufeff" * (encoding == "utf-16-be") + value).encode(encoding)
+
+    caption = "日落 — dürr\u2028 end"
+    row = f'{{"file_name": "a.mp4", "text": "{caption}"}}'
+    folders = [
+        lay_out(tmp_path / "lists", prompts_txt=text(f"{caption}\r\nb\r\n"), videos_txt=text("a.mp4\r\nb.mp4\r\n")),
+        lay_out(tmp_path / "csv", metadata_csv=text(f"file_name,text\na.mp4,{caption}\n")),
+        lay_out(tmp_path / "jsonl", metadata_jsonl=text(row)),
+        lay_out(tmp_path / "array", metadata_json=text(f"[{row}]")),
+        lay_out(tmp_path / "beside", a_txt=text(caption)),
+    ]
+    names = ["prompts.txt and videos.txt", "metadata.csv", "metadata.jsonl", "metadata.json", "a.txt"]
+    for root, name in zip(folders, names, strict=True):
+        lay_out(root, a_mp4="", b_mp4="")
+        if name == "a.txt":
+            (root / "b.mp4").unlink()
+        dataset = read_dataset(root)
+        assert dataset.samples[0].caption == caption
+        notes = [found.message for found in dataset.findings if " not UTF-8" in found.message]
+        said = encoding[:6].upper()
+        assert notes == ([] if encoding == "utf-8-sig" else [f"read as {said}, not UTF-8: {name}"])
 
 
 @pytest.mark.parametrize(
@@ -235,7 +269,7 @@ def test_captions_beside_clips(tmp_path: Path) -> None:
     lay_out(root / ".cogtune", x_mp4="", x_txt="hidden")
     (root / "._b.mp4").write_bytes(b"what a Mac leaves")
     dataset = read_dataset(root)
-    assert dataset.layout == "captions beside clips"
+    assert dataset.layout == "sidecar captions"
     assert [(sample.id, sample.caption) for sample in dataset.samples] == [
         ("a/c", "café"),
         ("b", "Two lines,\none caption."),

@@ -31,7 +31,7 @@ from cogtune.data.video.stamp import stamp_of
 from cogtune.encoding import jobs as caching
 from cogtune.encoding import worker
 from cogtune.encoding.decoders import MOST_HELD, DecodedJob, DecodeFailure, decoding, default_workers
-from cogtune.encoding.jobs import EncodeOptions, EncodePlan, job_for, prepare, share
+from cogtune.encoding.jobs import EncodeOptions, EncodePlan, make_encode_plan, prepare, share
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
 from cogtune.system.errors import CogtuneError
@@ -51,10 +51,10 @@ def job(clips: Path, tiny: Callable[[str], Path], tmp_path: Path) -> Jobs:
 
     def made(model: str = "2b", *, cache: str = "cache", workers: int = 0, **flags: object) -> EncodePlan:
         flags = {"data": clips, "cache_dir": tmp_path / cache, "workers": workers, **flags}
-        config = resolve(preset_name="cpu-lora-tiny", flags=flags).config.anchored()
+        config = resolve(preset_name="cpu-lora-tiny", flags=flags).config.with_absolute_paths()
         spec = read_spec(tiny(model))
         prepared = prepare(config, spec, tiny(model), read_dataset(clips))
-        return job_for(prepared, config, spec, tiny(model))
+        return make_encode_plan(prepared, config, spec, tiny(model))
 
     return made
 
@@ -75,7 +75,7 @@ def test_decoders_give_what_this_process_would_and_one_that_dies_takes_one_clip(
     reasons = {item.job.video.name[:2]: item.reason for item in found if isinstance(item, DecodeFailure)}  # type: ignore[union-attr]
     assert reasons == {
         "01": "the decoder died of it (SIGSEGV)",
-        "02": "the decoder was still at work after 6 s",
+        "02": "decoding did not finish within 6 s",
         "03": "ZeroDivisionError: of its own",
     }
     others = [item for item in found if isinstance(item, DecodedJob)]
@@ -94,8 +94,8 @@ def test_the_bytes_are_those_of_the_plain_path(job: Jobs) -> None:
     """Decoders in processes, two processes sharing, the writer behind: none of it shows in an entry."""
     plain, pooled, shared = (job("5b-i2v", cache=name) for name in ("plain", "pooled", "shared"))
     assert encode(plain).complete
-    assert encode(replace(pooled, engine=EncodeOptions(workers=1))).complete
-    shared = replace(shared, engine=EncodeOptions(processes=2, workers=0))
+    assert encode(replace(pooled, options=EncodeOptions(workers=1))).complete
+    shared = replace(shared, options=EncodeOptions(processes=2, workers=0))
     outcomes = [worker.encode(shared, Stop(), rank=rank) for rank in range(2)]  # type: ignore[arg-type]
     assert sum(outcome.clips for outcome in outcomes) == 6
     expected = entries(plain.store.root)
@@ -163,7 +163,7 @@ def test_a_full_disk_is_told_and_leaves_whole_entries(job: Jobs) -> None:
 
 def test_a_disk_without_room_is_refused_with_figures(job: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     work = job("5b-i2v")
-    spec = read_spec(work.checkpoint)
+    spec = read_spec(work.base_model_dir)
     caching.check_space(work, spec)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10_000, 9_000, 1_000))
     with pytest.raises(CogtuneError, match=r"needs 6\d\d kB more, and 1 kB are free"):
@@ -173,7 +173,7 @@ def test_a_disk_without_room_is_refused_with_figures(job: Jobs, monkeypatch: pyt
 def test_the_estimate_is_what_the_entries_take(job: Jobs) -> None:
     for precision in ("fp32", "bf16"):
         work = job("5b-i2v", cache=precision, precision=precision)
-        estimate = caching.bytes_needed(work.todo, read_spec(work.checkpoint), work.precision)
+        estimate = caching.bytes_needed(work.todo, read_spec(work.base_model_dir), work.precision)
         encode(work)
         taken = sum(len(data) for data in entries(work.store.root).values())
         headers = 19 * caching._ENTRY_OVERHEAD
@@ -190,7 +190,7 @@ def test_shares_cover_the_work_once_and_weigh_the_same() -> None:
     assert sorted(job.key for part in parts for job in part.clips) == [job.key for job in clips]
     assert sorted(job.key for part in parts for job in part.texts) == [job.key for job in texts]
     assert [len(part.texts) for part in parts] == [2000, 2000, 0, 0]  # not worth loading the encoder four times
-    seconds = [caching.seconds_of(part) + (10 if part.texts else 0) for part in parts]
+    seconds = [caching.estimated_seconds(part) + (10 if part.texts else 0) for part in parts]
     assert max(seconds) - min(seconds) < 2.0
     assert [len(part.texts) for part in (share(EncodeJobs((), texts[:7], ()), rank, 4) for rank in range(4))] == [
         7,

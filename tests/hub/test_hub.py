@@ -327,7 +327,7 @@ def test_the_newest_checkpoint_stands_in_for_final_weights(hub: Hub, tmp_path: P
         write_lora(write_checkpoint(out, step) / LORA, FACTS | {"step": step}, seed=step)
     write_lora(out / "checkpoint-400" / LORA, FACTS | {"step": 400})  # has no state.json: not whole
     result = push(out, REPO)
-    assert result.notes == (f"{out} has no final weights: pushing its newest checkpoint, checkpoint-300",)
+    assert result.notes == (f"{out} has no final weights; pushing its newest checkpoint, checkpoint-300",)
     pushed = tmp_path / "pushed.safetensors"
     pushed.write_bytes(files_of(hub)[LORA])
     name = "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"
@@ -459,7 +459,7 @@ def test_fewer_shards_leave_no_old_ones_behind(hub: Hub, tmp_path: Path) -> None
 def test_an_upload_that_breaks_off_changes_nothing_and_goes_on(hub: Hub, run: Path) -> None:
     hub.break_uploads_after = 1
     error = failure(run)
-    assert error.message == f"the upload to {REPO} broke off"
+    assert error.message == f"the upload to {REPO} was interrupted"
     assert error.details == ("Server disconnected without sending a response.",)
     assert "run the same command again" in error.hint
     assert files_of(hub) == {}
@@ -474,7 +474,7 @@ def test_an_upload_that_breaks_off_changes_nothing_and_goes_on(hub: Hub, run: Pa
 
 def test_a_server_that_dies_in_an_upload(hub: Hub, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     hub.break_uploads_after, hub.dies = 1, True
-    assert failure(run).message == f"the upload to {REPO} broke off"
+    assert failure(run).message == f"the upload to {REPO} was interrupted"
     assert capfd.readouterr() == ("", "")
     assert hub.dead
     assert files_of(hub) == {}
@@ -490,20 +490,20 @@ def test_no_network(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_whose_token_and_from_where(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = failure(run, token="hf_NotOneThatTheServerKnows00")
-    assert error.message == "the Hub does not accept the token from --token"
+    assert error.message == "the Hub rejected the token from --token"
     assert "hf_NotOne" not in str(error)
     error = failure(run, token=READER)
-    assert error.message == f"the token from --token may not write to {REPO}"
-    assert "the token is that of anna (organisations: none)" in error.details
-    assert failure(run, "bert/boats").message == "the token from HF_TOKEN may not write to bert/boats"
+    assert error.message == f"the token from --token does not have write access to {REPO}"
+    assert "the token belongs to anna (organisations: none)" in error.details
+    assert failure(run, "bert/boats").message == "the token from HF_TOKEN does not have write access to bert/boats"
     error = failure(run, token="hf_two\nlines")
-    assert "blanks or odd characters" in error.message
+    assert "contains spaces or invalid characters" in error.message
     assert "two" not in str(error)
     monkeypatch.delenv("HF_TOKEN")
     assert failure(run).message == "you are not logged in to the Hub"
     assert hub.repositories == {}
     Path(constants.HF_TOKEN_PATH).write_text("hf_AnOldLoginThatHasExpired1")
-    assert failure(run).message == "the Hub does not accept the token from the saved login"
+    assert failure(run).message == "the Hub rejected the token from the saved login"
     Path(constants.HF_TOKEN_PATH).write_text(TOKEN + "\n")
     push(run, REPO)
     assert LORA in files_of(hub)
@@ -511,25 +511,25 @@ def test_whose_token_and_from_where(hub: Hub, run: Path, monkeypatch: pytest.Mon
 
 def test_a_reader_of_an_existing_repository_may_not_write(hub: Hub, run: Path) -> None:
     push(run, REPO)
-    assert failure(run, token=READER).message == f"the token from --token may not write to {REPO}"
+    assert failure(run, token=READER).message == f"the token from --token does not have write access to {REPO}"
     assert hub.repositories[REPO].commits() == 1
 
 
 def test_a_name_that_is_taken(hub: Hub, run: Path, tmp_path: Path) -> None:
     endpoint = push(run, REPO).url.removesuffix(f"/{REPO}")
     write_transformer(tmp_path / "transformer")
-    assert failure(tmp_path / "transformer").message == f"{REPO} holds a LoRA, and this is a transformer"
+    assert failure(tmp_path / "transformer").message == f"{REPO} contains a LoRA, but this is a transformer"
     api = huggingface_hub.HfApi(endpoint=endpoint, token=TOKEN)
     api.create_repo("anna/clips", repo_type="dataset")
-    assert failure(run, "anna/clips").message == "anna/clips is there already, as a dataset"
+    assert failure(run, "anna/clips").message == "anna/clips already exists as a dataset"
 
 
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (400, f"the Hub refuses the upload to {REPO}"),
+        (400, f"the Hub rejected the upload to {REPO}"),
         (412, f"someone else changed {REPO} during the upload"),
-        (507, f"the Hub answered 507 to the upload to {REPO}"),
+        (507, f"the upload to {REPO} failed with status 507"),
     ],
 )
 def test_a_commit_that_is_refused(hub: Hub, run: Path, status: int, words: str) -> None:
@@ -570,7 +570,7 @@ def test_the_command(hub: Hub, run: Path, cogtune: Cogtune) -> None:
     assert set(files_of(hub)) >= {"README.md", "run.yaml", LORA}
     assert TOKEN not in done.out + done.err
     told = cogtune("push", run, "no-slash", status=2, env=online).err
-    assert "names no owner" in told
+    assert "has no owner" in told
     told = cogtune("push", run, REPO, "--token", "hf_wrong", status=1, env=online).err
     assert "hf_wrong" not in told
     assert "hint: " in told
@@ -585,10 +585,10 @@ def test_local_paths_deep_in_a_components_config_stay_at_home(tmp_path: Path) ->
 
 
 def test_nothing_to_push(tmp_path: Path) -> None:
-    assert "there is no" in failure(tmp_path / "typo").message
+    assert "no such file or folder" in failure(tmp_path / "typo").message
     out = write_run(tmp_path / "out")
     error = failure(out)
-    assert error.message == f"there is nothing to push in {out}"
+    assert error.message == f"{out} contains no weights to push"
     assert f"no {LORA} (a LoRA)" in error.details
     (write_checkpoint(out, 10) / "latest").write_text("pytorch_model")
     assert f"cogtune merge-zero {out / 'checkpoint-10'}" in failure(out).hint
@@ -602,18 +602,18 @@ def test_empty_and_damaged_weights_are_refused(tmp_path: Path) -> None:
     first, second = tensors
     save_file({first: np.zeros((0,), np.float32), second: np.zeros((0, 4), np.float32)}, path)
     assert failure(path).details == (
-        f"{LORA}: {first} is empty, of shape [0]",
-        f"{LORA}: {second} is empty, of shape [0, 4]",
+        f"{LORA}: {first} is empty, with shape [0]",
+        f"{LORA}: {second} is empty, with shape [0, 4]",
     )
     save_file(tensors, path)
     path.write_bytes(path.read_bytes()[:-4])
-    assert f"{LORA} is damaged or cut short" in failure(path).details[0]
+    assert f"{LORA} is damaged or truncated" in failure(path).details[0]
     save_file({}, path)
-    assert failure(path).details == (f"{LORA} holds no tensors",)
+    assert failure(path).details == (f"{LORA} contains no tensors",)
     save_file({"patch_embed.proj.weight": np.ones(2, np.float32)}, path)
-    assert failure(path).details == (f"{path} holds no LoRA adapter in the diffusers format",)
+    assert failure(path).details == (f"{path} contains no LoRA in the diffusers format",)
     save_file(tensors, path)
-    assert "does not say which CogVideoX model" in failure(path).message
+    assert "cannot tell which CogVideoX model" in failure(path).message
 
 
 def test_missing_pieces_are_named_all_at_once(tmp_path: Path) -> None:
@@ -622,9 +622,9 @@ def test_missing_pieces_are_named_all_at_once(tmp_path: Path) -> None:
     (folder / "vae").unlink()
     error = failure(folder, allow_outside=True)
     assert error.details == (
-        "transformer/diffusion_pytorch_model-00001-of-00002.safetensors is missing, "
-        "and diffusion_pytorch_model.safetensors.index.json names it",
-        "vae/ is missing or empty, and model_index.json names it",
+        "transformer/diffusion_pytorch_model-00001-of-00002.safetensors is listed in "
+        "diffusion_pytorch_model.safetensors.index.json but missing",
+        "vae/ is listed in model_index.json but missing or empty",
     )
 
 
@@ -661,7 +661,7 @@ def test_a_component_is_one_that_a_pipeline_has(hub: Hub, pipeline: Path, privat
     (pipeline / "model_index.json").write_text(json.dumps(index))
     error = failure(pipeline)
     assert str(pipeline / "model_index.json") in error.message
-    assert "is no component of a CogVideoX pipeline" in error.message
+    assert "is not a component of a CogVideoX pipeline" in error.message
     assert hub.requests == []
 
 
@@ -680,7 +680,7 @@ def test_only_what_a_component_is_made_of_goes_along(hub: Hub, pipeline: Path) -
             (pipeline / component / name).write_bytes(b"private")
     result = push(pipeline, REPO)
     assert not any(path.endswith(stray) for path in files_of(hub))
-    left_out = next(note for note in result.notes if note.startswith("not published"))
+    left_out = next(note for note in result.notes if note.startswith("not uploaded"))
     assert left_out.count("/") == 5 * len(stray) + 1  # and text_encoder/pytorch_model.bin
 
 
@@ -943,7 +943,7 @@ def test_a_base_that_is_nowhere_is_not_claimed() -> None:
     data = ModelCard(card).data.to_dict()
     assert "base_model" not in data
     assert "base_model_relation" not in data
-    assert "an unpublished model built like THUDM/CogVideoX-5b" in card
+    assert "an unpublished model with the architecture of THUDM/CogVideoX-5b" in card
     assert "--lora paper-boats --model path/to/the/base/model" in card
 
 

@@ -23,19 +23,9 @@ from safetensors.torch import load_file
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import MOST_DESCRIPTION, read_archive
 from cogtune.system.errors import CogtuneError
-from tests.merge.test_merge import (
-    BUFFER,
-    Bomb,
-    Weights,
-    assert_same,
-    launch,
-    loaded,
-    random_model,
-    random_weights,
-    rank_file,
-    write_zero,
-)
+from tests.merge.test_merge import Bomb, assert_same, launch, loaded, rank_file
 from tests.support import SUPPORT
+from tests.support.zero_checkpoints import BUFFER, Weights, random_model, random_weights, write_zero
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +245,7 @@ def test_what_is_not_read_is_named_and_not_called_damaged(tmp_path: Path, base: 
     plain = tmp_path / "plain"
     plain.mkdir()
     torch.save({}, plain / "pytorch_model.bin")
-    assert refusal(plain, base).hint == "it holds pytorch_model.bin: such a file needs no merging"
+    assert refusal(plain, base).hint.startswith("it holds pytorch_model.bin: such a file needs no merging; to sample")
 
 
 # ---- hostile descriptions: refused, or read, within seconds and without gigabytes

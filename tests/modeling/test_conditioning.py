@@ -23,7 +23,7 @@ from cogtune.modeling.encoders import TextEncoder, VideoEncoder, pixels_to_unit
 from cogtune.modeling.random_weights import build_transformer
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec, read_spec
 from cogtune.models.geometry import Size, latent_shape
-from cogtune.models.variants import VARIANTS
+from cogtune.models.variants import VARIANTS, Variant
 
 CPU = torch.device("cpu")
 PROMPT = "a red ball rolls over the grass"
@@ -154,12 +154,17 @@ REAL_SIZES = {
 """The native size first; odd and even counts of latent frames."""
 
 
+def _pace(row: Variant, size: Size) -> list[pytest.MarkDecorator]:
+    """An image-to-video model's VAE encodes an image of that size, which takes its time."""
+    if not row.image_to_video:
+        return []
+    return [pytest.mark.slow if size == REAL_SIZES[row.patch_size_t is not None][1] else pytest.mark.exhaustive]
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        pytest.param(
-            row.name, size, id=f"{row.name}-{size}", marks=[pytest.mark.slow] if row.image_to_video else []
-        )  # its VAE encodes an image of that size
+        pytest.param(row.name, size, id=f"{row.name}-{size}", marks=_pace(row, size))
         for row in VARIANTS.values()
         for size in REAL_SIZES[row.patch_size_t is not None]
         if not row.learned_positions or (size.height, size.width) == (480, 720)

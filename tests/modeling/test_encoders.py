@@ -88,7 +88,7 @@ def test_running_out_of_memory_is_met_with_tiles(
 
     monkeypatch.setattr(encoder, "_run", full)
     assert torch.equal(encoder.moments(frames), plainly(tiny("5b"), frames, tile=32))
-    assert said == ["13x64x96 does not fit on the GPU in one piece: it is encoded in tiles"]
+    assert said == ["13x64x96 does not fit on the GPU in one piece; encoding it in tiles"]
     other, _ = video(tiling="off")
     monkeypatch.setattr(other, "_run", full)
     other.vae.use_tiling = encoder.vae.use_tiling = False
@@ -109,7 +109,7 @@ def test_a_compiler_that_fails_is_told_and_done_without(
     assert said == []
     assert torch.equal(encoder.moments(frames), plainly(tiny("5b"), frames))
     assert len(said) == 1
-    assert said[0].startswith("compiling the VAE failed, so it goes on uncompiled: ")
+    assert said[0].startswith("compiling the VAE failed; continuing without: ")
     encoder.moments(frames)
     assert len(said) == 1
 
@@ -177,4 +177,4 @@ def test_a_text_encoder_that_does_not_fit_is_lent_layer_by_layer(
     assert encoder.batch == encoders.OFFLOADED_TEXT_BATCH
     assert encoder.model.device == CPU
     assert len(said) == 1
-    assert "its layers go there one at a time" in said[0]
+    assert "loading its layers one at a time" in said[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from cogtune.modeling.lora_files import (
     read_lora,
     start_from,
 )
-from cogtune.modeling.lora_files.names import layer_name, understand
+from cogtune.modeling.lora_files.names import layer_name, parse_name
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import published_spec, read_spec
 from cogtune.models.variants import VARIANTS
@@ -346,28 +347,28 @@ DOWN, UP = f"{QUERY}.lora_A.weight", f"{QUERY}.lora_B.weight"
 REFUSED: dict[str, tuple[Writer, str]] = {
     "a part of a layer that CogVideoX lacks": (
         damaged(lambda tensors: tensors.update({"transformer.blocks.0.cross.q.lora_A.weight": torch.ones(4, 8)})),
-        r"1 of its \d+ tensors belong to no layer of CogVideoX that a LoRA can change: transformer.blocks.0.cross.q",
+        r"1 of its \d+ tensors belong to no CogVideoX layer that a LoRA can change: transformer.blocks.0.cross.q",
     ),
     "a text encoder's": (
         damaged(lambda tensors: tensors.update({"lora_te_encoder_block_0_q.lora_down.weight": torch.ones(4, 8)})),
-        "adapts a text encoder too",
+        "also adapts a text encoder",
     ),
     "LoKr": (
         damaged(lambda tensors: tensors.update({f"{QUERY}.lokr_w1": torch.ones(4, 8)})),
-        "tensors of LoKr, and cogtune reads LoRA",
+        "contains LoKr tensors, which are not supported",
     ),
     "LoHa alone": (
         lambda to, ours: written(to, {f"{QUERY}.hada_w1_a": torch.ones(4, 8), f"{QUERY}.alpha": torch.ones(())}),
-        "tensors of LoHa",
+        "contains LoHa tensors",
     ),
     "a bias": (
         damaged(lambda tensors: tensors.update({f"{QUERY}.lora_B.bias": torch.ones(256)})),
         "lora_B.bias",
     ),
-    "a half": (damaged(lambda tensors: tensors.pop(UP)), "1 layers have only a part of their adapter"),
+    "a half": (damaged(lambda tensors: tensors.pop(UP)), "1 layers have an incomplete adapter"),
     "two ranks": (
         damaged(lambda tensors: tensors.update({UP: torch.ones(256, 5)})),
-        "not of one rank: transformer_blocks.0.attn1.to_q .4x256 and 256x5.",
+        "have different ranks: transformer_blocks.0.attn1.to_q .4x256 and 256x5.",
     ),
     "twice": (
         damaged(lambda tensors: tensors.update({DOWN.removeprefix("transformer."): torch.ones(4, 256)})),
@@ -375,23 +376,23 @@ REFUSED: dict[str, tuple[Writer, str]] = {
     ),
     "not a number": (
         damaged(lambda tensors: tensors.update({DOWN: torch.full((4, 256), torch.nan)})),
-        f"1 tensors are not finite numbers: {DOWN}",
+        f"1 tensors have values that are not finite: {DOWN}",
     ),
     "quantised": (
         damaged(lambda tensors: tensors.update({DOWN: torch.ones(4, 256, dtype=torch.int8)})),
-        "not finite numbers: .*int8",
+        "values that are not finite: .*int8",
     ),
     "not gathered": (
         damaged(lambda tensors: tensors.update({DOWN: torch.ones(0)})),
-        "1 tensors are empty: they were not gathered",
+        "1 tensors are empty; they were not gathered",
     ),
     "no alpha": (
         damaged(lambda tensors: tensors.update({f"{QUERY}.alpha": torch.zeros(())})),
-        "alpha is 0, not a number above 0",
+        "alpha is 0, not a positive number",
     ),
     "magnitudes of inputs": (
         damaged(lambda tensors: tensors.update({f"{QUERY}.dora_scale": torch.ones(1, 256)})),
-        "dora_scale is of the shape 1x256",
+        "dora_scale has shape 1x256",
     ),
     "two adapters": (
         lambda to, ours: written(
@@ -406,40 +407,84 @@ REFUSED: dict[str, tuple[Writer, str]] = {
     ),
     "whole weights": (
         lambda to, ours: written(to, {"transformer_blocks.0.attn1.to_q.weight": torch.ones(4, 4)}),
-        "holds no LoRA of CogVideoX.*\n.*given to --model",
+        "contains no LoRA for CogVideoX.*\n.*as --model",
     ),
-    "nothing": (lambda to, ours: written(to, {}), "holds no LoRA"),
-    "an optimizer's state": (lambda to, ours: torch_saved(to, {"step": 3, "state": {0: 1.0}}), "holds no LoRA"),
-    "code": (lambda to, ours: torch_saved(to, {"a": Path}), "could run code"),
+    "nothing": (lambda to, ours: written(to, {}), "contains no LoRA"),
+    "an optimizer's state": (lambda to, ours: torch_saved(to, {"step": 3, "state": {0: 1.0}}), "contains no LoRA"),
+    "code": (lambda to, ours: torch_saved(to, {"a": Path}), "could execute code"),
     "LoHa by PEFT": (
         lambda to, ours: (
             torch_saved(to, bare(ours), "adapter_model.bin"),
             (to / "adapter_config.json").write_text('{"peft_type": "LOHA"}'),
             to,
         )[2],
-        "of the kind LOHA",
+        "is a LOHA adapter",
     ),
     "an alpha of nothing": (
         lambda to, ours: written(to, bare(ours), {"lora_config": '{"lora_alpha": 0}'}),
-        "its settings say an alpha of 0, not a number above 0",
+        "the alpha in its settings is 0, not a positive number",
     ),
     "a pattern of nonsense": (
         lambda to, ours: written(
             to, bare(ours), {"lora_config": '{"lora_alpha": 2, "alpha_pattern": {"(": 1, "to_q": "x"}}'}
         ),
-        "its settings say an alpha of 'x'",
+        "the alpha in its settings is 'x'",
+    ),
+    "the base's own weights": (
+        lambda to, ours: written(
+            to, bare(ours) | {"transformer_blocks.0.attn1.to_q.base_layer.weight": torch.ones(4, 4)}
+        ),
+        "save the adapter alone",
+    ),
+    "a DoRA of some layers": (
+        lambda to, ours: written(
+            to, bare(ours) | {"transformer_blocks.0.attn1.to_q.lora_magnitude_vector": torch.ones(256)}
+        ),
+        r"it is a DoRA, and \d+ of its \d+ layers have no magnitude",
+    ),
+    "new words": (
+        lambda to, ours: written(to, bare(ours) | {"bundle_emb.style.t5": torch.ones(2, 8)}),
+        "tensors of adapted embeddings",
+    ),
+    "PiSSA": (
+        lambda to, ours: written(to, bare(ours), {"lora_config": '{"init_lora_weights": "pissa_niter_4"}'}),
+        "init_lora_weights 'pissa_niter_4': it belongs to a base whose own weights were changed",
+    ),
+    "QALoRA": (
+        lambda to, ours: written(to, bare(ours), {"lora_config": '{"use_qalora": true, "arrow_config": null}'}),
+        "settings say use_qalora, which is not applied",
+    ),
+    "modules_to_save": (
+        lambda to, ours: written(
+            to,
+            renamed(bare(ours), dotted("base_model.model.")) | {"base_model.model.proj_out.weight": torch.ones(4, 4)},
+        ),
+        r"1 of its \d+ tensors belong to no layer.*\n.*whole layers too \(PEFT's modules_to_save\)",
     ),
     "SAT": (
         lambda to, ours: torch_saved(
             to, {"module": {"model.diffusion_model.transformer.layers.0.attention.dense.matrix_A.0": torch.ones(4, 8)}}
         ),
-        "format of SAT: export it",
+        "in SAT format; convert it",
     ),
     "DoRA without magnitudes": (
         lambda to, ours: written(to, bare(ours), {"lora_config": '{"use_dora": true}'}),
-        "says that it is a DoRA, and has no magnitudes",
+        "its settings say DoRA, but it has no magnitudes",
     ),
 }
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_settings_beside_a_file_of_another_name_are_its_own_where_it_is_alone(
+    others: bool, ours: CogVideoXTransformer3DModel, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = by_peft(tmp_path / "peft", tiny("2b"))
+    named = (folder / "adapter_model.safetensors").rename(folder / "my style.safetensors")
+    if others:
+        save_file({"x": torch.ones(1)}, folder / "other.safetensors")
+    lora = read_lora(named)
+    assert lora.without_alpha == (list(lora.pairs) if others else [])
+    assert set(lora.alphas) == {RANK if others else ALPHA}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -531,7 +576,8 @@ def test_layers_that_the_base_lacks_are_refused(
         of(path, tiny("2b"))
     (detail,) = caught.value.details
     assert re.fullmatch(
-        r"2 of its \d+ layers are not in the base: transformer_blocks.40.attn1.to_q, transformer_blocks.41.attn1.to_q",
+        r"2 of its \d+ layers do not exist in the base: transformer_blocks.40.attn1.to_q, "
+        r"transformer_blocks.41.attn1.to_q",
         detail,
     )
 
@@ -550,7 +596,7 @@ def test_a_lora_of_another_width_is_refused_with_both_shapes_and_what_it_fits(
     with pytest.raises(CogtuneError, match="does not fit 2b") as caught:
         of(path, tiny("2b"))
     assert caught.value.details == (
-        "1 of its 1 layers have weights of another size: transformer_blocks.0.attn1.to_q: 3072x3072 in the LoRA, "
+        "1 of its 1 layers have another size in the base: transformer_blocks.0.attn1.to_q: 3072x3072 in the LoRA, "
         "256x256 in the base",
     )
     assert "it fits 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v" in caught.value.hint
@@ -589,7 +635,7 @@ def test_what_a_library_did_not_take_over_is_noticed(
         monkeypatch.setattr(
             CogVideoXTransformer3DModel, "set_adapters", without if fault == "switched off" else lambda *_: None
         )
-    with pytest.raises(CogtuneError, match="was not taken over as it is"):
+    with pytest.raises(CogtuneError, match="was not applied correctly"):
         add_to(base(tiny("2b")), lora)
 
 
@@ -604,7 +650,7 @@ def test_an_adapter_of_other_layers_or_rank_cannot_start_from_a_file(
     for rank, targets in ((RANK, TARGETS[:2]), (RANK + 1, TARGETS)):
         other = base(tiny("2b"))
         add_lora(other, rank=rank, alpha=ALPHA, target_modules=targets, seed=9)
-        with pytest.raises(CogtuneError, match="was not taken over as it is"):
+        with pytest.raises(CogtuneError, match="was not applied correctly"):
             start_from(other, lora)
 
 
@@ -625,7 +671,7 @@ def test_every_layer_is_understood_under_every_name() -> None:
             for written_name in (name, f"transformer.{name}", f"lora_unet__{name.replace('.', '_')}"):
                 assert layer_name(written_name) == name
             for rename in (kohya("lora_unet_"), dotted("diffusion_model."), diffsynth, dotted("base_model.model.")):
-                named = [understand(rename(name, part)) for part in ("down", "up", "alpha")]
+                named = [parse_name(rename(name, part)) for part in ("down", "up", "alpha")]
                 assert [one and (one.layer, one.part) for one in named] == [
                     (name, "down"),
                     (name, "up"),
@@ -644,27 +690,47 @@ def test_every_layer_is_understood_under_every_name() -> None:
     ],
 )
 def test_what_is_no_part_of_an_adapter_of_cogvideox_is_not_taken_for_one(key: str) -> None:
-    assert understand(key) is None
+    assert parse_name(key) is None
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_what_pytorch_puts_into_names_is_left_out(wrapper: str) -> None:
+    for key in (
+        f"{wrapper}.transformer_blocks.3.attn1.to_out.0.lora_A.weight",
+        f"module.{wrapper}.transformer_blocks.3.{wrapper}.attn1.to_out.0.lora_A.default.weight",
+    ):
+        named = parse_name(key)
+        assert named is not None
+        assert (named.layer, named.part) == ("transformer_blocks.3.attn1.to_out.0", "down")
+
+
+def test_an_archive_is_no_damaged_file(ours: CogVideoXTransformer3DModel, tmp_path: Path) -> None:
+    path = written(tmp_path / "a", bare(ours))
+    with zipfile.ZipFile(tmp_path / "b.safetensors", "w") as archive:
+        archive.write(path, path.name)
+    with pytest.raises(CogtuneError, match=r"is a zip archive with lora\.safetensors in it") as caught:
+        read_lora(tmp_path / "b.safetensors")
+    assert caught.value.hint == "unpack it first"
 
 
 def test_a_folder_without_a_lora_names_those_below_it(ours: CogVideoXTransformer3DModel, tmp_path: Path) -> None:
     for step in (500, 1000):
         by_diffusers(tmp_path / f"checkpoint-{step}", ours)
-    with pytest.raises(UsageError, match="there is no LoRA in") as caught:
+    with pytest.raises(UsageError, match="it is unclear which LoRA file to use") as caught:
         find_lora(tmp_path)
     assert [Path(line).parent.name for line in caught.value.details] == ["checkpoint-1000", "checkpoint-500"]
     assert find_lora(tmp_path / "checkpoint-500").is_file()
     (tmp_path / "both").mkdir()
     for name in "ab":
         written(tmp_path, bare(ours)).rename(tmp_path / "both" / f"{name}.safetensors")
-    with pytest.raises(UsageError, match="meant for sure") as caught:
+    with pytest.raises(UsageError, match="it is unclear which LoRA file to use") as caught:
         find_lora(tmp_path / "both")
     assert [Path(line).name for line in caught.value.details] == ["a.safetensors", "b.safetensors"]
     (tmp_path / "both" / "a.safetensors").unlink()
     assert find_lora(tmp_path / "both").name == "b.safetensors"
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model_index.json").touch()
-    with pytest.raises(UsageError, match="is a whole model") as caught:
+    with pytest.raises(UsageError, match="is a complete model") as caught:
         find_lora(tmp_path / "model")
     with pytest.raises(UsageError, match="hf download"):
         find_lora(tmp_path / "gone")

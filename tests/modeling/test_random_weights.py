@@ -28,13 +28,16 @@ from cogtune.modeling.conditioning import (
     scale_image_latents,
     scale_video_latents,
 )
-from cogtune.modeling.random_configs import scheduler_config, text_encoder_config, transformer_config, vae_config
-from cogtune.modeling.random_weights import build_text_encoder, build_transformer, build_vae, tiny_model, write_pipeline
+from cogtune.modeling.random_weights import build_text_encoder, build_transformer, build_vae, write_pipeline
+from cogtune.models import tiny_models
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
+from cogtune.models.random_configs import scheduler_config, text_encoder_config, transformer_config, vae_config
+from cogtune.models.tiny_models import tiny_model
 from cogtune.models.variants import VARIANTS
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError, UsageError
+from tests.support.sampling import sampled
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
@@ -183,7 +186,7 @@ def test_weights_are_random_and_torch_is_left_as_it_was(build: Callable[..., Any
 
 
 def test_the_default_dtype_comes_back_after_a_failure() -> None:
-    with pytest.raises(ZeroDivisionError), random_weights._made_on(CPU, torch.float16, 0):
+    with pytest.raises(ZeroDivisionError), random_weights._seeded_init(CPU, torch.float16, 0):
         raise ZeroDivisionError
     assert torch.get_default_dtype() == torch.float32
 
@@ -377,8 +380,7 @@ def test_a_lora_learns_in_twenty_steps(name: str, tiny: Callable[[str], Path]) -
     assert after < 0.8 * before
 
 
-@pytest.mark.slow
-@EVERY
+@pytest.mark.parametrize("name", sampled(VARIANTS, "2b", "1.5-5b-i2v"))
 def test_a_lora_halves_the_loss_in_300_steps(name: str, tiny: Callable[[str], Path]) -> None:
     before, after = overfit(tiny(name), steps=300, learning_rate=1e-3)
     print(f"{name}: {before:.3f} -> {after:.3f}")
@@ -394,7 +396,7 @@ def test_a_tiny_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(random_weights, "write_pipeline", None)
     assert tiny_model("2b") == folder
     assert (folder / "model_index.json").stat().st_mtime_ns == before
-    monkeypatch.setattr(random_weights, "_FORMAT", -1)
+    monkeypatch.setattr(tiny_models, "_FORMAT", -1)
     with pytest.raises(TypeError):  # another format: another folder, to be written
         tiny_model("2b")
     with pytest.raises(UsageError, match="did you mean '5b-i2v'"):
@@ -428,7 +430,7 @@ def test_two_processes_may_ask_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("COGTUNE_HOME", str(tmp_path / "home"))
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from cogtune.modeling.random_weights import tiny_model\n"
+        "from cogtune.models.tiny_models import tiny_model\n"
         "here = Path(sys.argv[1]); (here / sys.argv[2]).touch()\n"
         "while len(list(here.glob('ready*'))) < 2: time.sleep(0.005)\n"
         "print(tiny_model('5b'))"

@@ -160,13 +160,13 @@ def test_the_frozen_base_is_in_the_runs_precision_and_what_is_trained_in_fp32(
     kind: str, clips: Path, tmp_path: Path
 ) -> None:
     plan = plan_for(clips, tmp_path / "out", steps=1, precision="bf16", model="tiny:5b", type=kind)
-    trainee = set_up_here(plan).trainee
-    kinds = {(weight.requires_grad, weight.dtype) for weight in trainee.transformer.parameters()}
+    train_state = set_up_here(plan).train_state
+    kinds = {(weight.requires_grad, weight.dtype) for weight in train_state.transformer.parameters()}
     frozen = {(False, torch.bfloat16)} if kind == "lora" else set()
     assert kinds == {(True, torch.float32), *frozen}
-    trained = [weight for group in trainee.optimizer.param_groups for weight in group["params"]]
+    trained = [weight for group in train_state.optimizer.param_groups for weight in group["params"]]
     assert {weight.dtype for weight in trained} == {torch.float32}
-    assert len(trained) == sum(weight.requires_grad for weight in trainee.transformer.parameters())
+    assert len(trained) == sum(weight.requires_grad for weight in train_state.transformer.parameters())
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "tokenizer", "limit"])
@@ -235,7 +235,7 @@ def test_evaluation_is_shared_out_over_the_ranks(clips: Path, tmp_path: Path, mo
     """Two ranks do half of the forward passes each, and together have the figures of one."""
     plan = plan_for(clips, tmp_path / "out", steps=1, cache_dir=tmp_path / "cache")
     store, samples = Store(tmp_path / "cache"), Index.read(plan.index).rows[:3]
-    of = objective(plan.checkpoint)
+    of = objective(plan.base_model_dir)
     sums: list[torch.Tensor] = []
 
     class Counted(Fake):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +71,7 @@ def test_size_rules(tiny: Callable[[str], Path]) -> None:
     assert "up to 49" in spec.size_advice(Size(57, 64, 96))[0]
     fixed = read_spec(tiny("5b-i2v"))
     for other in (Size(9, 128, 192), Size(17, 64, 96), Size(1, 64, 96)):
-        assert "learned positions, and they are for 9x64x96 alone" in fixed.size_problems(other)[0]
+        assert "learned positions, which only work at 9x64x96" in fixed.size_problems(other)[0]
         assert fixed.bucket_problems(other)
     sliced = read_spec(tiny("1.5-5b"))
     assert "rotary grid" in sliced.size_problems(Size(17, 4096, 4096))[0]
@@ -189,5 +191,11 @@ def test_a_fingerprint_notices_one_changed_weight(tmp_path: Path, tiny: Callable
 def test_a_model_that_resembles_one_of_the_five_is_not_taken_for_it(name: str, other: dict[str, Any]) -> None:
     spec = published_spec(VARIANTS[name])
     assert spec.variant is VARIANTS[name]
-    with pytest.raises(CogtuneError, match="not built like any of the five"):
+    with pytest.raises(CogtuneError, match="the architecture of none of the five"):
         _ = replace(spec, **other).variant
+
+
+def test_a_tiny_model_that_is_there_is_found_without_torch(tiny: Callable[[str], Path]) -> None:
+    tiny("5b")
+    program = "import sys; from cogtune.models.locate import spec_of; spec_of('tiny:5b'); print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\n"

@@ -19,8 +19,8 @@ from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.layers import layers, names, transformer_parameters
 from cogtune.models.locate import spec_of
 from cogtune.models.variants import VARIANTS
-from cogtune.planning import fit
-from cogtune.planning.estimate import GIB, Estimate, Memory, estimate, lora_parameters
+from cogtune.planning import fit, host_memory
+from cogtune.planning.estimate import GIB, Estimate, Memory, estimate, lora_parameters, plan_arrangement
 from cogtune.planning.fit import GB, Hardware, fitted, nearest_preset, problems, refuse_unfit
 from cogtune.planning.measurements import Measurement, recorded
 from cogtune.planning.summary import estimate_run
@@ -234,16 +234,16 @@ def test_the_hosts_memory_counts() -> None:
         assert (told == []) == fits
         assert fits or f"GiB of host memory, and this machine has {gib} GiB" in told[0]
     with pytest.raises(UsageError) as caught:
-        fitted(big, spec, replace(cards(1, 80), host=96 * GIB))  # its estimate is 101: allowed, but not proposed
-    assert [line.partition(": ")[0] for line in caught.value.details] == ["ddp", "zero2-offload"]
+        fitted(big, spec, replace(cards(1, 80), host=48 * GIB))
+    assert [line.partition(": ")[0] for line in caught.value.details] == ["ddp", "zero2-offload", "stream"]
     assert "needs 92.7 GB on each GPU" in caught.value.details[0]
     assert "needs about 101 GiB of host memory" in caught.value.details[1]
-    assert nearest_preset(big.config, spec, replace(cards(1, 80), host=96 * GIB)).name == "4090-lora-5b"  # type: ignore[union-attr]
+    assert nearest_preset(big.config, spec, replace(cards(1, 80), host=48 * GIB)).name == "4090-lora-5b"  # type: ignore[union-attr]
 
 
 def test_a_containers_limit_is_the_machines_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(fit, "_CGROUP_LIMITS", (str(limit),))
+    monkeypatch.setattr(host_memory, "_CGROUP_LIMITS", (str(limit),))
     whole = fit.local_hardware().host
     for text, host in (("max", whole), (str(2**62), whole), (str(2 * GIB), 2 * GIB)):
         limit.write_text(text + "\n")
@@ -290,7 +290,7 @@ def test_every_preset_is_estimated_to_fit_the_card_it_is_named_after(name: str) 
     assert problems(config, estimate(config, spec_for(row.model)), cards(row.gpus, fit_card(row.card))) == []
 
 
-def fit_card(card: str) -> float:
+def fit_card(card: str) -> int:
     from cogtune.config.presets import CARDS_GB
 
     return CARDS_GB[card]
@@ -344,3 +344,43 @@ def test_train_refuses_before_it_downloads(cogtune: Cogtune, monkeypatch: pytest
 def test_what_is_not_there_to_resume_is_told_before_what_does_not_fit(cogtune: Cogtune) -> None:
     told = cogtune("train", "--resume", "latest", "--output", "nowhere", status=2).err
     assert "nowhere has no checkpoint to resume from" in told
+
+
+STREAMED = [row.name for row in PRESETS.values() if row.strategy == "stream"]
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_a_streamed_preset_is_planned_for_its_card_and_says_that_it_was_not_measured(name: str) -> None:
+    row, spec = PRESETS[name], spec_for(PRESETS[name].model)
+    machine = Hardware((Gpu("NVIDIA H200", fit_card(row.card) * GB, 0),), 128 * GIB)
+    config = host_memory.with_formats(resolve(preset_name=name).config, spec, machine.host)
+    assert plan_arrangement(config, spec)[1]
+    assert problems(config, estimate(config, spec), machine, sure=1.0) == []
+    found = estimate_run(config, spec, machine, (4,))
+    said = "estimated only; no run of strategy stream has been measured on a GPU yet"
+    assert ("these figures", said) in found.rows()
+    assert (found.to_dict()["measured"], found.needs.seconds) == (False, None)
+    other = estimate_run(resolve(preset_name="4090-lora-5b").config, spec_for("5b"), machine, (4,))
+    assert other.is_measured
+    assert not any(said in line for line in other.rows())
+
+
+def test_every_gpus_share_of_a_streamed_state_is_smaller() -> None:
+    flags = {"master_weights": "fp32", "moments": "fp32", "gradient_accumulation_steps": 2}
+    one, two = (
+        estimate(resolve(preset_name="12gb-sft-5b", flags={**flags, "num_processes": count}).config, spec_for("5b"))
+        for count in (1, 2)
+    )
+    weights = transformer_parameters(spec_for("5b"))
+    assert two.memory.optimizer < one.memory.optimizer
+    assert one.host > 18 * weights  # bf16 weights, fp32 gradients, 12 bytes of state
+    assert two.host < one.host + 18 * GIB  # one state, whatever shares it; activations and processes are each's own
+    assert one.checkpoint == 14 * weights
+
+
+def test_streaming_is_proposed_where_nothing_else_fits() -> None:
+    resolved, spec = resolve(preset_name="a100-sft-5b-zero2-offload"), spec_for("5b")
+    assert fitted(resolved, spec, cards(1, 40)).config.strategy == "zero2-offload"
+    assert fitted(resolved, spec, replace(cards(1, 40), host=80 * GIB)).config.strategy == "stream"
+    lora = resolve(preset_name="4090-lora-5b")
+    assert fitted(lora, spec, cards(1, 40)).config.strategy == "ddp"

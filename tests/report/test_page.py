@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from cogtune.report.charts import Series, bars, ceiling_of, distribution, line_chart, short, thin, ticks
 from cogtune.report.page import Html, join, section, table, tag, text, write_page
+from cogtune.system.console import printable
 from cogtune.system.errors import CogtuneError
 from tests.support.html_pages import parse
 
@@ -19,6 +21,7 @@ HOSTILE = [
     "</style></script></title><h1>",
     "<!-- --> &lt; &amp; ]]>",
     "nul \x00 bell \x07 half \ud800 of a pair",
+    "a \u202egpj.exe\u2066 name \x9b turned \u200f round\u2028",
 ]
 
 
@@ -28,7 +31,8 @@ def test_text_is_never_markup(tmp_path: Path, words: str) -> None:
     body = section(words, tag("p", words, title=words), table([words], [[words]], label=words))
     write_page(path, words, [body, line_chart(words, [Series(words, [(0, 1), (1, 2)])]), bars(words, [(words, 1)])])
     page = parse(path)
-    shown = "".join("\ufffd" if ord(c) < 32 or "\ud800" <= c <= "\udfff" else c for c in words)
+    shown = printable(words)
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown)
     (paragraph,) = (found for found in page.all("p") if found.children and "title" in found.attributes)
     assert paragraph.text == shown
     assert paragraph.attributes == {"title": shown}

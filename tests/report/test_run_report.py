@@ -106,7 +106,7 @@ def test_a_run_without_metrics_or_plan_has_a_page(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CogtuneError, match="holds no run"):
+    with pytest.raises(CogtuneError, match="is not a run folder"):
         write_run_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -263,8 +263,8 @@ def test_a_page_is_there_from_the_first_measurement_on(
 def test_a_report_that_cannot_be_written_is_told_and_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker.draw_report(tmp_path, "ended")
-    assert "the run's report could not be written" in capsys.readouterr().err
+    worker.write_report(tmp_path, "ended")
+    assert "cannot write the run's report" in capsys.readouterr().err
 
 
 def test_the_command_makes_it_again(cogtune: Any, tmp_path: Path) -> None:

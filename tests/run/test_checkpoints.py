@@ -113,14 +113,14 @@ def test_step_and_folder_agree(clips: Path, tmp_path: Path) -> None:
     mine.rename(tmp_path / "out" / "checkpoint-3")
     with pytest.raises(CogtuneError) as caught:
         plan_for(clips, tmp_path / "out", steps=4, resume="latest")
-    assert caught.value.message == f"{tmp_path / 'out' / 'checkpoint-3'} is of step 2, as its state.json says"
-    assert caught.value.hint == "rename it to checkpoint-2, or resume from another one"
+    assert caught.value.message == f"{tmp_path / 'out' / 'checkpoint-3'} is at step 2 according to its state.json"
+    assert caught.value.hint == "rename it to checkpoint-2, or resume from another checkpoint"
     (tmp_path / "out" / "checkpoint-3").rename(tmp_path / "out" / "the best one")  # a name that claims no step
     plan_for(clips, tmp_path / "elsewhere", steps=4, resume=str(tmp_path / "out" / "the best one"))
 
     state = tmp_path / "out" / "checkpoint-1" / "state.json"
     state.write_text(state.read_text().replace('"step": 1', '"step": 0'))
-    with pytest.raises(CogtuneError, match=r"state\.json is damaged: it is not what was saved"):
+    with pytest.raises(CogtuneError, match=r"state\.json is damaged: checksum mismatch"):
         read_state(state.parent)
 
 
@@ -137,7 +137,7 @@ def test_a_resume_that_does_not_fit_says_so_by_name(clips: Path, tmp_path: Path)
     state = {"identity": {"model": "x", "data": "y"}, "base_model": "tiny:5b", "dataset": {"samples": 6}}
     with pytest.raises(CogtuneError) as caught:
         check_fits(tmp_path, state, {"model": "z", "data": "y"}, model="tiny:5b", samples=6)
-    assert caught.value.details == ("model: its weights are not those that the checkpoint was trained from",)
+    assert caught.value.details == ("model: its weights differ from those the checkpoint was trained from",)
     with pytest.raises(CogtuneError) as caught:
         check_fits(tmp_path, state, {"model": "x", "data": "z"}, model="tiny:5b", samples=5)
     assert caught.value.details == ("data: 6 samples in the checkpoint, 5 samples now",)
@@ -158,7 +158,7 @@ def test_a_run_yaml_that_says_otherwise_than_the_checkpoint_is_told(
     file = out / "run.yaml"
     file.write_text(file.read_text().replace("learning_rate: 0.005", "learning_rate: 0.0001"))
     told = "learning_rate: 0.005 in checkpoint-1, 0.0001 in run.yaml"
-    assert resumed() == f"warning: run.yaml was changed since checkpoint-1 was saved: {told}"
+    assert resumed() == f"warning: run.yaml has changed since checkpoint-1 was saved: {told}"
     assert resumed(learning_rate=0.3) == ""
     file.write_text(file.read_text().replace("keep_checkpoints: 50", "keep_checkpoints: 3"))
     assert "keep_checkpoints: 50 in checkpoint-1, 3 in run.yaml" in resumed()
@@ -170,7 +170,7 @@ def test_a_clock_that_was_set_back_hides_no_checkpoint(clips: Path, tmp_path: Pa
     for path in tmp_path.glob("out/checkpoint-*/state.json"):
         os.utime(path, (1, 1))
     assert [path.name for path in launch.checkpoints_of(plan)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
-    assert launch.how_to_go_on(plan).startswith("go on with: cogtune train --resume latest")
+    assert launch.how_to_go_on(plan).startswith("continue with: cogtune train --resume latest")
     again = plan_for(clips, tmp_path / "out", steps=3, checkpoint_every=1, overwrite=True)
     assert launch.checkpoints_of(again) == []  # those of the run that it is about to overwrite are not its own
     train_here(again)
@@ -202,7 +202,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(
     told = capsys.readouterr().err
     assert "warning:" in told
     assert "could not be deleted (Operation not permitted): nothing needs it" in told
-    assert f"cannot delete {out / 'checkpoint-2'}: Operation not permitted: it is kept" in told
+    assert f"cannot delete {out / 'checkpoint-2'}: Operation not permitted; the checkpoint is kept" in told
     assert (out / LORA_WEIGHTS_NAME).is_file()
     monkeypatch.undo()
     monkeypatch.setattr(jobs, "fill_cache", fill_here)
@@ -238,7 +238,7 @@ def test_a_state_that_was_sealed_again_by_hand_is_taken(clips: Path, tmp_path: P
 
 def test_a_checkpoint_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-1").mkdir()
-    with pytest.raises(CogtuneError, match=r"is not a checkpoint: it has no state\.json"):
+    with pytest.raises(CogtuneError, match=r"is not a checkpoint: state\.json is missing"):
         read_state(tmp_path / "checkpoint-1")
     with pytest.raises(UsageError, match="has no checkpoint to resume from"):
         plan_for(tmp_path, tmp_path, resume="latest", steps=1)
@@ -283,7 +283,7 @@ def test_a_plan_that_was_changed_by_hand_is_taken_and_told(
 ) -> None:
     plan_for(clips, tmp_path / "out", steps=1)
     path = tmp_path / "out" / "launch" / "plan.json"
-    told = f"{path} was changed since `cogtune train` wrote it"
+    told = f"{path} has been modified since `cogtune train` wrote it"
     monkeypatch.setattr(worker, "run", lambda *_: True)
     monkeypatch.setattr(console, "_settings", console._Settings())  # which a worker changes for its process
     assert worker.main([str(path)]) == 0
@@ -293,7 +293,7 @@ def test_a_plan_that_was_changed_by_hand_is_taken_and_told(
     assert worker.main([str(path)]) == 0
     assert told in " ".join("".join(capfd.readouterr()).split("\n"))
     path.write_text(path.read_text().replace('"total_steps": 2,', '"total_steps": "two",'))
-    with pytest.raises(CogtuneError, match=r"plan\.json is no plan of a run") as caught:
+    with pytest.raises(CogtuneError, match=r"plan\.json is not a valid plan") as caught:
         Plan.read(path)
     assert caught.value.details == ("total_steps: Input should be a valid integer",)
 

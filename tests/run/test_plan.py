@@ -30,12 +30,12 @@ def plan_of(preset: str, output: Path, **flags: Any) -> tuple[Plan, str]:
     check_config(resolved.config, spec)
     plan = make_plan(
         resolved,
-        checkpoint=Path("/models/base"),
+        base_model_dir=Path("/models/base"),
         spec=spec,
         samples=70,
         prompt="a boat",
         index=output / "launch" / "index.json",
-        identity=resume_fingerprint(resolved.config, base="b", data="d"),
+        fingerprint=resume_fingerprint(resolved.config, base="b", data="d"),
         resume=None,
     )
     return plan, resolved.to_yaml()
@@ -125,7 +125,7 @@ def test_a_missing_deepspeed_is_told_where_it_is_needed(monkeypatch: pytest.Monk
     config = resolve(preset_name="a100-sft-5b-zero2-offload").config
     with pytest.raises(UsageError) as caught:
         check_config(config, published_spec(VARIANTS["5b"]))
-    assert "needs DeepSpeed" in caught.value.details[0]
+    assert "requires DeepSpeed" in caught.value.details[0]
     check_config(resolve(preset_name="4090-lora-5b").config, published_spec(VARIANTS["5b"]))
 
 

@@ -6,41 +6,88 @@ Started by ``test_disk_calls.py`` with ``disk_faults.so`` in LD_PRELOAD: ``disk_
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
+import io
 import json
 import os
 import shutil
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
+from cogtune.cli import main as cogtune
+from cogtune.data.synthetic import draw_dataset
 from cogtune.encoding import jobs
+from cogtune.encoding import worker as encoding
 from cogtune.merge import merge_checkpoint
+from cogtune.modeling import encoders
 from cogtune.run.checkpoints import changed_files, checkpoints, read_state
-from cogtune.system import console
+from cogtune.system import console, processes
 from cogtune.system.digests import fingerprint_file
 from cogtune.system.errors import CogtuneError
 from cogtune.system.folders import remove_partials
 from cogtune.training import checkpoint
-from tests.merge.test_merge import random_model, random_weights, write_zero
+from tests.support.forked_workers import free_port, launch_variables
+from tests.support.hub_server import Hub, serve
 from tests.support.runs_in_process import fill_here, plan_for, set_up_here, train_here
+from tests.support.zero_checkpoints import random_model, random_weights, write_zero
 
 FAULTS: Any = ctypes.CDLL(None)
 
+SERVERS = contextlib.ExitStack()
+"""What is not to end before this process does."""
 
-def tree(folder: Path) -> dict[str, str] | None:
-    """The files of a folder by their content."""
-    if not folder.is_dir():
-        return None
+TOKEN = "hf_AnnasOwnTokenForWriting1234"
+
+Files = dict[str, str]
+"""The files of a folder by their content."""
+
+
+def tree(folder: Path) -> Files:
     return {str(path.relative_to(folder)): fingerprint_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
-Work = tuple[Callable[[Path], None], Callable[[Path], None], Callable[[Path], str]]
-"""What prepares a trial's folder, what is done in it, and what tells how it stands afterwards."""
+def standing(found: Files, old: Files, new: Files) -> str:
+    """Whether what stands is the old or the new, as a whole."""
+    return next((name for name, files in (("old", old), ("new", new)) if found == files), "neither")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What prepares a trial's folder, what is done in it, and what tells how it stands afterwards.
+
+    Args:
+        clean: done in the trial's folder before the work is done again, as a run does at its start.
+    """
+
+    prepare: Callable[[Path], None]
+    do: Callable[[Path], None]
+    stands: Callable[[Path], str]
+    clean: Callable[[Path], None] = lambda _trial: None
+
+
+def run(*words: object) -> None:
+    """One command in this process.
+
+    Raises:
+        CogtuneError: with the words of the error that it showed.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            cogtune([str(word) for word in words])
+    except SystemExit as end:
+        if end.code:
+            raise CogtuneError(said.getvalue().partition("error: ")[2] or f"nothing: {said.getvalue()}") from end
 
 
 def merging(root: Path) -> Work:
@@ -49,91 +96,279 @@ def merging(root: Path) -> Work:
     old, new = (write_zero(root / name, random_weights(seed)) for seed, name in enumerate(("old", "new")))
     for source in (old, new):
         merge_checkpoint(source, root / f"{source.name}-merged", base=root / "base", max_shard_size="50KB")
-    known = {name: tree(root / f"{name}-merged") for name in ("old", "new")}
-    assert known["old"] != known["new"]
-
-    def prepare(trial: Path) -> None:
-        shutil.copytree(root / "old-merged", trial / "out")
 
     def work(trial: Path) -> None:
         merge_checkpoint(root / "new", trial / "out", base=root / "base", max_shard_size="50KB", warn=console.warn)
 
-    def stands(trial: Path) -> str:
-        found = tree(trial / "out")
-        return next((name for name, content in known.items() if content == found), "neither")
+    known = [tree(root / f"{name}-merged") for name in ("old", "new")]
+    return Work(
+        lambda trial: shutil.copytree(root / "old-merged", trial / "out"),
+        work,
+        lambda trial: standing(tree(trial / "out"), *known),
+    )
 
-    return prepare, work, stands
 
-
-def saving(kind: str) -> Callable[[Path], Work]:
-    """The second checkpoint of a run that keeps one."""
+def saving(kind: str, strategy: str = "ddp", **more: Any) -> Callable[[Path], Work]:
+    """The second checkpoint of a run that keeps one; ``more`` are flags of it."""
 
     def make(root: Path) -> Work:
         jobs.fill_cache = fill_here
         data, first = Path(os.environ["DISK_TRIALS_DATA"]), root / "first"
-        flags: dict[str, Any] = {"type": kind, "keep_checkpoints": 1, "eval_every": 0}
-        train_here(plan_for(data, first, steps=1, **flags))
+        flags: dict[str, Any] = {"type": kind, "strategy": strategy, "keep_checkpoints": 1, "eval_every": 0, **more}
+        plan = plan_for(data, first, steps=1, **flags)
+        if plan.config.sharding.uses_deepspeed:
+            os.environ.update(launch_variables(plan, 0, free_port()))
+        train_here(plan)
         plan = plan_for(data, root / "second", steps=2, resume=str(first / "checkpoint-1"), **flags)
         training = set_up_here(plan)
 
-        def prepare(trial: Path) -> None:
-            shutil.copytree(first / "checkpoint-1", trial / "checkpoint-1")
+        if plan.config.sharding.uses_deepspeed:
+            _alone()
 
         def work(trial: Path) -> None:
             config = plan.config.model_copy(update={"output": trial})
-            checkpoint.save(training.trainee, config, 2, {**training.facts, "step": 2})
+            checkpoint.save(training.train_state, config, 2, {**training.facts, "step": 2})
 
         def stands(trial: Path) -> str:
             whole = []
             for path in checkpoints(trial):
-                if changed_files(path, read_state(path)) or not torch.load(path / "optimizer.pt", weights_only=True):
+                if changed_files(path, read_state(path)) or not _states(path):
                     return "neither"
                 whole.append(path.name)
             return " and ".join({"checkpoint-1": "old", "checkpoint-2": "new"}[name] for name in whole) or "neither"
 
-        return prepare, work, stands
+        def prepare(trial: Path) -> None:
+            shutil.copytree(first / "checkpoint-1", trial / "checkpoint-1")
+
+        return Work(prepare, work, stands, remove_partials)
 
     return make
 
 
-KINDS = {"merge": merging, "lora": saving("lora"), "sft": saving("sft")}
+def _alone() -> None:
+    """From here on, collectives end at once: in a forked process, gloo's threads are gone, and there is one process."""
+
+    def gather(gathered: list[Any], value: Any, *_: Any, **__: Any) -> None:
+        gathered[0] = value
+
+    assert torch.distributed.get_world_size() == 1
+    torch.distributed.all_gather_object = gather
+    for name in ("barrier", "all_reduce", "broadcast"):
+        setattr(torch.distributed, name, lambda *_, **__: None)
+
+
+def _states(path: Path) -> list[Any]:
+    """The optimizer's states in a checkpoint: one file, or a shard of each process."""
+    shards = sorted(path.glob("optimizer.pt")) + sorted(path.glob("pytorch_model/*optim_states.pt"))
+    if streamed := sorted(path.glob("stream-state-*.safetensors")):
+        return [load_file(share) for share in streamed]
+    return [torch.load(shard, map_location="cpu", weights_only=shard.name == "optimizer.pt") for shard in shards]
+
+
+def caching(root: Path) -> Work:
+    """A clip more for a dataset that is cached: the worker and the program that waits for it, in one process."""
+
+    def supervise(command: Sequence[str], reports: Sequence[processes.WorkerReport], log: Path, **more: Any) -> None:
+        for report in reports:
+            report.reserve()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"")
+        status = encoding.main([command[-1]])
+        said = [report.read() for report in reports]
+        processes._raise_for(said, log, status, [], lambda: "run it again", lambda _log: None, is_last=False)
+
+    jobs.process.supervise = supervise  # type: ignore[attr-defined]
+    encoding.default_workers = lambda *_: 0
+    encoders.TextEncoder = functools.cache(encoders.TextEncoder)  # type: ignore[assignment,misc]
+    words = ("--model", "tiny:2b", "--size", "9x64x96")
+    draw_dataset(root / "new", clips=2)
+    shutil.copytree(root / "new", root / "old")
+    for name in ("prompts.txt", "videos.txt"):
+        first_line = (root / "new" / name).read_text().splitlines()[0]
+        (root / "old" / name).write_text(f"{first_line}\n")
+    run("dataset", "cache", root / "old", *words)
+
+    def prepare(trial: Path) -> None:
+        shutil.copytree(root / "old" / ".cogtune", trial / "data" / ".cogtune")
+        for path in (root / "new").iterdir():
+            copy = shutil.copytree if path.is_dir() else shutil.copy2
+            copy(path, trial / "data" / path.name)
+
+    def entries(data: Path) -> Files:
+        return {name: value for name, value in tree(data / ".cogtune").items() if name.endswith(".safetensors")}
+
+    (root / "whole").mkdir()
+    prepare(root / "whole")
+    run("dataset", "cache", root / "whole" / "data", *words)
+    old, new = entries(root / "old"), entries(root / "whole" / "data")
+    assert set(old.items()) < set(new.items())
+
+    def stands(trial: Path) -> str:
+        """Entries come one by one: each is there, as it has to be, or is not."""
+        found = entries(trial / "data")
+        if not set(old.items()) <= set(found.items()) <= set(new.items()):
+            return "neither"
+        return "new" if found == new else "old"
+
+    return Work(prepare, lambda trial: run("dataset", "cache", trial / "data", *words), stands)
+
+
+def _small_run(root: Path) -> Path:
+    """The folder of a LoRA run of two steps that has shown a video."""
+    jobs.fill_cache = fill_here
+    shown = {"validation_prompts": "A disc.", "sample_every": 2, "sample_steps": 1, "eval_every": 0}
+    train_here(plan_for(Path(os.environ["DISK_TRIALS_DATA"]), root / "run", steps=2, **shown))
+    return root / "run"
+
+
+def inferring(root: Path) -> Work:
+    """A video in the place of another one."""
+    out = _small_run(root)
+
+    def sampled(trial: Path, prompt: str = "a disc") -> None:
+        video = trial / "video.mp4"
+        run("infer", "--lora", out, "--prompt", prompt, "--steps", 1, "--size", "9x64x96", "--force", "--output", video)
+
+    for name, prompt in (("old", "a square"), ("new", "a disc")):
+        (root / name).mkdir()
+        sampled(root / name, prompt)
+    known = tree(root / "old"), tree(root / "new")
+    return Work(
+        lambda trial: shutil.copy2(root / "old" / "video.mp4", trial / "video.mp4"),
+        sampled,
+        lambda trial: standing({"video.mp4": tree(trial).get("video.mp4", "")}, *known),
+    )
+
+
+def reporting(root: Path) -> Work:
+    """The page of a run in the place of an older one; nothing else in the folder changes."""
+    out = _small_run(root)
+    run("report", out)
+    new = tree(out)
+    page = (out / "report.html").read_text()
+
+    def prepare(trial: Path) -> None:
+        shutil.copytree(out, trial / "run")
+        (trial / "run" / "report.html").write_text(page.replace("Run report", "Older report"))
+
+    (root / "old").mkdir()
+    prepare(root / "old")
+    old = tree(root / "old" / "run")
+
+    def stands(trial: Path) -> str:
+        found = tree(trial / "run")
+        return standing({name: value for name, value in found.items() if not name.endswith(".partial")}, old, new)
+
+    return Work(prepare, lambda trial: run("report", trial / "run"), stands)
+
+
+def pushing(root: Path) -> Work:
+    """A run whose LoRA names paths of this machine, so that a copy without them is made, over an earlier push."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    out = _small_run(root)
+    hub = Hub(users={TOKEN: "anna"})
+    address = SERVERS.enter_context(serve(hub))
+    os.environ |= {"HF_ENDPOINT": address, "HF_TOKEN": TOKEN}
+    constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = True, False
+    before = tree(out)
+
+    def push() -> None:
+        close_session()  # a connection of the process that this one was forked from
+        run("push", out, "anna/boats")
+
+    def aside(trial: Path) -> None:
+        (trial / "temporary").mkdir(exist_ok=True)
+        tempfile.tempdir = str(trial / "temporary")
+
+    aside(root)
+    (out / "samples").rename(root / "samples")
+    push()
+    (root / "samples").rename(out / "samples")
+    first = hub.repositories["anna/boats"]
+    old = dict(first.files())
+    push()
+    new = dict(first.files())
+    assert old != new
+
+    def prepare(trial: Path) -> None:
+        first.branches["main"] = [{}, old]
+        hub.blobs.clear()
+        aside(trial)
+
+    def stands(_trial: Path) -> str:
+        if tree(out) != before:
+            return "neither"
+        return next((name for name, files in (("old", old), ("new", new)) if first.files() == files), "neither")
+
+    return Work(prepare, lambda _trial: push(), stands)
+
+
+KINDS: dict[str, Callable[[Path], Work]] = {
+    "merge": merging,
+    "lora": saving("lora"),
+    "sft": saving("sft"),
+    "zero": saving("sft", "zero2"),
+    "stream": saving("sft", "stream", ema=0.9),
+    "cache": caching,
+    "infer": inferring,
+    "report": reporting,
+    "push": pushing,
+}
+
+
+def attempt(work: Work, trial: Path, said: Path, at: int, fault: int) -> tuple[bool, dict[str, Any]]:
+    """Do the work in a process of its own with a fault at one call; whether it was killed, and what it said."""
+    said.write_text("")
+    child = os.fork()
+    if child == 0:
+        for number in (1, 2):  # what a worker says there is not for whoever reads this process
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        os.environ["DISK_FAULTS_ROOT"] = str(trial)
+        ended: dict[str, Any] = {"error": ""}
+        FAULTS.disk_faults_arm(ctypes.c_long(at), fault)
+        try:
+            work.do(trial)
+        except CogtuneError as error:
+            ended["error"] = error.message
+        except BaseException:
+            ended["error"] = f"unforeseen: {traceback.format_exc()}"
+        ended["calls"] = FAULTS.disk_faults_count()
+        said.write_text(json.dumps(ended))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status), json.loads(said.read_text() or "{}")
+
+
+def names(trial: Path) -> set[str]:
+    return {str(path.relative_to(trial)) for path in trial.rglob("*")}
 
 
 def main() -> None:
     """One trial for each line."""
     what, root = sys.argv[1], Path(sys.argv[2])
-    prepare, work, stands = KINDS[what](root)
+    work = KINDS[what](root)
+    said, usual = root / "said", set()
     for number, line in enumerate(sys.stdin):
         at, fault = map(int, line.split())
         trial = root / f"trial-{number}"
         trial.mkdir()
-        prepare(trial)
-        said = root / "said"
-        said.write_text("")
-        child = os.fork()
-        if child == 0:
-            os.environ["DISK_FAULTS_ROOT"] = str(trial)
-            ended: dict[str, Any] = {"error": ""}
-            FAULTS.disk_faults_arm(ctypes.c_long(at), fault)
-            try:
-                work(trial)
-            except CogtuneError as error:
-                ended["error"] = error.message
-            except BaseException:
-                ended["error"] = f"unforeseen: {traceback.format_exc()}"
-            ended["calls"] = FAULTS.disk_faults_count()
-            said.write_text(json.dumps(ended))
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        outcome = {"at": at, "fault": fault, "killed": os.WIFSIGNALED(status), "stands": stands(trial)}
-        outcome |= json.loads(said.read_text() or "{}")
-        # Whatever was left, the next one goes through, and cleans up.
-        if what != "merge":
-            remove_partials(trial)  # as a run does when it starts
-        work(trial)
-        outcome |= {"again": stands(trial), "left": [path.name for path in trial.glob(".*")]}
-        print(json.dumps(outcome), flush=True)
+        work.prepare(trial)
+        killed, ended = attempt(work, trial, said, at, fault)
+        outcome = {"at": at, "fault": fault, "killed": killed, "stands": work.stands(trial), **ended}
+        usual = usual or names(trial)
+        # Whatever was left, the next one goes through later, and cleans up.
+        for path in (*trial.rglob(".*"), *trial.rglob("cogtune-*")):
+            os.utime(path, (0, 0))
+        work.clean(trial)
+        _, again = attempt(work, trial, said, 0, 0)
+        outcome |= {"again": work.stands(trial), "again_error": again["error"]}
+        outcome |= {"left": sorted(names(trial) - usual)}
+        sys.stdout.write(f"{json.dumps(outcome)}\n")
+        sys.stdout.flush()
         shutil.rmtree(trial)
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,27 @@ def _work(plan: str, environment: dict[str, str], log: str, prepare: Callable[[]
 def _nothing() -> None: ...
 
 
+def free_port() -> str:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def launch_variables(plan: Plan, rank: int, port: str) -> dict[str, str]:
+    """The environment that ``accelerate launch`` gives the plan's process ``rank``."""
+    count = str(plan.config.num_processes)
+    variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    if plan.config.sharding.uses_deepspeed:
+        variables |= {
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(LaunchFiles(plan.config.output / "launch").deepspeed),
+            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+        }
+    return variables
+
+
 def start_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> list[BaseProcess]:
     """The plan's processes, with the environment that ``accelerate launch`` gives them.
 
@@ -38,21 +59,12 @@ def start_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> list[Ba
         prepare: called in each before it works; a function of a module.
     """
     files, count = LaunchFiles(plan.config.output / "launch"), plan.config.num_processes
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    if plan.config.strategy != "ddp":
-        shared |= {
-            "ACCELERATE_USE_DEEPSPEED": "true",
-            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(files.deepspeed),
-            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
-        }
+    port = free_port()
     files.log.parent.mkdir(parents=True, exist_ok=True)
     workers = []
     for rank in range(count):
         files.report(rank).reserve()
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **(shared if count > 1 else {})}
+        own = launch_variables(plan, rank, port) if count > 1 else {"RANK": "0", "LOCAL_RANK": "0"}
         workers.append(CONTEXT.Process(target=_work, args=(str(files.plan), own, f"{files.log}.{rank}", prepare)))
         workers[-1].start()
     return workers

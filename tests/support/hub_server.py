@@ -1,4 +1,4 @@
-"""A small stand-in for the Hugging Face Hub on 127.0.0.1: the part of its HTTP API that a push needs.
+"""A small stand-in for the Hugging Face Hub on 127.0.0.1: the part of its HTTP API that a push and a download need.
 
 Written from what the huggingface_hub client sends. Repositories live in memory; a commit is applied whole or
 not at all, and only when every large file it names has arrived.
@@ -39,6 +39,10 @@ class Repository:
     def commits(self, branch: str = "main") -> int:
         """How many commits there are after the first one, which the Hub makes itself."""
         return len(self.branches[branch]) - 1
+
+    def branch_of(self, revision: str) -> str:
+        """The branch of that name, or whose newest commit has it."""
+        return next((branch for branch in self.branches if self.sha(branch) == revision), revision)
 
     def sha(self, branch: str = "main") -> str:
         """The newest commit's name."""
@@ -264,8 +268,17 @@ class _Handler(BaseHTTPRequestHandler):
         sha = repository.sha(branch)
         return {"commitUrl": f"{self._endpoint}/{repo_id}/commit/{sha}", "commitOid": sha}
 
-    def _resolve(self, _body: bytes, repo_id: str, branch: str, path: str) -> Any:
+    def _tree(self, _body: bytes, kind: str, repo_id: str, revision: str) -> Any:
+        repository = self._repository(kind, repo_id)
+        files = repository.files(repository.branch_of(revision))
+        return [
+            {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            for path, data in sorted(files.items())
+        ]
+
+    def _resolve(self, _body: bytes, repo_id: str, revision: str, path: str) -> Any:
         repository = self._repository("model", repo_id)
+        branch = repository.branch_of(revision)
         files = repository.files(branch)
         if path not in files:
             raise _Refused(404, f"no {path}", "EntryNotFound")
@@ -280,6 +293,7 @@ _ROUTES: list[tuple[str, str, Any]] = [
     ("POST", r"/api/models/([^/]+/[^/]+)/branch/(.+)", _Handler._branch),
     ("POST", r"/api/models/([^/]+/[^/]+)/preupload/(.+)", _Handler._preupload),
     ("POST", r"/api/models/([^/]+/[^/]+)/commit/(.+)", _Handler._commit),
+    ("GET", r"/api/(model|dataset)s/([^/]+/[^/]+)/tree/(.+)", _Handler._tree),
     ("GET", r"/api/(model|dataset|space)s/([^/]+/[^/]+)(?:/revision/(.+))?", _Handler._info),
     ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", _Handler._batch),
     ("PUT", r"/blobs/([0-9a-f]{64})", _Handler._put),

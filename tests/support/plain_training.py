@@ -29,7 +29,7 @@ def plain_losses(plan: Plan, device: torch.device) -> list[float]:
     moments = load_file(entry["latents"])["data"].unsqueeze(0)
     text = load_file(entry["text"])["data"].unsqueeze(0).to(device, dtype)
 
-    transformer = CogVideoXTransformer3DModel.from_pretrained(plan.checkpoint / "transformer", dtype=dtype)
+    transformer = CogVideoXTransformer3DModel.from_pretrained(plan.base_model_dir / "transformer", dtype=dtype)
     transformer.requires_grad_(False)
     torch.manual_seed(config.seed)
     transformer.add_adapter(
@@ -47,9 +47,9 @@ def plain_losses(plan: Plan, device: torch.device) -> list[float]:
         eps=config.epsilon,
         weight_decay=config.weight_decay,
     )
-    scheduler = CogVideoXDDIMScheduler.from_pretrained(plan.checkpoint / "scheduler")
+    scheduler = CogVideoXDDIMScheduler.from_pretrained(plan.base_model_dir / "scheduler")
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    vae = load_vae_factor(plan.checkpoint)
+    vae = load_vae_factor(plan.base_model_dir)
 
     losses = []
     for step in range(plan.total_steps):

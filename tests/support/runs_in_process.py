@@ -36,7 +36,7 @@ class Stop:
 
 def fill_here(job: jobs.EncodePlan) -> list[dict[str, Any]]:
     """Stands in for :func:`cogtune.encoding.jobs.fill_cache`: the same job, done in this process."""
-    outcome = encoding.encode(replace(job, engine=jobs.EncodeOptions(workers=0)), Stop())  # type: ignore[arg-type]
+    outcome = encoding.encode(replace(job, options=jobs.EncodeOptions(workers=0)), Stop())  # type: ignore[arg-type]
     assert outcome.complete
     assert not outcome.failures
     return [asdict(outcome)]
@@ -105,3 +105,10 @@ def read_lines(output: Path) -> list[dict[str, Any]]:
 def evaluations(lines: list[dict[str, Any]]) -> dict[int, float]:
     """The loss at fixed noise by step."""
     return {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+
+
+def start_here(plan: Plan, files: LaunchFiles, *_worker: str, **_more: object) -> None:
+    """Stands in for :func:`cogtune.run.launch.start`: the run, done in this process."""
+    forget_earlier_runs()
+    files.report(0).write("running")
+    worker.run(Plan.read(files.plan), files, StopWhen(lambda: False))  # type: ignore[arg-type]

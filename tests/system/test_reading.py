@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import CogVideoXTransformer3DModel
 
 from cogtune.commands.infer import InferRequest, generate
+from cogtune.data.cache.facts import Facts
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.locate import loading
 from cogtune.report.page import write_page
@@ -257,7 +260,7 @@ def test_a_video_is_written_over_what_a_killed_one_left(tmp_path: Path, tiny: Ca
     broken = tmp_path / "no-model"
     broken.mkdir()
     with pytest.raises(CogtuneError, match="no model_index"):  # even a run that goes no further
-        generate(InferRequest(model=str(broken), prompt="x"), tmp_path / "video.mp4")
+        generate(InferRequest(model=str(broken), prompts=("x",), output=tmp_path / "video.mp4"))
     assert not left.exists()
 
 
@@ -273,6 +276,17 @@ def test_launch_files_are_written_over_what_a_killed_run_left(tmp_path: Path, cl
     assert not any(path.exists() for path in left)
 
 
+def test_a_killed_write_of_what_is_known_of_clips_goes_with_the_next(tmp_path: Path) -> None:
+    left = killed_while_writing(tmp_path / "files.json")
+    for is_old in (False, True):
+        if is_old:
+            os.utime(left, (0, 0))
+        facts = Facts(tmp_path / "files.json")
+        facts.learn(tmp_path / "a.mp4", "digest", f"0{is_old}", (1, 1))
+        facts.save()
+        assert left.exists() != is_old  # another machine may be writing the new one
+
+
 def test_what_is_being_written_stays(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _WRITER, str(tmp_path / "page.html"), "wait"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
@@ -285,3 +299,14 @@ def test_what_is_being_written_stays(tmp_path: Path) -> None:
         writer.stdin.close()
     assert writer.returncode == 0
     assert (tmp_path / "page.html").read_bytes() == b"half"
+
+
+def test_a_load_that_fails_leaves_the_number_format(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """diffusers sets torch's own for the time that a model is made, and a config may end that time early."""
+    folder = tmp_path / "transformer"
+    shutil.copytree(tiny("2b") / "transformer", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": "four"}))
+    with pytest.raises(CogtuneError, match="cannot load"), loading(folder):
+        CogVideoXTransformer3DModel.from_pretrained(folder, dtype=torch.float16)
+    assert torch.get_default_dtype() == torch.float32

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cogtune.cli import main
 from cogtune.system import safe_path
 from cogtune.system.children import PARENT_PID, environment
 from cogtune.system.safe_path import STANDARD_LIBRARY, search_path
@@ -120,3 +121,17 @@ def test_a_folder_that_was_deleted_is_no_obstacle(tmp_path: Path, cogtune: Cogtu
     script = f"cd {gone} && rmdir {gone} && exec {PROGRAM} presets"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", [["infer", "--model", "tiny:2b"], ["dataset", "validate", "data"], ["train"]])
+def test_what_needs_the_folder_says_that_it_was_deleted(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("error: the working folder is no longer there\n")

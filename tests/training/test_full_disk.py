@@ -86,7 +86,10 @@ def assert_kept(output: Path, *steps: int) -> None:
     assert_whole(output)
 
 
-@pytest.mark.parametrize(("kind", "strategy"), [("lora", "ddp"), ("sft", "ddp"), ("lora", "zero2"), ("sft", "zero2")])
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [("lora", "ddp"), ("sft", "ddp"), ("lora", "zero2"), ("sft", "zero2"), ("sft", "stream")],
+)
 def test_wherever_the_disk_fills_up_nothing_is_lost(
     kind: str, strategy: str, clips: Path, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +115,7 @@ def test_wherever_the_disk_fills_up_nothing_is_lost(
     for free in (0, 12288) if kind == "lora" else ():
         cause = next(report for report in end_with(free) if report["foreseen"])
         assert cause["message"].startswith(f"cannot write {output}")
-        assert cause["hint"] == f"free some space on that disk, then go on with: {go_on}"
+        assert cause["hint"] == f"free some space on that disk, then continue with: {go_on}"
         assert_kept(output, 1)
 
     reached = 1
@@ -122,7 +125,7 @@ def test_wherever_the_disk_fills_up_nothing_is_lost(
         for report in said:
             told = report["message"].removeprefix("cannot write ").removesuffix(": No space left on device")
             assert Path(told).relative_to(output).parts[0].strip(".").split(".")[0] == f"checkpoint-{reached + 1}"
-            assert report["hint"] == f"free some space on that disk, then go on with: {go_on}"
+            assert report["hint"] == f"free some space on that disk, then continue with: {go_on}"
             assert report["details"] == [f"checkpoint-{reached} is whole"]
         assert_kept(output, *range(1, reached + 1))
 
@@ -151,6 +154,6 @@ def test_the_program_tells_of_a_full_disk_and_what_to_do(
     assert said[0].endswith(": No space left on device")
     assert said[1:] == [
         "  - checkpoint-1 is whole",
-        f"hint: free some space on that disk, then go on with: cogtune {' '.join(go_on)}",
+        f"hint: free some space on that disk, then continue with: cogtune {' '.join(go_on)}",
     ]
     assert_kept(output, 1)

@@ -23,7 +23,7 @@ from cogtune.models.checkpoint_configs import published_spec
 from cogtune.models.variants import VARIANTS
 from cogtune.run.plan import check_config
 from cogtune.system.errors import UsageError
-from cogtune.training.kernels import building
+from cogtune.training.kernels import ADAM, COLLECTIVES, building
 from cogtune.training.optimizers import build_optimizer, learning_rate_at
 
 TOY = {"learning_rate": 0.1, "beta2": 0.9, "weight_decay": 0.01}
@@ -71,14 +71,32 @@ def test_where_deepspeeds_does_not_build_torchs_own_is_taken(
     config = RunConfig(strategy="zero2-offload", type="sft")
     optimizer = build_optimizer(torch.nn.Linear(2, 2), config)
     assert type(optimizer) is torch.optim.AdamW
-    assert "did not build (no g++ here)" in capsys.readouterr().err
+    assert "failed to build (no g++ here)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kernel", [ADAM, COLLECTIVES])
+def test_the_first_build_of_each_kernel_is_announced(
+    kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    for name in (COLLECTIVES, ADAM):
+        with building(name):
+            built = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / name
+            told = capsys.readouterr().err
+            assert told == f"compiling DeepSpeed's {name} for this machine; this takes a few minutes, once\n"
+            if name != kernel:
+                built.mkdir()
+                (built / f"{name}.so").touch()
+    for name in (COLLECTIVES, ADAM):
+        with building(name):
+            assert ("compiling" in capsys.readouterr().err) is (name == kernel)
 
 
 @pytest.mark.timeout(600)
 def test_a_build_that_was_killed_hinders_no_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own lock, and a kernel that compiles in a second; without the mending this waits for ever."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    with building():
+    with building("kernel"):
         folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     left = folder / "kernel" / "lock"
     left.parent.mkdir()
@@ -221,10 +239,10 @@ def test_what_does_not_go_together_is_told_at_once(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError) as caught:
         check_config(resolve(flags=flags).config, published_spec(VARIANTS["5b"]))
     assert [detail.split(":")[0] for detail in caught.value.details] == [
-        "optimizer came does not go with strategy zero2",
-        "optimizer came needs came-pytorch, which is not installed",
+        "optimizer came cannot be used with strategy zero2",
+        "optimizer came requires came-pytorch, which is not installed; run `pip install 'cogtune[optimizers]'`",
         "lr_scheduler constant has no warm-up",
-        "lr_pieces is for lr_scheduler piecewise_constant, and this is constant",
+        "lr_pieces requires lr_scheduler piecewise_constant, not constant",
         "timestep_range 900,1000",
     ]
     assert "cogtune[optimizers]" in caught.value.details[1]
@@ -237,18 +255,18 @@ def test_deepspeed_runs_adam_and_adamw_alone(name: str, monkeypatch: pytest.Monk
     if name in ("adam", "adamw"):
         check_config(config, published_spec(VARIANTS["5b"]))
         return
-    with pytest.raises(UsageError, match="cannot be made"):
+    with pytest.raises(UsageError, match="invalid configuration"):
         check_config(config, published_spec(VARIANTS["5b"]))
 
 
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"lr_pieces": "1:10"}, "'1:10' is no list of pieces: write SHARE:STEP,...,SHARE, such as 1:100,0.1"),
-        ({"lr_pieces": "1:10,0.5:5,0.1"}, "'1:10,0.5:5,0.1': the steps at which the pieces end must rise"),
-        ({"timestep_range": "900"}, "'900' is not a range: write LOW,HIGH, such as 500,999"),
-        ({"image_noise": "-3"}, "'-3' is no noise: write MEAN,STD of its log, such as -3,0.5, or off"),
-        ({"image_noise": "-3,-1"}, "'-3,-1' is no noise: write MEAN,STD of its log, such as -3,0.5, or off"),
+        ({"lr_pieces": "1:10"}, "'1:10' is not a list of pieces; write FACTOR:STEP,...,FACTOR, such as 1:100,0.1"),
+        ({"lr_pieces": "1:10,0.5:5,0.1"}, "'1:10,0.5:5,0.1': the steps must be increasing"),
+        ({"timestep_range": "900"}, "'900' is not a range; write LOW,HIGH, such as 500,999"),
+        ({"image_noise": "-3"}, "'-3' is not valid; write MEAN,STD of the noise's log, such as -3,0.5, or off"),
+        ({"image_noise": "-3,-1"}, "'-3,-1' is not valid; write MEAN,STD of the noise's log, such as -3,0.5, or off"),
     ],
 )
 def test_values_that_do_not_read_are_told(values: dict[str, str], told: str) -> None:

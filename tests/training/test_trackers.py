@@ -14,7 +14,7 @@ from cogtune.config.resolving import resolve
 from cogtune.encoding import jobs
 from cogtune.system.errors import UsageError
 from cogtune.training import trackers as module
-from cogtune.training.trackers import About, Shown, told
+from cogtune.training.trackers import RunInfo, TrackedVideo, loggable_config
 from tests.conftest import Cogtune
 from tests.support.runs_in_process import fill_here, plan_for, train_here
 
@@ -29,7 +29,7 @@ def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
 class Recorder:
     """Stands in for a tracker."""
 
-    def __init__(self, about: About) -> None:
+    def __init__(self, about: RunInfo) -> None:
         self.about = about
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.shown: list[tuple[int, list[str]]] = []
@@ -38,7 +38,7 @@ class Recorder:
     def log(self, figures: Any, step: int) -> None:
         self.logged.append((step, dict(figures)))
 
-    def show(self, videos: Sequence[Shown], step: int) -> None:
+    def show(self, videos: Sequence[TrackedVideo], step: int) -> None:
         assert all(video.path.is_file() for video in videos)
         self.shown.append((step, [video.prompt for video in videos]))
 
@@ -51,7 +51,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     """The runs that trackio was told of, which is a recorder here, and counts as installed."""
     made: list[Recorder] = []
 
-    def start(about: About) -> Recorder:
+    def start(about: RunInfo) -> Recorder:
         made.append(Recorder(about))
         return made[-1]
 
@@ -102,7 +102,7 @@ def test_a_tracker_that_fails_is_told_once_and_stops_nothing(
         monkeypatch.setattr(Recorder, when, fail)
     train_here(plan_for(clips, tmp_path / "out", steps=2, eval_every=1, tracker="trackio", **SAMPLED))
     told = capsys.readouterr().err
-    assert told.count("trackio is left out from here on: ConnectionError: no way to ***") == 1
+    assert told.count("logging to trackio failed and is turned off: ConnectionError: no way to ***") == 1
     assert (tmp_path / "out" / "checkpoint-2").is_dir()
 
 
@@ -117,7 +117,7 @@ def test_a_tracker_gets_no_folder_and_nothing_of_the_network() -> None:
         "main_process_ip": "10.1.2.3",
     }
     config = resolve(flags=flags).config
-    shown = told(config)
+    shown = loggable_config(config)
     assert "someone" not in str(shown)
     assert "10.1.2.3" not in str(shown)
     assert (shown["data"], shown["model"], shown["validation_images"]) == ("data", "mine", "a.png:::b.png")
@@ -132,7 +132,7 @@ def test_a_tracker_that_is_not_installed_or_not_known_is_told_before_anything_el
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "wandb" else find(name, *more))
     with pytest.raises(UsageError) as caught:
         plan_for(clips, tmp_path / "out", tracker="tensorboard,wandb")
-    assert caught.value.details == ("tracker wandb is not installed: pip install 'cogtune[wandb]'",)
+    assert caught.value.details == ("tracker wandb is not installed; run `pip install 'cogtune[wandb]'`",)
     with pytest.raises(UsageError) as caught:
         resolve(flags={"tracker": ["mlflow"]})
     assert "'tensorboard', 'wandb' or 'trackio'" in caught.value.details[0]

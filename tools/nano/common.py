@@ -74,5 +74,5 @@ def note(parts: Path, part: str, facts: dict[str, Any]) -> None:
 
 
 def recorded(parts: Path) -> dict[str, dict[str, Any]]:
-    """What :func:`note` wrote, by part."""
+    """Return what :func:`note` wrote, by part."""
     return {path.stem: json.loads(path.read_text()) for path in sorted((parts / "records").glob("*.json"))}

@@ -41,7 +41,7 @@ class Started:
         say(f"started {self.name}")
 
     def wait(self) -> bool:
-        """Whether it ended well; the last lines of its log are shown either way."""
+        """Return whether it ended well; the last lines of its log are shown either way."""
         code = self.process.wait()
         last = self.log.read_text(errors="replace").splitlines()[-(3 if code == 0 else 25) :]
         say("\n    ".join([f"{self.name} ended with {code}", *last]))

@@ -30,7 +30,7 @@ _BATCH = 16
 
 
 def pipeline_of(given: argparse.Namespace, folder: Path, device: torch.device) -> tuple[DiffusionPipeline, Any]:
-    """The pipeline, with the transformer of a checkpoint where one is given."""
+    """Return the pipeline, with the transformer of a checkpoint where one is given."""
     if given.transformer is not None:
         (given.parts / transformer_part(given.variant)).mkdir(exist_ok=True)
     write_nano(given.variant, given.parts, folder)
@@ -57,7 +57,7 @@ def sample(pipeline: Any, spec: Any, given: argparse.Namespace, prompts: list[st
         width=world.SIZE.width,
         num_inference_steps=given.steps,
         guidance_scale=given.guidance,
-        use_dynamic_cfg=uses_dynamic_guidance(spec),
+        use_dynamic_cfg=uses_dynamic_guidance(pipeline.scheduler),
         generator=generators,
         max_sequence_length=spec.max_text_seq_length,
         output_type="np",

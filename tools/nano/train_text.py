@@ -42,7 +42,7 @@ def captions(seed: int, count: int) -> list[str]:
 
 
 def tokenizer_model(seed: int) -> bytes:
-    """A unigram model; one thread, since the order of sums changes its bytes."""
+    """Return a unigram model; one thread, since the order of sums changes its bytes."""
     every = words()
     ring = every + every[:6]
     phrases = [" ".join(ring[start : start + 7]) + "." for start in range(len(every))]
@@ -94,7 +94,7 @@ class Reader(nn.Module):
 
 
 def disturbed(caption: str, choices: list[str], random: np.random.Generator) -> str:
-    """The caption with about a third of its words replaced by any others."""
+    """Return the caption with about a third of its words replaced by any others."""
     mixed = [str(random.choice(choices)) if random.random() < 0.35 else word for word in caption.split()]
     return " ".join(mixed)
 

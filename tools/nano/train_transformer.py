@@ -85,7 +85,7 @@ def pace(output: Path) -> float:
 
 
 def losses(output: Path, points: int = 60) -> list[list[float]]:
-    """The run's loss, averaged over ``points`` stretches of it: ``[last step, loss]`` each."""
+    """Return the run's loss, averaged over ``points`` stretches of it: ``[last step, loss]`` each."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     steps = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     width = max(1, len(steps) // points)
@@ -94,7 +94,7 @@ def losses(output: Path, points: int = 60) -> list[list[float]]:
 
 
 def with_new_transformer(given: argparse.Namespace, folder: Path) -> Path:
-    """The pipeline that training starts from, written at the first call."""
+    """Return the pipeline that training starts from, written at the first call."""
     target = folder / "model"
     if not target.is_dir():
         aside = folder / "parts"

@@ -50,7 +50,7 @@ def batch_at(step: int, size: int, seed: int, device: torch.device) -> torch.Ten
 
 
 def cropped(clips: torch.Tensor, crop: Size | None, step: int) -> torch.Tensor:
-    """The same part of each clip, at random; for trials on a CPU."""
+    """Return the same part of each clip, at random; for trials on a CPU."""
     if crop is None:
         return clips
     random = np.random.default_rng(step)
@@ -64,7 +64,7 @@ def cropped(clips: torch.Tensor, crop: Size | None, step: int) -> torch.Tensor:
 def loss_of(
     vae: AutoencoderKLCogVideoX, clips: torch.Tensor, there: torch.Tensor, kl_weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss, and the mean squared error alone. The shape, a twentieth of the frame, counts four times."""
+    """Return the loss, and the mean squared error alone. The shape, a twentieth of the frame, counts four times."""
     posterior = vae.encode(clips).latent_dist
     decoded = vae.decode(posterior.sample()).sample.float()
     weight = 1 + 3 * there
@@ -107,7 +107,7 @@ def judged(vae: AutoencoderKLCogVideoX, device: torch.device, count: int) -> dic
 
 @torch.no_grad()
 def deviations(vae: AutoencoderKLCogVideoX, device: torch.device, clips: int) -> torch.Tensor:
-    """The deviation of each latent channel ``[C]``, over clips of the world."""
+    """Return the deviation of each latent channel ``[C]``, over clips of the world."""
     latents = []
     for start in range(0, clips, 8):
         numbers = range(start, min(start + 8, clips))

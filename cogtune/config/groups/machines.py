@@ -13,39 +13,42 @@ _launch = functools.partial(option, panel="Launch")
 
 
 class MachineFields(BaseModel):
-    """GPUs and machines, and how memory and work are shared out over them."""
+    """GPUs and machines, and how memory and work are distributed over them."""
 
-    strategy: Strategy = _launch("ddp", help_text="How memory and work are shared out over the GPUs.", tags=("resume",))
+    strategy: Strategy = _launch(
+        "ddp", help_text="How memory and work are distributed over the GPUs.", tags=("resume",)
+    )
     pin_memory: bool = _launch(
         True,
-        help_text="Under offload, pin the host's buffers: a faster step; off (but for zero3-offload's weights) where "
-        "pinned memory is scarce, as in WSL.",
+        help_text="With offload, pin host buffers for faster steps. Turn it off if pinned memory is scarce, as in WSL "
+        "(zero3-offload still pins its weights).",
         tags=("machine",),
     )
-    num_processes: int = _launch(1, ge=1, help_text="GPUs to train on, of all machines together.")
+    num_processes: int = _launch(1, ge=1, help_text="Number of GPUs to train on, over all machines.")
     num_machines: int = _launch(
         1,
         ge=1,
-        help_text="Machines to train on, each with the same command; ZeRO and --resume need an --output that all see.",
+        help_text="Number of machines; run the same command on each. ZeRO and --resume require an --output they all "
+        "share.",
         tags=("untimed",),
     )
     machine_rank: int = _launch(
-        0, ge=0, help_text="Which of the machines this is; 0 is the main one.", tags=("machine", "network", "untimed")
+        0, ge=0, help_text="Index of this machine; 0 is the main one.", tags=("machine", "network", "untimed")
     )
     main_process_ip: str | None = _launch(
-        None, help_text="Address of machine 0, where there are several.", tags=("machine", "network", "untimed")
+        None, help_text="Address of machine 0, if there are several.", tags=("machine", "network", "untimed")
     )
     main_process_port: int = _launch(
         0,
         ge=0,
         le=65535,
-        help_text="Port of machine 0 at which the processes meet; 0, on one machine, for a free one.",
+        help_text="Port of machine 0 on which the processes connect; 0 picks a free one (single machine only).",
         tags=("machine", "network", "untimed"),
     )
     nccl_timeout: float = _launch(
         30.0,
         gt=0,
-        help_text="Minutes after which a machine or process that waits for another gives up.",
+        help_text="Minutes that a machine or process waits for another before it gives up.",
         tags=("machine", "untimed"),
     )
 
@@ -54,7 +57,7 @@ class MachineFields(BaseModel):
     def _shared_out(cls, machines: int, info: ValidationInfo) -> int:
         processes = info.data.get("num_processes")
         if processes is not None and processes % machines:
-            raise ValueError(f"{processes} processes cannot be shared out evenly over {machines} machines")
+            raise ValueError(f"{processes} processes cannot be divided evenly over {machines} machines")
         return machines
 
     @field_validator("machine_rank")
@@ -62,5 +65,5 @@ class MachineFields(BaseModel):
     def _one_of_them(cls, rank: int, info: ValidationInfo) -> int:
         machines = info.data.get("num_machines")
         if machines is not None and rank >= machines:
-            raise ValueError(f"{rank} is not one of {machines} machines, which are counted from 0")
+            raise ValueError(f"{rank} is out of range for {machines} machines, which are numbered from 0")
         return rank

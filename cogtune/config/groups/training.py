@@ -1,4 +1,4 @@
-"""What is trained, and on what loss."""
+"""What is trained, and with which loss."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, field_validator
 
 from cogtune.config.arrangement import AttentionKernel, Keep
-from cogtune.config.choices import TimestepDistribution, bytes_of
+from cogtune.config.choices import TimestepDistribution, parse_bytes
 from cogtune.config.fields import option
 from cogtune.config.presets import TrainingType
+from cogtune.config.stream import MasterWeights, Moments
 
 _training = functools.partial(option, panel="Training")
 _lora = functools.partial(option, panel="LoRA")
@@ -24,101 +25,123 @@ _NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 class TrainingFields(BaseModel):
     """What is trained, for how long, and in what batches."""
 
-    type: TrainingType = _training("lora", help_text="lora trains a small adapter, sft every weight.", tags=("resume",))
-    steps: int = _training(1000, ge=1, help_text="Optimizer steps in all.", tags=("untimed",))
+    type: TrainingType = _training(
+        "lora", help_text="Train a LoRA adapter (lora) or all weights (sft).", tags=("resume",)
+    )
+    steps: int = _training(1000, ge=1, help_text="Total optimizer steps.", tags=("untimed",))
     epochs: float | None = _training(
-        None, gt=0, help_text="Passes over the data, in place of steps.", tags=("untimed",)
+        None, gt=0, help_text="Passes over the data, instead of --steps.", tags=("untimed",)
     )
     batch_size: int = _training(1, ge=1, help_text="Samples per GPU and forward pass.", tags=("resume",))
     gradient_accumulation_steps: int = _training(1, ge=1, help_text="Forward passes per optimizer step.")
     gradient_checkpointing: bool = _training(
         True,
-        help_text="Recompute activations in the backward pass: far less memory, about a third more time.",
+        help_text="Recompute activations in the backward pass: far less memory for about a third more time.",
     )
     compile: bool | None = _training(
         None,
-        help_text="Compile the transformer's blocks: less memory and time a step, after a minute's start. "
-        "[default: on a GPU, where no GPU shares its weights]",
+        help_text="Compile the transformer's blocks: less memory and time per step, after about a minute of "
+        "compilation. "
+        "[default: on, on a GPU without ZeRO-3]",
         tags=("machine",),
     )
     seed: int = _training(
         42,
         ge=0,
         le=2**31 - 1,
-        help_text="Decides order, noise, timesteps and the adapter's start.",
+        help_text="Random seed for data order, noise, timesteps and the adapter's initial weights.",
         tags=("resume", "frames"),
     )
 
 
 class MemoryFields(BaseModel):
-    """Where weights and activations are kept, and what is recomputed: the memory engine."""
+    """The memory engine: where weights and activations are kept, and what is recomputed."""
 
     vram: str | None = _memory(
         None,
-        help_text="Memory that a LoRA run may take of each card, such as 8GB: weights and activations are kept in host "
-        "memory as far as they do not fit. [default: no limit, and everything on the card]",
+        help_text="Memory limit per GPU, such as 8GB. Weights and activations that do not fit are kept in host memory. "
+        "[default: no limit, everything on the GPU]",
         tags=("machine", "engine"),
     )
     stream_blocks: int | None = _memory(
         None,
         ge=0,
-        help_text="Transformer blocks whose frozen weights stay in host memory and are streamed through the card. "
-        "[default: as many as --vram asks for]",
+        help_text="Number of transformer blocks whose frozen weights are kept in host memory and streamed to the GPU. "
+        "[default: as many as --vram requires]",
         tags=("machine", "engine"),
     )
     keep_activations: Keep | None = _memory(
         None,
-        help_text="What each block keeps for its backward pass: its inputs, the outputs of attention too, those of "
-        "matrix products too, or everything. [default: chosen with --vram]",
+        help_text="What each block keeps for its backward pass: its inputs, plus attention outputs, plus matrix "
+        "product "
+        "outputs, or everything. [default: chosen with --vram]",
         tags=("machine", "engine"),
     )
     keep_everything: int | None = _memory(
         None,
         ge=0,
-        help_text="The last blocks, which keep everything on the card in place of that. [default: chosen with --vram]",
+        help_text="Number of last blocks that keep everything on the GPU instead. [default: chosen with --vram]",
         tags=("machine", "engine"),
     )
     offload_activations: int | None = _memory(
         None,
         ge=0,
-        help_text="The first blocks, whose activations wait for the backward pass in host memory. "
+        help_text="Number of first blocks whose activations are kept in host memory until the backward pass. "
         "[default: chosen with --vram]",
         tags=("machine", "engine"),
     )
     attention: AttentionKernel | Literal["auto"] | None = _memory(
         None,
-        help_text="The attention kernel; auto measures those that are there. [default: PyTorch's own choice; auto with "
+        help_text="Attention kernel; auto picks the fastest available one. [default: PyTorch's choice; auto with "
         "--vram]",
         tags=("machine", "engine"),
     )
 
-    @field_validator("vram")
+    host_memory: str | None = _memory(
+        None,
+        help_text="Host memory limit of strategy stream, such as 64GB. Decides the formats of the optimizer's state. "
+        "[default: what is free]",
+        tags=("machine", "stream", "untimed"),
+    )
+    master_weights: MasterWeights | None = _memory(
+        None,
+        help_text="Master weights of strategy stream: an fp32 copy; split, only the 16 bits that bf16 leaves out; or "
+        "stochastic, none, with stochastic rounding. [default: fp32 if the host has room, else split]",
+        tags=("stream",),
+    )
+    moments: Moments | None = _memory(
+        None,
+        help_text="Format of Adam's moments under strategy stream. [default: fp32 if the host has room, else 8bit]",
+        tags=("stream",),
+    )
+
+    @field_validator("vram", "host_memory")
     @classmethod
-    def _vram_reads(cls, text: str | None) -> str | None:
-        if text is not None and bytes_of(text) <= 0:
-            raise ValueError(f"'{text}' is not an amount of memory: write it in GB or GiB, such as 8GB")
+    def _amount_reads(cls, text: str | None) -> str | None:
+        if text is not None and parse_bytes(text) <= 0:
+            raise ValueError(f"'{text}' is not an amount of memory; write it in GB or GiB, such as 8GB")
         return text
 
 
 class ObjectiveFields(BaseModel):
-    """Which timesteps and how much noise the loss is measured at."""
+    """Which timesteps and how much image noise to train with."""
 
     timestep_sampling: TimestepDistribution = _training(
         "uniform",
-        help_text="How timesteps are drawn: all alike, or more often where a logistic normal has its mass.",
+        help_text="Distribution of the training timesteps.",
         tags=("resume",),
     )
     timestep_mean: float = _training(
         0.0,
-        help_text="Mean of the normal under logit-normal; above 0, noisier timesteps come more often.",
+        help_text="Mean of the normal for logit-normal; above 0, noisier timesteps are more frequent.",
         tags=("resume",),
     )
     timestep_std: float = _training(
-        1.0, gt=0, help_text="Deviation of the normal under logit-normal.", tags=("resume",)
+        1.0, gt=0, help_text="Standard deviation of the normal for logit-normal.", tags=("resume",)
     )
     timestep_range: str | None = _training(
         None,
-        help_text="LOW,HIGH: train on these timesteps alone, both included. [default: 0,999, all]",
+        help_text="LOW,HIGH: range of training timesteps, inclusive. [default: 0,999]",
         tags=("resume",),
     )
     image_noise: str = _training(
@@ -128,7 +151,7 @@ class ObjectiveFields(BaseModel):
     )
     init_lora: Path | None = _lora(
         None,
-        help_text="A LoRA of any program to begin with, in place of a new adapter; rank, alpha and layers are taken "
+        help_text="LoRA file of any program to start from, instead of a new adapter. Rank, alpha and layers are taken "
         "from it. [default: none]",
         tags=("untimed",),
     )
@@ -137,7 +160,7 @@ class ObjectiveFields(BaseModel):
     @classmethod
     def _range_reads(cls, text: str | None) -> str | None:
         if text is not None and not re.fullmatch(r"\s*\d+\s*,\s*\d+\s*", text):
-            raise ValueError(f"'{text}' is not a range: write LOW,HIGH, such as 500,999")
+            raise ValueError(f"'{text}' is not a range; write LOW,HIGH, such as 500,999")
         return text
 
     @field_validator("image_noise", mode="before")
@@ -149,7 +172,7 @@ class ObjectiveFields(BaseModel):
     @classmethod
     def _noise_reads(cls, text: str) -> str:
         if text != "off" and not re.fullmatch(rf"\s*-?{_NUMBER}\s*,\s*{_NUMBER}\s*", text):
-            raise ValueError(f"'{text}' is no noise: write MEAN,STD of its log, such as -3,0.5, or off")
+            raise ValueError(f"'{text}' is not valid; write MEAN,STD of the noise's log, such as -3,0.5, or off")
         return text
 
 
@@ -160,20 +183,20 @@ class LoraFields(BaseModel):
     alpha: float | None = _lora(
         None,
         gt=0,
-        help_text="Strength of the adapter is alpha / rank, with --rslora alpha / √rank. [default: the rank]",
+        help_text="The adapter is scaled by alpha / rank, or alpha / √rank with --rslora. [default: the rank]",
     )
     target_modules: tuple[str, ...] = _lora(
         ("to_q", "to_k", "to_v", "to_out.0"),
         min_length=1,
-        help_text="Layers that get an adapter, by the end of their names.",
+        help_text="Layers that get an adapter, matched by the end of their names.",
         tags=("resume",),
     )
     lora_dropout: float = _lora(
-        0.0, ge=0, lt=1, help_text="Share of the adapter's inputs dropped in training.", tags=("resume",)
+        0.0, ge=0, lt=1, help_text="Dropout probability on the adapter's inputs.", tags=("resume",)
     )
     dora: bool = _lora(
-        False, help_text="Learn a magnitude for each output beside the direction (DoRA).", tags=("resume",)
+        False, help_text="Weight-decomposed LoRA (DoRA): also learn a magnitude for each output.", tags=("resume",)
     )
     rslora: bool = _lora(
-        False, help_text="Rank-stabilised strength, alpha / √rank in place of alpha / rank.", tags=("resume",)
+        False, help_text="Rank-stabilised LoRA: scale by alpha / √rank instead of alpha / rank.", tags=("resume",)
     )

@@ -14,6 +14,7 @@ from cogtune.data.video.stamp import Stamp as FullStamp
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained, write_text
+from cogtune.system.folders import remove_leftovers
 from cogtune.system.json_files import read_sealed, sealed
 
 Stamp = tuple[int, int]
@@ -35,7 +36,7 @@ class Facts:
         self._learned = False
 
     def stamp(self, path: Path) -> Stamp:
-        """How a file stands now; to be taken before a fact about it is found out.
+        """Return how a file stands now; to be taken before a fact about it is found out.
 
         Raises:
             CogtuneError: there is no such file.
@@ -45,7 +46,7 @@ class Facts:
         return stat.st_size, stat.st_mtime_ns
 
     def known(self, path: Path, name: str, stamp: Stamp) -> Any:
-        """The fact ``name`` about a file that stands at ``stamp``; None when it is not known."""
+        """Return the fact ``name`` about a file that stands at ``stamp``; None when it is not known."""
         known = self._all().get(str(path), {})
         return known.get(name) if known.get("stamp") == [*stamp] else None
 
@@ -75,7 +76,7 @@ class Facts:
         return value
 
     def current(self, path: Path) -> FullStamp:
-        """How a file stands whose digest was asked for, for those who read it later.
+        """Return how a file stands whose digest was asked for, for those who read it later.
 
         Raises:
             FileChanged: it does not stand as it stood then.
@@ -87,7 +88,7 @@ class Facts:
         return stamp
 
     def digest(self, path: Path) -> str:
-        """A digest of the file's bytes.
+        """Return a digest of the file's bytes.
 
         Raises:
             CogtuneError: the file cannot be read.
@@ -108,7 +109,7 @@ class Facts:
         return info
 
     def known_probe(self, path: Path, stamp: Stamp) -> VideoInfo | None:
-        """What the clip is that stands at ``stamp``, if that is known in all that this version tells."""
+        """Return what the clip is that stands at ``stamp``, if that is known in all that this version tells."""
         known = self.known(path, "probe", stamp)
         return VideoInfo.from_dict(known) if isinstance(known, dict) and known.keys() == _TOLD else None
 
@@ -123,6 +124,7 @@ class Facts:
             CogtuneError: the file cannot be written.
         """
         if self._learned and self.path:
+            remove_leftovers(self.path.parent, self.path.name, shared=True)
             write_text(self.path, json.dumps(sealed(self._all()), ensure_ascii=False) + "\n")
             self._learned = False
 

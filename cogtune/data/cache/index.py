@@ -19,8 +19,8 @@ from cogtune.system.json_files import read_sealed, write_sealed
 FORMAT = 2
 """Part of every key: raise it when what an entry holds changes."""
 
-READING = 2
-"""Part of the keys of clips and images: raise it when other pixels are read of the same file."""
+READING, READING_IMAGES = 2, 3
+"""Part of the keys of clips, and of those of images: raise it when other pixels are read of the same file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Index:
 
     @classmethod
     def read(cls, path: Path) -> Index:
-        """The index saved at ``path``.
+        """Return the index saved at ``path``.
 
         Raises:
             CogtuneError: there is none, or it is not what was saved.
@@ -92,7 +92,7 @@ class Index:
 
 
 def caption_of(sample: Sample, id_token: str) -> str:
-    """The caption the model is trained with: the id token, if any, put in front."""
+    """Return the caption the model is trained with: the id token, if any, put in front."""
     return f"{id_token} {sample.caption}".strip()
 
 
@@ -182,7 +182,7 @@ def make_index(store: Store, samples: Sequence[Sample], recipe: CacheKeySettings
 
 
 def _view_of(store: Store, sample: Sample, recipe: CacheKeySettings) -> ClipView:
-    """What training sees of a sample's clip.
+    """Return what training sees of a sample's clip.
 
     Raises:
         CogtuneError: the clip cannot be read, or is too short.
@@ -194,13 +194,13 @@ def _view_of(store: Store, sample: Sample, recipe: CacheKeySettings) -> ClipView
 
 
 def _fitted(seen: ClipView) -> list[Any]:
-    """What the pixels of a clip's frames depend on beside the frames themselves."""
+    """Return what the pixels of a clip's frames depend on beside the frames themselves."""
     crop = seen.crop
     return [seen.size.height, seen.size.width, *crop.resized, crop.top, crop.left]
 
 
 def jobs(store: Store, samples: Sequence[Sample], index: Index, recipe: CacheKeySettings) -> EncodeJobs:
-    """What makes every entry of ``index``, each key once, whether it is there or not."""
+    """Return what makes every entry of ``index``, each key once, whether it is there or not."""
     clips: dict[str, ClipJob] = {}
     texts: dict[str, TextJob] = {index.null_text: TextJob(index.null_text, "")}
     images: dict[str, ImageJob] = {}
@@ -217,7 +217,7 @@ def jobs(store: Store, samples: Sequence[Sample], index: Index, recipe: CacheKey
 
 
 def missing(store: Store, work: EncodeJobs) -> EncodeJobs:
-    """What of ``work`` has no whole entry in ``store``."""
+    """Return what of ``work`` has no whole entry in ``store``."""
     return EncodeJobs(
         tuple(job for job in work.clips if not store.holds("latents", job.key)),
         tuple(job for job in work.texts if not store.holds("text", job.key)),
@@ -226,7 +226,7 @@ def missing(store: Store, work: EncodeJobs) -> EncodeJobs:
 
 
 def image_key(source: str, seen: ClipView, *, from_video: bool) -> str:
-    """The key of a conditioning frame, from the digest of the file that it is in.
+    """Return the key of a conditioning frame, from the digest of the file that it is in.
 
     It depends on the first of the frames alone, and of an image that is no frame, on no frame at all.
     """
@@ -235,11 +235,12 @@ def image_key(source: str, seen: ClipView, *, from_video: bool) -> str:
         if from_video
         else [seen.size.height, seen.size.width, seen.reshape, seen.place]
     )
-    return digest({"format": FORMAT, "reading": READING, "source": source, "video": from_video, "fitted": fitted})
+    reading = READING if from_video else READING_IMAGES
+    return digest({"format": FORMAT, "reading": reading, "source": source, "video": from_video, "fitted": fitted})
 
 
 def text_key(caption: str, recipe: CacheKeySettings) -> str:
-    """The key of a caption's embedding."""
+    """Return the key of a caption's embedding."""
     return digest(
         {
             "format": FORMAT,

@@ -15,7 +15,7 @@ from cogtune.data.cache.facts import Facts
 from cogtune.system import names
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained, write_atomic
-from cogtune.system.folders import remove_partials
+from cogtune.system.folders import remove_leftovers, remove_partials
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class Store:
         self.facts = Facts(root / names.FACTS)
 
     def path(self, kind: EntryKind, key: str) -> Path:
-        """Where the entry of ``key`` is, or will be."""
+        """Return where the entry of ``key`` is, or will be."""
         return self.root / kind / key[:2] / f"{key}{_SUFFIX}"
 
     def holds(self, kind: EntryKind, key: str) -> bool:
@@ -94,7 +94,7 @@ class Store:
         return tensor
 
     def _look(self, kind: EntryKind, key: str) -> tuple[Tensor | None, str]:
-        """An entry's tensor, and what is wrong with it; no word when its bytes are those that were written."""
+        """Return an entry's tensor, and what is wrong with it; no word when its bytes are those that were written."""
         from safetensors import SafetensorError, safe_open
 
         path = self.path(kind, key)
@@ -109,7 +109,7 @@ class Store:
         return tensor, ""
 
     def problem(self, kind: EntryKind, key: str, shape: tuple[int, ...] | None = None) -> str:
-        """What is wrong with an entry, which is read to its end for that; empty when it is sound.
+        """Return what is wrong with an entry, which is read to its end for that; empty when it is sound.
 
         Args:
             shape: what it should have; None when that is not known.
@@ -149,6 +149,7 @@ class Store:
         for kind in KINDS:
             for folder in (self.root / kind).glob("??"):
                 remove_partials(folder)
+        remove_leftovers(self.root / names.JOB)
 
 
 def _checksums(tensor: Tensor, name: str) -> tuple[str, str]:

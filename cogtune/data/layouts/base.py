@@ -140,7 +140,7 @@ def to_samples(
     base: PurePosixPath = _TOP,
     role: Literal["video", "image"] = "video",
 ) -> list[Sample]:
-    """A sample of every entry that is whole and whose paths may be opened; ``findings`` gets what is wrong.
+    """Return a sample of every entry that is whole and whose paths may be opened; ``findings`` gets what is wrong.
 
     Args:
         base: the folder that paths start at, relative to the dataset's.
@@ -149,19 +149,19 @@ def to_samples(
     paths = _Paths(folder, base)
     usable: list[tuple[DatasetEntry, _Located, _Located | None]] = []
     for number, entry in enumerate(entries, start=1):
-        video = paths.locate(entry.video, findings)
-        image = None if entry.image is None else paths.locate(entry.image, findings)
+        video = paths.locate(entry.video, findings, image=role == "image")
+        image = None if entry.image is None else paths.locate(entry.image, findings, image=True)
         if entry.caption is not None and video is not None and (image is not None or entry.image is None):
             usable.append((entry, video, image))
         if number % _TOLD_EVERY == 0 or number == len(entries):
             folder.tell(number, len(entries))
     samples = []
     names = ids([PurePosixPath(nfc(str(video.path))) for _, video, _ in usable])
-    for identity, (entry, video, image) in zip(names, usable, strict=True):
-        samples.append(Sample(identity, video.file, entry.caption or "", image.file if image else None))
+    for sample_id, (entry, video, image) in zip(names, usable, strict=True):
+        samples.append(Sample(sample_id, video.file, entry.caption or "", image.file if image else None))
         for code, located in ((f"missing-{role}", video), ("missing-image", image)):
             if located is not None and located.hint:
-                where = identity if role == "video" else entry.video.where
+                where = sample_id if role == "video" else entry.video.where
                 findings.append(finding(code, where, f"{located.path} is not there", located.hint))
     return samples
 
@@ -174,14 +174,14 @@ class _Paths:
         self._roots = (str(folder.root.absolute()), str(folder.inside))
         self._nearest = Nearest(folder)
 
-    def locate(self, place: ListedPath, findings: list[Finding]) -> _Located | None:
-        """The file at a place, or None and a finding when it must not be opened."""
+    def locate(self, place: ListedPath, findings: list[Finding], *, image: bool) -> _Located | None:
+        """Return the file at a place, or None and a finding when it must not be opened."""
         if place.text is None:
             return None
         if place.file is not None:
             return _Located(PurePosixPath(nfc(place.text)), place.file)
         try:
-            path, leaves, there = self._found(place.text, place.where)
+            path, leaves, there = self._found(place.text, place.where, image=image)
         except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL character
             reason = getattr(error, "strerror", None) or error
             message = f"{shortened(place.text)!r} is not a usable path: {reason}"
@@ -193,8 +193,8 @@ class _Paths:
         hint = "" if there else self._nearest.where_to_look(path)
         return _Located(PurePosixPath(path), self.folder.root / path, hint)
 
-    def _found(self, text: str, where: str) -> tuple[str, bool, bool]:
-        """The path that is meant, whether it leaves the dataset, and whether there is a file.
+    def _found(self, text: str, where: str, *, image: bool) -> tuple[str, bool, bool]:
+        """Return the path that is meant, whether it leaves the dataset, and whether there is a file.
 
         Raises:
             OSError, RuntimeError, ValueError: it is not a usable path.
@@ -205,13 +205,13 @@ class _Paths:
             if there:
                 return path, leaves, there
         for path in paths:
-            if (same := self._nearest.same_file(path)) is not None:
+            if (same := self._nearest.same_file(path, image=image)) is not None:
                 self.folder.taken(where.rpartition(":")[0], same[1], str(same[0]))
                 return (str(same[0]), *self._look(str(same[0])))
         return looks[0]
 
     def _inside(self, text: str, base: PurePosixPath) -> str:
-        """A path from the dataset's folder on, also when it is written as an absolute one of a file in it."""
+        """Return a path from the dataset's folder on, also when it is written as an absolute one of a file in it."""
         path = posixpath.normpath(text)
         bare = path if path.startswith("/") else posixpath.normpath(unquoted(text))
         for root in self._roots if bare.startswith("/") else ():
@@ -220,7 +220,7 @@ class _Paths:
         return path if path.startswith("/") or not base.parts else posixpath.normpath(f"{base}/{path}")
 
     def _look(self, path: str) -> tuple[bool, bool]:
-        """Whether a path leaves the dataset, and whether there is a file; what leaves is not looked at."""
+        """Return whether a path leaves the dataset, and whether there is a file; what leaves is not looked at."""
         if path in ("", "."):
             raise ValueError("it is the dataset's folder itself")
         if PurePosixPath(path).name in ("", ".."):
@@ -238,7 +238,7 @@ class _Paths:
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """``text``, or as much of it as fits into ``most`` characters."""
+    """Return ``text``, or as much of it as fits into ``most`` characters."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
@@ -250,10 +250,10 @@ def ids(videos: Sequence[PurePosixPath]) -> Iterator[str]:
     for video in videos:
         stem = video.with_suffix("")
         plain = str(video if stems[stem] > 1 else stem)
-        identity, count = plain, counts.get(plain, 1)
-        while identity in taken:
+        sample_id, count = plain, counts.get(plain, 1)
+        while sample_id in taken:
             count += 1
-            identity = f"{plain}#{count}"
+            sample_id = f"{plain}#{count}"
         counts[plain] = count
-        taken.add(identity)
-        yield identity
+        taken.add(sample_id)
+        yield sample_id

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -26,6 +25,9 @@ from cogtune.system.json_files import read_json
 
 SAVED = ("state.json", "dataset_dict.json")
 """What ``save_to_disk`` leaves: of one split, of several."""
+
+CARD, OVERRIDE = "README.md", ".huggingface.yaml"
+"""Where a folder's author says which files are data; what the second says holds."""
 
 _USUAL_NAMES = {
     "video": (*USUAL_NAMES["video"], "mp4", "mov", "mkv", "webm", "avi"),
@@ -78,7 +80,7 @@ def _is_saved(folder: Folder) -> bool:
 
 
 def _reaches_out(folder: Folder) -> list[Finding]:
-    """What the library would open outside the folder: links, and files that its own descriptions name.
+    """Return what the library would open outside the folder: links, and files that its own descriptions name.
 
     Raises:
         CogtuneError: a description cannot be read; or cogtune's own files lie where the library would read them.
@@ -87,7 +89,8 @@ def _reaches_out(folder: Folder) -> list[Finding]:
         _refuse_own_files(folder)
     if folder.reading.allow_outside:
         return []
-    problems = [problem for file in folder.files if (problem := folder.outside(file, str(file))) is not None]
+    files = [*map(str, folder.files), OVERRIDE]
+    problems = [problem for file in files if (problem := folder.outside(file, file)) is not None]
     problems += [
         finding("outside-folder", sub, f"{sub} is a link that leaves the dataset's folder", _COPY)
         for sub in _links_out(folder)
@@ -112,7 +115,7 @@ def _reaches_out(folder: Folder) -> list[Finding]:
 
 
 def _links_out(folder: Folder) -> list[str]:
-    """The folders that are links leading out; they are not walked into, but the library would."""
+    """Return the folders that are links leading out; they are not walked into, but the library would."""
     found = []
     for at in sorted({parent for file in folder.files for parent in file.parents} | {PurePosixPath()}):
         with os.scandir(folder.root / at) as entries:
@@ -135,30 +138,35 @@ def _named_files(folder: Folder) -> Iterator[tuple[str, str]]:
         elif file.name == "dataset_dict.json":
             for split in _of_type(_json(folder, file).get("splits", []), list, file, "splits"):
                 yield str(file), _of_type(split, str, file, "splits")
-    if not _is_saved(folder) and "README.md" in folder.top:
-        for text in _texts(_card(folder).get("configs")):
-            yield "README.md", text
+    if not _is_saved(folder):
+        for name, value in _descriptions(folder):
+            for text in _texts(value.get("configs")):
+                yield name, text
 
 
-def _card(folder: Folder) -> Mapping[str, Any]:
-    """What the head of a dataset's card says.
+def _descriptions(folder: Folder) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield what the library reads of where data is: the head of the dataset's card, and the file that overrides it.
 
     Raises:
-        CogtuneError: it is not YAML.
+        CogtuneError: one of them is not YAML.
     """
     import yaml
+    from huggingface_hub.repocard import metadata_load
 
-    with os_errors_explained(folder.root / "README.md", "read"):
-        text = (folder.root / "README.md").read_text(encoding="utf-8-sig", errors="replace")
-    head = re.match(r"\s*---[ \t]*\r?\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
-    try:
-        value = yaml.safe_load(head[1]) if head else None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise CogtuneError(
-            f"the head of {folder.root / 'README.md'} is not YAML: {str(error).splitlines()[0]}",
-            "correct it, or remove it: the datasets library reads there which files are data",
-        ) from error
-    return value if isinstance(value, Mapping) else {}
+    for name, what in ((CARD, "the head of "), (OVERRIDE, "")):
+        path = folder.root / name
+        if not path.is_file():
+            continue
+        try:
+            with os_errors_explained(path, "read"):
+                value = metadata_load(path) if name == CARD else yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise CogtuneError(
+                f"{what}{path} is not YAML: {str(error).splitlines()[0]}",
+                "correct it, or remove it: the datasets library reads there which files are data",
+            ) from error
+        if isinstance(value, Mapping):
+            yield name, value
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -205,7 +213,7 @@ def _refuse_own_files(folder: Folder) -> None:
 
 
 def _load(folder: Folder, media: Path) -> tuple[str, Any]:
-    """The name of the split to read and its ``datasets.Dataset``, whose clips and images are not decoded.
+    """Return the name of the split to read and its ``datasets.Dataset``, whose clips and images are not decoded.
 
     Raises:
         CogtuneError: the library is not installed or cannot read the folder, or no split is the obvious one.
@@ -257,7 +265,7 @@ def _rows(root: Path, table: Any) -> Iterator[dict[str, Any]]:
 
 
 def _file_of(value: Any, unnamed: str, root: Path, media: Path) -> tuple[Any, Path | None]:
-    """The path that a cell holds, and where its bytes are now, if it holds any; another value as it is."""
+    """Return the path that a cell holds, and where its bytes are now, if it holds any; another value as it is."""
     path = value
     if isinstance(value, Mapping) and "bytes" in value:
         path, value = value.get("path"), value["bytes"]
@@ -270,7 +278,7 @@ def _file_of(value: Any, unnamed: str, root: Path, media: Path) -> tuple[Any, Pa
 
 
 def _written(data: bytes, media: Path, suffix: str) -> Path:
-    """The file that holds ``data``; written if it is not there."""
+    """Return the file that holds ``data``; written if it is not there."""
     name = hashlib.blake2b(data, digest_size=16).hexdigest()
     path = media / name[:2] / f"{name}{suffix.lower()}"
     if not path.is_file() or path.stat().st_size != len(data):

@@ -55,7 +55,7 @@ class _Dialect:
 def read_delimited(
     folder: Folder, name: str, findings: list[Finding], delimiter: str, usable: Callable[[Sequence[str]], bool]
 ) -> Table:
-    """The table in a file; what is wrong with its rows becomes findings.
+    """Return the table in a file; what is wrong with its rows becomes findings.
 
     Args:
         delimiter: what the file's name says.
@@ -82,7 +82,7 @@ def read_delimited(
 
 
 def _delimiter_of(text: Sequence[str], delimiter: str, usable: Callable[[Sequence[str]], bool]) -> str:
-    """What parts the values: as the file's name says, unless its header can only be read in another way."""
+    """Return what parts the values: as the file's name says, unless its header can only be read in another way."""
     header = next((line for line in text if line.strip()), "")
 
     def columns(by: str) -> list[str]:

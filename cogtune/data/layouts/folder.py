@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from cogtune.config.choices import DataFormat
 from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts import own_files
-from cogtune.data.layouts.lines import is_unicode, is_utf16
+from cogtune.data.layouts.lines import NotTextError, as_utf8, is_unicode
 from cogtune.data.layouts.spelling import normal
 from cogtune.system.files import os_errors_explained
 
@@ -69,7 +69,7 @@ class Folder:
     # -------------------------------------------------------------------------------------------- what may be opened
 
     def leads_out(self, path: str | PurePosixPath | Path) -> bool:
-        """Whether a path, relative to the folder, may not be opened: it leads out, by itself or by a link.
+        """Return whether a path, relative to the folder, may not be opened: it leads out, by itself or by a link.
 
         Raises:
             OSError, RuntimeError, ValueError: it is not a usable path: too long, a loop of links, a NUL character.
@@ -89,7 +89,7 @@ class Folder:
         return self._resolved[parent]
 
     def outside(self, path: str | PurePosixPath, where: str, what: str = "") -> Finding | None:
-        """The finding about a file of the dataset that is a link leading out; None when it may be opened."""
+        """Return the finding about a file of the dataset that is a link leading out; None when it may be opened."""
         try:
             if not self.leads_out(path):
                 return None
@@ -99,7 +99,7 @@ class Folder:
         return finding("outside-folder", where, message, "copy the file itself to this place, or give --allow-outside")
 
     def read_text(self, name: str, findings: list[Finding]) -> bytes | None:
-        """What is in a list or table; None and a finding when it may not be opened or is UTF-16.
+        """Return what is in a list or table, in UTF-8; None and a finding when it may not be opened or is no text.
 
         Raises:
             CogtuneError: the file cannot be read.
@@ -109,10 +109,22 @@ class Folder:
             return None
         with os_errors_explained(self.root / name, "read"):
             data = (self.root / name).read_bytes()
-        if is_utf16(data):
-            findings.append(finding("not-utf8", name, f"{name} is UTF-16, not UTF-8", "save it again as UTF-8"))
+        return self.in_utf8(data, name, name, findings)
+
+    def in_utf8(self, data: bytes, name: str, where: str, findings: list[Finding]) -> bytes | None:
+        """A text file's bytes in UTF-8, noted if they were not; None and a finding when they are no text.
+
+        Args:
+            where: the place in the dataset that ``name`` belongs to.
+        """
+        try:
+            text, encoding = as_utf8(data)
+        except NotTextError as error:
+            findings.append(finding("not-utf8", where, f"{name} {error}", f"save {name} again as UTF-8"))
             return None
-        return data
+        if encoding:
+            self.taken(str(self.root), f"read as {encoding}, not UTF-8", name)
+        return text
 
     # ------------------------------------------------------------------------------------------------ what is there
 
@@ -129,7 +141,7 @@ class Folder:
         return tuple(name for name in sorted(folders) if not name.startswith(".") and not self._passed_by(name))
 
     def files_in(self, name: str) -> tuple[str, ...]:
-        """The names of the files in a sub-folder, as :attr:`top`."""
+        """Return the names of the files in a sub-folder, as :attr:`top`."""
         return self._named(self.root / name)
 
     def _passed_by(self, name: str) -> bool:
@@ -177,7 +189,7 @@ class Folder:
         return dict.fromkeys(found)
 
     def _enter(self, folder: Path, entered: set[Path]) -> bool:
-        """Whether to walk into a folder: not twice, which a loop of links would do without end."""
+        """Return whether to walk into a folder: not twice, which a loop of links would do without end."""
         target = Path(os.path.realpath(folder))
         if target in entered or (folder.is_symlink() and target.is_relative_to(self.inside)):
             return False
@@ -225,7 +237,7 @@ class Folder:
 
 
 def _content(at: Path) -> tuple[list[str], list[str]]:
-    """The names of the folders and of the plain files in a folder."""
+    """Return the names of the folders and of the plain files in a folder."""
     folders, files = [], []
     with os.scandir(at) as entries:
         for entry in entries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,9 @@ from cogtune.data.findings import Finding, finding, not_utf8
 from cogtune.data.layouts.base import shortened
 from cogtune.data.layouts.delimited import Table
 from cogtune.data.layouts.folder import Folder
-from cogtune.data.layouts.lines import lines_of
+from cogtune.data.layouts.lines import NotTextError, as_utf8, lines_of
+from cogtune.data.layouts.media import may_be_clip
+from cogtune.data.layouts.spelling import normal
 from cogtune.system.errors import CogtuneError
 
 _HEAD = 4096
@@ -33,22 +36,36 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_array(path: Path) -> bool:
-    """Whether a JSON file begins as an array of objects does."""
+    """Return whether a JSON file begins as an array of objects does."""
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").split()
-    except OSError:
+            head, _ = as_utf8(file.read(_HEAD), is_whole=False)
+    except (OSError, NotTextError):
         return False
-    return b"".join(head).startswith((b"[{", b"[]"))
+    return b"".join(head.removeprefix(codecs.BOM_UTF8).split()).startswith((b"[{", b"[]"))
+
+
+def is_map(folder: Folder, name: str) -> bool:
+    """Whether a JSON file is an object that says something of clips by their names, at least of one that is there."""
+    try:
+        value = json.loads(as_utf8((folder.root / name).read_bytes())[0])
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(value, dict) or not all(isinstance(said, (str, dict)) for said in value.values()):
+        return False
+    there = (folder.by_spelling.get(normal(key), folder.by_stem.get(normal(key), ())) for key in value)
+    return any(may_be_clip(file) for files in there for file in files)
 
 
 def read_json_rows(folder: Folder, name: str, findings: list[Finding]) -> Table:
-    """The objects in a file; what is wrong with a line or an item becomes a finding."""
+    """Return the objects in a file; what is wrong with a line or an item becomes a finding."""
     data = folder.read_text(name, findings)
     if data is None:
         return Table((), ())
     if is_array(folder.root / name):
         return _read_array(folder, name, data, findings)
+    if name.lower().endswith(".json"):
+        return _read_map(folder, name, data)
     rows: list[tuple[int, Mapping[str, Any]]] = []
     columns: dict[str, None] = {}
     for number, line in lines_of(data):
@@ -73,7 +90,7 @@ def read_json_rows(folder: Folder, name: str, findings: list[Finding]) -> Table:
 
 
 def _read_array(folder: Folder, name: str, data: bytes, findings: list[Finding]) -> Table:
-    """The items of an array.
+    """Return the items of an array.
 
     Raises:
         CogtuneError: it is not JSON.
@@ -99,6 +116,24 @@ def _read_array(folder: Folder, name: str, data: bytes, findings: list[Finding])
         else:
             findings.append(_no_object(f"{name}:{number}", f"item {number}", repr(value)))
     return Table(tuple(columns), rows)
+
+
+def _read_map(folder: Folder, name: str, data: bytes) -> Table:
+    """What an object says of clips by their names.
+
+    Raises:
+        CogtuneError: a name is there twice.
+    """
+    try:
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
+    except ValueError as error:
+        raise CogtuneError(f"{name} cannot be read: {error}", "say of each clip once what it shows") from error
+    folder.taken(name, "a JSON object, read as a table of what it says of each clip")
+    rows = [
+        (number, {**(said if isinstance(said, dict) else {"text": said}), "file_name": clip})
+        for number, (clip, said) in enumerate(value.items(), start=1)
+    ]
+    return Table(tuple(dict.fromkeys(column for _, row in rows for column in row)), rows)
 
 
 def _no_object(where: str, what: str, shown: str) -> Finding:

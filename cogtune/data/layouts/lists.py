@@ -45,7 +45,7 @@ def _read(folder: Folder) -> LayoutContent:
 
 
 def _files(folder: Folder) -> dict[str, str]:
-    """The file that each list is in, by what it is documented as; a note of those that are called otherwise."""
+    """Return the file that each list is in, by what it is documented as; a note of those that are called otherwise."""
     found = {}
     for name, others in _OTHER_NAMES.items():
         file = same_name(name, folder.top, others)
@@ -59,7 +59,7 @@ def _files(folder: Folder) -> dict[str, str]:
 
 
 def _read_lines(folder: Folder, file: str, findings: list[Finding]) -> list[str | None] | None:
-    """The lines of a list; None in place of the list when the whole file cannot be read."""
+    """Return the lines of a list; None in place of the list when the whole file cannot be read."""
     data = folder.read_text(file, findings)
     if data is None:
         return None
@@ -119,7 +119,7 @@ def _entries(files: dict[str, str], lists: Lines) -> list[DatasetEntry]:
 
 
 def _look_at_each(folder: Folder, files: dict[str, str], lists: Lines, findings: list[Finding]) -> Unpaired:
-    """The lines of lists that cannot be paired, each by itself: what else is wrong is told at the same time."""
+    """Return the lines of lists that cannot be paired, each by itself: what else is wrong is told at the same time."""
     clips: list[Sample] = []
     for name in (VIDEOS, IMAGES):
         entries = [

@@ -55,15 +55,15 @@ CAPTION_FOLDERS = ("labels", "captions", "caption", "prompts", "texts", "text", 
 
 
 def is_clip(file: PurePosixPath) -> bool:
-    """Whether a file is a clip, by its name."""
+    """Return whether a file is a clip, by its name."""
     return file.suffix.lower() in VIDEO_SUFFIXES
 
 
 def may_be_clip(file: PurePosixPath) -> bool:
-    """Whether a file is a clip by its name, or may be one."""
+    """Return whether a file is a clip by its name, or may be one."""
     return file.suffix.lower() in VIDEO_SUFFIXES or file.suffix.lower() in ALSO_SUFFIXES
 
 
 def is_image(file: PurePosixPath) -> bool:
-    """Whether a file is a still, by its name."""
+    """Return whether a file is a still, by its name."""
     return file.suffix.lower() in IMAGE_SUFFIXES

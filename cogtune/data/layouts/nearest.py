@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from cogtune.data.findings import listed
 from cogtune.data.layouts.folder import Folder
-from cogtune.data.layouts.media import may_be_clip
+from cogtune.data.layouts.media import is_clip, is_image, may_be_clip
 from cogtune.data.layouts.spelling import nfc, normal, unquoted
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -23,6 +23,7 @@ _MOST_ALIKE = 20
 """Names in one spelling that are looked at."""
 
 _TABLES = {".xlsx", ".xls", ".ods", ".xml", ".yaml", ".yml", ".db", ".sqlite", ".feather"}
+_WITH_TEXT = {".csv", ".json", ".jsonl", ".md", ".srt", ".toml", ".tsv", ".txt", ".vtt"}
 _PACKED = {".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"}
 
 
@@ -35,13 +36,24 @@ class Nearest:
         """What was missing in front of paths so far: what one lacks, the next one does, too."""
         self._patience = _MOST_COMPARED
 
-    def same_file(self, text: str) -> tuple[PurePosixPath, str] | None:
-        """The one file that a path which is not there must mean, and how it differs; None when that is not plain."""
+    def same_file(self, text: str, *, image: bool = False) -> tuple[PurePosixPath, str] | None:
+        """The one file that a path which is not there must mean, and how it differs; None when that is not plain.
+
+        Args:
+            image: whether it is to be an image rather than a clip.
+        """
         plain = unquoted(text)
         slashed = plain if "/" in plain else plain.replace("\\", "/")
         path = posixpath.normpath(slashed)
         there = self.folder.by_spelling.get(normal(path), [])
         alike = [file for file in there[:_MOST_ALIKE] if nfc(str(file)) == nfc(path)] or there
+        if not there:
+            named = [
+                file
+                for file in self.folder.by_stem.get(normal(path), [])[:_MOST_ALIKE]
+                if (is_image(file) if image else may_be_clip(file))
+            ]
+            return (named[0], "names found with a suffix, such as a.mp4 for a") if len(named) == 1 else None
         if len(alike) != 1:
             return None
         if plain != text:
@@ -53,7 +65,7 @@ class Nearest:
         return alike[0], "paths found in other upper and lower case"
 
     def where_to_look(self, text: str) -> str:
-        """The hint about a path that is not there: the nearest file, or where paths start."""
+        """Return the hint about a path that is not there: the nearest file, or where paths start."""
         path = PurePosixPath(posixpath.normpath(unquoted(text).replace("\\", "/")))
         if found := self.elsewhere(text):
             return f"paths start at the dataset's folder: write {found}"
@@ -68,7 +80,7 @@ class Nearest:
         return f"paths start at {self.folder.root}"
 
     def elsewhere(self, text: str) -> str:
-        """The file that a path means in another folder of the dataset; empty when there is none, or several."""
+        """Return the file that a path means in another folder of the dataset; empty when there is none, or several."""
         path = posixpath.normpath(unquoted(text).replace("\\", "/"))
         wanted = normal(path).lstrip("/")
         for prefix in self._prefixes:
@@ -110,7 +122,7 @@ def same_name(name: str, there: Iterable[str], others: Sequence[str] = ()) -> st
 
 
 def look_alike(path: Path) -> str:
-    """The hint about a file of the user's that is not there: the nearest name in its folder, or nothing."""
+    """Return the hint about a file of the user's that is not there: the nearest name in its folder, or nothing."""
     try:
         names = [other.name for other in itertools.islice(path.parent.iterdir(), _MOST_COMPARED)]
     except OSError:
@@ -127,6 +139,8 @@ def what_is_there(folder: Folder) -> str:
     packed = [name for name in folder.top if PurePosixPath(name).suffix.lower() in _PACKED]
     shards = [name for name in folder.top if name.lower().endswith((".tar", ".arrow"))]
     lists = [name for name in folder.subfolders if same_name("videos.txt", folder.files_in(name)) is not None]
+    pictures = [file for file in folder.files if is_image(file)]
+    others = [file for file in folder.files if file.suffix.lower() in _WITH_TEXT]
     if lists:
         return f"{listed(lists, 3)} in it holds lists: give that folder"
     if shards:
@@ -134,5 +148,13 @@ def what_is_there(folder: Folder) -> str:
     if tables:
         return f"{listed(tables, 3)} is there: save it as CSV"
     if objects:
-        return f"{listed(objects, 3)} is there, but holds no array of objects, one for each sample"
-    return f"{listed(packed, 3)} is there: unpack it first" if packed else ""
+        return f"{_there(objects)}, but without an array of objects, one for each sample"
+    if packed:
+        return f"{listed(packed, 3)} is there: unpack it first"
+    if pictures and not any(is_clip(file) for file in folder.files):
+        return f"{_there(pictures)}, and a clip is one file: `ffmpeg -framerate 8 -i %04d.png a.mp4` makes one of them"
+    return f"{_there(others)}, in no form that is known" if others else ""
+
+
+def _there(names: Sequence[object]) -> str:
+    return f"{listed(names, 3)} {'is' if len(names) == 1 else 'are'} there"

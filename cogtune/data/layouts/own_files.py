@@ -32,7 +32,7 @@ def is_run(folders: Collection[str], files: Collection[str]) -> bool:
 
 
 def is_own(name: str, folders: Collection[str], files: Collection[str]) -> bool:
-    """Whether a folder of this name and content was written by cogtune as a whole."""
+    """Return whether a folder of this name and content was written by cogtune as a whole."""
     return (
         is_run(folders, files)
         or (names.STATE in files and names.CHECKPOINT_NAME.fullmatch(name) is not None)
@@ -51,17 +51,17 @@ def _of_run(name: str) -> bool:
 
 
 def is_sampled(video: Path) -> bool:
-    """Whether a video was sampled by cogtune; False for one that cannot be read."""
+    """Return whether a video was sampled by cogtune; False for one that cannot be read."""
     return _begins_with(video, MARK, _HEAD)
 
 
 def is_quarantine(text: Path) -> bool:
-    """Whether a text file is a list of samples to leave out, written by ``dataset validate``."""
+    """Return whether a text file is a list of samples to leave out, written by ``dataset validate``."""
     return _begins_with(text, QUARANTINE_HEADER, len(QUARANTINE_HEADER))
 
 
 def _begins_with(path: Path, text: str, most: int) -> bool:
-    """Whether ``text`` is within the first ``most`` bytes of a file."""
+    """Return whether ``text`` is within the first ``most`` bytes of a file."""
     try:
         if not path.is_file():  # a pipe would be waited for without end
             return False

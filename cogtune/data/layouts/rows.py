@@ -38,7 +38,7 @@ class Columns:
 def choose_columns(
     name: str, columns: Sequence[str], reading: LayoutOptions, usual_names: Mapping[str, Sequence[str]] = USUAL_NAMES
 ) -> Columns:
-    """The columns to read, as the user names them, else by their usual names.
+    """Return the columns to read, as the user names them, else by their usual names.
 
     Raises:
         CogtuneError: one is missing, or there twice; with all that is wrong and the columns there are.
@@ -72,7 +72,7 @@ def choose_columns(
 
 
 def fits(columns: Sequence[str], reading: LayoutOptions) -> bool:
-    """Whether :func:`choose_columns` finds among ``columns`` those that a sample needs."""
+    """Return whether :func:`choose_columns` finds among ``columns`` those that a sample needs."""
     try:
         if not columns:
             return False
@@ -90,7 +90,7 @@ def _usual(names: Sequence[str], columns: Sequence[str]) -> str | None:
 def entry_of(
     name: str, row: tuple[int, Mapping[str, Any]], columns: Columns, findings: list[Finding]
 ) -> DatasetEntry | None:
-    """The entry that a numbered row of ``name`` makes, or None and findings of all that is wrong with it."""
+    """Return the entry that a numbered row of ``name`` makes, or None and findings of all that is wrong with it."""
     number, values = row
     where = f"{name}:{number}"
     line = f"{_ROWS.get(Path(name).suffix.lower(), 'row')} {number}"

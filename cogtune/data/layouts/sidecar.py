@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from cogtune.config.choices import DataFormat
 from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts.base import Layout, LayoutContent, Sample, ids
 from cogtune.data.layouts.folder import Folder
-from cogtune.data.layouts.lines import is_unicode
+from cogtune.data.layouts.lines import NotTextError, as_utf8, is_unicode
 from cogtune.data.layouts.media import (
     CAPTION_FOLDERS,
     CAPTION_SUFFIX,
@@ -23,6 +25,7 @@ from cogtune.data.layouts.media import (
     may_be_clip,
 )
 from cogtune.data.layouts.own_files import is_quarantine, is_sampled
+from cogtune.data.layouts.rows import USUAL_NAMES
 from cogtune.data.layouts.spelling import nfc, normal
 from cogtune.system.errors import counted
 from cogtune.system.files import os_errors_explained
@@ -63,6 +66,11 @@ class _Pairs:
         for key, name in self._in_folders(clip):
             if (apart := self._named(key)) is not None:
                 return _Caption(apart.file, f"captions read from {name}/, not from beside their clips")
+        described = clip.with_suffix(".json")
+        if described in self.folder.files and not self.folder.leads_out(described):
+            with contextlib.suppress(OSError, NotTextError):
+                if _said_in(as_utf8((self.folder.root / described).read_bytes())[0]):
+                    return _Caption(described, "captions read from .json files, not .txt")
         return None
 
     def _named(self, key: str) -> _Caption | None:
@@ -100,9 +108,19 @@ class _Pairs:
         return {file: caption for file, caption in pairs.items() if caption is not None or is_clip(file)}
 
 
+def _said_in(data: bytes) -> str:
+    """The caption in a JSON object about one clip, under a usual name; empty where there is none."""
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return ""
+    said = [value.get(name) for name in USUAL_NAMES["caption"]] if isinstance(value, dict) else []
+    return next((text.strip() for text in said if isinstance(text, str) and is_unicode(text)), "")
+
+
 @lru_cache(maxsize=1)
 def _pairs(folder: Folder) -> _Pairs:
-    """Those of a folder: worked out once for finding out its layout and for reading it."""
+    """Return those of a folder: worked out once for finding out its layout and for reading it."""
     return _Pairs(folder)
 
 
@@ -122,9 +140,9 @@ def _read(folder: Folder) -> LayoutContent:
     clips = [clip for clip in clips if clip not in sampled]
     samples = []
     names = ids([PurePosixPath(nfc(str(clip))) for clip in clips])
-    for number, (identity, clip) in enumerate(zip(names, clips, strict=True), start=1):
-        text = _read_caption(folder, identity, clip, pairs.clips[clip], findings)
-        samples.append(Sample(identity, folder.root / clip, text))
+    for number, (sample_id, clip) in enumerate(zip(names, clips, strict=True), start=1):
+        text = _read_caption(folder, sample_id, clip, pairs.clips[clip], findings)
+        samples.append(Sample(sample_id, folder.root / clip, text))
         if number % 1000 == 0:
             folder.tell(number, len(clips))
     own = [*folder.own, *sorted(map(str, sampled)), *_check_strays(pairs, findings)]
@@ -132,7 +150,7 @@ def _read(folder: Folder) -> LayoutContent:
         message = f"cogtune wrote {listed(own, 5)}: not read as data"
         findings.append(finding("own-files", str(folder.root), message))
     findings += _left_out(pairs)
-    return LayoutContent(BESIDE.name, samples, findings)
+    return LayoutContent(SIDECAR.name, samples, findings)
 
 
 def _is_usable(folder: Folder, clip: PurePosixPath, findings: list[Finding]) -> bool:
@@ -147,28 +165,30 @@ def _is_usable(folder: Folder, clip: PurePosixPath, findings: list[Finding]) -> 
 
 
 def _read_caption(
-    folder: Folder, identity: str, clip: PurePosixPath, caption: _Caption | None, findings: list[Finding]
+    folder: Folder, sample_id: str, clip: PurePosixPath, caption: _Caption | None, findings: list[Finding]
 ) -> str:
-    """The whole text of a sample's caption file; empty, with a finding, when it cannot be had."""
+    """Return the whole text of a sample's caption file; empty, with a finding, when it cannot be had."""
     file = clip.with_suffix(CAPTION_SUFFIX) if caption is None else caption.file
     path = folder.root / file
-    if caption is not None and (problem := folder.outside(file, identity, "its caption ")) is not None:
+    if caption is not None and (problem := folder.outside(file, sample_id, "its caption ")) is not None:
         findings.append(problem)
     elif caption is None or not path.is_file():  # a pipe would be waited for without end
         state = "is no plain file" if path.exists() else "is not there"
         other = _almost(folder, clip) if caption is None else ""
         message = f"{clip} has no caption: {file} {state}{other}"
-        findings.append(finding("missing-caption", identity, message, f"describe the clip in {file}"))
+        findings.append(finding("missing-caption", sample_id, message, f"describe the clip in {file}"))
     else:
         with os_errors_explained(path, "read"):
-            data = path.read_bytes()
+            data = folder.in_utf8(path.read_bytes(), str(file), sample_id, findings)
+        if data is None:
+            return ""
         try:
-            text = data.decode("utf-8-sig").strip()
+            text = _said_in(data) if file.suffix == ".json" else data.decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             byte = error.start - data.rfind(b"\n", 0, error.start)
             message = f"byte {byte} of line {line} of {file}, 0x{data[error.start]:02x}, is not UTF-8"
-            findings.append(finding("not-utf8", identity, message, f"save {file} again as UTF-8"))
+            findings.append(finding("not-utf8", sample_id, message, f"save {file} again as UTF-8"))
         else:
             if caption.how:
                 folder.taken(str(folder.root), caption.how, str(file))
@@ -177,7 +197,7 @@ def _read_caption(
 
 
 def _almost(folder: Folder, clip: PurePosixPath) -> str:
-    """What lies beside a clip under its name and is no caption that can be read, in words."""
+    """Return what lies beside a clip under its name and is no caption that can be read, in words."""
     alike = folder.by_stem.get(_normal_stem(clip), [])
     others = [file.name for file in alike if not may_be_clip(file) and not is_image(file)]
     return f"; {listed(others, 3)} is, which is not read as one" if others else ""
@@ -227,16 +247,16 @@ def _left_out(pairs: _Pairs) -> Iterator[Finding]:
 
 def _detect(folder: Folder) -> DataFormat | None:
     pairs = _pairs(folder).clips.values()
-    return "beside" if any(caption is not None and not caption.how for caption in pairs) else None
+    return "sidecar" if any(caption is not None and not caption.how for caption in pairs) else None
 
 
 def _almost_detect(folder: Folder) -> DataFormat | None:
-    return "beside" if any(caption is not None for caption in _pairs(folder).clips.values()) else None
+    return "sidecar" if any(caption is not None for caption in _pairs(folder).clips.values()) else None
 
 
-BESIDE = Layout(
-    ("beside",),
-    "captions beside clips",
+SIDECAR = Layout(
+    ("sidecar",),
+    "sidecar captions",
     "a folder of clips, each with a text file of the same name beside it (a.mp4, a.txt)",
     _detect,
     _read,

@@ -12,7 +12,7 @@ from cogtune.data.findings import Finding, listed
 from cogtune.data.layouts.base import Layout, LayoutContent, shortened, to_samples
 from cogtune.data.layouts.delimited import Table, read_delimited
 from cogtune.data.layouts.folder import Folder
-from cogtune.data.layouts.json_rows import is_array, read_json_rows
+from cogtune.data.layouts.json_rows import is_array, is_map, read_json_rows
 from cogtune.data.layouts.rows import Columns, choose_columns, entry_of, fits
 from cogtune.system.errors import CogtuneError
 
@@ -68,7 +68,7 @@ def _read(folder: Folder) -> LayoutContent:
 
 
 def _tables(folder: Folder) -> list[_Found]:
-    """Every table in the folder itself."""
+    """Return every table in the folder itself."""
     names = [name for name in folder.top if name.isprintable()]
     return [
         _Found(name, _SUFFIXES[suffix]) for name in names if (suffix := PurePosixPath(name).suffix.lower()) in _SUFFIXES
@@ -78,7 +78,11 @@ def _tables(folder: Folder) -> list[_Found]:
 def _almost_tables(folder: Folder) -> list[_Found]:
     """The tables that are called otherwise, or are elsewhere than documented: JSON arrays, and those of sub-folders."""
     arrays = [_Found(name, "jsonl") for name in folder.top if _is_array(folder, name)]
-    return arrays or list(_below(folder))
+    return arrays or list(_below(folder)) or [_Found(name, "jsonl") for name in folder.top if _is_map(folder, name)]
+
+
+def _is_map(folder: Folder, name: str) -> bool:
+    return name.lower().endswith(".json") and not folder.leads_out(name) and is_map(folder, name)
 
 
 def _below(folder: Folder) -> Iterator[_Found]:
@@ -99,7 +103,7 @@ def _is_array(folder: Folder, name: str) -> bool:
 
 
 def _the_table(folder: Folder) -> _Found:
-    """The table to read: of those in the format asked for, the one called metadata, else the only one."""
+    """Return the table to read: of those in the format asked for, the one called metadata, else the only one."""
     root, wanted = folder.root, folder.reading.format
     tables = _tables(folder)
     meant = [table for table in tables if wanted in (None, table.format)]
@@ -118,13 +122,13 @@ def _the_table(folder: Folder) -> _Found:
         advice = f"call the right one {_STEM}{PurePosixPath(meant[0].name).suffix}{choice}; "
         raise CogtuneError(
             f"{root} holds several tables: {listed([table.name for table in meant])}",
-            "give the folder of one of them" if meant[0].how else f"{advice}--format beside reads none of them",
+            "give the folder of one of them" if meant[0].how else f"{advice}--format sidecar reads none of them",
         )
     return meant[0]
 
 
 def _with_others(table: _Found, meant: list[_Found]) -> _Found:
-    """The table of the training split, whose note names the others."""
+    """Return the table of the training split, whose note names the others."""
     others = [other.name for other in meant if other != table]
     how = f"{table.how}; {listed(others, 3)} {'is' if len(others) == 1 else 'are'} not read" if others else table.how
     return _Found(table.name, table.format, how)
@@ -144,7 +148,7 @@ def _almost(folder: Folder) -> DataFormat | None:
 
 
 def _read_parquet(folder: Folder, name: str) -> tuple[Table, Columns]:
-    """The rows, with the columns chosen, since only those are read.
+    """Return the rows, with the columns chosen, since only those are read.
 
     Raises:
         CogtuneError: pyarrow is not installed, the file is damaged, or a column holds something else than text.

@@ -50,7 +50,7 @@ class Reading:
     path: Array
 
     def shows(self, subject: world.Subject) -> bool:
-        """Whether colour, shape and motion are those of ``subject``."""
+        """Return whether colour, shape and motion are those of ``subject``."""
         return (self.colour, self.shape, self.motion) == subject.combination
 
 
@@ -78,7 +78,7 @@ def detect(frames: Pixels) -> Reading:
 
 
 def _paint(pixels: Array, distance: Array) -> Array | None:
-    """The thing's colour: the median of what lies farthest from the background, if that is a colour at all."""
+    """Return the thing's colour: the median of what lies farthest from the background, if that is a colour at all."""
     far = distance > _LEAST_DISTANCE
     if far.mean() * far[0].size < _LEAST_AREA / 2:
         return None
@@ -90,14 +90,14 @@ def _paint(pixels: Array, distance: Array) -> Array | None:
 
 
 def _main_part(cover: Array) -> Array:
-    """The cover without stray pixels: what lies in the window around the heaviest place of each frame."""
+    """Return the cover without stray pixels: what lies in the window around the heaviest place of each frame."""
     kept = np.where(cover > 0.3, cover, 0.0).clip(0, 1)
     averaged = _box(kept, 1)
     return np.where(averaged > 0.2, kept, 0.0)
 
 
 def _box(values: Array, reach: int) -> Array:
-    """The mean over squares of ``2 * reach + 1`` pixels, of each frame."""
+    """Return the mean over squares of ``2 * reach + 1`` pixels, of each frame."""
     padded = np.pad(values, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
     size = 2 * reach + 1
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
@@ -123,7 +123,7 @@ def _path(cover: Array) -> Array:
 
 
 def _standard(cover: Array, path: Array) -> Array:
-    """Each frame's thing at the middle of a ``_GRID`` square, all of one area: ``[F, G, G]``, bilinear."""
+    """Return each frame's thing at the middle of a ``_GRID`` square, all of one area: ``[F, G, G]``, bilinear."""
     height, width = cover.shape[1:]
     steps = (np.arange(_GRID) + 0.5) / _GRID * 2 - 1
     x = path[:, 0, None] + _SPAN * path[:, 2, None] * steps - 0.5  # [F, G]
@@ -142,7 +142,7 @@ def _standard(cover: Array, path: Array) -> Array:
 
 @functools.lru_cache(maxsize=1)
 def _templates() -> tuple[tuple[str, ...], Array]:
-    """Every shape's standard picture ``[S, G, G]``, made from drawn clips as a clip's own is."""
+    """Return every shape's standard picture ``[S, G, G]``, made from drawn clips as a clip's own is."""
     names = tuple(world.SHAPES | world.NEW_SHAPES)
     pictures = []
     for name in names:
@@ -175,7 +175,7 @@ def _nearest(colour: Array, table: dict[str, world.Rgb], radius: float) -> str |
 
 
 def _background(rows: Array) -> str | None:
-    """The background whose colours the rows have, from top to bottom."""
+    """Return the background whose colours the rows have, from top to bottom."""
     down = ((np.arange(len(rows)) + 0.5) / len(rows))[:, None]
     best, least = None, _BACKGROUND_RADIUS
     for name, (top, bottom) in world.BACKGROUNDS.items():
@@ -187,7 +187,7 @@ def _background(rows: Array) -> str | None:
 
 
 def _motion(path: Array, height: int, width: int) -> str | None:
-    """The motion that a path is, by rules on how far it goes and how often it turns."""
+    """Return the motion that a path is, by rules on how far it goes and how often it turns."""
     path = path[np.isfinite(path[:, 0])]
     x, y, radius = path[:, 0] / width * 96, path[:, 1] / height * 64, path[:, 2] / height * 64
     reach_x, reach_y = np.ptp(x), np.ptp(y)
@@ -244,7 +244,7 @@ def _smooth(values: Array) -> Array:
 
 
 def _turns(values: Array, least: float) -> int:
-    """How often ``values`` change direction, swings smaller than ``least`` left out."""
+    """Return how often ``values`` change direction, swings smaller than ``least`` left out."""
     turns, direction, extreme = 0, 0, float(values[0])
     for value in map(float, values):
         if direction == 0:
@@ -258,7 +258,7 @@ def _turns(values: Array, least: float) -> int:
 
 
 def confusion(pairs: list[tuple[world.Subject, Reading]], part: str) -> dict[tuple[str, str], int]:
-    """How often each pair of (asked, read) came, of ``colour``, ``shape``, ``motion`` or ``background``."""
+    """Return how often each pair of (asked, read) came, of ``colour``, ``shape``, ``motion`` or ``background``."""
     counts: dict[tuple[str, str], int] = {}
     for subject, reading in pairs:
         key: Any = getattr(subject, part), getattr(reading, part) or "-"

@@ -280,7 +280,7 @@ HELD_OUT = _held_out(64)
 
 
 def backgrounds_for(colour: str) -> list[str]:
-    """The backgrounds before which a shape of this colour can be told well."""
+    """Return the backgrounds before which a shape of this colour can be told well."""
     paint = np.array((COLOURS | NEW_COLOURS)[colour], float)
     shares = np.linspace(0, 1, 9)[:, None]
     return [
@@ -291,7 +291,7 @@ def backgrounds_for(colour: str) -> list[str]:
 
 
 def known_subjects(*, held_out: bool = False) -> list[Subject]:
-    """Every subject of the world that is drawn for training, or every one that is not."""
+    """Return every subject of the world that is drawn for training, or every one that is not."""
     return [
         Subject(*words, background)
         for words in itertools.product(COLOURS, SHAPES, MOTIONS)
@@ -301,7 +301,7 @@ def known_subjects(*, held_out: bool = False) -> list[Subject]:
 
 
 def held_out_prompts() -> list[tuple[Subject, str]]:
-    """One subject, and its plain caption, for each held-out combination; backgrounds in turn."""
+    """Return one subject, and its plain caption, for each held-out combination; backgrounds in turn."""
     chosen = []
     for number, (colour, shape, motion) in enumerate(sorted(HELD_OUT)):
         places = backgrounds_for(colour)
@@ -311,7 +311,7 @@ def held_out_prompts() -> list[tuple[Subject, str]]:
 
 
 def caption_of(subject: Subject, random: np.random.Generator | None = None) -> str:
-    """A caption that is true of ``subject``: the plainest, or one in phrases drawn from ``random``."""
+    """Return a caption that is true of ``subject``: the plainest, or one in phrases drawn from ``random``."""
 
     def pick(phrases: Sequence[str]) -> str:
         return phrases[0 if random is None else int(random.integers(len(phrases)))]
@@ -331,7 +331,7 @@ def caption_of(subject: Subject, random: np.random.Generator | None = None) -> s
 
 
 def scene_of(subject: Subject, random: np.random.Generator, *, plain_caption: bool = False) -> Scene:
-    """``subject`` somewhere in the frame, of some size: all that it leaves open is drawn from ``random``."""
+    """Return ``subject`` somewhere in the frame, of some size: all that it leaves open is drawn from ``random``."""
     poses = (MOTIONS | NEW_MOTIONS)[subject.motion](random)
     caption = caption_of(subject, None if plain_caption else random)
     top, bottom = BACKGROUNDS[subject.background]
@@ -362,7 +362,7 @@ def _order(seed: int, block: int) -> npt.NDArray[np.int64]:
 
 
 def draw(scene: Scene) -> Pixels:
-    """The frames of a scene, ``uint8 [F, H, W, 3]``."""
+    """Return the frames of a scene, ``uint8 [F, H, W, 3]``."""
     frames = _rendered([scene], np, lambda values: np.asarray(values, np.float32))
     pixels: Pixels = frames[0].round().astype(np.uint8)
     return pixels

@@ -104,7 +104,7 @@ def _check_words(sample: Sample, words: int) -> Iterator[Finding]:
 
 
 def not_english(caption: str) -> str:
-    """Why a caption does not seem to be English; empty when it may well be.
+    """Return why a caption does not seem to be English; empty when it may well be.
 
     It goes by the script and, in long captions in Latin script, by the small words: it knows those of seven other
     languages, and is silent when in doubt.
@@ -192,7 +192,7 @@ def _size(video: Path) -> int:
 
 
 def normal_form(caption: str) -> str:
-    """A caption without what does not change its meaning: capitals, accents' spelling, punctuation, blanks."""
+    """Return a caption without what does not change its meaning: capitals, accents' spelling, punctuation, blanks."""
     plain = unicodedata.normalize("NFKC", caption).casefold()
     return " ".join(re.findall(r"\w+", plain))
 

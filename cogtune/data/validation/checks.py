@@ -51,7 +51,7 @@ class ValidationReport:
         return self.counts["error"] == 0
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON-able values; programs may rely on its keys."""
+        """Return the report as JSON-able values; programs may rely on its keys."""
         return {
             "version": REPORT_VERSION,
             "dataset": str(self.root),
@@ -59,12 +59,12 @@ class ValidationReport:
             "ok": self.ok,
             "counts": dict(self.counts),
             "findings": [asdict(found) for found in self.findings],
-            "clips": [{"id": identity, **_facts_of(info)} for identity, info in self.infos.items()],
+            "clips": [{"id": sample_id, **_facts_of(info)} for sample_id, info in self.infos.items()],
         }
 
 
 def _facts_of(info: VideoInfo) -> dict[str, Any]:
-    """What a clip is; of the times of its frames, which may be thousands, the rate says enough."""
+    """Return what a clip is; of the times of its frames, which may be thousands, the rate says enough."""
     return {name: value for name, value in asdict(info).items() if name != "times"}
 
 
@@ -158,7 +158,7 @@ def _look(
 
 
 def _stamps(files: Iterable[Path | None], facts: Facts) -> list[Stamp]:
-    """How a sample's files stand; nothing when one is missing, which the inspectors report."""
+    """Return how a sample's files stand; nothing when one is missing, which the inspectors report."""
     with contextlib.suppress(CogtuneError):
         return [facts.stamp(path) for path in files if path is not None]
     return []

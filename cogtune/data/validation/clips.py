@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from cogtune.data.findings import Finding, finding
-from cogtune.data.frames import FrameSettings, frames_given, settings_for, view
+from cogtune.data.frames import FrameSettings, available_frames, settings_for, view
 from cogtune.data.video.container import VideoInfo
 from cogtune.data.video.images import ImageInfo
 from cogtune.data.video.timing import standstill
@@ -44,6 +44,14 @@ def check_clip(where: str, info: VideoInfo, settings: FrameSettings, *, any_fram
     settings = settings_for(info, settings)
     yield from _check_length(where, info, settings, any_frames=any_frames)
     yield from _check_pauses(where, info, settings)
+    if not info.rate_told:
+        yield finding(
+            "no-rate",
+            where,
+            f"does not say how many frames a second it has: taken for {info.fps:g}",
+            "if that is wrong, its motion is learned too fast or too slow: put it into a container with its rate, "
+            "ffmpeg -r RATE -i IN -c copy OUT.mp4",
+        )
     if info.rotation or info.mirrored:
         ways = ["mirrored"] if info.mirrored else []
         ways += [f"turned by {info.rotation} degrees"] if info.rotation else []
@@ -70,7 +78,7 @@ def check_clip(where: str, info: VideoInfo, settings: FrameSettings, *, any_fram
 
 
 def _check_length(where: str, info: VideoInfo, settings: FrameSettings, *, any_frames: bool) -> Iterator[Finding]:
-    count, given = settings.size.num_frames, frames_given(info, settings)
+    count, given = settings.size.num_frames, available_frames(info, settings)
     if given < count:
         rate = "" if settings.sampling == "uniform" else f" at {settings.fps:g} fps"
         skipped = f" from frame {settings.skip_start} on" if settings.skip_start else ""
@@ -111,7 +119,7 @@ def _check_length(where: str, info: VideoInfo, settings: FrameSettings, *, any_f
 
 
 def _seconds(info: VideoInfo, first: int, last: int, last_for: float | None = None) -> float:
-    """How long frames ``first`` to ``last`` are shown; the last one for as long as most, or for ``last_for``."""
+    """Return how long frames ``first`` to ``last`` are shown; the last one for as long as most, or for ``last_for``."""
     if last < first:
         return 0.0
     return info.time_of(last) - info.time_of(first) + (last_for or 1 / info.fps)
@@ -203,6 +211,9 @@ def check_image(where: str, image: ImageInfo, info: VideoInfo) -> Iterator[Findi
             f"has an image with transparency ({image.transparency}), which is dropped: what lies under it is trained",
             "put it on a background first",
         )
+    if image.pictures > 1:
+        message = f"has an image that holds {image.pictures} pictures: the first is trained"
+        yield finding("several-pictures", where, message)
     height, width, shape = image.height, image.width, (info.height, info.width)
     ratio = (width / height) / (shape[1] / shape[0])
     if max(ratio, 1 / ratio) > 1 + SAME_SHAPE:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -123,10 +123,12 @@ def look(limit: float, job: InspectionJob, beat: Beat) -> Inspection:
         _allow_for_size(job.video, limit, beat)
         info = probe(job.video, tick)
         if job.full:
-            check_decoded(job.video, info.num_frames, decode_all(job.video, tick))
+            decoded = decode_all(job.video, tick)
+            info = replace(info, interlaced=info.interlaced or decoded.interlaced)
+            check_decoded(job.video, info.num_frames, decoded)
     except Exception as error:
         problem = error if isinstance(error, VideoError) else _unforeseen(job.video, error)
-        problems.append((problem.code, f"{job.video.name} {problem.reason}", problem.advice))
+        problems.append((problem.code, f"{job.video.name} {problem.reason}", problem.hint))
     if job.image is not None and not job.image.is_file():
         problems.append(("missing-image", f"{job.image.name} is not there", "check the path"))
     elif job.image is not None:

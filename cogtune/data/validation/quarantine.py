@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cogtune.data.findings import Finding
-from cogtune.data.layouts.lines import lines_of
+from cogtune.data.layouts.lines import NotTextError, as_utf8, lines_of
 from cogtune.data.layouts.own_files import QUARANTINE_HEADER
 from cogtune.data.layouts.spelling import nfc
 from cogtune.data.sources import Dataset
@@ -61,7 +61,7 @@ class Remaining:
 
 
 def without_quarantined(dataset: Dataset, path: Path) -> Remaining:
-    """The dataset without the samples that the file ``path`` names, nor what was found about them.
+    """Return the dataset without the samples that the file ``path`` names, nor what was found about them.
 
     Raises:
         UsageError: no sample remains.
@@ -79,7 +79,7 @@ def without_quarantined(dataset: Dataset, path: Path) -> Remaining:
 
 
 def read_quarantine(path: Path) -> dict[str, None]:
-    """The ids that the file names, in its order.
+    """Return the ids that the file names, in its order.
 
     Raises:
         UsageError: it is not UTF-8.
@@ -87,6 +87,10 @@ def read_quarantine(path: Path) -> dict[str, None]:
     """
     with os_errors_explained(path, "read"):
         data = path.read_bytes()
+    try:
+        data, _ = as_utf8(data)
+    except NotTextError as error:
+        raise UsageError(f"{path} {error}", "save the file as UTF-8") from error
     named: dict[str, None] = {}
     for number, line in lines_of(data):
         if isinstance(line, UnicodeDecodeError):

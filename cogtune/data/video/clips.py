@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
 from itertools import chain
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from cogtune.config.choices import DECODER_VARIABLE, Decoder
 from cogtune.data.video.container import (
+    ChangesSize,
     CutShort,
     DamagedVideo,
     EmptyVideo,
@@ -72,7 +73,7 @@ Pixels = npt.NDArray[np.uint8]
 def iter_frames(
     path: Path, indices: Iterable[int], decoder: Decoder | None = None, *, stamp: Stamp | None = None
 ) -> Iterator[Pixels]:
-    """The frames with these indices, ``uint8 [H, W, 3]``, in rising order and each once, one at a time.
+    """Return the frames with these indices, ``uint8 [H, W, 3]``, in rising order and each once, one at a time.
 
     Args:
         path: the clip.
@@ -104,7 +105,7 @@ def _unchanged(path: Path, frames: Iterator[Pixels], stamp: Stamp | None) -> Ite
 
 
 def read_frames(path: Path, indices: Sequence[int], decoder: Decoder | None = None) -> Pixels:
-    """The frames with these indices in the order given, ``uint8 [F, H, W, 3]``; as :func:`iter_frames`."""
+    """Return the frames with these indices in the order given, ``uint8 [F, H, W, 3]``; as :func:`iter_frames`."""
     if not len(indices):
         raise ValueError("no frame is asked for")
     wanted = sorted(set(indices))
@@ -112,7 +113,9 @@ def read_frames(path: Path, indices: Sequence[int], decoder: Decoder | None = No
     return np.stack([frames[index] for index in indices])
 
 
-def write_video(path: Path, frames: Iterable[Pixels], fps: float, comment: str = "") -> None:
+def write_video(
+    path: Path, frames: Iterable[Pixels], fps: float, comment: str = "", texts: Mapping[str, str] | None = None
+) -> None:
     """Write an mp4 that plays everywhere: H.264, yuv420p, BT.709, its index in front.
 
     The file is whole or not there, and the same frames give the same bytes.
@@ -122,6 +125,7 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float, comment: str =
         frames: ``uint8 [H, W, 3]`` each, all of one size; an array ``[F, H, W, 3]`` will do.
         fps: frames a second.
         comment: what the file's metadata say of it.
+        texts: what else they say, by the keys of mp4: ``title``, ``description``.
 
     Raises:
         CogtuneError: no frame, a frame of another shape or type, an odd side, or a disk that refuses.
@@ -142,7 +146,8 @@ def write_video(path: Path, frames: Iterable[Pixels], fps: float, comment: str =
         )
     if not fps > 0:
         raise CogtuneError(f"cannot write {path}: {fps} frames a second")
-    write_atomic(path, lambda aside: _encode(aside, path, chain([first], iterator), (height, width), fps, comment))
+    said = {"comment": comment, **(texts or {})}
+    write_atomic(path, lambda aside: _encode(aside, path, chain([first], iterator), (height, width), fps, said))
 
 
 # --------------------------------------------------------------------------------------------------- reading
@@ -161,7 +166,7 @@ def _iter_pyav(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator[P
             pixels = orientation_of(frame).apply(stored)
             shape = shape or pixels.shape
             if pixels.shape != shape:
-                raise DamagedVideo(path, f"changes its frame size at frame {count - 1}")
+                raise ChangesSize(path, f"changes its frame size at frame {count - 1}")
             yield np.ascontiguousarray(pixels)
             position += 1
             if position == len(wanted):
@@ -174,7 +179,7 @@ _HD = (720, 1280)
 
 
 def _colour_matrix(frame: av.VideoFrame) -> int:
-    """The number of ITU-T H.273 of the matrix that made a frame's colours.
+    """Return the number of ITU-T H.273 of the matrix that made a frame's colours.
 
     What has no tag is taken as players take it: BT.709 from a height of 720 or a width of 1280 on, else BT.601.
     """
@@ -225,7 +230,7 @@ def _iter_decord(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator
 
 
 def _open_decord(path: Path) -> Any:
-    """A ``decord.VideoReader``; None for a file that it cannot open, such as one in a codec newer than it."""
+    """Return a ``decord.VideoReader``; None for a file that it cannot open, such as one in a codec newer than it."""
     import decord
 
     with contextlib.suppress(decord.DECORDError, RuntimeError):
@@ -238,7 +243,7 @@ _DECORD_CONTAINERS = ("mp4", "matroska")
 
 
 def _decord_reads(container: av.container.InputContainer, first: av.VideoFrame) -> bool:
-    """Whether decord gives a clip's frames as PyAV does.
+    """Return whether decord gives a clip's frames as PyAV does.
 
     It chooses a stream of its own, knows one matrix for colours without a tag, and mixes the fields of interlaced
     frames otherwise.
@@ -284,14 +289,16 @@ _X264 = {
 }
 
 
-def _encode(aside: Path, path: Path, frames: Iterable[Pixels], size: tuple[int, int], fps: float, comment: str) -> None:
+def _encode(
+    aside: Path, path: Path, frames: Iterable[Pixels], size: tuple[int, int], fps: float, texts: Mapping[str, str]
+) -> None:
     av = import_av()
     height, width = size
     rate = Fraction(fps).limit_denominator(1001)
     flags = {"movflags": "+faststart", "fflags": "+bitexact"}
     try:
         with av.open(str(aside), "w", format="mp4", options=flags) as container:
-            container.metadata.update({"comment": comment} if comment else {})
+            container.metadata.update({key: text for key, text in texts.items() if text})
             stream = container.add_stream("libx264", rate=rate, options=_X264)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             context = stream.codec_context

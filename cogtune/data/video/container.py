@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from cogtune.data.video.stamp import Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError, counted
+from cogtune.system.stand_ins import HEAD, stand_in
 
 if TYPE_CHECKING:
     import av.container
@@ -30,8 +31,8 @@ class VideoError(CogtuneError):
     code: ClassVar[str] = "damaged-video"
     advice: ClassVar[str] = "play it to see whether it is whole; then encode it again, or leave it out"
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} {reason}", self.advice)
+    def __init__(self, path: Path, reason: str, advice: str = "") -> None:
+        super().__init__(f"{path} {reason}", advice or self.advice)
         self.reason = reason
 
 
@@ -74,6 +75,12 @@ class DamagedVideo(VideoError):
     """The file opens, but cannot be decoded."""
 
 
+class ChangesSize(DamagedVideo):
+    """The frames are not all of one size."""
+
+    advice = "encode it again at one size (`ffmpeg -i IN OUT` does), or leave it out"
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """What a clip is.
@@ -93,6 +100,7 @@ class VideoInfo:
         uneven: share (0 to 1) of the clip's time by which frames come sooner or later than is usual in it.
         mirrored: whether players change left and right, before they turn it.
         interlaced: whether each frame holds the rows of two moments.
+        rate_told: whether the file says anything of time; if not, ``fps`` is a guess.
         times: seconds from the first frame to each, rising; empty when they are evenly spaced at ``fps``.
     """
 
@@ -111,11 +119,12 @@ class VideoInfo:
     uneven: float = 0.0
     mirrored: bool = False
     interlaced: bool = False
+    rate_told: bool = True
     times: tuple[float, ...] = ()
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> VideoInfo:
-        """What ``dataclasses.asdict`` gave, read back from JSON."""
+        """Return what ``dataclasses.asdict`` gave, read back from JSON."""
         return cls(**{**fields, "times": tuple(fields["times"])})
 
     def time_of(self, index: int) -> float:
@@ -133,6 +142,7 @@ class DecodeResult:
         first_damaged: index of the first of these.
         failed: packets that gave an error in place of a frame.
         failure: the first of these errors, in libav's words.
+        interlaced: whether any frame holds the rows of two moments.
     """
 
     frames: int
@@ -140,6 +150,7 @@ class DecodeResult:
     first_damaged: int = 0
     failed: int = 0
     failure: str = ""
+    interlaced: bool = False
 
 
 def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeResult:
@@ -154,6 +165,7 @@ def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeRes
     av = import_av()
     frames = damaged = first_damaged = failed = 0
     failure = ""
+    interlaced = False
     shape = None
     with opened(path) as (container, stream):
         for packet in demuxed(path, container, stream):
@@ -166,12 +178,13 @@ def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeRes
             for picture in pictures:
                 shape = shape or (picture.width, picture.height)
                 if (picture.width, picture.height) != shape:
-                    raise DamagedVideo(path, f"changes its frame size at frame {frames}")
+                    raise ChangesSize(path, f"changes its frame size at frame {frames}")
                 if picture.is_corrupt:
                     first_damaged = first_damaged if damaged else frames
                     damaged += 1
+                interlaced = interlaced or bool(picture.interlaced_frame)
                 frames += 1
-    return DecodeResult(frames, damaged, first_damaged, failed, failure)
+    return DecodeResult(frames, damaged, first_damaged, failed, failure, interlaced)
 
 
 def check_decoded(path: Path, promised: int, decoded: DecodeResult) -> None:
@@ -196,7 +209,7 @@ def check_decoded(path: Path, promised: int, decoded: DecodeResult) -> None:
 
 
 def import_av() -> Any:
-    """The library ``av``.
+    """Return the library ``av``.
 
     Raises:
         CogtuneError: it is not installed.
@@ -226,6 +239,8 @@ def opened(
             length = os.fstat(handle.fileno()).st_size
             if length == 0:
                 raise EmptyVideo(path, "is empty")
+            if (instead := stand_in(handle.read(HEAD))) is not None:  # FFmpeg would open whatever a list names
+                raise NotAVideo(path, f"is {instead.what}, not a clip", instead.advice)
             has_boxes = _check_boxes(path, handle, length)
         container = av.open(str(path.absolute()), metadata_errors="replace")
     except av.InvalidDataError as error:
@@ -236,6 +251,10 @@ def opened(
         raise DamagedVideo(path, f"cannot be opened: {reason_of(error)}") from error
     with container:
         check_unchanged(path, stamp)
+        if container.format.name in _OF_OTHER_FILES:
+            raise NotAVideo(path, "is a list of other files, not a clip")
+        if container.format.name == "webp_pipe" and _is_animated_webp(path):
+            raise NotAVideo(path, "is an animated WebP, which this build of PyAV cannot decode")
         if not (streams := moving_pictures(container)):
             raise NoVideoStream(path, "has no video stream")
         stream = streams[0]
@@ -245,8 +264,19 @@ def opened(
         yield container, stream
 
 
+_OF_OTHER_FILES = frozenset({"concat", "dash", "hls", "imf", "sdp"})
+"""What FFmpeg calls formats that name other files, which would be read wherever they are."""
+
+
+def _is_animated_webp(path: Path) -> bool:
+    """Whether the header has the flag for animation of the WebP container specification."""
+    with path.open("rb") as file:
+        head = file.read(21)
+    return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+
+
 def moving_pictures(container: av.container.InputContainer) -> list[av.video.VideoStream]:
-    """The streams of moving pictures, best first: those that can be decoded, then by their pixels.
+    """Return the streams of moving pictures, best first: those that can be decoded, then by their pixels.
 
     A cover picture is none of them; of what may be a preview, a poster and the film itself, the film comes first.
     """
@@ -265,7 +295,7 @@ _BOXES = frozenset(b"ftyp moov mdat moof free skip wide uuid meta sidx mfra styp
 
 
 def _check_boxes(path: Path, handle: BinaryIO, length: int) -> bool:
-    """Whether the file is an MP4 or MOV; if so, its boxes must be complete.
+    """Return whether the file is an MP4 or MOV; if so, its boxes must be complete.
 
     Decoders promise all frames of a file that is cut, or call it no video at all; the boxes tell which it is.
 
@@ -291,13 +321,13 @@ def _check_boxes(path: Path, handle: BinaryIO, length: int) -> bool:
         if position > length:
             raise CutShort(path, f"is cut short: {position - length:,} of {position:,} bytes are missing")
     else:
-        if not seen & {b"moov", b"moof"}:
+        if not seen & {b"moov", b"moof", b"meta"}:  # a still (AVIF, HEIC) has the last alone
             raise CutShort(path, "is cut short: it has no index (the end of the file was never written)")
     return bool(seen)
 
 
 def reason_of(error: Exception) -> str:
-    """What libav or the system says went wrong, without its number."""
+    """Return what libav or the system says went wrong, without its number."""
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 

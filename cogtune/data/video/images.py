@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import warnings
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cogtune.data.video.stamp import FileChanged, Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError
+from cogtune.system.stand_ins import HEAD, stand_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,11 +35,13 @@ class ImageInfo:
     Args:
         height, width: pixels as shown.
         transparency: the mode that Pillow gives it, such as ``RGBA``, if a pixel of it is see-through; else empty.
+        pictures: how many it holds one after the other, in an animation or on pages; the first is read.
     """
 
     height: int
     width: int
     transparency: str = ""
+    pictures: int = 1
 
 
 @contextlib.contextmanager
@@ -61,6 +65,10 @@ def opened_image(path: Path, stamp: Stamp | None = None) -> Iterator[Image.Image
                 yield image
         check_unchanged(path, stamp)
     except UnidentifiedImageError as error:
+        with path.open("rb") as handle:
+            instead = stand_in(handle.read(HEAD))
+        if instead is not None:
+            raise CogtuneError(f"{path} is {instead.what}, not an image", instead.advice) from error
         raise CogtuneError(f"cannot read the image {path}: it is in no known image format", HINT) from error
     except Image.DecompressionBombError as error:
         raise _too_large(path, error) from error
@@ -86,7 +94,7 @@ def _too_large(path: Path, error: Exception) -> CogtuneError:
 
 
 def measure_image(path: Path, *, full: bool) -> ImageInfo:
-    """What the picture in ``path`` is; every pixel is decoded with ``full``, or where it may be see-through.
+    """Return what the picture in ``path`` is; every pixel is decoded with ``full``, or where it may be see-through.
 
     Raises:
         CogtuneError: the file is no image, cannot be read, or has pixels that :func:`read_image` refuses.
@@ -101,23 +109,32 @@ def measure_image(path: Path, *, full: bool) -> ImageInfo:
         exif = Image.Image.getexif(image)  # a PNG's own method would decode it, to look behind the pixels too
         if exif.get(_ORIENTATION) in _ON_ITS_SIDE:
             width, height = height, width
-        return ImageInfo(height, width, transparency_of(image))
+        transparency = transparency_of(image)
+        return ImageInfo(height, width, transparency, _pictures_in(image))
 
 
-def transparency_warning(path: Path) -> str:
-    """What a user has to know of a picture that a video is to start from, if it is see-through somewhere; else nothing.
+def _pictures_in(image: Image.Image) -> int:
+    """How many pictures a file holds; the smaller copies that cameras put behind a photograph (MPO) do not count."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
+def image_warnings(path: Path) -> list[str]:
+    """What a user has to know of a picture that a video is to start from.
 
     Raises:
         CogtuneError: it cannot be read.
     """
-    mode = measure_image(path, full=False).transparency
-    return (
-        f"{path} has transparency ({mode}), which is dropped: the video starts from what lies under it" if mode else ""
-    )
+    info, told = measure_image(path, full=False), []
+    if info.transparency:
+        dropped = f"transparency ({info.transparency}), which is dropped"
+        told.append(f"{path} has {dropped}: the video starts from what lies under it")
+    if info.pictures > 1:
+        told.append(f"{path} holds {info.pictures} pictures: the video starts from the first")
+    return told
 
 
 def transparency_of(image: Image.Image) -> str:
-    """The image's mode if a pixel of it is see-through, else nothing."""
+    """Return the image's mode if a pixel of it is see-through, else nothing."""
     if not image.has_transparency_data:
         return ""
     lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
@@ -125,9 +142,10 @@ def transparency_of(image: Image.Image) -> str:
 
 
 def read_image(path: Path, stamp: Stamp | None = None) -> npt.NDArray[np.uint8]:
-    """The picture in ``path``, turned as its EXIF orientation says: ``uint8 [H, W, 3]``.
+    """Return the picture in ``path``, turned as its EXIF orientation says: ``uint8 [H, W, 3]``.
 
-    16 bits a colour become 8. What lies under transparency is kept, as it is of a clip.
+    16 bits a colour become 8, and colours of another space than sRGB, which the file's profile (ICC) names, become
+    sRGB. What lies under transparency is kept, as it is of a clip.
 
     Args:
         stamp: how the file has to stand while it is read.
@@ -147,7 +165,28 @@ def read_image(path: Path, stamp: Stamp | None = None) -> npt.NDArray[np.uint8]:
             return np.repeat(grey[..., np.newaxis], 3, axis=2)
         if upright.mode in ("RGBa", "La"):  # multiplied by the opacity, which has to be taken out again
             upright = upright.convert("RGBA" if upright.mode == "RGBa" else "LA")
-        return np.array(upright.convert("RGB"))
+        return np.array(_in_srgb(upright, image.info.get("icc_profile")))
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """The picture in RGB, its colours those that its profile means; a profile that cannot be used is no profile."""
+    from PIL import ImageCms
+
+    if image.mode in ("1", "L", "LA"):  # a profile of colours says nothing of grey
+        profile = None
+    if image.mode != "CMYK":
+        image = image.convert("RGB")
+    with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else None
+        space = _COLOUR_SPACES.get(source.profile.xcolor_space.strip()) if source else None
+        if source is not None and space == image.mode and "sRGB" not in (source.profile.profile_description or ""):
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return converted or image.convert("RGB")
+    return image.convert("RGB")
+
+
+_COLOUR_SPACES = {"RGB": "RGB", "CMYK": "CMYK"}
+"""Those of profiles that are applied, and Pillow's modes of pictures that they belong to."""
 
 
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})

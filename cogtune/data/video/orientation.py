@@ -30,7 +30,7 @@ class Orientation:
         return self.turns % 2 == 1
 
     def apply(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The stored frame ``[H, W, 3]`` as it is shown."""
+        """Return the stored frame ``[H, W, 3]`` as it is shown."""
         import numpy as np
 
         return np.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.turns)
@@ -50,7 +50,7 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
 
 
 def from_matrix(matrix: bytes) -> Orientation:
-    """The orientation that a display matrix stands for.
+    """Return the orientation that a display matrix stands for.
 
     Args:
         matrix: nine 32-bit integers ``a b u, c d v, x y w`` in the byte order of this machine, as libavutil keeps
@@ -68,5 +68,5 @@ def from_matrix(matrix: bytes) -> Orientation:
 
 
 def turned_by_rotation(frame: av.VideoFrame) -> Orientation:
-    """What a decoder does that knows a display matrix by its angle alone."""
+    """Return what a decoder does that knows a display matrix by its angle alone."""
     return Orientation(round(frame.rotation / 90) % 4)

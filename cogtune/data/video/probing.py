@@ -36,7 +36,8 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
         start = _start(path, container, stream)
         frame = start.frame
         count, ticks = _shown_frames(path, container, stream, start, tick)
-        timing = _timing(stream, count, ticks)
+        bare = bool(container.format.flags & import_av().format.Flags.no_timestamps.value)
+        timing = _told_timing(stream) if bare else _timing(stream, count, ticks)
         shown = orientation_of(frame)
         height, width = (frame.width, frame.height) if shown.on_its_side else (frame.height, frame.width)
         aspect = float(stream.sample_aspect_ratio or 1)
@@ -55,9 +56,30 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
             alpha=_has_alpha(frame, stream),
             uneven=timing.uneven,
             mirrored=shown.mirrored,
-            interlaced=frame.interlaced_frame,
+            interlaced=_is_interlaced(path, container, stream, frame),
+            rate_told=not bare or bool(stream.codec_context.framerate),
             times=timing.times,
         )
+
+
+_PROGRESSIVE = frozenset({"av1", "gif", "png", "apng", "theora", "vp8", "vp9", "webp"})
+"""Codecs that know no fields."""
+
+
+def _is_interlaced(
+    path: Path, container: av.container.InputContainer, stream: av.video.VideoStream, first: av.VideoFrame
+) -> bool:
+    """Whether the first frame, or one from the middle, holds the rows of two moments: the beginning may be a title."""
+    if first.interlaced_frame or stream.codec_context.codec.canonical_name in _PROGRESSIVE or not stream.duration:
+        return bool(first.interlaced_frame)
+    av = import_av()
+    with contextlib.suppress(
+        av.FFmpegError, DamagedVideo, StopIteration
+    ):  # what is damaged is found by whoever looks for it
+        container.seek((stream.start_time or 0) + stream.duration // 2, stream=stream)
+        packet = next(demuxed(path, container, stream))
+        return any(frame.interlaced_frame for frame in [*packet.decode(), *stream.codec_context.decode(None)])
+    return False
 
 
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
@@ -70,7 +92,7 @@ def _hdr(context: Any) -> str:
 
 
 def _has_alpha(frame: av.VideoFrame, stream: av.video.VideoStream) -> bool:
-    """Whether a pixel has an opacity; WebM keeps it apart from the picture, and says so in a tag.
+    """Return whether a pixel has an opacity; WebM keeps it apart from the picture, and says so in a tag.
 
     Every GIF is decoded with one: there the first frame has to be see-through somewhere.
     """
@@ -98,7 +120,7 @@ class _Start:
 
 
 def _start(path: Path, container: av.container.InputContainer, stream: av.video.VideoStream) -> _Start:
-    """How a clip begins: from its first packets alone if these will do, which spares the frames in the queue."""
+    """Return how a clip begins: from its first packets alone if these will do, which spares the frames in the queue."""
     av = import_av()
     with contextlib.suppress(av.FFmpegError):
         packets = container.demux(stream)
@@ -125,7 +147,7 @@ def _shown_frames(
     start: _Start,
     tick: Callable[[], None],
 ) -> tuple[int, Sequence[int]]:
-    """How many frames decoding gives, and when each is shown, in rising ticks of the stream.
+    """Return how many frames decoding gives, and when each is shown, in rising ticks of the stream.
 
     The timestamps are as many as the frames, or it is not known to which frame each belongs and there are none.
     """
@@ -172,7 +194,7 @@ class _Packet:
 
 
 def _shown_packets(path: Path, codec: str, tick: Callable[[], None]) -> list[_Packet]:
-    """The packets that hold a frame which is shown."""
+    """Return the packets that hold a frame which is shown."""
     is_shown: Callable[[Any], bool] = _SHOWN.get(codec, lambda _: True)
     with opened(path) as (container, stream):
         found = []
@@ -184,7 +206,7 @@ def _shown_packets(path: Path, codec: str, tick: Callable[[], None]) -> list[_Pa
 
 
 def _decoded_times(path: Path, tick: Callable[[], None]) -> list[int | None]:
-    """The timestamp of each frame that decoding gives."""
+    """Return the timestamp of each frame that decoding gives."""
     with opened(path) as (container, stream):
         times = []
         for frame in decoded_frames(path, container, stream):
@@ -194,7 +216,7 @@ def _decoded_times(path: Path, tick: Callable[[], None]) -> list[int | None]:
 
 
 def _vp8_is_shown(packet: Any) -> bool:
-    """The bit ``show_frame`` of RFC 6386, 9.1."""
+    """Return the bit ``show_frame`` of RFC 6386, 9.1."""
     return bool(memoryview(packet)[0] & 0x10)
 
 
@@ -224,8 +246,16 @@ def _tick_of(stream: av.video.VideoStream) -> Fraction:
     return stream.time_base or Fraction(1, 1000)
 
 
+def _told_timing(stream: av.video.VideoStream) -> Timing:
+    """The timing of a stream outside of any container, whose timestamps libav makes up: the rate that its head says.
+
+    Where that says none, it is what libav assumes.
+    """
+    return Timing(float(stream.codec_context.framerate or stream.average_rate or 1))
+
+
 def _timing(stream: av.video.VideoStream, count: int, ticks: Sequence[int]) -> Timing:
-    """The timing that the timestamps show; without usable ones, what the container claims."""
+    """Return the timing that the timestamps show; without usable ones, what the container claims."""
     claimed = (stream.average_rate, stream.guessed_rate)
     timing = measure(ticks, _tick_of(stream), claimed)
     if timing is not None:

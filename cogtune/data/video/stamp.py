@@ -22,7 +22,7 @@ class FileChanged(CogtuneError):
 
 
 def stamp_of(path: Path) -> Stamp:
-    """How a file stands now.
+    """Return how a file stands now.
 
     Raises:
         CogtuneError: there is no such file.

@@ -35,7 +35,7 @@ class Timing:
 
 
 def measure(ticks: Sequence[int], tick: Fraction, claimed: Iterable[Fraction | None] = ()) -> Timing | None:
-    """The timing that timestamps show; None when they show none, being fewer than two or all alike.
+    """Return the timing that timestamps show; None when they show none, being fewer than two or all alike.
 
     Args:
         ticks: the timestamp of each frame, in the order in which frames are shown.
@@ -68,7 +68,7 @@ def _is_even(times: Sequence[int], places: Iterable[int], gap: float) -> bool:
 
 
 def _rounding(gap: float) -> float:
-    """By how many ticks a frame may be off: what rounding explains, but never a frame that is missing."""
+    """Return by how many ticks a frame may be off: what rounding explains, but never a frame that is missing."""
     return max(min(1.0, gap / 4), SAME_TIME * gap)
 
 
@@ -97,7 +97,7 @@ def at_rate(times: Sequence[float], fps: float, start: int = 0) -> list[int]:
 
 
 def spread(times: Sequence[float], first: int, end: int, num_frames: int) -> list[int]:
-    """``num_frames`` frames spread evenly in time from frame ``first`` to frame ``end - 1``, none twice.
+    """Return ``num_frames`` frames spread evenly in time from frame ``first`` to frame ``end - 1``, none twice.
 
     A gap longer than the distance between the frames taken counts as that long.
 
@@ -148,12 +148,12 @@ _SAME = 1e-6
 
 
 def _clock(gaps: Sequence[float], longest: float) -> list[float]:
-    """The times of frames where no gap counts as longer than ``longest``."""
+    """Return the times of frames where no gap counts as longer than ``longest``."""
     return [*accumulate((min(gap, longest) for gap in gaps), initial=0.0)]
 
 
 def _nearest(clock: Sequence[float], target: float) -> int:
-    """The frame nearest to ``target``; of two equally near, the later."""
+    """Return the frame nearest to ``target``; of two equally near, the later."""
     later = bisect_left(clock, target - _SAME)
     if later == len(clock):
         return later - 1

@@ -126,4 +126,4 @@ class OffloadedActivations:
     def _fetch(self, moved: _Moved) -> None:
         if moved.card is None:
             moved.card = torch.empty(moved.host.shape, dtype=moved.host.dtype, device=self._device)
-            moved.up = self._up.copy(moved.card, moved.host, after=moved.down)
+            moved.up = self._up.copy(moved.card, moved.host, after=(moved.down,))

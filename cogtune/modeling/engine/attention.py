@@ -50,7 +50,7 @@ def using(kernel: AttentionKernel | None) -> contextlib.AbstractContextManager[N
 
 
 def has_flash_4() -> bool:
-    """Whether the package flash-attn-4 is installed and has a backward pass for the GPU that is here."""
+    """Return whether the package flash-attn-4 is installed and has a backward pass for the GPU that is here."""
     if importlib.util.find_spec("flash_attn") is None or importlib.util.find_spec("flash_attn.cute") is None:
         return False
     return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
@@ -103,7 +103,7 @@ class FlashAttention4Processor:
 
 
 def flash_attention_4() -> Attention:
-    """The kernel of flash-attn-4 as an operator that ``torch.compile`` and selective recomputation know.
+    """Return the kernel of flash-attn-4 as an operator that ``torch.compile`` and selective recomputation know.
 
     It computes in the values' type where that is bf16 or fp16, else in bf16.
     """

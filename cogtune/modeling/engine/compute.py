@@ -37,7 +37,7 @@ def forward(
     rotary: Rotary | None,
     attention_kwargs: dict[str, Any] | None,
 ) -> tuple[Tensor, Tensor]:
-    """The forward pass that diffusers defines for a block, whatever the instance's own ``forward`` is."""
+    """Return the forward pass that diffusers defines for a block, whatever the instance's own ``forward`` is."""
     hidden, encoder = _diffusers_forward(
         block,
         hidden_states=hidden_states,
@@ -84,7 +84,7 @@ def _recomputing(kept: frozenset[Any]) -> BlockFunction:
 
 
 def block_function(keep: Keep, *, backend: str | None) -> BlockFunction:
-    """A block's forward pass that keeps no more than ``keep`` for the backward pass.
+    """Return a block's forward pass that keeps no more than ``keep`` for the backward pass.
 
     Args:
         backend: of ``torch.compile``; None for no compilation.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
@@ -16,20 +18,29 @@ class CopyLane:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def copy(self, target: Tensor, source: Tensor, *, after: torch.cuda.Event | None = None) -> torch.cuda.Event | None:
+    def copy(
+        self, target: Tensor, source: Tensor, *, after: Iterable[torch.cuda.Event | None] = ()
+    ) -> torch.cuda.Event | None:
         """Copy once all that was enqueued for computation so far is done; an event of the copy's end.
 
         Args:
-            after: an event of another lane that the copy has to wait for too.
+            after: events of other lanes that the copy has to wait for too.
         """
+        return self.run(lambda: target.copy_(source, non_blocking=True), after=after)
+
+    def run(
+        self, work: Callable[[], object], *, after: Iterable[torch.cuda.Event | None] = ()
+    ) -> torch.cuda.Event | None:
+        """Run ``work``, which enqueues copies or collectives, in the same order as :meth:`copy`."""
         if self._stream is None:
-            target.copy_(source)
+            work()
             return None
         self._stream.wait_event(torch.cuda.current_stream(self._device).record_event())
-        if after is not None:
-            self._stream.wait_event(after)
+        for event in after:
+            if event is not None:
+                self._stream.wait_event(event)
         with torch.cuda.stream(self._stream):
-            target.copy_(source, non_blocking=True)
+            work()
         done: torch.cuda.Event = self._stream.record_event()
         return done
 

@@ -19,7 +19,8 @@ from cogtune.modeling.engine.activations import SMALLEST, OffloadedActivations
 from cogtune.modeling.engine.attention import FLASH_4, FlashAttention4Processor, flash_attention_4, using
 from cogtune.modeling.engine.compute import BlockFunction, Rotary, block_function
 from cogtune.modeling.engine.host import HostArena
-from cogtune.modeling.engine.weights import StreamedWeights
+from cogtune.modeling.engine.trained import TrainedWeights
+from cogtune.modeling.engine.weights import BlockWeights, StreamedWeights
 
 
 class _BackwardBegins(torch.autograd.Function):
@@ -37,7 +38,7 @@ class _BackwardBegins(torch.autograd.Function):
 
 
 def blocks_of(transformer: torch.nn.Module) -> torch.nn.ModuleList:
-    """The transformer's blocks."""
+    """Return the transformer's blocks."""
     blocks = transformer.transformer_blocks
     assert isinstance(blocks, torch.nn.ModuleList)  # as diffusers makes it
     return blocks
@@ -56,6 +57,7 @@ class Engine:
         backend: str | None,
         smallest: int,
         tell: Callable[[str], None],
+        trained: TrainedWeights | None,
     ) -> None:
         self._transformer = transformer
         self._blocks = list(blocks_of(transformer))
@@ -66,9 +68,9 @@ class Engine:
         pin = device.type == "cuda"
         streamed = arrangement.streamed(count)
         self._place = {block: place for place, block in enumerate(streamed)}
-        self._weights: StreamedWeights | None = None
+        self._weights: BlockWeights | None = trained
         self._arenas = []
-        if streamed:
+        if streamed and trained is None:
             arena = HostArena(pin=pin, tell=tell)
             self._arenas.append(arena)
             self._weights = StreamedWeights(
@@ -89,7 +91,7 @@ class Engine:
         return sum(arena.size for arena in self._arenas)
 
     def streamed_names(self) -> list[str]:
-        """The streamed parameters, by their names in the transformer."""
+        """Return the streamed parameters, by their names in the transformer."""
         return [
             f"transformer_blocks.{block}.{name}"
             for block in self._place
@@ -106,7 +108,7 @@ class Engine:
         rotary: Rotary | None,
         attention_kwargs: dict[str, Any] | None,
     ) -> tuple[Tensor, Tensor]:
-        """The forward pass of block ``number``."""
+        """Return the forward pass of block ``number``."""
         # Slices of one tensor in the first block of a batch; contiguous, they are copied as they are.
         hidden, encoder = hidden_states.contiguous(), encoder_hidden_states.contiguous()
         with_gradients = torch.is_grad_enabled()
@@ -179,6 +181,7 @@ def attach(
     backend: str | None = None,
     smallest: int = SMALLEST,
     tell: Callable[[str], None] = lambda _: None,
+    trained: TrainedWeights | None = None,
 ) -> Engine:
     """Put an engine between a CogVideoX transformer and its blocks.
 
@@ -191,12 +194,22 @@ def attach(
         backend: of ``torch.compile`` for the blocks; None to run them eagerly.
         smallest: bytes from which on a saved tensor is moved to the host.
         tell: told what the user should know, such as that the system does not give pinned memory.
+        trained: the weights of all blocks, where they are trained; the arrangement streams every block then.
     """
     if kernel == FLASH_4:
         transformer.set_attn_processor(FlashAttention4Processor(flash_attention_4()))  # type: ignore[operator]
     engine = Engine(
-        transformer, arrangement, device=device, kernel=kernel, backend=backend, smallest=smallest, tell=tell
+        transformer,
+        arrangement,
+        device=device,
+        kernel=kernel,
+        backend=backend,
+        smallest=smallest,
+        tell=tell,
+        trained=trained,
     )
+    if trained is not None:
+        transformer.register_forward_pre_hook(lambda _module, _inputs: trained.begin())
 
     def forward_of(number: int) -> Callable[..., tuple[Tensor, Tensor]]:
         def forward(

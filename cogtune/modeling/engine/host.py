@@ -19,7 +19,7 @@ _OF_LARGE = 8.4
 
 
 def aligned(size: int) -> int:
-    """``size`` in bytes, rounded up to where a tensor may start."""
+    """Return ``size`` in bytes, rounded up to where a tensor may start."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
@@ -52,7 +52,7 @@ class HostArena:
         return sum(region.memory.numel() for region in self._regions)
 
     def take(self, size: int) -> Tensor:
-        """``size`` bytes as uint8; what they hold is not defined."""
+        """Return ``size`` bytes as uint8; what they hold is not defined."""
         room = aligned(size)
         for region in self._regions:
             if region.used + room <= region.memory.numel():

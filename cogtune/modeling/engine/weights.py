@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,19 @@ from cogtune.modeling.engine.host import HostArena, aligned
 
 _TOGETHER = 8
 """Blocks whose host memory is asked for at once."""
+
+
+class BlockWeights(Protocol):
+    """What the engine asks of weights that are not always on the card; only streamed blocks are counted."""
+
+    def need(self, number: int) -> None:
+        """Have a block's weights in place before what is computed next."""
+
+    def after_forward(self, number: int, *, with_backward: bool) -> None:
+        """Hear that a block's forward pass is enqueued."""
+
+    def after_backward(self, number: int) -> None:
+        """Hear that a block's backward pass is enqueued."""
 
 
 class StreamedWeights:

@@ -1,9 +1,11 @@
-"""Putting a LoRA into a model, and looking afterwards whether it is what sits there."""
+"""Adding a LoRA to a model, and verifying the result."""
 
 from __future__ import annotations
 
 import math
 import re
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ _PREFIX = "transformer."
 
 
 def peft_config(lora: Lora) -> dict[str, Any]:
-    """PEFT's ``LoraConfig`` of a LoRA, exact for every layer."""
+    """Return PEFT's ``LoraConfig`` of a LoRA, exact for every layer."""
     rank, alpha = lora.ranks[0], lora.alphas[0]
     return {
         "r": rank,
@@ -36,7 +38,7 @@ def _only(name: str) -> str:
 
 
 def weights(lora: Lora) -> dict[str, Tensor]:
-    """The tensors under the names that diffusers gives them."""
+    """Return the tensors by diffusers name."""
     found = {}
     for name, pair in lora.pairs.items():
         found[f"{_PREFIX}{name}.lora_A.weight"] = pair.down
@@ -46,34 +48,47 @@ def weights(lora: Lora) -> dict[str, Tensor]:
     return found
 
 
-def add_to(
-    transformer: CogVideoXTransformer3DModel,
-    lora: Lora,
-    *,
-    adapter: str = "lora",
-    scale: float = 1.0,
-    pipeline: Any = None,
-) -> None:
-    """Let a transformer work with a LoRA whose shapes fit it.
+def add_to(transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter: str = "lora", scale: float = 1.0) -> None:
+    """Add a LoRA whose shapes fit to a transformer.
 
     Args:
         scale: the strength is multiplied by it.
-        pipeline: that the transformer belongs to, whose offloading is lifted meanwhile.
 
     Raises:
-        CogtuneError: what sits in the model afterwards is not what is in the file.
+        CogtuneError: the model's adapter differs from the file afterwards.
     """
-    config = {f"{_PREFIX}{key}": value for key, value in peft_config(lora).items()}
-    transformer.load_lora_adapter(weights(lora), adapter_name=adapter, metadata=config, _pipeline=pipeline)
-    transformer.set_adapters([adapter], [scale])
-    check_applied(transformer, lora, adapter=adapter, scale=scale)
+    add_all(transformer, {adapter: (lora, scale)})
+
+
+def add_all(transformer: CogVideoXTransformer3DModel, loras: Mapping[str, tuple[Lora, float]]) -> None:
+    """Add several LoRAs to a transformer.
+
+    Args:
+        loras: by the name of their adapters, each with what its strength is multiplied by.
+
+    Raises:
+        CogtuneError: what sits in the model afterwards is not what is in the files.
+    """
+    for adapter, (lora, _) in loras.items():
+        config = {f"{_PREFIX}{key}": value for key, value in peft_config(lora).items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is what is asked for
+            transformer.load_lora_adapter(weights(lora), adapter_name=adapter, metadata=config)
+    scale_all(transformer, {adapter: scale for adapter, (_, scale) in loras.items()})
+    for adapter, (lora, scale) in loras.items():
+        check_applied(transformer, lora, adapter=adapter, scale=scale)
+
+
+def scale_all(transformer: CogVideoXTransformer3DModel, scales: Mapping[str, float]) -> None:
+    """Set what the strengths of a transformer's adapters are multiplied by; adapters not named are off."""
+    transformer.set_adapters(list(scales), list(scales.values()))
 
 
 def start_from(transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter: str = "default") -> None:
-    """Put a LoRA's weights into the trainable adapter that ``transformer`` already has.
+    """Copy a LoRA's weights into the trainable adapter that ``transformer`` already has.
 
     Raises:
-        CogtuneError: the adapter is not of the LoRA's layers, rank, kind and strength.
+        CogtuneError: the adapter's layers, rank, kind or strength differ from the LoRA's.
     """
     for name, module in _adapted(transformer, adapter).items():
         if (pair := lora.pairs.get(name)) is None or module.lora_A[adapter].weight.shape != pair.down.shape:
@@ -86,14 +101,14 @@ def start_from(transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter:
 def check_applied(
     transformer: CogVideoXTransformer3DModel, lora: Lora, *, adapter: str = "lora", scale: float = 1.0
 ) -> None:
-    """See that the model has the LoRA's values, at its strength, on its layers and on no others.
+    """Check that the model has the LoRA's values and strength on its layers and on no others.
 
     Raises:
-        CogtuneError: it has not.
+        CogtuneError: with the layers that differ.
     """
     sitting = _adapted(transformer, adapter)
-    wrong = [f"{name}: in the file alone" for name in lora.pairs.keys() - sitting.keys()]
-    wrong += [f"{name}: in the model alone" for name in sitting.keys() - lora.pairs.keys()]
+    wrong = [f"{name}: only in the file" for name in lora.pairs.keys() - sitting.keys()]
+    wrong += [f"{name}: only in the model" for name in sitting.keys() - lora.pairs.keys()]
     for name in lora.pairs.keys() & sitting.keys():
         pair, module = lora.pairs[name], sitting[name]
         wanted = lora.scale_of(name) * scale
@@ -102,22 +117,22 @@ def check_applied(
         elif module.disable_adapters or adapter not in module.active_adapters:
             wrong.append(f"{name}: not active")
         elif (adapter in module.lora_magnitude_vector) != (pair.magnitude is not None):
-            wrong.append(f"{name}: DoRA in one of both alone")
+            wrong.append(f"{name}: DoRA in only one of the two")
         else:
             for parameter, value in _parts(module, adapter, pair):
                 if parameter.shape != value.shape or not torch.equal(parameter, value.to(parameter)):
-                    wrong.append(f"{name}: other values in the model")
+                    wrong.append(f"{name}: different values in the model")
                     break
     if wrong:
         raise CogtuneError(
-            f"{lora.path} was not taken over as it is: {len(wrong)} of {len(lora.pairs)} layers differ",
-            "please report this with the versions of diffusers and peft",
+            f"{lora.path} was not applied correctly: {len(wrong)} of {len(lora.pairs)} layers differ",
+            "report this with your versions of diffusers and peft",
             details=sorted(wrong)[:5],
         )
 
 
 def _adapted(transformer: CogVideoXTransformer3DModel, adapter: str) -> dict[str, Any]:
-    """The layers that have an adapter of that name."""
+    """Return the layers that have an adapter of that name."""
     return {
         name: module
         for name, module in transformer.named_modules()
@@ -126,7 +141,7 @@ def _adapted(transformer: CogVideoXTransformer3DModel, adapter: str) -> dict[str
 
 
 def _parts(module: Any, adapter: str, pair: Pair) -> list[tuple[torch.nn.Parameter, Tensor]]:
-    """The model's parameters beside the file's values for them."""
+    """Return the model's parameters beside the file's values for them."""
     found = [(module.lora_A[adapter].weight, pair.down), (module.lora_B[adapter].weight, pair.up)]
     if pair.magnitude is not None and adapter in module.lora_magnitude_vector:
         magnitude = module.lora_magnitude_vector[adapter].weight

@@ -1,4 +1,4 @@
-"""What programs call the tensors of a LoRA, and which layer of the diffusers transformer each belongs to.
+"""The names of a LoRA's tensors in various programs, and the diffusers layer that each belongs to.
 
 Sources, for CogVideoX: diffusers' ``save_lora_weights`` (``transformer.LAYER.lora_A.weight``); PEFT
 (``base_model.model.LAYER.lora_A.weight``, in a raw state dict ``lora_A.default.weight``); kohya's sd-scripts and
@@ -38,6 +38,9 @@ _KEY = re.compile(
     rf"(?P<layer>.+?)[._](?P<part>{'|'.join(map(re.escape, _PARTS))})"
     r"(?:[._](?P<adapter>(?!weight$|bias$)[^.]+?))?(?:[._](?P<leaf>weight|bias))?"
 )
+_WRAPPERS = re.compile(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+"""What PyTorch puts into the names of a model that is compiled, sharded, or computes its activations again."""
+
 _ALPHA = re.compile(r"(?P<layer>.+)[._]alpha")
 
 _PREFIXES = (
@@ -82,42 +85,42 @@ OTHER_METHODS = {
     r"[._]ia3_": "IA3",
     r"[._]diff_b$": "changed biases",
     r"[._]diff$": "whole changed weights",
-    r"[._]lora_embedding_": "adapted embeddings",
+    r"[._]lora_embedding_|^bundle_emb\.": "adapted embeddings",
 }
 """Patterns of tensors' names that are no LoRA, and what they are."""
 
 
 @dataclass(frozen=True)
-class Named:
-    """What a tensor's name says."""
+class TensorName:
+    """A parsed tensor name."""
 
     layer: str
-    """The layer as diffusers calls it."""
+    """The layer's diffusers name."""
     part: Part
     adapter: str
-    """PEFT's name of the adapter, where a file tells it; else empty."""
+    """PEFT's adapter name; empty if the file has none."""
     written: str
-    """The part as the file calls it."""
+    """The part's name in the file."""
 
 
-def understand(key: str) -> Named | None:
-    """What the name of a LoRA's tensor says; None where it names no part of an adapter, or no layer of CogVideoX."""
-    key = key.replace("_orig_mod.", "")  # of a compiled model
+def parse_name(key: str) -> TensorName | None:
+    """Parse the name of a LoRA's tensor; None if it is no part of an adapter, or of no CogVideoX layer."""
+    key = _WRAPPERS.sub("", key)
     match = _KEY.fullmatch(key)
     if match is not None:
         if match["leaf"] == "bias":
             return None
         layer = layer_name(match["layer"])
-        return Named(layer, _PARTS[match["part"]], match["adapter"] or "", match["part"]) if layer else None
+        return TensorName(layer, _PARTS[match["part"]], match["adapter"] or "", match["part"]) if layer else None
     match = _ALPHA.fullmatch(key)
     if match is None:
         return None
     layer = layer_name(match["layer"])
-    return Named(layer, "alpha", "", "alpha") if layer else None
+    return TensorName(layer, "alpha", "", "alpha") if layer else None
 
 
 def layer_name(written: str) -> str | None:
-    """The layer that any program means by ``written``, as diffusers calls it; its block may be any. None for no layer.
+    """Return the diffusers name of the layer that a program calls ``written``, of any block; None for no layer.
 
     >>> layer_name("lora_unet__transformer_blocks_7_attn1_to_out_0")
     'transformer_blocks.7.attn1.to_out.0'
@@ -143,7 +146,7 @@ def _known(flat: str) -> str | None:
 
 @functools.cache
 def _names() -> tuple[dict[str, str], dict[str, str]]:
-    """The layers outside the blocks and those inside one, by their names with dots as underscores."""
+    """Return the layers outside the blocks and those inside one, by their names with dots as underscores."""
     every = layers.layers(published_spec(VARIANTS["1.5-5b-i2v"]))  # the one that has all of them
     outside = [name for name in every if not name.startswith("transformer_blocks.")]
     inside = [name.removeprefix(_FIRST) for name in every if name.startswith(_FIRST)]
@@ -151,7 +154,7 @@ def _names() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def layout_of(keys: list[str]) -> str:
-    """What the way of naming is called, by the programs that use it."""
+    """Return the naming scheme, as the programs that use it."""
     signs = (
         ("lora_unet__", "VideoX-Fun"),
         ("lora_unet_", "kohya, musubi-tuner"),

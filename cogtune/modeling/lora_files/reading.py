@@ -1,4 +1,4 @@
-"""One form for every LoRA: which layers it adapts, with which matrices, and how strongly."""
+"""Any LoRA in one form: the layers it adapts, their matrices, and alpha."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cogtune.modeling.lora_files.names import OTHER_METHODS, Named, layout_of, understand
-from cogtune.modeling.lora_files.opening import Opened, open_file
+from cogtune.modeling.lora_files.lora_file import LoraFile, open_file
+from cogtune.modeling.lora_files.names import OTHER_METHODS, TensorName, layer_name, layout_of, parse_name
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.variants import VARIANTS
 from cogtune.system.errors import CogtuneError
 
 _SHOWN = 3
-"""Examples that are told of each kind of problem."""
+"""Examples shown for each kind of problem."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,24 @@ class Pair:
 
     @property
     def rank(self) -> int:
-        """Of the change of the weight."""
+        """The rank."""
         return self.down.shape[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """A LoRA file, whoever wrote it."""
+    """The LoRA in a file of any program."""
 
     path: Path
     layout: str
-    """How its tensors are named, by the programs that do so."""
+    """The naming scheme of its tensors, as the programs that use it."""
     pairs: Mapping[str, Pair]
-    """By the diffusers name of the layer."""
+    """Adapters by the layer's diffusers name."""
     rslora: bool = False
     facts: Mapping[str, Any]
     """What cogtune wrote about the run; empty for a file made by another program."""
+    header: Mapping[str, str] = field(default_factory=dict)
+    """All that a safetensors file's header says."""
 
     @property
     def dora(self) -> bool:
@@ -78,57 +80,91 @@ class Lora:
 
     @property
     def without_alpha(self) -> list[str]:
-        """The layers of which the file does not say how strongly they are changed."""
+        """The layers whose alpha the file does not record."""
         return [name for name, pair in self.pairs.items() if pair.alpha is None]
 
     def alpha_of(self, layer: str) -> float:
-        """Alpha of a layer, the rank where the file does not say."""
+        """Return a layer's alpha, or its rank if the file does not record one."""
         pair = self.pairs[layer]
         return float(pair.rank if pair.alpha is None else pair.alpha)
 
     def scale_of(self, layer: str) -> float:
-        """What the product B A is multiplied by."""
+        """Return the factor on the product B A."""
         rank = self.pairs[layer].rank
         return self.alpha_of(layer) / (math.sqrt(rank) if self.rslora else rank)
 
     def with_alpha(self, alpha: float) -> Lora:
-        """The same at another strength, alike for all layers."""
+        """Return the LoRA with the same alpha for all layers."""
         return replace(self, pairs={name: replace(pair, alpha=alpha) for name, pair in self.pairs.items()})
 
 
 def read_lora(path: Path) -> Lora:
-    """The LoRA in ``path``, if every tensor of it belongs to a layer that a CogVideoX transformer may have.
+    """Read the LoRA in ``path``, if all of its tensors belong to layers that a CogVideoX transformer may have.
 
     Raises:
-        CogtuneError: it cannot be read, is something else, or has parts that would be left out; with every kind of
-            problem, how many tensors have it, and examples.
+        CogtuneError: it cannot be read, is not a LoRA, or has parts that would be ignored; with every kind of
+            problem, the number of tensors that have it, and examples.
     """
     opened = open_file(path)
     method = str(opened.config.get("peft_type", "LORA")).upper()
     if method != "LORA":
-        raise CogtuneError(f"{path} is an adapter of the kind {method}, not a LoRA", "cogtune reads LoRA and DoRA")
+        raise CogtuneError(f"{path} is a {method} adapter, which is not supported", "use a LoRA or DoRA")
     parts, problems = _sorted(opened)
     pairs, more = _paired(parts, opened)
     problems += more
-    if not problems and opened.config.get("use_dora") and any(pair.magnitude is None for pair in pairs.values()):
+    problems += _not_applied(opened.config)
+    without = [name for name, pair in pairs.items() if pair.magnitude is None]
+    if not problems and without and len(without) < len(pairs):
+        problems.append(
+            f"it is a DoRA, and {len(without)} of its {len(pairs)} layers have no magnitude{_example(without)}"
+        )
+    elif not problems and without and opened.config.get("use_dora"):
         problems.append("it says that it is a DoRA, and has no magnitudes")
     if problems:
-        raise CogtuneError(f"{path} is not used: a part of it would be left out", _what_now(opened), details=problems)
+        raise CogtuneError(f"cannot use {path}: a part of it would be ignored", _what_now(opened), details=problems)
     return Lora(
         path=path,
         layout=layout_of(list(opened.tensors)),
         pairs=pairs,
         rslora=bool(opened.config.get("use_rslora")),
         facts=opened.facts,
+        header=opened.header,
     )
 
 
-def _sorted(opened: Opened) -> tuple[dict[str, dict[str, tuple[str, Named, Tensor]]], list[str]]:
-    """The tensors by layer and part, and what is wrong with their names and values."""
-    parts: dict[str, dict[str, tuple[str, Named, Tensor]]] = {}
+_OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""How PEFT calls the ways to initialize a LoRA that take something out of the base's weights first."""
+
+_NOT_APPLIED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+)
+"""Settings of PEFT by which the same tensors have another effect."""
+
+
+def _not_applied(settings: Mapping[str, Any]) -> list[str]:
+    """Return what an adapter's settings say that would make a LoRA's effect another than its matrices' product."""
+    begun = str(settings.get("init_lora_weights", "")).lower()
+    problems = [f"its settings say {name}, which is not applied" for name in _NOT_APPLIED if settings.get(name)]
+    if begun.startswith(_OTHER_BASES):
+        problems.append(
+            f"its settings say init_lora_weights {begun!r}: it belongs to a base whose own weights were changed first "
+            "(PEFT's save_pretrained makes a plain LoRA of it, with path_initial_model_for_weight_conversion)"
+        )
+    return problems
+
+
+def _sorted(opened: LoraFile) -> tuple[dict[str, dict[str, tuple[str, TensorName, Tensor]]], list[str]]:
+    """Return the tensors by layer and part, and what is wrong with their names and values."""
+    parts: dict[str, dict[str, tuple[str, TensorName, Tensor]]] = {}
     lost, doubled, empty, broken, adapters = [], [], [], [], set()
     for key, tensor in opened.tensors.items():
-        named = understand(key)
+        named = parse_name(key)
         if named is None:
             lost.append(key)
             continue
@@ -144,25 +180,25 @@ def _sorted(opened: Opened) -> tuple[dict[str, dict[str, tuple[str, Named, Tenso
             doubled.append(f"{of_layer[named.part][0]} and {key}")
         of_layer[named.part] = (key, named, tensor)
     if len(lost) == len(opened.tensors):
-        raise CogtuneError(f"{opened.path} holds no LoRA of CogVideoX{_example(lost)}", _what_now(opened))
+        raise CogtuneError(f"{opened.path} contains no LoRA for CogVideoX{_example(lost)}", _what_now(opened))
     count = len(opened.tensors)
     kinds = (
-        (lost, f"{len(lost)} of its {count} tensors belong to no layer of CogVideoX that a LoRA can change"),
+        (lost, f"{len(lost)} of its {count} tensors belong to no CogVideoX layer that a LoRA can change"),
         (doubled, "two tensors are for the same part of one layer"),
-        (empty, f"{len(empty)} tensors are empty: they were not gathered from all GPUs before saving"),
-        (broken, f"{len(broken)} tensors are not finite numbers"),
+        (empty, f"{len(empty)} tensors are empty; they were not gathered from all GPUs before saving"),
+        (broken, f"{len(broken)} tensors have values that are not finite"),
     )
     problems = [f"{told}{_example(found)}" for found, told in kinds if found]
     if len(adapters) > 1:
         names = ", ".join(sorted(name or "one without a name" for name in adapters))
-        problems.append(f"it holds several adapters: {names}")
+        problems.append(f"it contains several adapters: {names}")
     return parts, problems
 
 
 def _paired(
-    parts: Mapping[str, Mapping[str, tuple[str, Named, Tensor]]], opened: Opened
+    parts: Mapping[str, Mapping[str, tuple[str, TensorName, Tensor]]], opened: LoraFile
 ) -> tuple[dict[str, Pair], list[str]]:
-    """The adapter of each layer, and which are not whole."""
+    """Return the adapter of each layer, and which are not whole."""
     pairs, halves, ranks, problems = {}, [], [], []
     for layer, found in parts.items():
         if "down" not in found or "up" not in found:
@@ -179,36 +215,38 @@ def _paired(
             by_inputs = named.written == "dora_scale" and tensor.dim() > 1 and tensor.shape[0] == 1
             if by_inputs or magnitude.numel() != up.shape[0]:
                 problems.append(
-                    f"{key} is of the shape {_by(tensor.shape)}: of DoRA, one magnitude for each of the "
-                    f"{up.shape[0]} outputs is understood"
+                    f"{key} has shape {_by(tensor.shape)}; DoRA needs one magnitude for each of the "
+                    f"{up.shape[0]} outputs"
                 )
         alpha = _alpha_of(layer, found, opened, problems)
         pairs[layer] = Pair(down, up, alpha, magnitude)
     kinds = (
-        (halves, f"{len(halves)} layers have only a part of their adapter"),
-        (ranks, f"the two matrices of {len(ranks)} layers are not of one rank"),
+        (halves, f"{len(halves)} layers have an incomplete adapter"),
+        (ranks, f"the two matrices of {len(ranks)} layers have different ranks"),
     )
     return pairs, [*(f"{told}{_example(which)}" for which, told in kinds if which), *problems]
 
 
 def _alpha_of(
-    layer: str, found: Mapping[str, tuple[str, Named, Tensor]], opened: Opened, problems: list[str]
+    layer: str, found: Mapping[str, tuple[str, TensorName, Tensor]], opened: LoraFile, problems: list[str]
 ) -> float | None:
     """Alpha of a layer: from its own tensor, else from PEFT's settings, kohya's header, or what cogtune wrote."""
     if "alpha" in found:
         key, _, tensor = found["alpha"]
         if tensor.numel() != 1 or float(tensor) <= 0:
-            value = f"{float(tensor):g}" if tensor.numel() == 1 else f"of the shape {_by(tensor.shape)}"
-            problems.append(f"{key} is {value}, not a number above 0")
+            value = f"{float(tensor):g}" if tensor.numel() == 1 else f"of shape {_by(tensor.shape)}"
+            problems.append(f"{key} is {value}, not a positive number")
             return None
         return float(tensor)
+    if opened.says_no_alpha(layer):
+        return None
     settings = opened.config
     said = _of_pattern(settings.get("alpha_pattern"), layer)
     said = settings.get("lora_alpha") if said is None else said
     if said is not None:
         if isinstance(said, (int, float)) and math.isfinite(said) and said > 0:
             return float(said)
-        told = f"its settings say an alpha of {said!r}, not a number above 0"
+        told = f"the alpha in its settings is {said!r}, not a positive number"
         if told not in problems:
             problems.append(told)
         return None
@@ -217,7 +255,7 @@ def _alpha_of(
 
 
 def _of_pattern(pattern: Any, layer: str) -> Any:
-    """What PEFT's ``alpha_pattern`` says of a layer, None if nothing."""
+    """Return what PEFT's ``alpha_pattern`` says of a layer, None if nothing."""
     for key, value in pattern.items() if isinstance(pattern, dict) else ():
         with contextlib.suppress(re.error):
             if re.match(rf"(.*\.)?({key})$", layer):  # as PEFT reads it
@@ -226,15 +264,20 @@ def _of_pattern(pattern: Any, layer: str) -> Any:
 
 
 def check_fits(lora: Lora, spec: ModelSpec, base: str) -> Lora:
-    """The LoRA with its matrices in the shapes of the base's weights.
+    """Do as :func:`check_shapes`, for the weights that a model's configs speak of."""
+    return check_shapes(lora, layers.weight_shapes(spec), base)
+
+
+def check_shapes(lora: Lora, shapes: Mapping[str, Sequence[int]], base: str) -> Lora:
+    """Return the LoRA with its matrices in the shapes of the base's weights.
 
     Args:
-        base: what the user calls the base.
+        shapes: of the base's weights, by layer.
+        base: the base's name for messages.
 
     Raises:
-        CogtuneError: it changes layers that the base does not have, or that are of another size.
+        CogtuneError: the base does not have all of its layers, or has them in another size.
     """
-    shapes = layers.weight_shapes(spec)
     missing = [name for name in lora.pairs if name not in shapes]
     fitted, wrong = {}, []
     for name, pair in lora.pairs.items():
@@ -246,21 +289,21 @@ def check_fits(lora: Lora, spec: ModelSpec, base: str) -> Lora:
             fitted[name] = found
     problems = []
     if missing:
-        problems.append(f"{len(missing)} of its {len(lora.pairs)} layers are not in the base{_example(missing)}")
+        problems.append(f"{len(missing)} of its {len(lora.pairs)} layers do not exist in the base{_example(missing)}")
     if wrong:
-        problems.append(f"{len(wrong)} of its {len(lora.pairs)} layers have weights of another size{_example(wrong)}")
+        problems.append(f"{len(wrong)} of its {len(lora.pairs)} layers have another size in the base{_example(wrong)}")
     if problems:
         others = fitting_models(lora)
         raise CogtuneError(
             f"{lora.path} does not fit {base}",
-            f"it fits {', '.join(others)}: is --model right?" if others else "it was made for another model",
+            f"it fits {', '.join(others)}; check --model" if others else "it was made for another model",
             details=problems,
         )
     return replace(lora, pairs=fitted)
 
 
 def fitting_models(lora: Lora) -> list[str]:
-    """The published models that have all layers of a LoRA, in the same sizes."""
+    """List the published models that have all layers of a LoRA in the same sizes."""
     found = []
     for name, row in VARIANTS.items():
         shapes = layers.weight_shapes(published_spec(row))
@@ -270,7 +313,7 @@ def fitting_models(lora: Lora) -> list[str]:
 
 
 def _adapts(pair: Pair) -> tuple[int, ...]:
-    """The shape of the weight that a pair changes."""
+    """Return the shape of the weight that a pair changes."""
     return (pair.up.shape[0], *pair.down.shape[1:])
 
 
@@ -289,21 +332,31 @@ def _fitted(pair: Pair, weight: Sequence[int]) -> Pair | None:
     )
 
 
-def _what_now(opened: Opened) -> str:
-    """What to do with a file that is not used."""
+def _what_now(opened: LoraFile) -> str:
+    """Return the hint for a file that cannot be used."""
     keys = list(opened.tensors)
     for sign, method in OTHER_METHODS.items():
         if any(re.search(sign, key) for key in keys):
-            return f"it has tensors of {method}, and cogtune reads LoRA and DoRA"
+            return f"it contains {method} tensors, which are not supported; use a LoRA or DoRA"
     if any(key.startswith(("lora_te", "text_encoder")) for key in keys):
-        return "it adapts a text encoder too, and CogVideoX is trained without: was it made for another model?"
+        return "it also adapts a text encoder, so it was probably made for another model"
+    if any("lora" in key for key in keys) and any(".base_layer." in key for key in keys):
+        return "it has the base's own weights too: save the adapter alone, as PEFT's get_peft_model_state_dict gives it"
+    if any("lora" in key for key in keys) and any(".modules_to_save." in key or _is_whole(key) for key in keys):
+        return "it has whole layers too (PEFT's modules_to_save): merge it into its base, and give that as --model"
     if any("lora" in key for key in keys):
-        return "it was made for another model, or by a program whose names cogtune does not know"
+        return "it was made for another model, or by an unsupported program"
     if any(".matrix_A." in key for key in keys):
-        return "it is in the format of SAT: export it with CogVideo's tools/export_sat_lora_weight.py"
+        return "it is in SAT format; convert it with CogVideo's tools/export_sat_lora_weight.py"
     if not keys:
-        return "copy or download it again, or have the program that made it save it once more"
-    return "whole weights are given to --model: a run, a checkpoint or a merged folder"
+        return "copy or download it again, or save it again with the program that made it"
+    return "pass complete weights as --model: a run, a checkpoint or a merged folder"
+
+
+def _is_whole(key: str) -> bool:
+    """Whether a name is that of a layer's own weight."""
+    layer, _, leaf = key.rpartition(".")
+    return leaf in ("weight", "bias") and "lora" not in key and layer_name(layer) is not None
 
 
 def _by(shape: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""A training that begins with a LoRA: its adapter is the file's."""
+"""Starting a training run from a LoRA file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
-from cogtune.modeling.lora_files.opening import find_lora
+from cogtune.modeling.lora_files.lora_file import find_lora
 from cogtune.modeling.lora_files.reading import Lora, check_fits, read_lora
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec
@@ -16,17 +16,17 @@ from cogtune.system.digests import digest_file
 from cogtune.system.errors import UsageError
 
 _WEAK = ("default", "preset ")
-"""How the sources of values begin that give way to the file's."""
+"""Sources of values that the file's values override."""
 
 
 def with_init_lora(resolved: Resolved, spec: ModelSpec, tell: Callable[[str], None]) -> Resolved:
-    """The configuration with the adapter that its ``init_lora`` has; unchanged without one.
+    """Return the configuration with the adapter settings of its ``init_lora``; unchanged without one.
 
     Args:
-        tell: is given what is assumed of a file that does not say how strong it is.
+        tell: called with what is assumed about a file that does not record its alpha.
 
     Raises:
-        UsageError: the run asks for another adapter than the file's, or for one that a run cannot have.
+        UsageError: the run's settings differ from the file's adapter, or no run can have such an adapter.
         CogtuneError: the file cannot be read, or does not fit the model.
     """
     config = resolved.config
@@ -34,8 +34,8 @@ def with_init_lora(resolved: Resolved, spec: ModelSpec, tell: Callable[[str], No
         return resolved
     if config.type != "lora":
         raise UsageError(
-            f"--init-lora begins a training of type lora, and this is {config.type}",
-            "leave --init-lora out, or use --type lora",
+            f"--init-lora cannot be used with --type {config.type}",
+            "remove --init-lora, or use --type lora",
         )
     file = find_lora(config.init_lora)
     lora = check_fits(read_lora(file), spec, config.model)
@@ -47,21 +47,19 @@ def with_init_lora(resolved: Resolved, spec: ModelSpec, tell: Callable[[str], No
         if provenance[key].startswith(_WEAK):
             values[key], provenance[key] = value, str(file)
         elif not same(config):
-            problems.append(f"{key}: {_shown(getattr(config, key))} ({provenance[key]}), and the file has {told}")
+            problems.append(f"{key}: {_shown(getattr(config, key))} ({provenance[key]}), but the file has {told}")
     if problems:
-        raise UsageError(
-            f"this run cannot begin with {file}", "leave these options out to take what the file has", details=problems
-        )
+        raise UsageError(f"cannot start from {file}", "remove these options to use the file's values", details=problems)
     if lora.without_alpha and "alpha" in found and values.get("alpha") is not None:
-        tell(f"{file} does not say the alpha: it is taken for the rank, {lora.ranks[0]}; --alpha gives another")
+        tell(f"{file} does not record the alpha; assuming the rank, {lora.ranks[0]}. Use --alpha to change it")
     return replace(resolved, config=config.model_copy(update=values), provenance=provenance)
 
 
 def initial_lora(config: RunConfig, spec: ModelSpec) -> Lora | None:
-    """The LoRA that a run begins with, at the run's strength.
+    """Read the LoRA that a run starts from, at the run's strength.
 
     Raises:
-        CogtuneError: it is not there any more, or another.
+        CogtuneError: it is missing or has changed.
     """
     if config.init_lora is None:
         return None
@@ -70,19 +68,23 @@ def initial_lora(config: RunConfig, spec: ModelSpec) -> Lora | None:
 
 
 def describe_init(config: RunConfig) -> dict[str, Any] | None:
-    """What is recorded of the file that a run begins with."""
+    """Return what is recorded of the file that a run begins with."""
     if config.init_lora is None:
         return None
     return {"file": config.init_lora.name, "digest": digest_file(config.init_lora)}
 
 
 def _limits(lora: Lora) -> list[str]:
-    """Why no run can have the file's adapter, if so."""
+    """Return why no run can have the file's adapter, if so."""
     problems = []
     if len(lora.ranks) > 1:
-        problems.append(f"its layers have ranks from {min(lora.ranks)} to {max(lora.ranks)}: a run has one")
+        problems.append(
+            f"its layers have different ranks, {min(lora.ranks)} to {max(lora.ranks)}, but a run has one rank"
+        )
     elif len(lora.alphas) > 1:
-        problems.append(f"its layers have alphas from {min(lora.alphas):g} to {max(lora.alphas):g}: a run has one")
+        problems.append(
+            f"its layers have different alphas, {min(lora.alphas):g} to {max(lora.alphas):g}, but a run has one alpha"
+        )
     return problems
 
 

@@ -9,7 +9,7 @@ from cogtune.models.variants import Variant
 Scale = Literal["tiny", "full"]
 
 
-_LATENT_CHANNELS = 16
+LATENT_CHANNELS = 16
 
 
 _TIMESTEP_WIDTH: dict[Scale, int] = {"tiny": 32, "full": 512}
@@ -32,8 +32,8 @@ def transformer_config(variant: Variant, scale: Scale) -> dict[str, Any]:
         "num_layers": _TINY_LAYERS if tiny else variant.num_layers,
         "num_attention_heads": _TINY_HEADS if tiny else variant.num_heads,
         "attention_head_dim": _TINY_HEAD_DIM if tiny else variant.head_dim,
-        "in_channels": 2 * _LATENT_CHANNELS if variant.image_to_video else _LATENT_CHANNELS,
-        "out_channels": _LATENT_CHANNELS,
+        "in_channels": 2 * LATENT_CHANNELS if variant.image_to_video else LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "time_embed_dim": _TIMESTEP_WIDTH[scale],
@@ -70,7 +70,7 @@ def vae_config(variant: Variant, scale: Scale) -> dict[str, Any]:
         "down_block_types": ["CogVideoXDownBlock3D"] * 4,
         "up_block_types": ["CogVideoXUpBlock3D"] * 4,
         "block_out_channels": [8, 8, 8, 8] if tiny else [128, 256, 256, 512],
-        "latent_channels": _LATENT_CHANNELS,
+        "latent_channels": LATENT_CHANNELS,
         "layers_per_block": 1 if tiny else 3,
         "act_fn": "silu",
         "norm_eps": 1e-6,

@@ -1,7 +1,7 @@
-"""How the program ends when it is asked to: it leaves every block in good order, and no library can keep it from that.
+"""Ctrl-C and SIGTERM as exceptions, so that every block is left cleanly and no library can prevent the exit.
 
-An exception out of a signal handler comes up wherever the program is, and that may be in a library that swallows it:
-in an import, or in a finalizer. So it is raised again until it is on its way out.
+A signal handler's exception is raised wherever the program happens to be, which may be inside a library that swallows
+it: in an import, or in a finalizer. So it is raised again until the program is unwinding.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from types import FrameType
 from typing import Any, NoReturn
 
 _INSISTS = 1.0
-"""Seconds after which an end that went astray is raised again, and again."""
+"""Seconds after which a swallowed exception is raised again, and again."""
 
 _asked: list[int] = []
 _again = threading.Event()
 _ended = threading.Event()
 
 
-def end_in_good_order() -> None:
-    """From now on, Ctrl-C raises KeyboardInterrupt; SIGTERM, and a terminal that hangs up, SystemExit."""
+def raise_on_signals() -> None:
+    """Make Ctrl-C raise KeyboardInterrupt, and SIGTERM and SIGHUP raise SystemExit, from now on."""
     signal.signal(signal.SIGINT, _hear)
     signal.signal(signal.SIGTERM, _hear)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not so under nohup
@@ -30,8 +30,8 @@ def end_in_good_order() -> None:
     sys.unraisablehook = _unraisable
 
 
-def end_now(status: Any) -> NoReturn:
-    """Exit; Ctrl-C while Python tidies up ends that, rather than show where it was."""
+def exit_now(status: Any) -> NoReturn:
+    """Exit with ``status``; Ctrl-C during Python's clean-up ends it without a traceback."""
     _ended.set()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(status)
@@ -60,7 +60,7 @@ def _insist() -> None:
 
 
 def _is_on_its_way() -> bool:
-    """Whether what runs now runs because the program ends: to leave a block, say."""
+    """Return whether the running code is part of the program's unwinding, such as a ``finally`` block."""
     error = sys.exc_info()[1]
     while error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
         error = error.__context__

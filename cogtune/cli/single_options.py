@@ -1,4 +1,4 @@
-"""Commands that refuse an option given twice, of which the last one would count without a word."""
+"""Commands that reject an option given twice, where Click would silently use the last one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cogtune.system.errors import UsageError
 
 
 def _refuse_twice(command: Any, context: Any, words: list[str]) -> None:
-    """See that every option that takes one value is given once.
+    """Reject single-valued options that are given more than once.
 
     Raises:
-        UsageError: with all that are not.
+        UsageError: with all of them.
     """
     _, _, order = command.make_parser(context).parse_args(args=list(words))
     counts = Counter(id(param) for param in order)
@@ -28,36 +28,36 @@ def _refuse_twice(command: Any, context: Any, words: list[str]) -> None:
     if twice:
         raise UsageError(
             f"given more than once: {', '.join(param.opts[0] for param in twice)}",
-            "give each once: of several, only the last would count",
+            "pass each of them once",
         )
 
 
-class OnceCommand(TyperCommand):
-    """A command whose options are given once, but for those that take several values."""
+class SingleOptionCommand(TyperCommand):
+    """A command whose single-valued options may be given only once."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As Click does, after a look at what is given twice."""
+        """Parse as Click does, and reject repeated options."""
         _refuse_twice(self, ctx, args)
         parsed: list[str] = super().parse_args(ctx, args)
         return parsed
 
 
-class OnceGroup(TyperGroup):
-    """A group of commands of which the same holds for its own options."""
+class SingleOptionGroup(TyperGroup):
+    """A command group whose single-valued options may be given only once."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As Click does, after a look at what is given twice."""
+        """Parse as Click does, and reject repeated options."""
         _refuse_twice(self, ctx, args)
         parsed: list[str] = super().parse_args(ctx, args)
         return parsed
 
 
 class Commands(typer.Typer):
-    """A Typer app all of whose commands are of these kinds."""
+    """A Typer app whose commands reject repeated options."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(cls=OnceGroup, **settings)
+        super().__init__(cls=SingleOptionGroup, **settings)
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:
-        """As Typer's, with the class of the command filled in."""
-        return super().command(name, **{"cls": OnceCommand, **settings})
+        """Register a command as Typer does, with :class:`SingleOptionCommand` as its class."""
+        return super().command(name, **{"cls": SingleOptionCommand, **settings})

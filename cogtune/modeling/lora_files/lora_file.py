@@ -1,11 +1,13 @@
-"""Getting tensors and settings out of a LoRA file, whichever program wrote it. Nothing in a file is executed."""
+"""Reading tensors and settings from a LoRA file of any program. Nothing in a file is executed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +18,34 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cogtune.models.download import snapshot
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, refuse_shards
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import os_errors_explained
 from cogtune.system.json_files import read_json
+from cogtune.system.stand_ins import HEAD, stand_in
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""PEFT's settings, in the folder of an adapter."""
+"""PEFT's settings in an adapter folder."""
 
 FILE_NAMES = (LORA_WEIGHTS_NAME, "adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin")
-"""What diffusers and PEFT call a LoRA in a folder, those to be preferred first."""
+"""The file names of diffusers and PEFT for a LoRA in a folder, in order of preference."""
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-"""How the names of LoRA files end."""
+"""Suffixes of LoRA files."""
+
+WITHOUT_ALPHA = "cogtune_without_alpha"
+"""The header's key for the layers, as a JSON list, whose alpha was not known where a layout must say one; all if empty.
+"""
 
 _WRAPPERS = ("state_dict", "module", "model", "lora", "network", "weights")
 """Keys under which a file of ``torch.save`` may hold its weights."""
 
 
 @dataclass(frozen=True)
-class Opened:
-    """What is in a LoRA file."""
+class LoraFile:
+    """The contents of a LoRA file."""
 
     path: Path
     tensors: Mapping[str, Tensor]
@@ -51,6 +59,14 @@ class Opened:
         """What cogtune wrote about the run; empty for a file made by another program."""
         return _json(self.header.get("cogtune"))
 
+    def says_no_alpha(self, layer: str) -> bool:
+        """Whether the alpha that the settings say of a layer is a stand-in for one that was not known."""
+        try:
+            layers = json.loads(self.header.get(WITHOUT_ALPHA, "null"))
+        except ValueError:
+            return False
+        return isinstance(layers, list) and (not layers or layer in layers)
+
     @property
     def network_alpha(self) -> float | None:
         """Alpha as kohya's programs write it into the header."""
@@ -62,7 +78,7 @@ class Opened:
 
 
 def _file_in(folder: Path) -> Path | None:
-    """The LoRA file directly in ``folder``: by diffusers' or PEFT's name, or the only one that may be it."""
+    """Return the LoRA file directly in ``folder``: by diffusers' or PEFT's name, or the only one that may be it."""
     for name in FILE_NAMES:
         if (folder / name).is_file():
             return folder / name
@@ -71,7 +87,7 @@ def _file_in(folder: Path) -> Path | None:
 
 
 def find_lora(path: Path) -> Path:
-    """The LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
+    """Return the LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
 
     Raises:
         UsageError: there is none.
@@ -84,29 +100,58 @@ def find_lora(path: Path) -> Path:
     refuse_shards(path)
     if not path.exists():
         raise UsageError(
-            f"there is no LoRA in {path}: no such file or folder",
-            "give a run's folder, a checkpoint, or a LoRA file; fetch one from the Hub with `hf download` first",
+            f"no such file or folder: {path}",
+            "pass a run folder, a checkpoint, a LoRA file, or the id of a LoRA on the Hub (user/name)",
         )
     if (path / "model_index.json").is_file():
-        raise UsageError(f"{path} is a whole model, not a LoRA", "give it as --model")
+        raise UsageError(f"{path} is a complete model, not a LoRA", "pass it as --model")
     below = [file for name in FILE_NAMES for file in path.glob(f"*/{name}")]
     here = [file for file in path.glob("*") if file.suffix in SUFFIXES and file.is_file()]
     candidates = sorted(here) or sorted(below)
     raise UsageError(
-        f"there is no LoRA in {path} that is meant for sure, and no checkpoint of cogtune",
-        "give one of these files" if candidates else "give a run's folder, a checkpoint, or a LoRA file",
+        f"{path} contains no checkpoint, and it is unclear which LoRA file to use",
+        "pass one of these files" if candidates else "pass a run folder, a checkpoint or a LoRA file",
         details=[str(file) for file in candidates],
     )
 
 
-def open_file(path: Path) -> Opened:
-    """The tensors and settings in ``path``; the form is told by its bytes, not by its name.
+def lora_at(reference: str) -> Path:
+    """Return the LoRA file that ``reference`` means: as :func:`find_lora`, or ``user/name[/FILE]`` on the Hub.
+
+    Raises:
+        UsageError: there is none.
+        CogtuneError: the download failed.
+    """
+    path = Path(reference).expanduser()
+    parts = reference.split("/")
+    is_id = len(parts) > 1 and all(parts[:2]) and not parts[1].endswith(SUFFIXES)
+    if not is_id or reference.startswith((".", "/", "~")) or Path(parts[0]).exists():
+        return find_lora(path)
+    repo_id, name = "/".join(parts[:2]), "/".join(parts[2:])
+    folder = snapshot(
+        repo_id,
+        "model",
+        patterns=[name] if name else [*FILE_NAMES, ADAPTER_CONFIG],
+        otherwise=f"check the network, and the path if you meant a file: {path} does not exist",
+    )
+    if name and not (folder / name).is_file():
+        raise UsageError(f"the model {repo_id} on the Hub has no file {name}", "check the spelling")
+    if not name and _file_in(folder) is None:
+        raise UsageError(
+            f"the model {repo_id} on the Hub has no LoRA by one of the names {', '.join(FILE_NAMES)}",
+            f"pass the file too: {repo_id}/FILE.safetensors",
+        )
+    return find_lora(folder / name if name else folder)
+
+
+def open_file(path: Path) -> LoraFile:
+    """Read the tensors and settings in ``path``, whose format is detected from its content.
 
     Raises:
         CogtuneError: it cannot be read, or is something else.
     """
     with os_errors_explained(path, "read"), path.open("rb") as file:
-        start, size = file.read(512), path.stat().st_size
+        start, size = file.read(HEAD), path.stat().st_size
     _refuse_text(path, start, size)
     header: dict[str, str] = {}
     pickled = start[:2] == b"PK" or start[:1] == b"\x80"
@@ -114,20 +159,27 @@ def open_file(path: Path) -> Opened:
         tensors = _unpickled(path)
     else:
         tensors, header = _safetensors(path)
-    return Opened(path, tensors, _config_of(path, header), header)
+    return LoraFile(path, tensors, _config_of(path, header), header)
 
 
 def _refuse_text(path: Path, start: bytes, size: int) -> None:
-    """Tell what a download may have left in place of weights."""
-    text = start.lstrip().lower()
+    """Reject what a failed download may have left instead of weights."""
     if size == 0:
         raise CogtuneError(f"{path} is empty", "copy or download it again")
-    if text.startswith(b"version https://git-lfs"):
-        raise CogtuneError(f"{path} is a Git LFS pointer, not the weights", "run `git lfs pull` where it comes from")
-    if text.startswith((b"<!doctype", b"<html")):
-        raise CogtuneError(
-            f"{path} is a web page, not weights", "download the file itself, for example with `hf download`"
-        )
+    if (instead := stand_in(start)) is not None:
+        raise CogtuneError(f"{path} is {instead.what}, not weights", instead.advice)
+
+
+def _refuse_archive(path: Path) -> None:
+    """Reject files packed together, which ``torch.save`` did not do.
+
+    Raises:
+        CogtuneError: it is such an archive.
+    """
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if names and not any(name.endswith("data.pkl") for name in names):
+            raise CogtuneError(f"{path} is a zip archive with {names[0]} in it, not weights", "unpack it first")
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -136,28 +188,29 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise CogtuneError(
-            f"{path} is not a LoRA file: {error}", "give a run's folder, or a LoRA as .safetensors, .bin or .pt"
+            f"{path} is not a LoRA file: {error}", "pass a run folder, or a LoRA as .safetensors, .bin or .pt"
         ) from error
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file of ``torch.save``.
+    """Return the tensors in a file of ``torch.save``.
 
     Raises:
         CogtuneError: it is damaged, or holds what is more than tensors.
     """
+    _refuse_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old and odd pickles, which are read or refused all the same
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CogtuneError(
-            f"{path} holds more than weights, and opening it could run code that is in it",
-            "have the program that made it save a .safetensors file",
+            f"{path} contains more than weights, and loading it could execute code",
+            "save it as a .safetensors file with the program that made it",
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
-        reason = (str(error).splitlines() or ["it is cut short"])[0]
-        raise CogtuneError(f"{path} cannot be read: {reason}", "copy or download it again") from error
+        reason = (str(error).splitlines() or ["it is truncated"])[0]
+        raise CogtuneError(f"cannot read {path}: {reason}", "copy or download it again") from error
     while isinstance(value, dict) and not any(isinstance(item, Tensor) for item in value.values()):
         inner = next((value[name] for name in _WRAPPERS if isinstance(value.get(name), dict)), None)
         if inner is None:
@@ -183,12 +236,17 @@ def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     if config := _json(header.get("lora_config")):
         return config
     beside = path.with_name(ADAPTER_CONFIG)
-    if path.name.startswith("adapter_model") and beside.is_file():
+    if beside.is_file() and (path.name.startswith("adapter_model") or _is_alone(path)):
         value = read_json(beside)
         if not isinstance(value, dict):
-            raise CogtuneError(f"{beside} holds no settings of an adapter", "copy the adapter's folder again")
+            raise CogtuneError(f"{beside} contains no adapter settings", "copy the adapter's folder again")
         return value
     return {}
+
+
+def _is_alone(path: Path) -> bool:
+    """Whether no other file of its folder may be the one that settings beside it belong to."""
+    return [other for other in path.parent.iterdir() if other.suffix in SUFFIXES] == [path]
 
 
 def _json(text: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run is watched by: figures of every step, losses at fixed noise, sample videos. Written, and shown."""
+"""Monitoring a run: metrics of every step, losses at fixed noise, sample videos; written and displayed."""
 
 from __future__ import annotations
 
@@ -21,75 +21,86 @@ from cogtune.run.metrics import WINDOW, MetricsFile, MovingAverage, read_metrics
 from cogtune.run.sample_videos import step_folder
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
+from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 from cogtune.training.checkpoint import TrainState
 from cogtune.training.evaluate import evaluate
 from cogtune.training.objective import Objective
 from cogtune.training.samples import ValidationVideos, render_validation_videos
-from cogtune.training.trackers import Shown, Trackers
+from cogtune.training.trackers import TrackedVideo, Trackers
+
+EMA_PREFIX = "ema_"
+"""In ``metrics.jsonl``, before the name of a loss of the weights' moving average."""
+
+_OF = {
+    "validation_loss": "on the validation data",
+    "ema_eval_loss": "of the average",
+    "ema_validation_loss": "of the average on the validation data",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSchedule:
-    """What is looked at, and how often."""
+    """What is evaluated, and how often."""
 
     measured: Mapping[str, tuple[SampleKeys, ...]]
-    """The samples whose loss at fixed noise is measured, by what ``metrics.jsonl`` calls it."""
+    """The samples whose loss at fixed noise is evaluated, by its name in ``metrics.jsonl``."""
     eval_every: int
-    """Optimizer steps between measurements; 0 for none."""
-    scenes: ValidationVideos | None
+    """Optimizer steps between evaluations; 0 for none."""
+    validation_videos: ValidationVideos | None
     sample_every: int
     """Optimizer steps between sample videos; 0 for none."""
     total_steps: int
-    looked: Callable[[], None] = lambda: None
-    """Called in this process after each measurement and each round of sample videos."""
+    after_each: Callable[[], None] = lambda: None
+    """Called in this process after each evaluation and each round of sample videos."""
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether the losses at fixed noise are measured at ``step``."""
+        """Return whether the losses at fixed noise are evaluated at ``step``."""
         return self._is_due(self.eval_every, step)
 
     def samples_at(self, step: int) -> bool:
-        """Whether sample videos are made at ``step``."""
-        return self.scenes is not None and self._is_due(self.sample_every, step)
+        """Return whether sample videos are made at ``step``."""
+        return self.validation_videos is not None and self._is_due(self.sample_every, step)
 
     def _is_due(self, every: int, step: int) -> bool:
         return every > 0 and (step % every == 0 or step == self.total_steps)
 
 
 class _Stopped(Exception):
-    """The run was asked to stop while it was looked at."""
+    """The run was asked to stop while it was being evaluated."""
 
 
 class TrainMonitor:
-    """Looks at a run and tells of it. Every process has one and calls the same of it; the main one speaks and writes.
+    """Evaluates a run and reports on it. Every process makes the same calls; only the main one prints and writes.
 
     Made by :func:`monitored`.
     """
 
     def __init__(
         self,
-        trainee: TrainState,
+        train_state: TrainState,
         objective: Objective,
         store: Store,
         config: RunConfig,
-        plans: EvalSchedule,
+        schedule: EvalSchedule,
         metrics: MetricsFile,
         line: console.Dashboard,
         trackers: Trackers,
         should_stop: Callable[[], bool],
     ) -> None:
-        self._trainee, self._objective, self._store, self._config = trainee, objective, store, config
-        self._plans, self._metrics, self._line, self._trackers = plans, metrics, line, trackers
+        self._train_state, self._objective, self._store, self._config = train_state, objective, store, config
+        self._eval_schedule, self._metrics, self._line, self._trackers = schedule, metrics, line, trackers
         self._should_stop = should_stop
         self._loss, self._pace = MovingAverage(WINDOW), MovingAverage(WINDOW)
         self._evaluated: dict[str, float] = {}
+        """The last losses at fixed noise, by their names in ``metrics.jsonl``."""
         self._began = time.perf_counter()
 
-    def look_before(self, step: int) -> bool:
-        """Do what is due at the step that the run starts from, unless it was done before.
+    def before_training(self, step: int) -> bool:
+        """Do what is due at the run's first step, unless it was done before.
 
-        As of all looks, collective; False when the run was asked to stop before it was done.
+        Collective, like all evaluation; returns False if the run was asked to stop before it was done.
         """
-        output, names = self._config.output, self._plans.measured
+        output, names = self._config.output, self._eval_schedule.measured
         for line in read_metrics(RunFolder(output).metrics):
             if line["step"] == step:
                 self._evaluated |= {name: line[name] for name in names if name in line}
@@ -98,10 +109,10 @@ class TrainMonitor:
         return (self._as_on_main(measured) or self.evaluate(step)) and (self._as_on_main(sampled) or self.sample(step))
 
     def step(self, done: int, *, loss: float, grad_norm: float, learning_rate: float) -> None:
-        """Write down and show the figures of an optimizer step."""
+        """Write and display the metrics of an optimizer step."""
         now = time.perf_counter()
         seconds, self._began = now - self._began, now
-        memory = gib_in_use(self._trainee.accelerator.device)
+        memory = gib_in_use(self._train_state.accelerator.device)
         values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
         values |= {"seconds": round(seconds, 4), "memory_gib": round(memory, 3)}
         self._metrics.write({"step": done, **values})
@@ -116,15 +127,15 @@ class TrainMonitor:
             "clips/s": f"{self._config.global_batch / pace:.2f}",
             "GiB": f"{memory:.1f}",
         }
-        self._line.advance(figures, seconds_left=(self._plans.total_steps - done) * pace)
+        self._line.advance(figures, seconds_left=(self._eval_schedule.total_steps - done) * pace)
 
     def evaluate(self, step: int) -> bool:
-        """Measure the losses at fixed noise if that is due.
+        """Evaluate the losses at fixed noise if that is due.
 
         Raises:
             CogtuneError: one is not finite.
         """
-        return not self._plans.evaluates_at(step) or self._finishes(self._evaluate, step)
+        return not self._eval_schedule.evaluates_at(step) or self._finishes(self._evaluate, step)
 
     def sample(self, step: int) -> bool:
         """Make the sample videos if that is due.
@@ -132,20 +143,20 @@ class TrainMonitor:
         Raises:
             CogtuneError: a video cannot be written.
         """
-        return not self._plans.samples_at(step) or self._finishes(self._sample, step)
+        return not self._eval_schedule.samples_at(step) or self._finishes(self._sample, step)
 
     def _finishes(self, look: Callable[[int], None], step: int) -> bool:
         try:
             look(step)
         except _Stopped:
-            console.note(f"step {step}: asked to stop; what was due here is made up for when the run goes on")
+            console.note(f"step {step}: stopping; this evaluation will be done when the run is resumed")
             return False
-        self._plans.looked()
+        self._eval_schedule.after_each()
         self.rest()
         return True
 
     def rest(self) -> None:
-        """Count the time of the next step from here: what came before, such as a checkpoint, is none of it."""
+        """Restart the step timer, so that a checkpoint's time does not count as the next step's."""
         self._began = time.perf_counter()
 
     def _doing(self, words: str) -> None:
@@ -154,52 +165,64 @@ class TrainMonitor:
             raise _Stopped
 
     def _evaluate(self, step: int) -> None:
-        accelerator = self._trainee.accelerator
+        values = self._measure(step, "")
+        if self._train_state.averages:
+            with self._train_state.averaged():
+                values |= self._measure(step, EMA_PREFIX)
+        self._metrics.write({"step": step, **values})
+        told = [f"{self._evaluated['eval_loss']:.4f}"]
+        told += [f"{value:.4f} {_OF[name]}" for name, value in self._evaluated.items() if name in _OF]
+        console.note(f"step {step}: loss at fixed noise {', '.join(told)}")
+
+    def _measure(self, step: int, prefix: str) -> dict[str, Any]:
+        """Measure the losses at fixed noise of the current weights; their names get ``prefix``."""
+        accelerator = self._train_state.accelerator
         values: dict[str, Any] = {}
-        for name, rows in self._plans.measured.items():
+        for kind, rows in self._eval_schedule.measured.items():
+            name = f"{prefix}{kind}"
             found = evaluate(
-                self._trainee.model,
+                self._train_state.model,
                 self._objective,
                 self._store,
                 rows,
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,
-                before_each=partial(self._doing, f"measuring the {name.replace('_', ' ')}"),
+                before_each=partial(self._doing, f"evaluating the {name.replace('_', ' ')}"),
             )
             if not math.isfinite(found.loss):
                 raise CogtuneError(
-                    f"step {step}: the loss at fixed noise is {found.loss}: the weights have diverged",
-                    "resume from an earlier checkpoint, or start anew, with a lower --learning-rate",
+                    f"step {step}: the loss at fixed noise is {found.loss}; training has diverged",
+                    "resume from an earlier checkpoint, or start over, with a lower --learning-rate",
                 )
             values |= {name: found.loss, f"{name}_by_timestep": found.by_timestep}
             self._evaluated[name] = found.loss
             by_timestep = {f"{name}/timestep {timestep}": loss for timestep, loss in found.by_timestep.items()}
             self._trackers.log({name: found.loss, **by_timestep}, step)
-        self._metrics.write({"step": step, **values})
-        told = [f"{self._evaluated['eval_loss']:.4f}"]
-        told += [
-            f"{value:.4f} on the validation data" for name, value in self._evaluated.items() if name != "eval_loss"
-        ]
-        console.note(f"step {step}: loss at fixed noise {', '.join(told)}")
+        return values
 
     def _sample(self, step: int) -> None:
-        assert self._plans.scenes is not None
+        assert self._eval_schedule.validation_videos is not None
         try:
-            videos = render_validation_videos(self._trainee, self._plans.scenes, step, self._doing)
-        except torch.OutOfMemoryError as error:
-            raise CogtuneError(
-                f"step {step}: out of GPU memory while making sample videos: {str(error).splitlines()[0]}",
-                "--sample-every 0 trains without them; cogtune infer makes videos from checkpoints",
+            videos = render_validation_videos(
+                self._train_state, self._eval_schedule.validation_videos, step, self._doing
+            )
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(
+                error,
+                "use --sample-every 0 to train without them; `cogtune infer --vram` samples checkpoints in less memory",
+                doing=f"making the sample videos of step {step}",
             ) from error
         counted = "a sample video" if len(videos) == 1 else f"{len(videos)} sample videos"
         folder = step_folder(self._config.output, step)
         console.note(f"step {step}: {counted} in {folder}")
-        fps = self._plans.scenes.fps
-        self._trackers.show([Shown(video["prompt"], folder / video["file"], fps) for video in videos], step)
+        fps = self._eval_schedule.validation_videos.fps
+        self._trackers.show([TrackedVideo(video["prompt"], folder / video["file"], fps) for video in videos], step)
 
     def _as_on_main(self, seen: bool) -> bool:
-        """What the main process sees of the run's folder; another machine may have no part in it."""
-        accelerator = self._trainee.accelerator
+        """Return a value read from the run's folder by the main process; other machines may not see that folder."""
+        accelerator = self._train_state.accelerator
         mine = torch.tensor(float(seen and accelerator.is_main_process), device=accelerator.device)
         total: torch.Tensor = accelerator.reduce(mine, "sum")
         return bool(total > 0)
@@ -207,24 +230,24 @@ class TrainMonitor:
 
 @contextlib.contextmanager
 def monitored(
-    trainee: TrainState,
+    train_state: TrainState,
     objective: Objective,
     store: Store,
     config: RunConfig,
-    plans: EvalSchedule,
+    schedule: EvalSchedule,
     *,
     first_step: int,
     should_stop: Callable[[], bool],
 ) -> Iterator[TrainMonitor]:
-    """Watch a run from ``first_step`` on.
+    """Monitor a run from ``first_step`` on.
 
     Args:
-        should_stop: asked by all processes while they look, as it is after every step; ends the look.
+        should_stop: called by all processes during evaluation, as after every step; True ends it.
     """
-    is_main = trainee.accelerator.is_main_process
+    is_main = train_state.accelerator.is_main_process
     with (
         MetricsFile(RunFolder(config.output).metrics, first_step=first_step, enabled=is_main) as metrics,
         Trackers(config, first_step=first_step, enabled=is_main) as trackers,
-        console.dashboard("training", plans.total_steps, done=first_step) as line,
+        console.dashboard("training", schedule.total_steps, done=first_step) as line,
     ):
-        yield TrainMonitor(trainee, objective, store, config, plans, metrics, line, trackers, should_stop)
+        yield TrainMonitor(train_state, objective, store, config, schedule, metrics, line, trackers, should_stop)

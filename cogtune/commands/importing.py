@@ -1,0 +1,36 @@
+"""``cogtune import``: another program's script or configuration becomes a ``run.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cogtune.config.elsewhere import Imported, read, translate
+from cogtune.config.resolving import resolve
+from cogtune.planning.estimate import check_arrangement
+from cogtune.run.plan import check_config
+from cogtune.system.errors import UsageError
+from cogtune.system.files import write_text
+
+
+def import_run(path: Path, output: Path, *, leave_out: Sequence[str] = (), force: bool = False) -> Imported:
+    """Write what a script asks for as a configuration, after a look at whether ``cogtune plan`` takes it.
+
+    Args:
+        leave_out: flags that are not known here and shall be left out.
+        force: replace a file that is there.
+
+    Raises:
+        UsageError: there is something in it that is not understood, or that this model cannot do; or ``output`` is
+            already there.
+        CogtuneError: a file cannot be read or written.
+    """
+    if output.exists() and not force:
+        raise UsageError(f"{output} is already there", "choose another --output, or replace it with --force")
+    made = translate(read(path), leave_out=leave_out)
+    assert made.spec is not None
+    config = resolve(flags=made.values).config
+    check_config(config, made.spec)
+    check_arrangement(config, made.spec)
+    write_text(output, made.to_yaml())
+    return made

@@ -1,0 +1,375 @@
+"""Filling in what a request leaves open, from the run's facts and the model's configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cogtune.commands.infer.request import (
+    STRENGTH,
+    InferRequest,
+    Problems,
+    Row,
+    files_asked,
+    lora_and_weight,
+    names_frames,
+    number_problems,
+    output_problems,
+    prompts_asked,
+    rows_of,
+    size_asked,
+)
+from cogtune.config.arrangement import SamplingArrangement
+from cogtune.config.choices import parse_bytes
+from cogtune.config.resolving import read_mapping
+from cogtune.data.frames import ClipView, FrameSettings, available_frames, load_image, view
+from cogtune.data.video.clips import probe
+from cogtune.data.video.images import image_warnings
+from cogtune.modeling.devices import best_device, free_bytes
+from cogtune.modeling.lora_files import Lora, check_fits, fitting_models, lora_at, read_lora
+from cogtune.modeling.sampling import steps_taken
+from cogtune.models.checkpoint_configs import ModelSpec, fingerprint, read_spec
+from cogtune.models.download import snapshot
+from cogtune.models.geometry import FRAME_STEP, Size
+from cogtune.models.locate import locate
+from cogtune.models.tokens import cut_short, token_counter
+from cogtune.models.variants import Precision, SamplingScheduler
+from cogtune.planning.estimate import CONTEXT
+from cogtune.planning.sampling import arrangement_for, decoding_bytes, plan_sampling
+from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
+from cogtune.run.folder import AVERAGE_NAME, MERGE_NAME, RUN_NAME
+from cogtune.system import console
+from cogtune.system.errors import UsageError
+from cogtune.system.json_files import read_json
+
+SURE = 1.15
+"""On a CPU, the VAE works in tiles if this times its estimate is more than the free memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """A request with everything filled in."""
+
+    name: str
+    """What the user calls the base model."""
+    base: Path
+    transformer: Path | None
+    """A folder of fine-tuned weights in place of the base's own."""
+    loras: tuple[tuple[Lora, float], ...]
+    """Each with its weight."""
+    spec: ModelSpec
+    rows: tuple[Row, ...]
+    negative_prompt: str
+    size: Size
+    views: Mapping[Path, ClipView]
+    """What is taken of each clip that videos are made of."""
+    fps: float
+    precision: Precision
+    scheduler: SamplingScheduler
+    steps: int
+    guidance: float
+    strength: float
+    seeds: tuple[int, ...]
+    scales: tuple[float, ...]
+    arrangement: SamplingArrangement
+    room: int | None
+    """Bytes of the card that PyTorch may take; all that is free when None."""
+
+    @property
+    def adapters(self) -> int:
+        """Numbers in all LoRAs together."""
+        return sum(pair.down.numel() + pair.up.numel() for lora, _ in self.loras for pair in lora.pairs.values())
+
+
+@dataclass(frozen=True)
+class Model:
+    """The base model that is sampled from, and what is known of a run."""
+
+    name: str
+    folder: str
+    """As :func:`cogtune.models.locate.locate` takes it."""
+    transformer: Path | None
+    facts: Mapping[str, Any]
+    configs: Path
+    """The folder of its configs; its weights may not be there yet."""
+    spec: ModelSpec
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a request names, found and read."""
+
+    prompts: list[str]
+    images: list[Path]
+    clips: list[Path]
+    loras: list[tuple[Lora, float]]
+
+
+def fill_in(request: InferRequest) -> SamplingConfig:
+    """Return a request with everything filled in from the run's facts and the model's configs.
+
+    The weights of the base model are downloaded last, once nothing is wrong.
+
+    Raises:
+        UsageError: with everything that is wrong, or that the model cannot do.
+        CogtuneError: the model or the LoRA cannot be read.
+    """
+    problems = Problems(number_problems(request))
+    given = _given(request, problems)
+    model = None
+    with problems.gathered():
+        model = _model(request, given)
+    if model is None:
+        output_problems(request, problems, 1)
+        problems.refuse()
+        raise AssertionError("a model that is not found is a problem")
+    recipe = _filled(request, given, model, problems)
+    problems.refuse()
+    loras = tuple((_with_alpha(lora, request.lora_alpha), weight) for lora, weight in recipe.loras)
+    recipe = replace(recipe, base=locate(model.folder), loras=loras)
+    _advise(recipe, given.images)
+    return recipe
+
+
+def _given(request: InferRequest, problems: Problems) -> Given:
+    loras: list[tuple[Lora, float]] = []
+    for text in request.loras:
+        with problems.gathered():
+            name, weight = lora_and_weight(text)
+            loras.append((read_lora(lora_at(name)), weight))
+    return Given(
+        prompts_asked(request, problems),
+        files_asked("--image", request.images, problems),
+        files_asked("--video", request.videos, problems),
+        loras,
+    )
+
+
+def _filled(request: InferRequest, given: Given, model: Model, problems: Problems) -> SamplingConfig:
+    """Return the request with what run and model know; its base has configs but maybe no weights yet."""
+    spec, facts = model.spec, model.facts
+    prompts = _with_token(given.prompts, request, [lora.facts for lora, _ in given.loras] or [facts])
+    if not request.prompts:
+        prompts = [facts["prompt"]] if facts.get("prompt") is not None else []
+        problems.lines[:0] = [] if prompts else ["--prompt is required"]
+    size, views, fps = _frames(request, model, given.clips, problems)
+    precision = request.precision or facts.get("precision") or spec.variant.trained_in
+    problems.lines += [f"--size {size}: {problem}" for problem in spec.size_problems(size)]
+    problems.lines += [f"--precision {problem}" for problem in spec.precision_problems(precision)]
+    problems.lines += [f"--steps {problem}" for problem in spec.steps_problems(request.steps)]
+    _check_inputs(request, spec, given, size, problems)
+    rows = rows_of(prompts, given.images, given.clips, problems)
+    output_problems(request, problems, len(rows) * request.num_videos * max(1, len(request.lora_scales)))
+    loras: list[tuple[Lora, float]] = []
+    for lora, weight in given.loras:
+        with problems.gathered():
+            loras.append((check_fits(lora, spec, str(request.model or model.name)), weight))
+    recipe = SamplingConfig(
+        name=model.name,
+        base=model.configs,
+        transformer=model.transformer,
+        loras=tuple(loras),
+        spec=spec,
+        rows=tuple(rows),
+        negative_prompt=request.negative_prompt,
+        size=size,
+        views=views,
+        fps=fps,
+        precision=precision,
+        scheduler=request.scheduler or spec.sampled_with,
+        steps=request.steps,
+        guidance=request.guidance,
+        strength=STRENGTH if request.strength is None else request.strength,
+        seeds=tuple(range(request.seed, request.seed + request.num_videos)),
+        scales=request.lora_scales or (1.0,),
+        arrangement=SamplingArrangement(),
+        room=None,
+    )
+    if not problems.lines:
+        with problems.gathered():
+            return _arranged(recipe, request.vram)
+    return recipe
+
+
+def _model(request: InferRequest, given: Given) -> Model | None:
+    """Return the base model and the run's facts; None if a LoRA that may name it could not be read.
+
+    Raises:
+        UsageError: nothing says which model, or it has to be merged first.
+        CogtuneError: it cannot be read.
+    """
+    loras = [lora for lora, _ in given.loras]
+    facts: Mapping[str, Any] = next((lora.facts for lora in loras if lora.facts), {})
+    transformer, name = None, request.model
+    if name is not None and (trained := _trained_transformer(Path(name))) is not None:
+        transformer, facts = trained
+        name = None
+    elif name is not None and (Path(name) / MERGE_NAME).is_file():
+        facts = {**(read_json(Path(name) / MERGE_NAME).get("run") or {}), "model_path": name, "base_model": name}
+    elif name is not None:
+        refuse_shards(Path(name))
+    name = name or facts.get("base_model")
+    if name is None:
+        if len(loras) < len(request.loras):
+            return None
+        fitting = fitting_models(loras[0]) if loras else []
+        others = f"; its layers match {', '.join(fitting)}" if fitting else ""
+        raise UsageError(
+            "no base model: --model is missing and the LoRA file does not name one",
+            f"pass --model with the model the LoRA was trained on, such as --model 5b{others}",
+        )
+    here = facts.get("base_model") == name and Path(facts.get("model_path", "/nowhere")).is_dir()
+    folder = str(facts["model_path"]) if here else name
+    configs = locate(folder, weights=False)
+    if transformer is None and not Path(folder).is_dir() and not (configs / "model_index.json").is_file():
+        transformer, facts = _pushed_transformer(folder)
+        name = folder = str(facts["base_model"])
+        configs = locate(folder, weights=False)
+    return Model(name, folder, transformer, facts, configs, read_spec(configs))
+
+
+def _pushed_transformer(repo_id: str) -> tuple[Path, Mapping[str, Any]]:
+    """Fetch a fully trained transformer from the Hub, as `cogtune push` puts it there, with the run's facts.
+
+    Raises:
+        CogtuneError: it cannot be fetched.
+        UsageError: it is something else.
+    """
+    folder = snapshot(repo_id, "model", patterns=[RUN_NAME, "transformer/*"], otherwise="check the network")
+    found = _trained_transformer(folder)
+    if found is None or found[1].get("base_model") is None:
+        raise UsageError(
+            f"{repo_id} on the Hub is neither a complete model nor a transformer that cogtune trained",
+            "pass a LoRA as --lora",
+        )
+    return found
+
+
+def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
+    """Find the fully trained transformer of a run, a checkpoint or a pushed run, with the run's facts."""
+    if folder.name == AVERAGE_NAME and (folder / "transformer").is_dir() and (folder.parent / STATE_NAME).is_file():
+        return folder / "transformer", read_state(folder.parent)
+    for candidate in (folder, *reversed(checkpoints(folder))):
+        if not (candidate / "transformer").is_dir():
+            continue
+        if (candidate / STATE_NAME).is_file():
+            return candidate / "transformer", read_state(candidate)
+        if (candidate / RUN_NAME).is_file() and not (candidate / "model_index.json").is_file():
+            values = read_mapping(candidate / RUN_NAME)
+            said = {key: values[key] for key in ("size", "fps", "precision", "id_token") if values.get(key) is not None}
+            return candidate / "transformer", {**said, "base_model": values.get("model")}
+    return None
+
+
+def _with_token(prompts: list[str], request: InferRequest, facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the prompts with the run's id token in front, unless they contain it."""
+    tokens = [str(one.get("id_token") or "") for one in facts] if request.id_token is None else [request.id_token]
+    for token in reversed(list(dict.fromkeys(token for token in tokens if token))):
+        lacking = [prompt for prompt in prompts if prompt and token.lower() not in prompt.lower()]
+        if lacking and request.id_token is None:
+            console.note(f"adding the run's id token '{token}' to the prompt; --id-token '' leaves it out")
+        prompts = [f"{token} {prompt}" if prompt in lacking else prompt for prompt in prompts]
+    return prompts
+
+
+def _frames(
+    request: InferRequest, model: Model, clips: Sequence[Path], problems: Problems
+) -> tuple[Size, dict[Path, ClipView], float]:
+    """Return the size and rate of the videos, and which frames of each clip are used."""
+    spec, facts = model.spec, model.facts
+    size = Size.parse(facts["size"]) if "size" in facts else spec.native
+    fps = float(request.fps or facts.get("fps") or spec.variant.fps)
+    with problems.gathered():
+        size = size_asked(request, size)
+    infos = {}
+    for clip in clips:
+        with problems.gathered():
+            infos[clip] = probe(clip)
+    if infos and not names_frames(request) and not spec.learned_positions:
+        least = min(available_frames(info, FrameSettings(size=size, fps=fps)) for info in infos.values())
+        most = (least - 1) // FRAME_STEP * FRAME_STEP + 1
+        if 1 <= most < size.num_frames:
+            console.note(f"making {most} frames instead of {size.num_frames}: --video has {least} at {fps:g} fps")
+            size = replace(size, num_frames=most)
+    views = {}
+    for clip, info in infos.items():
+        try:
+            views[clip] = view(info, FrameSettings(size=size, fps=fps))
+        except ValueError as error:
+            problems.lines.append(f"--video {clip}: {error}")
+    return size, views, fps
+
+
+def _check_inputs(request: InferRequest, spec: ModelSpec, given: Given, size: Size, problems: Problems) -> None:
+    """Add what is wrong with the images and clips for this model."""
+    if spec.image_to_video and not request.images and not request.videos:
+        problems.lines.append("--image is required for an image-to-video model")
+    if request.images and not spec.image_to_video:
+        problems.lines.append("--image is not supported by a text-to-video model")
+    elif spec.image_to_video:
+        for image in given.images:
+            with problems.gathered():
+                load_image(image, size)
+    strength = STRENGTH if request.strength is None else request.strength
+    if given.clips and 0 < strength <= 1 and steps_taken(request.steps, strength) < 1:
+        problems.lines.append(f"--strength {strength:g} leaves none of {request.steps} steps; use more --steps")
+
+
+def _arranged(recipe: SamplingConfig, vram: str | None) -> SamplingConfig:
+    """Return the request with what has to be done in less memory.
+
+    Raises:
+        UsageError: the budget is not enough.
+    """
+    what: tuple[ModelSpec, Size, Precision] = recipe.spec, recipe.size, recipe.precision
+    if vram is not None:
+        budget = parse_bytes(vram)
+        arrangement = arrangement_for(*what, budget, adapters=recipe.adapters)
+        return replace(recipe, arrangement=arrangement, room=budget - CONTEXT)
+    device = best_device()
+    free = free_bytes(device)
+    if device.type == "cpu":
+        tiles = decoding_bytes(recipe.size, recipe.precision, tiles=False) * SURE > free
+        return replace(recipe, arrangement=SamplingArrangement(vae_tiles=tiles))
+    return replace(recipe, arrangement=plan_sampling(*what, free + CONTEXT, adapters=recipe.adapters)[0])
+
+
+def _with_alpha(lora: Lora, alpha: float | None) -> Lora:
+    """Return the LoRA with the alpha that is asked for, and warn of what is assumed."""
+    if lora.changes_nothing:
+        console.warn(f"{lora.path} has no effect: all of its B matrices are zero, as in an untrained LoRA")
+    silent, rank = lora.without_alpha, lora.ranks[0]
+    if alpha is None:
+        if silent:
+            whole = "" if len(silent) == len(lora.pairs) else f" of {len(silent)} of its {len(lora.pairs)} layers"
+            console.warn(
+                f"{lora.path} does not record the alpha{whole}; assuming the rank, {rank} (full strength). "
+                f"If it was trained with another alpha, such as {rank / 2:g}, pass it as --lora-alpha"
+            )
+        return lora
+    if not silent and any(said != alpha for said in lora.alphas):
+        told = ", ".join(f"{said:g}" for said in lora.alphas)
+        console.note(f"using --lora-alpha {alpha:g} instead of {told}, which {lora.path} records")
+    return lora.with_alpha(alpha)
+
+
+def _advise(recipe: SamplingConfig, images: Sequence[Path]) -> None:
+    """Warn of what is allowed but may be a mistake."""
+    weights = recipe.transformer or recipe.base / "transformer"
+    for lora, _ in recipe.loras:
+        trained_on = (lora.facts.get("identity") or {}).get("model")
+        if trained_on is not None and trained_on != fingerprint(weights.parent, weights.name):
+            console.warn(
+                f"the LoRA was trained on {lora.facts.get('base_model')}, whose weights differ from those in "
+                f"{weights.parent}; the video may be poor"
+            )
+    for advice in recipe.spec.size_advice(recipe.size):
+        console.note(f"size {advice}")
+    prompts = list(dict.fromkeys(row.prompt for row in recipe.rows))
+    for told in cut_short(prompts, recipe.spec.max_text_seq_length, token_counter(str(recipe.base))):
+        console.warn(f"--prompt: {told}")
+    for image in images:
+        for told in image_warnings(image):
+            console.warn(told)

@@ -1,0 +1,258 @@
+"""What ``cogtune lora`` does with LoRA files of any program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cogtune.models.lora_layouts import LAYOUTS, LayoutName
+from cogtune.models.variants import Precision
+from cogtune.system import console
+from cogtune.system.errors import CogtuneError, UsageError, counted
+
+if TYPE_CHECKING:
+    from cogtune.merge.fuse import Fused
+    from cogtune.modeling.lora_files import Lora
+    from cogtune.modeling.lora_files.editing import Edited
+
+Weighted = tuple[Path, float]
+"""A LoRA, and what its strength is multiplied by."""
+
+
+def weighted(text: str) -> Weighted:
+    """The path and the weight that ``FILE`` or ``FILE:WEIGHT`` means.
+
+    Raises:
+        UsageError: what follows the last colon is no number, and no file has such a name.
+    """
+    path, colon, number = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not path or not math.isfinite(weight):
+        raise UsageError(f"there is no LoRA '{text}'", "write FILE or FILE:WEIGHT, such as style.safetensors:0.8")
+    return Path(path), weight
+
+
+def read(path: Path, alpha: float | None = None) -> Lora:
+    """The LoRA that ``path`` means.
+
+    Args:
+        alpha: what it was trained with, for a file that does not say.
+
+    Raises:
+        CogtuneError: it cannot be read.
+        UsageError: there is none, or it says its alpha itself, or ``alpha`` is not above 0.
+    """
+    from cogtune.modeling.lora_files import find_lora, read_lora
+
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise UsageError(f"--lora-alpha: {alpha:g} is not a number above 0", "the rank is a usual choice")
+    lora = read_lora(find_lora(path))
+    if alpha is None:
+        return lora
+    if not lora.without_alpha:
+        raise UsageError(
+            f"{lora.path} says itself that its alpha is {lora.alphas[0]:g}",
+            "leave --lora-alpha out; a weight (FILE:0.5) changes the strength",
+        )
+    return lora.with_alpha(alpha)
+
+
+def show(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """What there is to say of each file.
+
+    Raises:
+        CogtuneError: with all files that cannot be read.
+    """
+    from cogtune.modeling.lora_files.describing import describe
+
+    found, failures = [], []
+    for file in files:
+        try:
+            found.append(describe(read(file)))
+        except CogtuneError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise CogtuneError(f"{len(failures)} files cannot be read", details=[str(error) for error in failures])
+    return found
+
+
+def convert(file: Path, output: Path, layout: LayoutName, *, alpha: float | None = None, force: bool = False) -> Lora:
+    """Write a LoRA in another program's layout.
+
+    Raises:
+        CogtuneError: it cannot be read or written.
+        UsageError: ``output`` is there already.
+    """
+    lora = read(file, alpha)
+    if lora.without_alpha:
+        _warn_of_strength(lora)
+    write(lora, output, layout, force=force)
+    return lora
+
+
+def resize(
+    file: Path,
+    output: Path,
+    rank: int,
+    *,
+    layout: LayoutName = "diffusers",
+    alpha: float | None = None,
+    dtype: Precision | None = None,
+    force: bool = False,
+) -> Edited:
+    """Write a LoRA with a lower rank.
+
+    Raises:
+        CogtuneError, UsageError: as for :func:`convert`; the rank would not be lower.
+    """
+    from cogtune.modeling.lora_files.editing import resize as cut
+
+    made = cut(read(file, alpha), rank, dtype=_dtype(dtype))
+    write(made.lora, output, layout, force=force)
+    return made
+
+
+def merge(
+    files: Sequence[Weighted],
+    output: Path,
+    *,
+    rank: int | None = None,
+    layout: LayoutName = "diffusers",
+    alpha: float | None = None,
+    dtype: Precision | None = None,
+    force: bool = False,
+) -> Edited:
+    """Write several LoRAs as one.
+
+    Raises:
+        CogtuneError, UsageError: as for :func:`convert`; they do not go together.
+    """
+    from cogtune.modeling.lora_files.editing import blend
+
+    made = blend(_read_all(files, alpha), output, rank=rank, dtype=_dtype(dtype))
+    write(made.lora, output, layout, force=force)
+    return made
+
+
+def fuse(
+    files: Sequence[Weighted],
+    model: str,
+    output: Path,
+    *,
+    alpha: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Fused:
+    """Write a base model with LoRAs in its weights.
+
+    Args:
+        options: those of :func:`cogtune.merge.fuse.fuse`.
+
+    Raises:
+        CogtuneError, UsageError: as that does.
+    """
+    from cogtune.merge.fuse import fuse as write_fused
+    from cogtune.models.locate import locate
+
+    loras = _read_all(files, alpha)
+    return write_fused(loras, locate(model), output, progress=progress, warn=console.warn, **options)
+
+
+def extract(
+    full: Path,
+    base: str,
+    output: Path,
+    rank: int,
+    *,
+    targets: Sequence[str] = (),
+    layout: LayoutName = "diffusers",
+    dtype: Precision = "fp32",
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
+    """Write a LoRA of the difference between two models.
+
+    Raises:
+        CogtuneError, UsageError: as :func:`cogtune.merge.extract.extract` does; ``output`` is there already.
+    """
+    from cogtune.merge.extract import extract as difference
+    from cogtune.modeling.devices import DTYPES
+    from cogtune.models.locate import locate
+
+    _check_free(output, layout, force)
+    if not full.is_dir():
+        raise UsageError(
+            f"there is no folder {full}", "give the fine-tuned model: a run, a checkpoint, a merged folder"
+        )
+    made = difference(
+        full, locate(base), rank=rank, targets=targets, dtype=DTYPES[dtype], model=base, progress=progress
+    )
+    write(made.edited.lora, output, layout, force=force)
+    return made
+
+
+def write(lora: Lora, output: Path, layout: LayoutName, *, force: bool = False) -> None:
+    """Write a LoRA, read it back, and see that it is the same.
+
+    Raises:
+        UsageError: ``output`` is there already, or not of the kind that the layout needs.
+        CogtuneError: it cannot be written, or comes back as another.
+    """
+    from cogtune.modeling.lora_files import find_lora, read_lora
+    from cogtune.modeling.lora_files.writing import differences, write_lora
+
+    _check_free(output, layout, force)
+    for told in write_lora(lora, output, layout):
+        console.note(told)
+    if wrong := differences(lora, read_lora(find_lora(output)), LAYOUTS[layout]):
+        raise CogtuneError(f"{output} did not come back as it was written", "check the disk", details=wrong[:5])
+
+
+def _check_free(output: Path, layout: LayoutName, force: bool) -> None:
+    folder = LAYOUTS[layout].alpha == "folder"
+    if not folder and output.suffix != ".safetensors":
+        raise UsageError(f"--output {output}: LoRAs are written as .safetensors", "give a name that ends so")
+    if folder and output.suffix == ".safetensors":
+        raise UsageError(f"--output {output}: the layout {layout} is a folder", "give a folder's name")
+    if output.is_dir() and not folder:
+        raise UsageError(f"--output {output} is a folder", "give a file's name")
+    if output.exists() and folder and not output.is_dir():
+        raise UsageError(f"--output {output} is a file", "give a folder's name")
+    if output.exists() and not force:
+        raise UsageError(f"{output} is already there", "choose another --output, or replace it with --force")
+
+
+def _read_all(files: Sequence[Weighted], alpha: float | None) -> list[tuple[Lora, float]]:
+    """The LoRAs; ``alpha`` is that of those that do not say theirs."""
+    loras = [(read(path), weight) for path, weight in files]
+    silent = [lora for lora, _ in loras if lora.without_alpha]
+    if alpha is not None:
+        if not silent:
+            raise UsageError("each of these LoRAs says its alpha itself", "leave --lora-alpha out")
+        return [(read(path, alpha if lora.without_alpha else None), weight)
+                for (path, weight), (lora, _) in zip(files, loras, strict=True)]  # fmt: skip
+    for lora in silent:
+        _warn_of_strength(lora)
+    return loras
+
+
+def _warn_of_strength(lora: Lora) -> None:
+    which = "" if len(lora.without_alpha) == len(lora.pairs) else f" of {counted(len(lora.without_alpha), 'layer')}"
+    console.warn(
+        f"{lora.path} does not say the alpha{which}: taken as the rank, {lora.ranks[0]}; --lora-alpha gives another"
+    )
+
+
+def _dtype(name: Precision | None) -> Any:
+    from cogtune.modeling.devices import DTYPES
+
+    return None if name is None else DTYPES[name]

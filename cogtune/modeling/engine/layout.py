@@ -1,0 +1,84 @@
+"""How the parameters of a part of a model lie in one flat buffer, and which of it is each process's share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 256
+"""Numbers at whose multiples parameters and shares begin.
+
+That is a block of 8-bit moments, and a whole number of vectors, so that the arithmetic of a parameter that two
+processes share is that of one process, to the bit.
+"""
+
+
+def padded(numbers: int) -> int:
+    """Round ``numbers`` up to where another parameter may begin."""
+    return -(-numbers // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a parameter that is in a share."""
+
+    parameter: int
+    """Its number in the part."""
+    start: int
+    """Where it begins in the share."""
+    size: int
+    """Numbers, without padding."""
+
+    @property
+    def place(self) -> slice:
+        """Its numbers in the share."""
+        return slice(self.start, self.start + self.size)
+
+    @property
+    def room(self) -> slice:
+        """The same with the padding behind them."""
+        return slice(self.start, self.start + padded(self.size))
+
+
+class FlatLayout:
+    """The places of parameters in a flat buffer that is divided into equal shares."""
+
+    def __init__(self, shapes: Sequence[torch.Size], shares: int) -> None:
+        self._shapes = list(shapes)
+        self._starts = []
+        end = 0
+        for shape in self._shapes:
+            self._starts.append(end)
+            end += padded(shape.numel())
+        self.share = padded(-(-end // shares))
+        """Numbers of each share, padding included."""
+        self.size = self.share * shares
+        """Numbers of the whole buffer."""
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Return the parameters as views of a buffer of at least ``size`` numbers."""
+        return [
+            flat[start : start + shape.numel()].view(shape)
+            for start, shape in zip(self._starts, self._shapes, strict=True)
+        ]
+
+    def own(self, flat: Tensor, rank: int) -> Tensor:
+        """Return the share of process ``rank`` in such a buffer."""
+        return flat[rank * self.share : (rank + 1) * self.share]
+
+    def pieces(self, rank: int) -> list[Piece]:
+        """List what is in the share of process ``rank``, in order."""
+        first, last = rank * self.share, (rank + 1) * self.share
+        found = []
+        for number, (start, shape) in enumerate(zip(self._starts, self._shapes, strict=True)):
+            low, high = max(start, first), min(start + shape.numel(), last)
+            if low < high:
+                found.append(Piece(number, low - first, high - low))
+        return found
+
+    def first(self, piece: Piece, rank: int) -> int:
+        """Return the offset in its parameter at which a piece in the share of process ``rank`` begins."""
+        return rank * self.share + piece.start - self._starts[piece.parameter]

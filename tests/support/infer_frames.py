@@ -1,0 +1,21 @@
+"""What ``cogtune infer`` samples, without a file in between."""
+
+from __future__ import annotations
+
+from cogtune.commands.infer import InferRequest, fill_in
+from cogtune.commands.infer.filling import SamplingConfig
+from cogtune.commands.infer.making import load_inputs, setup_of
+from cogtune.modeling.sampler import Sampler
+from cogtune.modeling.sampling import Frames
+
+
+def first_of(recipe: SamplingConfig) -> Frames:
+    """The frames of a request's first video."""
+    row = recipe.rows[0]
+    sampler = Sampler(setup_of(recipe), [row.prompt, recipe.negative_prompt])
+    return sampler.sample(load_inputs(recipe, row, recipe.seeds[0], recipe.scales[0]))
+
+
+def render_request(request: InferRequest) -> Frames:
+    """The frames of the first video that is asked for."""
+    return first_of(fill_in(request))
