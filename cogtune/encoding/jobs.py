@@ -323,7 +323,7 @@ def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
     Raises:
         CogtuneError: it failed, or was stopped, or some clips could not be decoded; what is done stays done.
     """
-    files = LaunchFiles(job.store.root / JOB)
+    files = LaunchFiles(job.store.root / names.JOB)
     processes = job.options.processes
     job.write(files.plan)
     command = [sys.executable, "-m", "cogtune.encoding.worker", str(files.plan)]
