@@ -41,6 +41,7 @@ from cogtune.models.geometry import Size, latent_frames
 from cogtune.models.variants import Precision
 from cogtune.run.launch import ENVIRONMENT, LAUNCHER, LaunchFiles
 from cogtune.run.plan import fps_of, size_of, sizes_of
+from cogtune.system import names
 from cogtune.system import processes as process
 from cogtune.system.containment import leads_out, refuse_links, refuse_links_out
 from cogtune.system.errors import CogtuneError
