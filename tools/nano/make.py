@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -155,7 +155,7 @@ def main() -> int:
         restore(given)
     deadline = Deadline(given.seconds)
     gpus: list[int | None] = list(range(torch.cuda.device_count())) or [None]
-    stages = {
+    stages: dict[str, Callable[[], bool]] = {
         "foundations": lambda: foundations(given, gpus),
         "cache": lambda: transformers(given, gpus, deadline, cache_only=True),
         "train": lambda: transformers(given, gpus, deadline, cache_only=False),

@@ -157,6 +157,7 @@ def main() -> None:
         optimizer.step()
         step += 1
         if step % 100 == 0 or step == given.steps:
+            assert isinstance(about_loss, torch.Tensor)  # there are parts
             losses.append([step, round(token_loss.item(), 4), round(about_loss.item(), 4)])
             say(f"step {step}: tokens {losses[-1][1]}, about {losses[-1][2]}")
     model.encoder.eval().cpu().half().save_pretrained(given.parts / "text_encoder")

@@ -80,7 +80,7 @@ def settings(given: argparse.Namespace, model: Path, output: Path, steps: int) -
 def pace(output: Path) -> float:
     """Seconds a step, by the last half of a run's figures."""
     steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    seconds = [line["seconds"] for line in steps if "seconds" in line]
+    seconds: list[float] = [line["seconds"] for line in steps if "seconds" in line]
     return median(seconds[len(seconds) // 2 :])
 
 

@@ -165,8 +165,8 @@ def main() -> None:
             group["lr"] = rate
         clips = batch_at(step, given.batch_size, given.seed, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            parts = (cropped(tensor, given.crop, step) for tensor in (clips, foreground(clips)))
-            loss, squared = loss_of(vae, *parts, given.kl_weight)
+            there = cropped(foreground(clips), given.crop, step)
+            loss, squared = loss_of(vae, cropped(clips, given.crop, step), there, given.kl_weight)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
