@@ -22,7 +22,7 @@ from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run import launch
 from cogtune.run.checkpoints import check_fits, checkpoints, read_lora_facts, read_state
 from cogtune.run.plan import Plan
-from cogtune.system import console, folders
+from cogtune.system import console
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.json_files import is_sealed, read_json, sealed
 from cogtune.training import checkpoint, worker
@@ -127,7 +127,8 @@ def test_step_and_folder_agree(clips: Path, tmp_path: Path) -> None:
 def test_a_resume_that_does_not_fit_says_so_by_name(clips: Path, tmp_path: Path) -> None:
     train_here(plan_for(clips, tmp_path / "out", steps=1, rank=2))
     told = []
-    for change in ({"model": "tiny:5b"}, {"rank": 4}):
+    changes: list[dict[str, Any]] = [{"model": "tiny:5b"}, {"rank": 4}]
+    for change in changes:
         with pytest.raises(CogtuneError, match="does not fit this run") as caught:
             plan_for(clips, tmp_path / "out", steps=2, resume="latest", **{"rank": 2, **change})
         told.append(caught.value.details)
@@ -194,7 +195,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(
             raise PermissionError(1, "Operation not permitted")
         return rename(path, target)
 
-    monkeypatch.setattr(folders.shutil, "rmtree", refuse)
+    monkeypatch.setattr("shutil.rmtree", refuse)
     monkeypatch.setattr(Path, "rename", stay)
     out = tmp_path / "out"
     train_here(plan_for(clips, out, steps=4, checkpoint_every=1, keep_checkpoints=1))

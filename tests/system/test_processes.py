@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -287,11 +288,11 @@ def test_of_several_deaths_the_first_is_told(
 ) -> None:
     """The other processes fail because of it, and say so first; often in words that are not ours."""
     reports = [WorkerReport(tmp_path / f"rank-{rank}.json") for rank in range(2)]
-    ends = {
+    ends: dict[str, dict[str, Any]] = {
         "rank-0.json": {"pid": 100, "status": "failed", "message": "what followed", "foreseen": foreseen},
         "rank-1.json": {"pid": 101, "status": "running" if killed_by else "failed", "message": "the cause"},
     }
-    rest = {"hint": "", "details": [], "exit_code": 1, "foreseen": True}
+    rest: dict[str, Any] = {"hint": "", "details": [], "exit_code": 1, "foreseen": True}
     launcher = (
         f"import pathlib, sys\nfolder = pathlib.Path({str(tmp_path)!r})\n"
         f"for name, end in { ({name: json.dumps(rest | end) for name, end in ends.items()})!r}.items():\n"
