@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist wo
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test quick check format bench-data docs lock clean
+.PHONY: help demo test quick check format bench-data site docs lock clean
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,7 +38,7 @@ test: check  ## everything that has to hold: check, then the quick and the slow 
 quick: check  ## check, then the tests that train nothing: for while you work
 	OMP_NUM_THREADS=1 $(PYTEST) tests/cli tests/config tests/models tests/planning tests/run tests/system
 
-check: $(DEV)  ## lint, formatting, types, and which module may import which
+check: site  ## lint, formatting, types, which module may import which, and the documentation's links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -50,6 +50,9 @@ format: $(DEV)  ## mend what ruff can mend
 
 bench-data: $(RUNTIME)  ## measure `dataset validate`: clips opened and frames decoded a second, memory
 	$(BIN)/python tools/bench_validate.py
+
+site: $(DEV)  ## build the documentation into .site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file .mkdocs.yml
 
 docs: $(RUNTIME)  ## regenerate docs/commands.md and docs/vram.md
 	$(BIN)/python -m tools.commands_page > $(VENV)/commands.md
@@ -65,7 +68,7 @@ lock: $(BIN)/python  ## resolve .ci/constraints.txt again; LOCK_FLAGS=--upgrade 
 	mv $(VENV)/lock $(LOCK)
 
 clean:  ## remove caches and built packages; .venv and your outputs stay
-	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .site build dist
 	find cogtune tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -119,8 +119,7 @@ def bench(request: BenchRequest, recipes: Sequence[Recipe] = ("preset",)) -> Ite
     if request.alone:
         console.note(
             f"measuring one of {request.resolved.config.num_processes} processes without the others; communication "
-            "between "
-            "them takes no time, and no memory for NCCL"
+            "between them takes no time, and no memory for NCCL"
         )
     with _staged(request) as made:
         for recipe in recipes:
@@ -150,14 +149,15 @@ def _other(request: BenchRequest) -> BenchRequest | None:
     if request.against is None:
         return None
     name, resolved = request.against
-    other = _narrowed(replace(request, preset=name, resolved=resolved, changes={}, alone=False, against=None))
-    mine, theirs = request.resolved.config, other.resolved.config
-    if (mine.model, mine.size) != (theirs.model, theirs.size):
+    mine, theirs = request.resolved.config, resolved.config
+    _known(theirs)
+    size = str(size_of(theirs, spec_of(theirs.model)))
+    if (mine.model, mine.size) != (theirs.model, size):
         raise UsageError(
-            f"--compare {name}: it trains {theirs.model} at {theirs.size}, and this run {mine.model} at {mine.size}",
+            f"--compare {name}: it trains {theirs.model} at {size}, and this run {mine.model} at {mine.size}",
             "compare presets of one model, at one size",
         )
-    return other
+    return _narrowed(replace(request, preset=name, resolved=resolved, changes={}, alone=False, against=None))
 
 
 def _narrowed(request: BenchRequest) -> BenchRequest:

@@ -65,7 +65,7 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
             resolved = read_run(run, flags)
             _warn_of_changes(resolved, choose_checkpoint(resume, run), flags)
             return resolved
-        choose_checkpoint(resume, Path(flags.get("output", "out")))  # one that is not there is told before all else
+        choose_checkpoint(resume, Path(flags.get("output", "out")))  # a missing one is reported before anything else
         raise UsageError(
             f"cannot resume: the run's configuration {RunFolder(run).run_yaml} is missing",
             "pass the --preset or --config that it was started with",

@@ -195,7 +195,7 @@ def _check_images(images: Sequence[Path]) -> None:
             for told in image_warnings(image):
                 console.warn(told)
         except CogtuneError as error:
-            problems.append(f"--validation-images: {error.message}")
+            problems.append(f"validation_images: {error.message}")
     if problems:
         raise UsageError("cannot make the sample videos", HINT, details=problems)
 

@@ -1,4 +1,4 @@
-"""Filling the cache: what is missing goes through the encoders, in processes of their own.
+"""Filling the cache: missing entries are encoded in separate processes.
 
 The job is a file, ``CACHE/job/plan.json``: what has to be encoded, and with what. ``python -m cogtune.encoding.worker``
 does it, through ``accelerate launch`` when several GPUs share it. So the process that asks needs no torch, and the
@@ -199,7 +199,7 @@ class EncodePlan:
 def make_encode_plan(
     prepared: PreparedCache, config: RunConfig, spec: ModelSpec, base_model_dir: Path, *, processes: int | None = None
 ) -> EncodePlan:
-    """The job of encoding what ``prepared`` lacks, by so many processes; by default as many as the work is worth."""
+    """Plan the encoding of what ``prepared`` lacks; by default with as many processes as the work is worth."""
     if processes is None:
         most = min(config.local_processes, len(gpus()) or config.local_processes)
         processes = max(1, min(most, int(estimated_seconds(prepared.todo) // _START_SECONDS)))
@@ -303,7 +303,7 @@ def check_space(job: EncodePlan, spec: ModelSpec) -> None:
 
 
 def format_bytes(count: int) -> str:
-    """Bytes as people say them, in units of 1000."""
+    """Return bytes as people say them, in units of 1000."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -319,7 +319,7 @@ def result_path(folder: Path, rank: int) -> Path:
 
 
 def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
-    """Do a job in processes of its own; what each did.
+    """Run a job in separate processes; return each one's result.
 
     Raises:
         CogtuneError: it failed, or was stopped, or some clips could not be decoded; what is done stays done.

@@ -17,7 +17,7 @@ from cogtune.run.folder import MERGE_NAME, RunFolder
 from cogtune.run.sample_videos import step_folders
 from cogtune.system.containment import leads_out, refuse_links
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import open_regular, os_errors_explained
 from cogtune.system.reading import Schema, read_as, read_object
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -157,7 +157,7 @@ def check_tensors(files: Mapping[str, Path]) -> None:
         if path.suffix != ".safetensors":
             continue
         try:
-            with os_errors_explained(path, "read"), safe_open(path, framework="numpy") as handle:
+            with os_errors_explained(path, "read"), open_regular(path), safe_open(path, framework="numpy") as handle:
                 shapes = {key: handle.get_slice(key).get_shape() for key in handle.keys()}  # noqa: SIM118 (not a mapping)
         except SafetensorError as error:
             problems.append(f"{name} is damaged or truncated: {error}")

@@ -68,7 +68,7 @@ def _parts(output: Path, found: Curves, state: State) -> Iterator[Html]:
     yield from step_charts(found)
     yield from _configuration(RunFolder(output).run_yaml)
     yield from _made_from(output, plan)
-    yield tag("footer", f"Made by cogtune {__version__}; `cogtune report` makes it anew.")
+    yield tag("footer", f"Made by cogtune {__version__}; run `cogtune report` to update it.")
 
 
 class _Plan(Schema):

@@ -175,7 +175,7 @@ def check_fits(
             f"{checkpoint} has no moving average of the weights", "remove --ema, or start over in another --output"
         )
     unknown = [key for key in fingerprint if key not in before]
-    if unknown and before.get("strategy") == fingerprint.get("strategy"):  # each strategy has keys of its own
+    if unknown and before.get("strategy") == fingerprint.get("strategy"):  # keys differ between strategies
         raise CogtuneError(
             f"{checkpoint} was written by another version of cogtune: it does not record {', '.join(unknown)}",
             "start over in another --output; `cogtune merge-zero` can still merge a ZeRO checkpoint",

@@ -57,7 +57,7 @@ def write_list(folder: Path, entries: Sequence[SampleEntry]) -> None:
 
 
 def read_list(folder: Path) -> Iterator[SampleEntry]:
-    """What the videos in the folder of a step show; those that are gone or elsewhere are left out.
+    """Yield what the videos in the folder of a step show; those that are gone or elsewhere are left out.
 
     A damaged list is warned of, and none of it is taken.
     """
@@ -93,7 +93,8 @@ def said_of(video: Path) -> list[Path]:
 
 
 def prompt_of(video: Path) -> str | None:
-    """The prompt of a sample video: from its folder's list, else from a text file of its name, as in a dataset."""
+    """Return the prompt of a sample video: from its folder's list, else from a text file of its name, as in a
+    dataset."""
     for entry in read_list(video.parent):
         if entry.file == video.name:
             return entry.prompt.strip() or None

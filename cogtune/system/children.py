@@ -115,7 +115,7 @@ def find(pid: int) -> psutil.Process | None:
 
 
 def end_with_command(ask: Callable[[], float] = lambda: 0.0) -> None:
-    """From now on, this process ends when its parent does, or the command that it works for.
+    """Make this process end when its parent does, or the command that it works for.
 
     Args:
         ask: called then, in a thread, to have it end in good order; gives the seconds after which it is killed, with
@@ -136,7 +136,7 @@ def end_with_command(ask: Callable[[], float] = lambda: 0.0) -> None:
 
 
 def end_with_creator() -> None:
-    """From now on, this process of :mod:`multiprocessing` is killed when the one that wanted it ends."""
+    """Make this :mod:`multiprocessing` process be killed when the one that started it ends."""
     if sys.platform == "linux":  # even where a library keeps Python's threads from running
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(KILL), 0, 0, 0)
     creator = multiprocessing.parent_process()

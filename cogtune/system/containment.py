@@ -65,7 +65,9 @@ def refuse_links_out(folder: Path) -> None:
     Raises:
         CogtuneError: with every link that leads out.
     """
-    refuse_links(links_out(folder), folder, "delete the link; nothing is written, deleted or read through it")
+    refuse_links(
+        links_out(folder), folder, "delete the link; cogtune does not read, write or delete anything through it"
+    )
 
 
 def refuse_links(links: Iterable[Path], folder: Path, hint: str) -> None:
@@ -82,7 +84,8 @@ def refuse_links(links: Iterable[Path], folder: Path, hint: str) -> None:
 
 
 def open_in_place(path: Path) -> TextIO:
-    """A file to be written in place, as a lock or a log is; made when it is not there, and its content left alone.
+    """Return a file to be written in place, as a lock or a log is; made when it is not there, and its content left
+    alone.
 
     Raises:
         CogtuneError: it is a link or no regular file, or cannot be opened.

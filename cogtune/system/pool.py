@@ -82,7 +82,7 @@ class PoolOptions(Generic[Job]):
 
 
 def usable_cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -171,7 +171,7 @@ def _send_result(connection: Connection, result: object) -> None:
 
 
 def _shared_memory() -> int:
-    """A descriptor of memory without a name: nothing is left of it when its last user dies."""
+    """Return a descriptor of memory without a name: nothing is left of it when its last user dies."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("cogtune-result")
     with tempfile.TemporaryFile() as file:
@@ -203,7 +203,7 @@ class _Process(Generic[Job, Result]):
         theirs.close()
 
     def do(self, job: Job, patience: float) -> Result | Lost:
-        """The job's result; when the process dies or hangs, it is gone afterwards.
+        """Return the job's result; when the process dies or hangs, it is gone afterwards.
 
         Raises:
             CogtuneError: it cannot work at all.
@@ -267,7 +267,7 @@ class Pool(Generic[Job, Result]):
             thread.start()
 
     def results(self) -> Iterator[tuple[int, Job, Result | Lost] | None]:
-        """Each job's place and result; the memory of one is given back when the next is asked for."""
+        """Yield each job's place and result; the memory of one is given back when the next is asked for."""
         at_work, given = len(self.threads), 0
         early: dict[int, tuple[int, Job, Result | Lost]] = {}
         while at_work:

@@ -105,7 +105,7 @@ class StopRequest:
         self._on_begin = on_begin
 
     def begins(self) -> None:
-        """From here on there is something to lose."""
+        """Mark that from here on there is something to lose."""
         self._patience = GRACE
         self._on_begin()
 
@@ -154,11 +154,11 @@ def _stop_told() -> Iterator[None]:
     """
     heard, wake = socket.socketpair()
     wake.setblocking(False)
-    once_more = " (once more to stop at once)" if PARENT_PID in os.environ else ""
+    once_more = " (press again to stop at once)" if PARENT_PID in os.environ else ""
 
     def tell() -> None:
         if heard.recv(1):
-            console.note(f"stopping in good order{once_more}")
+            console.note(f"stopping cleanly{once_more}")
 
     listener = threading.Thread(target=tell, daemon=True)
     listener.start()
@@ -174,7 +174,7 @@ def _stop_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_stdout() -> Iterator[TextIO]:
-    """This process's stdout for its own words alone; what libraries print there goes where stderr goes, to the log."""
+    """Reserve stdout for this process's own messages; what libraries print there goes to stderr, and so to the log."""
     sys.stdout.flush()
     number = os.dup(1)
     os.dup2(2, 1)
@@ -213,7 +213,7 @@ def _tell_end(report: WorkerReport, error: CogtuneError, logged: str, *, foresee
 def _in_words(error: Exception, log: Path) -> CogtuneError:
     if is_out_of_memory(error):
         return out_of_memory(error, "use a smaller --size, or a preset with offload: see `cogtune presets`")
-    return CogtuneError(f"{type(error).__name__}: {said_by(error)}", f"the whole traceback is in {log}")
+    return CogtuneError(f"{type(error).__name__}: {said_by(error)}", f"the full traceback is in {log}")
 
 
 def supervise(
@@ -275,7 +275,7 @@ def supervise(
 
 @contextlib.contextmanager
 def _signals_heard() -> Iterator[list[int]]:
-    """While the block runs, signals that ask this process to end are put down, and do nothing else."""
+    """Record signals that ask this process to end, instead of ending it, while the context is active."""
     received: list[int] = []
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
@@ -348,9 +348,9 @@ def _raise_for(
     if first is not None and first.signal and not received:
         rank = next((rank for rank, report in enumerate(said) if report and report["pid"] == first.pid), "?")
         raise CogtuneError(
-            f"process {rank} of {len(said)} was killed by signal {first.signal}, and the others with it",
-            ("signal 9 is mostly the system's, when memory runs out; " if first.signal == children.KILL else "")
-            + f"{if_stopped()}; the whole log is {log}",
+            f"process {rank} of {len(said)} was killed by signal {first.signal}, and the others were stopped",
+            ("signal 9 usually means that the system ran out of memory; " if first.signal == children.KILL else "")
+            + f"{if_stopped()}; the full log is {log}",
         )
     if received or "stopped" in ends:
         number = received[0] if received else signal.SIGTERM
@@ -359,7 +359,7 @@ def _raise_for(
     if ends == {None} and (known := if_unheard(logged)) is not None:
         raise known
     raise CogtuneError(
-        f"a worker process died without a word (status {status})",
-        f"the system kills a process when memory runs out; {if_stopped()}; the whole log is {log}",
+        f"a worker process died without an error message (status {status})",
+        f"the system may have run out of memory; {if_stopped()}; the full log is {log}",
         details=logged.splitlines()[-_TAIL_LINES:],
     )

@@ -163,7 +163,7 @@ def _load_as_fp32(folder: Path, device: torch.device) -> CogVideoXTransformer3DM
     """Load the base with fp32 weights on ``device``, as full training with DDP keeps them.
 
     They are read as they are stored, so that they stand in mapped files on the host and not in a copy for each process.
-    (DeepSpeed makes fp32 copies of its own.)
+    (DeepSpeed makes its own fp32 copies.)
     """
     transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=stored_dtype(folder))
     for parameter in transformer.parameters():  # not the buffers: positions are in fp64

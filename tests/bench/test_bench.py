@@ -151,7 +151,7 @@ def test_a_log_that_an_error_names_is_there_afterwards(tmp_path: Path, monkeypat
     def fail(_plan: Plan, files: LaunchFiles, *_words: str, **_how: Any) -> None:
         files.log.parent.mkdir()
         files.log.write_text("all of it")
-        raise CogtuneError("it broke", f"the whole traceback is in {files.log}", details=["one"], exit_code=3)
+        raise CogtuneError("it broke", f"the full traceback is in {files.log}", details=["one"], exit_code=3)
 
     monkeypatch.setattr("cogtune.run.launch.start", fail)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -159,7 +159,7 @@ def test_a_log_that_an_error_names_is_there_afterwards(tmp_path: Path, monkeypat
     with pytest.raises(CogtuneError, match="it broke") as caught:
         bench(request(tmp_path))
     (left,) = (tmp_path / "temporary").iterdir()
-    assert (caught.value.hint, left.read_text()) == (f"the whole traceback is in {left}", "all of it")
+    assert (caught.value.hint, left.read_text()) == (f"the full traceback is in {left}", "all of it")
     assert (caught.value.details, caught.value.exit_code) == (("one",), 3)
 
 
@@ -215,7 +215,10 @@ def test_a_model_of_unknown_size_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_is_made_where_nothing_could_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = cards.Gpu("NVIDIA Card", 24 * 10**9, 0)
-    for there, told in (((), "there is no NVIDIA GPU here"), ((card,) * 2, "needs 8 GPUs, and this machine has 2 x")):
+    for there, told in (
+        ((), "this machine has no NVIDIA GPU"),
+        ((card,) * 2, "needs 8 GPUs, but this machine has 2 x"),
+    ):
         monkeypatch.setattr("cogtune.planning.fit.gpus", lambda there=there: there)
         with pytest.raises(UsageError, match=told):
             bench(request(tmp_path, preset="8xa100-sft-5b-zero3"))

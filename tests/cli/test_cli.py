@@ -275,7 +275,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 def test_infer_says_what_it_needs(cogtune: Cogtune, tmp_path: Path) -> None:
     assert "no base model: --model is missing" in cogtune("infer", "--prompt", "x", status=2).err
-    assert "there is no LoRA in nowhere" in cogtune("infer", "--lora", "nowhere", status=2).err
+    assert "no such file or folder: nowhere" in cogtune("infer", "--lora", "nowhere", status=2).err
     told = cogtune("infer", "--model", "tiny:5b-i2v", "--size", "8x64x96", status=2).err
     assert "--prompt" in told
     assert "--image" in told

@@ -10,6 +10,7 @@ import random
 import resource
 import shutil
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -358,6 +359,44 @@ def test_there_are_files_of_each_kind(tree: Tree, name: str) -> None:
 @pytest.mark.slow
 def test_a_sample_of_the_damages(tree: Tree, usual: Callable[[str], Outcome]) -> None:
     assert _all_tried(tree, usual, range(SAMPLED)) == []
+
+
+def _with_a_pipe(tree: Tree, path: Path, command: str) -> tuple[bool, Outcome]:
+    """Whether a command waited for a pipe in a file's place, and its outcome; one that waits is helped on its way."""
+    path.unlink()
+    os.mkfifo(path)
+    is_waited_for = threading.Event()
+
+    def come() -> None:
+        is_waited_for.set()
+        while not is_done.wait(0.1):
+            os.close(os.open(path, os.O_RDWR))
+
+    is_done = threading.Event()
+    helper = threading.Timer(4 * SECONDS, come)
+    helper.start()
+    try:
+        outcome = getattr(tree, command)()
+    finally:
+        is_done.set()
+        helper.cancel()
+        helper.join()
+        path.unlink(missing_ok=True)
+        tree.restore()
+    return is_waited_for.is_set(), outcome
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders on Windows")
+def test_a_pipe_in_the_place_of_any_file_is_not_waited_for(tree: Tree, usual: Callable[[str], Outcome]) -> None:
+    faults = []
+    for name, kind in KINDS.items():
+        for command in kind.commands:
+            path, before = tree.files(kind)[0], usual(command)
+            waited, after = _with_a_pipe(tree, path, command)
+            fault = "waited" if waited else _fault(kind, path, tree.root, before, after, 0.0)
+            faults += [f"{command}, a pipe as the {name} {path.name}: {fault}: {after.err[-300:]}"] if fault else []
+    assert faults == []
 
 
 @pytest.mark.exhaustive

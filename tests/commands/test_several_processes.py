@@ -170,7 +170,7 @@ def test_machines_that_do_not_add_up_are_refused() -> None:
 
 
 def test_a_job_asks_for_what_the_run_needs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no folder nosuch"):
+    with pytest.raises(UsageError, match="no such folder: nosuch"):
         write_job(tmp_path / "bad.sh", resolve(flags={"data": "nosuch", "output": tmp_path / "bad"}))
     assert list(tmp_path.iterdir()) == []
     flags = {**TWO, "data": "someone/clips", "output": tmp_path / "out", "main_process_port": 1234}
@@ -197,7 +197,7 @@ def test_a_job_takes_no_files_place_and_carries_its_flags(clips: Path, tmp_path:
         script.write("# --partition\n")
     for place in ("job.sh", "job.yaml", "folder"):
         (tmp_path / "folder").mkdir(exist_ok=True)
-        assert f"{place} is there already" in cogtune(*run, place, status=2).err
+        assert f"{place} already exists" in cogtune(*run, place, status=2).err
     assert not (tmp_path / "folder.yaml").exists()
     assert "--slurm cannot be used with --smoke" in cogtune(*run, "smoke.sh", "--smoke", status=2).err
     said = cogtune(*run, "a job.sh", "--output", tmp_path / "an output of 5%").out
@@ -210,7 +210,7 @@ def test_a_job_that_cannot_run_is_not_written(tmp_path: Path, cogtune: Cogtune) 
     told = cogtune("train", "--preset", "cpu-sft-tiny", "--strategy", "zero3", "--slurm", "job.sh", status=2).err
     assert "strategy zero3 shares weights over GPUs" in told
     told = cogtune("train", "--preset", "8xa100-sft-5b-zero3", "--fit", "--slurm", "job.sh", status=2).err
-    assert "--fit chooses for NVIDIA GPUs" in told
+    assert "--fit requires an NVIDIA GPU" in told
     assert not (tmp_path / "job.sh").exists()
 
 

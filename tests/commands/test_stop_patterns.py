@@ -147,7 +147,9 @@ def statuses(pattern: Pattern) -> set[int]:
             return {128 + signal.SIGTERM} | over
         case "hang up":
             return {128 + signal.SIGHUP} | over
-        case "kill launcher" | "kill worker":
+        case "kill launcher":  # its workers may stop in good order, as if they were asked to
+            return {1, 128 + signal.SIGTERM} | over
+        case "kill worker":
             return {1} | over
         case "once":
             return {128 + signal.SIGINT} | over

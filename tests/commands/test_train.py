@@ -119,7 +119,7 @@ def test_a_second_run_is_refused_and_ctrl_c_says_how_to_go_on(clips: Path, tmp_p
     running = start(tmp_path, "train", "--preset", "cpu-lora-tiny", "--data", clips, *FOREVER)
     wait_for_checkpoints(tmp_path / "out", running, 3)
     told = cogtune("train", "--resume", "latest", "--steps", 100000, status=1).err
-    assert "another process is at work in" in told
+    assert "another process is using" in told
     running.send_signal(signal.SIGINT)
     _, told = running.communicate(timeout=600)
     assert running.returncode == 130

@@ -277,9 +277,9 @@ def test_a_damaged_parquet_file_is_told(tmp_path: Path) -> None:
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(CogtuneError, match="takes pyarrow, which is not installed") as caught:
+    with pytest.raises(CogtuneError, match="requires pyarrow, which is not installed") as caught:
         read_dataset(table(tmp_path, b"", "metadata.parquet"))
-    assert caught.value.hint == "pip install 'cogtune[parquet]'"
+    assert caught.value.hint == "run `pip install 'cogtune[parquet]'`"
 
 
 # ------------------------------------------------------------------------------------------------- bad rows

@@ -399,7 +399,7 @@ def test_a_slow_link_moves_less() -> None:
 def test_a_budget_that_is_too_small_is_refused_with_the_least_that_is_not() -> None:
     config = resolve(preset_name="4090-lora-5b", flags={"vram": "4GB"}).config
     with pytest.raises(
-        UsageError, match=r"--vram 4GB is not enough: by the estimate this run takes \d\.\d GB"
+        UsageError, match=r"--vram 4GB is not enough: this run is estimated to need at least \d\.\d GB"
     ) as caught:
         check_arrangement(config, spec_for("4090-lora-5b"))
     enough = caught.value.hint.split()[1].rstrip(",")

@@ -350,11 +350,11 @@ REFUSED: dict[str, tuple[Writer, str]] = {
         lambda to, ours: written(
             to, bare(ours) | {"transformer_blocks.0.attn1.to_q.lora_magnitude_vector": torch.ones(256)}
         ),
-        r"it is a DoRA, and \d+ of its \d+ layers have no magnitude",
+        r"it is a DoRA, but \d+ of its \d+ layers have no magnitude",
     ),
     "new words": (
         lambda to, ours: written(to, bare(ours) | {"bundle_emb.style.t5": torch.ones(2, 8)}),
-        "tensors of adapted embeddings",
+        "adapted embeddings tensors",
     ),
     "PiSSA": (
         lambda to, ours: written(to, bare(ours), {"lora_config": '{"init_lora_weights": "pissa_niter_4"}'}),
@@ -369,7 +369,7 @@ REFUSED: dict[str, tuple[Writer, str]] = {
             to,
             renamed(bare(ours), dotted("base_model.model.")) | {"base_model.model.proj_out.weight": torch.ones(4, 4)},
         ),
-        r"1 of its \d+ tensors belong to no layer.*\n.*whole layers too \(PEFT's modules_to_save\)",
+        r"1 of its \d+ tensors belong to no CogVideoX layer.*\n.*whole layers too \(PEFT's modules_to_save\)",
     ),
     "SAT": (
         lambda to, ours: torch_saved(
@@ -421,8 +421,8 @@ def test_what_would_be_left_out_is_refused_by_name(
         ),
         ("a.safetensors", b"<!DOCTYPE html><html>", "is a web page"),
         ("a.safetensors", b"\x10\0\0\0\0\0\0\0{", "is not a LoRA file"),
-        ("a.pt", b"PK\x03\x04 and no more", "cannot be read"),
-        ("a.pt", b"\x80\x02 nor this", "cannot be read|more than weights"),
+        ("a.pt", b"PK\x03\x04 and no more", "cannot read"),
+        ("a.pt", b"\x80\x02 nor this", "cannot read|more than weights"),
         ("a.bin", b"nothing known", "is not a LoRA file"),
     ],
 )
@@ -642,7 +642,7 @@ def test_a_folder_without_a_lora_names_those_below_it(ours: CogVideoXTransformer
     (tmp_path / "model" / "model_index.json").touch()
     with pytest.raises(UsageError, match="is a complete model") as caught:
         find_lora(tmp_path / "model")
-    with pytest.raises(UsageError, match="hf download"):
+    with pytest.raises(UsageError, match=r"no such file or folder: .*gone"):
         find_lora(tmp_path / "gone")
 
 

@@ -202,7 +202,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(
     assert [path.name for path in checkpoints(out)] == ["checkpoint-2", "checkpoint-4"]
     told = capsys.readouterr().err
     assert "warning:" in told
-    assert "could not be deleted (Operation not permitted): nothing needs it" in told
+    assert "(Operation not permitted); it is no longer needed" in told
     assert f"cannot delete {out / 'checkpoint-2'}: Operation not permitted; the checkpoint is kept" in told
     assert (out / LORA_WEIGHTS_NAME).is_file()
     monkeypatch.undo()

@@ -45,7 +45,7 @@ def model(made: Imported) -> None:
 
 
 def _spec(name: str) -> tuple[ModelSpec | None, str]:
-    """What is known of a model, and what is to be said where another is taken for it."""
+    """Return what is known of a model, and what is to be said where another is taken for it."""
     if published(name) is not None:
         return spec_of(name), ""
     if existing(name):
@@ -190,7 +190,7 @@ def _parsed(found: list[tuple[str, Size]], flag: str, text: str, problems: list[
 
 
 def _legal(made: Imported, flag: str, one: Size) -> Size:
-    """The size with a number of frames that the VAE takes."""
+    """Return the size with a number of frames that the VAE takes."""
     frames = max(1, (one.num_frames - 1) // FRAME_STEP) * FRAME_STEP + 1
     if frames == one.num_frames:
         return one

@@ -53,7 +53,7 @@ class Given:
 
 
 def read(path: Path, environment: Mapping[str, str] | None = None) -> Given:
-    """What the script or configuration in ``path`` asks for.
+    """Return what the script or configuration in ``path`` asks for.
 
     Raises:
         UsageError: it starts no training, or several, or is of a program or a model that is not known here.
@@ -96,7 +96,7 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Given:
 
 
 def _training(command: Command) -> tuple[Command, str, dict[str, list[str]], dict[str, list[str]]] | None:
-    """The script that a command runs, and the flags before and behind it; None for any other command."""
+    """Return the script that a command runs, and the flags before and behind it; None for any other command."""
     words = list(command.words)
     at = next((n for n, word in enumerate(words) if word.endswith(".py")), None)
     if at is None or not any(word.startswith("--") for word in words[at:]):
@@ -120,7 +120,7 @@ def parse(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def as_flags(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """A file's keys as flags; those without a value are left out, as if they were not there."""
+    """Return a file's keys as flags; those without a value are left out, as if they were not there."""
     flags: dict[str, list[str]] = {}
     for key, value in values.items():
         if value is None:

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cogtune.system import names
+from cogtune.system.files import open_regular
 
 MARK = "sampled by cogtune"
 """The comment in the metadata of every video that cogtune samples."""
@@ -26,7 +27,8 @@ _HEAD = 1 << 20
 
 
 def is_run(folders: Collection[str], files: Collection[str]) -> bool:
-    """Whether a folder of this content is a run's: it says how it was configured, and holds something of a run."""
+    """Return whether a folder of this content is a run's: it says how it was configured, and holds something of a
+    run."""
     made = any(_of_run(name) or name == names.SAMPLES for name in folders)
     return made and (names.RUN_YAML in files or names.METRICS in files)
 
@@ -42,7 +44,8 @@ def is_own(name: str, folders: Collection[str], files: Collection[str]) -> bool:
 
 
 def of_run(name: str) -> bool:
-    """Whether a folder of this name, in a run's folder, is the run's; ``samples`` may hold something else, too."""
+    """Return whether a folder of this name, in a run's folder, is the run's; ``samples`` may hold something else,
+    too."""
     return name == names.LOGS or _of_run(name)
 
 
@@ -65,7 +68,7 @@ def _begins_with(path: Path, text: str, most: int) -> bool:
     try:
         if not path.is_file():  # a pipe would be waited for without end
             return False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return text.encode() in file.read(most)
     except OSError:
         return False
