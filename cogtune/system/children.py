@@ -69,9 +69,22 @@ def forking(preload: Sequence[str]) -> Context:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    with _in_standard_library():
+    with _in_standard_library(), _signals_blocked():
         forkserver.ensure_running()
     return context
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """What is started in the block never gets Ctrl-C and SIGTERM, which reach a whole group, not even while it starts.
+
+    One that comes meanwhile reaches this process when the block ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

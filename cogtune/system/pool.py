@@ -121,9 +121,9 @@ def processing(
 
 def _serve(connection: Connection, do: Callable[[Any, Beat], Any], prepare: Callable[[], None]) -> None:
     """Do the jobs that come in until the other side hangs up."""
-    end_with_creator()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM):  # where nothing forks; a fork server's children never get them
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the process that started this ends it
+    end_with_creator()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             prepare()
