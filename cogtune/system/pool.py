@@ -256,7 +256,7 @@ class Pool(Generic[Job, Result]):
         self.do, self.options = do, options
         self.waiting = jobs
         self.following = next(self.waiting, None)
-        self.context = forking(options.preload)  # by a server that knows nothing of CUDA
+        self.context = forking(options.preload, deaf=True)  # by a server that knows nothing of CUDA
         self.held = self.held_cost = self.taken = 0
         self.closed = False
         self.room = threading.Condition()
