@@ -18,7 +18,7 @@ from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.system import console, names
 from cogtune.system.containment import refuse_links_out
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import os_errors_explained, read_bytes
+from cogtune.system.files import os_errors_explained, read_bytes, read_regular
 from cogtune.system.json_files import CHECKSUM, MOST_JSON, is_sealed, read_json, write_sealed
 from cogtune.system.reading import S, Schema, abridged, read_as
 from cogtune.system.versions import machine
@@ -114,7 +114,7 @@ def _is_blank(path: Path) -> bool:
 def _read(path: Path, schema: type[S]) -> S:
     """Return what a file of the run says; nothing when there is none, or with a warning when it is damaged."""
     try:
-        if path.is_file() and not (schema is _RankReport and _is_blank(path)):
+        if path.exists() and not (schema is _RankReport and _is_blank(path)):
             value = read_json(path)
             if isinstance(value, dict) and CHECKSUM in value and not is_sealed(value):
                 raise CogtuneError(f"{path} is damaged: it is not what was written", "")
@@ -191,7 +191,7 @@ _LINE = re.compile(r"(\w+): (.*)  # (.*)")
 def read_provenance(run_yaml: Path) -> list[tuple[str, str, str]]:
     """Key, value and where the value came from, of every line of a run's ``run.yaml``; empty when there is none."""
     try:
-        lines = run_yaml.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(run_yaml).decode().splitlines()
     except (OSError, ValueError):
         return []
     return [(match[1], match[2], match[3]) for line in lines if (match := _LINE.fullmatch(line))]

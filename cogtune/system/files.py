@@ -117,9 +117,13 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             write(aside)
             finish_file(aside)
             aside.replace(path)
-            sync_folder(path.parent)
-        finally:
-            aside.unlink(missing_ok=True)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+    # From here on the new file is whole under its name, whatever the disk refuses.
+    with contextlib.suppress(OSError):
+        sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -373,7 +373,7 @@ def _with_a_pipe(tree: Tree, path: Path, command: str) -> tuple[bool, Outcome]:
             os.close(os.open(path, os.O_RDWR))
 
     is_done = threading.Event()
-    helper = threading.Timer(4 * SECONDS, come)
+    helper = threading.Timer(SECONDS, come)
     helper.start()
     try:
         outcome = getattr(tree, command)()
@@ -386,7 +386,7 @@ def _with_a_pipe(tree: Tree, path: Path, command: str) -> tuple[bool, Outcome]:
     return is_waited_for.is_set(), outcome
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders on Windows")
 def test_a_pipe_in_the_place_of_any_file_is_not_waited_for(tree: Tree, usual: Callable[[str], Outcome]) -> None:
     faults = []

@@ -33,7 +33,7 @@ SIGNALS = {"once": 1, "twice": 2, "thrice": 3}
 ACTIONS = (*SIGNALS, "terminate", "hang up", "kill", "kill launcher", "kill worker")
 MOMENTS = ("start-up", "caching", "workers", "first step", "saving", "sampling", "end")
 COUNT = 200
-SAMPLE = 4
+SAMPLE = 3
 """Patterns that the slow tests try: about a minute on two cores."""
 
 WITHIN = 10.0
@@ -78,7 +78,7 @@ def chosen() -> list[Pattern]:
 
 
 def sample() -> list[Pattern]:
-    return [Pattern(number) for number in random.Random(30).sample(range(COUNT), SAMPLE)]
+    return [Pattern(number) for number in random.Random(394).sample(range(COUNT), SAMPLE)]
 
 
 @pytest.fixture(scope="session")

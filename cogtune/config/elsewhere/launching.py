@@ -21,7 +21,7 @@ def accelerate_config(made: Imported) -> dict[str, Any]:
 
 
 def strategy(made: Imported) -> None:
-    """How many GPUs there are, and how they share memory and work."""
+    """Decide how many GPUs there are, and how they share memory and work."""
     config = accelerate_config(made)
     _count(made, config)
     named, source = _named(made, config)
@@ -57,7 +57,7 @@ def strategy(made: Imported) -> None:
 
 
 def _count(made: Imported, config: dict[str, Any]) -> None:
-    """The number of GPUs, and of machines."""
+    """Take the number of GPUs, and of machines."""
     launch, devices = made.given.launch, made.given.devices
     machines = _number((launch.get("nnodes") or launch.get("num_machines") or [str(config.get("num_machines", 1))])[0])
     found: tuple[int | None, str] = (None, "")

@@ -47,7 +47,7 @@ class Given:
     """Other files that were read."""
 
     def file(self, name: str) -> Path | None:
-        """The file that a flag names, relative to the script's folder, to one above it, or to the working folder."""
+        """Return the file that a flag names, relative to the script's folder, one above it or the working folder."""
         places = (Path(), *self.path.absolute().parents[:_ABOVE])
         return next((place / name for place in places if (place / name).is_file()), None)
 
@@ -107,7 +107,7 @@ def _training(command: Command) -> tuple[Command, str, dict[str, list[str]], dic
 
 
 def parse(words: Sequence[str]) -> dict[str, list[str]]:
-    """Flags with the words behind them; of a flag that is there twice, the last counts, as in argparse."""
+    """Return flags with the words behind them; of a flag that is there twice, the last counts, as in argparse."""
     flags: dict[str, list[str]] = {}
     name = None
     for word in words:
@@ -133,7 +133,7 @@ def as_flags(values: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _add_config(given: Given) -> None:
-    """The keys of the file that CogKit's command names, under those of the command itself."""
+    """Put the keys of the file that CogKit's command names under those of the command itself."""
     for flag in _CONFIG_FLAGS:
         words = given.flags.get(flag)
         if words and Path(words[0]).suffix in _YAML:

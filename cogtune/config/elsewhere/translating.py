@@ -189,7 +189,7 @@ def _evaluate(made: Imported) -> None:
 
 
 def _plain(made: Imported) -> None:
-    """Flags that are taken over one by one."""
+    """Take over the flags that need no others."""
     for name in (*made.given.flags, *(n for n in DEFAULTS[made.given.program] if n not in made.given.flags)):
         if name in BETTER:
             made.say(name, "better", BETTER[name])
@@ -208,7 +208,7 @@ def _given_otherwise(made: Imported, name: str) -> bool:
 
 
 def _value(words: Sequence[str]) -> Any:
-    """Words as YAML reads them, so that numbers are numbers."""
+    """Return words as YAML reads them, so that numbers are numbers."""
     text = " ".join(words)
     try:
         number = float(text)

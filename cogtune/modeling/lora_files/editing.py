@@ -40,7 +40,7 @@ def _share(difference: float, whole: float) -> float:
 
 
 def matrices(pair: Pair) -> tuple[Tensor, Tensor]:
-    """B ``[outputs, rank]`` and A ``[rank, inputs]`` in fp64, the dimensions of a convolution made one."""
+    """Return B ``[outputs, rank]`` and A ``[rank, inputs]`` in fp64, the dimensions of a convolution made one."""
     return pair.up.flatten(1).double(), pair.down.flatten(1).double()
 
 

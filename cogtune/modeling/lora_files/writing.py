@@ -103,7 +103,7 @@ def _own(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _strength(lora: Lora) -> dict[str, Any]:
-    """Of a run's facts, those that changing a LoRA changes."""
+    """Return those of a run's facts that changing a LoRA changes."""
     found: dict[str, Any] = {"rank": lora.ranks[0]} if "rank" in lora.facts else {}
     return found | ({"alpha": lora.alphas[0]} if "alpha" in lora.facts else {})
 
@@ -136,7 +136,7 @@ def _number(value: float) -> Tensor:
 
 
 def differences(lora: Lora, back: Lora, layout: Layout) -> list[str]:
-    """In what a LoRA read back differs from the one that was written in ``layout``; empty when in nothing."""
+    """List how a LoRA read back differs from the one that was written in ``layout``."""
     wrong = [f"{name}: in one of them alone" for name in lora.pairs.keys() ^ back.pairs.keys()]
     for name in lora.pairs.keys() & back.pairs.keys():
         ours, theirs = _shaped(name, lora.pairs[name], layout), _shaped(name, back.pairs[name], layout)
