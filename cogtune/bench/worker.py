@@ -63,10 +63,9 @@ def _without_the_others(processes: int) -> None:
     DeepSpeed takes up the group that it finds, and gives this process its share of what it parts.
     """
     import torch
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
     os.environ["WORLD_SIZE"] = str(processes)
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    torch.distributed.init_process_group("fake", rank=0, world_size=processes)
 
 
 def _seconds(metrics: Path) -> list[float]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -114,16 +114,6 @@ class ClipView:
     def first_frame(self) -> ClipView:
         """Return the same for the first of the frames alone."""
         return replace(self, indices=self.indices[:1], size=replace(self.size, num_frames=1))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
-        return asdict(self) | {"size": str(self.size)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> ClipView:
-        """Return the view that :meth:`to_dict` gave."""
-        size, (height, width) = Size.parse(fields["size"]), fields["source"]
-        return cls(**{**fields, "indices": tuple(fields["indices"]), "size": size, "source": (height, width)})
 
 
 def available_frames(info: VideoInfo, settings: FrameSettings) -> int:

@@ -75,7 +75,7 @@ def read_dataset(
         )
     folder = Folder(root, reading, tell)
     layout, others = _layout_of(folder)
-    if layout not in (TABLE, DATASETS):
+    if not layout.has_columns:
         _refuse_columns(root, layout, reading)
     content = layout.read(folder)
     samples, findings = content.samples, [*content.findings]
@@ -92,7 +92,7 @@ def read_dataset(
 def _not_named(folder: Folder, layout: Layout, content: LayoutContent) -> list[Finding]:
     """Return a note of the clips in the folder that lists or a table do not name, when all that they name could be
     read."""
-    if layout not in (LISTS, TABLE) or any(found.severity == "error" for found in content.findings):
+    if not layout.names_clips or any(found.severity == "error" for found in content.findings):
         return []
     named = {sample.video for sample in content.samples}
     rest = [file for file in folder.files if is_clip(file) and folder.root / file not in named]

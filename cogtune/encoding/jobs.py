@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from cogtune.config.choices import Switch
 from cogtune.config.launchers import accelerate_config
@@ -25,24 +26,22 @@ from cogtune.data.cache.index import (
     CacheKeySettings,
     ClipJob,
     EncodeJobs,
-    ImageJob,
     Index,
-    TextJob,
     jobs,
     make_index,
     missing,
 )
-from cogtune.data.cache.store import JOB, EntryKind, Store
-from cogtune.data.frames import ClipView, FrameSettings, settings_for
+from cogtune.data.cache.store import EntryKind, Store
+from cogtune.data.frames import FrameSettings, settings_for
 from cogtune.data.prompts import NOTHING, PromptRow, ValidationSet, prompt_jobs
 from cogtune.data.sources import Dataset
 from cogtune.data.video.clips import probe
-from cogtune.data.video.stamp import as_stamp
 from cogtune.models.checkpoint_configs import ModelSpec, fingerprint
 from cogtune.models.geometry import Size, latent_frames
 from cogtune.models.variants import Precision
 from cogtune.run.launch import ENVIRONMENT, LAUNCHER, LaunchFiles
 from cogtune.run.plan import fps_of, size_of, sizes_of
+from cogtune.system import names
 from cogtune.system import processes as process
 from cogtune.system.containment import leads_out, refuse_links, refuse_links_out
 from cogtune.system.errors import CogtuneError
@@ -151,6 +150,9 @@ class EncodeOptions:
     compile: Switch = "auto"
 
 
+_TODO = TypeAdapter(EncodeJobs)
+
+
 @dataclass(frozen=True)
 class EncodePlan:
     """What has to be encoded, and with what."""
@@ -172,12 +174,7 @@ class EncodePlan:
                 "precision": self.precision,
                 "max_tokens": self.max_tokens,
                 "engine": asdict(self.options),
-                "clips": [[job.key, str(job.video), job.frames.to_dict(), job.stamp] for job in self.todo.clips],
-                "texts": [[job.key, job.caption] for job in self.todo.texts],
-                "images": [
-                    [job.key, str(job.source), job.from_video, job.frames.to_dict(), job.stamp]
-                    for job in self.todo.images
-                ],
+                "todo": _TODO.dump_python(self.todo, mode="json"),
             },
         )
 
@@ -194,17 +191,7 @@ class EncodePlan:
             Store(Path(value["cache"])),
             value["precision"],
             value["max_tokens"],
-            EncodeJobs(
-                tuple(
-                    ClipJob(key, Path(video), ClipView.from_dict(frames), as_stamp(stamp))
-                    for key, video, frames, stamp in value["clips"]
-                ),
-                tuple(TextJob(key, caption) for key, caption in value["texts"]),
-                tuple(
-                    ImageJob(key, Path(source), from_video, ClipView.from_dict(frames), as_stamp(stamp))
-                    for key, source, from_video, frames, stamp in value["images"]
-                ),
-            ),
+            _TODO.validate_python(value["todo"]),
             EncodeOptions(**value["engine"]),
         )
 
@@ -337,7 +324,7 @@ def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
     Raises:
         CogtuneError: it failed, or was stopped, or some clips could not be decoded; what is done stays done.
     """
-    files = LaunchFiles(job.store.root / JOB)
+    files = LaunchFiles(job.store.root / names.JOB)
     processes = job.options.processes
     job.write(files.plan)
     command = [sys.executable, "-m", "cogtune.encoding.worker", str(files.plan)]

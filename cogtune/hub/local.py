@@ -12,7 +12,7 @@ from typing import Any
 from cogtune.hub.card import Kind
 from cogtune.models.configs import read_index
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.run.checkpoints import STATE_NAME, checkpoints, facts_in
+from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_lora_facts
 from cogtune.run.folder import MERGE_NAME, RunFolder
 from cogtune.run.sample_videos import step_folders
 from cogtune.system.containment import leads_out, refuse_links
@@ -214,7 +214,7 @@ def find_stamp(weights: Weights) -> Path | None:
 def read_stamp(weights: Weights) -> dict[str, Any]:
     """Read cogtune's metadata about the weights' run; empty if another program made them."""
     if weights.kind == "lora":
-        return facts_in(header_metadata(weights.path), weights.path)
+        return read_lora_facts(weights.path)
     path = find_stamp(weights)
     if path is None:
         return {}

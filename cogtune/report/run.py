@@ -15,7 +15,7 @@ from cogtune.report.curves import Curves, change, curves, loss_charts, smooth, s
 from cogtune.report.page import Html, facts, section, table, tag, write_page
 from cogtune.report.videos import video_section
 from cogtune.run.folder import RUN_NAME, RunFolder
-from cogtune.system import console
+from cogtune.system import console, names
 from cogtune.system.containment import refuse_links_out
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained, read_bytes, read_regular
@@ -25,13 +25,12 @@ from cogtune.system.versions import machine
 
 """The page in a run's folder."""
 
-MACHINE_NAME = "machine.json"
 """In a run's launch folder: what it runs on and with."""
 
 
 def record_machine(launch: Path) -> None:
     """Write down what the run is made on and with, for its report."""
-    write_sealed(launch / MACHINE_NAME, machine())
+    write_sealed(launch / names.MACHINE, machine())
 
 
 _Count = Annotated[int, Field(ge=0, le=10**12)]

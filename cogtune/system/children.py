@@ -58,10 +58,13 @@ def environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
     return variables
 
 
-def forking(preload: Sequence[str]) -> Context:
+def forking(preload: Sequence[str], *, deaf: bool = False) -> Context:
     """Return what makes processes of functions: forked by a server without threads, which has imported ``preload``.
 
     Call it before threads are started: the server starts in another folder than this process works in.
+
+    Args:
+        deaf: whether the processes are to hear neither Ctrl-C nor SIGTERM, since this one ends them.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -69,9 +72,22 @@ def forking(preload: Sequence[str]) -> Context:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    with _in_standard_library():
+    with _in_standard_library(), _signals_blocked() if deaf else contextlib.nullcontext():
         forkserver.ensure_running()
     return context
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """What is started in the block never gets Ctrl-C and SIGTERM, which reach a whole group, not even while it starts.
+
+    One that comes meanwhile reaches this process when the block ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -11,16 +11,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TextIO
 
+from cogtune.system import names
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained
 
 _FOLDERS = {
-    **dict.fromkeys(("latents", "text", "image", "media", "datasets", "job", "launch*", "dry-run*", "logs"), 1),
-    **dict.fromkeys(("samples", "checkpoint-*"), 2),
+    **dict.fromkeys((*names.ENTRIES, names.MEDIA, names.DATASETS, names.JOB, names.LOGS), 1),
+    **dict.fromkeys((f"{names.LAUNCH}*", f"{names.DRY_RUN}*"), 1),
+    **dict.fromkeys((names.SAMPLES, f"{names.CHECKPOINT}*"), 2),
 }
 """Folders of a cache and of a run whose files are written, read and deleted, and how many levels of them."""
 
-_FILES = (".*", "run.yaml", "metrics.jsonl", "files.json", "wandb", "trackio", "tensorboard")
+_FILES = (".*", names.RUN_YAML, names.METRICS, names.FACTS, *names.TRACKER_FOLDERS)
 """What else is at the top of a cache or a run; links of other names are the user's own."""
 
 

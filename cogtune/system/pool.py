@@ -121,9 +121,9 @@ def processing(
 
 def _serve(connection: Connection, do: Callable[[Any, Beat], Any], prepare: Callable[[], None]) -> None:
     """Do the jobs that come in until the other side hangs up."""
-    end_with_creator()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM):  # where nothing forks; a fork server's children never get them
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the process that started this ends it
+    end_with_creator()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             prepare()
@@ -256,7 +256,7 @@ class Pool(Generic[Job, Result]):
         self.do, self.options = do, options
         self.waiting = jobs
         self.following = next(self.waiting, None)
-        self.context = forking(options.preload)  # by a server that knows nothing of CUDA
+        self.context = forking(options.preload, deaf=True)  # by a server that knows nothing of CUDA
         self.held = self.held_cost = self.taken = 0
         self.closed = False
         self.room = threading.Condition()

@@ -193,9 +193,9 @@ def test_a_bench_that_is_out_of_memory_names_what_would_fit(tmp_path: Path, monk
 @pytest.mark.usefixtures("_here")
 def test_plain_loads_the_frozen_base_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cogtune.training import setup
+    from cogtune.training.optimizers import build_optimizer as build
 
     seen = []
-    build = setup.build_optimizer
 
     def look(model: Any, config: Any) -> Any:
         frozen = {str(parameter.dtype) for parameter in model.parameters() if not parameter.requires_grad}
@@ -203,7 +203,7 @@ def test_plain_loads_the_frozen_base_in_fp32(tmp_path: Path, monkeypatch: pytest
         return build(model, config)
 
     monkeypatch.setattr(setup, "build_optimizer", look)
-    flags = {"precision": "bf16", "gradient_checkpointing": False}
+    flags: dict[str, Any] = {"precision": "bf16", "gradient_checkpointing": False}
     bench(request(tmp_path, **flags), ("preset", "plain"))
     assert seen == [({"torch.bfloat16"}, None, False), ({"torch.float32"}, False, True)]
 
@@ -450,7 +450,7 @@ def test_alone_is_for_what_one_process_can_tell(tmp_path: Path) -> None:
         ("zero2", 1, "--alone requires a run of several processes"),
         ("zero2-offload", 1, "--alone requires a run of several processes"),
     ):
-        flags = {"strategy": strategy, "num_processes": count}
+        flags: dict[str, Any] = {"strategy": strategy, "num_processes": count}
         with pytest.raises(UsageError, match=told):
             bench(replace(request(tmp_path, "cpu-sft-tiny", **flags), alone=True))
     assert list(tmp_path.iterdir()) == []
@@ -505,7 +505,7 @@ def test_two_processes_each_say_what_they_took(cogtune: Cogtune) -> None:
 
 @pytest.mark.usefixtures("_here")
 def test_another_preset_is_measured_beside_it(tmp_path: Path) -> None:
-    flags = {"type": "sft", "strategy": "stream", "precision": "bf16"}
+    flags: dict[str, Any] = {"type": "sft", "strategy": "stream", "precision": "bf16"}
     against = ("cpu-lora-tiny", resolve(preset_name="cpu-lora-tiny"))
     mine, other = bench(replace(request(tmp_path, preset="cpu-sft-tiny", **flags), against=against))
     assert (mine.preset, other.preset) == ("cpu-sft-tiny", "cpu-lora-tiny")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -122,14 +123,14 @@ class Tree:
         self.home = locate("tiny:2b").parent
         shutil.copytree(locate("tiny:2b"), root / "model")
         draw_dataset(root / "data", clips=2)
-        settings = {"model": str(root / "model"), "size": SIZE, "eval_every": 0}
-        shown = {"validation_prompts": "A disc.", "sample_every": 2, "sample_steps": 1}
+        settings: dict[str, Any] = {"model": str(root / "model"), "size": SIZE, "eval_every": 0}
+        shown: dict[str, Any] = {"validation_prompts": "A disc.", "sample_every": 2, "sample_steps": 1}
         plan = plan_for(root / "data", root / "out", steps=2, checkpoint_every=1, **settings, **shown)
         train_here(plan)
         shutil.rmtree(root / "out" / "checkpoint-2")
         assert self.resume().status == 0  # so that the launch files are those of a run that goes on
         LaunchFiles(root / "out" / "launch").report(0).write("done")
-        full = {"type": "sft", "steps": 1, "checkpoint_every": 1}
+        full: dict[str, Any] = {"type": "sft", "steps": 1, "checkpoint_every": 1}
         train_here(plan_for(root / "data", root / "full", **settings, **full))
         shutil.rmtree(root / "out" / "checkpoint-2")
         self.saved = self._contents()

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from huggingface_hub import constants
-from huggingface_hub.utils import close_session
+from huggingface_hub import close_session, constants
 from PIL import Image, ImageSequence
 from safetensors.torch import save_file
 

@@ -24,8 +24,9 @@ from cogtune.modeling.lora_files.editing import blend, matrices, resize
 from cogtune.modeling.lora_files.writing import write_lora
 from cogtune.models.lora_layouts import LAYOUTS, LayoutName
 from cogtune.system.errors import CogtuneError, UsageError
-from tests.modeling.test_adapters import answer
-from tests.modeling.test_lora_files import (
+from tests.support.adapters import answer
+from tests.support.in_process import run
+from tests.support.lora_files import (
     ALPHA,
     RANK,
     TARGETS,
@@ -46,7 +47,6 @@ from tests.modeling.test_lora_files import (
     with_its_metadata,
     written,
 )
-from tests.support.in_process import run
 
 Tiny = Callable[[str], Path]
 EVERY = [*TARGETS, "text_proj", "time_embedding.linear_1"]
@@ -113,7 +113,7 @@ def ours(tiny: Tiny, tmp_path: Path) -> CogVideoXTransformer3DModel:
     (tmp_path / "base").symlink_to(tiny("2b"))
     transformer = base(tiny("2b"))
     add_lora(transformer, rank=RANK, alpha=ALPHA, target_modules=TARGETS, seed=1)
-    return moved(transformer).eval()  # type: ignore[no-any-return]
+    return moved(transformer).eval()
 
 
 def tensors_in(path: Path) -> Tensors:

@@ -79,7 +79,12 @@ class Together:
 
         def one(rank: int) -> str:
             self.is_machine(rank)
-            config = {"output": outputs[rank], "strategy": strategy, "num_machines": 2, "machine_rank": rank}
+            config: dict[str, Any] = {
+                "output": outputs[rank],
+                "strategy": strategy,
+                "num_machines": 2,
+                "machine_rank": rank,
+            }
             plan: Any = SimpleNamespace(config=RunConfig(num_processes=2, **config), resume=resume)
             accelerator: Any = SimpleNamespace(is_main_process=rank == 0)
             try:
@@ -121,7 +126,11 @@ def test_machines_with_other_settings_are_refused(tmp_path: Path, monkeypatch: p
     def ends(**other: Any) -> list[tuple[str, ...]]:
         def one(rank: int) -> tuple[str, ...]:
             together.is_machine(rank)
-            own = {"machine_rank": rank, "output": tmp_path / str(rank), "data": tmp_path / f"data{rank}"}
+            own: dict[str, Any] = {
+                "machine_rank": rank,
+                "output": tmp_path / str(rank),
+                "data": tmp_path / f"data{rank}",
+            }
             config = RunConfig(num_machines=2, num_processes=2, **own, **(other if rank else {}))
             plan: Any = SimpleNamespace(
                 config=config, resume_fingerprint={"data": "abc", "seed": config.seed}, total_steps=9

@@ -103,7 +103,7 @@ def try_out(pattern: Pattern, clips: Path, cache: Path, folder: Path) -> None:
     """Start a run, do to it what the pattern says, and see what is left of it."""
     (processes, strategy), out = pattern.setup, folder / "out"
     run = Run(secrets.token_hex(8), out, folder / "cache" if pattern.encodes else cache)
-    words = [
+    words: list[str | Path] = [
         sys.executable, "-m", "cogtune", "train", "--preset", "cpu-lora-tiny", "--data", clips, "--output", out,
         "--cache-dir", run.cache, "--num-processes", processes, "--strategy", strategy, "--steps", "3",
         "--workers", "1", "--checkpoint-every", "2", "--sample-every", "2", "--sample-steps", "2",

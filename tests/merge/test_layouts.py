@@ -17,14 +17,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import MOST_DESCRIPTION, read_archive
 from cogtune.system.errors import CogtuneError
-from tests.merge.test_merge import Bomb, assert_same, launch, loaded, rank_file
 from tests.support import SUPPORT
+from tests.support.merging import Bomb, assert_same, launch, loaded, rank_file
 from tests.support.zero_checkpoints import BUFFER, Weights, random_model, random_weights, write_zero
 
 
@@ -39,7 +39,7 @@ def write_sharded(folder: Path, weights: Weights, **more: Any) -> Path:
     """What torch.distributed.checkpoint makes of a model, in the place where accelerate puts it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no process group
-        dcp.save({"model": dict(weights), **more}, checkpoint_id=folder / "pytorch_model_fsdp_0", no_dist=True)
+        save({"model": dict(weights), **more}, checkpoint_id=folder / "pytorch_model_fsdp_0", no_dist=True)
     return folder
 
 

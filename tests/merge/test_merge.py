@@ -10,11 +10,10 @@ import pickle
 import random
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,12 @@ from cogtune.merge.archive import read_archive
 from cogtune.merge.layouts import read_checkpoint
 from cogtune.merge.sources import Source
 from cogtune.merge.write import parse_size, write_safetensors
-from cogtune.modeling.adapters import read_facts, save_lora
+from cogtune.modeling.adapters import save_lora
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.run.checkpoints import fingerprints
+from cogtune.run.checkpoints import fingerprints, read_lora_facts
 from cogtune.system.errors import CogtuneError, UsageError
-from tests.support import SUPPORT
-from tests.support.zero_checkpoints import BUFFER, CONFIG, Weights, random_model, random_weights, write_zero
+from tests.support.merging import Bomb, assert_same, launch, loaded, rank_file
+from tests.support.zero_checkpoints import BUFFER, CONFIG, random_model, random_weights, write_zero
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -57,19 +56,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     index |= {"transformer": ["diffusers", "CogVideoXTransformer3DModel"], "feature_extractor": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
-
-
-def loaded(folder: Path) -> Weights:
-    model, info = CogVideoXTransformer3DModel.from_pretrained(folder, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    return {name: value.float() for name, value in model.state_dict().items()}
-
-
-def assert_same(got: Mapping[str, torch.Tensor], want: Mapping[str, torch.Tensor]) -> None:
-    assert set(got) == set(want)
-    different = [name for name in want if not torch.equal(got[name], want[name])]
-    assert not different
 
 
 def flip(path: Path, record: str) -> None:
@@ -375,10 +361,6 @@ def test_frozen_parameters_that_were_not_saved_are_the_base_models(
 # ---- damage
 
 
-def rank_file(checkpoint: Path, rank: int, kind: str = "optim") -> Path:
-    return checkpoint / "pytorch_model" / f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt"
-
-
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
 
@@ -644,7 +626,7 @@ def test_a_full_disk(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 def test_every_kind_of_stored_tensor(tmp_path: Path) -> None:
     grid = torch.arange(24.0).reshape(4, 6)
     named = torch.nn.Parameter(torch.ones(2))
-    named.note = "an attribute"
+    named.note = "an attribute"  # type: ignore[attr-defined]
     tensors = {
         "transposed": grid.t(),
         "sliced": grid[1:3, ::2],
@@ -662,14 +644,6 @@ def test_every_kind_of_stored_tensor(tmp_path: Path) -> None:
         assert (stored[name].shape, stored[name].dtype) == (tuple(tensor.shape), tensor.dtype)
         assert torch.equal(torch.cat(list(stored[name].chunks(0, tensor.numel()))), tensor.detach().flatten())
     assert next(stored["transposed"].chunks(5, 3)).tolist() == [7.0, 13.0, 19.0]
-
-
-class Bomb:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (eval, (f"__import__('pathlib').Path({str(self.path)!r}).touch()",))
 
 
 def test_nothing_pickled_in_a_checkpoint_is_run(tmp_path: Path, base: Path) -> None:
@@ -791,7 +765,7 @@ def test_a_lora_of_cogtune_brings_its_config_and_its_facts(tmp_path: Path) -> No
     (checkpoint / "state.json").write_text(json.dumps(facts | {"step": 500}))
     save_lora(checkpoint / LORA_WEIGHTS_NAME, model, facts)
     result = merge_checkpoint(checkpoint)
-    assert read_facts(result.weights) == facts | {"step": 500}
+    assert read_lora_facts(result.weights) == facts | {"step": 500}
     assert_same(load_file(result.weights), load_file(checkpoint / LORA_WEIGHTS_NAME))
 
     weights, metadata = CogVideoXPipeline.lora_state_dict(result.output, return_lora_metadata=True)
@@ -866,7 +840,7 @@ def test_another_alpha_is_told_everywhere_and_a_full_fine_tune_has_none(tmp_path
     (checkpoint / "state.json").write_text(json.dumps({"format": 1, "rank": 3, "alpha": 12}))
     result = merge_checkpoint(checkpoint, lora_alpha=5)
     metadata = CogVideoXPipeline.lora_state_dict(result.output, return_lora_metadata=True)[1]
-    assert (metadata["transformer.lora_alpha"], read_facts(result.weights)["alpha"]) == (5, 5)
+    assert (metadata["transformer.lora_alpha"], read_lora_facts(result.weights)["alpha"]) == (5, 5)
     with pytest.raises(UsageError, match="--lora-alpha requires a LoRA"):
         merge_checkpoint(write_zero(tmp_path / "full", random_weights()), base=base, lora_alpha=5)
 
@@ -906,43 +880,6 @@ def test_what_a_lora_file_cannot_hold_is_refused(tmp_path: Path, base: Path) -> 
 
 
 # ---- DeepSpeed itself, and memory
-
-
-def launch(folder: Path, stage: int) -> None:
-    """Run the bare training program with two processes under ``accelerate launch``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    deepspeed = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 1.0,
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": stage},
-    }
-    (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
-    accelerate = {
-        "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "DEEPSPEED",
-        "deepspeed_config": {"deepspeed_config_file": str(folder / "deepspeed.json"), "zero3_init_flag": False},
-        "num_machines": 1,
-        "machine_rank": 0,
-        "num_processes": 2,
-        "main_process_port": port,
-    }
-    (folder / "accelerate.yaml").write_text(json.dumps(accelerate))  # JSON is YAML
-    binaries = Path(sys.executable).parent  # DeepSpeed builds an extension, with a ninja that may be there
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
-    done = subprocess.run(
-        [*command, str(SUPPORT / "zero_script.py"), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1000,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.slow

@@ -159,7 +159,7 @@ def test_an_old_folder_that_cannot_be_deleted_is_a_remark(tmp_path: Path, monkey
         raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(folders.shutil, "rmtree", refuse)
+        patch.setattr("shutil.rmtree", refuse)
         put(target, "new", said.append)
     assert (target / "x").read_text() == "new"
     left = [name for name in names(tmp_path) if name != "out"]

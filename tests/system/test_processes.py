@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -274,30 +275,30 @@ def test_nothing_is_left_of_a_command(tmp_path: Path, how: str, at_work: bool, l
 
 
 @pytest.mark.parametrize(
-    ("exitcode", "first", "foreseen", "told"),
+    ("killed_by", "first", "foreseen", "told"),
     [
-        ("-9", 101, False, "process 1 of 2 was killed by signal 9"),
-        ("1", 101, True, "the cause"),
-        ("1", 100, True, "what followed"),
-        ("1", 100, False, "the cause"),
+        (9, 101, False, "process 1 of 2 was killed by signal 9"),
+        (0, 101, True, "the cause"),
+        (0, 100, True, "what followed"),
+        (0, 100, False, "the cause"),
     ],
 )
 def test_of_several_deaths_the_first_is_told(
-    tmp_path: Path, exitcode: str, first: int, foreseen: bool, told: str
+    tmp_path: Path, killed_by: int, first: int, foreseen: bool, told: str
 ) -> None:
     """The other processes fail because of it, and say so first; often in words that are not ours."""
     reports = [WorkerReport(tmp_path / f"rank-{rank}.json") for rank in range(2)]
-    ends = {
+    ends: dict[str, dict[str, Any]] = {
         "rank-0.json": {"pid": 100, "status": "failed", "message": "what followed", "foreseen": foreseen},
-        "rank-1.json": {"pid": 101, "status": "running" if exitcode == "-9" else "failed", "message": "the cause"},
+        "rank-1.json": {"pid": 101, "status": "running" if killed_by else "failed", "message": "the cause"},
     }
-    rest = {"hint": "", "details": [], "exit_code": 1, "foreseen": True}
+    rest: dict[str, Any] = {"hint": "", "details": [], "exit_code": 1, "foreseen": True}
     launcher = (
         f"import pathlib, sys\nfolder = pathlib.Path({str(tmp_path)!r})\n"
         f"for name, end in { ({name: json.dumps(rest | end) for name, end in ends.items()})!r}.items():\n"
         "    (folder / name).write_text(end)\n"
-        "print('Failures:\\n  exitcode  : 1 (pid: 100)\\n---\\nRoot Cause (first observed failure):\\n[0]:\\n'\n"
-        f"      '  rank      : 1 (local_rank: 1)\\n  exitcode  : {exitcode} (pid: {first})', file=sys.stderr)\n"
+        "from cogtune.system.first_death import Death\n"
+        f"Death({first}, {killed_by}).tell()\n"
         "sys.exit(1)\n"
     )
     with pytest.raises(CogtuneError, match=told):

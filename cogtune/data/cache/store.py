@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from cogtune.data.cache.facts import Facts
+from cogtune.system import names
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained, write_atomic
 from cogtune.system.folders import remove_leftovers, remove_partials
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 EntryKind = Literal["latents", "text", "image"]
 
 KINDS: tuple[EntryKind, ...] = get_args(EntryKind)
-
-JOB = "job"
-"""The folder in a cache of the files of what is being encoded."""
 
 _SUFFIX = ".safetensors"
 _CHECKSUM = "blake2b"
@@ -47,7 +45,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.facts = Facts(root / "files.json")
+        self.facts = Facts(root / names.FACTS)
 
     def path(self, kind: EntryKind, key: str) -> Path:
         """Return where the entry of ``key`` is, or will be."""
@@ -153,7 +151,7 @@ class Store:
         for kind in KINDS:
             for folder in (self.root / kind).glob("??"):
                 remove_partials(folder)
-        remove_leftovers(self.root / JOB)
+        remove_leftovers(self.root / names.JOB)
 
 
 def _checksums(tensor: Tensor, name: str) -> tuple[str, str]:

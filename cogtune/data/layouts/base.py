@@ -85,6 +85,8 @@ class Layout:
         detect: the one of ``formats`` that a folder is in, or None when it is laid out in another way.
         read: the folder's samples and findings.
         almost: as ``detect``, for a folder that is in no layout as documented, but plainly meant to be in this one.
+        has_columns: whether the user may say which columns hold what.
+        names_clips: whether its files name each clip, so that others in the folder are left out.
     """
 
     formats: tuple[DataFormat, ...]
@@ -93,6 +95,8 @@ class Layout:
     detect: Callable[[Folder], DataFormat | None]
     read: Callable[[Folder], LayoutContent]
     almost: Callable[[Folder], DataFormat | None] = lambda _folder: None
+    has_columns: bool = False
+    names_clips: bool = False
 
 
 # ------------------------------------------------------------------------------------------------ lists of paths

@@ -18,6 +18,7 @@ from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts.base import DatasetEntry, Layout, LayoutContent, shortened, to_samples
 from cogtune.data.layouts.folder import Folder
 from cogtune.data.layouts.rows import USUAL_NAMES, choose_columns, entry_of
+from cogtune.system import names
 from cogtune.system.errors import CogtuneError, said_by
 from cogtune.system.files import os_errors_explained, write_atomic
 from cogtune.system.json_files import read_json
@@ -43,7 +44,7 @@ _KEY = "__key__"
 
 def _read(folder: Folder) -> LayoutContent:
     root, reading = folder.root, folder.reading
-    media = reading.media or root / ".cogtune" / "media"
+    media = reading.media or root / ".cogtune" / names.MEDIA
     if problems := _reaches_out(folder):
         return LayoutContent(DATASETS.name, [], problems)
     name, table = _load(folder, media)
@@ -232,7 +233,7 @@ def _load(folder: Folder, media: Path) -> tuple[str, Any]:
         if _is_saved(folder):
             splits = datasets.load_from_disk(str(root))
         else:
-            splits = datasets.load_dataset(str(root), cache_dir=str(media.parent / "datasets"))
+            splits = datasets.load_dataset(str(root), cache_dir=str(media.parent / names.DATASETS))
         if isinstance(splits, datasets.Dataset):
             splits = {str(splits.split or "train"): splits}
         name = "train" if "train" in splits else next(iter(splits))
@@ -297,4 +298,5 @@ DATASETS = Layout(
     "what the datasets library saved or can load",
     _detect,
     _read,
+    has_columns=True,
 )

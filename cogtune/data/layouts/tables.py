@@ -199,4 +199,6 @@ TABLE = Layout(
     _detect,
     _read,
     _almost,
+    has_columns=True,
+    names_clips=True,
 )
