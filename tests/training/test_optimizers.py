@@ -246,7 +246,7 @@ def test_what_does_not_go_together_is_told_at_once(monkeypatch: pytest.MonkeyPat
     assert [detail.split(":")[0] for detail in caught.value.details] == [
         "optimizer came cannot be used with strategy zero2",
         "optimizer came requires came-pytorch, which is not installed; run `pip install 'cogtune[optimizers]'`",
-        "lr_scheduler constant has no warm-up",
+        "lr_scheduler constant has no warm-up; remove warmup_steps, or use constant_with_warmup",
         "lr_pieces requires lr_scheduler piecewise_constant, not constant",
         "timestep_range 900,1000",
     ]
