@@ -320,7 +320,7 @@ def test_resize_finds_the_nearest_and_says_how_far_it_is(
         lost, whole = lost + difference, whole + float(values.square().sum())
     assert f"off by {(lost / whole) ** 0.5:.2%} of the LoRA's change" in ran.out
     told = run(capsys, "lora", "resize", file, "--rank", 4, "--output", tmp_path / "y.safetensors", status=2).err
-    assert "has rank 4" in told
+    assert "whose rank is 4" in told
 
 
 def test_resize_loses_nothing_of_what_has_a_low_rank(tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_a_blend_of_a_lower_rank_says_its_error(
 
 def test_what_cannot_be_blended_is_refused(two: tuple[Path, Path], tiny: Tiny, tmp_path: Path) -> None:
     lora = read_lora(two[0])
-    with pytest.raises(UsageError, match="weight 0"):
+    with pytest.raises(UsageError, match="weight of 0"):
         blend([(lora, 0.0)], two[0])
     name, pair = next(iter(lora.pairs.items()))
     dora = replace(lora, pairs={name: replace(pair, magnitude=torch.ones(pair.up.shape[0]))})
@@ -500,7 +500,7 @@ def test_outputs_are_never_overwritten_or_of_another_kind(
     before = two[1].read_bytes()
     assert "already exists" in run(capsys, *words, two[1], status=2).err
     assert two[1].read_bytes() == before
-    assert "as .safetensors" in run(capsys, *words, tmp_path / "x.pt", status=2).err
+    assert "must end in .safetensors" in run(capsys, *words, tmp_path / "x.pt", status=2).err
     assert "is a folder" in run(capsys, *words, tmp_path / "x.safetensors", "--to", "peft", status=2).err
     run(capsys, *words, two[1], "--force")
     assert read_lora(two[1]).ranks == [4]
