@@ -52,7 +52,7 @@ bench-data: $(RUNTIME)  ## measure `dataset validate`: clips opened and frames d
 	$(BIN)/python tools/bench_validate.py
 
 site: $(DEV)  ## build the documentation into .site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file .mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --config-file .mkdocs.yml
 
 docs: $(RUNTIME)  ## regenerate docs/commands.md and docs/vram.md
 	$(BIN)/python -m tools.commands_page > $(VENV)/commands.md

@@ -48,7 +48,7 @@ def lay_out(root: Path, sources: list[Path], count: int) -> None:
 
 
 def measure(root: Path, *, full: bool) -> tuple[ValidationReport, float, float]:
-    """The report, seconds, and GiB of this process and those it started."""
+    """Return the report, seconds, and GiB of this process and those it started."""
     dataset = read_dataset(root)
     with watched() as peaks:
         begun = time.perf_counter()

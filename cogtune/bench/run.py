@@ -150,9 +150,11 @@ def _other(request: BenchRequest) -> BenchRequest | None:
         return None
     name, resolved = request.against
     mine, theirs = request.resolved.config, resolved.config
-    if (mine.model, mine.size) != (theirs.model, theirs.size):
+    _known(theirs)
+    size = str(size_of(theirs, spec_of(theirs.model)))
+    if (mine.model, mine.size) != (theirs.model, size):
         raise UsageError(
-            f"--compare {name}: it trains {theirs.model} at {theirs.size}, and this run {mine.model} at {mine.size}",
+            f"--compare {name}: it trains {theirs.model} at {size}, and this run {mine.model} at {mine.size}",
             "compare presets of one model, at one size",
         )
     return _narrowed(replace(request, preset=name, resolved=resolved, changes={}, alone=False, against=None))

@@ -1,6 +1,6 @@
-"""What a bench works on: a model of random weights, and a cache of random samples, made in a process of its own.
+"""What a bench works on: a model of random weights, and a cache of random samples, made in a separate process.
 
-In its own, so that the process that watches the card's memory takes none of it.
+Separate, so that the process that watches the card's memory takes none of it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class StagingJob:
 
 
 def prepare(job: StagingJob, folder: Path) -> None:
-    """Make it, in a process of its own that leaves its log in ``folder``.
+    """Make it in a separate process, which leaves its log in ``folder``.
 
     Raises:
         CogtuneError: it failed.

@@ -33,7 +33,7 @@ class Peaks:
     machine: int = 0
     """By how much the memory that is not available rose on the whole machine."""
     cgroup: int | None = None
-    """The control group's own peak since it was made, page cache included, where it is told."""
+    """The control group's peak since it was created, including page cache, if available."""
 
 
 @contextlib.contextmanager

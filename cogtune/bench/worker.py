@@ -58,15 +58,14 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
 
 
 def _without_the_others(processes: int) -> None:
-    """Make this process the first of so many, of which no other is there: what it sends goes nowhere.
+    """Make this process the first of ``processes`` that do not exist: what it sends goes nowhere.
 
     DeepSpeed takes up the group that it finds, and gives this process its share of what it parts.
     """
     import torch
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
     os.environ["WORLD_SIZE"] = str(processes)
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    torch.distributed.init_process_group("fake", rank=0, world_size=processes)
 
 
 def _seconds(metrics: Path) -> list[float]:
@@ -75,7 +74,7 @@ def _seconds(metrics: Path) -> list[float]:
 
 
 def _peaks() -> tuple[int, int]:
-    """Bytes that PyTorch reserved and that it handed out, each at its peak; of the process, without a GPU."""
+    """Return bytes that PyTorch reserved and that it handed out, each at its peak; of the process, without a GPU."""
     import torch
 
     if torch.cuda.is_available():

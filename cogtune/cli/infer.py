@@ -38,8 +38,8 @@ def infer(
         list[str] | None,
         typer.Option(
             "--prompt",
-            help=r"What to show; several make a video each, and so do the lines of a .txt file. \[default: the run's "
-            "first caption]",
+            help=r"What the video should show. Several prompts, or lines of a .txt file, make one video each. "
+            r"\[default: the run's first caption]",
             show_default=False,
         ),
     ] = None,
@@ -47,7 +47,7 @@ def infer(
         list[Path] | None,
         typer.Option(
             "--image",
-            help="First frame, for image-to-video models; several, or a folder of them, make a video each.",
+            help="First frame, for image-to-video models. Several, or a folder of images, make one video each.",
             show_default=False,
             rich_help_panel=_INPUTS,
         ),
@@ -56,7 +56,7 @@ def infer(
         list[Path] | None,
         typer.Option(
             "--video",
-            help="A clip to make another video of; several, or a folder of them, make a video each.",
+            help="Clip to transform. Several, or a folder of clips, make one video each.",
             show_default=False,
             rich_help_panel=_INPUTS,
         ),
@@ -65,30 +65,33 @@ def infer(
         float | None,
         typer.Option(
             "--strength",
-            help=r"How far --video is changed, from 0 to 1. \[default: 0.8]",
+            help=r"How much --video is changed, from 0 to 1. \[default: 0.8]",
             show_default=False,
             rich_help_panel=_INPUTS,
         ),
     ] = None,
     negative_prompt: Annotated[
-        str, typer.Option("--negative-prompt", help="What not to show.", show_default=False, rich_help_panel=_INPUTS)
+        str,
+        typer.Option(
+            "--negative-prompt", help="What the video should not show.", show_default=False, rich_help_panel=_INPUTS
+        ),
     ] = "",
     id_token: Annotated[
         str | None,
         typer.Option(
             "--id-token",
-            help=r"Put in front of the prompts; '' for nothing. \[default: as trained]",
+            help=r"Trigger word put in front of the prompts; '' for none. \[default: as trained]",
             show_default=False,
             rich_help_panel=_INPUTS,
         ),
     ] = None,
     num_videos: Annotated[
-        int, typer.Option("--num-videos", help="Videos of each prompt.", min=1, rich_help_panel=_INPUTS)
+        int, typer.Option("--num-videos", help="Videos per prompt.", min=1, rich_help_panel=_INPUTS)
     ] = 1,
     seed: Annotated[
         int,
         typer.Option(
-            "--seed", help="Seed of the first video of each prompt; the next ones count up.", min=0, max=2**63 - 1
+            "--seed", help="Seed of each prompt's first video; further ones count up from it.", min=0, max=2**63 - 1
         ),
     ] = 42,
     size: Annotated[
@@ -98,7 +101,8 @@ def infer(
         ),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option("--frames", help=r"How many. \[default: as trained]", show_default=False, min=1)
+        int | None,
+        typer.Option("--frames", help=r"Number of frames. \[default: as trained]", show_default=False, min=1),
     ] = None,
     fps: Annotated[
         float | None,
@@ -122,8 +126,8 @@ def infer(
         str | None,
         typer.Option(
             "--lora-scale",
-            help=r"Multiplies the strength of all LoRAs; several, as in 0.5,1,1.5, make a video each. \[default: 1, as "
-            "trained]",
+            help=r"Factor on the strength of all LoRAs. Several, as in 0.5,1,1.5, make one video each. "
+            r"\[default: 1, as trained]",
             show_default=False,
             rich_help_panel=_SAMPLING,
         ),
@@ -132,8 +136,8 @@ def infer(
         float | None,
         typer.Option(
             "--lora-alpha",
-            help=r"Alpha that the LoRA was trained with, for a file that does not say. \[default: what the file says, "
-            "else its rank]",
+            help=r"Alpha the LoRA was trained with, if its file does not record it. "
+            r"\[default: the file's alpha, or else its rank]",
             show_default=False,
             rich_help_panel=_SAMPLING,
         ),
@@ -151,8 +155,8 @@ def infer(
         str | None,
         typer.Option(
             "--vram",
-            help=r"Memory of the card to stay below, such as 8GB: what does not fit is streamed from the host. "
-            r"\[default: what is free]",
+            help=r"GPU memory limit, such as 8GB; weights that do not fit are streamed from host memory. "
+            r"\[default: the free memory]",
             show_default=False,
             rich_help_panel=_SAMPLING,
         ),
@@ -161,8 +165,8 @@ def infer(
         Path | None,
         typer.Option(
             "--output",
-            help=r"A folder, or the file of one video: .mp4, .webp or .gif. \[default: this folder, with names made "
-            "of prompt and seed]",
+            help=r"Folder, or a single video's file: .mp4, .webp or .gif. \[default: the working folder, with names "
+            "made of prompt and seed]",
             show_default=False,
             rich_help_panel=_FILES,
         ),
@@ -171,14 +175,16 @@ def infer(
         VideoFormat | None,
         typer.Option(
             "--format",
-            help=r"What videos are written as. \[default: mp4]",
+            help=r"Video format. \[default: mp4]",
             show_default=False,
             rich_help_panel=_FILES,
         ),
     ] = None,
     grid: Annotated[
         bool,
-        typer.Option("--grid", help="Write one more video, of all of them side by side.", rich_help_panel=_FILES),
+        typer.Option(
+            "--grid", help="Also write one video that shows all of them side by side.", rich_help_panel=_FILES
+        ),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Make videos that already exist again.", rich_help_panel=_FILES)

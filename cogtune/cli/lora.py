@@ -13,20 +13,19 @@ from cogtune.cli.single_options import Commands
 from cogtune.models.lora_layouts import LayoutName
 from cogtune.system import console
 
-app = Commands(help="Look at LoRA files of any program, convert, resize, merge, fuse and extract them.",
+app = Commands(help="Show, convert, resize, merge, fuse and extract LoRA files of any program.",
                no_args_is_help=True)  # fmt: skip
 
-LoraFile = Annotated[Path, typer.Argument(help="A LoRA file of any program, an adapter's folder, a checkpoint, a run.")]
+LoraFile = Annotated[Path, typer.Argument(help="LoRA file of any program, adapter folder, checkpoint or run.")]
 LoraFiles = Annotated[
     list[str],
-    typer.Argument(help="LoRAs as for `cogtune lora show`, each with a weight if wanted: a.safetensors:0.8 b/"),
+    typer.Argument(help="LoRAs as for `cogtune lora show`, each with an optional weight: a.safetensors:0.8 b/"),
 ]
 LoraAlpha = Annotated[
     float | None,
     typer.Option(
         "--lora-alpha",
-        help=r"Alpha that the LoRA was trained with, for a file that does not say. \[default: not known, used as its "
-        "rank]",
+        help=r"Alpha the LoRA was trained with, if its file does not record it. \[default: the rank]",
         show_default=False,
     ),
 ]
@@ -38,14 +37,12 @@ To = Annotated[
         "VideoX-Fun, DiffSynth-Studio, finetrainers.",
     ),
 ]
-OutputFile = Annotated[
-    Path, typer.Option("--output", help="Where to write: a .safetensors file; for --to peft a folder.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+OutputFile = Annotated[Path, typer.Option("--output", help="File to write (.safetensors), or a folder for --to peft.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Dtype = Annotated[
     Literal["bf16", "fp16", "fp32"] | None,
     typer.Option(
-        "--dtype", help=r"Number format to write. \[default: as it is; fp32 for products]", show_default=False
+        "--dtype", help=r"Number format to write. \[default: unchanged; fp32 for computed weights]", show_default=False
     ),
 ]
 
@@ -53,7 +50,7 @@ Dtype = Annotated[
 @app.command(epilog=epilog("lora show"))
 def show(
     files: Annotated[
-        list[Path], typer.Argument(help="LoRA files of any program, adapters' folders, checkpoints, runs.")
+        list[Path], typer.Argument(help="LoRA files of any program, adapter folders, checkpoints or runs.")
     ],
     as_json: Json = False,
 ) -> None:
@@ -85,7 +82,7 @@ def convert(
 def resize(
     file: LoraFile,
     output: OutputFile,
-    rank: Annotated[int, typer.Option("--rank", min=1, help="Rank that every layer has at most.")],
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Maximum rank of every layer.")],
     to: To = "diffusers",
     lora_alpha: LoraAlpha = None,
     dtype: Dtype = None,
@@ -138,7 +135,7 @@ def merge(
 def fuse(
     files: LoraFiles,
     model: Annotated[str, typer.Option("--model", help="Base model to fuse them into.")],
-    output: Annotated[Path, typer.Option("--output", help="The folder to write, which diffusers loads.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder to write, which diffusers loads.")],
     dtype: Annotated[
         Literal["bf16", "fp16", "fp32"] | None,
         typer.Option("--dtype", help=r"Number format of the weights. \[default: the base's]", show_default=False),
@@ -146,9 +143,9 @@ def fuse(
     lora_alpha: LoraAlpha = None,
     max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Largest file, such as 5GB.")] = "5GB",
     copy_base: Annotated[
-        bool, typer.Option("--copy-base", help="Copy the base model's other parts instead of linking to them.")
+        bool, typer.Option("--copy-base", help="Copy the base model's other components instead of linking to them.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output folder, with all in it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output folder and everything in it.")] = False,
 ) -> None:
     """Write a base model with LoRAs in its weights, each times its weight."""
     from cogtune.commands import lora
@@ -166,14 +163,14 @@ def fuse(
             force=force,
         )
     for part in made.missing:
-        console.note(f"the base model on this machine lacks {part}, so this is the transformer alone")
+        console.note(f"the base model on this machine has no {part}, so only the transformer was written")
     console.say(f"{made.weights}: {made.changed} of {made.tensors} tensors changed")
 
 
 @app.command(epilog=epilog("lora extract"))
 def extract(
-    full: Annotated[Path, typer.Argument(help="The fine-tuned model: a run, a checkpoint, a merged folder.")],
-    base: Annotated[str, typer.Argument(help="The model that it was trained from, as for --model.")],
+    full: Annotated[Path, typer.Argument(help="Fine-tuned model: a run, a checkpoint or a merged folder.")],
+    base: Annotated[str, typer.Argument(help="Model it was trained from, as for --model.")],
     output: OutputFile,
     rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of the LoRA.")] = 64,
     target_modules: Annotated[

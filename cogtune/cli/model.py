@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from cogtune.models.variants import VARIANTS
 from cogtune.system import console
 
 
 def random_model(
-    variant: Annotated[str, typer.Argument(help="2b, 5b, 5b-i2v, 1.5-5b or 1.5-5b-i2v.")],
+    variant: Annotated[str, typer.Argument(help=f"{', '.join([*VARIANTS][:-1])} or {[*VARIANTS][-1]}.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write to, which must not exist.")],
     scale: Annotated[
         Literal["tiny", "full"],

@@ -103,12 +103,12 @@ class Report:
         return not any(line.required and line.state == "missing" for line in self.lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON-able values."""
+        """Return the report as JSON-able values."""
         return {"ok": self.ok, "lines": [asdict(line) for line in self.lines], "presets": list(self.presets)}
 
 
 def probe() -> dict[str, Any]:
-    """What a process of its own finds out with torch; ``error`` where it does not come back."""
+    """Return what a process of its own finds out with torch; ``error`` where it does not come back."""
     command = [sys.executable, "-m", "cogtune.modeling.probe"]
     root = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
@@ -132,7 +132,7 @@ def probe() -> dict[str, Any]:
 
 
 def look() -> Machine:
-    """This machine."""
+    """Return this machine."""
     from cogtune.hub.remote import access_token
 
     login, failed = "", ""
@@ -176,7 +176,7 @@ def _ninja() -> str | None:
 
 
 def _requirements() -> Iterator[str]:
-    """What cogtune requires on this system, extras left out."""
+    """Yield what cogtune requires on this system, extras left out."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for text in importlib.metadata.requires("cogtune") or ():
             needed = Requirement(text)
@@ -192,7 +192,7 @@ def _version(package: str) -> str | None:
 
 
 def examine(machine: Machine) -> Report:
-    """Every line of the report on a machine."""
+    """Return every line of the report on a machine."""
     presets = fitting_presets(machine.hardware)
     checks: tuple[Callable[[Machine], Iterator[Line]], ...] = (_versions, _gpus, _host, _kernels, _compilers, _rest)
     lines = [line for check in checks for line in check(machine)]
@@ -339,7 +339,7 @@ def _rest(machine: Machine) -> Iterator[Line]:
 
 
 def fitting_presets(hardware: Hardware) -> tuple[str, ...]:
-    """The presets whose estimate this hardware has room for."""
+    """Return the presets whose estimate this hardware has room for."""
     from cogtune.config.presets import PRESETS
     from cogtune.config.run_config import RunConfig
     from cogtune.models.checkpoint_configs import published_spec

@@ -21,12 +21,12 @@ def import_run(path: Path, output: Path, *, leave_out: Sequence[str] = (), force
         force: replace a file that is there.
 
     Raises:
-        UsageError: there is something in it that is not understood, or that this model cannot do; or ``output`` is
-            already there.
+        UsageError: there is something in it that is not understood, or that this model cannot do; or ``output`` already
+            exists.
         CogtuneError: a file cannot be read or written.
     """
     if output.exists() and not force:
-        raise UsageError(f"{output} is already there", "choose another --output, or replace it with --force")
+        raise UsageError(f"{output} already exists", "choose another --output, or use --force to replace it")
     made = translate(read(path), leave_out=leave_out)
     assert made.spec is not None
     config = resolve(flags=made.values).config

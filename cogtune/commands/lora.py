@@ -22,7 +22,7 @@ Weighted = tuple[Path, float]
 
 
 def weighted(text: str) -> Weighted:
-    """The path and the weight that ``FILE`` or ``FILE:WEIGHT`` means.
+    """Return the path and the weight that ``FILE`` or ``FILE:WEIGHT`` means.
 
     Raises:
         UsageError: what follows the last colon is no number, and no file has such a name.
@@ -35,12 +35,12 @@ def weighted(text: str) -> Weighted:
     except ValueError:
         weight = math.nan
     if not path or not math.isfinite(weight):
-        raise UsageError(f"there is no LoRA '{text}'", "write FILE or FILE:WEIGHT, such as style.safetensors:0.8")
+        raise UsageError(f"no such LoRA: '{text}'", "write FILE or FILE:WEIGHT, such as style.safetensors:0.8")
     return Path(path), weight
 
 
 def read(path: Path, alpha: float | None = None) -> Lora:
-    """The LoRA that ``path`` means.
+    """Return the LoRA that ``path`` means.
 
     Args:
         alpha: what it was trained with, for a file that does not say.
@@ -52,20 +52,20 @@ def read(path: Path, alpha: float | None = None) -> Lora:
     from cogtune.modeling.lora_files import find_lora, read_lora
 
     if alpha is not None and not 0 < alpha < math.inf:
-        raise UsageError(f"--lora-alpha: {alpha:g} is not a number above 0", "the rank is a usual choice")
+        raise UsageError(f"--lora-alpha {alpha:g}: must be greater than 0", "a common choice is the rank")
     lora = read_lora(find_lora(path))
     if alpha is None:
         return lora
     if not lora.without_alpha:
         raise UsageError(
-            f"{lora.path} says itself that its alpha is {lora.alphas[0]:g}",
-            "leave --lora-alpha out; a weight (FILE:0.5) changes the strength",
+            f"--lora-alpha: {lora.path} already records an alpha of {lora.alphas[0]:g}",
+            "remove --lora-alpha; use a weight (FILE:0.5) to change the strength",
         )
     return lora.with_alpha(alpha)
 
 
 def show(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """What there is to say of each file.
+    """Return what there is to say of each file.
 
     Raises:
         CogtuneError: with all files that cannot be read.
@@ -81,7 +81,7 @@ def show(files: Sequence[Path]) -> list[dict[str, Any]]:
     if len(failures) == 1:
         raise failures[0]
     if failures:
-        raise CogtuneError(f"{len(failures)} files cannot be read", details=[str(error) for error in failures])
+        raise CogtuneError(f"cannot read {len(failures)} files", details=[str(error) for error in failures])
     return found
 
 
@@ -190,9 +190,7 @@ def extract(
 
     _check_free(output, layout, force)
     if not full.is_dir():
-        raise UsageError(
-            f"there is no folder {full}", "give the fine-tuned model: a run, a checkpoint, a merged folder"
-        )
+        raise UsageError(f"no such folder: {full}", "pass the fine-tuned model: a run, a checkpoint or a merged folder")
     made = difference(
         full, locate(base), rank=rank, targets=targets, dtype=DTYPES[dtype], model=base, progress=progress
     )
@@ -214,30 +212,30 @@ def write(lora: Lora, output: Path, layout: LayoutName, *, force: bool = False) 
     for told in write_lora(lora, output, layout):
         console.note(told)
     if wrong := differences(lora, read_lora(find_lora(output)), LAYOUTS[layout]):
-        raise CogtuneError(f"{output} did not come back as it was written", "check the disk", details=wrong[:5])
+        raise CogtuneError(f"{output} differs from what was written", "check the disk", details=wrong[:5])
 
 
 def _check_free(output: Path, layout: LayoutName, force: bool) -> None:
     folder = LAYOUTS[layout].alpha == "folder"
     if not folder and output.suffix != ".safetensors":
-        raise UsageError(f"--output {output}: LoRAs are written as .safetensors", "give a name that ends so")
+        raise UsageError(f"--output {output}: the file name must end in .safetensors", "choose such a name")
     if folder and output.suffix == ".safetensors":
-        raise UsageError(f"--output {output}: the layout {layout} is a folder", "give a folder's name")
+        raise UsageError(f"--output {output}: the layout {layout} is a folder", "pass a folder's name")
     if output.is_dir() and not folder:
-        raise UsageError(f"--output {output} is a folder", "give a file's name")
+        raise UsageError(f"--output {output} is a folder", "pass a file's name")
     if output.exists() and folder and not output.is_dir():
-        raise UsageError(f"--output {output} is a file", "give a folder's name")
+        raise UsageError(f"--output {output} is a file", "pass a folder's name")
     if output.exists() and not force:
-        raise UsageError(f"{output} is already there", "choose another --output, or replace it with --force")
+        raise UsageError(f"{output} already exists", "choose another --output, or use --force to replace it")
 
 
 def _read_all(files: Sequence[Weighted], alpha: float | None) -> list[tuple[Lora, float]]:
-    """The LoRAs; ``alpha`` is that of those that do not say theirs."""
+    """Return the LoRAs; ``alpha`` is that of those that do not say theirs."""
     loras = [(read(path), weight) for path, weight in files]
     silent = [lora for lora, _ in loras if lora.without_alpha]
     if alpha is not None:
         if not silent:
-            raise UsageError("each of these LoRAs says its alpha itself", "leave --lora-alpha out")
+            raise UsageError("--lora-alpha: all of these LoRAs record their alpha", "remove --lora-alpha")
         return [(read(path, alpha if lora.without_alpha else None), weight)
                 for (path, weight), (lora, _) in zip(files, loras, strict=True)]  # fmt: skip
     for lora in silent:
@@ -248,7 +246,8 @@ def _read_all(files: Sequence[Weighted], alpha: float | None) -> list[tuple[Lora
 def _warn_of_strength(lora: Lora) -> None:
     which = "" if len(lora.without_alpha) == len(lora.pairs) else f" of {counted(len(lora.without_alpha), 'layer')}"
     console.warn(
-        f"{lora.path} does not say the alpha{which}: taken as the rank, {lora.ranks[0]}; --lora-alpha gives another"
+        f"{lora.path} does not record the alpha{which}; assuming the rank, {lora.ranks[0]}. Use --lora-alpha to "
+        "change it"
     )
 
 

@@ -31,7 +31,7 @@ from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import Plan, advice, check_config, make_plan, resume_fingerprint
 from cogtune.run.run_yaml import read_run
-from cogtune.system import console
+from cogtune.system import console, names
 from cogtune.system.containment import refuse_links_out
 from cogtune.system.errors import CogtuneError, UsageError, counted
 from cogtune.system.gpus import gpus
@@ -65,7 +65,7 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
             resolved = read_run(run, flags)
             _warn_of_changes(resolved, choose_checkpoint(resume, run), flags)
             return resolved
-        choose_checkpoint(resume, Path(flags.get("output", "out")))  # one that is not there is told before all else
+        choose_checkpoint(resume, Path(flags.get("output", "out")))  # a missing one is reported before anything else
         raise UsageError(
             f"cannot resume: the run's configuration {RunFolder(run).run_yaml} is missing",
             "pass the --preset or --config that it was started with",
@@ -269,7 +269,7 @@ def prepare_run(
         left, fingerprint = f"everything, after downloading {config.model}", {}
         buckets = jobs.clips_by_size(dataset, jobs.frame_settings(config, spec))
         _check_start(start_from, config, fingerprint, buckets)
-    folder = "dry-run" if dry_run else RunFolder(config.output).launch(config.machine_rank).name
+    folder = names.DRY_RUN if dry_run else RunFolder(config.output).launch(config.machine_rank).name
     launch_folder = config.output / folder
     plan = make_plan(
         resolved,

@@ -18,7 +18,7 @@ from cogtune.encoding import jobs
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.locate import spec_of
 from cogtune.models.tokens import cut_short, token_counter
-from cogtune.system import console
+from cogtune.system import console, names
 from cogtune.system.errors import CogtuneError, UsageError, counted
 
 MOST_TOLD = 100
@@ -90,7 +90,7 @@ def _read(config: RunConfig) -> Dataset:
         video_column=config.video_column,
         image_column=config.image_column,
         allow_outside=config.allow_outside,
-        media=jobs.store_of(config).root / "media",
+        media=jobs.store_of(config).root / names.MEDIA,
     )
     with console.progress("reading", 0) as progress:
         return read_dataset(config.data, reading, progress.move_to)
@@ -195,7 +195,7 @@ def _check_images(images: Sequence[Path]) -> None:
             for told in image_warnings(image):
                 console.warn(told)
         except CogtuneError as error:
-            problems.append(f"--validation-images: {error.message}")
+            problems.append(f"validation_images: {error.message}")
     if problems:
         raise UsageError("cannot make the sample videos", HINT, details=problems)
 

@@ -89,7 +89,7 @@ class SamplingArrangement:
         return Arrangement(streamed_blocks=self.streamed_blocks, slots=self.slots, keep="everything")
 
     def describe(self, blocks: int) -> str:
-        """The arrangement as a short text, such as ``weights of 42 of 42 blocks streamed from the host``."""
+        """Return the arrangement as a short text, such as ``weights of 42 of 42 blocks streamed from the host``."""
         parts = []
         if self.streamed_blocks:
             parts.append(f"weights of {self.streamed_blocks} of {blocks} blocks streamed from the host")

@@ -84,7 +84,7 @@ class RankSampler:
 
 
 def micro_batch_at(seed: int, number: int, counts: tuple[int, ...], batch_size: int) -> MicroBatch:
-    """Forward pass ``number`` of a run, over buckets of so many samples."""
+    """Return forward pass ``number`` of a run, over buckets of so many samples."""
     epoch = number * batch_size // sum(counts)
     while sum(_passes_before(epoch, counts, batch_size)) > number:
         epoch -= 1
@@ -104,13 +104,15 @@ def micro_batch_at(seed: int, number: int, counts: tuple[int, ...], batch_size: 
 
 
 def sample_at(seed: int, ordinal: int, count: int, bucket: int = 0) -> int:
-    """Which of a bucket's ``count`` samples is its ``ordinal``-th: each once a round, in the round's own order."""
+    """Return which of a bucket's ``count`` samples is its ``ordinal``-th: each once a round, in the round's own
+    order."""
     round_, position = divmod(ordinal, count)
     return int(_order(seed, round_, count, bucket)[position])
 
 
 def _passes_before(epoch: int, counts: tuple[int, ...], batch_size: int) -> list[int]:
-    """Forward passes of each bucket before ``epoch``: enough for each of its samples to have come so many times."""
+    """Return forward passes of each bucket before ``epoch``: enough for each of its samples to have come so many
+    times."""
     return [-(-epoch * count // batch_size) for count in counts]
 
 

@@ -101,7 +101,7 @@ class Finding:
         code: its row in :data:`FINDINGS`.
         severity: that row's severity.
         where: a sample's id, or a file of the dataset, with ``:line`` when one line is meant.
-        message: what is wrong, in words, with the figures.
+        message: what is wrong, with the figures.
         hint: what to do about it; empty when the message says it all.
     """
 
@@ -132,7 +132,8 @@ def not_utf8(name: str, number: int, error: UnicodeDecodeError) -> Finding:
 
 
 def as_rows(findings: Sequence[Finding], most: int | None = None) -> list[tuple[str, str, str, str]]:
-    """Findings as rows of severity, place, message and hint; of each code the first ``most``, then how many more."""
+    """Return findings as rows of severity, place, message and hint; of each code the first ``most``, then how many
+    more."""
     counts = Counter(found.code for found in findings)
     shown: Counter[str] = Counter()
     rows: list[tuple[str, str, str, str]] = []
@@ -147,7 +148,7 @@ def as_rows(findings: Sequence[Finding], most: int | None = None) -> list[tuple[
 
 
 def listed(items: Sequence[object], most: int = 8) -> str:
-    """Return ``items`` in words, the first ``most`` of them: ``3, 7 and 9``, or ``3, 7, 9 and 12 more``."""
+    """Format the first ``most`` of ``items`` as text: ``3, 7 and 9``, or ``3, 7, 9 and 12 more``."""
     shown = [str(item) for item in items[:most]]
     if len(items) > most:
         shown.append(f"{len(items) - most} more")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -95,7 +95,8 @@ class ClipView:
         return self.crop_of(self.source)
 
     def crop_of(self, source: tuple[int, int]) -> Crop:
-        """How a picture of another ``source`` (height, width) is fitted, such as the clip's conditioning image."""
+        """Return how a picture of another ``source`` (height, width) is fitted, such as the clip's conditioning
+        image."""
         return fit(source, (self.size.height, self.size.width), self.reshape, self.place)
 
     @property
@@ -114,19 +115,10 @@ class ClipView:
         """Return the same for the first of the frames alone."""
         return replace(self, indices=self.indices[:1], size=replace(self.size, num_frames=1))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
-        return asdict(self) | {"size": str(self.size)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> ClipView:
-        """Return the view that :meth:`to_dict` gave."""
-        size, (height, width) = Size.parse(fields["size"]), fields["source"]
-        return cls(**{**fields, "indices": tuple(fields["indices"]), "size": size, "source": (height, width)})
-
 
 def available_frames(info: VideoInfo, settings: FrameSettings) -> int:
-    """How many frames a clip gives at most, with what is skipped left out: at the settings' rate, or uniformly all."""
+    """Return how many frames a clip gives at most, with what is skipped left out: at the settings' rate, or
+    uniformly all."""
     if settings.sampling == "uniform":
         return max(0, info.num_frames - settings.skip_end - settings.skip_start)
     return _longest_at_rate(info, settings)
@@ -232,7 +224,7 @@ def _drawn(seed: int, clip_digest: str, what: str) -> float:
 
 
 def reshape(frames: Pixels, size: Size, crop: Crop | None = None) -> torch.Tensor:
-    """Frames ``uint8 [F, H, W, 3]`` fitted to a height and width: ``uint8 [F, 3, height, width]``.
+    """Return frames ``uint8 [F, H, W, 3]`` fitted to a height and width: ``uint8 [F, 3, height, width]``.
 
     The resize is bicubic and antialiased. Without a ``crop`` the aspect is kept and the middle cut out.
     """

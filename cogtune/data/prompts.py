@@ -16,7 +16,7 @@ from cogtune.data.layouts.lines import NotTextError, as_utf8, listed_lines
 from cogtune.data.layouts.nearest import look_alike
 from cogtune.data.sources import Sample
 from cogtune.system.errors import CogtuneError, UsageError, counted
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import os_errors_explained, read_regular
 from cogtune.system.json_files import read_sealed, write_sealed
 
 FORMAT = 1
@@ -135,7 +135,7 @@ def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: 
         if image != Path() and not image.is_file()
     ]
     if problems:
-        raise UsageError("the sample videos cannot be made as they are configured", details=problems)
+        raise UsageError("cannot make the sample videos", details=problems)
     texts = texts or [caption_of(samples[0], config.id_token)]
     if not with_image:
         return tuple(Prompt(text) for text in texts)
@@ -160,7 +160,7 @@ def _listed(value: str | None, key: str, problems: list[str]) -> list[str]:
     path = Path(value)
     try:
         with os_errors_explained(path, "read"):
-            data = path.read_bytes()
+            data = read_regular(path)
     except CogtuneError as error:
         problems.append(f"{key}: {error.message}{look_alike(path)}")
         return []

@@ -13,7 +13,7 @@ from cogtune.data.layouts.datasets_library import DATASETS, takes_every_file
 from cogtune.data.layouts.folder import Folder, LayoutOptions
 from cogtune.data.layouts.lists import CAPTIONS, IMAGES, LISTS, VIDEOS
 from cogtune.data.layouts.media import is_clip
-from cogtune.data.layouts.nearest import what_is_there
+from cogtune.data.layouts.nearest import in_place_of_folder, what_is_there
 from cogtune.data.layouts.sidecar import SIDECAR
 from cogtune.data.layouts.tables import TABLE
 from cogtune.models.download import home, snapshot
@@ -70,10 +70,12 @@ def read_dataset(
     """
     if not root.is_dir():
         state = "is a file, not a folder" if root.is_file() else "does not exist"
-        raise CogtuneError(f"the dataset folder {root} {state}", f"a dataset is {_expected()}")
+        raise CogtuneError(
+            f"the dataset folder {root} {state}", in_place_of_folder(root) or f"a dataset is {_expected()}"
+        )
     folder = Folder(root, reading, tell)
     layout, others = _layout_of(folder)
-    if layout not in (TABLE, DATASETS):
+    if not layout.has_columns:
         _refuse_columns(root, layout, reading)
     content = layout.read(folder)
     samples, findings = content.samples, [*content.findings]
@@ -88,8 +90,9 @@ def read_dataset(
 
 
 def _not_named(folder: Folder, layout: Layout, content: LayoutContent) -> list[Finding]:
-    """A note of the clips in the folder that lists or a table do not name, when all that they name could be read."""
-    if layout not in (LISTS, TABLE) or any(found.severity == "error" for found in content.findings):
+    """Return a note of the clips in the folder that lists or a table do not name, when all that they name could be
+    read."""
+    if not layout.names_clips or any(found.severity == "error" for found in content.findings):
         return []
     named = {sample.video for sample in content.samples}
     rest = [file for file in folder.files if is_clip(file) and folder.root / file not in named]

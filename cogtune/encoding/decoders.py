@@ -49,7 +49,8 @@ class DecodeFailure:
 
 
 def default_workers(processes: int = 1) -> int:
-    """How many decoders each of ``processes`` encoding processes gets: the cores shared out, one left for itself."""
+    """Return how many decoders each of ``processes`` encoding processes gets: the cores shared out, one left for
+    itself."""
     return max(1, min(MOST_WORKERS, usable_cores() // processes - 1))
 
 
@@ -106,7 +107,7 @@ def _prepare() -> None:
 
 
 def _pixels_of(load: Callable[[PixelJob], torch.Tensor], job: PixelJob, _beat: Beat) -> npt.NDArray[np.uint8] | str:
-    """The pixels of a job, or why there are none."""
+    """Return the pixels of a job, or why there are none."""
     try:
         pixels: npt.NDArray[np.uint8] = load(job).numpy()
         return pixels

@@ -1,4 +1,4 @@
-"""Filling the cache: what is missing goes through the encoders, in processes of their own.
+"""Filling the cache: missing entries are encoded in separate processes.
 
 The job is a file, ``CACHE/job/plan.json``: what has to be encoded, and with what. ``python -m cogtune.encoding.worker``
 does it, through ``accelerate launch`` when several GPUs share it. So the process that asks needs no torch, and the
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from cogtune.config.choices import Switch
 from cogtune.config.launchers import accelerate_config
@@ -25,24 +26,22 @@ from cogtune.data.cache.index import (
     CacheKeySettings,
     ClipJob,
     EncodeJobs,
-    ImageJob,
     Index,
-    TextJob,
     jobs,
     make_index,
     missing,
 )
-from cogtune.data.cache.store import JOB, EntryKind, Store
-from cogtune.data.frames import ClipView, FrameSettings, settings_for
+from cogtune.data.cache.store import EntryKind, Store
+from cogtune.data.frames import FrameSettings, settings_for
 from cogtune.data.prompts import NOTHING, PromptRow, ValidationSet, prompt_jobs
 from cogtune.data.sources import Dataset
 from cogtune.data.video.clips import probe
-from cogtune.data.video.stamp import as_stamp
 from cogtune.models.checkpoint_configs import ModelSpec, fingerprint
 from cogtune.models.geometry import Size, latent_frames
 from cogtune.models.variants import Precision
 from cogtune.run.launch import ENVIRONMENT, LAUNCHER, LaunchFiles
 from cogtune.run.plan import fps_of, size_of, sizes_of
+from cogtune.system import names
 from cogtune.system import processes as process
 from cogtune.system.containment import leads_out, refuse_links, refuse_links_out
 from cogtune.system.errors import CogtuneError
@@ -151,6 +150,9 @@ class EncodeOptions:
     compile: Switch = "auto"
 
 
+_TODO = TypeAdapter(EncodeJobs)
+
+
 @dataclass(frozen=True)
 class EncodePlan:
     """What has to be encoded, and with what."""
@@ -172,12 +174,7 @@ class EncodePlan:
                 "precision": self.precision,
                 "max_tokens": self.max_tokens,
                 "engine": asdict(self.options),
-                "clips": [[job.key, str(job.video), job.frames.to_dict(), job.stamp] for job in self.todo.clips],
-                "texts": [[job.key, job.caption] for job in self.todo.texts],
-                "images": [
-                    [job.key, str(job.source), job.from_video, job.frames.to_dict(), job.stamp]
-                    for job in self.todo.images
-                ],
+                "todo": _TODO.dump_python(self.todo, mode="json"),
             },
         )
 
@@ -194,17 +191,7 @@ class EncodePlan:
             Store(Path(value["cache"])),
             value["precision"],
             value["max_tokens"],
-            EncodeJobs(
-                tuple(
-                    ClipJob(key, Path(video), ClipView.from_dict(frames), as_stamp(stamp))
-                    for key, video, frames, stamp in value["clips"]
-                ),
-                tuple(TextJob(key, caption) for key, caption in value["texts"]),
-                tuple(
-                    ImageJob(key, Path(source), from_video, ClipView.from_dict(frames), as_stamp(stamp))
-                    for key, source, from_video, frames, stamp in value["images"]
-                ),
-            ),
+            _TODO.validate_python(value["todo"]),
             EncodeOptions(**value["engine"]),
         )
 
@@ -212,7 +199,7 @@ class EncodePlan:
 def make_encode_plan(
     prepared: PreparedCache, config: RunConfig, spec: ModelSpec, base_model_dir: Path, *, processes: int | None = None
 ) -> EncodePlan:
-    """The job of encoding what ``prepared`` lacks, by so many processes; by default as many as the work is worth."""
+    """Plan the encoding of what ``prepared`` lacks; by default with as many processes as the work is worth."""
     if processes is None:
         most = min(config.local_processes, len(gpus()) or config.local_processes)
         processes = max(1, min(most, int(estimated_seconds(prepared.todo) // _START_SECONDS)))
@@ -316,7 +303,7 @@ def check_space(job: EncodePlan, spec: ModelSpec) -> None:
 
 
 def format_bytes(count: int) -> str:
-    """Bytes as people say them, in units of 1000."""
+    """Return bytes as people say them, in units of 1000."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -332,12 +319,12 @@ def result_path(folder: Path, rank: int) -> Path:
 
 
 def fill_cache(job: EncodePlan) -> list[dict[str, Any]]:
-    """Do a job in processes of its own; what each did.
+    """Run a job in separate processes; return each one's result.
 
     Raises:
         CogtuneError: it failed, or was stopped, or some clips could not be decoded; what is done stays done.
     """
-    files = LaunchFiles(job.store.root / JOB)
+    files = LaunchFiles(job.store.root / names.JOB)
     processes = job.options.processes
     job.write(files.plan)
     command = [sys.executable, "-m", "cogtune.encoding.worker", str(files.plan)]

@@ -247,7 +247,7 @@ def _video_encoder(job: EncodePlan, clips: tuple[ClipJob, ...], device: torch.de
 
 
 class _EncodePipeline:
-    """The encoder with one clip at work in it while the next is made ready."""
+    """The encoder, working on one clip while the next is prepared."""
 
     def __init__(self, encoder: VideoEncoder, writer: Writer, outcome: EncodeOutcome) -> None:
         self.encoder, self.writer, self.outcome = encoder, writer, outcome
@@ -288,7 +288,7 @@ class _EncodePipeline:
 
 
 def _peak(device: torch.device) -> float:
-    """GiB that PyTorch took of the GPU at most since the last time this was asked; what is unused is let go."""
+    """Return GiB that PyTorch took of the GPU at most since the last time this was asked; what is unused is let go."""
     if device.type != "cuda":
         return 0.0
     import gc

@@ -12,12 +12,12 @@ from typing import Any
 from cogtune.hub.card import Kind
 from cogtune.models.configs import read_index
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.run.checkpoints import STATE_NAME, checkpoints, facts_in
+from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_lora_facts
 from cogtune.run.folder import MERGE_NAME, RunFolder
 from cogtune.run.sample_videos import step_folders
 from cogtune.system.containment import leads_out, refuse_links
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import open_regular, os_errors_explained
 from cogtune.system.reading import Schema, read_as, read_object
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -157,7 +157,7 @@ def check_tensors(files: Mapping[str, Path]) -> None:
         if path.suffix != ".safetensors":
             continue
         try:
-            with os_errors_explained(path, "read"), safe_open(path, framework="numpy") as handle:
+            with os_errors_explained(path, "read"), open_regular(path), safe_open(path, framework="numpy") as handle:
                 shapes = {key: handle.get_slice(key).get_shape() for key in handle.keys()}  # noqa: SIM118 (not a mapping)
         except SafetensorError as error:
             problems.append(f"{name} is damaged or truncated: {error}")
@@ -214,7 +214,7 @@ def find_stamp(weights: Weights) -> Path | None:
 def read_stamp(weights: Weights) -> dict[str, Any]:
     """Read cogtune's metadata about the weights' run; empty if another program made them."""
     if weights.kind == "lora":
-        return facts_in(header_metadata(weights.path), weights.path)
+        return read_lora_facts(weights.path)
     path = find_stamp(weights)
     if path is None:
         return {}

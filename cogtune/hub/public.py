@@ -14,7 +14,7 @@ from cogtune.config.run_config import RunConfig
 from cogtune.hub.card import CardFacts
 from cogtune.hub.local import header_metadata, json_object
 from cogtune.run.checkpoints import FACTS, lora_facts
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import open_regular, os_errors_explained
 from cogtune.system.json_files import CHECKSUM
 from cogtune.system.reading import read_object
 
@@ -79,7 +79,7 @@ def _copy_with_metadata(source: Path, target: Path, metadata: Mapping[str, str])
     The format: eight bytes of header length, the header as JSON, the data
     (https://github.com/huggingface/safetensors#format).
     """
-    with os_errors_explained(source, "copy"), source.open("rb") as old, target.open("wb") as new:
+    with os_errors_explained(source, "copy"), open_regular(source) as old, target.open("wb") as new:
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
         order = header["__metadata__"]  # safetensors itself gives them in a new order each time
         header["__metadata__"] = {key: metadata[key] for key in order if key in metadata}

@@ -18,6 +18,7 @@ from cogtune.hub.local import INDEX_SUFFIX
 from cogtune.hub.redaction import redacted
 from cogtune.models.configs import COMPONENTS
 from cogtune.models.variants import LORA_WEIGHTS_NAME
+from cogtune.system import names
 from cogtune.system.errors import CogtuneError, UsageError
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _check_kind(target: Target, there: list[str]) -> None:
 def _replaced_by_a_push(path: str) -> bool:
     """Return whether a file's name may change from push to push: sample videos and shards."""
     folder, _, name = path.partition("/")
-    if folder == "samples":
+    if folder == names.SAMPLES:
         return name.endswith(".mp4")
     return folder in COMPONENTS and name.endswith((".safetensors", INDEX_SUFFIX))
 

@@ -1,4 +1,4 @@
-"""A DeepSpeed ZeRO checkpoint becomes weights that diffusers loads."""
+"""Merging sharded checkpoints into weights that diffusers loads."""
 
 from cogtune.merge.checkpoint import MergeResult, merge_checkpoint
 

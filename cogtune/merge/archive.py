@@ -96,7 +96,7 @@ class StoredTensor:
         return True
 
     def chunks(self, start: int, length: int) -> Iterator[torch.Tensor]:
-        """The values ``start`` to ``start + length`` of the flattened tensor, a few MB at a time."""
+        """Yield the values ``start`` to ``start + length`` of the flattened tensor, a few MB at a time."""
         step = CHUNK_BYTES // self.dtype.itemsize
         if not self.is_contiguous:
             whole = _read(self.record, self.dtype, 0, self.record.size // self.dtype.itemsize)
@@ -123,7 +123,7 @@ def _read(record: Record, dtype: torch.dtype, start: int, count: int) -> torch.T
         while filled < len(data):
             got = file.readinto(memoryview(data)[filled:])
             if not got:
-                raise CogtuneError(f"{record.path} became shorter while it was read", "run it again")
+                raise CogtuneError(f"{record.path} was truncated while it was read", "run the command again")
             filled += got
     return torch.frombuffer(data, dtype=dtype)
 
@@ -165,10 +165,10 @@ def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> Stor
     tensor = StoredTensor(record, dtype, offset, tuple(shape), tuple(stride))
     numbers = (offset, *tensor.shape, *tensor.stride)
     if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
-        raise pickle.UnpicklingError("a tensor has a place, shape or stride that is none")
+        raise pickle.UnpicklingError("a tensor has an invalid offset, shape or stride")
     last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
     if tensor.numel and not offset + last < record.size // dtype.itemsize:
-        raise pickle.UnpicklingError("a tensor lies outside its bytes")
+        raise pickle.UnpicklingError("a tensor lies outside its storage")
     return tensor
 
 
@@ -211,7 +211,7 @@ class _Unpickler(RestrictedUnpickler):
     def persistent_load(self, reference: Any) -> tuple[Record, torch.dtype]:
         _, dtype, key, _, _ = reference
         if not isinstance(dtype, torch.dtype) or not isinstance(key, str):
-            raise pickle.UnpicklingError("a tensor has a type that is not known here")
+            raise pickle.UnpicklingError("a tensor has an unsupported dtype")
         return self._records[key], dtype
 
 
@@ -223,7 +223,7 @@ def read_archive(path: Path) -> Any:
     Raises:
         CogtuneError: the file is missing, cut short, or not such a file.
     """
-    hint = "copy the file again from where it was written, or use an earlier checkpoint"
+    hint = "copy the file again from its source, or use an earlier checkpoint"
     try:
         with os_errors_explained(path, "read"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -235,19 +235,19 @@ def read_archive(path: Path) -> Any:
                 raise CogtuneError(
                     f"{path} describes its objects in {description.file_size:,} bytes, and {MOST_DESCRIPTION:,} are "
                     "the most that is read",
-                    "is it a checkpoint of a model?",
+                    "check that it is a model's checkpoint",
                 )
             # zipfile itself would refuse the description of a file that carries no checksums
             file.seek(_data_offset(file, description))
             data = file.read(description.file_size)
     except (zipfile.BadZipFile, StopIteration, ValueError, NotImplementedError, OverflowError) as error:
-        raise CogtuneError(f"{path} is cut short, or is not a file of torch.save", hint) from error
+        raise CogtuneError(f"{path} is truncated, or was not written by torch.save", hint) from error
     if has_checksums and zlib.crc32(data) != description.CRC:
-        raise CogtuneError(f"{path} is damaged: its description does not have its checksum", hint)
+        raise CogtuneError(f"{path} is damaged: checksum mismatch in its index", hint)
     try:
         return _Unpickler(io.BytesIO(data), records).load()
     except Exception as error:  # damaged pickles fail in every way that Python can
-        raise CogtuneError(f"{path} is damaged: its description cannot be read", hint) from error
+        raise CogtuneError(f"{path} is damaged: its index cannot be read", hint) from error
 
 
 def _records(
@@ -271,7 +271,7 @@ def _records(
 
 
 class _Window(io.RawIOBase):
-    """A part of a file, as a file of its own."""
+    """A part of a file, as a separate file."""
 
     def __init__(self, file: BinaryIO, start: int, length: int) -> None:
         self._file, self._start, self._length, self._at = file, start, length, 0

@@ -29,21 +29,21 @@ class Base:
 
 def find_base(given: Path | None, state: Mapping[str, Any], *, needed: bool) -> Base | None:
     """Return the base model; None when a LoRA's cannot be found, which then is not compared with it."""
-    hint = "name the base model with --model: the folder with model_index.json, or its transformer/"
+    hint = "pass the base model as --model: the folder with model_index.json, or its transformer/"
     named = state.get("model_path")
     path = given or (Path(named) if isinstance(named, str) and named else None)
     if path is None:
         if needed:
-            raise CogtuneError("this checkpoint does not say which model it was trained from", hint)
+            raise CogtuneError("the checkpoint does not record its base model", hint)
         return None
     base = Base(path / "transformer", path) if (path / "model_index.json").is_file() else Base(path, None)
     config = base.transformer / "config.json"
     if not config.is_file():
         if given is None and not needed:
             return None
-        raise CogtuneError(f"there is no base model in {path}", hint)
+        raise CogtuneError(f"no base model in {path}", hint)
     if read_object(config).get("_class_name") != CogVideoXTransformer3DModel.__name__:
-        raise CogtuneError(f"{config} is not the configuration of a CogVideoX transformer", hint)
+        raise CogtuneError(f"{config} is not a CogVideoX transformer's config", hint)
     return base
 
 
@@ -133,5 +133,5 @@ def add_component(source: Path, target: Path, copy: bool) -> None:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files in ``folder``."""
+    """Return bytes of all files in ``folder``."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

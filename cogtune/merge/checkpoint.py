@@ -1,4 +1,4 @@
-"""The merge itself: what the checkpoint must become, the proof that it did, and the folder around it."""
+"""Merging a checkpoint, verifying the result, and writing the folder around it."""
 
 from __future__ import annotations
 
@@ -121,13 +121,13 @@ def merge_checkpoint(
     started = time.monotonic()
     limit = parse_size(max_shard_size)
     if lora_alpha is not None and not 0 < lora_alpha < math.inf:
-        raise UsageError(f"a LoRA's alpha is a number above 0, not {lora_alpha}", "the rank is a usual choice")
+        raise UsageError(f"--lora-alpha {lora_alpha}: must be greater than 0", "a common choice is the rank")
     zero = read_checkpoint(checkpoint)
     state = _run_state(zero.folder)
     _check_files(zero, state)
     state = {key: value for key, value in state.items() if key not in ("files", CHECKSUM)}  # of the checkpoint alone
     if lora_alpha is not None and not _is_lora(zero):
-        raise UsageError(f"{checkpoint} is of a full fine-tune, which has no alpha", "leave --lora-alpha out")
+        raise UsageError(f"--lora-alpha requires a LoRA, but {checkpoint} is a full fine-tune", "remove --lora-alpha")
     output = output or _beside(zero.folder)
     output = output.resolve() if output.is_symlink() else output  # the folder that it leads to is what is replaced
     found = find_base(base, state, needed=not _is_lora(zero))
@@ -269,7 +269,7 @@ def _run_state(folder: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "format" not in state:
         return {}
     if CHECKSUM in state and not is_sealed(state):
-        raise CogtuneError(f"{path} is damaged: it is not what was saved", AGAIN)
+        raise CogtuneError(f"{path} is damaged: checksum mismatch", AGAIN)
     return state
 
 
@@ -283,21 +283,23 @@ def _check_files(zero: SavedWeights, state: Mapping[str, Any]) -> None:
 def check_output(output: Path, inputs: Iterable[Path], force: bool) -> None:
     for path in inputs:
         if path.resolve().is_relative_to(output.resolve()):
-            raise UsageError(f"{output} holds {path}, which is read", "choose another folder with --output")
+            raise UsageError(f"--output {output} contains {path}, which is read", "choose another --output")
     if output.is_file():
-        raise UsageError(f"{output} is a file", "choose another folder with --output")
+        raise UsageError(f"{output} is a file", "choose another --output")
     require_replaceable(output)
     if force or not output.is_dir() or not any(output.iterdir()):
         return
-    hint = "choose another folder with --output, or replace this one with --force"
+    hint = "choose another --output, or use --force to replace it"
     if not (output / MERGE_NAME).is_file():
-        raise UsageError(f"{output} is there already, and is not an earlier merge", hint)
+        raise UsageError(f"{output} already exists and is not an earlier merge", hint)
     made = read_json(output / MERGE_NAME)
     if isinstance(made, dict) and CHECKSUM in made and not is_sealed(made):
-        raise UsageError(f"{output / MERGE_NAME} is damaged: it is not what the earlier merge wrote", hint)
+        raise UsageError(f"{output / MERGE_NAME} is damaged: checksum mismatch", hint)
     of_the_merge = made.get("contents", ()) if isinstance(made, dict) else ()
     if foreign := sorted(set(contents(output)) - {MERGE_NAME, *of_the_merge}):
-        raise UsageError(f"{output} holds more than the earlier merge made", hint, details=truncated(foreign))
+        raise UsageError(
+            f"{output} contains files that the earlier merge did not write", hint, details=truncated(foreign)
+        )
 
 
 def contents(folder: Path) -> list[str]:
@@ -315,8 +317,8 @@ def check_space(output: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise CogtuneError(
-            f"{output} needs {_size(needed)}, but {_size(free)} are free there",
-            "free some space, choose another disk with --output, or a smaller type with --dtype bf16",
+            f"not enough disk space for {output}: it needs {_size(needed)}, and {_size(free)} are free",
+            "free some space, choose an --output on another disk, or use --dtype bf16",
         )
 
 
@@ -342,8 +344,8 @@ def write_shards(
         sizes[path.name] = path.stat().st_size
     if problems:
         raise CogtuneError(
-            "the merged weights are not sound",
-            "use an earlier checkpoint, or --dtype bf16 or fp32 where values are too large",
+            "the merged weights are invalid",
+            "use an earlier checkpoint, or --dtype bf16 or fp32 if values are too large",
             details=truncated(problems),
         )
     if len(shards) > 1:

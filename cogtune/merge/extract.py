@@ -54,7 +54,8 @@ class Extracted:
 
 
 def find_transformer(path: Path) -> Path:
-    """The transformer's folder that a run, a checkpoint, a merged folder, a pipeline or that folder itself means.
+    """Return the transformer's folder that a run, a checkpoint, a merged folder, a pipeline or that folder itself
+    means.
 
     Raises:
         CogtuneError: there is none.
@@ -78,7 +79,7 @@ def extract(
     model: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Extracted:
-    """The LoRA of rank ``rank`` that is nearest to ``full`` minus ``base``, with its errors as written.
+    """Return the LoRA of rank ``rank`` that is nearest to ``full`` minus ``base``, with its errors as written.
 
     Every layer that differs gets the first singular vectors of its difference. Large matrices are decomposed by random
     projections (Halko, Martinsson and Tropp 2011), on a GPU if there is one.
@@ -98,20 +99,23 @@ def extract(
     new, old = stored_weights(folders[0]), stored_weights(folders[1])
     for folder, weights in zip(folders, (new, old), strict=True):
         if not weights:
-            raise CogtuneError(f"there are no weights in {folder}", "download, copy or merge the model again")
-    wrong = [f"{name} is in one of them alone" for name in sorted(new.keys() ^ old.keys())]
+            raise CogtuneError(f"no weights in {folder}", "download, copy or merge the model again")
+    wrong = [f"{name} is only in one of them" for name in sorted(new.keys() ^ old.keys())]
     wrong += [
         f"{name} is {shape_text(new[name].shape)} in {full}, {shape_text(old[name].shape)} in {base}"
         for name in sorted(new.keys() & old.keys())
         if new[name].shape != old[name].shape
     ]
     if wrong:
-        raise CogtuneError(f"{full} and {base} are not of one kind", "is BASE the model that it was trained from?",
+        raise CogtuneError(f"{full} and {base} have different architectures",
+            "check that BASE is the model it was trained from",
                            details=truncated(wrong, 5))  # fmt: skip
     names = sorted(new)
     unmatched = [t for t in targets if not any(_is_target(_layer(name), [t]) for name in names)]
     if unmatched:
-        raise UsageError(f"no layer's name ends in {', '.join(unmatched)}", "`cogtune train --help` names layers")
+        raise UsageError(
+            f"no layer's name ends in {', '.join(unmatched)}", "see `cogtune train --help` for layer names"
+        )
     device, pairs, errors, outside, differing = best_device(), {}, {}, 0.0, 0
     for number, name in enumerate(names, 1):
         difference = new[name].load().to(device, torch.float32) - old[name].load().to(device, torch.float32)
@@ -131,7 +135,7 @@ def extract(
     if not pairs:
         raise CogtuneError(
             f"{full} and {base} do not differ in any layer that a LoRA can change",
-            "is FULL the fine-tuned model, and BASE another?",
+            "check that FULL is the fine-tuned model and BASE another",
         )
     known = published(model) if model else None
     facts = {"base_model": model, "rank": rank, "alpha": float(rank)} if known else {}
@@ -149,7 +153,7 @@ def _is_target(layer: str | None, targets: Collection[str]) -> bool:
 
 
 def _pair(difference: Tensor, rank: int, dtype: torch.dtype) -> tuple[Pair, float]:
-    """The adapter of one layer, its strength 1, and the square of the norm of what it leaves out."""
+    """Return the adapter of one layer, its strength 1, and the square of the norm of what it leaves out."""
     matrix = difference.flatten(1)
     kept = min(rank, *matrix.shape)
     if min(matrix.shape) <= _EXACT_BELOW * rank:

@@ -41,21 +41,21 @@ def fit_transformer(
     trained = {bare_name(name): source for name, source in zero.trained.items()}
     kept = {bare_name(name): source for name, source in zero.kept.items()}
     found = trained | {name: source for name, source in kept.items() if name not in trained}
-    problems = [f"it trained {name}, which is not in the base model" for name in trained if name not in expected]
+    problems = [f"{name} was trained but does not exist in the base model" for name in trained if name not in expected]
     lacking = [name for name in expected if name not in found]
     base = stored() if lacking and zero.lacks_frozen and not problems else {}
     from_base = [name for name in lacking if name in base]
     found |= {name: base[name] for name in from_base}
-    problems += [f"it lacks {name}" for name in lacking if name not in base]
+    problems += [f"{name} is missing" for name in lacking if name not in base]
     problems += [
-        f"{name} is {shape_text(found[name].shape)}, in the base model {shape_text(shape)}"
+        f"{name} is {shape_text(found[name].shape)}, but {shape_text(shape)} in the base model"
         for name, shape in expected.items()
         if name in found and found[name].shape != shape
     ]
     if problems:
         raise CogtuneError(
             "the checkpoint does not fit the base model",
-            "is --model the one that was trained, with its weights, where frozen parameters were not saved?",
+            "check that --model is the model that was trained, and has its weights if frozen parameters were not saved",
             details=truncated(problems),
         )
     sources = {name: found[name] for name in found if name in expected}
@@ -78,5 +78,5 @@ def truncated(problems: list[str], most: int = 20) -> list[str]:
 
 
 def shape_text(shape: Iterable[int]) -> str:
-    """Return a shape in words: 64x32."""
+    """Format a shape: 64x32."""
     return "x".join(map(str, shape))

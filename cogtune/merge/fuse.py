@@ -73,7 +73,7 @@ def fuse(
     """
     limit = parse_size(max_shard_size)
     if idle := [str(lora.path) for lora, weight in loras if weight == 0]:
-        raise UsageError(f"weight 0 of {', '.join(idle)} leaves nothing of it", "leave it out")
+        raise UsageError(f"a weight of 0 has no effect: {', '.join(idle)}", "remove it")
     found = find_base(base, {}, needed=True)
     assert found is not None
     shapes = expected_shapes(found.transformer)

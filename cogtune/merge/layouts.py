@@ -32,8 +32,8 @@ def read_checkpoint(checkpoint: Path) -> SavedWeights:
     """
     if not checkpoint.is_dir():
         if checkpoint.is_file():
-            raise CogtuneError(f"{checkpoint} is a file, not the folder of a checkpoint", _WHOLE)
-        raise CogtuneError(f"there is no folder {checkpoint}", "give the folder of a checkpoint")
+            raise CogtuneError(f"{checkpoint} is a file, not a checkpoint's folder", _WHOLE)
+        raise CogtuneError(f"no such folder: {checkpoint}", "pass a checkpoint's folder")
     _refuse_universal(checkpoint)
     if (checkpoint / "latest").exists():
         tag = _named_by(checkpoint / "latest")
@@ -49,7 +49,7 @@ def read_checkpoint(checkpoint: Path) -> SavedWeights:
         return read_sharded(checkpoint, sharded[0].name)
     if (checkpoint / f"{_FSDP}.bin").exists():
         return read_full(checkpoint, f"{_FSDP}.bin")
-    raise CogtuneError(f"{checkpoint} is not a ZeRO checkpoint, nor one of FSDP", _what_instead(checkpoint, sharded))
+    raise CogtuneError(f"{checkpoint} is neither a ZeRO nor an FSDP checkpoint", _what_instead(checkpoint, sharded))
 
 
 def _named_by(latest: Path) -> str:
@@ -64,8 +64,8 @@ def _named_by(latest: Path) -> str:
 def _refuse_universal(folder: Path) -> None:
     if next(folder.glob("zero/*/fp32.pt"), None) is not None:
         raise CogtuneError(
-            f"{folder} is a universal checkpoint of DeepSpeed, which is not merged",
-            "give the checkpoint that ds_to_universal was run on",
+            f"{folder} is a DeepSpeed universal checkpoint, which is not supported",
+            "pass the checkpoint that ds_to_universal was run on",
         )
 
 
@@ -78,10 +78,10 @@ def _sharded(checkpoint: Path) -> list[Path]:
 
 def _what_instead(folder: Path, sharded: list[Path]) -> str:
     if sharded:
-        return f"it holds several: give one of {', '.join(str(path) for path in sharded)}"
+        return f"it contains several; pass one of {', '.join(str(path) for path in sharded)}"
     if checkpoints := [path for path in folder.glob("checkpoint-*") if (path / "latest").is_file()]:
         newest = max(checkpoints, key=_number)
-        return f"give one of its checkpoints, such as {newest}"
+        return f"pass one of its checkpoints, such as {newest}"
     if unfinished := sorted(path.parent for path in folder.glob("*/*_states.pt")):
         return f"'latest' is written last: this save was not finished; what is there is in {unfinished[0]}"
     if shards := [*sorted(folder.glob("*.distcp")), *sorted(folder.glob("*/*.distcp"))]:
@@ -95,7 +95,7 @@ def _what_instead(folder: Path, sharded: list[Path]) -> str:
     weights = [path for kind in kinds for path in sorted(folder.glob(kind)) if not path.name.startswith(_NO_WEIGHTS)]
     if weights:
         return f"it holds {weights[0].relative_to(folder)}: {_WHOLE}"
-    return "give a folder that Accelerator.save_state or DeepSpeed's save_checkpoint wrote"
+    return "pass a folder written by Accelerator.save_state or DeepSpeed's save_checkpoint"
 
 
 def _number(checkpoint: Path) -> int:

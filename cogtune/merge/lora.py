@@ -40,7 +40,7 @@ def adapter_config(folder: Path, state: Mapping[str, Any], alpha: float | None) 
                 raise ValueError("its header has no configuration of a LoRA")
         except (OSError, SafetensorError, ValueError, RecursionError) as error:
             raise CogtuneError(
-                f"{path} is damaged: {error}", "delete it: the weights are taken from the ZeRO files"
+                f"{path} is damaged: {error}", "delete it; the weights are read from the ZeRO files"
             ) from error
         config |= {key.removeprefix(_PREFIX): value for key, value in written.items()}
     return config if alpha is None else config | {"lora_alpha": alpha}
@@ -65,7 +65,7 @@ def fit_lora(
     for name, source in zero.trained.items():
         match = _NAME.fullmatch(bare_name(name))
         if match is None:
-            problems.append(f"it trained {name} beside the LoRA: a LoRA file cannot hold it")
+            problems.append(f"{name} was trained as well as the LoRA, but a LoRA file cannot contain it")
             continue
         module, part, adapter, suffix = match.groups()
         adapters.add(adapter)
@@ -74,7 +74,7 @@ def fit_lora(
         if suffix == "weight":
             modules.setdefault(module, {})[part] = source.shape
     if len(adapters) > 1:
-        problems.append(f"it has several adapters: {', '.join(sorted(adapters))}")
+        problems.append(f"it contains several adapters: {', '.join(sorted(adapters))}")
     for module, shapes in modules.items():
         down, up = shapes.get("lora_A"), shapes.get("lora_B")
         if down is None or up is None:
@@ -92,7 +92,7 @@ def fit_lora(
     if problems:
         raise CogtuneError(
             "the checkpoint's LoRA cannot be merged",
-            "is --model the one that it was trained on?",
+            "check that --model is the model it was trained on",
             details=truncated(problems),
         )
     dora = any("lora_magnitude_vector" in shapes for shapes in modules.values())
@@ -106,8 +106,8 @@ def _filled_up(config: Mapping[str, Any], ranks: Mapping[str, int], *, dora: boo
     alpha = config.get("lora_alpha")
     if alpha is None or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
         raise CogtuneError(
-            "this checkpoint does not say its LoRA's alpha, without which it loads at a wrong strength",
-            f"give it with --lora-alpha (the rank is {rank})",
+            "the checkpoint does not record its LoRA's alpha, and would load at the wrong strength without",
+            f"pass it as --lora-alpha (the rank is {rank})",
         )
     if config.get("r") is not None:
         return dict(config)

@@ -46,7 +46,7 @@ class Source:
         return [part.tensor.record for part in self.parts]
 
     def chunks(self) -> Iterator[torch.Tensor]:
-        """Its values in order, flat, a few MB at a time."""
+        """Yield its values in order, flat, a few MB at a time."""
         for part in self.parts:
             yield from part.tensor.chunks(part.start, part.length)
 
@@ -66,7 +66,7 @@ class LoadedSource:
         return math.prod(self.shape)
 
     def chunks(self) -> Iterator[torch.Tensor]:
-        """Its values in order, flat, a few MB at a time."""
+        """Yield its values in order, flat, a few MB at a time."""
         yield from self.load().reshape(-1).split(CHUNK_BYTES // self.dtype.itemsize)
 
 
@@ -107,4 +107,4 @@ def check_bytes(sources: Iterable[Values], on_bytes: Callable[[int], None]) -> l
     with ThreadPoolExecutor(max_workers=4) as pool:  # checksums are computed outside the interpreter's lock
         sound = list(pool.map(lambda record: record.is_sound(on_bytes), records))
     damaged = dict.fromkeys(record.path for record, fine in zip(records, sound, strict=True) if not fine)
-    return [f"{path.name} is damaged: its weights do not have their checksum" for path in damaged]
+    return [f"{path.name} is damaged: checksum mismatch in its weights" for path in damaged]

@@ -53,7 +53,7 @@ class Output:
 
 
 def parse_size(size: str | int) -> int:
-    """Bytes of a size such as ``5GB`` (10^9), ``500MiB`` (2^20) or a plain number.
+    """Return bytes of a size such as ``5GB`` (10^9), ``500MiB`` (2^20) or a plain number.
 
     Raises:
         UsageError: it is not a size, or is less than a byte.

@@ -215,7 +215,7 @@ def _check_ranks(paths: Mapping[int, Path], wanted: range, problems: list[str]) 
 
 
 def _check_steps(states: Mapping[int, dict[str, Any]], problems: list[str]) -> None:
-    """An interrupted save over an older one leaves files of two steps."""
+    """Check that all files are of one step: an interrupted save over an older one leaves two."""
     steps = {rank: max(_steps(state), default=None) for rank, state in states.items()}
     if len(set(steps.values())) > 1:
         told = ", ".join(f"rank {rank} at {step}" for rank, step in sorted(steps.items()))
@@ -238,7 +238,7 @@ def _under_their_names(
 
 
 def _check_copies(weights: Mapping[int, Iterable[Any]], paths: Mapping[int, Path], problems: list[str]) -> None:
-    """A rank's file under another rank's name passes every other check, and holds weights of other places."""
+    """Check that no rank's file is a copy of another's, which passes every other check."""
     first: dict[tuple[tuple[int, int, int, int], ...], int] = {}
     for rank, saved in sorted(weights.items()):
         tensors = [value for value in saved if isinstance(value, StoredTensor) and value.numel]
@@ -262,7 +262,7 @@ def _is_constant(tensor: StoredTensor) -> bool:
 
 
 def _steps(value: Any) -> Iterator[int]:
-    """Every optimizer step that is named anywhere inside a saved optimizer state."""
+    """Yield every optimizer step that is named anywhere inside a saved optimizer state."""
     left, seen = [value], set[int]()
     while left:
         value = left.pop()
@@ -356,7 +356,7 @@ def _named_shapes(group: Mapping[Any, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _kept(models: Sequence[dict[str, Any]], trained: Mapping[str, Source], problems: list[str]) -> dict[str, Source]:
-    """Frozen parameters and buffers. ``models`` has one entry, or one for each rank (stage 3)."""
+    """Return frozen parameters and buffers. ``models`` has one entry, or one for each rank (stage 3)."""
     sources = {
         name: Source(value.shape, (Part(value, 0, value.numel),))
         for name, value in models[0].get("module", {}).items()

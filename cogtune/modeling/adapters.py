@@ -13,11 +13,11 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cogtune.run.checkpoints import FACTS, facts_in, lora_facts
+from cogtune.run.checkpoints import FACTS, lora_facts
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import write_atomic
 
@@ -134,17 +134,3 @@ def load_lora(path: Path, transformer: CogVideoXTransformer3DModel) -> None:
             details=[f"{name}: {found.get(name)} in the file, {expected.get(name)} here" for name in wrong[:5]],
         )
     set_peft_model_state_dict(transformer, weights)
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """Read cogtune's metadata about the run from a LoRA file's header; empty for a file made by another program.
-
-    Raises:
-        CogtuneError: the file is missing, not safetensors, or its header is damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise CogtuneError(f"{path} is not a LoRA file: {error}", "pass a run folder or a .safetensors file") from error
-    return facts_in(metadata, path)

@@ -50,7 +50,7 @@ def pixels_to_unit(frames: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def worth_compiling(clips: int, size: Size) -> bool:
-    """Return whether so many clips of one size are encoded sooner with the compile than without: 105 of 49x480x720."""
+    """Return whether compiling pays off for ``clips`` clips of one size: from 105 clips of 49x480x720 on."""
     share = size.num_frames * size.height * size.width / (49 * _NATIVE)
     return clips * SAVED_SECONDS * share > COMPILE_SECONDS
 
@@ -145,7 +145,7 @@ def _weight_bytes(folder: Path, dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True)
 class Encoding:
-    """A clip that is being encoded; on a GPU the work goes on while the next clip is made ready."""
+    """A clip that is being encoded; on a GPU this runs while the next clip is prepared."""
 
     moments: Tensor
     began: torch.cuda.Event | None
@@ -250,7 +250,7 @@ class VideoEncoder:
                 return self._run(video, self._compiled)
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # compilers fail in ways of their own; encoding works without
+            except Exception as error:  # compilers fail in many ways; encoding works without
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 self.tell(f"compiling the VAE failed; continuing without: {reason}")
                 self._compiled = None

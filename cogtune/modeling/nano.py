@@ -63,7 +63,7 @@ def nano_variant(name: str) -> Variant:
 
 
 def nano_transformer_config(row: Variant) -> dict[str, Any]:
-    """Arguments of ``CogVideoXTransformer3DModel``."""
+    """Return arguments of ``CogVideoXTransformer3DModel``."""
     return random_configs.transformer_config(row, "tiny") | {
         "num_layers": _LAYERS,
         "num_attention_heads": _HEADS,
@@ -79,7 +79,7 @@ def nano_transformer_config(row: Variant) -> dict[str, Any]:
 
 
 def nano_vae_config(row: Variant) -> dict[str, Any]:
-    """Arguments of ``AutoencoderKLCogVideoX``; ``invert_scale_latents`` alone differs between variants."""
+    """Return arguments of ``AutoencoderKLCogVideoX``; ``invert_scale_latents`` alone differs between variants."""
     return random_configs.vae_config(row, "tiny") | {
         "block_out_channels": list(_VAE_CHANNELS),
         "layers_per_block": _VAE_LAYERS,
@@ -89,7 +89,7 @@ def nano_vae_config(row: Variant) -> dict[str, Any]:
 
 
 def nano_text_config(vocabulary: int) -> dict[str, Any]:
-    """Arguments of ``T5Config`` for so many tokens."""
+    """Return the arguments of ``T5Config`` for ``vocabulary`` tokens."""
     return random_configs.text_encoder_config(find_variant("5b"), "tiny") | {
         "vocab_size": vocabulary,
         "d_model": TEXT_WIDTH,
@@ -107,7 +107,8 @@ def new_vae(seed: int = 0) -> AutoencoderKLCogVideoX:
 
 
 def new_transformer(name: str, seed: int = 0) -> CogVideoXTransformer3DModel:
-    """A transformer to be trained: torch's own weights, but for gates that are open and an output that is zero."""
+    """Return a transformer to be trained: torch's own weights, but for gates that are open and an output that is
+    zero."""
     with torch.random.fork_rng([]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
         model = CogVideoXTransformer3DModel(**nano_transformer_config(nano_variant(name)))

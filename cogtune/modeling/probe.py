@@ -21,7 +21,7 @@ _CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
 
 
 def _attention(device: Any) -> dict[str, float]:
-    """TFLOP/s of a forward and a backward pass, by kernel."""
+    """Return TFLOP/s of a forward and a backward pass, by kernel."""
     import torch
 
     from cogtune.modeling.engine.attention import measure
@@ -33,7 +33,7 @@ def _attention(device: Any) -> dict[str, float]:
 
 
 def _link(device: Any) -> dict[str, float]:
-    """GB/s between pinned host memory and the card, each way."""
+    """Return GB/s between pinned host memory and the card, each way."""
     import torch
 
     host = torch.empty(_LINK_BYTES, dtype=torch.uint8, pin_memory=True)
@@ -94,7 +94,7 @@ def _decoders() -> dict[str, Any]:
 
 
 def probe() -> dict[str, Any]:
-    """All of it; what fails is there as ``..._error``."""
+    """Return all of it; what fails is there as ``..._error``."""
     found: dict[str, Any] = {"decoders": _decoders()}
     try:
         found["torch"] = _torch()

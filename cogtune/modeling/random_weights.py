@@ -48,7 +48,7 @@ _EXTRA_IDS = 100
 
 @contextlib.contextmanager
 def _seeded_init(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
-    """Parameters made inside are born on ``device`` in ``dtype`` from ``seed``; all torch state is put back after."""
+    """Create parameters on ``device`` in ``dtype`` from ``seed`` inside the context; restore torch's state after."""
     before = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
         gpus = []
@@ -72,7 +72,8 @@ def _seeded_init(device: torch.device, dtype: torch.dtype, seed: int) -> Iterato
 def build_transformer(
     variant: Variant, scale: Scale, *, device: torch.device | str, dtype: torch.dtype, seed: int = 0
 ) -> CogVideoXTransformer3DModel:
-    """A transformer with random weights, made in ``dtype`` straight on ``device`` (``meta`` for its shapes alone)."""
+    """Return a transformer with random weights, made in ``dtype`` straight on ``device`` (``meta`` for its shapes
+    alone)."""
     with _seeded_init(torch.device(device), dtype, seed):
         model = CogVideoXTransformer3DModel(**transformer_config(variant, scale))
         if scale == "tiny":
@@ -158,7 +159,7 @@ def _tokenizer_model() -> bytes:
 
 
 def write_tokenizer(folder: Path, model: bytes, *, max_tokens: int = 226) -> None:
-    """The files of a published T5 tokenizer: ``spiece.model`` and the names of the special tokens.
+    """Write the files of a published T5 tokenizer: ``spiece.model`` and the names of the special tokens.
 
     Args:
         model: a SentencePiece model whose first pieces are ``<pad>``, ``</s>`` and ``<unk>``.
@@ -197,7 +198,7 @@ def write_pipeline(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a complete pipeline with random weights to ``folder``, whole or not at all, replacing what is there.
+    """Write a complete pipeline with random weights to ``folder`` atomically, replacing what is there.
 
     Its parts are made one after the other, so that the largest alone has to fit on ``device``. The same seed gives the
     same bytes on the same kind of device.
@@ -243,7 +244,7 @@ def write_pipeline(
 def write_for_training(
     variant: Variant, folder: Path, *, scale: Scale, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Path:
-    """Write to ``folder`` what a training process reads of a pipeline, whole or not at all: no encoder of captions,
+    """Write to ``folder`` atomically what a training process reads of a pipeline: no text encoder,
     and a VAE's weights only for an image-to-video model.
 
     Raises:
@@ -268,7 +269,7 @@ def write_for_training(
 def write_for_encoding(
     variant: Variant, folder: Path, *, scale: Scale, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Path:
-    """Write to ``folder`` what filling a cache reads of a pipeline, whole or not at all: no transformer's weights.
+    """Write to ``folder`` atomically what filling a cache reads of a pipeline: no transformer weights.
 
     Raises:
         CogtuneError: the folder cannot be written.

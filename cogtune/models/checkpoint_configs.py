@@ -20,7 +20,7 @@ from cogtune.models.variants import (
 )
 from cogtune.system.digests import digest
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import open_regular, os_errors_explained
 
 TIME_EMBED_DIM = 512
 """Numbers in an embedded timestep of the published models, and where a transformer's config does not say."""
@@ -158,7 +158,7 @@ class ModelSpec:
         return []
 
     def steps_problems(self, steps: int) -> list[str]:
-        """Return why a video cannot be sampled in so many denoising steps, if so."""
+        """List why a video cannot be sampled in ``steps`` denoising steps."""
         if steps > self.num_train_timesteps:
             return [f"{steps}: must not exceed the model's {self.num_train_timesteps} timesteps; 50 steps are usual"]
         return []
@@ -259,7 +259,7 @@ def _file_fingerprint(path: Path) -> str:
     """
     size = path.stat().st_size
     hasher = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         if size <= _WHOLE_BELOW:
             while chunk := handle.read(1 << 20):
                 hasher.update(chunk)

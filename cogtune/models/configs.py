@@ -179,7 +179,8 @@ class Configs:
 
 
 def read_index(path: Path) -> tuple[str, tuple[str, ...]]:
-    """The pipeline's class and its components by a ``model_index.json``; those that it says it has not are left out.
+    """Return the pipeline's class and its components by a ``model_index.json``; those that it says it has not are
+    left out.
 
     A component is a folder beside the file, and a class of diffusers or transformers: diffusers would import any
     module that the file names.

@@ -11,7 +11,8 @@ from cogtune.system.errors import CogtuneError
 
 
 def home() -> Path:
-    """cogtune's own folder for what can be fetched or made again: ``$COGTUNE_HOME``, else ``~/.cache/cogtune``."""
+    """Return cogtune's own folder for what can be fetched or made again: ``$COGTUNE_HOME``, else
+    ``~/.cache/cogtune``."""
     return Path(os.environ.get("COGTUNE_HOME") or Path.home() / ".cache" / "cogtune")
 
 

@@ -57,12 +57,12 @@ count is odd: 13 frames (4 latent ones) come back as 16.
 
 
 def latent_frames(num_frames: int) -> int:
-    """Latent frames of ``num_frames`` frames: the first alone, then one for each four."""
+    """Return latent frames of ``num_frames`` frames: the first alone, then one for each four."""
     return (num_frames - 1) // TEMPORAL_COMPRESSION + 1
 
 
 def temporal_padding(latents: int, patch_size_t: int | None) -> int:
-    """Copies of the first latent frame to put in front so that temporal patches divide the count."""
+    """Return copies of the first latent frame to put in front so that temporal patches divide the count."""
     return (-latents) % (patch_size_t or 1)
 
 
@@ -78,7 +78,7 @@ def latent_shape(size: Size, channels: int, patch_size_t: int | None = None) -> 
 
 
 def video_tokens(size: Size, patch_size: int = 2, patch_size_t: int | None = None) -> int:
-    """Tokens that the transformer sees for a clip: 17,550 at 49x480x720 (1.0), 44,880 at 81x768x1360 (1.5)."""
+    """Return tokens that the transformer sees for a clip: 17,550 at 49x480x720 (1.0), 44,880 at 81x768x1360 (1.5)."""
     frames, _, height, width = latent_shape(size, 1, patch_size_t)
     return frames // (patch_size_t or 1) * (height // patch_size) * (width // patch_size)
 
@@ -124,7 +124,8 @@ def longest_at(available: int, source_fps: float, fps: float, start: int = 0) ->
 
 
 def spread_indices(first: int, end: int, num_frames: int) -> list[int]:
-    """``num_frames`` frames spread evenly from frame ``first`` to frame ``end - 1``, both among them, none twice.
+    """Return ``num_frames`` frames spread evenly from frame ``first`` to frame ``end - 1``, both among them, none
+    twice.
 
     One frame alone is the first.
 

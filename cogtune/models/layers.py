@@ -13,7 +13,8 @@ _BLOCK = "transformer_blocks."
 
 
 def layers(spec: ModelSpec) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of each layer with a weight matrix, by name; a convolution's inputs are those of a patch."""
+    """Return inputs and outputs of each layer with a weight matrix, by name; a convolution's inputs are those of a
+    patch."""
     width = spec.num_attention_heads * spec.attention_head_dim
     patch = spec.patch_size**2 * (spec.patch_size_t or 1)
     time, ofs = spec.time_embed_dim, spec.ofs_embed_dim
@@ -50,7 +51,8 @@ def weight_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def targeted(spec: ModelSpec, targets: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """The layers whose names end in one of ``targets``, as peft reads them; a number alone would name a block too."""
+    """Return the layers whose names end in one of ``targets``, as peft reads them; a number alone would name a block
+    too."""
     ends = [target for target in targets if not target.isdigit()]
     return {
         name: sizes
@@ -77,7 +79,7 @@ def block_parameters(spec: ModelSpec) -> int:
 
 
 def transformer_parameters(spec: ModelSpec) -> int:
-    """Trainable numbers in the whole transformer."""
+    """Return trainable numbers in the whole transformer."""
     width = spec.num_attention_heads * spec.attention_head_dim
     norms = spec.num_layers * (4 * width + 4 * spec.attention_head_dim) + 4 * width
     return norms + sum(inputs * outputs + outputs for inputs, outputs in layers(spec).values())

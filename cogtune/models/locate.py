@@ -12,6 +12,8 @@ from cogtune.models.download import cached_file, snapshot
 from cogtune.models.tiny_models import tiny_model
 from cogtune.models.variants import TINY, VARIANTS, Variant, published
 from cogtune.system.errors import CogtuneError, UsageError, did_you_mean, said_by
+from cogtune.system.files import special_files
+from cogtune.system.reading import refuse
 
 _CONFIGS = ("model_index.json", "*/*.json")
 _WEIGHTS = (*_CONFIGS, "*/*.safetensors", "*/*.model", "*/*.txt", "LICENSE*")
@@ -91,6 +93,7 @@ def loading(folder: Path) -> Iterator[None]:
     Raises:
         CogtuneError: in place of the library's own error.
     """
+    refuse(special_files(folder), "fetch, copy or merge it again")
     torch = sys.modules.get("torch")
     dtype = torch.get_default_dtype() if torch is not None else None
     try:

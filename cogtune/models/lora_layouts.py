@@ -35,7 +35,7 @@ class Layout:
     """What parts of a layer's name are called, in place of diffusers' words."""
 
     def key(self, layer: str, part: str) -> str:
-        """The name of a tensor.
+        """Return the name of a tensor.
 
         Args:
             layer: as diffusers calls it.

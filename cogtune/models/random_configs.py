@@ -26,7 +26,7 @@ _TINY_LATENT_HEIGHT, _TINY_LATENT_WIDTH = 8, 12
 
 
 def transformer_config(variant: Variant, scale: Scale) -> dict[str, Any]:
-    """Arguments of ``CogVideoXTransformer3DModel``; for ``full`` those of the published checkpoint."""
+    """Return arguments of ``CogVideoXTransformer3DModel``; for ``full`` those of the published checkpoint."""
     tiny = scale == "tiny"
     return {
         "num_layers": _TINY_LAYERS if tiny else variant.num_layers,
@@ -62,7 +62,7 @@ def transformer_config(variant: Variant, scale: Scale) -> dict[str, Any]:
 
 
 def vae_config(variant: Variant, scale: Scale) -> dict[str, Any]:
-    """Arguments of ``AutoencoderKLCogVideoX``: 8x8 in space and 4 in time at either scale."""
+    """Return arguments of ``AutoencoderKLCogVideoX``: 8x8 in space and 4 in time at either scale."""
     tiny = scale == "tiny"
     return {
         "in_channels": 3,
@@ -90,7 +90,8 @@ def vae_config(variant: Variant, scale: Scale) -> dict[str, Any]:
 
 
 def text_encoder_config(variant: Variant, scale: Scale) -> dict[str, Any]:  # noqa: ARG001 - one signature for all four
-    """Arguments of ``T5Config``: the encoder of T5 v1.1, of size XXL for ``full``; the same for all five models."""
+    """Return arguments of ``T5Config``: the encoder of T5 v1.1, of size XXL for ``full``; the same for all five
+    models."""
     tiny = scale == "tiny"
     return {
         "vocab_size": 512 if tiny else 32128,
@@ -116,7 +117,8 @@ def text_encoder_config(variant: Variant, scale: Scale) -> dict[str, Any]:  # no
 
 
 def scheduler_config(variant: Variant, scale: Scale) -> dict[str, Any]:  # noqa: ARG001 - one signature for all four
-    """Arguments of ``CogVideoXDDIMScheduler``, the class that the published checkpoints name; alike at both scales."""
+    """Return arguments of ``CogVideoXDDIMScheduler``, the class that the published checkpoints name; alike at both
+    scales."""
     return {
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,

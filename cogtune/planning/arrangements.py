@@ -157,13 +157,13 @@ def card_bytes(work: Workload, arrangement: Arrangement) -> int:
 
 
 def host_bytes(work: Workload, arrangement: Arrangement) -> int:
-    """Host memory that one process's weights and activations take."""
+    """Return the host memory that one process's weights and activations take."""
     weights = work.host_state or arrangement.streamed_blocks * work.block_weights
     return int(weights + _REGIONS * _offloaded(work, arrangement))
 
 
 def _offloaded(work: Workload, arrangement: Arrangement) -> float:
-    """Bytes of activations that go to the host."""
+    """Return bytes of activations that go to the host."""
     blocks = min(arrangement.offloaded_blocks, work.blocks - arrangement.kept_whole)
     return blocks * kept_bytes(work, arrangement.keep)
 
@@ -220,7 +220,8 @@ def unplanned(work: Workload, wanted: RequestedArrangement) -> Arrangement:
 
 
 def arrange(work: Workload, budget: int, speed: Speed, wanted: RequestedArrangement) -> tuple[Arrangement, bool]:
-    """The fastest arrangement whose estimate fits ``budget`` bytes of the card, and whether there is one that does.
+    """Return the fastest arrangement whose estimate fits ``budget`` bytes of the card, and whether there is one that
+    does.
 
     Of those that are as fast but for :data:`WORTH`, it is the one that takes the least of the card; without one that
     fits, the one that takes the least of all.
@@ -236,7 +237,7 @@ def arrange(work: Workload, budget: int, speed: Speed, wanted: RequestedArrangem
 
 
 def _candidates(work: Workload, room: float, wanted: RequestedArrangement) -> Iterator[Arrangement]:
-    """Arrangements with no more blocks offloaded than the room asks for, and with all of them."""
+    """Yield arrangements with no more blocks offloaded than the room asks for, and with all of them."""
     every = range(work.blocks + 1)
     keeps = _keeps(work) if wanted.keep is None else (wanted.keep,)
     for keep in keeps:

@@ -110,7 +110,7 @@ class Estimate:
 
 
 def lora_parameters(spec: ModelSpec, config: RunConfig) -> int:
-    """Numbers in the run's adapter."""
+    """Return numbers in the run's adapter."""
     return config.rank * sum(map(sum, targeted(spec, config.target_modules).values()))
 
 
@@ -202,8 +202,8 @@ def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None
     if not fits:
         least = arrangements.card_bytes(workload(config, spec), arrangement) / (1 - arrangements.MARGIN)
         raise UsageError(
-            f"--vram {config.vram} is not enough: by the estimate this run takes {least / 1e9:.1f} GB or more",
-            f"--vram {least / 1e9 + 0.05:.1f}GB, or a smaller --size, --rank or --batch-size",
+            f"--vram {config.vram} is not enough: this run is estimated to need at least {least / 1e9:.1f} GB",
+            f"use --vram {least / 1e9 + 0.05:.1f}GB, or a smaller --size, --rank or --batch-size",
         )
 
 
@@ -294,7 +294,7 @@ def _context(config: RunConfig) -> int:
 
 
 def _host(config: RunConfig, spec: ModelSpec) -> int:
-    """Bytes on one machine that cannot be dropped; weights read as they are stand in mapped files, which can."""
+    """Return bytes on one machine that cannot be dropped; weights read as they are stand in mapped files, which can."""
     item, ranks = BYTES[config.precision], config.local_processes
     whole = transformer_parameters(spec)
     trained = lora_parameters(spec, config) if config.type == "lora" else whole
@@ -313,7 +313,8 @@ def _host(config: RunConfig, spec: ModelSpec) -> int:
 
 
 def _pinned_gradients(config: RunConfig, spec: ModelSpec) -> int:
-    """Bytes of ZeRO-2's buffers for accumulated gradients: pinned, one for each matrix, each of a power of two."""
+    """Return bytes of ZeRO-2's buffers for accumulated gradients: pinned, one for each matrix, each of a power of
+    two."""
     if config.type == "lora":
         sizes = [config.rank * one for both in targeted(spec, config.target_modules).values() for one in both]
     else:

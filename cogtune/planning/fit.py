@@ -67,10 +67,10 @@ def problems(config: RunConfig, needs: Estimate, machine: Hardware, *, sure: flo
     if not machine.cards:
         return found
     if needs.memory.card * sure > machine.card_bytes:
-        found.append(f"needs {needs.memory.card / GB:.1f} GB on each GPU, and this machine has {machine}")
+        found.append(f"needs {needs.memory.card / GB:.1f} GB on each GPU, but this machine has {machine}")
     if needs.host * sure > machine.host:
         there = f"{machine.host / GIB:.0f} GiB"
-        found.append(f"needs about {needs.host / GIB:.0f} GiB of host memory, and this machine has {there}")
+        found.append(f"needs about {needs.host / GIB:.0f} GiB of host memory, but this machine has {there}")
     return found
 
 
@@ -86,13 +86,13 @@ def why_not_tried(config: RunConfig, needs: Estimate, machine: Hardware) -> list
     if not machine.cards:
         found = []
         if needs.memory.card * here > machine.host:
-            found.append(f"needs {needs.memory.card / GB:.1f} GB on {_cards(here)}, and there is no NVIDIA GPU here")
+            found.append(f"needs {needs.memory.card / GB:.1f} GB on {_cards(here)}, but this machine has no NVIDIA GPU")
         elif needs.flops > MOST_FLOPS_ON_CPU:
             found.append(
-                f"needs {needs.flops / 1e12:,.0f} TFLOP a step, minutes on a CPU, and there is no NVIDIA GPU here"
+                f"needs {needs.flops / 1e12:,.0f} TFLOP a step, minutes on a CPU, but this machine has no NVIDIA GPU"
             )
         return found
-    return [f"needs {_cards(here)}, and this machine has {machine}"] if here > len(machine.cards) else []
+    return [f"needs {_cards(here)}, but this machine has {machine}"] if here > len(machine.cards) else []
 
 
 def _cards(count: int) -> str:
@@ -113,21 +113,21 @@ def refuse_unfit(config: RunConfig, spec: ModelSpec, machine: Hardware, name: st
     if found:
         raise UsageError(
             f"{name or 'this run'} does not fit this machine: {'; '.join(found)}",
-            f"{_what_fits(config, spec, machine)}; --force starts it all the same",
+            f"{_what_fits(config, spec, machine)}, or use --force to start it anyway",
         )
     if not machine.cards:
         return
     free = min(gpu.free for gpu in machine.cards)
     if needs.memory.card > free:
         console.warn(
-            f"about {needs.memory.card / GB:.1f} GB will be needed on each GPU, and {free / GB:.1f} GB are free: "
-            "it may run out of memory"
+            f"about {needs.memory.card / GB:.1f} GB are needed on each GPU, but only {free / GB:.1f} GB are free; "
+            "the run may be out of memory"
         )
 
 
 def _what_fits(config: RunConfig, spec: ModelSpec, machine: Hardware) -> str:
     if not machine.cards:
-        return "use a machine with such GPUs, or try the program with --preset cpu-lora-tiny"
+        return "use a machine with such GPUs, or --preset cpu-lora-tiny for a trial"
     by_fit = " (or --fit, which chooses it)"
     for start, more in ((config, by_fit), (config.model_copy(update={"optimizer": "adamw"}), "")):
         fitting = next(_fitting(start, spec, machine), None)
@@ -142,8 +142,8 @@ def _what_fits(config: RunConfig, spec: ModelSpec, machine: Hardware) -> str:
 def _smaller(spec: ModelSpec) -> str:
     """Return what to say of size where nothing else is left to change."""
     if spec.learned_positions:
-        return f"this model has one size alone, {spec.native}: use a GPU with more memory, or another model"
-    return "a smaller --size, with fewer frames, takes less"
+        return f"this model only works at {spec.native}; use a GPU with more memory, or another model"
+    return "use a smaller --size, with fewer frames"
 
 
 def _flags(before: RunConfig, after: RunConfig) -> str:
@@ -193,7 +193,7 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
     """
     config = resolved.config
     if not machine.cards:
-        raise UsageError("--fit chooses for NVIDIA GPUs, and there is none here", _what_fits(config, spec, machine))
+        raise UsageError("--fit requires an NVIDIA GPU", _what_fits(config, spec, machine))
     chosen = next(_fitting(config, spec, machine), None)
     if chosen is None:
         reasons = [
@@ -201,9 +201,9 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
             for tried in (with_formats(tried, spec, machine.host) for tried in _tried(config, machine))
         ]
         if config.type == "sft" and not is_compatible(config.optimizer, "zero2"):
-            reasons.append(f"the others: optimizer {config.optimizer} does not go with them")
+            reasons.append(f"the others do not support optimizer {config.optimizer}")
         raise UsageError(
-            f"--fit found no way to train {config.type} of {spec.variant.name} on this machine: {machine}",
+            f"--fit: no strategy for {config.type} training of {spec.variant.name} fits this machine ({machine})",
             _what_fits(config, spec, machine),
             details=reasons,
         )
@@ -236,7 +236,7 @@ def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Pre
 
 
 def suggest_fit(config: RunConfig, spec: ModelSpec, machine: Hardware, *, free: int | None = None) -> str:
-    """What to change after a run of ``config`` was out of GPU memory: one option if one is enough, else a preset.
+    """Suggest what to change after a run was out of GPU memory: one option if that suffices, else a preset.
 
     The options cost more time or change the training more from one to the next; the first that fits by the estimate,
     and takes less than the run did, is named.
@@ -267,7 +267,7 @@ def _on(row: Preset, cards: int) -> RunConfig:
 
 
 def _leaner(config: RunConfig, spec: ModelSpec, limit: int) -> Iterator[tuple[str, RunConfig]]:
-    """The same run with one option changed that saves memory, with the flags in words.
+    """Yield variants of the run with one memory-saving option changed, each with its flags as text.
 
     Args:
         limit: bytes of a card that it may take.

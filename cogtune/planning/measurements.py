@@ -121,7 +121,9 @@ def read(path: Path = FILE) -> tuple[Measurement, ...]:
         values = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
         return tuple(Measurement.from_dict(value) for value in values)
     except (ValueError, TypeError) as error:
-        raise CogtuneError(f"{path} holds no measurements: {error}", "give a file of `cogtune bench --json`") from error
+        raise CogtuneError(
+            f"{path} contains no measurements: {error}", "pass a file written by `cogtune bench --json`"
+        ) from error
 
 
 @functools.cache

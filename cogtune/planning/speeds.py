@@ -16,7 +16,7 @@ def tokens_of(config: RunConfig, spec: ModelSpec) -> int:
 
 
 def flops_of_step(config: RunConfig, spec: ModelSpec) -> tuple[float, float]:
-    """Operations of one optimizer step: of the linear layers, and of attention."""
+    """Return operations of one optimizer step: of the linear layers, and of attention."""
     tokens = tokens_of(config, spec)
     width = spec.num_attention_heads * spec.attention_head_dim
     forward_again = 1 if config.gradient_checkpointing else 0

@@ -1,4 +1,4 @@
-"""``cogtune plan``: what a run will take, in words and numbers, and the command that starts it."""
+"""``cogtune plan``: what a run needs, and the command that starts it."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ class RunEstimate:
 
     def _time(self) -> str:
         if self.needs.seconds is None:
-            return "not known for this machine; `cogtune bench` measures it"
+            return "unknown for this machine; run `cogtune bench` to measure it"
         hours = self.needs.seconds * self.steps / 3600
-        return f"about {self.needs.seconds:.2f} s a step, {hours:.1f} hours in all"
+        return f"about {self.needs.seconds:.2f} s per step, {hours:.1f} hours in total"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same for programs; sizes in bytes."""

@@ -33,7 +33,7 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers from ``low`` or below to ``high`` or above, about so many, evenly spaced."""
+    """Return about ``about`` evenly spaced round numbers from at most ``low`` to at least ``high``."""
     if not high > low:
         high = low + (abs(low) or 1.0)
     rough = (high - low) / about
@@ -97,7 +97,8 @@ class _Axis:
 
 
 def ceiling_of(points: Sequence[Point]) -> float | None:
-    """Where to cut a chart off so that a few spikes do not flatten all the rest; None where nothing towers so."""
+    """Return where to cut a chart off so that a few spikes do not flatten all the rest; None where nothing towers
+    so."""
     ordered = sorted(y for _, y in points)
     usual = ordered[(len(ordered) - 1) * 98 // 100] if ordered else 0.0
     return 1.2 * usual if ordered and 0 < 2 * usual < ordered[-1] else None
@@ -106,7 +107,7 @@ def ceiling_of(points: Sequence[Point]) -> float | None:
 def line_chart(
     title: str, series: Sequence[Series], *, unit: str = "", ceiling: float | None = None, small: bool = False
 ) -> Html:
-    """Curves over optimizer steps. A lone point is a dot; without any point the chart says so.
+    """Return curves over optimizer steps. A lone point is a dot; without any point the chart says so.
 
     Args:
         series: the first to be drawn first; long ones are thinned, highest and lowest points kept.
@@ -152,7 +153,7 @@ def _caption(title: str, remark: str) -> Html:
 def _plot(
     shapes: Sequence[Html], told: str, rows: Sequence[tuple[float, str]], columns: Sequence[tuple[float, str]]
 ) -> Html:
-    """Shapes with the marks of both axes around them: each mark where it is, 0 to 1, and its words."""
+    """Return shapes with the marks of both axes around them: each mark where it is, 0 to 1, and its words."""
     svg = tag("svg", shapes, viewBox=f"0 0 {_SPAN} {_SPAN}", preserveAspectRatio="none", role="img", aria_label=told)
     left = [tag("span", words, style=f"top:{100 * (1 - share):.2f}%") for share, words in rows]
     below = [tag("span", words, class_=_edge(share), style=f"left:{100 * share:.2f}%") for share, words in columns]
@@ -186,7 +187,7 @@ FEW = 8
 
 
 def bars(title: str, rows: Sequence[tuple[str, int]], *, unit: str = "") -> Html:
-    """Counts as horizontal bars, one a line, each with its name and number."""
+    """Return counts as horizontal bars, one a line, each with its name and number."""
     most = max((count for _, count in rows), default=0) or 1
     lines = [
         tag(

@@ -81,7 +81,7 @@ def _is_finite(value: object) -> bool:
 
 
 def window_of(points: Sequence[Point]) -> int:
-    """Over about how many steps a curve of so many points is smoothed."""
+    """Return the smoothing window, in steps, for a curve of ``points`` points."""
     return max(10, len(points) // 40)
 
 
@@ -92,7 +92,7 @@ def smooth(points: Sequence[Point], window: int) -> list[Point]:
 
 
 def loss_charts(found: Curves) -> Iterator[Html]:
-    """The losses: at fixed noise, for each timestep, and of the training steps."""
+    """Yield the losses: at fixed noise, for each timestep, and of the training steps."""
     measured = [(name, words) for name, words in AT_FIXED_NOISE.items() if found[name]]
     charts = []
     if measured:
@@ -111,7 +111,7 @@ def loss_charts(found: Curves) -> Iterator[Html]:
     if timesteps:
         yield section(
             "By timestep",
-            tag("p", "From little noise to much, each chart with a scale of its own.", class_="remark"),
+            tag("p", "From little noise to much, each chart on its own scale.", class_="remark"),
             tag("div", [_timestep_chart(found, measured, timestep) for timestep in timesteps], class_="charts"),
         )
 
@@ -126,7 +126,7 @@ def _timestep_chart(found: Curves, measured: Sequence[tuple[str, str]], timestep
 
 
 def step_charts(found: Curves) -> Iterator[Html]:
-    """What else was measured of each step, one small chart each."""
+    """Yield what else was measured of each step, one small chart each."""
     known = {"loss", *AT_FIXED_NOISE}
     rest = [name for name in found.plain if name not in known and name not in _PER_STEP]
     charts = []

@@ -77,7 +77,8 @@ def write_dataset_report(
 def choose_samples(
     samples: Sequence[Sample], by_sample: dict[str, list[Finding]], most: int
 ) -> list[tuple[int, Sample]]:
-    """The samples to show, each with its place in the dataset: those with findings, worst first, then others evenly."""
+    """Return the samples to show, each with its place in the dataset: those with findings, worst first, then others
+    evenly."""
     ranked = sorted(
         (
             (SEVERITIES.index(by_sample[sample.id][0].severity), place)
@@ -149,7 +150,7 @@ def _verdict(counts: dict[str, int]) -> Html:
     errors, warnings = counts["error"], counts["warning"]
     if errors:
         kind, word = "error", "Cannot be trained on as it is."
-        more = f"{_counted(errors, 'error')} to mend or leave out"
+        more = f"{_counted(errors, 'error')} to fix or leave out"
         more += f", and {_counted(warnings, 'warning')}." if warnings else "."
     elif warnings:
         kind, word, more = "warning", "Can be trained on.", f"{_counted(warnings, 'warning')} worth a look first."

@@ -1,4 +1,4 @@
-"""Pictures of clips, drawn in processes of their own: a clip that kills or hangs its decoder has none, and no more."""
+"""Pictures of clips, drawn in separate processes: a clip that kills or hangs its decoder only lacks its pictures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def draw(task: Task) -> Shown:
 def drawn(
     tasks: Iterable[Task | None], workers: int, *, patience: float = PATIENCE, draw: Draw = draw
 ) -> Generator[Shown | str | None, None, None]:
-    """Each task's pictures, or in words why there are none, in their order; None stays None.
+    """Yield each task's pictures, or the reason why there are none, in order; None stays None.
 
     Args:
         tasks: taken up a few at a time.

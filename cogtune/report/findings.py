@@ -13,7 +13,7 @@ MOST_FINDINGS = 2000
 
 
 def finding_list(findings: Iterable[Finding], *, named: bool = False) -> Html:
-    """Findings as a list; ``named`` says where each was found."""
+    """Return findings as a list; ``named`` says where each was found."""
     lines = [
         tag(
             "li",
@@ -35,7 +35,7 @@ def cut(words: str, most: int) -> str:
 
 
 def kinds(findings: Sequence[Finding]) -> Iterator[Html]:
-    """How often each kind of finding occurs, when there are enough of them to lose count."""
+    """Yield how often each kind of finding occurs, when there are enough of them to lose count."""
     counted = Counter(found.code for found in findings)
     if len(findings) < 4:
         return
@@ -55,7 +55,8 @@ def _severity(severity: str) -> Html:
 
 
 def findings_table(findings: Sequence[Finding], shown: dict[str, int]) -> Iterator[Html]:
-    """Every finding, up to :data:`MOST_FINDINGS`; ``shown`` has the places of the samples that can be linked to."""
+    """Yield every finding, up to :data:`MOST_FINDINGS`; ``shown`` has the places of the samples that can be linked
+    to."""
     if not findings:
         return
     rows = []

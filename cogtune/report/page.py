@@ -75,7 +75,7 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Html:
 
 
 def section(title: str, *children: Child, **attributes: object) -> Html:
-    """Return a part of the page under a heading of its own."""
+    """Return a section of the page with a heading."""
     return Html(f"{tag('section', tag('h2', title), *children, **attributes)}\n")
 
 
@@ -92,7 +92,7 @@ def table(
     wide: Container[int] = (),
     sortable: bool = False,
 ) -> Html:
-    """Return a table that scrolls in a box of its own.
+    """Return a table in a scrolling box.
 
     Args:
         columns: the headings; without any, the first cell of each row is its heading.
@@ -123,7 +123,7 @@ def _resource(name: str) -> str:
 
 
 def page(title: str, parts: Iterable[Html]) -> Iterator[str]:
-    """A whole page, piece by piece: style and script inside, nothing fetched but videos beside it."""
+    """Yield a whole page, piece by piece: style and script inside, nothing fetched but videos beside it."""
     style, script = _resource("style.css"), _resource("page.js")
     # Should markup ever slip in from a caption, this policy still lets no script run but ours.
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -146,7 +146,7 @@ def page(title: str, parts: Iterable[Html]) -> Iterator[str]:
 
 
 def write_page(path: Path, title: str, parts: Iterable[Html]) -> None:
-    """Write a page to ``path``, whole or not at all, holding one part in memory at a time.
+    """Write a page to ``path`` atomically, with one part in memory at a time.
 
     Raises:
         CogtuneError: the file cannot be written.

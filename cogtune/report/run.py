@@ -15,23 +15,22 @@ from cogtune.report.curves import Curves, change, curves, loss_charts, smooth, s
 from cogtune.report.page import Html, facts, section, table, tag, write_page
 from cogtune.report.videos import video_section
 from cogtune.run.folder import RUN_NAME, RunFolder
-from cogtune.system import console
+from cogtune.system import console, names
 from cogtune.system.containment import refuse_links_out
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import os_errors_explained, read_bytes
+from cogtune.system.files import os_errors_explained, read_bytes, read_regular
 from cogtune.system.json_files import CHECKSUM, MOST_JSON, is_sealed, read_json, write_sealed
 from cogtune.system.reading import S, Schema, abridged, read_as
 from cogtune.system.versions import machine
 
 """The page in a run's folder."""
 
-MACHINE_NAME = "machine.json"
 """In a run's launch folder: what it runs on and with."""
 
 
 def record_machine(launch: Path) -> None:
     """Write down what the run is made on and with, for its report."""
-    write_sealed(launch / MACHINE_NAME, machine())
+    write_sealed(launch / names.MACHINE, machine())
 
 
 _Count = Annotated[int, Field(ge=0, le=10**12)]
@@ -69,7 +68,7 @@ def _parts(output: Path, found: Curves, state: State) -> Iterator[Html]:
     yield from step_charts(found)
     yield from _configuration(RunFolder(output).run_yaml)
     yield from _made_from(output, plan)
-    yield tag("footer", f"Made by cogtune {__version__}; `cogtune report` makes it anew.")
+    yield tag("footer", f"Made by cogtune {__version__}; run `cogtune report` to update it.")
 
 
 class _Plan(Schema):
@@ -115,7 +114,7 @@ def _is_blank(path: Path) -> bool:
 def _read(path: Path, schema: type[S]) -> S:
     """Return what a file of the run says; nothing when there is none, or with a warning when it is damaged."""
     try:
-        if path.is_file() and not (schema is _RankReport and _is_blank(path)):
+        if path.exists() and not (schema is _RankReport and _is_blank(path)):
             value = read_json(path)
             if isinstance(value, dict) and CHECKSUM in value and not is_sealed(value):
                 raise CogtuneError(f"{path} is damaged: it is not what was written", "")
@@ -192,7 +191,7 @@ _LINE = re.compile(r"(\w+): (.*)  # (.*)")
 def read_provenance(run_yaml: Path) -> list[tuple[str, str, str]]:
     """Key, value and where the value came from, of every line of a run's ``run.yaml``; empty when there is none."""
     try:
-        lines = run_yaml.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(run_yaml).decode().splitlines()
     except (OSError, ValueError):
         return []
     return [(match[1], match[2], match[3]) for line in lines if (match := _LINE.fullmatch(line))]

@@ -37,7 +37,8 @@ class Scene:
 
 
 def find_videos(output: Path) -> dict[Scene, dict[int, Path]]:
-    """The videos of a run, by scene in the order of the lists, then by step. What is damaged or gone is left out."""
+    """Return the videos of a run, by scene in the order of the lists, then by step. What is damaged or gone is left
+    out."""
     found: defaultdict[Scene, dict[int, Path]] = defaultdict(dict)
     for step, folder in step_folders(output):
         for entry in read_list(folder):
@@ -55,7 +56,7 @@ def spread(steps: list[int], most: int = MOST_STEPS) -> list[int]:
 
 
 def video_section(output: Path) -> Iterator[Html]:
-    """The part of the page that shows the videos; nothing when there are none."""
+    """Yield the part of the page that shows the videos; nothing when there are none."""
     scenes = find_videos(output)
     if not scenes:
         return

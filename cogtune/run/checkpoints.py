@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.run.folder import RunFolder, step_of_checkpoint
+from cogtune.system import names
 from cogtune.system.digests import digest, fingerprint_file
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import open_regular
 from cogtune.system.json_files import CHECKSUM, is_sealed, read_json, sealed
 
 FORMAT = 1
-STATE_NAME = "state.json"
+STATE_NAME = names.STATE
 """Written last: a folder that has it was complete when it got its name."""
 
 
@@ -174,7 +175,7 @@ def check_fits(
             f"{checkpoint} has no moving average of the weights", "remove --ema, or start over in another --output"
         )
     unknown = [key for key in fingerprint if key not in before]
-    if unknown and before.get("strategy") == fingerprint.get("strategy"):  # each strategy has keys of its own
+    if unknown and before.get("strategy") == fingerprint.get("strategy"):  # keys differ between strategies
         raise CogtuneError(
             f"{checkpoint} was written by another version of cogtune: it does not record {', '.join(unknown)}",
             "start over in another --output; `cogtune merge-zero` can still merge a ZeRO checkpoint",
@@ -239,3 +240,21 @@ def facts_in(header: Mapping[str, str], path: Path) -> dict[str, Any]:
             f"{path} is damaged: its header has another LoRA's configuration", "copy it again, or use another"
         )
     return facts
+
+
+def read_lora_facts(path: Path) -> dict[str, Any]:
+    """What cogtune wrote about the run into a LoRA file's header; empty for a file made by another program.
+
+    Raises:
+        CogtuneError: the file is missing, not safetensors, or its header is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            header = handle.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CogtuneError(
+            f"{path} is not a LoRA file: {error}", "give a run's folder or a .safetensors file"
+        ) from error
+    return facts_in(header, path)

@@ -17,24 +17,22 @@ out/
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from cogtune.models.variants import LORA_WEIGHTS_NAME
+from cogtune.system import names
 
-RUN_NAME = "run.yaml"
+RUN_NAME = names.RUN_YAML
 AVERAGE_NAME = "ema"
 """In a checkpoint, and beside a finished LoRA: the folder of the moving average of the weights."""
-MERGE_NAME = "merge.json"
+MERGE_NAME = names.MERGE
 """In a folder of merged weights: what they were merged from."""
-
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def step_of_checkpoint(folder: Path) -> int | None:
     """Return the step in a checkpoint folder's name; None when it is not called like one."""
-    match = _CHECKPOINT.fullmatch(folder.absolute().name)
+    match = names.CHECKPOINT_NAME.fullmatch(folder.absolute().name)
     return int(match[1]) if match else None
 
 
@@ -47,36 +45,36 @@ class RunFolder:
     @property
     def run_yaml(self) -> Path:
         """The configuration."""
-        return self.root / RUN_NAME
+        return self.root / names.RUN_YAML
 
     def launch(self, machine_rank: int = 0) -> Path:
         """Return the folder of launch files; each machine of a run has one of its own."""
-        return self.root / (f"launch-{machine_rank}" if machine_rank else "launch")
+        return self.root / (f"{names.LAUNCH}-{machine_rank}" if machine_rank else names.LAUNCH)
 
     @property
     def plan(self) -> Path:
         """The plan that the main machine launched."""
-        return self.launch() / "plan.json"
+        return self.launch() / names.PLAN
 
     @property
     def machine(self) -> Path:
         """What the run was made on and with."""
-        return self.launch() / "machine.json"
+        return self.launch() / names.MACHINE
 
     @property
     def logs(self) -> Path:
         """The folder of logs and of trackers' files."""
-        return self.root / "logs"
+        return self.root / names.LOGS
 
     @property
     def metrics(self) -> Path:
         """A line for each step and evaluation."""
-        return self.root / "metrics.jsonl"
+        return self.root / names.METRICS
 
     @property
     def samples(self) -> Path:
         """The folder of sample videos, one folder for each step."""
-        return self.root / "samples"
+        return self.root / names.SAMPLES
 
     @property
     def lora(self) -> Path:
@@ -91,20 +89,20 @@ class RunFolder:
     @property
     def page(self) -> Path:
         """The run's report."""
-        return self.root / "report.html"
+        return self.root / names.REPORT
 
     @property
     def smoke(self) -> Path:
         """The folder of a trial run."""
-        return self.root / "smoke"
+        return self.root / names.SMOKE
 
     def checkpoint(self, step: int) -> Path:
         """Return the checkpoint of a step."""
-        return self.root / f"checkpoint-{step}"
+        return self.root / f"{names.CHECKPOINT}{step}"
 
     def checkpoint_folders(self) -> list[tuple[int, Path]]:
         """List steps and folders named like a checkpoint, complete or not, in order."""
-        found = ((step_of_checkpoint(path), path) for path in self.root.glob("checkpoint-*"))
+        found = ((step_of_checkpoint(path), path) for path in self.root.glob(f"{names.CHECKPOINT}*"))
         return sorted((step, path) for step, path in found if step is not None)
 
     @property

@@ -24,7 +24,7 @@ from cogtune.config.run_config import RunConfig
 from cogtune.run.checkpoints import checkpoints, stamp
 from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.run.plan import Plan
-from cogtune.system import console, processes
+from cogtune.system import console, names, processes
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained, write_text
 from cogtune.system.folders import remove_leftovers
@@ -60,7 +60,7 @@ class LaunchFiles:
     @property
     def plan(self) -> Path:
         """What the processes read."""
-        return self.folder / "plan.json"
+        return self.folder / names.PLAN
 
     @property
     def accelerate(self) -> Path:
@@ -112,7 +112,7 @@ class LaunchFiles:
         return [*launch, "--module", module, str(self.plan), *words]
 
 
-def write_files(plan: Plan, run_yaml: str, folder: str = "launch") -> LaunchFiles:
+def write_files(plan: Plan, run_yaml: str, folder: str = names.LAUNCH) -> LaunchFiles:
     """Write a run's launch files.
 
     Args:

@@ -200,7 +200,7 @@ def size_of(config: RunConfig, spec: ModelSpec) -> Size:
 
 
 def fps_of(config: RunConfig, spec: ModelSpec) -> float:
-    """Frames per second to take from clips: the configured rate, else the model's own."""
+    """Return frames per second to take from clips: the configured rate, else the model's own."""
     return config.fps if config.fps is not None else float(spec.variant.fps)
 
 

@@ -8,16 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cogtune.run.folder import RunFolder
-from cogtune.system import console
+from cogtune.system import console, names
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import read_bytes
 from cogtune.system.json_files import read_json, write_json
 from cogtune.system.reading import Schema, problems_in, refuse
 
-LIST_NAME = "samples.json"
+LIST_NAME = names.SAMPLES_LIST
 """In the folder of a step: what each of its videos shows."""
-
-_STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,9 @@ def step_folder(output: Path, step: int) -> Path:
 
 def step_folders(output: Path) -> list[tuple[int, Path]]:
     """Return the steps that have sample videos, with their folders, in order."""
-    found = ((_STEP.fullmatch(path.name), path) for path in (RunFolder(output).samples).glob("*") if path.is_dir())
+    found = (
+        (names.STEP_NAME.fullmatch(path.name), path) for path in RunFolder(output).samples.glob("*") if path.is_dir()
+    )
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
@@ -57,7 +57,7 @@ def write_list(folder: Path, entries: Sequence[SampleEntry]) -> None:
 
 
 def read_list(folder: Path) -> Iterator[SampleEntry]:
-    """What the videos in the folder of a step show; those that are gone or elsewhere are left out.
+    """Yield what the videos in the folder of a step show; those that are gone or elsewhere are left out.
 
     A damaged list is warned of, and none of it is taken.
     """
@@ -93,7 +93,8 @@ def said_of(video: Path) -> list[Path]:
 
 
 def prompt_of(video: Path) -> str | None:
-    """The prompt of a sample video: from its folder's list, else from a text file of its name, as in a dataset."""
+    """Return the prompt of a sample video: from its folder's list, else from a text file of its name, as in a
+    dataset."""
     for entry in read_list(video.parent):
         if entry.file == video.name:
             return entry.prompt.strip() or None

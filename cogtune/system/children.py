@@ -58,10 +58,13 @@ def environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
     return variables
 
 
-def forking(preload: Sequence[str]) -> Context:
+def forking(preload: Sequence[str], *, deaf: bool = False) -> Context:
     """Return what makes processes of functions: forked by a server without threads, which has imported ``preload``.
 
     Call it before threads are started: the server starts in another folder than this process works in.
+
+    Args:
+        deaf: whether the processes are to hear neither Ctrl-C nor SIGTERM, since this one ends them.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -69,9 +72,22 @@ def forking(preload: Sequence[str]) -> Context:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    with _in_standard_library():
+    with _in_standard_library(), _signals_blocked() if deaf else contextlib.nullcontext():
         forkserver.ensure_running()
     return context
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """What is started in the block never gets Ctrl-C and SIGTERM, which reach a whole group, not even while it starts.
+
+    One that comes meanwhile reaches this process when the block ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -115,7 +131,7 @@ def find(pid: int) -> psutil.Process | None:
 
 
 def end_with_command(ask: Callable[[], float] = lambda: 0.0) -> None:
-    """From now on, this process ends when its parent does, or the command that it works for.
+    """Make this process end when its parent does, or the command that it works for.
 
     Args:
         ask: called then, in a thread, to have it end in good order; gives the seconds after which it is killed, with
@@ -136,7 +152,7 @@ def end_with_command(ask: Callable[[], float] = lambda: 0.0) -> None:
 
 
 def end_with_creator() -> None:
-    """From now on, this process of :mod:`multiprocessing` is killed when the one that wanted it ends."""
+    """Make this :mod:`multiprocessing` process be killed when the one that started it ends."""
     if sys.platform == "linux":  # even where a library keeps Python's threads from running
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(KILL), 0, 0, 0)
     creator = multiprocessing.parent_process()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 PLAIN_PROGRESS_SECONDS = 10.0
-"""How often progress is told, as a plain line, when stderr is not a terminal."""
+"""Seconds between plain progress lines if stderr is not a terminal."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ class _Lenient(_Stream):
 
 
 class _Results(_Stream):
-    """stdout, where what was asked for goes. One that cannot be written is an error of its own."""
+    """stdout, for results. A write error is reported as such."""
 
     def write(self, text: str) -> int:
         with _explain_unwritable_stdout():
@@ -106,7 +106,7 @@ def _explain_unwritable_stdout() -> Iterator[None]:
         sys.stdout = None  # else Python tries again at its end, and says so
         raise CogtuneError(
             f"cannot write the results to stdout: {error.strerror}",
-            "the work itself is done and its files are whole; to see the results, send stdout somewhere else",
+            "the work is done and its files are complete; to see the results, redirect stdout elsewhere",
         ) from error
 
 
@@ -165,25 +165,26 @@ def is_quiet() -> bool:
 
 
 def say(message: str) -> None:
-    """A result line on stdout."""
+    """Print a result line on stdout."""
     print(_in_characters_of(sys.stdout, printable(message)), flush=True)
 
 
 def emit(value: Any) -> None:
-    """A JSON result on stdout, for programs."""
+    """Print a JSON result on stdout, for programs."""
     plain = not (sys.stdout.encoding or "").lower().startswith("utf")
     text = json.dumps(value, indent=2, ensure_ascii=plain).translate(_IN_JSON)
     print(_in_characters_of(sys.stdout, text), flush=True)
 
 
 def _in_characters_of(stream: TextIO, text: str) -> str:
-    """``text`` with what ``stream`` cannot write spelled out: half a character in a file's name, or `é` in ASCII."""
+    """Return ``text`` with what ``stream`` cannot write spelled out: half a character in a file's name, or `é` in
+    ASCII."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, errors="backslashreplace").decode(encoding)
 
 
 def note(message: str) -> None:
-    """A remark on stderr: what is being done, what was found already done."""
+    """Print a remark on stderr: what is being done, or was already done."""
     if _settings.live is not None:
         _settings.live.print(escape(message))
     elif not _settings.quiet:
@@ -191,12 +192,12 @@ def note(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Something the user should look at, on stderr; said even when quiet."""
+    """Print a warning on stderr, even when quiet."""
     _console(_remarks()).print(f"[yellow]warning:[/] {escape(message)}")
 
 
 def error(problem: CogtuneError) -> None:
-    """A failure on stderr: what is wrong, all its details, what to do."""
+    """Print an error on stderr: what is wrong, its details, what to do."""
     console = _console(_remarks())
     console.print(f"[bold red]error:[/] {escape(problem.message)}")
     for detail in problem.details:
@@ -221,12 +222,13 @@ _IN_JSON = {code: f"\\u{code:04x}" for code in _CODES if code >= 32}  # JSON its
 
 
 def printable(text: str) -> str:
-    """``text`` with what a terminal would obey, or could not show, written out: a file's name may hold anything."""
+    """Return ``text`` with what a terminal would obey, or could not show, written out: a file's name may hold
+    anything."""
     return text.translate(_COMMANDS).encode(errors="backslashreplace").decode()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; off a terminal, tab-separated lines with a header."""
+    """Print a table on stdout; off a terminal, tab-separated lines with a header."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             say("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
@@ -243,7 +245,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def show(renderable: RenderableType) -> None:
-    """Anything rich can draw, on stdout."""
+    """Print anything rich can draw on stdout."""
     from rich.console import Console
 
     Console(file=sys.stdout, highlight=False).print(renderable)
@@ -257,12 +259,12 @@ class Progress:
         self.began = self.told = time.monotonic()
 
     def advance(self, count: int = 1, status: str = "") -> None:
-        """``count`` more are done; ``status`` is shown behind the bar."""
+        """Advance by ``count``, and show ``status`` after the bar."""
         self.done += count
         self._tell(status)
 
     def move_to(self, done: int, total: int) -> None:
-        """``done`` of ``total`` are done, for work that learns its total on the way."""
+        """Set ``done`` of ``total``, for work whose total is not known at the start."""
         self.done, self.total = done, total
         self._tell("")
 
@@ -295,7 +297,7 @@ class Dashboard:
         self._told: float | None = None
 
     def advance(self, figures: Mapping[str, str], *, seconds_left: float) -> None:
-        """One more is done; ``figures`` are shown by name, with the time that the rest takes at this pace."""
+        """Advance by one, and show ``figures`` by name and the estimated time left."""
         self.done += 1
         now = time.monotonic()
         if self._told is None or now - self._told >= PLAIN_PROGRESS_SECONDS or self.done == self.total:
@@ -304,7 +306,7 @@ class Dashboard:
             note(f"{self.what}: {self.done}/{self.total}  {told}  {span(seconds_left)} left")
 
     def doing(self, text: str) -> None:
-        """What goes on beside, until the next step; shown on a terminal alone."""
+        """Show what is being done until the next step, on a terminal only."""
 
 
 class _LiveDashboard(Dashboard):

@@ -11,16 +11,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TextIO
 
+from cogtune.system import names
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained
 
 _FOLDERS = {
-    **dict.fromkeys(("latents", "text", "image", "media", "datasets", "job", "launch*", "dry-run*", "logs"), 1),
-    **dict.fromkeys(("samples", "checkpoint-*"), 2),
+    **dict.fromkeys((*names.ENTRIES, names.MEDIA, names.DATASETS, names.JOB, names.LOGS), 1),
+    **dict.fromkeys((f"{names.LAUNCH}*", f"{names.DRY_RUN}*"), 1),
+    **dict.fromkeys((names.SAMPLES, f"{names.CHECKPOINT}*"), 2),
 }
 """Folders of a cache and of a run whose files are written, read and deleted, and how many levels of them."""
 
-_FILES = (".*", "run.yaml", "metrics.jsonl", "files.json", "wandb", "trackio", "tensorboard")
+_FILES = (".*", names.RUN_YAML, names.METRICS, names.FACTS, *names.TRACKER_FOLDERS)
 """What else is at the top of a cache or a run; links of other names are the user's own."""
 
 
@@ -63,7 +65,9 @@ def refuse_links_out(folder: Path) -> None:
     Raises:
         CogtuneError: with every link that leads out.
     """
-    refuse_links(links_out(folder), folder, "delete the link; nothing is written, deleted or read through it")
+    refuse_links(
+        links_out(folder), folder, "delete the link; cogtune does not read, write or delete anything through it"
+    )
 
 
 def refuse_links(links: Iterable[Path], folder: Path, hint: str) -> None:
@@ -80,7 +84,8 @@ def refuse_links(links: Iterable[Path], folder: Path, hint: str) -> None:
 
 
 def open_in_place(path: Path) -> TextIO:
-    """A file to be written in place, as a lock or a log is; made when it is not there, and its content left alone.
+    """Return a file to be written in place, as a lock or a log is; made when it is not there, and its content left
+    alone.
 
     Raises:
         CogtuneError: it is a link or no regular file, or cannot be opened.

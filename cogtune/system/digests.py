@@ -14,15 +14,15 @@ from cogtune.system.files import open_regular, os_errors_explained
 
 
 def digest(value: Any) -> str:
-    """32 hexadecimal digits that stand for a JSON-able value (BLAKE2b of its canonical JSON)."""
+    """Return 32 hexadecimal digits that stand for a JSON-able value (BLAKE2b of its canonical JSON)."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """32 hexadecimal digits that stand for a file's bytes (BLAKE2b)."""
+    """Return 32 hexadecimal digits that stand for a file's bytes (BLAKE2b)."""
     hasher = hashlib.blake2b(digest_size=16)
-    with os_errors_explained(path, "read"), path.open("rb") as handle:
+    with os_errors_explained(path, "read"), open_regular(path) as handle:
         while chunk := handle.read(1 << 20):
             hasher.update(chunk)
     return hasher.hexdigest()
@@ -35,7 +35,7 @@ _READERS = 4
 
 
 def fingerprint_file(path: Path) -> str:
-    """32 hexadecimal digits that stand for a file's bytes: of its size and the CRC-32 of every 16 MiB.
+    """Return 32 hexadecimal digits that stand for a file's bytes: of its size and the CRC-32 of every 16 MiB.
 
     Several threads read; a core takes 1 to 3 GB/s. It tells a damaged or another file apart, and is no proof against
     somebody who makes a file to fit.

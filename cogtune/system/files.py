@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written aside, synced, then renamed."""
+"""Atomic writes: to a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _failure(message: str, number: int) -> CogtuneError:
 
 @functools.cache
 def _ordinary_mode() -> int:
-    """Permissions of a file that a program makes without asking for special ones."""
+    """Return permissions of a file that a program makes without asking for special ones."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
@@ -117,13 +117,17 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             write(aside)
             finish_file(aside)
             aside.replace(path)
-            sync_folder(path.parent)
-        finally:
-            aside.unlink(missing_ok=True)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+    # From here on the new file is whole under its name, whatever the disk refuses.
+    with contextlib.suppress(OSError):
+        sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, whole or not at all."""
+    """Write ``text`` as UTF-8 to ``path`` atomically."""
     write_atomic(path, lambda aside: aside.write_bytes(text.encode()))
 
 
@@ -140,6 +144,25 @@ def open_regular(path: Path) -> BinaryIO:
         number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(number, "is a folder" if number == errno.EISDIR else "is not an ordinary file", str(path))
     return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of an ordinary file, however many.
+
+    Raises:
+        OSError: as :func:`open_regular`.
+    """
+    with open_regular(path) as file:
+        return file.read()
+
+
+def special_files(folder: Path) -> list[str]:
+    """Name what a folder holds, at any depth, that may be waited for without end: pipes, devices, sockets."""
+    return [
+        f"{path} is not an ordinary file"
+        for path in sorted(folder.rglob("*"))
+        if path.exists() and not path.is_file() and not path.is_dir()
+    ]
 
 
 def read_bytes(path: Path, most: int) -> bytes:

@@ -58,7 +58,8 @@ def require_replaceable(folder: Path) -> None:
 
 
 def _mount_points() -> set[str]:
-    """Where file systems are mounted, folders of the same file system included; empty where Linux does not say."""
+    """Return where file systems are mounted, folders of the same file system included; empty where Linux does not
+    say."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -169,7 +170,7 @@ def _discard(folder: Path, target: Path) -> str:
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        return f"{folder} could not be deleted ({error.strerror or error}): nothing needs it"
+        return f"cannot delete {folder} ({error.strerror or error}); it is no longer needed"
     return ""
 
 

@@ -98,7 +98,7 @@ class Driver:
 
 
 def driver() -> Driver | None:
-    """The driver of this machine; None where there is none."""
+    """Return the driver of this machine; None where there is none."""
     library = _library()
     if library is None:
         return None

@@ -13,7 +13,7 @@ from cogtune.system.files import read_bytes, write_text
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON to ``path``, whole or not at all."""
+    """Write ``value`` as indented JSON to ``path`` atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -35,13 +35,13 @@ def read_json(path: Path) -> Any:
         if b"\\ud" in data.lower():  # half a character can be read, and never be written again
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
-        raise CogtuneError(f"{path} is not valid JSON: it is nested too deeply", _RESTORE) from error
+        raise CogtuneError(f"{path} is not valid JSON: nested too deeply", _RESTORE) from error
     except ValueError as error:
         raise CogtuneError(f"{path} is not valid JSON: {error}", _RESTORE) from error
     return value
 
 
-_RESTORE = "restore the file or make it again"
+_RESTORE = "restore the file or create it again"
 
 
 CHECKSUM = "checksum"
@@ -79,7 +79,7 @@ def read_sealed(path: Path, hint: str = _RESTORE) -> dict[str, Any]:
     """
     value = read_json(path)
     if not is_sealed(value):
-        raise CogtuneError(f"{path} is damaged: it is not what cogtune wrote there", hint)
+        raise CogtuneError(f"{path} is damaged: checksum mismatch", hint)
     return {key: item for key, item in value.items() if key != CHECKSUM}
 
 

@@ -32,7 +32,7 @@ else:
 _HELD = (errno.EAGAIN, errno.EACCES)  # what the two say of a lock that another process holds
 
 LOCK = ".lock"
-"""The lock of the program that is at work in a folder."""
+"""The lock of the program that is using a folder."""
 
 WORKER_LOCK = ".worker.lock"
 """The lock that the first worker of a run holds in the run's folder."""
@@ -42,7 +42,7 @@ _UNTOLD = 2.0
 
 
 def _held(handle: TextIO, seconds: float) -> bool:
-    """Return whether a file's lock was had within so many seconds."""
+    """Try to lock a file for ``seconds``; return whether that succeeded."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -78,9 +78,9 @@ def exclusive_folder(folder: Path, name: str = LOCK, *, wait: bool = False, wait
         if not _held(handle, _UNTOLD if wait else 0.0):
             if not wait:
                 raise CogtuneError(
-                    f"another process is at work in {folder}", "wait for it, stop it, or choose another folder"
+                    f"another process is using {folder}", "wait for it, stop it, or choose another folder"
                 )
-            console.note(waiting or f"waiting for another process that is at work in {folder}")
+            console.note(waiting or f"waiting for another process that is using {folder}")
             while not _held(handle, 60.0):
                 pass
         yield

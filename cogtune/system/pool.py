@@ -82,7 +82,7 @@ class PoolOptions(Generic[Job]):
 
 
 def usable_cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -121,9 +121,9 @@ def processing(
 
 def _serve(connection: Connection, do: Callable[[Any, Beat], Any], prepare: Callable[[], None]) -> None:
     """Do the jobs that come in until the other side hangs up."""
-    end_with_creator()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM):  # where nothing forks; a fork server's children never get them
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the process that started this ends it
+    end_with_creator()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             prepare()
@@ -171,7 +171,7 @@ def _send_result(connection: Connection, result: object) -> None:
 
 
 def _shared_memory() -> int:
-    """A descriptor of memory without a name: nothing is left of it when its last user dies."""
+    """Return a descriptor of memory without a name: nothing is left of it when its last user dies."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("cogtune-result")
     with tempfile.TemporaryFile() as file:
@@ -203,7 +203,7 @@ class _Process(Generic[Job, Result]):
         theirs.close()
 
     def do(self, job: Job, patience: float) -> Result | Lost:
-        """The job's result; when the process dies or hangs, it is gone afterwards.
+        """Return the job's result; when the process dies or hangs, it is gone afterwards.
 
         Raises:
             CogtuneError: it cannot work at all.
@@ -256,7 +256,7 @@ class Pool(Generic[Job, Result]):
         self.do, self.options = do, options
         self.waiting = jobs
         self.following = next(self.waiting, None)
-        self.context = forking(options.preload)  # by a server that knows nothing of CUDA
+        self.context = forking(options.preload, deaf=True)  # by a server that knows nothing of CUDA
         self.held = self.held_cost = self.taken = 0
         self.closed = False
         self.room = threading.Condition()
@@ -267,7 +267,7 @@ class Pool(Generic[Job, Result]):
             thread.start()
 
     def results(self) -> Iterator[tuple[int, Job, Result | Lost] | None]:
-        """Each job's place and result; the memory of one is given back when the next is asked for."""
+        """Yield each job's place and result; the memory of one is given back when the next is asked for."""
         at_work, given = len(self.threads), 0
         early: dict[int, tuple[int, Job, Result | Lost]] = {}
         while at_work:

@@ -10,12 +10,12 @@ import contextlib
 import json
 import logging
 import os
-import re
 import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -28,6 +28,7 @@ from cogtune.system import children, console
 from cogtune.system.children import GRACE, PARENT_PID
 from cogtune.system.errors import EXIT_FAILURE, CogtuneError, StoppedError, said_by
 from cogtune.system.files import os_errors_explained, write_text
+from cogtune.system.first_death import FIRST_DEATH, Death, read_death
 from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 from cogtune.system.safe_path import STANDARD_LIBRARY
 
@@ -93,22 +94,20 @@ class StopRequest:
     """Whether this process was asked to stop: by SIGTERM or SIGINT, or by the death of the one that it works for.
 
     Until :meth:`begins` was called, a signal ends the process at once, whatever it is at.
+
+    Args:
+        on_begin: called when there is something to lose.
     """
 
-    def __init__(self, report: WorkerReport | None = None) -> None:
+    def __init__(self, on_begin: Callable[[], None] = lambda: None) -> None:
         self._asked = False
         self._patience = 0.0
-        self._report = report
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+        self._on_begin = on_begin
 
     def begins(self) -> None:
-        """From here on there is something to lose."""
+        """Mark that from here on there is something to lose."""
         self._patience = GRACE
-        for number in _SIGNALS:
-            signal.signal(number, lambda _number, _frame: self.ask())
-        if self._report is not None:
-            self._report.write("running")
+        self._on_begin()
 
     def ask(self) -> float:
         """Ask this process to stop; the seconds that it is worth waiting for, when nobody waits for it any more."""
@@ -123,14 +122,22 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_worker(report: WorkerReport, log: Path, job: Callable[[StopRequest], bool]) -> int:
-    """Run ``job`` in a worker process and report how it ended; the exit status.
+    """Run ``job`` in a worker process, whose signals this handles, and report how it ended; the exit status.
 
     Args:
         job: does the work; False when it was asked to stop before the end.
     """
     rank = int(os.environ.get("RANK", "0"))
     logging.captureWarnings(True)
-    stop = StopRequest(report)
+
+    def begin() -> None:
+        for number in _SIGNALS:
+            signal.signal(number, lambda _number, _frame: stop.ask())
+        report.write("running")
+
+    stop = StopRequest(begin)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     children.end_with_command(stop.ask)
     sys.stdout, sys.stderr = console.lenient(sys.stdout), console.lenient(sys.stderr)
     with _own_stdout() as stdout:
@@ -147,11 +154,11 @@ def _stop_told() -> Iterator[None]:
     """
     heard, wake = socket.socketpair()
     wake.setblocking(False)
-    once_more = " (once more to stop at once)" if PARENT_PID in os.environ else ""
+    once_more = " (press again to stop at once)" if PARENT_PID in os.environ else ""
 
     def tell() -> None:
         if heard.recv(1):
-            console.note(f"stopping in good order{once_more}")
+            console.note(f"stopping cleanly{once_more}")
 
     listener = threading.Thread(target=tell, daemon=True)
     listener.start()
@@ -167,7 +174,7 @@ def _stop_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_stdout() -> Iterator[TextIO]:
-    """This process's stdout for its own words alone; what libraries print there goes where stderr goes, to the log."""
+    """Reserve stdout for this process's own messages; what libraries print there goes to stderr, and so to the log."""
     sys.stdout.flush()
     number = os.dup(1)
     os.dup2(2, 1)
@@ -206,7 +213,7 @@ def _tell_end(report: WorkerReport, error: CogtuneError, logged: str, *, foresee
 def _in_words(error: Exception, log: Path) -> CogtuneError:
     if is_out_of_memory(error):
         return out_of_memory(error, "use a smaller --size, or a preset with offload: see `cogtune presets`")
-    return CogtuneError(f"{type(error).__name__}: {said_by(error)}", f"the whole traceback is in {log}")
+    return CogtuneError(f"{type(error).__name__}: {said_by(error)}", f"the full traceback is in {log}")
 
 
 def supervise(
@@ -245,7 +252,8 @@ def supervise(
     with os_errors_explained(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         output = log.open("wb")
-    with output, _signals_heard() as received:
+    with output, tempfile.TemporaryDirectory() as scratch, _signals_heard() as received:
+        variables[FIRST_DEATH] = str(Path(scratch) / "first-death.json")
         try:
             child = subprocess.Popen(
                 command,
@@ -259,12 +267,15 @@ def supervise(
             status = _end_of(child, reports, received, family)
         finally:
             children.kill_family(family, grace=0.0 if len(received) > 1 else GRACE)
-    _raise_for([report.read() for report in reports], log, status, received, if_stopped, if_unheard, is_last=is_last)
+        first = read_death(Path(variables[FIRST_DEATH]))
+    _raise_for(
+        [report.read() for report in reports], first, log, status, received, if_stopped, if_unheard, is_last=is_last
+    )
 
 
 @contextlib.contextmanager
 def _signals_heard() -> Iterator[list[int]]:
-    """While the block runs, signals that ask this process to end are put down, and do nothing else."""
+    """Record signals that ask this process to end, instead of ending it, while the context is active."""
     received: list[int] = []
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
@@ -314,25 +325,9 @@ def _kill(pids: Sequence[int]) -> None:
             os.kill(pid, children.KILL)
 
 
-@dataclass(frozen=True)
-class _Death:
-    """The process that torch's launcher saw die first; the others' failures follow from it."""
-
-    pid: int
-    signal: int
-    """What killed it; 0 when it ended by itself."""
-
-
-_ROOT_CAUSE = re.compile(r"^Root Cause .*?^\s*exitcode\s*:\s*(-?\d+)\s*\(pid: (\d+)\)", re.DOTALL | re.MULTILINE)
-
-
-def _first_death(log: Path) -> _Death | None:
-    found = _ROOT_CAUSE.search(log.read_text(errors="replace"))
-    return None if found is None else _Death(int(found[2]), max(0, -int(found[1])))
-
-
 def _raise_for(
     said: Sequence[dict[str, Any] | None],
+    first: Death | None,
     log: Path,
     status: int,
     received: Sequence[int],
@@ -345,7 +340,6 @@ def _raise_for(
     if ends == {"done"} and (is_last if received else status == 0):
         return
     failed = [report for report in said if report is not None and report["status"] == "failed"]
-    first = _first_death(log)
     if failed and (first is None or any(report["pid"] == first.pid for report in failed)):
         # What follows from a failure in the other processes is never foreseen: their peer is gone.
         likely = [report for report in failed if report["foreseen"]] or failed
@@ -354,9 +348,9 @@ def _raise_for(
     if first is not None and first.signal and not received:
         rank = next((rank for rank, report in enumerate(said) if report and report["pid"] == first.pid), "?")
         raise CogtuneError(
-            f"process {rank} of {len(said)} was killed by signal {first.signal}, and the others with it",
-            ("signal 9 is mostly the system's, when memory runs out; " if first.signal == children.KILL else "")
-            + f"{if_stopped()}; the whole log is {log}",
+            f"process {rank} of {len(said)} was killed by signal {first.signal}, and the others were stopped",
+            ("signal 9 usually means that the system ran out of memory; " if first.signal == children.KILL else "")
+            + f"{if_stopped()}; the full log is {log}",
         )
     if received or "stopped" in ends:
         number = received[0] if received else signal.SIGTERM
@@ -365,7 +359,7 @@ def _raise_for(
     if ends == {None} and (known := if_unheard(logged)) is not None:
         raise known
     raise CogtuneError(
-        f"a worker process died without a word (status {status})",
-        f"the system kills a process when memory runs out; {if_stopped()}; the whole log is {log}",
+        f"a worker process died without an error message (status {status})",
+        f"the system may have run out of memory; {if_stopped()}; the full log is {log}",
         details=logged.splitlines()[-_TAIL_LINES:],
     )

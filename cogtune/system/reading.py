@@ -78,11 +78,13 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise CogtuneError(f"{path} holds {abridged(value)}, not a JSON object", "restore the file or make it again")
+        raise CogtuneError(
+            f"{path} contains {abridged(value)}, not a JSON object", "restore the file or create it again"
+        )
     return value
 
 
-def read_as(path: Path, schema: type[S], hint: str = "restore the file or make it again") -> S:
+def read_as(path: Path, schema: type[S], hint: str = "restore the file or create it again") -> S:
     """Return the JSON object in ``path``, checked.
 
     Raises:
@@ -103,4 +105,4 @@ def refuse(problems: Iterable[str], hint: str) -> None:
     if len(found) == 1:
         raise CogtuneError(found[0], hint)
     if found:
-        raise CogtuneError(f"{len(found)} values are wrong", hint, details=found)
+        raise CogtuneError(f"{len(found)} values are invalid", hint, details=found)

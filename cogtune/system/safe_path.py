@@ -15,7 +15,8 @@ _HOME = os.path.realpath(os.path.join(__file__, "..", "..", ".."))  # noqa: PTH1
 
 
 def search_path() -> list[str]:
-    """``sys.path`` with absolute entries, without the working folder, unless cogtune itself was imported from it."""
+    """Return ``sys.path`` with absolute entries, without the working folder, unless cogtune itself was imported from
+    it."""
     try:
         here = os.path.realpath(os.getcwd())  # noqa: PTH109
     except OSError:  # it was deleted

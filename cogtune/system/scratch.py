@@ -59,7 +59,7 @@ def _delete_left(root: Path, prefix: str, suffix: str) -> None:
 
 
 def _is_own_folder(path: Path) -> bool:
-    """Whether a path is a folder of this user's and no link; the system's temporary folder is everybody's."""
+    """Return whether a path is a folder of this user's and no link; the system's temporary folder is everybody's."""
     if path.is_symlink() or not path.is_dir():
         return False
     return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()

@@ -17,7 +17,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "deepspe
 
 
 def versions() -> dict[str, str]:
-    """Versions of cogtune, Python and those of :data:`PACKAGES` that are installed, by name."""
+    """Return versions of cogtune, Python and those of :data:`PACKAGES` that are installed, by name."""
     found = {"cogtune": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

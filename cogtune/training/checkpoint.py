@@ -112,7 +112,7 @@ def save(train_state: TrainState, config: RunConfig, step: int, facts: Mapping[s
             partial_folder(target)
             if train_state.is_zero:
                 with os_errors_explained(target):
-                    (aside / ZERO_TAG).mkdir()  # DeepSpeed goes on where it cannot make it
+                    (aside / ZERO_TAG).mkdir()  # DeepSpeed ignores a failure to create it
     files: dict[str, str] = {}
     if train_state.is_zero:
         failures = _save_shards(train_state, aside)

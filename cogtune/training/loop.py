@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,8 @@ class Training:
     """Whether to write checkpoints; a bench writes none."""
     arrangement: Arrangement | None = None
     """The memory engine's arrangement, if the run uses it."""
+    most_graphs: int | None = None
+    """Graphs that a block may be compiled to, where blocks are compiled: as the steps meet it, not before them."""
 
 
 def train(run: Training) -> bool:
@@ -64,9 +67,12 @@ def train(run: Training) -> bool:
     rate = learning_rate_at(config, total)
     done = run.first_step
 
-    with monitored(
-        train_state, run.objective, run.store, config, run.schedule, first_step=done, should_stop=run.should_stop
-    ) as watch:
+    with (
+        compiling(run.most_graphs),
+        monitored(
+            train_state, run.objective, run.store, config, run.schedule, first_step=done, should_stop=run.should_stop
+        ) as watch,
+    ):
         if not watch.before_training(done):
             return False
         train_state.model.train()
@@ -89,6 +95,16 @@ def train(run: Training) -> bool:
                     _save(run, done)
                 return False
     return True
+
+
+@contextlib.contextmanager
+def compiling(most_graphs: int | None) -> Iterator[None]:
+    """Let PyTorch, which gives up at 8, compile a function to so many graphs while the block runs."""
+    if most_graphs is None:
+        yield
+        return
+    with torch._dynamo.config.patch(cache_size_limit=most_graphs):
+        yield
 
 
 def _save(run: Training, done: int) -> None:

@@ -71,6 +71,8 @@ def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | No
         schedule=_eval_schedule(plan, store, index, validation),
         should_stop=lambda: _any_process(accelerator, stop()),
         arrangement=arrangement,
+        # One more for each size, for no gradient, and for a first block that no gradient passes.
+        most_graphs=8 * max(1, len(plan.buckets)) if _compiles_blocks(plan.config, accelerator) else None,
     )
 
 
@@ -129,12 +131,7 @@ def _train_state(
         )
         if plan.resume is None and (lora := initial_lora(config, plan.spec)) is not None:
             start_from(transformer, lora)
-    compiled = config.compiles_blocks(on_gpu=accelerator.device.type == "cuda") and not (
-        config.uses_engine and config.dora
-    )
-    if compiled:
-        # One graph more for each size, for no gradient, and for a first block that none passes; PyTorch gives up at 8.
-        torch._dynamo.config.cache_size_limit = 8 * max(1, len(plan.buckets))
+    compiled = _compiles_blocks(config, accelerator)
     arrangement, streamed = None, None
     if config.uses_engine:
         arrangement, streamed = attach_engine(plan, transformer, accelerator, compiled=compiled)
@@ -161,11 +158,16 @@ def _train_state(
     return TrainState(accelerator, model, transformer, optimizer, is_lora, average=average), arrangement
 
 
+def _compiles_blocks(config: RunConfig, accelerator: Accelerator) -> bool:
+    on_gpu = accelerator.device.type == "cuda"
+    return config.compiles_blocks(on_gpu=on_gpu) and not (config.uses_engine and config.dora)
+
+
 def _load_as_fp32(folder: Path, device: torch.device) -> CogVideoXTransformer3DModel:
     """Load the base with fp32 weights on ``device``, as full training with DDP keeps them.
 
     They are read as they are stored, so that they stand in mapped files on the host and not in a copy for each process.
-    (DeepSpeed makes fp32 copies of its own.)
+    (DeepSpeed makes its own fp32 copies.)
     """
     transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=stored_dtype(folder))
     for parameter in transformer.parameters():  # not the buffers: positions are in fp64

@@ -21,13 +21,11 @@ from cogtune.config.choices import SEPARATOR, Tracker
 from cogtune.config.run_config import RunConfig, tagged
 from cogtune.data.video.clips import iter_frames, probe
 from cogtune.run.folder import RunFolder
-from cogtune.system import console
+from cogtune.system import console, names
 from cogtune.system.errors import CogtuneError
 from cogtune.system.json_files import read_json, write_json
 
 PROJECT = "cogtune"
-IDS_NAME = "trackers.json"
-"""The file in the log folder with each tracker's run id, so that a resumed run continues the same one."""
 
 GIF_WIDTH = 320
 
@@ -257,13 +255,13 @@ def _about(config: RunConfig, tracker: Tracker, first_step: int) -> RunInfo:
     ids = _ids(folder) if first_step else {}
     if tracker not in ids:
         ids = {**_ids(folder), tracker: secrets.token_hex(4)}
-        write_json(folder / IDS_NAME, ids)
+        write_json(folder / names.TRACKERS, ids)
     return RunInfo(config.output.name, ids[tracker], folder, loggable_config(config), first_step)
 
 
 def _ids(folder: Path) -> dict[str, str]:
     try:
-        return dict(read_json(folder / IDS_NAME))
+        return dict(read_json(folder / names.TRACKERS))
     except CogtuneError:  # there are none yet
         return {}
 

@@ -151,7 +151,7 @@ def test_a_log_that_an_error_names_is_there_afterwards(tmp_path: Path, monkeypat
     def fail(_plan: Plan, files: LaunchFiles, *_words: str, **_how: Any) -> None:
         files.log.parent.mkdir()
         files.log.write_text("all of it")
-        raise CogtuneError("it broke", f"the whole traceback is in {files.log}", details=["one"], exit_code=3)
+        raise CogtuneError("it broke", f"the full traceback is in {files.log}", details=["one"], exit_code=3)
 
     monkeypatch.setattr("cogtune.run.launch.start", fail)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -159,7 +159,7 @@ def test_a_log_that_an_error_names_is_there_afterwards(tmp_path: Path, monkeypat
     with pytest.raises(CogtuneError, match="it broke") as caught:
         bench(request(tmp_path))
     (left,) = (tmp_path / "temporary").iterdir()
-    assert (caught.value.hint, left.read_text()) == (f"the whole traceback is in {left}", "all of it")
+    assert (caught.value.hint, left.read_text()) == (f"the full traceback is in {left}", "all of it")
     assert (caught.value.details, caught.value.exit_code) == (("one",), 3)
 
 
@@ -193,9 +193,9 @@ def test_a_bench_that_is_out_of_memory_names_what_would_fit(tmp_path: Path, monk
 @pytest.mark.usefixtures("_here")
 def test_plain_loads_the_frozen_base_in_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cogtune.training import setup
+    from cogtune.training.optimizers import build_optimizer as build
 
     seen = []
-    build = setup.build_optimizer
 
     def look(model: Any, config: Any) -> Any:
         frozen = {str(parameter.dtype) for parameter in model.parameters() if not parameter.requires_grad}
@@ -203,7 +203,7 @@ def test_plain_loads_the_frozen_base_in_fp32(tmp_path: Path, monkeypatch: pytest
         return build(model, config)
 
     monkeypatch.setattr(setup, "build_optimizer", look)
-    flags = {"precision": "bf16", "gradient_checkpointing": False}
+    flags: dict[str, Any] = {"precision": "bf16", "gradient_checkpointing": False}
     bench(request(tmp_path, **flags), ("preset", "plain"))
     assert seen == [({"torch.bfloat16"}, None, False), ({"torch.float32"}, False, True)]
 
@@ -215,7 +215,10 @@ def test_a_model_of_unknown_size_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_is_made_where_nothing_could_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = cards.Gpu("NVIDIA Card", 24 * 10**9, 0)
-    for there, told in (((), "there is no NVIDIA GPU here"), ((card,) * 2, "needs 8 GPUs, and this machine has 2 x")):
+    for there, told in (
+        ((), "this machine has no NVIDIA GPU"),
+        ((card,) * 2, "needs 8 GPUs, but this machine has 2 x"),
+    ):
         monkeypatch.setattr("cogtune.planning.fit.gpus", lambda there=there: there)
         with pytest.raises(UsageError, match=told):
             bench(request(tmp_path, preset="8xa100-sft-5b-zero3"))
@@ -447,7 +450,7 @@ def test_alone_is_for_what_one_process_can_tell(tmp_path: Path) -> None:
         ("zero2", 1, "--alone requires a run of several processes"),
         ("zero2-offload", 1, "--alone requires a run of several processes"),
     ):
-        flags = {"strategy": strategy, "num_processes": count}
+        flags: dict[str, Any] = {"strategy": strategy, "num_processes": count}
         with pytest.raises(UsageError, match=told):
             bench(replace(request(tmp_path, "cpu-sft-tiny", **flags), alone=True))
     assert list(tmp_path.iterdir()) == []
@@ -502,7 +505,7 @@ def test_two_processes_each_say_what_they_took(cogtune: Cogtune) -> None:
 
 @pytest.mark.usefixtures("_here")
 def test_another_preset_is_measured_beside_it(tmp_path: Path) -> None:
-    flags = {"type": "sft", "strategy": "stream", "precision": "bf16"}
+    flags: dict[str, Any] = {"type": "sft", "strategy": "stream", "precision": "bf16"}
     against = ("cpu-lora-tiny", resolve(preset_name="cpu-lora-tiny"))
     mine, other = bench(replace(request(tmp_path, preset="cpu-sft-tiny", **flags), against=against))
     assert (mine.preset, other.preset) == ("cpu-sft-tiny", "cpu-lora-tiny")

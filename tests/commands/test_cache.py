@@ -84,9 +84,9 @@ def test_verify_finds_every_kind_of_damage_and_the_next_run_mends_it(configured:
     assert checked == 19
     found = dict(damaged)
     assert found.keys() == {*latents[:3], *texts[:2], images[0]}
-    assert found[latents[0]] == found[texts[1]] == "its bytes are not those that were written"
+    assert found[latents[0]] == found[texts[1]] == "checksum mismatch"
     assert found[latents[2]] == "its shape is [32, 1, 8, 12], not [32, 3, 8, 12]"
-    assert found[texts[0]] == "it holds numbers that are not finite"
+    assert found[texts[0]] == "it has values that are not finite"
     assert not any(path.exists() for path in found)
     again = train.cache(configured())
     assert str(again.done) == "3 clips, 2 captions, 1 image"
@@ -103,7 +103,7 @@ def test_prune_keeps_what_this_configuration_uses_and_nothing_else(configured: C
     (store.root / "text" / "ab" / ".abc.safetensors.1-2.partial").write_bytes(b"half")
     unused = cache.unused(configured())[1]
     assert sorted(entry.kind for entry in unused) == ["latents"] * 6 + ["text"] * 6
-    with exclusive_folder(store.root), pytest.raises(CogtuneError, match="another process is at work"):
+    with exclusive_folder(store.root), pytest.raises(CogtuneError, match="another process is using"):
         cache.delete(store, unused)
     cache.delete(store, unused)
     left = {name for name in files(store.root) if "/" in name and not name.startswith("job/")}
@@ -135,7 +135,7 @@ def test_the_commands_print_it(configured: Configured, capsys: pytest.CaptureFix
     entry = next(store.entries())
     path = store.path(entry.kind, entry.key)
     path.write_bytes(path.read_bytes()[:-1])
-    assert f"{path}: it cannot be read" in said("--verify", status=1)
+    assert f"{path}: cannot read it" in said("--verify", status=1)
     assert said("--verify").endswith("18 entries read, 0 damaged\n")
     assert json.loads(said("--verify", "--json")) == {"entries": 18, "damaged": []}
     told = said("--prune", "--id-token", "sks")

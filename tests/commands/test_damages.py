@@ -10,12 +10,14 @@ import random
 import resource
 import shutil
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -121,14 +123,14 @@ class Tree:
         self.home = locate("tiny:2b").parent
         shutil.copytree(locate("tiny:2b"), root / "model")
         draw_dataset(root / "data", clips=2)
-        settings = {"model": str(root / "model"), "size": SIZE, "eval_every": 0}
-        shown = {"validation_prompts": "A disc.", "sample_every": 2, "sample_steps": 1}
+        settings: dict[str, Any] = {"model": str(root / "model"), "size": SIZE, "eval_every": 0}
+        shown: dict[str, Any] = {"validation_prompts": "A disc.", "sample_every": 2, "sample_steps": 1}
         plan = plan_for(root / "data", root / "out", steps=2, checkpoint_every=1, **settings, **shown)
         train_here(plan)
         shutil.rmtree(root / "out" / "checkpoint-2")
         assert self.resume().status == 0  # so that the launch files are those of a run that goes on
         LaunchFiles(root / "out" / "launch").report(0).write("done")
-        full = {"type": "sft", "steps": 1, "checkpoint_every": 1}
+        full: dict[str, Any] = {"type": "sft", "steps": 1, "checkpoint_every": 1}
         train_here(plan_for(root / "data", root / "full", **settings, **full))
         shutil.rmtree(root / "out" / "checkpoint-2")
         self.saved = self._contents()
@@ -357,6 +359,44 @@ def test_there_are_files_of_each_kind(tree: Tree, name: str) -> None:
 @pytest.mark.slow
 def test_a_sample_of_the_damages(tree: Tree, usual: Callable[[str], Outcome]) -> None:
     assert _all_tried(tree, usual, range(SAMPLED)) == []
+
+
+def _with_a_pipe(tree: Tree, path: Path, command: str) -> tuple[bool, Outcome]:
+    """Whether a command waited for a pipe in a file's place, and its outcome; one that waits is helped on its way."""
+    path.unlink()
+    os.mkfifo(path)
+    is_waited_for = threading.Event()
+
+    def come() -> None:
+        is_waited_for.set()
+        while not is_done.wait(0.1):
+            os.close(os.open(path, os.O_RDWR))
+
+    is_done = threading.Event()
+    helper = threading.Timer(SECONDS, come)
+    helper.start()
+    try:
+        outcome = getattr(tree, command)()
+    finally:
+        is_done.set()
+        helper.cancel()
+        helper.join()
+        path.unlink(missing_ok=True)
+        tree.restore()
+    return is_waited_for.is_set(), outcome
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders on Windows")
+def test_a_pipe_in_the_place_of_any_file_is_not_waited_for(tree: Tree, usual: Callable[[str], Outcome]) -> None:
+    faults = []
+    for name, kind in KINDS.items():
+        for command in kind.commands:
+            path, before = tree.files(kind)[0], usual(command)
+            waited, after = _with_a_pipe(tree, path, command)
+            fault = "waited" if waited else _fault(kind, path, tree.root, before, after, 0.0)
+            faults += [f"{command}, a pipe as the {name} {path.name}: {fault}: {after.err[-300:]}"] if fault else []
+    assert faults == []
 
 
 @pytest.mark.exhaustive

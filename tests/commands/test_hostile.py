@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
-from huggingface_hub.utils import close_session
+from huggingface_hub import close_session, constants
 
 from cogtune.cli import main
 from cogtune.data.synthetic import draw_dataset
@@ -96,8 +95,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(jobs, "fill_cache", fill_here)
         shutil.copytree(locate("tiny:2b"), root / "model")
         draw_dataset(root / "data", clips=2)
-        settings = {"model": str(root / "model"), "size": "9x64x96", "steps": 2, "checkpoint_every": 2}
-        shown = {"validation_prompts": "A disc.", "sample_every": 2, "sample_steps": 1, "eval_every": 0}
+        settings: dict[str, Any] = {"model": str(root / "model"), "size": "9x64x96", "steps": 2, "checkpoint_every": 2}
+        shown: dict[str, Any] = {"validation_prompts": "A disc.", "sample_every": 2, "sample_steps": 1, "eval_every": 0}
         train_here(plan_for(root / "data", root / "out", **settings, **shown))
     return root
 
@@ -186,7 +185,7 @@ def test_nothing_outside_is_touched(good: Path, home: Path, tmp_path: Path, monk
             faults += [(name, given.name, what, value, said[-600:]) for what, value in found.items() if value]
             before = after
         close_session()
-    assert faults == []
+    assert not faults, "\n".join(map(str, faults))
     kinds = ("data", "model", "run", "zero", "lora")
     assert noticed | REFUSED_NOWHERE >= {path.name for kind in kinds for path in tree.named(kind)}
     assert len(names) == 12

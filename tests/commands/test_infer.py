@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from huggingface_hub import constants
-from huggingface_hub.utils import close_session
+from huggingface_hub import close_session, constants
 from PIL import Image, ImageSequence
 from safetensors.torch import save_file
 
@@ -504,7 +503,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, lora: Callable[..., s
         for sign in (
             "--strength must be greater than 0 and at most 1, got 1.5",
             "--vram: 'much'",
-            f"there is no LoRA in {tmp_path / 'none'}",
+            f"no such file or folder: {tmp_path / 'none'}",
             f"--prompt: cannot read {tmp_path / 'none.txt'}",
             f"--video: no such file: {tmp_path / 'clop.mp4'}; did you mean {tmp_path / 'clip.mp4'}?",
             "clip.mp4 is",
@@ -553,6 +552,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serve(state) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         close_session()
         yield state
     close_session()
@@ -586,7 +587,7 @@ def test_a_lora_on_the_hub_is_given_by_its_id(
     monkeypatch.chdir(tmp_path)
     Path("out").mkdir()
     for path in ("out/checkpoint-5", "anna/x.safetensors", "./anna/boats"):
-        with pytest.raises(UsageError, match=f"there is no LoRA in {Path(path)}: no such file or folder"):
+        with pytest.raises(UsageError, match=f"no such file or folder: {Path(path)}"):
             fill_in(InferRequest(loras=(path,)))
     assert len(hub.requests) == asked, "what is a path is not looked for on the Hub"
 

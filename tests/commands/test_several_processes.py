@@ -79,7 +79,12 @@ class Together:
 
         def one(rank: int) -> str:
             self.is_machine(rank)
-            config = {"output": outputs[rank], "strategy": strategy, "num_machines": 2, "machine_rank": rank}
+            config: dict[str, Any] = {
+                "output": outputs[rank],
+                "strategy": strategy,
+                "num_machines": 2,
+                "machine_rank": rank,
+            }
             plan: Any = SimpleNamespace(config=RunConfig(num_processes=2, **config), resume=resume)
             accelerator: Any = SimpleNamespace(is_main_process=rank == 0)
             try:
@@ -121,7 +126,11 @@ def test_machines_with_other_settings_are_refused(tmp_path: Path, monkeypatch: p
     def ends(**other: Any) -> list[tuple[str, ...]]:
         def one(rank: int) -> tuple[str, ...]:
             together.is_machine(rank)
-            own = {"machine_rank": rank, "output": tmp_path / str(rank), "data": tmp_path / f"data{rank}"}
+            own: dict[str, Any] = {
+                "machine_rank": rank,
+                "output": tmp_path / str(rank),
+                "data": tmp_path / f"data{rank}",
+            }
             config = RunConfig(num_machines=2, num_processes=2, **own, **(other if rank else {}))
             plan: Any = SimpleNamespace(
                 config=config, resume_fingerprint={"data": "abc", "seed": config.seed}, total_steps=9
@@ -161,7 +170,7 @@ def test_machines_that_do_not_add_up_are_refused() -> None:
 
 
 def test_a_job_asks_for_what_the_run_needs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no folder nosuch"):
+    with pytest.raises(UsageError, match="no such folder: nosuch"):
         write_job(tmp_path / "bad.sh", resolve(flags={"data": "nosuch", "output": tmp_path / "bad"}))
     assert list(tmp_path.iterdir()) == []
     flags = {**TWO, "data": "someone/clips", "output": tmp_path / "out", "main_process_port": 1234}
@@ -188,7 +197,7 @@ def test_a_job_takes_no_files_place_and_carries_its_flags(clips: Path, tmp_path:
         script.write("# --partition\n")
     for place in ("job.sh", "job.yaml", "folder"):
         (tmp_path / "folder").mkdir(exist_ok=True)
-        assert f"{place} is there already" in cogtune(*run, place, status=2).err
+        assert f"{place} already exists" in cogtune(*run, place, status=2).err
     assert not (tmp_path / "folder.yaml").exists()
     assert "--slurm cannot be used with --smoke" in cogtune(*run, "smoke.sh", "--smoke", status=2).err
     said = cogtune(*run, "a job.sh", "--output", tmp_path / "an output of 5%").out
@@ -201,7 +210,7 @@ def test_a_job_that_cannot_run_is_not_written(tmp_path: Path, cogtune: Cogtune) 
     told = cogtune("train", "--preset", "cpu-sft-tiny", "--strategy", "zero3", "--slurm", "job.sh", status=2).err
     assert "strategy zero3 shares weights over GPUs" in told
     told = cogtune("train", "--preset", "8xa100-sft-5b-zero3", "--fit", "--slurm", "job.sh", status=2).err
-    assert "--fit chooses for NVIDIA GPUs" in told
+    assert "--fit requires an NVIDIA GPU" in told
     assert not (tmp_path / "job.sh").exists()
 
 

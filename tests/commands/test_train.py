@@ -119,7 +119,7 @@ def test_a_second_run_is_refused_and_ctrl_c_says_how_to_go_on(clips: Path, tmp_p
     running = start(tmp_path, "train", "--preset", "cpu-lora-tiny", "--data", clips, *FOREVER)
     wait_for_checkpoints(tmp_path / "out", running, 3)
     told = cogtune("train", "--resume", "latest", "--steps", 100000, status=1).err
-    assert "another process is at work in" in told
+    assert "another process is using" in told
     running.send_signal(signal.SIGINT)
     _, told = running.communicate(timeout=600)
     assert running.returncode == 130
@@ -181,7 +181,8 @@ def test_the_lora_in_plain_diffusers_gives_the_same_frames(
             "a red disc", num_frames=9, height=64, width=96, num_inference_steps=3, guidance_scale=6.0,
             generator=torch.Generator().manual_seed(42), output_type="np",
         ).frames[0]  # fmt: skip
-        return (frames * 255).round().astype(np.uint8)
+        rounded: np.ndarray[Any, Any] = (frames * 255).round().astype(np.uint8)
+        return rounded
 
     without = plainly()
     pipeline.load_lora_weights(tmp_path / "out")
@@ -253,9 +254,9 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
             continue
         merged = merge_checkpoint(output / "checkpoint-4", tmp_path / f"{strategy}-merged", dtype="fp32").output
         if kind == "lora":
-            ours, theirs = (load_file(folder / LORA_WEIGHTS_NAME) for folder in (output, merged))
-            assert ours.keys() == theirs.keys()
-            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+            saved, made = (load_file(folder / LORA_WEIGHTS_NAME) for folder in (output, merged))
+            assert saved.keys() == made.keys()
+            assert all(torch.equal(saved[name], made[name]) for name in saved)
         else:
             one = CogVideoXTransformer3DModel.from_pretrained(tmp_path / "one" / "checkpoint-4" / "transformer")
             other = CogVideoXTransformer3DModel.from_pretrained(merged / "transformer").state_dict()

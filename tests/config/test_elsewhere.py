@@ -210,7 +210,8 @@ def test_cogvideos_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "alpha: 64  # default of --lora_alpha of CogVideo\n" in (tmp_path / "run.yaml").read_text()
     assert "each GPU: weights" in run(capsys, "plan", "--config", tmp_path / "run.yaml").out
     assert (
-        "already there" in run(capsys, "import", tmp_path / "train.sh", "--output", tmp_path / "run.yaml", status=2).err
+        "already exists"
+        in run(capsys, "import", tmp_path / "train.sh", "--output", tmp_path / "run.yaml", status=2).err
     )
 
 
@@ -396,7 +397,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "a size": (cogvideo().replace("81x768x1360", "81x768"), "'81x768' is not a size"),
     "a side": (cogvideo().replace("81x768x1360", "81x760x1360"), "height 760 must be a multiple of 16"),
     "another model": (FINETRAINERS.replace('"cogvideox"', '"ltx_video"'), "ltx_video: cogtune trains CogVideoX alone"),
-    "no model": (cogvideo().replace("THUDM/CogVideoX1.5-5B-I2V", "/models/mine"), "neither a folder here nor"),
+    "no model": (cogvideo().replace("THUDM/CogVideoX1.5-5B-I2V", "/models/mine"), "neither a local folder nor"),
     "a missing list": (FINETRAINERS, "lists/training.json: there is no such file"),
     "no training": ("echo train.py\npython prepare.py\n", "starts no training"),
     "two trainings": (cogvideo() + "\npython train.py --model_path a\n", r"starts 2 trainings, in the lines \d+, \d+"),

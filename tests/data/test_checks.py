@@ -77,6 +77,7 @@ def special_clip(
     """A black clip with whatever a codec's context may be told; ``times`` are in parts of a second, ``rate`` each."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = *((96, 64) if rotation else (64, 96)), pixel_format
         for name, value in traits.items():
             setattr(stream.codec_context, name, value)
@@ -93,6 +94,7 @@ def _bare_stream(path: Path) -> None:
     """Motion JPEG outside of any container, which knows of no time."""
     with av.open(str(path), "w", format="mjpeg") as container:
         stream = container.add_stream("mjpeg", rate=25)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj420p"
         for _ in range(40):
             container.mux(stream.encode(av.VideoFrame(96, 64, "yuvj420p")))
@@ -102,6 +104,7 @@ def _bare_stream(path: Path) -> None:
 def sound(path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
+        assert isinstance(stream, av.AudioStream)
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
         silence.sample_rate = 16000
         container.mux(stream.encode(silence))

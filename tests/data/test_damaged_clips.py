@@ -22,7 +22,7 @@ FRAMES = 25
 
 def sources(folder: Path) -> list[bytes]:
     """Small clips as several programs write them: index in front and at the end, two codecs, key frames between."""
-    made = []
+    made: list[bytes] = []
     for codec, options in (
         ("libx264", {"movflags": "+faststart"}),
         ("libx264", {}),
@@ -33,6 +33,7 @@ def sources(folder: Path) -> list[bytes]:
         noise = np.random.default_rng(len(made)).integers(0, 256, (8, 12, 3), np.uint8)
         with av.open(str(path), "w", options=options) as container:
             stream = container.add_stream(codec, rate=8, options={"g": "10"})
+            assert isinstance(stream, av.VideoStream)
             stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
             for number in range(FRAMES):
                 picture = np.kron(np.roll(noise, number, axis=1), np.ones((8, 8, 1), np.uint8))[:48, :64]

@@ -172,7 +172,7 @@ def test_what_cannot_be_read_is_an_error_in_words(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(CogtuneError) as caught:
         read_dataset(tmp_path / "splits")
-    assert caught.value.hint == "pip install 'cogtune[datasets]'"
+    assert caught.value.hint == "run `pip install 'cogtune[datasets]'`"
 
 
 def test_a_saved_dataset_can_be_trained_on(tmp_path: Path, videos: list[Path], tiny: Callable[[str], Path]) -> None:

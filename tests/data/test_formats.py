@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -277,9 +277,9 @@ def test_a_damaged_parquet_file_is_told(tmp_path: Path) -> None:
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(CogtuneError, match="takes pyarrow, which is not installed") as caught:
+    with pytest.raises(CogtuneError, match="requires pyarrow, which is not installed") as caught:
         read_dataset(table(tmp_path, b"", "metadata.parquet"))
-    assert caught.value.hint == "pip install 'cogtune[parquet]'"
+    assert caught.value.hint == "run `pip install 'cogtune[parquet]'`"
 
 
 # ------------------------------------------------------------------------------------------------- bad rows
@@ -438,7 +438,7 @@ def test_lists_that_are_asked_for_and_not_there(tmp_path: Path) -> None:
 
 def test_every_format_has_one_layout() -> None:
     formats = [name for layout in LAYOUTS for name in layout.formats]
-    assert sorted(formats) == ["csv", "datasets", "jsonl", "lists", "parquet", "sidecar", "tsv"]
+    assert sorted(formats) == sorted(get_args(DataFormat))
     assert all(isinstance(layout, Layout) for layout in LAYOUTS)
 
 

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ RAMP = np.linspace(0, 65535, 64 * 48).round().astype(np.uint16).reshape(48, 64)
 EIGHT_BITS = np.rint(RAMP / 257).astype(int)
 
 
-def sixteen(path: Path, levels: np.ndarray = RAMP, **options: object) -> Path:
+def sixteen(path: Path, levels: np.ndarray = RAMP, **options: Any) -> Path:
     Image.fromarray(levels).save(path, **options)
     return path
 
@@ -52,7 +53,8 @@ def retagged(path: Path, tag: int, value: int) -> Path:
 
 @pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.pgm", "a.jp2"])
 def test_grey_of_sixteen_bits_is_scaled(tmp_path: Path, name: str) -> None:
-    pixels = read_image(sixteen(tmp_path / name, **({"irreversible": False} if name == "a.jp2" else {})))
+    options: dict[str, Any] = {"irreversible": False} if name == "a.jp2" else {}
+    pixels = read_image(sixteen(tmp_path / name, **options))
     assert pixels.shape == (48, 64, 3)
     assert pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - EIGHT_BITS[..., np.newaxis]).max() <= 1
@@ -188,7 +190,7 @@ def test_the_image_of_a_sample_video_is_looked_at_before_a_run(
     cutout(tmp_path / "see-through.png")
     Image.fromarray((RAMP / 65535).astype(np.float32)).save(tmp_path / "float.tiff")
     data = dataset(tmp_path / "data")
-    wanted = {"validation_prompts": "one:::two", "data": tmp_path / "data"}
+    wanted: dict[str, Any] = {"validation_prompts": "one:::two", "data": tmp_path / "data"}
     config = RunConfig(**wanted, validation_images=f"{tmp_path / 'see-through.png'}:::{tmp_path / 'float.tiff'}")
     with pytest.raises(UsageError) as caught:
         validation_set(config, read_spec(tiny("5b-i2v")), data)

@@ -1,6 +1,7 @@
 """The nano models' world, the detector that reads it, and the layout; their training scripts."""
 
-import importlib.util
+from __future__ import annotations
+
 import itertools
 import json
 import os
@@ -8,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -18,7 +21,7 @@ from cogtune.data.nano import detector, world
 from cogtune.system.digests import digest
 from cogtune.system.errors import CogtuneError, UsageError
 
-TOOLS = Path(__file__).parents[2] / "tools" / "nano"
+ROOT = Path(__file__).parents[2]
 RED_DISC = world.Subject("red", "disc", "right", "black")
 PINNED_HELD_OUT = "7b9dd95c306f529fc27bd69a29470fa0"
 PINNED_CAPTIONS = [
@@ -29,60 +32,70 @@ PINNED_CAPTIONS = [
 PINNED_MEANS = [[16.51, 56.33, 94.39], [31.66, 65.86, 88.15], [188.46, 217.25, 241.28]]
 Y, X = np.mgrid[0:64, 0:96] + 0.5
 
+Frames = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
+Cover = Callable[[int], npt.NDArray[np.float64]]
 
-def subjects(count, *, held_out=False):
+
+def subjects(count: int, *, held_out: bool = False) -> list[world.Subject]:
     every = world.known_subjects(held_out=held_out)
     return [every[place] for place in np.random.default_rng(3).choice(len(every), count, replace=False)]
 
 
-def new_subjects():
+def new_subjects() -> list[world.Subject]:
     words = itertools.product(world.NEW_COLOURS, world.NEW_SHAPES, world.NEW_MOTIONS)
     return [world.Subject(*three, background) for three in words for background in world.backgrounds_for(three[0])]
 
 
-def blurred(frames):
+def blurred(frames: Frames) -> npt.NDArray[np.float64]:
     """With a normal of one pixel's deviation along both sides."""
     weights = np.exp(-(np.arange(-3, 4) ** 2) / 2)
     weights /= weights.sum()
+    soft: npt.NDArray[np.float64] = frames.astype(float)
     for axis in (1, 2):
         padding = [(3, 3) if dim == axis else (0, 0) for dim in range(4)]
-        padded = np.pad(frames.astype(float), padding, mode="edge")
-        frames = sum(
-            weight * padded.take(range(start, start + frames.shape[axis]), axis) for start, weight in enumerate(weights)
+        padded = np.pad(soft, padding, mode="edge")
+        soft = np.sum(
+            [
+                weight * padded.take(range(start, start + soft.shape[axis]), axis)
+                for start, weight in enumerate(weights)
+            ],
+            axis=0,
         )
-    return frames
+    return soft
 
 
-def at_28_db(frames, random):
+def at_28_db(frames: Frames, random: np.random.Generator) -> Frames:
     """Blurred, and then as noisy as it takes for a PSNR of 28 dB, if the blur leaves that much: a poor VAE's work."""
     soft = blurred(frames)
     spare = max(0.0, 255**2 / 10**2.8 - ((soft - frames) ** 2).mean())
     return (soft + random.normal(0, spare**0.5, soft.shape)).clip(0, 255).round().astype(np.uint8)
 
 
-def clip_of(cover, paint=(222, 48, 52), background=(16, 16, 20)):
+def clip_of(cover: Cover, paint: Colour = (222, 48, 52), background: Colour = (16, 16, 20)) -> Frames:
     """A clip of the cover (0 to 1) that ``cover`` gives for each frame."""
     covers = np.stack([np.clip(cover(frame), 0, 1) for frame in range(17)])[..., None]
     return (np.array(background) * (1 - covers) + np.array(paint) * covers).round().astype(np.uint8)
 
 
-def across(frame):
+def across(frame: int) -> float:
     return 20 + 56 * frame / 16
 
 
-def disc(x, y=32.0, radius=12.0):
-    return 0.5 - (np.hypot(X - x, Y - y) - radius)
+def disc(x: float, y: float = 32.0, radius: float = 12.0) -> npt.NDArray[np.float64]:
+    cover: npt.NDArray[np.float64] = 0.5 - (np.hypot(X - x, Y - y) - radius)
+    return cover
 
 
 class TestWorld:
-    def test_a_scene_is_a_function_of_its_seed_and_number_alone(self):
+    def test_a_scene_is_a_function_of_its_seed_and_number_alone(self) -> None:
         together = world.training_scenes(5, range(40))
         alone = world.training_scenes(5, [31])[0]
         assert alone.caption == together[31].caption
         assert np.array_equal(world.draw(alone), world.draw(together[31]))
         assert not np.array_equal(world.draw(world.training_scenes(6, [31])[0]), world.draw(alone))
 
-    def test_what_a_seed_draws_is_that_of_this_version(self):
+    def test_what_a_seed_draws_is_that_of_this_version(self) -> None:
         assert world.WORLD_VERSION == 1
         scenes = world.training_scenes(0, range(3))
         assert [scene.caption for scene in scenes] == PINNED_CAPTIONS
@@ -90,7 +103,7 @@ class TestWorld:
         assert np.allclose(means, PINNED_MEANS, atol=0.02)
         assert digest(sorted(map(list, world.HELD_OUT))) == PINNED_HELD_OUT
 
-    def test_numpy_and_torch_draw_the_same(self):
+    def test_numpy_and_torch_draw_the_same(self) -> None:
         scenes = [
             world.scene_of(subject, np.random.default_rng(1)) for subject in [*subjects(12), *new_subjects()[::9]]
         ]
@@ -101,14 +114,14 @@ class TestWorld:
         assert apart.max() <= 1  # a half may be rounded either way
         assert (apart > 0).mean() < 1e-3
 
-    def test_edges_are_soft(self):
+    def test_edges_are_soft(self) -> None:
         frame = world.draw(world.scene_of(world.Subject("white", "disc", "still", "black"), np.random.default_rng(0)))[
             0
         ]
         between = (frame[..., 0] > 60) & (frame[..., 0] < 200)
         assert 20 < between.sum() < 120
 
-    def test_each_subject_comes_once_a_round_and_none_that_is_held_out(self):
+    def test_each_subject_comes_once_a_round_and_none_that_is_held_out(self) -> None:
         known = world.known_subjects()
         assert len(known) == 1655
         scenes = world.training_scenes(2, range(2 * len(known)))
@@ -117,24 +130,25 @@ class TestWorld:
         assert set(counts.values()) == {2}
         assert not {scene.subject.combination for scene in scenes} & world.HELD_OUT
 
-    def test_every_word_of_a_held_out_combination_is_known_from_others(self):
+    def test_every_word_of_a_held_out_combination_is_known_from_others(self) -> None:
         assert len(world.HELD_OUT) == len(world.held_out_prompts()) == 64
-        for place, names in enumerate((world.COLOURS, world.SHAPES, world.MOTIONS)):
+        every: tuple[Collection[str], ...] = (world.COLOURS, world.SHAPES, world.MOTIONS)
+        for place, names in enumerate(every):
             assert {words[place] for words in world.HELD_OUT} <= set(names)
             assert {subject.combination[place] for subject in world.known_subjects()} == set(names)
 
-    def test_new_words_are_in_no_training_caption(self):
+    def test_new_words_are_in_no_training_caption(self) -> None:
         captions = " ".join(scene.caption.lower() for scene in world.training_scenes(0, range(3000)))
         for word in [*world.NEW_COLOURS, *world.NEW_SHAPES, "beat", "zigzag"]:
             assert word not in captions
 
-    def test_shapes_stay_in_the_frame(self):
+    def test_shapes_stay_in_the_frame(self) -> None:
         for subject in [*subjects(200), *new_subjects()]:
             frames = world.draw(world.scene_of(subject, np.random.default_rng(8))).astype(int)
             sides = frames[:, :, [0, -1]]
             assert np.ptp(sides, axis=(0, 2)).max() <= 1, subject  # nothing but background left and right
 
-    def test_the_same_thing_is_said_in_many_ways(self):
+    def test_the_same_thing_is_said_in_many_ways(self) -> None:
         random = np.random.default_rng(0)
         said = {world.caption_of(RED_DISC, random) for _ in range(300)}
         assert len(said) > 40
@@ -145,7 +159,7 @@ class TestWorld:
 class TestDetector:
     @pytest.mark.parametrize("part", ["known", "held out", "new"])
     @pytest.mark.parametrize("seen", ["clean", "at 28 dB"])
-    def test_reads_every_clip_right(self, part, seen):
+    def test_reads_every_clip_right(self, part: str, seen: str) -> None:
         asked = {"known": subjects(60), "held out": subjects(40, held_out=True), "new": new_subjects()[::2]}[part]
         random = np.random.default_rng(9)
         pairs = []
@@ -184,7 +198,7 @@ class TestDetector:
             "stripes",
         ],
     )
-    def test_what_is_no_shape_of_the_world_is_none(self, cover):
+    def test_what_is_no_shape_of_the_world_is_none(self, cover: Cover) -> None:
         assert detector.detect(clip_of(cover)).shape is None
 
     @pytest.mark.parametrize(
@@ -197,11 +211,11 @@ class TestDetector:
         ],
         ids=["too short a way", "aslant", "anticlockwise", "leaping about"],
     )
-    def test_what_is_no_motion_of_the_world_is_none(self, centre):
+    def test_what_is_no_motion_of_the_world_is_none(self, centre: Callable[[int], tuple[float, float]]) -> None:
         reading = detector.detect(clip_of(lambda frame: disc(*centre(frame))))
         assert (reading.colour, reading.shape, reading.motion) == ("red", "disc", None)
 
-    def test_noise_is_nothing(self):
+    def test_noise_is_nothing(self) -> None:
         random = np.random.default_rng(4)
         for _ in range(20):
             fine = random.integers(0, 256, (17, 64, 96, 3)).astype(np.uint8)
@@ -210,11 +224,11 @@ class TestDetector:
                 reading = detector.detect(frames)
                 assert (reading.colour, reading.shape, reading.motion) == (None, None, None)
 
-    def test_another_colour_is_none(self):
+    def test_another_colour_is_none(self) -> None:
         assert detector.detect(clip_of(lambda frame: disc(across(frame)), paint=(120, 90, 60))).colour is None
         assert detector.detect(clip_of(lambda frame: disc(across(frame)), background=(120, 0, 90))).background is None
 
-    def test_a_reading_shows_only_what_it_says(self):
+    def test_a_reading_shows_only_what_it_says(self) -> None:
         reading = detector.detect(clip_of(lambda frame: disc(across(frame))))
         assert reading.shows(RED_DISC)
         for other in (("blue", "disc", "right"), ("red", "ring", "right"), ("red", "disc", "left")):
@@ -223,16 +237,8 @@ class TestDetector:
         assert reading.path[:, 2] == pytest.approx(12, abs=0.2)
 
 
-def load_tool(name, monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    spec = importlib.util.spec_from_file_location(f"nano_{name}", TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parts with random weights, in fp16 as they are shipped."""
     from transformers import T5Config, T5EncoderModel
 
@@ -249,12 +255,12 @@ def parts(tmp_path_factory):
 
 
 class TestLayout:
-    def test_all_together_stay_within_15_mb(self, parts):
+    def test_all_together_stay_within_15_mb(self, parts: Path) -> None:
         total = sum(file.stat().st_size for file in parts.rglob("*") if file.is_file())
         assert total < 15e6
 
     @pytest.mark.parametrize("name", ["2b", "5b", "5b-i2v", "1.5-5b-i2v"])
-    def test_plain_diffusers_loads_and_samples_it(self, parts, name, tmp_path):
+    def test_plain_diffusers_loads_and_samples_it(self, parts: Path, name: str, tmp_path: Path) -> None:
         from diffusers import DiffusionPipeline
         from PIL import Image
 
@@ -284,7 +290,7 @@ class TestLayout:
         assert latents.shape == (1, 6 if name.startswith("1.5") else 5, 16, 8, 12)
         assert torch.isfinite(latents).all()
 
-    def test_a_part_that_is_missing_is_named(self, parts, tmp_path):
+    def test_a_part_that_is_missing_is_named(self, parts: Path, tmp_path: Path) -> None:
         from cogtune.modeling.nano import write_nano
 
         with pytest.raises(UsageError, match=r"unknown nano model '1\.5-5b'"):
@@ -294,7 +300,7 @@ class TestLayout:
         assert not (tmp_path / "x").exists()
 
     @torch.no_grad()
-    def test_latents_are_given_their_deviation_and_decode_to_the_same(self):
+    def test_latents_are_given_their_deviation_and_decode_to_the_same(self) -> None:
         from cogtune.modeling.nano import new_vae, normalise_latents
 
         vae = new_vae().eval()
@@ -311,15 +317,15 @@ class TestLayout:
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
-def test_the_scripts_make_a_model_and_go_on_where_they_were(tmp_path):
+def test_the_scripts_make_a_model_and_go_on_where_they_were(tmp_path: Path) -> None:
     """All of tools/nano, a few steps each; what is done is left alone by the second call, what is missing is made."""
     parts = tmp_path / "nano"
-    command = [sys.executable, TOOLS / "make.py", "--parts", parts, "--smoke", "--variants", "5b-i2v"]
+    command = [sys.executable, "-m", "tools.nano.make", "--parts", parts, "--smoke", "--variants", "5b-i2v"]
     command += ["--vae-batch-size", "2", "--vae-crop", "9x32x32"]
     environment = os.environ | {"COGTUNE_HOME": str(tmp_path / "home")}
 
-    def made(*more):
-        done = subprocess.run([*map(str, command), *more], capture_output=True, text=True, env=environment)
+    def made(*more: str) -> str:
+        done = subprocess.run([*map(str, command), *more], cwd=ROOT, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -393,3 +393,26 @@ def test_no_value_of_a_table_is_unforeseen(tmp_path: Path, column: str, array: b
     assert len(wrong) >= 6
     for found in dataset.findings:
         f"{found.where} {found.message} {found.hint}".encode()
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("clips.zip", "unpack it, and give the folder"),
+        ("data/metadata.csv", "give the folder that it is in: ROOT/data"),
+        ("data/00000.tar", "give the folder that it is in: ROOT/data, with --format datasets"),
+        ("'data'", "did you mean data?"),
+        ("data ", "did you mean data?"),
+        (".\\data", "did you mean data?"),
+        ("Data", "did you mean data?"),
+        ("https://example.org/data.zip", "download it, and give the folder"),
+    ],
+)
+def test_what_is_given_in_place_of_a_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, hint: str
+) -> None:
+    lay_out(tmp_path, {"data/metadata.csv": "", "data/00000.tar": "", "clips.zip": ""})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CogtuneError) as caught:
+        read_dataset(Path(given))
+    assert caught.value.hint == hint.replace("ROOT", str(tmp_path))

@@ -68,6 +68,7 @@ def encode(
     pictures = list(frames)
     with av.open(str(path), "w", format=form) as target:
         stream = target.add_stream(codec, rate=rate, options={"crf": "10", "g": "20", **(options or {})})
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], pixel_format
         stream.codec_context.time_base = Fraction(1, rate)
         if matrix:
@@ -193,6 +194,7 @@ def test_colours_without_a_tag_are_those_of_players(
     stored = {1: (63, 102, 240), 5: (81, 90, 240)}[used]  # pure red, in limited range
     with av.open(str(tmp_path / "a.mp4"), "w") as target:
         stream = target.add_stream("libx264", rate=8, options={"crf": "1"})
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.colorspace = tag
         picture = av.VideoFrame(size[1], size[0], "yuv420p")
@@ -278,11 +280,13 @@ def joined(path: Path, *parts: Path) -> Path:
         for part in parts:
             with av.open(str(part)) as source:
                 packets = [packet for packet in source.demux(video=0) if packet.size]
-            begin, step = packets[0].dts, packets[1].dts - packets[0].dts
-            for packet in packets:
-                packet.pts, packet.dts, packet.stream = packet.pts - begin + past, packet.dts - begin + past, out
+            times = [packet.dts or 0 for packet in packets]
+            for packet, decoded in zip(packets, times, strict=True):
+                assert packet.pts is not None
+                later = past - times[0]
+                packet.pts, packet.dts, packet.stream = packet.pts + later, decoded + later, out
                 target.mux(packet)
-            past = packets[-1].dts + step
+            past += times[-1] - times[0] + times[1] - times[0]
     return path
 
 
@@ -396,7 +400,9 @@ def test_two_recordings_joined_into_one_go_on(tmp_path: Path, begins: int) -> No
 def test_every_usual_container_gives_what_it_promises(tmp_path: Path, codec: str, suffix: str) -> None:
     if codec not in av.codecs_available:
         pytest.skip(f"this build of PyAV has no {codec}")
-    traits = {"prores": {"pixel_format": "yuv422p10le"}, "mjpeg": {"pixel_format": "yuvj420p"}}.get(codec, {})
+    traits: dict[str, Any] = {"prores": {"pixel_format": "yuv422p10le"}, "mjpeg": {"pixel_format": "yuvj420p"}}.get(
+        codec, {}
+    )
     path = encode(tmp_path / f"a.{suffix}", numbered(40), codec=codec, options=QUIET, **traits)
     info = sound(path)
     assert (info.num_frames, info.times, info.interlaced) == (40, (), False)
@@ -484,9 +490,8 @@ def test_a_gif_is_see_through_only_if_it_is(tmp_path: Path, see_through: bool) -
     picture.putpalette([255, 0, 0, 0, 0, 255])
     picture.paste(0, (20, 0, 21, 48))
     path = tmp_path / "a.gif"
-    picture.save(
-        path, save_all=True, append_images=[picture] * 11, duration=40, **({"transparency": 0} if see_through else {})
-    )
+    options: dict[str, Any] = {"transparency": 0} if see_through else {}
+    picture.save(path, save_all=True, append_images=[picture] * 11, duration=40, **options)
     assert probe(path).alpha == see_through
 
 
@@ -512,6 +517,7 @@ def test_the_film_is_read_and_not_its_preview(tmp_path: Path, suffix: str, sizes
         streams = []
         for height, width in sizes:
             stream = target.add_stream("libx264", rate=25)
+            assert isinstance(stream, av.VideoStream)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             streams.append(stream)
         for pictures in zip(*(numbered(20, *size) for size in sizes), strict=True):
@@ -528,7 +534,9 @@ def test_a_large_poster_is_not_the_film(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as target:
         poster = target.add_stream("mjpeg", rate=25)
+        assert isinstance(poster, av.VideoStream)
         film = target.add_stream("libx264", rate=25)
+        assert isinstance(film, av.VideoStream)
         poster.height, poster.width, poster.pix_fmt = 480, 640, "yuvj420p"
         film.height, film.width, film.pix_fmt = 48, 64, "yuv420p"
         target.mux(poster.encode(av.VideoFrame.from_ndarray(next(numbered(1, 480, 640)), format="rgb24")))

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from cogtune.data.video.container import (
     check_decoded,
     decode_all,
 )
+from cogtune.data.video.container import opened as open_container
 from cogtune.data.video.stamp import FileChanged, Stamp, stamp_of
 from cogtune.system.errors import CogtuneError
 
@@ -57,7 +58,7 @@ def picture(height: int = 64, width: int = 96) -> np.ndarray:
 
 def encode(
     path: Path,
-    frames: Iterator[np.ndarray] | np.ndarray,
+    frames: Iterable[np.ndarray],
     *,
     codec: str = "libx264",
     rate: int = 25,
@@ -66,10 +67,11 @@ def encode(
     """A file as other programs write them: no colour tags, and whatever traits of the stream are given."""
     rotation = stream_traits.pop("rotation", 0)
     container_options = stream_traits.pop("container_options", {})
-    frames = list(frames)
+    pictures = list(frames)
     with av.open(str(path), "w", options=container_options) as container:
         stream = container.add_stream(codec, rate=rate, options={"crf": "10", "g": "20"})
-        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "yuv420p"
         if rotation:
             stream.set_display_rotation(rotation)
         for name, value in stream_traits.items():
@@ -131,9 +133,10 @@ def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path: Path) -> None:
     options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
     with av.open(str(whole)) as source, av.open(str(cut), "w", options=options) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
+        assert source.streams.video[0].time_base is not None
         frame = int(1 / (25 * source.streams.video[0].time_base))
         for packet in source.demux(video=0):
-            if packet.dts is not None and packet.pts >= 20 * frame:
+            if packet.dts is not None and packet.pts is not None and packet.pts >= 20 * frame:
                 packet.pts, packet.dts, packet.stream = packet.pts - skip * frame, packet.dts - skip * frame, stream
                 target.mux(packet)
     with av.open(str(cut)) as container:
@@ -197,6 +200,7 @@ def test_so_they_do_deep_in_a_clip_where_auto_takes_the_one_that_seeks(
         options["x264-params"] = "open-gop=1"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = 32, width, "yuv420p"
         for number in range(480):
             level = np.full((32, width, 3), number % 2 * 100, np.uint8)
@@ -274,7 +278,7 @@ def test_a_clip_that_is_exchanged_while_it_is_read_and_put_back_is_noticed(
     stamp = stamp_of(path)
     os.utime(other, ns=(stamp[1], stamp[1]))
     assert len(list(iter_frames(path, range(60), decoder, stamp=stamp))) == 60
-    opened, chances = video.opened, []
+    opened, chances = open_container, []
 
     @contextlib.contextmanager
     def exchanging(path: Path, stamp: Stamp | None = None) -> Iterator[Any]:
@@ -327,6 +331,7 @@ def broken(kind: str, clip: Path, folder: Path) -> Path:
     elif kind == "sound":
         with av.open(str(path), "w") as container:
             stream = container.add_stream("aac", rate=16000, layout="mono")
+            assert isinstance(stream, av.AudioStream)
             sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
             sound.sample_rate = 16000
             container.mux(stream.encode(sound))
@@ -438,7 +443,8 @@ def test_bytes_do_not_follow_where_in_memory_the_frames_lie(tmp_path: Path) -> N
     """x264's fastest way shared the bits of such scenes out in nearly as many ways as they were written."""
     draws = np.random.default_rng(0)
     scenes = draws.integers(0, 256, (17, 8, 12, 3)).repeat(8, 1).repeat(8, 2) + draws.integers(-10, 11, (17, 64, 96, 3))
-    frames, seen, held = scenes.clip(0, 255).astype(np.uint8), set(), []
+    held: list[np.ndarray] = []
+    frames, seen = scenes.clip(0, 255).astype(np.uint8), set()
     for size in draws.integers(100, 200_000, 12):
         held = [*held[-5:], np.full(size, 255, np.uint8)]
         write_video(tmp_path / "a.mp4", frames, 8)

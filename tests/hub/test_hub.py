@@ -19,8 +19,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import ModelCard, constants, hf_hub_download
-from huggingface_hub.utils import close_session
+from huggingface_hub import ModelCard, close_session, constants, hf_hub_download
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -965,7 +964,12 @@ def test_every_sample_video_of_a_trained_run_is_pushed_with_its_prompt(
     monkeypatch.setattr(jobs, "fill_cache", fill_here)
     prompts = ["A red disc, slowly.", "a red disc slowly", "ein Ball: «rot»"]
     out = tmp_path / "out"
-    flags = {"validation_prompts": ":::".join(prompts), "sample_steps": 2, "sample_every": 1, "checkpoint_every": 1}
+    flags: dict[str, Any] = {
+        "validation_prompts": ":::".join(prompts),
+        "sample_steps": 2,
+        "sample_every": 1,
+        "checkpoint_every": 1,
+    }
     train_here(plan_for(clips, out, steps=2, **flags))
     push(out, REPO)
     card = ModelCard(files_of(hub)["README.md"].decode())

@@ -17,14 +17,14 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import MOST_DESCRIPTION, read_archive
 from cogtune.system.errors import CogtuneError
-from tests.merge.test_merge import Bomb, assert_same, launch, loaded, rank_file
 from tests.support import SUPPORT
+from tests.support.merging import Bomb, assert_same, launch, loaded, rank_file
 from tests.support.zero_checkpoints import BUFFER, Weights, random_model, random_weights, write_zero
 
 
@@ -39,7 +39,7 @@ def write_sharded(folder: Path, weights: Weights, **more: Any) -> Path:
     """What torch.distributed.checkpoint makes of a model, in the place where accelerate puts it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no process group
-        dcp.save({"model": dict(weights), **more}, checkpoint_id=folder / "pytorch_model_fsdp_0", no_dist=True)
+        save({"model": dict(weights), **more}, checkpoint_id=folder / "pytorch_model_fsdp_0", no_dist=True)
     return folder
 
 
@@ -122,8 +122,8 @@ def test_a_universal_checkpoint_is_named_as_one(tmp_path: Path) -> None:
     for folder in (universal, tmp_path / "sft"):
         (tmp_path / "sft" / "latest").write_text("universal")
         told = refusal(folder, tmp_path / "base")
-        assert told.message == f"{universal} is a universal checkpoint of DeepSpeed, which is not merged"
-        assert told.hint == "give the checkpoint that ds_to_universal was run on"
+        assert told.message == f"{universal} is a DeepSpeed universal checkpoint, which is not supported"
+        assert told.hint == "pass the checkpoint that ds_to_universal was run on"
     (tmp_path / "sft" / "latest").write_text("pytorch_model")  # both stand in one folder: the other is merged
     merge_checkpoint(tmp_path / "sft", base=tmp_path / "base")
 
@@ -145,7 +145,7 @@ def test_a_weight_that_fsdp_lacks_is_not_taken_from_the_base(tmp_path: Path, bas
     """Its files do not say what was frozen."""
     weights = random_weights()
     del weights["proj_out.bias"]
-    assert refusal(write_sharded(tmp_path / "c", weights), base).details == ("it lacks proj_out.bias",)
+    assert refusal(write_sharded(tmp_path / "c", weights), base).details == ("proj_out.bias is missing",)
 
 
 def test_damage_to_shards_of_torch_is_refused_or_harmless(tmp_path: Path, base: Path) -> None:
@@ -183,7 +183,7 @@ def test_what_is_missing_of_shards_is_named(tmp_path: Path, base: Path) -> None:
     (tmp_path / "aside").rename(folder / "__0_0.distcp")
     (folder / ".metadata").unlink()
     told = refusal(checkpoint, base)
-    assert told.message == f"{checkpoint} is not a ZeRO checkpoint, nor one of FSDP"
+    assert told.message == f"{checkpoint} is neither a ZeRO nor an FSDP checkpoint"
     assert told.hint == f".metadata is written last: this save was not finished; what is there is in {folder}"
 
 
@@ -331,4 +331,4 @@ def test_a_tensor_of_a_shape_that_is_none_is_damage(tmp_path: Path, base: Path, 
     cut["stride"] = (second, second + 2)
     start, stop = cut[place]
     rewrite(path, description[:start] + half + description[stop:])
-    assert refusal(checkpoint, base).details == (f"{path.name} is damaged: its description cannot be read",)
+    assert refusal(checkpoint, base).details == (f"{path.name} is damaged: its index cannot be read",)

@@ -14,41 +14,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cogtune.encoding import jobs
-from cogtune.modeling.adapters import add_lora, save_lora
+from cogtune.modeling.adapters import save_lora
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.variants import LORA_WEIGHTS_NAME
+from tests.support.adapters import adapted, answer
+from tests.support.objectives import batch_of, objective
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, train_here
-from tests.training.test_objective import batch_of, objective
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "plain": {},
     "dropout": {"dropout": 0.5},
     "rslora": {"rslora": True},
     "dora": {"dora": True},
     "dora-rslora": {"dora": True, "rslora": True},
 }
-
-
-def adapted(folder: Path, *, dtype: torch.dtype = torch.float32, **kind: Any) -> CogVideoXTransformer3DModel:
-    """A model with an adapter whose every weight has moved from its start."""
-    transformer = CogVideoXTransformer3DModel.from_pretrained(folder / "transformer", dtype=dtype)
-    add_lora(transformer, rank=4, alpha=3, target_modules=["to_q", "to_out.0"], seed=1, **kind)
-    random = torch.Generator().manual_seed(3)
-    for name, parameter in transformer.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.dtype == torch.float32, name
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=random)
-    return transformer
-
-
-def answer(transformer: CogVideoXTransformer3DModel) -> torch.Tensor:
-    """The model's output for a fixed input."""
-    random = torch.Generator().manual_seed(4)
-    latents = torch.randn(1, 3, 16, 8, 12, generator=random)
-    text = torch.randn(1, 226, 32, generator=random)
-    with torch.no_grad():
-        output: torch.Tensor = transformer(latents, text, torch.tensor([500]), return_dict=False)[0]
-    return output
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +98,7 @@ def test_what_is_dropped_follows_from_the_sample_alone(tiny: Callable[[str], Pat
 
 def test_nothing_is_dropped_in_evaluation(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "fill_cache", fill_here)
-    shared = {"steps": 1, "learning_rate": 1e-12, "checkpoint_every": 1}
+    shared: dict[str, Any] = {"steps": 1, "learning_rate": 1e-12, "checkpoint_every": 1}
     plain = evaluations(train_here(plan_for(clips, tmp_path / "plain", **shared)))
     dropped = train_here(plan_for(clips, tmp_path / "dropped", lora_dropout=0.9, **shared))
     assert evaluations(dropped)[0] == plain[0]

@@ -39,7 +39,8 @@ def plainly(folder: Path, frames: Tensor, *, tile: int = 0) -> Tensor:
         vae.enable_tiling(tile_sample_min_height=tile, tile_sample_min_width=tile)
     whole = pixels_to_unit(frames, torch.float32).permute(1, 0, 2, 3).unsqueeze(0)
     with torch.no_grad():
-        return vae.encode(whole).latent_dist.parameters[0]
+        parameters: Tensor = vae.encode(whole).latent_dist.parameters[0]
+    return parameters
 
 
 def test_moments_are_diffusers_own(

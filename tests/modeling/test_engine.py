@@ -18,9 +18,10 @@ from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import load_file
 
 from cogtune.config.arrangement import KEEPS, Arrangement, Keep
+from cogtune.config.choices import parse_bytes
 from cogtune.config.presets import PRESETS
 from cogtune.config.resolving import resolve
-from cogtune.config.run_config import RunConfig, parse_bytes
+from cogtune.config.run_config import RunConfig
 from cogtune.data.video.clips import probe
 from cogtune.encoding import jobs
 from cogtune.modeling.adapters import add_lora
@@ -283,7 +284,7 @@ def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tight(monkeypatch: pytest.MonkeyPatch) -> None:
     """One slot for both blocks of a tiny model, and all that is kept, however small, on the host."""
-    really = memory.attach
+    really = attach
 
     def attach_tightly(transformer: Any, arrangement: Arrangement, **how: Any) -> Any:
         return really(transformer, replace(arrangement, slots=1), **how, smallest=0)
@@ -291,7 +292,7 @@ def tight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "attach", attach_tightly)
 
 
-ENGINE = {"stream_blocks": 2, "offload_activations": 2}
+ENGINE: dict[str, Any] = {"stream_blocks": 2, "offload_activations": 2}
 
 
 @pytest.mark.usefixtures("encode_here", "tight")
@@ -367,10 +368,11 @@ def test_more_memory_is_never_slower_and_the_budget_is_kept(gpu: str) -> None:
 
 
 def test_the_planner_leaves_what_was_given() -> None:
-    for flags, field in (
+    given: list[tuple[dict[str, Any], str]] = [
         ({"stream_blocks": 7}, "streamed_blocks"), ({"keep_everything": 3}, "kept_whole"),
         ({"offload_activations": 11}, "offloaded_blocks"),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for flags, field in given:
         arrangement, _ = planned("4090-lora-5b", "24GB", **flags)
         assert getattr(arrangement, field) == next(iter(flags.values()))
     assert planned("4090-lora-5b", "24GB", keep_activations="inputs")[0].keep == "inputs"
@@ -397,7 +399,7 @@ def test_a_slow_link_moves_less() -> None:
 def test_a_budget_that_is_too_small_is_refused_with_the_least_that_is_not() -> None:
     config = resolve(preset_name="4090-lora-5b", flags={"vram": "4GB"}).config
     with pytest.raises(
-        UsageError, match=r"--vram 4GB is not enough: by the estimate this run takes \d\.\d GB"
+        UsageError, match=r"--vram 4GB is not enough: this run is estimated to need at least \d\.\d GB"
     ) as caught:
         check_arrangement(config, spec_for("4090-lora-5b"))
     enough = caught.value.hint.split()[1].rstrip(",")

@@ -13,17 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from cogtune.commands import train
 from cogtune.encoding import jobs
-from cogtune.modeling.adapters import read_facts
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.run.checkpoints import read_state
+from cogtune.run.checkpoints import read_lora_facts, read_state
 from cogtune.run.run_yaml import read_run
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.conftest import Cogtune
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, train_here
 from tests.support.sampling import sampled
 
-ADAPTER = {"rank": 4, "alpha": 2.0, "target_modules": ["to_q", "ff.net.2"]}
-FAST = {"learning_rate": 1e-3, "checkpoint_every": 2, "steps": 2}
+ADAPTER: dict[str, Any] = {"rank": 4, "alpha": 2.0, "target_modules": ["to_q", "ff.net.2"]}
+FAST: dict[str, Any] = {"learning_rate": 1e-3, "checkpoint_every": 2, "steps": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +75,7 @@ def test_the_first_training_loss_is_the_one_that_going_on_would_have_had(
 ) -> None:
     """The first step's samples and noise depend on the seed and the step alone."""
     run, _ = trained
-    slow = {**FAST, "learning_rate": 1e-12}
+    slow: dict[str, Any] = {**FAST, "learning_rate": 1e-12}
     once = losses(train_here(plan_for(clips, tmp_path / "once", init_lora=run, **slow, seed=1)))
     again = losses(train_here(plan_for(clips, tmp_path / "again", init_lora=tmp_path / "once", **slow, seed=1)))
     base = losses(train_here(plan_for(clips, tmp_path / "base", **ADAPTER, **slow, seed=1)))
@@ -89,7 +88,7 @@ def test_where_it_began_is_recorded_and_a_resumed_run_needs_the_file_no_more(
 ) -> None:
     file = as_kohya(trained[0] / LORA_WEIGHTS_NAME, tmp_path / "k.safetensors", alpha=2.0)
     out = tmp_path / "out"
-    flags = {"init_lora": file, "learning_rate": 1e-3, "checkpoint_every": 1, "seed": 1}
+    flags: dict[str, Any] = {"init_lora": file, "learning_rate": 1e-3, "checkpoint_every": 1, "seed": 1}
     whole = train_here(plan_for(clips, tmp_path / "whole", **flags, steps=2))
     train_here(plan_for(clips, out, **flags, steps=2), stop_after=1)
     about = read_state(out / "checkpoint-1")["init_lora"]
@@ -101,7 +100,7 @@ def test_where_it_began_is_recorded_and_a_resumed_run_needs_the_file_no_more(
     resolved = train.configure(preset_name=None, file=None, flags={"output": out}, resume="latest")
     plan = train.prepare_run(resolved, resume="latest", overwrite=False, dry_run=False).plan
     assert losses(train_here(plan))[-1] == losses(whole)[-1]
-    assert read_facts(out / LORA_WEIGHTS_NAME)["init_lora"] == about
+    assert read_lora_facts(out / LORA_WEIGHTS_NAME)["init_lora"] == about
     with pytest.raises(UsageError, match="--init-lora cannot be used with --resume"):
         train.configure(preset_name=None, file=None, flags={"output": out, "init_lora": file}, resume="latest")
 
@@ -125,7 +124,7 @@ def test_what_the_run_asks_for_and_the_file_lacks_is_told_at_once(
         "target_modules: to_q (--target-modules), but the file has to_q, ff.net.2",
         "dora: on (--dora), and the file has it not",
     )
-    same = {**ADAPTER, "target_modules": ["ff.net.2", "attn1.to_q"]}
+    same: dict[str, Any] = {**ADAPTER, "target_modules": ["ff.net.2", "attn1.to_q"]}
     assert plan_for(clips, tmp_path / "same", init_lora=run, **same, **FAST).config.target_modules == (
         "ff.net.2",
         "attn1.to_q",
@@ -156,7 +155,7 @@ def test_a_file_that_does_not_say_alpha_takes_the_runs(
 
 
 def test_layers_of_several_ranks_cannot_be_one_runs(clips: Path, tmp_path: Path) -> None:
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for number, kind in enumerate("qk", 1):
         name = f"transformer.transformer_blocks.0.attn1.to_{kind}.lora_"
         tensors |= {f"{name}A.weight": torch.ones(number, 256), f"{name}B.weight": torch.ones(256, number)}

@@ -353,7 +353,8 @@ def overfit(folder: Path, *, steps: int, learning_rate: float) -> tuple[float, f
         noise = torch.randn(clean.shape, generator=random)
         signal, spread = alphas[step].sqrt(), (1 - alphas[step]).sqrt()
         noisy, target = signal * clean + spread * noise, signal * noise - spread * clean
-        return (predict(transformer, noisy, text, torch.tensor([step]), image, conditioning) - target).square().mean()
+        away = predict(transformer, noisy, text, torch.tensor([step]), image, conditioning) - target
+        return torch.mean(away.square())
 
     def evaluate() -> float:
         with torch.no_grad():

@@ -34,8 +34,8 @@ from cogtune.models.variants import VARIANTS
 from cogtune.system.errors import CogtuneError
 from cogtune.training.evaluate import evaluate
 from cogtune.training.objective import draw_noise
+from tests.support.objectives import Fake, batch_of, objective
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, set_up_here, train_here
-from tests.training.test_objective import Fake, batch_of, objective
 
 HELD_BY = {
     "image latents of 1.5 are divided by the factor": [
@@ -222,7 +222,13 @@ def test_deepspeed_has_no_schedule_of_its_own(strategy: Any) -> None:
 
 def test_evaluating_changes_nothing(clips: Path, tmp_path: Path) -> None:
     """Losses and weights are the same to the bit with an evaluation after every step and with none."""
-    shared = {"steps": 3, "lora_dropout": 0.3, "caption_dropout": 0.5, "precision": "bf16", "model": "tiny:5b"}
+    shared: dict[str, Any] = {
+        "steps": 3,
+        "lora_dropout": 0.3,
+        "caption_dropout": 0.5,
+        "precision": "bf16",
+        "model": "tiny:5b",
+    }
     often = train_here(plan_for(clips, tmp_path / "often", eval_every=1, **shared))
     never = train_here(plan_for(clips, tmp_path / "never", eval_every=0, **shared))
     assert len(evaluations(often)) == 4
@@ -257,7 +263,7 @@ def test_evaluation_is_shared_out_over_the_ranks(clips: Path, tmp_path: Path, mo
 
 
 def test_weights_that_were_not_gathered_are_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    from tests.modeling.test_adapters import adapted
+    from tests.support.adapters import adapted
 
     transformer = adapted(tiny("2b"))
     state = {name: weight for name, weight in transformer.state_dict().items() if "lora" in name}

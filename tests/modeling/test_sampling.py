@@ -61,9 +61,9 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "first.png"
 
 
-def pipeline_of(kind: type[DiffusionPipeline], folder: Path, scheduler: Any = None, **weights: Any) -> Any:
+def pipeline_of(kind: type[DiffusionPipeline], folder: Path, scheduler: Any = None) -> Any:
     """The guides' own recipe: diffusers alone, nothing of cogtune's."""
-    pipeline = kind.from_pretrained(folder, dtype=torch.float32, **weights)
+    pipeline = kind.from_pretrained(folder, dtype=torch.float32)
     if scheduler is None:
         shifted = pipeline.scheduler.config.snr_shift_scale != 1.0
         scheduler = CogVideoXDDIMScheduler if shifted else CogVideoXDPMScheduler
@@ -85,11 +85,7 @@ def as_bytes(video: Video) -> Video:
     return (video * 255).round().astype(np.uint8)
 
 
-def plainly(name: str, folder: Path, lora: Path | None = None, **weights: Any) -> Video:
-    kind = CogVideoXImageToVideoPipeline if name.endswith("i2v") else CogVideoXPipeline
-    pipeline = pipeline_of(kind, folder, **weights)
-    if lora is not None:
-        pipeline.load_lora_weights(lora)
+def plainly(name: str, pipeline: Any) -> Video:
     image = {"image": Image.fromarray(PICTURE)} if name.endswith("i2v") else {}
     return as_bytes(sampled_by(pipeline, num_frames=FRAMES, **image)[0])
 
@@ -118,7 +114,9 @@ def test_lora_merged_and_full_weights_give_the_frames_of_plain_diffusers(
     lora = lora_of(base, tmp_path / "pytorch_lora_weights.safetensors")
     ours = render_request(InferRequest(model=str(base), loras=(str(lora),), **shared))
     assert ours.shape == (FRAMES, 64, 96, 3)
-    assert np.array_equal(ours, plainly(name, base, lora))
+    pipeline = pipeline_of(CogVideoXImageToVideoPipeline if name.endswith("i2v") else CogVideoXPipeline, base)
+    pipeline.load_lora_weights(lora)
+    assert np.array_equal(ours, plainly(name, pipeline))
 
     changed = CogVideoXTransformer3DModel.from_pretrained(base / "transformer")
     with torch.no_grad():
@@ -133,7 +131,8 @@ def test_lora_merged_and_full_weights_give_the_frames_of_plain_diffusers(
     facts = {"base_model": f"tiny:{name}", "model_path": str(base), "size": size, "precision": "fp32"}
     (merged / "merge.json").write_text(json.dumps({"run": facts}))
     (checkpoint / "state.json").write_text(json.dumps({"format": FORMAT, "step": 2, "identity": {}, **facts}))
-    expected = plainly(name, base, transformer=changed)
+    pipeline.transformer = changed
+    expected = plainly(name, pipeline)
     assert np.abs(expected.astype(int) - ours).max() > 8
     for model in (merged, checkpoint.parent):
         assert np.array_equal(render_request(InferRequest(model=str(model), **shared)), expected), model
@@ -248,7 +247,7 @@ def test_streamed_weights_give_the_same_frames_to_the_bit(
         return [sampler.sample(making.load_inputs(recipe, rows, 42, scale)) for scale in both]
 
     plain = videos(SamplingArrangement())
-    assert not np.array_equal(*plain)
+    assert not np.array_equal(plain[0], plain[1])
     blocks = recipe.spec.num_layers
     for arrangement, room in (
         (SamplingArrangement(streamed_blocks=blocks, slots=1), None),

@@ -53,7 +53,8 @@ def plainly(folder: Path, image: Path | None, frames: int, **weights: Any) -> np
         prompt=PROMPT, num_frames=frames, height=64, width=96, num_inference_steps=2, guidance_scale=6.0,
         use_dynamic_cfg=not shifted, generator=torch.Generator().manual_seed(42), output_type="np", **given,
     ).frames[0]  # fmt: skip
-    return (video * 255).round().astype(np.uint8)
+    frames_of: np.ndarray[Any, Any] = (video * 255).round().astype(np.uint8)
+    return frames_of
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,13 @@ def test_trained_weights_in_a_plain_pipeline_give_the_same_frames(
     name: str, kind: str, clips: Path, tmp_path: Path, tiny: Callable[[str], Path]
 ) -> None:
     frames = 17 if name.startswith("1.5") else 9
-    flags = {"model": f"tiny:{name}", "type": kind, "size": f"{frames}x64x96", "alpha": 2, "learning_rate": 0.01}
+    flags: dict[str, Any] = {
+        "model": f"tiny:{name}",
+        "type": kind,
+        "size": f"{frames}x64x96",
+        "alpha": 2,
+        "learning_rate": 0.01,
+    }
     out = tmp_path / "out"
     train_here(plan_for(clips, out, steps=2, eval_every=0, **flags))
     image = None
@@ -109,7 +116,12 @@ def test_a_clip_is_learnt_to_less_than_half_of_what_knowing_nothing_gives(
         (tmp_path / name).write_text((clips / name).read_text().splitlines()[0] + "\n")
     (tmp_path / "videos").symlink_to(clips / "videos")
     targets = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
-    shared = {"lr_scheduler": "cosine", "warmup_steps": 20, "gradient_checkpointing": False, "target_modules": targets}
+    shared: dict[str, Any] = {
+        "lr_scheduler": "cosine",
+        "warmup_steps": 20,
+        "gradient_checkpointing": False,
+        "target_modules": targets,
+    }
     plan = plan_for(
         tmp_path, tmp_path / "out", model=model, cache_dir=tmp_path / "cache", allow_outside=True,
         eval_every=flags["steps"], **shared, **flags,

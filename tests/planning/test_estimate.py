@@ -200,15 +200,15 @@ def test_a_run_that_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
     assert "this machine has 1 x NVIDIA Card of 24.0 GB" in told("a100-lora-1.5-5b", cards(1, 24))
     assert "--preset 16gb-lora-1.5-5b;" in told("a100-lora-1.5-5b", cards(1, 24))
     assert "--strategy zero2-offload --num-processes 1" in told("8xa100-sft-5b-zero2", cards(1, 80))
-    assert "needs 8 GPUs, and this machine has 4 x" in told("8x4090-sft-2b-zero2", cards(4, 24))
+    assert "needs 8 GPUs, but this machine has 4 x" in told("8x4090-sft-2b-zero2", cards(4, 24))
     assert "no preset fits" in told("4090-lora-5b", cards(1, 4))
-    assert "there is no NVIDIA GPU here" in told("4090-lora-5b", Hardware((), 64 * GIB))
+    assert "this machine has no NVIDIA GPU" in told("4090-lora-5b", Hardware((), 64 * GIB))
     assert "8 GPUs" in told("8xa100-sft-5b-zero3", Hardware((), 64 * GIB))
 
 
 def test_no_strategy_is_proposed_that_the_optimizer_does_not_go_with() -> None:
     resolved = resolve(preset_name="4090-lora-5b", flags={"type": "sft", "optimizer": "came"})
-    with pytest.raises(UsageError, match="--fit found no way") as caught:
+    with pytest.raises(UsageError, match="--fit: no strategy for") as caught:
         fitted(resolved, spec_for("5b"), cards(8, 40))
     assert caught.value.hint == "nearest that fits: --optimizer adamw --strategy zero2 --num-processes 8"
     assert [detail.partition(":")[0] for detail in caught.value.details] == ["ddp", "the others"]
@@ -223,7 +223,7 @@ def test_what_fits_is_let_through_with_a_word_where_it_is_tight(capsys: pytest.C
     refuse_unfit(config, spec_for("5b"), cards(1, 25.7))
     assert capsys.readouterr().err == ""
     refuse_unfit(config, spec_for("5b"), cards(1, 25.7, used=10))
-    assert "it may run out of memory" in capsys.readouterr().err
+    assert "the run may be out of memory" in capsys.readouterr().err
 
 
 def test_the_hosts_memory_counts() -> None:
@@ -232,7 +232,7 @@ def test_the_hosts_memory_counts() -> None:
         machine = replace(cards(1, 80), host=gib * GIB)
         told = problems(big.config, estimate(big.config, spec), machine)
         assert (told == []) == fits
-        assert fits or f"GiB of host memory, and this machine has {gib} GiB" in told[0]
+        assert fits or f"GiB of host memory, but this machine has {gib} GiB" in told[0]
     with pytest.raises(UsageError) as caught:
         fitted(big, spec, replace(cards(1, 80), host=48 * GIB))
     assert [line.partition(": ")[0] for line in caught.value.details] == ["ddp", "zero2-offload", "stream"]
@@ -277,9 +277,9 @@ def test_fit_takes_all_gpus_and_the_fastest_strategy_that_fits() -> None:
     assert chosen("8xa100-sft-5b-zero3", cards(1, 80)) == ("zero2-offload", 1)
     assert chosen("a100-sft-2b", cards(8, 24)) == ("zero2", 8)
     assert chosen("4090-lora-5b", cards(4, 24)) == ("ddp", 4)
-    with pytest.raises(UsageError, match="--fit chooses for NVIDIA GPUs, and there is none here"):
+    with pytest.raises(UsageError, match="--fit requires an NVIDIA GPU"):
         fitted(resolve(preset_name="cpu-sft-tiny"), spec_of("tiny:2b"), Hardware((), 64 * GIB))
-    with pytest.raises(UsageError, match="--fit found no way"):
+    with pytest.raises(UsageError, match="--fit: no strategy for"):
         fitted(resolve(preset_name="4090-lora-5b"), spec_for("5b"), cards(1, 12))
 
 
@@ -312,7 +312,7 @@ def test_an_outlook_counts_disk_and_time() -> None:
     assert shown["disk: checkpoints"].startswith("6.34 GB, 1.59 each")  # three, and the next while it is written
     assert shown["fits"] == "yes"
     assert shown["optimizer steps"] == "2,000 of 1 samples"
-    assert "hours in all" in shown["time"]
+    assert "hours in total" in shown["time"]
     assert shown["command"].startswith("accelerate launch --config_file out/launch/accelerate.yaml")
 
 

@@ -26,6 +26,7 @@ from cogtune.report.findings import MOST_FINDINGS
 from cogtune.report.pictures import Picture, Shown, bytes_each, first_middle_last, picture, to_jpeg
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError
+from tests.conftest import Cogtune
 from tests.support.html_pages import Element, parse, pixels
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)
@@ -282,7 +283,7 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         write_dataset_report(tmp_path / "file" / "report.html", looked, workers=0)
 
 
-def test_the_command_writes_the_page_and_prints_where(cogtune, clips: Path, tmp_path: Path) -> None:
+def test_the_command_writes_the_page_and_prints_where(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
     words = ("dataset", "validate", clips, "--preset", "cpu-lora-tiny", "--report", "r/page.html", "--report-clips", 2)
     assert cogtune(*words).out.splitlines()[-1] == "written to r/page.html"
     page = parse(tmp_path / "r" / "page.html")

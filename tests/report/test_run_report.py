@@ -254,7 +254,13 @@ def test_a_page_is_there_from_the_first_measurement_on(
         return output / "report.html"
 
     monkeypatch.setattr(worker, "write_run_report", look)
-    settings = {"steps": 2, "eval_every": 1, "validation_prompts": "A disc.", "sample_every": 2, "sample_steps": 1}
+    settings: dict[str, Any] = {
+        "steps": 2,
+        "eval_every": 1,
+        "validation_prompts": "A disc.",
+        "sample_every": 2,
+        "sample_steps": 1,
+    }
     train_here(plan_for(clips, tmp_path / "out", **settings))
     under_way = [f"Under way. {step} of 2 steps are done." for step in (0, 0, 1, 2, 2)]
     assert drawn == list(zip([*under_way, "Finished. All 2 steps are done."], [0, 1, 1, 1, 2, 2], strict=True))

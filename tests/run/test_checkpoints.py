@@ -18,12 +18,11 @@ from cogtune.commands import train
 from cogtune.data.cache.index import Index
 from cogtune.data.prompts import load_prompts
 from cogtune.encoding import jobs
-from cogtune.modeling.adapters import read_facts
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run import launch
-from cogtune.run.checkpoints import check_fits, checkpoints, read_state
+from cogtune.run.checkpoints import check_fits, checkpoints, read_lora_facts, read_state
 from cogtune.run.plan import Plan
-from cogtune.system import console, folders
+from cogtune.system import console
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.json_files import is_sealed, read_json, sealed
 from cogtune.training import checkpoint, worker
@@ -128,7 +127,8 @@ def test_step_and_folder_agree(clips: Path, tmp_path: Path) -> None:
 def test_a_resume_that_does_not_fit_says_so_by_name(clips: Path, tmp_path: Path) -> None:
     train_here(plan_for(clips, tmp_path / "out", steps=1, rank=2))
     told = []
-    for change in ({"model": "tiny:5b"}, {"rank": 4}):
+    changes: list[dict[str, Any]] = [{"model": "tiny:5b"}, {"rank": 4}]
+    for change in changes:
         with pytest.raises(CogtuneError, match="does not fit this run") as caught:
             plan_for(clips, tmp_path / "out", steps=2, resume="latest", **{"rank": 2, **change})
         told.append(caught.value.details)
@@ -195,14 +195,14 @@ def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(
             raise PermissionError(1, "Operation not permitted")
         return rename(path, target)
 
-    monkeypatch.setattr(folders.shutil, "rmtree", refuse)
+    monkeypatch.setattr("shutil.rmtree", refuse)
     monkeypatch.setattr(Path, "rename", stay)
     out = tmp_path / "out"
     train_here(plan_for(clips, out, steps=4, checkpoint_every=1, keep_checkpoints=1))
     assert [path.name for path in checkpoints(out)] == ["checkpoint-2", "checkpoint-4"]
     told = capsys.readouterr().err
     assert "warning:" in told
-    assert "could not be deleted (Operation not permitted): nothing needs it" in told
+    assert "(Operation not permitted); it is no longer needed" in told
     assert f"cannot delete {out / 'checkpoint-2'}: Operation not permitted; the checkpoint is kept" in told
     assert (out / LORA_WEIGHTS_NAME).is_file()
     monkeypatch.undo()
@@ -302,18 +302,18 @@ def test_a_plan_that_was_changed_by_hand_is_taken_and_told(
 def test_a_damaged_header_of_a_lora_is_told(clips: Path, tmp_path: Path) -> None:
     train_here(plan_for(clips, tmp_path / "out", steps=1, rank=2, alpha=4))
     path = tmp_path / "out" / LORA_WEIGHTS_NAME
-    whole, wanted, refused = path.read_bytes(), read_facts(path), 0
+    whole, wanted, refused = path.read_bytes(), read_lora_facts(path), 0
     assert wanted["alpha"] == 4
     assert not {"checksum", "adapter"} & wanted.keys()
     size = 8 + int.from_bytes(whole[:8], "little")
     for damaged in damages(whole[:size], 150, 9):
         path.write_bytes(damaged + whole[size:])
         try:
-            assert read_facts(path) == wanted
+            assert read_lora_facts(path) == wanted
         except CogtuneError as error:
             refused += 1
             assert str(path) in error.message  # noqa: PT017
     assert refused > 60
     path.write_bytes(whole.replace(b'lora_alpha\\": 4.0', b'lora_alpha\\": 9.0'))
     with pytest.raises(CogtuneError, match="its header has another LoRA's configuration"):
-        read_facts(path)
+        read_lora_facts(path)

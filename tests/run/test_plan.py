@@ -17,6 +17,7 @@ from cogtune.config.launchers import deepspeed_config
 from cogtune.config.presets import PRESETS
 from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
+from cogtune.config.strategies import Strategy
 from cogtune.models.checkpoint_configs import published_spec
 from cogtune.models.variants import VARIANTS
 from cogtune.run.launch import write_files
@@ -74,7 +75,7 @@ def test_every_presets_launch_files_are_read_by_their_own_readers(preset: str, t
 
 
 @pytest.mark.parametrize(("strategy", "parts"), [("zero2-offload", 1), ("zero3-offload", 2)])
-def test_offload_does_without_pinned_memory_where_that_is_asked(strategy: str, parts: int) -> None:
+def test_offload_does_without_pinned_memory_where_that_is_asked(strategy: Strategy, parts: int) -> None:
     value = deepspeed_config(RunConfig(type="sft", strategy=strategy, pin_memory=False))
     zero = DeepSpeedConfig(value).zero_config
     offloads = [part for part in (zero.offload_optimizer, zero.offload_param) if part is not None]

@@ -19,11 +19,11 @@ sound_look = inspection.look
 
 def look(limit: float, job: InspectionJob, beat: Beat) -> Inspection:
     """What stands in for :func:`cogtune.data.validation.inspection.look`."""
-    inspection.probe = probe
+    inspection.probe = probe  # type: ignore[attr-defined]
     return sound_look(limit, job, beat)
 
 
-def probe(path: Path, tick: Callable[[], None]) -> VideoInfo:
+def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
     kind = path.stem.split("-")[0]
     if kind == "crash":
         ctypes.string_at(0)

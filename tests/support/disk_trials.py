@@ -69,7 +69,7 @@ class Work:
         clean: done in the trial's folder before the work is done again, as a run does at its start.
     """
 
-    prepare: Callable[[Path], None]
+    prepare: Callable[[Path], object]
     do: Callable[[Path], None]
     stands: Callable[[Path], str]
     clean: Callable[[Path], None] = lambda _trial: None
@@ -152,7 +152,7 @@ def _alone() -> None:
         gathered[0] = value
 
     assert torch.distributed.get_world_size() == 1
-    torch.distributed.all_gather_object = gather
+    torch.distributed.all_gather_object = gather  # type: ignore[assignment]
     for name in ("barrier", "all_reduce", "broadcast"):
         setattr(torch.distributed, name, lambda *_, **__: None)
 
@@ -175,10 +175,10 @@ def caching(root: Path) -> Work:
         log.write_bytes(b"")
         status = encoding.main([command[-1]])
         said = [report.read() for report in reports]
-        processes._raise_for(said, log, status, [], lambda: "run it again", lambda _log: None, is_last=False)
+        processes._raise_for(said, None, log, status, [], lambda: "run it again", lambda _log: None, is_last=False)
 
     jobs.process.supervise = supervise  # type: ignore[attr-defined]
-    encoding.default_workers = lambda *_: 0
+    encoding.default_workers = lambda *_: 0  # type: ignore[attr-defined]
     encoders.TextEncoder = functools.cache(encoders.TextEncoder)  # type: ignore[assignment,misc]
     words = ("--model", "tiny:2b", "--size", "9x64x96")
     draw_dataset(root / "new", clips=2)
@@ -216,7 +216,7 @@ def caching(root: Path) -> Work:
 def _small_run(root: Path) -> Path:
     """The folder of a LoRA run of two steps that has shown a video."""
     jobs.fill_cache = fill_here
-    shown = {"validation_prompts": "A disc.", "sample_every": 2, "sample_steps": 1, "eval_every": 0}
+    shown: dict[str, Any] = {"validation_prompts": "A disc.", "sample_every": 2, "sample_steps": 1, "eval_every": 0}
     train_here(plan_for(Path(os.environ["DISK_TRIALS_DATA"]), root / "run", steps=2, **shown))
     return root / "run"
 
@@ -264,8 +264,7 @@ def reporting(root: Path) -> Work:
 
 def pushing(root: Path) -> Work:
     """A run whose LoRA names paths of this machine, so that a copy without them is made, over an earlier push."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import close_session
+    from huggingface_hub import close_session, constants
 
     out = _small_run(root)
     hub = Hub(users={TOKEN: "anna"})
@@ -349,7 +348,8 @@ def main() -> None:
     """One trial for each line."""
     what, root = sys.argv[1], Path(sys.argv[2])
     work = KINDS[what](root)
-    said, usual = root / "said", set()
+    said = root / "said"
+    usual: set[str] = set()
     for number, line in enumerate(sys.stdin):
         at, fault = map(int, line.split())
         trial = root / f"trial-{number}"

@@ -61,7 +61,7 @@ def start_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> list[Ba
     files, count = LaunchFiles(plan.config.output / "launch"), plan.config.num_processes
     port = free_port()
     files.log.parent.mkdir(parents=True, exist_ok=True)
-    workers = []
+    workers: list[BaseProcess] = []
     for rank in range(count):
         files.report(rank).reserve()
         own = launch_variables(plan, rank, port) if count > 1 else {"RANK": "0", "LOCAL_RANK": "0"}

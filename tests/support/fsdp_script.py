@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from accelerate.utils import save_fsdp_model, save_fsdp_optimizer
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -42,13 +42,16 @@ def train(output: Path, make: Callable[[], Any], names: dict[str, str], dtype: t
         folder = output / name
         if layout == "dcp":
             state = {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)}
-            dcp.save({**state, "step": STEPS}, checkpoint_id=folder)
+            save({**state, "step": STEPS}, checkpoint_id=folder)
         else:
             plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=layout)
             save_fsdp_model(plugin, accelerator, model, str(folder))
             save_fsdp_optimizer(plugin, accelerator, optimizer, model, str(folder))
         if accelerator.is_main_process:
-            save_file({key: value.contiguous().clone() for key, value in full.items()}, folder / "held.safetensors")
+            save_file(
+                {key: value.contiguous().clone() for key, value in full.items() if isinstance(value, torch.Tensor)},
+                folder / "held.safetensors",
+            )
 
 
 def main() -> None:

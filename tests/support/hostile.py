@@ -226,12 +226,15 @@ class HostileTree:
                 ("dataset", "cache", good_data, "--model", model, *size, "--cache-dir", home / "cache"),
             )
             train = ("train", "--preset", "cpu-lora-tiny", "--data", good_data, "--model", model, *size)
-            yield "train", model, (*train, "--output", home / "out", "--steps", 1, "--dry-run")
+            yield "train", model, (*train, "--output", home / "dry", "--steps", 1, "--dry-run")
         for run in self.named("run"):
-            yield "train", run, ("train", "--config", run / "run.yaml", "--output", run, "--dry-run", "--overwrite")
+            if run.name != "run-settings":  # whoever names a link has asked for it
+                settings = ("--config", run / "run.yaml", "--output", run)
+                yield "train", run, ("train", *settings, "--dry-run", "--overwrite")
             yield "resume", run, ("train", "--resume", "latest", "--output", run)
             yield "infer", run, ("infer", "--lora", run, "--steps", 1)
-            yield "merge", run, ("merge-zero", run / "checkpoint-2", "--output", home / "merged")
+            if run.name != "run-checkpoint":
+                yield "merge", run, ("merge-zero", run / "checkpoint-2", "--output", home / "merged")
             yield "report", run, ("report", run)
             yield "push", run, ("push", run, "anna/boats")
         for zero in self.named("zero"):

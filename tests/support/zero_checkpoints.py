@@ -80,7 +80,7 @@ def write_zero(
             for name in frozen
         }
         saved = stage > 1 and with_frozen
-        state = {
+        state: dict[str, Any] = {
             "module": module,
             "buffer_names": [BUFFER],
             "param_shapes": shapes,
@@ -104,7 +104,7 @@ def write_zero(
             parts = parted(whole, ranks, 2 * ranks)
             padding = sum(part.numel() for part in parts) - whole.numel()
             flats.append(parts[rank][: parts[rank].numel() - padding] if rank == ranks - 1 else parts[rank])
-        adam = {"state": {0: {"step": torch.tensor(float(step))}}, "param_groups": [{"lr": 1e-3}]}
+        adam: dict[str, Any] = {"state": {0: {"step": torch.tensor(float(step))}}, "param_groups": [{"lr": 1e-3}]}
         state = {"zero_stage": stage, "partition_count": ranks if stage == 3 else [ranks, ranks]}
         if stage == 3:
             state |= {"fp32_flat_groups": flats, "optimizer_state_dict": adam}

@@ -62,7 +62,8 @@ def loss_of(model: Any, step: int, rank: int, dtype: torch.dtype) -> torch.Tenso
     latents = torch.randn(1, 3, 4, 4, 4, generator=generator).to(dtype)
     text = torch.randn(1, 5, 17, generator=generator).to(dtype)
     out = model(latents, text, torch.tensor([500]), return_dict=False)[0]
-    return out.float().pow(2).mean()
+    loss: torch.Tensor = out.float().pow(2).mean()
+    return loss
 
 
 def held(engine: Any) -> dict[str, torch.Tensor]:

@@ -78,7 +78,7 @@ def test_jobs_are_taken_up_as_there_is_room_and_nothing_is_left_at_work() -> Non
         return range(100)
 
     options = PoolOptions[int](patience=60, preload=["numpy"], most_held=4, cost=lambda _: 1, most_cost=100)
-    with processing(answer, (taken.append(job) or job for job in jobs()), 2, options) as found:  # type: ignore[func-returns-value]
+    with processing(answer, (taken.append(job) or job for job in jobs()), 2, options) as found:
         next(found)
         time.sleep(1.0)
         assert len(taken) <= 6  # held, one given out, one looked at

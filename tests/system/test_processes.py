@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -81,7 +82,7 @@ def test_out_of_memory_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_killed_is_told_with_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(CogtuneError, match="died without a word") as caught:
+    with pytest.raises(CogtuneError, match="died without an error message") as caught:
         watched(tmp_path, "print('last words', file=sys.stderr, flush=True)\nimport os\nos.kill(os.getpid(), 9)")
     assert caught.value.details[-1] == "last words"
     assert "go on so" in caught.value.hint
@@ -104,7 +105,7 @@ def test_a_stop_is_told_while_the_main_thread_cannot_look(tmp_path: Path, capfd:
     with pytest.raises(StoppedError):
         watched(tmp_path, busy)
     told = capfd.readouterr().err.splitlines()
-    assert told == ["stopping in good order (once more to stop at once)", "the end of a long step"]
+    assert told == ["stopping cleanly (press again to stop at once)", "the end of a long step"]
 
 
 def test_a_signal_that_comes_too_late_for_the_work_stops_what_would_follow(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_a_signal_that_comes_too_late_for_the_work_stops_what_would_follow(tmp_p
 
 def test_a_report_of_an_earlier_run_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / "rank-0.json").write_text('{"pid": 1, "status": "done"}')
-    with pytest.raises(CogtuneError, match="died without a word"):
+    with pytest.raises(CogtuneError, match="died without an error message"):
         supervise(
             [sys.executable, "-c", "pass"], [WorkerReport(tmp_path / "rank-0.json")], tmp_path / "log",
             environment={}, if_stopped=str,
@@ -135,7 +136,7 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "in\n"
-    with pytest.raises(CogtuneError, match="another process is at work"), exclusive_folder(tmp_path):
+    with pytest.raises(CogtuneError, match="another process is using"), exclusive_folder(tmp_path):
         pytest.fail("got in")
     holder.kill()
     holder.communicate()
@@ -143,7 +144,7 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(("untold", "told"), [(60.0, ""), (0.0, "waiting for another process that is at work in")])
+@pytest.mark.parametrize(("untold", "told"), [(60.0, ""), (0.0, "waiting for another process that is using")])
 def test_one_may_wait_for_the_other_and_says_so_when_it_takes_long(
     untold: float, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,30 +275,30 @@ def test_nothing_is_left_of_a_command(tmp_path: Path, how: str, at_work: bool, l
 
 
 @pytest.mark.parametrize(
-    ("exitcode", "first", "foreseen", "told"),
+    ("killed_by", "first", "foreseen", "told"),
     [
-        ("-9", 101, False, "process 1 of 2 was killed by signal 9"),
-        ("1", 101, True, "the cause"),
-        ("1", 100, True, "what followed"),
-        ("1", 100, False, "the cause"),
+        (9, 101, False, "process 1 of 2 was killed by signal 9"),
+        (0, 101, True, "the cause"),
+        (0, 100, True, "what followed"),
+        (0, 100, False, "the cause"),
     ],
 )
 def test_of_several_deaths_the_first_is_told(
-    tmp_path: Path, exitcode: str, first: int, foreseen: bool, told: str
+    tmp_path: Path, killed_by: int, first: int, foreseen: bool, told: str
 ) -> None:
     """The other processes fail because of it, and say so first; often in words that are not ours."""
     reports = [WorkerReport(tmp_path / f"rank-{rank}.json") for rank in range(2)]
-    ends = {
+    ends: dict[str, dict[str, Any]] = {
         "rank-0.json": {"pid": 100, "status": "failed", "message": "what followed", "foreseen": foreseen},
-        "rank-1.json": {"pid": 101, "status": "running" if exitcode == "-9" else "failed", "message": "the cause"},
+        "rank-1.json": {"pid": 101, "status": "running" if killed_by else "failed", "message": "the cause"},
     }
-    rest = {"hint": "", "details": [], "exit_code": 1, "foreseen": True}
+    rest: dict[str, Any] = {"hint": "", "details": [], "exit_code": 1, "foreseen": True}
     launcher = (
         f"import pathlib, sys\nfolder = pathlib.Path({str(tmp_path)!r})\n"
         f"for name, end in { ({name: json.dumps(rest | end) for name, end in ends.items()})!r}.items():\n"
         "    (folder / name).write_text(end)\n"
-        "print('Failures:\\n  exitcode  : 1 (pid: 100)\\n---\\nRoot Cause (first observed failure):\\n[0]:\\n'\n"
-        f"      '  rank      : 1 (local_rank: 1)\\n  exitcode  : {exitcode} (pid: {first})', file=sys.stderr)\n"
+        "from cogtune.system.first_death import Death\n"
+        f"Death({first}, {killed_by}).tell()\n"
         "sys.exit(1)\n"
     )
     with pytest.raises(CogtuneError, match=told):

@@ -212,7 +212,7 @@ def test_no_character_that_a_terminal_obeys_is_printed(
     }
     show[where]()
     said.flush()
-    printed = said.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    printed = said.buffer.getvalue().decode()
     assert not set(printed) & set(UNSEEN) - set("31mgnp.exe")
     assert "gnp.exe" in printed
     if where == "emit":

@@ -17,9 +17,9 @@ from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import Plan
 from cogtune.system.errors import CogtuneError
 from tests.conftest import Cogtune
+from tests.support.checkpoint_contents import assert_whole, differing, held
 from tests.support.forked_workers import kill_workers, run_workers, start_workers
 from tests.support.runs_in_process import fill_here, plan_for, read_lines
-from tests.training.test_resume import assert_whole, differing, held
 
 pytestmark = [pytest.mark.slow]
 

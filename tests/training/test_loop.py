@@ -239,7 +239,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_sample(
 
 
 def test_what_a_killed_run_measured_after_its_checkpoint_is_measured_anew(clips: Path, tmp_path: Path) -> None:
-    out, flags = tmp_path / "out", {"steps": 4, "checkpoint_every": 2}
+    out = tmp_path / "out"
+    flags: dict[str, Any] = {"steps": 4, "checkpoint_every": 2}
     straight = train_here(plan_for(clips, out, **flags))
     shutil.rmtree(out / "checkpoint-4")
     with (out / "metrics.jsonl").open("a") as file:
@@ -419,7 +420,7 @@ def test_an_adapter_on_every_layer_that_can_have_one_is_trained_and_loads(
     name: str, clips: Path, tmp_path: Path
 ) -> None:
     targets = names(published_spec(VARIANTS[name]))
-    model = {"model": f"tiny:{name}", "size": "9x64x96" if name == "2b" else "17x64x96"}
+    model: dict[str, Any] = {"model": f"tiny:{name}", "size": "9x64x96" if name == "2b" else "17x64x96"}
     plan = plan_for(clips, tmp_path / "out", steps=1, rank=2, learning_rate=1e-2, target_modules=targets, **model)
     train_here(plan)
     weights = load_file(tmp_path / "out" / LORA_WEIGHTS_NAME)
@@ -662,7 +663,7 @@ def overflow_always() -> None:
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="DeepSpeed has no fp16 on this CPU")
 @pytest.mark.parametrize("strategy", sampled(["zero2", "zero3-offload"], "zero3-offload"))
 def test_one_that_deepspeed_scales_stops_the_run_too(strategy: str, clips: Path, tmp_path: Path) -> None:
-    flags = {"type": "sft", "strategy": strategy, "num_processes": 2, "precision": "fp16"}
+    flags: dict[str, Any] = {"type": "sft", "strategy": strategy, "num_processes": 2, "precision": "fp16"}
     plan = plan_for(clips, tmp_path / "out", steps=40, checkpoint_every=5, eval_every=0, **flags)
     for process in start_workers(plan, overflow_always):
         process.join(600)
@@ -697,8 +698,8 @@ def test_the_loss_scale_comes_before_the_mean_over_accumulated_passes(
         return losses
 
     monkeypatch.setattr(Objective, "losses", seen)
-    flags = {"steps": 2, "precision": "fp16", "eval_every": 0, "learning_rate": 1e-3}
-    accumulated = {**flags, "gradient_accumulation_steps": 2}
+    flags: dict[str, Any] = {"steps": 2, "precision": "fp16", "eval_every": 0, "learning_rate": 1e-3}
+    accumulated: dict[str, Any] = {**flags, "gradient_accumulation_steps": 2}
     unscaled = train_here(plan_for(clips, tmp_path / "unscaled", **accumulated))
     assert scales == [0.5] * 4
     request.getfixturevalue("scaling")
@@ -715,10 +716,12 @@ def test_the_loss_scale_comes_before_the_mean_over_accumulated_passes(
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # and looks at what it warns of
 def test_compiled_blocks_train_as_eager_ones_do(one_clip: Path, tmp_path: Path) -> None:
     eager = train_here(plan_for(one_clip, tmp_path / "eager", steps=3, compile=False))
+    before = torch._dynamo.config.cache_size_limit
     compiled = train_here(plan_for(one_clip, tmp_path / "compiled", steps=3, compile=True))
     assert [line["loss"] for line in compiled if "loss" in line] == pytest.approx(
         [line["loss"] for line in eager if "loss" in line], rel=1e-5
     )
+    assert torch._dynamo.config.cache_size_limit == before
     ours, theirs = (weights(tmp_path / name / "checkpoint-3") for name in ("compiled", "eager"))
     assert ours.keys() == theirs.keys()  # a compiled module's names have no prefix of their own
     for name, weight in ours.items():

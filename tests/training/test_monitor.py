@@ -163,7 +163,7 @@ def test_an_evaluation_that_was_due_when_a_run_was_stopped_is_made_up_for(clips:
 
 
 def test_a_stop_while_a_loss_is_measured_does_not_wait_for_it(clips: Path, tmp_path: Path) -> None:
-    flags = {"steps": 4, "eval_every": 2}
+    flags: dict[str, Any] = {"steps": 4, "eval_every": 2}
     straight = train_here(plan_for(clips, tmp_path / "straight", **flags))
     out, asked = tmp_path / "out", Counter[bool]()
 
@@ -181,7 +181,11 @@ def test_a_stop_while_a_loss_is_measured_does_not_wait_for_it(clips: Path, tmp_p
 # --------------------------------------------------------------------------------------------- sample videos
 
 
-SAMPLED = {"validation_prompts": "a red disc:::a Blue/square, moving!", "sample_every": 2, "sample_steps": 2}
+SAMPLED: dict[str, Any] = {
+    "validation_prompts": "a red disc:::a Blue/square, moving!",
+    "sample_every": 2,
+    "sample_steps": 2,
+}
 
 
 def test_sample_videos_are_made_before_the_first_step_then_every_n_and_at_the_end(clips: Path, tmp_path: Path) -> None:
@@ -224,7 +228,12 @@ def test_a_sample_video_shows_what_infer_shows(
     frames: list[np.ndarray[Any, Any]] = []
     monkeypatch.setattr(module, "write_video", lambda path, made, *_: frames.append(made))
     monkeypatch.setattr(module, "_entries", lambda scenes, folder: [])
-    flags = {"sample_every": 2, "sample_steps": 2, "validation_prompts": "a red disc", "learning_rate": 1e-2}
+    flags: dict[str, Any] = {
+        "sample_every": 2,
+        "sample_steps": 2,
+        "validation_prompts": "a red disc",
+        "learning_rate": 1e-2,
+    }
     size = "17x64x96" if "1.5" in model else "9x64x96"
     train_here(plan_for(clips, tmp_path / "out", steps=2, model=model, size=size, **flags))
     shown = render_request(InferRequest(loras=(str(tmp_path / "out"),), prompts=("a red disc",), steps=2))
@@ -238,7 +247,13 @@ def test_image_to_video_starts_from_the_images_given_or_from_the_first_clips(cli
 
     picture = tmp_path / "first.png"
     Image.new("RGB", (96, 64), (250, 10, 10)).save(picture)
-    flags = {"model": "tiny:5b-i2v", "steps": 1, "sample_every": 1, "sample_steps": 1, "validation_prompts": "a:::b"}
+    flags: dict[str, Any] = {
+        "model": "tiny:5b-i2v",
+        "steps": 1,
+        "sample_every": 1,
+        "sample_steps": 1,
+        "validation_prompts": "a:::b",
+    }
     own = plan_for(clips, tmp_path / "own", validation_images=f"{picture}:::{picture}", **flags)
     train_here(own)
     assert [entry["image"] for entry in listed(tmp_path / "own", 1)] == [str(picture)] * 2
@@ -266,7 +281,7 @@ def test_prompts_come_from_a_file_or_the_first_caption(clips: Path, tmp_path: Pa
 def test_everything_wrong_with_the_prompts_is_told_at_once(clips: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("one\n\nthree\n\n")
-    flags = {"validation_prompts": str(file), "validation_images": "x.png:::y.png"}
+    flags: dict[str, Any] = {"validation_prompts": str(file), "validation_images": "x.png:::y.png"}
     with pytest.raises(UsageError) as caught:
         plan_for(clips, tmp_path / "out", model="tiny:5b-i2v", **flags)
     assert caught.value.details[0] == f"validation_prompts: {file} is blank in line 2"
@@ -329,7 +344,7 @@ def test_a_stop_while_videos_are_made_waits_for_one_denoising_step(
     checkpoint_every: int, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether a checkpoint was due before the videos or not, it is there, and the run goes on to the bit."""
-    flags = SAMPLED | {"steps": 4, "eval_every": 2, "checkpoint_every": checkpoint_every}
+    flags: dict[str, Any] = SAMPLED | {"steps": 4, "eval_every": 2, "checkpoint_every": checkpoint_every}
     straight = train_here(plan_for(clips, tmp_path / "straight", **flags))
     out, denoise, calls = tmp_path / "out", UnbatchedGuidance.__call__, Counter[str]()
 
@@ -349,7 +364,7 @@ def test_a_stop_while_videos_are_made_waits_for_one_denoising_step(
 
 
 def test_a_stop_before_the_first_step_leaves_nothing_to_go_on_from(clips: Path, tmp_path: Path) -> None:
-    flags = SAMPLED | {"steps": 2}
+    flags: dict[str, Any] = SAMPLED | {"steps": 2}
     straight = train_here(plan_for(clips, tmp_path / "straight", **flags))
     out = tmp_path / "out"
     lines = train_here(plan_for(clips, out, **flags), stop_when=(out / "samples").is_dir)
@@ -361,7 +376,13 @@ def test_a_stop_before_the_first_step_leaves_nothing_to_go_on_from(clips: Path, 
 @pytest.mark.parametrize("strategy", sampled(["ddp", "zero3"], "zero3"))
 def test_two_processes_stop_at_the_same_denoising_step(strategy: str, clips: Path, tmp_path: Path) -> None:
     """One of them is asked to, with three videos to be made on two."""
-    flags = {"strategy": strategy, "num_processes": 2, "sample_every": 1, "sample_steps": 50, "eval_every": 0}
+    flags: dict[str, Any] = {
+        "strategy": strategy,
+        "num_processes": 2,
+        "sample_every": 1,
+        "sample_steps": 50,
+        "eval_every": 0,
+    }
     plan = plan_for(clips, tmp_path / "out", steps=9, validation_prompts="a:::b:::c", **flags)
     started = start_workers(plan)
     try:
@@ -382,7 +403,7 @@ def test_two_processes_stop_at_the_same_denoising_step(strategy: str, clips: Pat
 
 def test_videos_of_another_branch_do_not_stay(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    flags = SAMPLED | {"sample_every": 1, "checkpoint_every": 1}
+    flags: dict[str, Any] = SAMPLED | {"sample_every": 1, "checkpoint_every": 1}
     train_here(plan_for(clips, out, steps=3, **flags))
     train_here(plan_for(clips, out, steps=2, resume=str(out / "checkpoint-1"), overwrite=True, **flags))
     assert sorted(path.name for path in (out / "samples").iterdir()) == [f"step-00000{step}" for step in range(3)]
@@ -405,6 +426,7 @@ def test_sample_videos_are_shared_out_over_the_processes(
     training = set_up_here(plan)
     assert training.schedule.validation_videos is not None
     rounds: list[int] = []
+    rank = 0
     monkeypatch.setattr(module, "_pipeline", lambda *_: None)
     monkeypatch.setattr(module, "render", lambda *_, **__: rounds.append(rank))
     monkeypatch.setattr(module, "write_video", lambda path, *_: written[rank].append(path.name))

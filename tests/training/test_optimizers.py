@@ -14,6 +14,7 @@ import yaml
 from diffusers.optimization import get_scheduler
 from torch.utils.cpp_extension import load
 
+from cogtune.config.choices import LrScheduler
 from cogtune.config.launchers import largest_group
 from cogtune.config.optimizers import OPTIMIZERS
 from cogtune.config.resolving import resolve
@@ -139,7 +140,7 @@ def test_every_optimizer_goes_on_from_its_state(name: str) -> None:
     if name == "adamw-8bit":
         pytest.importorskip("bitsandbytes")
     rates = {"came": 1e-3, "prodigy": 1.0}  # came's first steps are long, prodigy's are found out
-    flags = {"optimizer": name, "learning_rate": rates.get(name, 0.1)}
+    flags: dict[str, Any] = {"optimizer": name, "learning_rate": rates.get(name, 0.1)}
     straight = stepped(6, **flags)
     assert float(straight.square().sum()) < 32.5453  # where it began, to one in a million
     assert torch.equal(stepped(6, break_at=3, **flags), straight)
@@ -150,7 +151,7 @@ def test_every_optimizer_goes_on_from_its_state(name: str) -> None:
 def test_on_a_gpu_too(name: str) -> None:
     if name == "adamw-8bit":
         pytest.importorskip("bitsandbytes")
-    flags = {"optimizer": name, "learning_rate": 1e-3}
+    flags: dict[str, Any] = {"optimizer": name, "learning_rate": 1e-3}
     here = stepped(6, device="cuda", **flags)
     assert torch.equal(stepped(6, break_at=3, device="cuda", **flags), here)
     torch.testing.assert_close(here.cpu(), stepped(6, **flags), rtol=1e-4, atol=1e-5)
@@ -160,7 +161,11 @@ def test_prodigys_switches_and_cames_decays_arrive(capsys: pytest.CaptureFixture
     weights = torch.nn.Linear(2, 2)
     on = build_optimizer(weights, RunConfig(optimizer="prodigy")).param_groups[0]
     assert (on["decouple"], on["use_bias_correction"], on["safeguard_warmup"]) == (True, True, True)
-    switches = {"prodigy_decouple": False, "prodigy_bias_correction": False, "prodigy_safeguard_warmup": False}
+    switches: dict[str, Any] = {
+        "prodigy_decouple": False,
+        "prodigy_bias_correction": False,
+        "prodigy_safeguard_warmup": False,
+    }
     off = build_optimizer(weights, RunConfig(optimizer="prodigy", beta3=0.5, **switches)).param_groups[0]
     assert (off["decouple"], off["use_bias_correction"], off["safeguard_warmup"]) == (False, False, False)
     assert (on["beta3"], off["beta3"]) == (None, 0.5)
@@ -187,7 +192,7 @@ def test_prodigy_starts_from_its_own_rate_unless_one_is_given_with_it(tmp_path: 
 def test_the_schedules_are_diffusers_own() -> None:
     """At steps 0, 5, 10, 15, ... of 40 with 10 of warm-up."""
 
-    def rates(name: str, **flags: Any) -> list[float]:
+    def rates(name: LrScheduler, **flags: Any) -> list[float]:
         config = RunConfig(learning_rate=0.5, lr_scheduler=name, **flags)
         return [learning_rate_at(config, 40)(step) for step in range(0, 41, 5)]
 
@@ -211,8 +216,8 @@ def test_the_schedules_are_diffusers_own() -> None:
 @pytest.mark.parametrize(
     "name", ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup", "piecewise_constant"]
 )
-def test_a_rate_is_what_stepping_a_scheduler_would_give(name: str) -> None:
-    flags = {"lr_pieces": "1:4,0.5"} if name == "piecewise_constant" else {"warmup_steps": 3}
+def test_a_rate_is_what_stepping_a_scheduler_would_give(name: LrScheduler) -> None:
+    flags: dict[str, Any] = {"lr_pieces": "1:4,0.5"} if name == "piecewise_constant" else {"warmup_steps": 3}
     config = RunConfig(learning_rate=0.2, lr_scheduler=name, lr_cycles=2, lr_power=1.5, **flags)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.2)
     scheduler = get_scheduler(
@@ -228,7 +233,7 @@ def test_a_rate_is_what_stepping_a_scheduler_would_give(name: str) -> None:
 def test_what_does_not_go_together_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "came_pytorch" else real(name))
-    flags = {
+    flags: dict[str, Any] = {
         "optimizer": "came",
         "strategy": "zero2",
         "lr_scheduler": "constant",
@@ -276,7 +281,7 @@ def test_values_that_do_not_read_are_told(values: dict[str, str], told: str) -> 
 
 
 def test_pairs_survive_yaml(tmp_path: Path) -> None:
-    flags = {"image_noise": "-2.5,1e-3", "timestep_range": "500,999", "lr_pieces": "1:10,1e-2"}
+    flags: dict[str, Any] = {"image_noise": "-2.5,1e-3", "timestep_range": "500,999", "lr_pieces": "1:10,1e-2"}
     resolved = resolve(flags={**flags, "lr_scheduler": "piecewise_constant"})
     file = tmp_path / "x.yaml"
     file.write_text(resolved.to_yaml())

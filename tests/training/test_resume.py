@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from cogtune.data.batches import RankSampler
@@ -19,6 +17,7 @@ from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints
 from cogtune.run.launch import LaunchFiles
 from cogtune.training.kernels import ADAM, building
+from tests.support.checkpoint_contents import assert_whole, differing, held
 from tests.support.forked_workers import kill_workers, run_workers, start_workers
 from tests.support.runs_in_process import fill_here, plan_for, read_lines, train_here
 from tests.support.sampling import sampled, sampled_pairs
@@ -32,39 +31,18 @@ def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "fill_cache", fill_here)
 
 
-def differing(one: Any, other: Any, where: str = "") -> list[str]:
-    """The places at which two nested values are not the same to the bit."""
-    if isinstance(one, torch.Tensor):
-        return [] if torch.equal(one, other) else [where]
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        return [place for key in one for place in differing(one[key], other[key], f"{where}/{key}")]
-    if isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        return [
-            place for n, pair in enumerate(zip(one, other, strict=True)) for place in differing(*pair, f"{where}/{n}")
-        ]
-    return [] if one == other or type(one).__module__.startswith("deepspeed") else [where]
-
-
-def held(checkpoint: Path) -> dict[str, Any]:
-    """Every tensor and number in a checkpoint: weights, optimizer, shards."""
-    files = [*checkpoint.rglob("*.safetensors"), *checkpoint.rglob("*.pt")]
-    return {
-        str(file.relative_to(checkpoint)): load_file(file)
-        if file.suffix == ".safetensors"
-        else torch.load(file, weights_only=False)
-        for file in files
-    }
-
-
 @pytest.mark.parametrize(
     ("kind", "strategy"),
     sampled_pairs(["lora", "sft"], ["ddp", "zero2", "zero3"], ("lora", "ddp"), ("sft", "zero3")),
 )
 def test_two_processes_go_on_to_the_bit(kind: str, strategy: str, clips: Path, tmp_path: Path) -> None:
     """Broken off after step 10 of 20: sample 40 of a dataset of 6, with accumulation, so in the middle of an epoch."""
-    flags = {**(LORA if kind == "lora" else SFT), "strategy": strategy, "num_processes": 2, "checkpoint_every": 10}
+    flags: dict[str, Any] = {
+        **(LORA if kind == "lora" else SFT),
+        "strategy": strategy,
+        "num_processes": 2,
+        "checkpoint_every": 10,
+    }
     flags |= {"gradient_accumulation_steps": 2, "caption_dropout": 0.5, "lr_scheduler": "cosine", "warmup_steps": 1}
     run_workers(plan_for(clips, tmp_path / "straight", steps=20, **flags))
     before = str(tmp_path / "straight" / "checkpoint-10")
@@ -86,7 +64,7 @@ def test_two_processes_go_on_to_the_bit(kind: str, strategy: str, clips: Path, t
 
 @pytest.mark.parametrize("strategy", sampled(["zero2", "zero3"], "zero3"))
 def test_a_damaged_shard_is_told(strategy: str, clips: Path, tmp_path: Path) -> None:
-    flags = {**SFT, "strategy": strategy, "num_processes": 2, "eval_every": 0}
+    flags: dict[str, Any] = {**SFT, "strategy": strategy, "num_processes": 2, "eval_every": 0}
     run_workers(plan_for(clips, tmp_path / "out", steps=1, **flags))
     shards = tmp_path / "out" / "checkpoint-1" / "pytorch_model"
     models = {0: "mp_rank_00_model_states.pt"} if strategy == "zero2" else {}
@@ -151,15 +129,6 @@ def test_what_a_run_killed_while_it_built_left_stops_no_other(clips: Path, tmp_p
     assert set(anyones.iterdir()) == there  # nothing was built where others build
 
 
-def assert_whole(output: Path) -> None:
-    """Everything under a final name can be read to its end, and is there in every checkpoint."""
-    files = []
-    for checkpoint in output.glob("checkpoint-*"):
-        files.append(set(held(checkpoint)))
-        assert files[-1] == files[0] != set()
-        assert f"checkpoint-{json.loads((checkpoint / 'state.json').read_text())['step']}" == checkpoint.name
-
-
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize(
     ("kind", "strategy", "kills"),
@@ -176,7 +145,13 @@ def test_a_run_killed_at_many_moments_is_the_run_that_was_not(
 ) -> None:
     """Every second time within a few milliseconds of having begun to save; more often where too few of those hit it."""
     moments = random.Random(7)
-    flags = {"strategy": strategy, "num_processes": 2, "checkpoint_every": 1, "eval_every": 0, "keep_checkpoints": 2}
+    flags: dict[str, Any] = {
+        "strategy": strategy,
+        "num_processes": 2,
+        "checkpoint_every": 1,
+        "eval_every": 0,
+        "keep_checkpoints": 2,
+    }
     flags |= {"type": kind, "learning_rate": 1e-4}
     output, resume, reached, while_saving = tmp_path / "killed", None, 0, 0
 

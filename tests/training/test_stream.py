@@ -21,9 +21,9 @@ from cogtune.run.checkpoints import read_state
 from cogtune.run.plan import check_config
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.training import streamed
+from tests.support.checkpoint_contents import differing, held
 from tests.support.forked_workers import run_workers
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, read_lines, train_here
-from tests.training.test_resume import differing, held
 
 STREAM: dict[str, Any] = {"type": "sft", "strategy": "stream", "precision": "bf16", "learning_rate": 1e-3}
 
@@ -53,7 +53,7 @@ def one_clip(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param({"master_weights": "stochastic", "moments": "bf16"}, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_goes_on_to_the_bit(formats: dict[str, str], clips: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_to_the_bit(formats: dict[str, Any], clips: Path, tmp_path: Path) -> None:
     flags: dict[str, Any] = {**STREAM, **formats, "ema": 0.5, "gradient_accumulation_steps": 2, "eval_every": 0}
     flags |= {"lr_scheduler": "cosine", "checkpoint_every": 1, "max_grad_norm": 0.5}
     straight = train_here(plan_for(clips, tmp_path / "straight", steps=3, **flags))
@@ -93,7 +93,7 @@ def test_a_checkpoint_is_a_folder_that_diffusers_loads(clips: Path, tmp_path: Pa
 
 
 def test_weights_are_saved_in_several_files(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = {**STREAM, "steps": 1, "eval_every": 0}
+    flags: dict[str, Any] = {**STREAM, "steps": 1, "eval_every": 0}
     train_here(plan_for(clips, tmp_path / "one", **flags))
     monkeypatch.setattr(streamed, "SHARD_BYTES", 1)
     train_here(plan_for(clips, tmp_path / "several", **flags))
@@ -150,7 +150,7 @@ def test_what_does_not_go_together_is_told(flags: dict[str, Any], told: str) -> 
 
 @pytest.mark.parametrize(("room", "formats"), [("110GiB", ("fp32", "fp32")), ("70GiB", ("split", "8bit"))])
 def test_the_formats_follow_from_the_hosts_memory(room: str, formats: tuple[str, str]) -> None:
-    flags = {"strategy": "stream", "host_memory": room, "vram": "12GB"}
+    flags: dict[str, Any] = {"strategy": "stream", "host_memory": room, "vram": "12GB"}
     resolved = resolve(preset_name="a100-sft-5b-zero2-offload", flags=flags)
     spec = published_spec(VARIANTS["5b"])
     found = with_state(resolved, spec)
@@ -162,7 +162,7 @@ def test_the_formats_follow_from_the_hosts_memory(room: str, formats: tuple[str,
 
 
 def test_too_little_host_memory_is_told() -> None:
-    flags = {"strategy": "stream", "host_memory": "20GiB"}
+    flags: dict[str, Any] = {"strategy": "stream", "host_memory": "20GiB"}
     resolved = resolve(preset_name="a100-sft-5b-zero2-offload", flags=flags)
     with pytest.raises(UsageError, match="--host-memory 20GiB is not enough: by the estimate this run takes"):
         with_state(resolved, published_spec(VARIANTS["5b"]))
@@ -170,7 +170,7 @@ def test_too_little_host_memory_is_told() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("formats", [{}, {"master_weights": "split", "moments": "8bit"}])
-def test_two_processes_are_one_with_accumulation(formats: dict[str, str], clips: Path, tmp_path: Path) -> None:
+def test_two_processes_are_one_with_accumulation(formats: dict[str, Any], clips: Path, tmp_path: Path) -> None:
     """To the bit where nothing is clipped; the norm is summed up in another order."""
     flags: dict[str, Any] = {**STREAM, **formats, "steps": 6, "ema": 0.9, "eval_every": 3, "checkpoint_every": 3}
     flags |= {"max_grad_norm": 100}
@@ -227,7 +227,8 @@ def test_compact_state_overfits_a_clip_as_exact_state_does(model: str, one_clip:
     """The loss at fixed noise after 300 steps, in the loss before."""
     flags: dict[str, Any] = {**STREAM, "learning_rate": 3e-4, "model": model, "steps": 300, "eval_every": 300}
     found = {}
-    for name, formats in (("exact", {}), ("compact", {"master_weights": "split", "moments": "8bit"})):
+    kinds: dict[str, dict[str, Any]] = {"exact": {}, "compact": {"master_weights": "split", "moments": "8bit"}}
+    for name, formats in kinds.items():
         losses = evaluations(train_here(plan_for(one_clip, tmp_path / name, checkpoint_every=300, **formats, **flags)))
         found[name] = losses[300] / losses[0]
     assert found["exact"] < 0.5

@@ -18,7 +18,7 @@ from cogtune.training.trackers import RunInfo, TrackedVideo, loggable_config
 from tests.conftest import Cogtune
 from tests.support.runs_in_process import fill_here, plan_for, train_here
 
-SAMPLED = {"validation_prompts": "a red disc", "sample_every": 2, "sample_steps": 1}
+SAMPLED: dict[str, Any] = {"validation_prompts": "a red disc", "sample_every": 2, "sample_steps": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ def test_a_tracker_that_fails_is_told_once_and_stops_nothing(
 
 
 def test_a_tracker_gets_no_folder_and_nothing_of_the_network() -> None:
-    flags = {
+    flags: dict[str, Any] = {
         "data": "/home/someone/data",
         "model": "/home/someone/models/mine",
         "validation_prompts": "a fox:::a /b",
@@ -142,7 +142,7 @@ def test_tensorboard_shows_losses_and_moving_pictures(clips: Path, tmp_path: Pat
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    flags = {"eval_every": 1, "tracker": "tensorboard", **SAMPLED}
+    flags: dict[str, Any] = {"eval_every": 1, "tracker": "tensorboard", **SAMPLED}
     plan = plan_for(clips, tmp_path / "out", steps=4, **flags)
     lines = train_here(plan, stop_after=3)
     lines = train_here(plan_for(clips, tmp_path / "out", steps=4, resume="latest", **flags))
@@ -157,7 +157,7 @@ def test_tensorboard_shows_losses_and_moving_pictures(clips: Path, tmp_path: Pat
 
 def records(file: Path) -> Iterator[Any]:
     """What an offline run of Weights & Biases hands over later: records in LevelDB's log format behind 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     data, at, record = file.read_bytes(), 7, b""
     while at + 7 <= len(data):
@@ -179,7 +179,7 @@ def test_weights_and_biases_offline_holds_the_figures_and_a_resumed_run_goes_on_
     wandb = pytest.importorskip("wandb")
     for name, value in (("MODE", "offline"), ("API_KEY", "markerOfTheTracker" + "0" * 22), ("PROJECT", "mine")):
         monkeypatch.setenv(f"WANDB_{name}", value)
-    flags = {"eval_every": 1, "tracker": "wandb", **SAMPLED}
+    flags: dict[str, Any] = {"eval_every": 1, "tracker": "wandb", **SAMPLED}
     train_here(plan_for(clips, tmp_path / "out", steps=4, **flags), stop_after=3)
     lines = train_here(plan_for(clips, tmp_path / "out", steps=4, resume="latest", **flags))
     wandb.teardown()

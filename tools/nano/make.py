@@ -1,4 +1,4 @@
-"""Make all of nano, or go on with it: python tools/nano/make.py --parts build/nano --seconds 580
+"""Make all of nano, or go on with it: python -m tools.nano.make --parts build/nano --seconds 580
 
 Text encoder, VAE and clips are made at the same time, then the caches are filled, then the transformers are trained,
 spread over the GPUs that are there; at last each is scored. What is done is not done again, and what was begun goes on,
@@ -14,15 +14,16 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from common import Deadline, recorded, say
 
 from cogtune.modeling.nano import NANO_VARIANTS, transformer_part
+from tools.nano.common import Deadline, recorded, say
 
-_TOOLS = Path(__file__).parent
+_HOME = Path(__file__).parents[2]
+"""The folder that holds ``tools``."""
 
 
 class Started:
@@ -32,8 +33,9 @@ class Started:
         self.name = " ".join([script, *map(str, arguments[:1])])
         self.log = parts / "logs" / f"{self.name.replace(' ', '-')}.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
-        command = [sys.executable, str(_TOOLS / f"{script}.py"), *map(str, arguments)]
+        path = os.pathsep.join(filter(None, (str(_HOME), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "PYTHONPATH": path} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+        command = [sys.executable, "-m", f"tools.nano.{script}", *map(str, arguments)]
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
         say(f"started {self.name}")
@@ -153,7 +155,7 @@ def main() -> int:
         restore(given)
     deadline = Deadline(given.seconds)
     gpus: list[int | None] = list(range(torch.cuda.device_count())) or [None]
-    stages = {
+    stages: dict[str, Callable[[], bool]] = {
         "foundations": lambda: foundations(given, gpus),
         "cache": lambda: transformers(given, gpus, deadline, cache_only=True),
         "train": lambda: transformers(given, gpus, deadline, cache_only=False),

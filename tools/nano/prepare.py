@@ -1,4 +1,4 @@
-"""Draw the clips that nano's transformers are trained on: python tools/nano/prepare.py --data build/nano/data
+"""Draw the clips that nano's transformers are trained on: python -m tools.nano.prepare --data build/nano/data
 
 Clips are real mp4 files with captions, read and encoded as anyone's own: `cogtune dataset cache` follows, which
 train_transformer.py starts by itself. Every subject of the world that is not held out comes equally often.
@@ -12,13 +12,12 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from common import say
-
 from cogtune.data.nano import world
 from cogtune.data.sources import CAPTIONS, VIDEOS
 from cogtune.data.video.clips import write_video
 from cogtune.system.digests import digest
 from cogtune.system.files import write_text
+from tools.nano.common import say
 
 
 def write_clips(root: Path, seed: int, numbers: range) -> list[str]:

@@ -1,6 +1,6 @@
 """What a nano model draws when it is asked for combinations that it was never trained on.
 
-    python tools/nano/score.py 5b --parts build/nano
+    python -m tools.nano.score 5b --parts build/nano
 
 Samples one video for each of the 64 held-out prompts, as `cogtune infer` does (the guides' scheduler, guidance 6), and
 lets the detector read them. An image-to-video model is given the first frame of a drawn clip of the same subject.
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import best_device, machine, say
 from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 from PIL import Image
 
@@ -25,6 +24,7 @@ from cogtune.data.nano import detector, world
 from cogtune.modeling.nano import NANO_VARIANTS, transformer_part, write_nano
 from cogtune.modeling.sampling import pipeline_class, scheduler_for, uses_dynamic_guidance
 from cogtune.models.checkpoint_configs import read_spec
+from tools.nano.common import best_device, machine, say
 
 _BATCH = 16
 

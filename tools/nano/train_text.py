@@ -1,4 +1,4 @@
-"""Make nano's tokenizer and text encoder: python tools/nano/train_text.py --parts build/nano
+"""Make nano's tokenizer and text encoder: python -m tools.nano.train_text --parts build/nano
 
 The tokenizer is a SentencePiece model of the world's captions and of words.txt, capitals folded. The encoder is a T5 of
 two layers, trained for minutes on a CPU to say two things from its output: each token, also the masked ones (so that
@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
-from common import Deadline, best_device, machine, note, say
 from sentencepiece import sentencepiece_model_pb2
 from torch import nn
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
@@ -26,6 +25,7 @@ from cogtune.data.nano import world
 from cogtune.modeling.nano import TEXT_TOKENS, nano_text_config
 from cogtune.modeling.random_weights import write_tokenizer
 from cogtune.system.folders import remove_folder
+from tools.nano.common import Deadline, best_device, machine, note, say
 
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyz 0123456789 .,;:!?'\"()-/&%+#"
 _EXTRA_IDS = 100
@@ -157,6 +157,7 @@ def main() -> None:
         optimizer.step()
         step += 1
         if step % 100 == 0 or step == given.steps:
+            assert isinstance(about_loss, torch.Tensor)  # there are parts
             losses.append([step, round(token_loss.item(), 4), round(about_loss.item(), 4)])
             say(f"step {step}: tokens {losses[-1][1]}, about {losses[-1][2]}")
     model.encoder.eval().cpu().half().save_pretrained(given.parts / "text_encoder")

@@ -1,6 +1,6 @@
 """Train one of nano's transformers with cogtune itself, from random weights.
 
-    python tools/nano/train_transformer.py 5b --parts build/nano --data build/nano/data --seconds 560
+    python -m tools.nano.train_transformer 5b --parts build/nano --data build/nano/data --seconds 560
 
 The text encoder and the VAE have to be among the parts. The first call writes a pipeline whose transformer is new,
 fills the cache, measures how fast a step is, and starts ``cogtune train --type sft``. When its time is up the run is
@@ -24,12 +24,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import Deadline, best_device, machine, note, say
 from diffusers import CogVideoXTransformer3DModel
 
 from cogtune.data.nano import world
 from cogtune.modeling.nano import NANO_VARIANTS, SHARED_PARTS, new_transformer, transformer_part, write_nano
 from cogtune.run.checkpoints import checkpoints
+from tools.nano.common import Deadline, best_device, machine, note, say
 
 _PROBE_STEPS = 120
 _STOP_SECONDS = 25.0
@@ -80,7 +80,7 @@ def settings(given: argparse.Namespace, model: Path, output: Path, steps: int) -
 def pace(output: Path) -> float:
     """Seconds a step, by the last half of a run's figures."""
     steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    seconds = [line["seconds"] for line in steps if "seconds" in line]
+    seconds: list[float] = [line["seconds"] for line in steps if "seconds" in line]
     return median(seconds[len(seconds) // 2 :])
 
 

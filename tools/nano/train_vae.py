@@ -1,4 +1,4 @@
-"""Train nano's VAE: python tools/nano/train_vae.py --parts build/nano --seconds 420
+"""Train nano's VAE: python -m tools.nano.train_vae --parts build/nano --seconds 420
 
 Every batch is drawn on the device, so that there is no data to prepare. Half of it is what the world shows, half is
 made stranger (channels exchanged, mirrored, one clip's shape put into another), so that the VAE keeps things that it
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Deadline, best_device, load_state, machine, note, save_state, say
 from diffusers import AutoencoderKLCogVideoX
 
 from cogtune.data.nano import world
 from cogtune.modeling.nano import new_vae, normalise_latents
 from cogtune.models.geometry import Size
+from tools.nano.common import Deadline, best_device, load_state, machine, note, save_state, say
 
 _MEASURED = 20
 """Steps after which the number of steps that fit is decided."""
@@ -165,8 +165,8 @@ def main() -> None:
             group["lr"] = rate
         clips = batch_at(step, given.batch_size, given.seed, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            parts = (cropped(tensor, given.crop, step) for tensor in (clips, foreground(clips)))
-            loss, squared = loss_of(vae, *parts, given.kl_weight)
+            there = cropped(foreground(clips), given.crop, step)
+            loss, squared = loss_of(vae, cropped(clips, given.crop, step), there, given.kl_weight)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

@@ -23,7 +23,7 @@ _LISTS = {"prompts.txt", "prompt.txt", "captions.txt", "caption.txt", "videos.tx
 
 
 def model(made: Imported) -> None:
-    """The base model; the rules of sizes and number formats are its own."""
+    """Take the base model; the rules of sizes and number formats are its own."""
     flag = "model_path" if made.has("model_path") else "pretrained_model_name_or_path"
     name = made.word(flag)
     for other in ("model_name", "model_type"):
@@ -37,7 +37,7 @@ def model(made: Imported) -> None:
         return
     spec, note = _spec(name)
     if spec is None:
-        made.problems.append(f"--{flag} {name}: neither a folder here nor a published model ({', '.join(VARIANTS)})")
+        made.problems.append(f"--{flag} {name}: neither a local folder nor a published model ({', '.join(VARIANTS)})")
         made.told.add(flag)
         return
     made.spec = spec
@@ -45,7 +45,7 @@ def model(made: Imported) -> None:
 
 
 def _spec(name: str) -> tuple[ModelSpec | None, str]:
-    """What is known of a model, and what is to be said where another is taken for it."""
+    """Return what is known of a model, and what is to be said where another is taken for it."""
     if published(name) is not None:
         return spec_of(name), ""
     if existing(name):
@@ -60,7 +60,7 @@ def _spec(name: str) -> tuple[ModelSpec | None, str]:
 
 
 def kind(made: Imported) -> None:
-    """Whether an adapter is trained, or every weight."""
+    """Decide whether an adapter is trained, or every weight."""
     asked = made.values.get("type")
     if made.given.program in ("diffusers", "CogVideoX Factory"):
         made.values["type"] = "sft" if "sft" in made.given.script else "lora"
@@ -72,7 +72,7 @@ def kind(made: Imported) -> None:
 
 
 def data(made: Imported) -> None:
-    """Where clips and captions are, and what is taken of each clip."""
+    """Say where clips and captions are, and what is taken of each clip."""
     program, flag = made.given.program, "instance_data_root" if made.has("instance_data_root") else "data_root"
     root = made.word(flag)
     if made.has("dataset_config"):
@@ -153,7 +153,7 @@ def _dataset_config(made: Imported) -> None:
 
 
 def size(made: Imported) -> None:
-    """Frames, height and width."""
+    """Take frames, height and width."""
     found: list[tuple[str, Size]] = []
     problems = made.problems
     if words := made.given.flags.get("train_resolution"):
@@ -190,7 +190,7 @@ def _parsed(found: list[tuple[str, Size]], flag: str, text: str, problems: list[
 
 
 def _legal(made: Imported, flag: str, one: Size) -> Size:
-    """The size with a number of frames that the VAE takes."""
+    """Return the size with a number of frames that the VAE takes."""
     frames = max(1, (one.num_frames - 1) // FRAME_STEP) * FRAME_STEP + 1
     if frames == one.num_frames:
         return one
@@ -200,7 +200,7 @@ def _legal(made: Imported, flag: str, one: Size) -> Size:
 
 
 def length(made: Imported) -> None:
-    """Steps, or passes over the data; steps go before where both are given, as in every one of the programs."""
+    """Take steps, or passes over the data; steps go before where both are given, as in every one of the programs."""
     steps, epochs = made.word("train_steps", "max_train_steps"), made.word("train_epochs", "num_train_epochs")
     names = ("train_steps", "max_train_steps", "train_epochs", "num_train_epochs")
     used = next((name for name in names[: 2 if steps else 4] if made.word(name)), None)
@@ -215,7 +215,7 @@ def length(made: Imported) -> None:
 
 
 def precision(made: Imported) -> None:
-    """The number format."""
+    """Take the number format."""
     config = launching.accelerate_config(made)
     flag = "mixed_precision" if made.has("mixed_precision") else "transformer_dtype"
     words = made.given.flags.get(flag) or made.given.launch.get("mixed_precision")
@@ -238,7 +238,7 @@ def precision(made: Imported) -> None:
 
 
 def recompute(made: Imported) -> None:
-    """Gradient checkpointing."""
+    """Take gradient checkpointing."""
     if made.has("gradient_checkpointing"):
         made.set("gradient_checkpointing", made.on("gradient_checkpointing"), "gradient_checkpointing")
     elif made.given.program in ("diffusers", "CogVideoX Factory", "finetrainers"):
@@ -247,7 +247,7 @@ def recompute(made: Imported) -> None:
 
 
 def targets(made: Imported) -> None:
-    """The layers that get an adapter: ends of names, or a pattern as PEFT reads it."""
+    """Take the layers that get an adapter: ends of names, or a pattern as PEFT reads it."""
     words = made.given.flags.get("target_modules")
     if words is None:
         return
@@ -270,7 +270,7 @@ def targets(made: Imported) -> None:
 
 
 def tracker(made: Imported) -> None:
-    """Where curves are shown."""
+    """Take the trackers, if they are installed."""
     if not made.has("report_to"):
         return
     word = (made.word("report_to") or "none").lower()
@@ -289,13 +289,13 @@ def tracker(made: Imported) -> None:
 
 
 def timeout(made: Imported) -> None:
-    """Seconds there, minutes here."""
+    """Turn seconds into minutes."""
     if made.has("nccl_timeout") and (seconds := made.number("nccl_timeout")) is not None:
         made.set("nccl_timeout", seconds / 60, "nccl_timeout", "in minutes")
 
 
 def lora_only(made: Imported) -> None:
-    """What full fine-tuning has no use for."""
+    """Drop what full fine-tuning has no use for."""
     if made.values.get("type") == "sft":
         for key, flag in (("rank", "rank"), ("alpha", "lora_alpha"), ("target_modules", "target_modules")):
             if key in made.values:

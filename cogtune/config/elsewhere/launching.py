@@ -14,14 +14,14 @@ _OF_COGKIT |= {"no_shard": "ddp", "_hybrid_shard_zero2": "zero2"}
 
 
 def accelerate_config(made: Imported) -> dict[str, Any]:
-    """The keys of the file that ``accelerate launch --config_file`` names; none where it is not here."""
+    """Return the keys of the file that ``accelerate launch --config_file`` names; none where it is not here."""
     name = (made.given.launch.get("config_file") or [""])[0]
     file = made.given.file(name) if name else None
     return {} if file is None else read_mapping(file)
 
 
 def strategy(made: Imported) -> None:
-    """How many GPUs there are, and how they share memory and work."""
+    """Decide how many GPUs there are, and how they share memory and work."""
     config = accelerate_config(made)
     _count(made, config)
     named, source = _named(made, config)
@@ -57,7 +57,7 @@ def strategy(made: Imported) -> None:
 
 
 def _count(made: Imported, config: dict[str, Any]) -> None:
-    """The number of GPUs, and of machines."""
+    """Take the number of GPUs, and of machines."""
     launch, devices = made.given.launch, made.given.devices
     machines = _number((launch.get("nnodes") or launch.get("num_machines") or [str(config.get("num_machines", 1))])[0])
     found: tuple[int | None, str] = (None, "")
@@ -94,7 +94,7 @@ def _count(made: Imported, config: dict[str, Any]) -> None:
 
 
 def _named(made: Imported, config: dict[str, Any]) -> tuple[str, str]:
-    """The strategy that is asked for, and where; the place is empty where nothing is said."""
+    """Return the strategy that is asked for, and where; the place is empty where nothing is said."""
     launch = made.given.launch
     if word := made.word("strategy"):
         name = _OF_COGKIT.get(word.lower())
@@ -124,7 +124,7 @@ def _named(made: Imported, config: dict[str, Any]) -> tuple[str, str]:
 
 
 def _zero(made: Imported, config: dict[str, Any]) -> str:
-    """The strategy of accelerate's keys for DeepSpeed, or of DeepSpeed's own file that they name."""
+    """Return the strategy of accelerate's keys for DeepSpeed, or of DeepSpeed's own file that they name."""
     if name := config.get("deepspeed_config_file"):
         file = made.given.file(str(name))
         if file is None:
@@ -142,7 +142,7 @@ def _zero(made: Imported, config: dict[str, Any]) -> str:
 
 
 def _by_name(name: str) -> str | None:
-    """The strategy that the name of a file speaks of."""
+    """Return the strategy that the name of a file speaks of."""
     lowered = name.lower()
     found = next((zero for zero in ("zero2", "zero3") if zero in lowered), None)
     return found and _offloaded(found, "offload" in lowered)

@@ -9,7 +9,7 @@ from cogtune.config.optimizers import OPTIMIZERS
 
 
 def optimizer(made: Imported) -> None:
-    """The optimizer, if it is here."""
+    """Take the optimizer, if it is installed."""
     name = (made.word("optimizer") or "adamw").lower()
     small = next((flag for flag in ("use_8bit", "use_8bit_adam", "use_8bit_bnb", "use_4bit") if made.on(flag)), None)
     wanted = {"adam": "adam", "adamw": "adamw", "prodigy": "prodigy", "came": "came"}.get(name)
@@ -54,7 +54,7 @@ def optimizer(made: Imported) -> None:
 
 
 def schedule(made: Imported) -> None:
-    """The learning rate's way."""
+    """Take the schedule of the learning rate."""
     name = made.word("lr_scheduler") or "constant_with_warmup"
     if made.word("lr_scheduler"):
         made.set("lr_scheduler", name, "lr_scheduler")

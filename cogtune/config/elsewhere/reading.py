@@ -47,13 +47,13 @@ class Given:
     """Other files that were read."""
 
     def file(self, name: str) -> Path | None:
-        """The file that a flag names, relative to the script's folder, to one above it, or to the working folder."""
+        """Return the file that a flag names, relative to the script's folder, one above it or the working folder."""
         places = (Path(), *self.path.absolute().parents[:_ABOVE])
         return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def read(path: Path, environment: Mapping[str, str] | None = None) -> Given:
-    """What the script or configuration in ``path`` asks for.
+    """Return what the script or configuration in ``path`` asks for.
 
     Raises:
         UsageError: it starts no training, or several, or is of a program or a model that is not known here.
@@ -96,7 +96,7 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Given:
 
 
 def _training(command: Command) -> tuple[Command, str, dict[str, list[str]], dict[str, list[str]]] | None:
-    """The script that a command runs, and the flags before and behind it; None for any other command."""
+    """Return the script that a command runs, and the flags before and behind it; None for any other command."""
     words = list(command.words)
     at = next((n for n, word in enumerate(words) if word.endswith(".py")), None)
     if at is None or not any(word.startswith("--") for word in words[at:]):
@@ -107,7 +107,7 @@ def _training(command: Command) -> tuple[Command, str, dict[str, list[str]], dic
 
 
 def parse(words: Sequence[str]) -> dict[str, list[str]]:
-    """Flags with the words behind them; of a flag that is there twice, the last counts, as in argparse."""
+    """Return flags with the words behind them; of a flag that is there twice, the last counts, as in argparse."""
     flags: dict[str, list[str]] = {}
     name = None
     for word in words:
@@ -120,7 +120,7 @@ def parse(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def as_flags(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """A file's keys as flags; those without a value are left out, as if they were not there."""
+    """Return a file's keys as flags; those without a value are left out, as if they were not there."""
     flags: dict[str, list[str]] = {}
     for key, value in values.items():
         if value is None:
@@ -133,7 +133,7 @@ def as_flags(values: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _add_config(given: Given) -> None:
-    """The keys of the file that CogKit's command names, under those of the command itself."""
+    """Put the keys of the file that CogKit's command names under those of the command itself."""
     for flag in _CONFIG_FLAGS:
         words = given.flags.get(flag)
         if words and Path(words[0]).suffix in _YAML:

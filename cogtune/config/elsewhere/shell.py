@@ -171,7 +171,7 @@ class _Runner:
             self._script.commands.append(Command(tuple(fields), line))
 
     def _assigned(self, token: Token) -> bool:
-        """Whether a word is an assignment, which then is made."""
+        """Return whether a word is an assignment, which then is made."""
         first = token.parts[0] if token.parts else None
         match = _ASSIGNMENT.fullmatch(first.text) if first is not None and first == Part("text", first.text) else None
         if match is None:
@@ -190,7 +190,7 @@ class _Runner:
         return True
 
     def fields(self, token: Token) -> list[str]:
-        """What a word expands to."""
+        """Return what a word expands to."""
         found: list[str] = []
         open_field = False
 

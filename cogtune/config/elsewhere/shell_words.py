@@ -47,7 +47,7 @@ class Token:
 
 
 def tokens(text: str, name: str) -> list[Token]:
-    """The words and operators of a script."""
+    """Return the words and operators of a script."""
     return _Lexer(text.replace("\r\n", "\n"), name).all()
 
 
@@ -162,7 +162,7 @@ class _Lexer:
         raise self.fail('a quote (") is never closed')
 
     def _dollar(self, *, quoted: bool) -> Part:
-        """A variable, or what else begins with ``$`` or a backquote."""
+        """Return a variable, or what else begins with ``$`` or a backquote."""
         start = self._at
         if self._text[start] == "`":
             end = self._text.find("`", start + 1)

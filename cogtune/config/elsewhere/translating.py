@@ -44,12 +44,12 @@ class Imported:
     told: set[str] = field(default_factory=set)
 
     def words(self, flag: str) -> list[str] | None:
-        """What is behind a flag, or its program's default; None where there is neither."""
+        """Return what is behind a flag, or its program's default; None where there is neither."""
         found = self.given.flags.get(flag)
         return found if found is not None else DEFAULTS[self.given.program].get(flag)
 
     def word(self, *flags: str) -> str | None:
-        """The first word behind the first of ``flags`` that has one; a given one goes before a default."""
+        """Return the first word behind the first of ``flags`` that has one; a given one goes before a default."""
         for of in (self.given.flags, DEFAULTS[self.given.program]):
             for flag in flags:
                 if words := of.get(flag):
@@ -57,7 +57,7 @@ class Imported:
         return None
 
     def number(self, flag: str) -> float | None:
-        """The number behind a flag; None where there is none, which is a problem if something else is."""
+        """Return the number behind a flag; None where there is none, which is a problem if something else is."""
         word = self.word(flag)
         if word is None:
             return None
@@ -69,11 +69,11 @@ class Imported:
         return int(value) if value.is_integer() else value
 
     def has(self, flag: str) -> bool:
-        """Whether a flag is given."""
+        """Return whether a flag is given."""
         return flag in self.given.flags
 
     def on(self, flag: str) -> bool:
-        """Whether a switch is given, and not as false."""
+        """Return whether a switch is given, and not as false."""
         words = self.given.flags.get(flag)
         return words is not None and (not words or words[0].lower() in ("true", "1", "yes"))
 
@@ -100,7 +100,7 @@ class Imported:
         self.sources.pop(key, None)
 
     def to_yaml(self) -> str:
-        """The keys that are set, in cogtune's order, each with the flag that it comes from."""
+        """Return the keys that are set, in cogtune's order, each with the flag that it comes from."""
         lines = [f"# From {self.given.path.name} of {self.given.program}, by `cogtune import`."]
         for key in RunConfig.model_fields:
             if key in self.values:
@@ -110,7 +110,7 @@ class Imported:
 
 
 def translate(given: Given, *, leave_out: Iterable[str] = ()) -> Imported:
-    """The configuration that a script asks for.
+    """Return the configuration that a script asks for.
 
     Args:
         leave_out: flags that are not known here and shall be left out.
@@ -189,7 +189,7 @@ def _evaluate(made: Imported) -> None:
 
 
 def _plain(made: Imported) -> None:
-    """Flags that are taken over one by one."""
+    """Take over the flags that need no others."""
     for name in (*made.given.flags, *(n for n in DEFAULTS[made.given.program] if n not in made.given.flags)):
         if name in BETTER:
             made.say(name, "better", BETTER[name])
@@ -203,12 +203,12 @@ def _plain(made: Imported) -> None:
 
 
 def _given_otherwise(made: Imported, name: str) -> bool:
-    """Whether another flag for the same key is given."""
+    """Return whether another flag for the same key is given."""
     return any(other in made.given.flags for other, key in KEPT.items() if key == KEPT[name])
 
 
 def _value(words: Sequence[str]) -> Any:
-    """Words as YAML reads them, so that numbers are numbers."""
+    """Return words as YAML reads them, so that numbers are numbers."""
     text = " ".join(words)
     try:
         number = float(text)
@@ -218,5 +218,5 @@ def _value(words: Sequence[str]) -> Any:
 
 
 def existing(name: str) -> bool:
-    """Whether a path leads somewhere on this machine."""
+    """Return whether a path leads somewhere on this machine."""
     return Path(name).expanduser().exists()

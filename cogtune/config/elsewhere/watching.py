@@ -27,7 +27,7 @@ _FLAGS = (
 
 
 def validation(made: Imported) -> None:
-    """Prompts and images, which every program takes in a way of its own."""
+    """Take prompts and images, which every program has in a way of its own."""
     program = made.given.program
     wanted = made.on("do_validation") if program in ("CogVideo", "CogKit") else True
     if made.has("do_validation"):
@@ -46,7 +46,7 @@ def validation(made: Imported) -> None:
 
 
 def _files(made: Imported) -> None:
-    """CogVideo: lists in a folder of their own."""
+    """Take lists in a folder of their own, as CogVideo has them."""
     folder = Path(made.word("validation_dir") or "")
     for flag in ("validation_prompts", "validation_images"):
         if word := made.word(flag):
@@ -58,7 +58,7 @@ def _files(made: Imported) -> None:
 
 
 def _test_data(made: Imported) -> None:
-    """CogKit: prompts in the table of ``test/``."""
+    """Take prompts from the table in ``test/``, as CogKit does."""
     root = made.word("data_root")
     table = Path(root or "") / "test" / "metadata.jsonl"
     if not existing(str(table)):
@@ -87,7 +87,7 @@ def _set_prompts(made: Imported, flag: str, rows: list[dict[str, Any]], folder: 
 
 
 def _line(made: Imported) -> None:
-    """diffusers and CogVideoX Factory: prompts in one argument."""
+    """Take prompts in one argument, as diffusers and CogVideoX Factory have them."""
     separator = made.word("validation_prompt_separator") or SEPARATOR
     for flag, key in (("validation_prompt", "validation_prompts"), ("validation_images", "validation_images")):
         if word := made.word(flag):
@@ -98,7 +98,7 @@ def _line(made: Imported) -> None:
 
 
 def _finetrainers(made: Imported) -> None:
-    """finetrainers: a JSON file of rows, or prompts with sizes behind them."""
+    """Take a JSON file of rows, or prompts with sizes behind them, as finetrainers has them."""
     if word := made.word("validation_dataset_file"):
         file = made.given.file(word)
         if file is None:
@@ -116,7 +116,7 @@ def _finetrainers(made: Imported) -> None:
 
 
 def _interval(made: Imported) -> None:
-    """How often sample videos are made."""
+    """Take how often sample videos are made."""
     for flag in ("validation_steps", "validation_every_n_steps"):
         if made.has(flag) and (steps := made.number(flag)) is not None:
             made.set("sample_every", steps, flag)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationInfo, field_validator
 from cogtune.config.choices import FORMER_FORMATS, DataFormat, Switch
 from cogtune.config.fields import option
 from cogtune.models.geometry import FrameSampling, Reshape, Size
-from cogtune.models.variants import Precision
+from cogtune.models.variants import VARIANTS, Precision
 
 _model = functools.partial(option, panel="Model")
 _data = functools.partial(option, panel="Data")
@@ -21,8 +21,7 @@ class ModelFields(BaseModel):
 
     model: str = _model(
         "5b",
-        help_text="Base model: a variant (2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v), a Hub id, a local folder, or "
-        "tiny:VARIANT.",
+        help_text=f"Base model: a variant ({', '.join(VARIANTS)}), a Hub id, a local folder, or tiny:VARIANT.",
         tags=("machine",),
     )
     precision: Precision = _model(

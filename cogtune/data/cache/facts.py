@@ -60,7 +60,8 @@ class Facts:
         self._learned = True
 
     def remembered(self, path: Path, name: str, find: Callable[[Path], Any]) -> Any:
-        """The fact ``name`` about a file, found out by ``find`` unless it is known; what ``find`` raises is not kept.
+        """Return the fact ``name`` about a file, found out by ``find`` unless it is known; what ``find`` raises is
+        not kept.
 
         Raises:
             FileChanged: the file was changed meanwhile.
@@ -96,7 +97,8 @@ class Facts:
         return str(self.remembered(path, "digest", digest_file))
 
     def probe(self, path: Path) -> VideoInfo:
-        """What the clip is: as :func:`cogtune.data.video.clips.probe`, and it raises the same, or ``FileChanged``."""
+        """Return what the clip is: as :func:`cogtune.data.video.clips.probe`, and it raises the same, or
+        ``FileChanged``."""
         if not path.is_file():
             return probe(path)
         stamp = self.stamp(path)

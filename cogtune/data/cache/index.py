@@ -152,7 +152,8 @@ class EncodeJobs:
 
 
 def make_index(store: Store, samples: Sequence[Sample], recipe: CacheKeySettings) -> Index:
-    """The keys of every sample's entries; reads only those clips of which ``store`` does not remember what it needs.
+    """Return the keys of every sample's entries; reads only those clips of which ``store`` does not remember what it
+    needs.
 
     Raises:
         CogtuneError: a clip cannot be read, or is too short.

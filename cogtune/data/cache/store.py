@@ -1,4 +1,4 @@
-"""Encoded samples on disk: each under a key of everything it was made from, written whole or not at all."""
+"""Encoded samples on disk, each under a key of everything it was made from, written atomically."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from cogtune.data.cache.facts import Facts
+from cogtune.system import names
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained, write_atomic
 from cogtune.system.folders import remove_leftovers, remove_partials
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 EntryKind = Literal["latents", "text", "image"]
 
 KINDS: tuple[EntryKind, ...] = get_args(EntryKind)
-
-JOB = "job"
-"""The folder in a cache of the files of what is being encoded."""
 
 _SUFFIX = ".safetensors"
 _CHECKSUM = "blake2b"
@@ -47,14 +45,15 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.facts = Facts(root / "files.json")
+        self.facts = Facts(root / names.FACTS)
 
     def path(self, kind: EntryKind, key: str) -> Path:
         """Return where the entry of ``key`` is, or will be."""
         return self.root / kind / key[:2] / f"{key}{_SUFFIX}"
 
     def holds(self, kind: EntryKind, key: str) -> bool:
-        """Whether a whole entry is there: its length is the one its header promises. A link is none, nor is a pipe."""
+        """Return whether a whole entry is there: its length is the one its header promises. A link is none, nor is a
+        pipe."""
         try:
             descriptor = os.open(self.path(kind, key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(descriptor, "rb") as handle:
@@ -81,7 +80,8 @@ class Store:
         write_atomic(target, lambda aside: save_file({"data": whole}, aside, metadata))
 
     def read(self, kind: EntryKind, key: str) -> Tensor:
-        """The tensor stored under ``key``: latent moments ``[2C, F, h, w]``, text ``[L, D]``, image ``[3, H, W]``.
+        """Return the tensor stored under ``key``: latent moments ``[2C, F, h, w]``, text ``[L, D]``, image ``[3, H,
+        W]``.
 
         Raises:
             CogtuneError: the entry is missing, or is not what was written.
@@ -105,9 +105,9 @@ class Store:
             with safe_open(path, "pt") as file:
                 metadata, tensor = file.metadata() or {}, file.get_tensor("data")
         except (OSError, SafetensorError) as error:
-            return None, f"it cannot be read: {error}"
+            return None, f"cannot read it: {error}"
         if metadata.get(_CHECKSUM) not in _checksums(tensor, f"{kind}/{key}"):
-            return tensor, "its bytes are not those that were written"
+            return tensor, "checksum mismatch"
         return tensor, ""
 
     def problem(self, kind: EntryKind, key: str, shape: tuple[int, ...] | None = None) -> str:
@@ -124,11 +124,11 @@ class Store:
         if shape is not None and tuple(tensor.shape) != shape:
             return f"its shape is {list(tensor.shape)}, not {list(shape)}"
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return "it holds numbers that are not finite"
+            return "it has values that are not finite"
         return ""
 
     def entries(self) -> Iterator[CacheEntry]:
-        """Every entry under its final name, whichever dataset or configuration made it."""
+        """Yield every entry under its final name, whichever dataset or configuration made it."""
         for kind in KINDS:
             for folder in sorted((self.root / kind).glob("??")):
                 with os.scandir(folder) as files:
@@ -151,11 +151,12 @@ class Store:
         for kind in KINDS:
             for folder in (self.root / kind).glob("??"):
                 remove_partials(folder)
-        remove_leftovers(self.root / JOB)
+        remove_leftovers(self.root / names.JOB)
 
 
 def _checksums(tensor: Tensor, name: str) -> tuple[str, str]:
-    """What stands for a tensor's bytes, type and shape under its key; and without the key, as of earlier versions."""
+    """Return what stands for a tensor's bytes, type and shape under its key; and without the key, as of earlier
+    versions."""
     import torch
 
     hasher = hashlib.blake2b(f"{tensor.dtype} {list(tensor.shape)}".encode(), digest_size=16)

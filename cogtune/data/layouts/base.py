@@ -31,7 +31,7 @@ __all__ = [
 _TOP = PurePosixPath()
 
 _TOLD_EVERY = 1000
-"""Entries after which it is told how far reading is."""
+"""The number of entries after which reading reports its progress."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Unpaired:
-    """What a dataset lists that could not be paired: it is looked at all the same, so that all is told at once.
+    """What a dataset lists that could not be paired: it is checked as well, so that all problems are reported.
 
     Args:
-        clips: samples without a caption of their own.
+        clips: samples without a caption.
         captions: samples without a clip, each with its list and line for an id.
     """
 
@@ -66,7 +66,7 @@ class Unpaired:
 
 @dataclass(frozen=True)
 class LayoutContent:
-    """What was read from a folder: how it is laid out, in words for the user, and what is in it."""
+    """The contents of a folder, and a description of its layout."""
 
     announced: str
     samples: list[Sample]
@@ -81,10 +81,12 @@ class Layout:
     Args:
         formats: what ``--format`` calls it.
         name: what it is called where it is announced.
-        expects: the files it is made of, in words.
+        expects: a description of its files.
         detect: the one of ``formats`` that a folder is in, or None when it is laid out in another way.
         read: the folder's samples and findings.
         almost: as ``detect``, for a folder that is in no layout as documented, but plainly meant to be in this one.
+        has_columns: whether the user may say which columns hold what.
+        names_clips: whether its files name each clip, so that others in the folder are left out.
     """
 
     formats: tuple[DataFormat, ...]
@@ -93,6 +95,8 @@ class Layout:
     detect: Callable[[Folder], DataFormat | None]
     read: Callable[[Folder], LayoutContent]
     almost: Callable[[Folder], DataFormat | None] = lambda _folder: None
+    has_columns: bool = False
+    names_clips: bool = False
 
 
 # ------------------------------------------------------------------------------------------------ lists of paths
@@ -100,7 +104,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class ListedPath:
-    """A path as a list has it, and where it stands there; None for one that could not be read, which is told.
+    """A path as a list has it, and where it stands there; None for one that could not be read, which is a finding.
 
     ``file`` is where the bytes are that came with it, if any did: the path is then no more than their name.
     """
@@ -112,7 +116,7 @@ class ListedPath:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """What a list or table says of one sample. A caption of None could not be read, which is told."""
+    """A sample's entry in a list or table. A caption of None could not be read, which is a finding."""
 
     caption: str | None
     video: ListedPath
@@ -239,7 +243,7 @@ def shortened(text: str, most: int = 120) -> str:
 
 
 def ids(videos: Sequence[PurePosixPath]) -> Iterator[str]:
-    """A unique id each: the path without suffix, unless that tells two clips apart; ``#2`` on a repeat."""
+    """Yield a unique id each: the path without suffix, unless that tells two clips apart; ``#2`` on a repeat."""
     stems = Counter(video.with_suffix("") for video in set(videos))
     taken: set[str] = set()
     counts: dict[str, int] = {}

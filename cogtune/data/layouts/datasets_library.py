@@ -18,6 +18,7 @@ from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts.base import DatasetEntry, Layout, LayoutContent, shortened, to_samples
 from cogtune.data.layouts.folder import Folder
 from cogtune.data.layouts.rows import USUAL_NAMES, choose_columns, entry_of
+from cogtune.system import names
 from cogtune.system.errors import CogtuneError, said_by
 from cogtune.system.files import os_errors_explained, write_atomic
 from cogtune.system.json_files import read_json
@@ -43,7 +44,7 @@ _KEY = "__key__"
 
 def _read(folder: Folder) -> LayoutContent:
     root, reading = folder.root, folder.reading
-    media = reading.media or root / ".cogtune" / "media"
+    media = reading.media or root / ".cogtune" / names.MEDIA
     if problems := _reaches_out(folder):
         return LayoutContent(DATASETS.name, [], problems)
     name, table = _load(folder, media)
@@ -70,7 +71,8 @@ def _read(folder: Folder) -> LayoutContent:
 
 
 def takes_every_file(root: Path) -> bool:
-    """Whether the library, asked for a folder, takes all clips in it for data: it does where nothing was saved."""
+    """Return whether the library, asked for a folder, takes all clips in it for data: it does where nothing was
+    saved."""
     return not any((root / name).is_file() for name in SAVED)
 
 
@@ -124,7 +126,7 @@ def _links_out(folder: Folder) -> list[str]:
 
 
 def _named_files(folder: Folder) -> Iterator[tuple[str, str]]:
-    """Every file that a description in the folder names: where, and the name or pattern.
+    """Yield every file that a description in the folder names: where, and the name or pattern.
 
     Raises:
         CogtuneError: a description is not what it should be.
@@ -169,7 +171,7 @@ def _descriptions(folder: Folder) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a description, of which some name files: those that do not have no path that leads out."""
+    """Yield every text in a description, of which some name files: those that do not have no path that leads out."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -197,7 +199,7 @@ def _of_type(value: Any, kind: type[T], file: PurePosixPath, what: str) -> T:
 
 
 def _refuse_own_files(folder: Folder) -> None:
-    """The library takes every clip in the folder, those of a run's samples included.
+    """Reject a run's files in the folder, since the library reads every clip in it.
 
     Raises:
         CogtuneError: cogtune wrote something into the folder.
@@ -222,7 +224,8 @@ def _load(folder: Folder, media: Path) -> tuple[str, Any]:
         import datasets
     except ImportError as error:
         raise CogtuneError(
-            f"reading {root} takes the datasets library, which is not installed", "pip install 'cogtune[datasets]'"
+            f"reading {root} requires the datasets library, which is not installed",
+            "run `pip install 'cogtune[datasets]'`",
         ) from error
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
@@ -230,7 +233,7 @@ def _load(folder: Folder, media: Path) -> tuple[str, Any]:
         if _is_saved(folder):
             splits = datasets.load_from_disk(str(root))
         else:
-            splits = datasets.load_dataset(str(root), cache_dir=str(media.parent / "datasets"))
+            splits = datasets.load_dataset(str(root), cache_dir=str(media.parent / names.DATASETS))
         if isinstance(splits, datasets.Dataset):
             splits = {str(splits.split or "train"): splits}
         name = "train" if "train" in splits else next(iter(splits))
@@ -295,4 +298,5 @@ DATASETS = Layout(
     "what the datasets library saved or can load",
     _detect,
     _read,
+    has_columns=True,
 )

@@ -131,7 +131,7 @@ def _are(count: int) -> str:
 
 
 def _csv_rows(lines: _Lines, dialect: _Dialect) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """The rows, or what is wrong with each, with the number of the line it begins at; blank lines left out.
+    """Yield the rows, or what is wrong with each, with the number of the line it begins at; blank lines left out.
 
     Strict, since a lenient reader makes one caption of everything behind a stray quote. After such a row it goes
     on with the line after the quote.

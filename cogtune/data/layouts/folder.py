@@ -20,7 +20,7 @@ from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts import own_files
 from cogtune.data.layouts.lines import NotTextError, as_utf8, is_unicode
 from cogtune.data.layouts.spelling import normal
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import os_errors_explained, read_regular
 
 _SHOWN = 5
 """How many names a note of several files shows."""
@@ -108,11 +108,11 @@ class Folder:
             findings.append(problem)
             return None
         with os_errors_explained(self.root / name, "read"):
-            data = (self.root / name).read_bytes()
+            data = read_regular(self.root / name)
         return self.in_utf8(data, name, name, findings)
 
     def in_utf8(self, data: bytes, name: str, where: str, findings: list[Finding]) -> bytes | None:
-        """A text file's bytes in UTF-8, noted if they were not; None and a finding when they are no text.
+        """Return a text file's bytes in UTF-8, noted if they were not; None and a finding when they are no text.
 
         Args:
             where: the place in the dataset that ``name`` belongs to.
@@ -230,7 +230,7 @@ class Folder:
         self._taken[where, how].append(what)
 
     def notes(self) -> Iterator[Finding]:
-        """What was read although it is not as documented, a note for each way."""
+        """Yield what was read although it is not as documented, a note for each way."""
         for (where, how), things in self._taken.items():
             named = [thing for thing in dict.fromkeys(things) if thing]
             yield finding("read-as", where, f"{how}: {listed(named, _SHOWN)}" if named else how)

@@ -17,6 +17,7 @@ from cogtune.data.layouts.lines import NotTextError, as_utf8, lines_of
 from cogtune.data.layouts.media import may_be_clip
 from cogtune.data.layouts.spelling import normal
 from cogtune.system.errors import CogtuneError
+from cogtune.system.files import open_regular
 
 _HEAD = 4096
 
@@ -38,7 +39,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def is_array(path: Path) -> bool:
     """Return whether a JSON file begins as an array of objects does."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head, _ = as_utf8(file.read(_HEAD), is_whole=False)
     except (OSError, NotTextError):
         return False
@@ -46,7 +47,8 @@ def is_array(path: Path) -> bool:
 
 
 def is_map(folder: Folder, name: str) -> bool:
-    """Whether a JSON file is an object that says something of clips by their names, at least of one that is there."""
+    """Return whether a JSON file is an object that says something of clips by their names, at least of one that is
+    there."""
     try:
         value = json.loads(as_utf8((folder.root / name).read_bytes())[0])
     except (OSError, ValueError, RecursionError):
@@ -119,7 +121,7 @@ def _read_array(folder: Folder, name: str, data: bytes, findings: list[Finding])
 
 
 def _read_map(folder: Folder, name: str, data: bytes) -> Table:
-    """What an object says of clips by their names.
+    """Return what an object says of clips by their names.
 
     Raises:
         CogtuneError: a name is there twice.

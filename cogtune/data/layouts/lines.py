@@ -50,7 +50,7 @@ def raw_lines(data: bytes, *, keepends: bool = False) -> list[bytes]:
 
 
 def lines_of(data: bytes) -> Iterator[tuple[int, str | UnicodeDecodeError]]:
-    """Each line by its number, from 1: its text without surrounding blanks, or what is not UTF-8 in it."""
+    """Yield each line by its number, from 1: its text without surrounding blanks, or what is not UTF-8 in it."""
     for number, raw in enumerate(raw_lines(data), start=1):
         try:
             yield number, raw.decode().strip()

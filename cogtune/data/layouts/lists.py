@@ -153,4 +153,5 @@ LISTS = Layout(
     _detect,
     _read,
     _almost,
+    names_clips=True,
 )

@@ -37,7 +37,8 @@ class Nearest:
         self._patience = _MOST_COMPARED
 
     def same_file(self, text: str, *, image: bool = False) -> tuple[PurePosixPath, str] | None:
-        """The one file that a path which is not there must mean, and how it differs; None when that is not plain.
+        """Return the one file that a path which is not there must mean, and how it differs; None when that is not
+        plain.
 
         Args:
             image: whether it is to be an image rather than a clip.
@@ -110,7 +111,8 @@ class Nearest:
 
 
 def same_name(name: str, there: Iterable[str], others: Sequence[str] = ()) -> str | None:
-    """The file among ``there`` that is called ``name``, or so but for upper and lower case, or as one of ``others``."""
+    """Return the file among ``there`` that is called ``name``, or so but for upper and lower case, or as one of
+    ``others``."""
     known = sorted(there)
     if name in known:
         return name
@@ -132,8 +134,23 @@ def look_alike(path: Path) -> str:
     return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
+def in_place_of_folder(path: Path) -> str:
+    """Return the hint about what was given as a dataset's folder and is none; empty when nothing is near."""
+    suffix = path.suffix.lower()
+    if path.is_file():
+        if suffix in _PACKED:
+            return "unpack it, and give the folder"
+        how = ", with --format datasets" if suffix in (".tar", ".arrow") else ""
+        return f"give the folder that it is in: {path.absolute().parent}{how}"
+    if _URL.match(str(path)):
+        return "download it, and give the folder"
+    meant = Path(unquoted(str(path).strip()).strip().replace("\\", "/"))
+    return f"did you mean {meant}?" if meant.is_dir() else look_alike(meant).removeprefix("; ")
+
+
 def what_is_there(folder: Folder) -> str:
-    """What a folder that is no dataset holds instead, with what would make one of it; empty when there is nothing."""
+    """Return what a folder that is no dataset holds instead, with what would make one of it; empty when there is
+    nothing."""
     tables = [name for name in folder.top if PurePosixPath(name).suffix.lower() in _TABLES]
     objects = [name for name in folder.top if name.lower().endswith(".json")]
     packed = [name for name in folder.top if PurePosixPath(name).suffix.lower() in _PACKED]

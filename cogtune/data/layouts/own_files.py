@@ -7,9 +7,11 @@ and tables, read what they name.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from pathlib import Path
+
+from cogtune.system import names
+from cogtune.system.files import open_regular
 
 MARK = "sampled by cogtune"
 """The comment in the metadata of every video that cogtune samples."""
@@ -17,37 +19,38 @@ MARK = "sampled by cogtune"
 QUARANTINE_HEADER = "# samples to leave out: "
 """What a quarantine file begins with."""
 
-RUN_FILES = frozenset({"metrics.jsonl", "run.yaml", "report.html", "machine.json", "trackers.json", "merge.json"})
+RUN_FILES = frozenset({names.METRICS, names.RUN_YAML, names.REPORT, names.MACHINE, names.TRACKERS, names.MERGE})
 """Files that a run leaves in its folder."""
 
 _HEAD = 1 << 20
 """Bytes from a video's beginning within which its metadata are: they are written in front."""
 
-_CHECKPOINT = re.compile(r"checkpoint-\d+")
-_SAMPLES = re.compile(r"step-\d+")
-_LAUNCH = re.compile(r"launch(-.+)?|dry-run")
-_LOGS = "logs"
-
 
 def is_run(folders: Collection[str], files: Collection[str]) -> bool:
-    """Whether a folder of this content is a run's: it says how it was configured, and holds something of a run."""
-    made = any(_LAUNCH.fullmatch(name) or _CHECKPOINT.fullmatch(name) or name == "samples" for name in folders)
-    return made and ("run.yaml" in files or "metrics.jsonl" in files)
+    """Return whether a folder of this content is a run's: it says how it was configured, and holds something of a
+    run."""
+    made = any(_of_run(name) or name == names.SAMPLES for name in folders)
+    return made and (names.RUN_YAML in files or names.METRICS in files)
 
 
 def is_own(name: str, folders: Collection[str], files: Collection[str]) -> bool:
     """Return whether a folder of this name and content was written by cogtune as a whole."""
     return (
         is_run(folders, files)
-        or ("state.json" in files and _CHECKPOINT.fullmatch(name) is not None)
-        or ("samples.json" in files and _SAMPLES.fullmatch(name) is not None)
-        or ("files.json" in files and "latents" in folders)
+        or (names.STATE in files and names.CHECKPOINT_NAME.fullmatch(name) is not None)
+        or (names.SAMPLES_LIST in files and names.STEP_NAME.fullmatch(name) is not None)
+        or (names.FACTS in files and names.ENTRIES[0] in folders)
     )
 
 
 def of_run(name: str) -> bool:
-    """Whether a folder of this name, in a run's folder, is the run's; ``samples`` may hold something else, too."""
-    return name == _LOGS or (_LAUNCH.fullmatch(name) or _CHECKPOINT.fullmatch(name)) is not None
+    """Return whether a folder of this name, in a run's folder, is the run's; ``samples`` may hold something else,
+    too."""
+    return name == names.LOGS or _of_run(name)
+
+
+def _of_run(name: str) -> bool:
+    return (names.LAUNCH_NAME.fullmatch(name) or names.CHECKPOINT_NAME.fullmatch(name)) is not None
 
 
 def is_sampled(video: Path) -> bool:
@@ -65,7 +68,7 @@ def _begins_with(path: Path, text: str, most: int) -> bool:
     try:
         if not path.is_file():  # a pipe would be waited for without end
             return False
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return text.encode() in file.read(most)
     except OSError:
         return False

@@ -28,7 +28,7 @@ from cogtune.data.layouts.own_files import is_quarantine, is_sampled
 from cogtune.data.layouts.rows import USUAL_NAMES
 from cogtune.data.layouts.spelling import nfc, normal
 from cogtune.system.errors import counted
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import os_errors_explained, read_regular
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class _Pairs:
         return dict(found)
 
     def caption_of(self, clip: PurePosixPath) -> _Caption | None:
-        """The caption of a clip: beside it, as documented or under another suffix; else in a folder of captions."""
+        """Return the caption of a clip: beside it, as documented or under another suffix; else in a folder of
+        captions."""
         if (beside := self._named(_key(clip))) is not None:
             return beside
         if (beside := self._named(nfc(str(clip)))) is not None:
@@ -91,7 +92,8 @@ class _Pairs:
         return {name.lower(): name for name in sorted(there) if name.lower() in CAPTION_FOLDERS}
 
     def _in_folders(self, clip: PurePosixPath) -> Iterator[tuple[str, str]]:
-        """Where a caption may be: one folder of its clip's path gives way to one of captions, or gets one beside."""
+        """Yield where a caption may be: one folder of its clip's path gives way to one of captions, or gets one
+        beside."""
         stem = clip.with_suffix("")
         for name in CAPTION_FOLDERS:
             folder = self._caption_folders.get(name)
@@ -109,7 +111,7 @@ class _Pairs:
 
 
 def _said_in(data: bytes) -> str:
-    """The caption in a JSON object about one clip, under a usual name; empty where there is none."""
+    """Return the caption in a JSON object about one clip, under a usual name; empty where there is none."""
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -167,7 +169,7 @@ def _is_usable(folder: Folder, clip: PurePosixPath, findings: list[Finding]) -> 
 def _read_caption(
     folder: Folder, sample_id: str, clip: PurePosixPath, caption: _Caption | None, findings: list[Finding]
 ) -> str:
-    """Return the whole text of a sample's caption file; empty, with a finding, when it cannot be had."""
+    """Return the whole text of a sample's caption file; empty, with a finding, if it cannot be read."""
     file = clip.with_suffix(CAPTION_SUFFIX) if caption is None else caption.file
     path = folder.root / file
     if caption is not None and (problem := folder.outside(file, sample_id, "its caption ")) is not None:
@@ -179,7 +181,7 @@ def _read_caption(
         findings.append(finding("missing-caption", sample_id, message, f"describe the clip in {file}"))
     else:
         with os_errors_explained(path, "read"):
-            data = folder.in_utf8(path.read_bytes(), str(file), sample_id, findings)
+            data = folder.in_utf8(read_regular(path), str(file), sample_id, findings)
         if data is None:
             return ""
         try:
@@ -197,7 +199,7 @@ def _read_caption(
 
 
 def _almost(folder: Folder, clip: PurePosixPath) -> str:
-    """Return what lies beside a clip under its name and is no caption that can be read, in words."""
+    """Describe the files next to a clip with its name that cannot be read as captions."""
     alike = folder.by_stem.get(_normal_stem(clip), [])
     others = [file.name for file in alike if not may_be_clip(file) and not is_image(file)]
     return f"; {listed(others, 3)} is, which is not read as one" if others else ""
@@ -233,7 +235,7 @@ def _check_strays(pairs: _Pairs, findings: list[Finding]) -> list[str]:
 
 
 def _left_out(pairs: _Pairs) -> Iterator[Finding]:
-    """A note of pictures, and of what might be clips, that no caption goes with."""
+    """Yield a note of pictures, and of what might be clips, that no caption goes with."""
     root = str(pairs.folder.root)
     images = [file for file in pairs.folder.files if is_image(file)]
     others = [file for file in pairs.folder.files if may_be_clip(file) and file not in pairs.clips]

@@ -76,7 +76,8 @@ def _tables(folder: Folder) -> list[_Found]:
 
 
 def _almost_tables(folder: Folder) -> list[_Found]:
-    """The tables that are called otherwise, or are elsewhere than documented: JSON arrays, and those of sub-folders."""
+    """Return the tables that are called otherwise, or are elsewhere than documented: JSON arrays, and those of
+    sub-folders."""
     arrays = [_Found(name, "jsonl") for name in folder.top if _is_array(folder, name)]
     return arrays or list(_below(folder)) or [_Found(name, "jsonl") for name in folder.top if _is_map(folder, name)]
 
@@ -158,7 +159,7 @@ def _read_parquet(folder: Folder, name: str) -> tuple[Table, Columns]:
         from pyarrow import parquet
     except ImportError as error:
         raise CogtuneError(
-            f"reading {name} takes pyarrow, which is not installed", "pip install 'cogtune[parquet]'"
+            f"reading {name} requires pyarrow, which is not installed", "run `pip install 'cogtune[parquet]'`"
         ) from error
 
     path = folder.root / name
@@ -198,4 +199,6 @@ TABLE = Layout(
     _detect,
     _read,
     _almost,
+    has_columns=True,
+    names_clips=True,
 )

@@ -155,7 +155,8 @@ def _templates() -> tuple[tuple[str, ...], Array]:
 
 
 def _shape(cover: Array, path: Array) -> tuple[str | None, float]:
-    """The shape that most frames show, and how like it they are; None when it is none, or not the same in most."""
+    """Return the shape that most frames show, and how like it they are; None when it is none, or not the same in
+    most."""
     names, templates = _templates()
     pictures = _standard(cover, path)[:, None]  # [F, 1, G, G]
     both = np.minimum(pictures, templates).sum(axis=(2, 3))

@@ -341,7 +341,7 @@ def scene_of(subject: Subject, random: np.random.Generator, *, plain_caption: bo
 
 
 def training_scenes(seed: int, numbers: Iterable[int]) -> list[Scene]:
-    """Scenes of known things, no held-out combination among them; scene N is a function of ``(seed, N)``.
+    """Return scenes of known things, no held-out combination among them; scene N is a function of ``(seed, N)``.
 
     Every block of as many scenes as there are subjects holds each subject once, in an order of its own.
     """
@@ -369,7 +369,8 @@ def draw(scene: Scene) -> Pixels:
 
 
 def draw_batch(scenes: Sequence[Scene], device: Any) -> Any:
-    """The frames of scenes as a torch tensor ``[B, 3, F, H, W]`` in [-1, 1] on ``device``, as the VAE takes them."""
+    """Return the frames of scenes as a torch tensor ``[B, 3, F, H, W]`` in [-1, 1] on ``device``, as the VAE takes
+    them."""
     import torch
 
     frames = _rendered(scenes, torch, lambda values: torch.as_tensor(np.asarray(values, np.float32), device=device))
@@ -377,7 +378,7 @@ def draw_batch(scenes: Sequence[Scene], device: Any) -> Any:
 
 
 def _rendered(scenes: Sequence[Scene], xp: Any, array: Callable[[Any], Any]) -> Any:
-    """Frames ``[B, F, H, W, 3]`` in 0 to 255; shapes are drawn with edges one pixel soft."""
+    """Return frames ``[B, F, H, W, 3]`` in 0 to 255; shapes are drawn with edges one pixel soft."""
     height, width = SIZE.height, SIZE.width
     x, y = array(np.arange(width) + 0.5), array(np.arange(height) + 0.5)[:, None]
     poses = array(np.stack([scene.poses for scene in scenes]))[..., None, None]  # [B, F, 3, 1, 1]

@@ -61,7 +61,7 @@ OTHERS = frozenset(word for words in _OTHERS.values() for word in words.split())
 
 
 def check_captions(samples: Sequence[Sample], limit: int, count_tokens: CountTokens | None) -> Iterator[Finding]:
-    """What is wrong with each caption by itself; ``limit`` is the number of tokens that the model reads."""
+    """Yield what is wrong with each caption by itself; ``limit`` is the number of tokens that the model reads."""
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
         captions = [sample.caption for sample in batch]
@@ -80,7 +80,8 @@ def check_captions(samples: Sequence[Sample], limit: int, count_tokens: CountTok
 
 
 def count_words(text: str) -> int:
-    """The words of a text; of scripts that put no blanks between words, such as Chinese, each character is one."""
+    """Return the words of a text; of scripts that put no blanks between words, such as Chinese, each character is
+    one."""
     return sum(max(1, len(_UNPARTED.findall(part))) for part in text.split())
 
 
@@ -128,7 +129,7 @@ def not_english(caption: str) -> str:
 def check_repeats(
     samples: Sequence[Sample], digest: Callable[[Path], str], tell: Callable[[], object] = lambda: None
 ) -> Iterator[Finding]:
-    """Clips and captions that come more than once, under whatever name or spelling.
+    """Yield clips and captions that come more than once, under whatever name or spelling.
 
     Args:
         digest: what stands for the bytes of a file; asked for files of equal length only.
@@ -162,7 +163,7 @@ def check_repeats(
 def _check_copies(
     videos: dict[Path, str], digest: Callable[[Path], str], tell: Callable[[], object]
 ) -> Iterator[Finding]:
-    """Files of the same bytes under different names; only those of equal size are read."""
+    """Yield files of the same bytes under different names; only those of equal size are read."""
     by_size = _grouped((size, video) for video in videos if (size := _size(video)))
     for same_size in by_size.values():
         if len(same_size) > 1:

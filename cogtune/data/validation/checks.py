@@ -131,7 +131,7 @@ def check_dataset(
 def _look(
     samples: Sequence[Sample], full: bool, workers: int | None, facts: Facts
 ) -> Generator[tuple[int, Inspection], None, None]:
-    """Each sample's place and what is seen of its files, or was when they stood as they stand now.
+    """Yield each sample's place and what is seen of its files, or was when they stood as they stand now.
 
     Files that several samples have in common are looked at once.
     """

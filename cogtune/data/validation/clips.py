@@ -36,7 +36,7 @@ SAME_SHAPE = 0.05
 
 
 def check_clip(where: str, info: VideoInfo, settings: FrameSettings, *, any_frames: bool = True) -> Iterator[Finding]:
-    """What stands against training on a clip at these settings, and what is worth knowing about it.
+    """Yield what stands against training on a clip at these settings, and what is worth knowing about it.
 
     Args:
         any_frames: whether the model can be trained on another number of frames.
@@ -126,7 +126,7 @@ def _seconds(info: VideoInfo, first: int, last: int, last_for: float | None = No
 
 
 def _check_pauses(where: str, info: VideoInfo, settings: FrameSettings) -> Iterator[Finding]:
-    """What training does to a clip whose frames stand still for longer than one of training's."""
+    """Yield what training does to a clip whose frames stand still for longer than one of training's."""
     times = info.times[settings.skip_start : info.num_frames - settings.skip_end]
     paused = standstill(times, STANDSTILL / min(settings.fps, info.fps))
     if paused > MOST_STANDSTILL * info.duration:
@@ -140,7 +140,7 @@ def _check_pauses(where: str, info: VideoInfo, settings: FrameSettings) -> Itera
 
 
 def _check_speed(where: str, seconds: float, settings: FrameSettings) -> Iterator[Finding]:
-    """What spreading the frames over so many seconds of a clip does to its motion."""
+    """Yield what spreading the frames over so many seconds of a clip does to its motion."""
     speed = seconds * settings.fps / settings.size.num_frames
     if not SAME_RATE < speed < 1 / SAME_RATE:
         yield finding(
@@ -203,7 +203,8 @@ def _check_pixels(where: str, info: VideoInfo) -> Iterator[Finding]:
 
 
 def check_image(where: str, image: ImageInfo, info: VideoInfo) -> Iterator[Finding]:
-    """What is worth knowing about a sample's image, and whether it has the shape of the clip, as it is cut likewise."""
+    """Yield what is worth knowing about a sample's image, and whether it has the shape of the clip, as it is cut
+    likewise."""
     if image.transparency:
         yield finding(
             "alpha",

@@ -91,7 +91,7 @@ def inspect(
 
 
 def stall_seconds() -> float:
-    """The time limit, from the environment or by default."""
+    """Return the time limit, from the environment or by default."""
     try:
         return max(0.01, float(os.environ[STALL_VARIABLE]))
     except (KeyError, ValueError):
@@ -99,7 +99,7 @@ def stall_seconds() -> float:
 
 
 def _epitaph(name: str, lost: Lost, limit: float) -> Inspection:
-    """The finding about a clip that a process was lost over."""
+    """Return the finding about a clip that a process was lost over."""
     if lost.silence:
         message = f"{name} hangs the decoder: it gave nothing for {limit:g} seconds"
         return Inspection(None, None, (("decoder-hung", message, "encode it again, or leave it out"),))
@@ -112,7 +112,7 @@ def _epitaph(name: str, lost: Lost, limit: float) -> Inspection:
 
 
 def look(limit: float, job: InspectionJob, beat: Beat) -> Inspection:
-    """What there is to see of one clip and its image; ``limit`` as :func:`stall_seconds` gives it."""
+    """Return what there is to see of one clip and its image; ``limit`` as :func:`stall_seconds` gives it."""
     problems: list[tuple[str, str, str]] = []
     info, image = None, None
 

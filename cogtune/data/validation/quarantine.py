@@ -17,7 +17,7 @@ from cogtune.data.layouts.own_files import QUARANTINE_HEADER
 from cogtune.data.layouts.spelling import nfc
 from cogtune.data.sources import Dataset
 from cogtune.system.errors import UsageError, counted
-from cogtune.system.files import os_errors_explained, write_text
+from cogtune.system.files import os_errors_explained, read_regular, write_text
 
 _COMMENT = "  # "
 _HEADER = f"{QUARANTINE_HEADER}give this file to `cogtune train` or `cogtune dataset cache` with --quarantine\n"
@@ -86,7 +86,7 @@ def read_quarantine(path: Path) -> dict[str, None]:
         CogtuneError: it cannot be read.
     """
     with os_errors_explained(path, "read"):
-        data = path.read_bytes()
+        data = read_regular(path)
     try:
         data, _ = as_utf8(data)
     except NotTextError as error:
@@ -101,7 +101,8 @@ def read_quarantine(path: Path) -> dict[str, None]:
 
 
 def _written(where: str) -> str:
-    """``where`` as it stands in the file: in quotes, as in JSON, if it could be read otherwise than it is meant."""
+    """Return ``where`` as it stands in the file: in quotes, as in JSON, if it could be read otherwise than it is
+    meant."""
     plain = where.isprintable() and where == where.strip() and where[:1] not in ("#", '"') and _COMMENT not in where
     return where if plain else json.dumps(where)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from cogtune.data.video.stamp import Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError, counted
+from cogtune.system.files import open_regular
 from cogtune.system.stand_ins import HEAD, stand_in
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def import_av() -> Any:
 def opened(
     path: Path, stamp: Stamp | None = None
 ) -> Iterator[tuple[av.container.InputContainer, av.video.VideoStream]]:
-    """The container and the best of its streams of moving pictures, ready to decode on the calling thread.
+    """Open a clip's container and the best of its video streams, ready to decode on the calling thread.
 
     Raises:
         VideoError: it cannot be opened, or holds no moving pictures.
@@ -235,7 +236,7 @@ def opened(
     if not path.is_file():
         raise MissingVideo(path, "is a folder" if path.is_dir() else "is not there")
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             length = os.fstat(handle.fileno()).st_size
             if length == 0:
                 raise EmptyVideo(path, "is empty")
@@ -269,7 +270,7 @@ _OF_OTHER_FILES = frozenset({"concat", "dash", "hls", "imf", "sdp"})
 
 
 def _is_animated_webp(path: Path) -> bool:
-    """Whether the header has the flag for animation of the WebP container specification."""
+    """Return whether the header has the flag for animation of the WebP container specification."""
     with path.open("rb") as file:
         head = file.read(21)
     return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
@@ -334,7 +335,7 @@ def reason_of(error: Exception) -> str:
 def demuxed(
     path: Path, container: av.container.InputContainer, stream: av.video.VideoStream
 ) -> Iterator[av.packet.Packet[av.video.VideoStream]]:
-    """The packets of an opened clip, from the first key frame on if it has one, and the empty one that ends them.
+    """Yield the packets of an opened clip, from the first key frame on if it has one, and the empty one that ends them.
 
     What comes before a key frame builds on frames that were cut away, and gives no picture.
 
@@ -358,7 +359,7 @@ def demuxed(
 def decoded_frames(
     path: Path, container: av.container.InputContainer, stream: av.video.VideoStream
 ) -> Iterator[av.VideoFrame]:
-    """The frames of an opened clip from the first one on.
+    """Yield the frames of an opened clip from the first one on.
 
     Raises:
         DamagedVideo: at the first frame that cannot be decoded whole.

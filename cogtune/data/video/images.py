@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cogtune.data.video.stamp import FileChanged, Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError
+from cogtune.system.files import open_regular
 from cogtune.system.stand_ins import HEAD, stand_in
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class ImageInfo:
 
 @contextlib.contextmanager
 def opened_image(path: Path, stamp: Stamp | None = None) -> Iterator[Image.Image]:
-    """The picture in ``path``, of which only the header is read yet.
+    """Open the picture in ``path``, reading only its header.
 
     Args:
         stamp: how the file has to stand while it is read.
@@ -57,7 +58,7 @@ def opened_image(path: Path, stamp: Stamp | None = None) -> Iterator[Image.Image
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             stat = os.fstat(handle.fileno())
             if stamp is not None and (stat.st_size, stat.st_mtime_ns, stat.st_ino) != stamp:
                 raise FileChanged(path)
@@ -65,7 +66,7 @@ def opened_image(path: Path, stamp: Stamp | None = None) -> Iterator[Image.Image
                 yield image
         check_unchanged(path, stamp)
     except UnidentifiedImageError as error:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             instead = stand_in(handle.read(HEAD))
         if instead is not None:
             raise CogtuneError(f"{path} is {instead.what}, not an image", instead.advice) from error
@@ -79,7 +80,7 @@ def opened_image(path: Path, stamp: Stamp | None = None) -> Iterator[Image.Image
 
 @contextlib.contextmanager
 def _large_ones_allowed() -> Iterator[None]:
-    """Without Pillow's warning about sizes that it reads all the same."""
+    """Suppress Pillow's warning about large sizes."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -114,12 +115,13 @@ def measure_image(path: Path, *, full: bool) -> ImageInfo:
 
 
 def _pictures_in(image: Image.Image) -> int:
-    """How many pictures a file holds; the smaller copies that cameras put behind a photograph (MPO) do not count."""
+    """Return how many pictures a file holds; the smaller copies that cameras put behind a photograph (MPO) do not
+    count."""
     return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def image_warnings(path: Path) -> list[str]:
-    """What a user has to know of a picture that a video is to start from.
+    """Return what a user has to know of a picture that a video is to start from.
 
     Raises:
         CogtuneError: it cannot be read.
@@ -169,7 +171,8 @@ def read_image(path: Path, stamp: Stamp | None = None) -> npt.NDArray[np.uint8]:
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """The picture in RGB, its colours those that its profile means; a profile that cannot be used is no profile."""
+    """Return the picture in RGB, its colours those that its profile means; a profile that cannot be used is no
+    profile."""
     from PIL import ImageCms
 
     if image.mode in ("1", "L", "LA"):  # a profile of colours says nothing of grey
@@ -213,7 +216,7 @@ def _check_kind(path: Path, image: Image.Image) -> None:
 
 
 def _to_eight_bits(grey: npt.NDArray[np.generic], image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Grey of up to 16 bits as 8: white becomes 255, whatever the depth."""
+    """Return grey of up to 16 bits as 8: white becomes 255, whatever the depth."""
     import numpy as np
 
     tags = getattr(image, "tag_v2", {})

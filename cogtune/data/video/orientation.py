@@ -40,7 +40,8 @@ _DISPLAY_MATRIX = "DISPLAYMATRIX"
 
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
-    """The orientation that a decoded frame's display matrix asks for; arbitrary angles become the nearest quarter."""
+    """Return the orientation that a decoded frame's display matrix asks for; arbitrary angles become the nearest
+    quarter."""
     from av.sidedata import sidedata
 
     # not by frame.side_data: it and the frame would hold each other, and frames pile up until such pairs are collected

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
-    """What the clip in ``path`` is, from its container and its first decoded frame; if need be, from all of them.
+    """Return what the clip in ``path`` is, from its container and its first decoded frame; if need be, from all of
+    them.
 
     Args:
         tick: called again and again while frames come.
@@ -69,7 +70,8 @@ _PROGRESSIVE = frozenset({"av1", "gif", "png", "apng", "theora", "vp8", "vp9", "
 def _is_interlaced(
     path: Path, container: av.container.InputContainer, stream: av.video.VideoStream, first: av.VideoFrame
 ) -> bool:
-    """Whether the first frame, or one from the middle, holds the rows of two moments: the beginning may be a title."""
+    """Return whether the first frame, or one from the middle, holds the rows of two moments: the beginning may be a
+    title."""
     if first.interlaced_frame or stream.codec_context.codec.canonical_name in _PROGRESSIVE or not stream.duration:
         return bool(first.interlaced_frame)
     av = import_av()
@@ -221,7 +223,8 @@ def _vp8_is_shown(packet: Any) -> bool:
 
 
 def _vp9_is_shown(packet: Any) -> bool:
-    """Whether a packet shows a frame: by its uncompressed header, or as a superframe, which ends in one that is shown.
+    """Return whether a packet shows a frame: by its uncompressed header, or as a superframe, which ends in one that
+    is shown.
 
     VP9 bitstream specification, 6.2 and annex B.
     """
@@ -247,7 +250,8 @@ def _tick_of(stream: av.video.VideoStream) -> Fraction:
 
 
 def _told_timing(stream: av.video.VideoStream) -> Timing:
-    """The timing of a stream outside of any container, whose timestamps libav makes up: the rate that its head says.
+    """Return the timing of a stream outside of any container, whose timestamps libav makes up: the rate that its
+    head says.
 
     Where that says none, it is what libav assumes.
     """

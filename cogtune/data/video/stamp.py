@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from cogtune.system.errors import CogtuneError
@@ -20,14 +19,6 @@ class FileChanged(CogtuneError):
             f"{path} changed while it was being read",
             "leave the dataset's files alone until this is done; then run the same command again",
         )
-
-
-def as_stamp(value: Sequence[int] | None) -> Stamp | None:
-    """Return a stamp that was read back from JSON."""
-    if value is None:
-        return None
-    size, modified, inode = value
-    return size, modified, inode
 
 
 def stamp_of(path: Path) -> Stamp:

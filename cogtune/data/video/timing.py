@@ -62,7 +62,8 @@ def measure(ticks: Sequence[int], tick: Fraction, claimed: Iterable[Fraction | N
 
 
 def _is_even(times: Sequence[int], places: Iterable[int], gap: float) -> bool:
-    """Whether the frames at ``places`` are at multiples of ``gap``, give or take what their times are rounded by."""
+    """Return whether the frames at ``places`` are at multiples of ``gap``, give or take what their times are rounded
+    by."""
     allowed = _rounding(gap)
     return all(abs(times[place] - place * gap) <= allowed for place in places)
 
@@ -76,7 +77,8 @@ def _rounding(gap: float) -> float:
 
 
 def at_rate(times: Sequence[float], fps: float, start: int = 0) -> list[int]:
-    """As many frames as there are at ``fps`` from frame ``start`` on: those nearest to ``k / fps`` seconds after it.
+    """Return as many frames as there are at ``fps`` from frame ``start`` on: those nearest to ``k / fps`` seconds
+    after it.
 
     A gap longer than ``1 / fps`` counts as that long, so that no frame is taken twice: what stands still is passed
     over, and a part slower than ``fps`` is taken frame by frame.
@@ -124,7 +126,8 @@ def spread(times: Sequence[float], first: int, end: int, num_frames: int) -> lis
 
 
 def last_start(times: Sequence[float], fps: float, num_frames: int, first: int, end: int) -> int:
-    """The last frame from ``first`` on that ``num_frames`` frames at ``fps`` can start from and end before ``end``.
+    """Return the last frame from ``first`` on that ``num_frames`` frames at ``fps`` can start from and end before
+    ``end``.
 
     ``first`` itself where there is none.
     """
@@ -139,7 +142,7 @@ def last_start(times: Sequence[float], fps: float, num_frames: int, first: int, 
 
 
 def standstill(times: Sequence[float], longest: float) -> float:
-    """Seconds by which gaps between frames are longer than ``longest``, all together."""
+    """Return seconds by which gaps between frames are longer than ``longest``, all together."""
     return sum(max(0.0, later - earlier - longest) for earlier, later in pairwise(times))
 
 

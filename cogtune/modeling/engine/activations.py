@@ -67,7 +67,7 @@ class OffloadedActivations:
         self._arena.reset()
 
     def offloading(self, block: int) -> contextlib.AbstractContextManager[None]:
-        """While the block's forward pass runs, have what it saves moved to the host."""
+        """Move what a block's forward pass saves to the host, while the context is active."""
         run = self._pass
         while run.leaving and run.leaving[0][0] <= block - _BEHIND:
             wait_for(run.leaving.popleft()[1])

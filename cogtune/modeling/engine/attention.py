@@ -78,7 +78,7 @@ class FlashAttention4Processor:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Joint attention over text and video tokens ``[B, N, D]``; both parts of the result."""
+        """Return joint attention over text and video tokens ``[B, N, D]``; both parts of the result."""
         from diffusers.models.embeddings import apply_rotary_emb
 
         if attention_mask is not None:
@@ -117,7 +117,7 @@ def flash_attention_4() -> Attention:
 def measure(
     shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, *, repeats: int = 3
 ) -> dict[AttentionKernel, float]:
-    """Seconds of a forward and a backward pass by kernel, for those that can do it; fastest first.
+    """Return seconds of a forward and a backward pass by kernel, for those that can do it; fastest first.
 
     Args:
         shape: ``[B, H, N, D]`` of queries, keys and values.
@@ -154,7 +154,8 @@ def _seconds(
 def fastest(
     shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, memory: Path
 ) -> AttentionKernel | None:
-    """The fastest kernel for such attention on this GPU, measured once and read from the file ``memory`` after that.
+    """Return the fastest kernel for such attention on this GPU, measured once and read from the file ``memory``
+    after that.
 
     None without a GPU, or where no fused kernel can do it.
     """

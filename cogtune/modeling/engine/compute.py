@@ -54,7 +54,8 @@ def _saving(ops: frozenset[Any], _context: Any, op: Any, *_args: Any, **_kwargs:
 
 
 def _recomputing(kept: frozenset[Any]) -> BlockFunction:
-    """The forward pass with the outputs of the operators ``kept`` for the backward pass, and the rest recomputed."""
+    """Return the forward pass with the outputs of the operators ``kept`` for the backward pass, and the rest
+    recomputed."""
     more: dict[str, Any] = {}
     if kept:
         more["context_fn"] = partial(create_selective_checkpoint_contexts, partial(_saving, kept))

@@ -152,7 +152,7 @@ class Engine:
         return hidden, encoder
 
     def _begin_backward(self, number: int) -> None:
-        """The backward pass of ``number`` is next, so that of the block behind it is enqueued."""
+        """Prepare for the backward pass of ``number``, now that the one after it is enqueued."""
         if number + 1 < len(self._blocks):
             self._end_backward(number + 1)
         if self._activations is not None:

@@ -57,7 +57,8 @@ operator = torch.ops.cogtune.flash_attention_4.default
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of ``[B, H, N, D]`` queries, keys and values; the result is a view of ``[B, N, H, D]`` memory."""
+    """Return attention of ``[B, H, N, D]`` queries, keys and values; the result is a view of ``[B, N, H, D]``
+    memory."""
     # Norms leave queries and keys in fp32 under autocast; the values are still of the run's type.
     dtype = value.dtype if value.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
     rows = (x.to(dtype) for x in (query, key, value))

@@ -36,7 +36,7 @@ class HostArena:
     """
 
     def __init__(self, *, pin: bool, tell: Callable[[str], None] = lambda _: None) -> None:
-        """An empty arena.
+        """Create an empty arena.
 
         Args:
             pin: whether to register the memory with CUDA, so that copies run beside the computation.

@@ -13,7 +13,7 @@ _RUN = ("base_model", "step", "steps", "size", "fps", "precision", "id_token", "
 
 
 def describe(lora: Lora) -> dict[str, Any]:
-    """Everything about a LoRA that decides how it is used; ranks and alphas are lists of all that occur."""
+    """Return everything about a LoRA that decides how it is used; ranks and alphas are lists of all that occur."""
     tensors = [tensor for pair in lora.pairs.values() for tensor in (pair.down, pair.up)]
     tensors += [pair.magnitude for pair in lora.pairs.values() if pair.magnitude is not None]
     strengths = sorted({lora.scale_of(name) for name in lora.pairs})
@@ -38,7 +38,7 @@ def describe(lora: Lora) -> dict[str, Any]:
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The same as a table's lines."""
+    """Return the same as a table's lines."""
     kind = found["kind"] + (", rank-stabilised" if found["rank_stabilised"] else "")
     known = found["strength_known"]
     strength = _several(found["strengths"])
@@ -65,6 +65,6 @@ def _several(values: list[float]) -> str:
 
 
 def _targets(lora: Lora) -> dict[str, int]:
-    """The kinds of layers, by the ends of their names, and how many there are of each."""
+    """Return the kinds of layers, by the ends of their names, and how many there are of each."""
     ends = (match[2] if (match := _BLOCK.fullmatch(name)) else name for name in lora.pairs)
     return dict(Counter(end.removeprefix("attn1.") for end in ends))

@@ -40,12 +40,12 @@ def _share(difference: float, whole: float) -> float:
 
 
 def matrices(pair: Pair) -> tuple[Tensor, Tensor]:
-    """B ``[outputs, rank]`` and A ``[rank, inputs]`` in fp64, the dimensions of a convolution made one."""
+    """Return B ``[outputs, rank]`` and A ``[rank, inputs]`` in fp64, the dimensions of a convolution made one."""
     return pair.up.flatten(1).double(), pair.down.flatten(1).double()
 
 
 def truncate(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The product ``up @ down`` at a lower rank, as near to it as that rank allows (Eckart and Young 1936).
+    """Return the product ``up @ down`` at a lower rank, as near to it as that rank allows (Eckart and Young 1936).
 
     Returns:
         Factors of equal norms, ``[outputs, rank]`` and ``[rank, inputs]``.
@@ -70,8 +70,8 @@ def resize(lora: Lora, rank: int, *, dtype: torch.dtype | None = None) -> Edited
     """
     if rank >= max(lora.ranks):
         raise UsageError(
-            f"{lora.path} has rank {max(lora.ranks)}: a rank of {rank} cannot make it smaller",
-            f"give --rank below {max(lora.ranks)}",
+            f"--rank {rank} does not reduce {lora.path}, whose rank is {max(lora.ranks)}",
+            f"use a --rank below {max(lora.ranks)}",
         )
     made, errors = {}, {}
     for name, pair in lora.pairs.items():
@@ -90,7 +90,7 @@ def resize(lora: Lora, rank: int, *, dtype: torch.dtype | None = None) -> Edited
 def blend(
     loras: Sequence[tuple[Lora, float]], path: Path, *, rank: int | None = None, dtype: torch.dtype | None = None
 ) -> Edited:
-    """The sum of several LoRAs, each times its weight, as one.
+    """Return the sum of several LoRAs, each times its weight, as one.
 
     Without ``rank`` the matrices are set side by side: the ranks add up, and nothing is lost but the rounding of a
     product with strength and weight, and not even that where all of these are alike.
@@ -111,7 +111,7 @@ def blend(
             details=problems,
         )
     if idle := [str(lora.path) for lora, weight in loras if weight == 0]:
-        raise UsageError(f"weight 0 of {', '.join(idle)} leaves nothing of it", "leave it out")
+        raise UsageError(f"a weight of 0 has no effect: {', '.join(idle)}", "remove it")
     made, errors = {}, {}
     for name in dict.fromkeys(name for lora, _ in loras for name in lora.pairs):
         parts = [(lora.pairs[name], weight * lora.scale_of(name)) for lora, weight in loras if name in lora.pairs]
@@ -134,7 +134,8 @@ def blend(
 def _check_sizes(name: str, pairs: Sequence[Pair]) -> None:
     if len({(pair.down[0].numel(), pair.up.shape[0]) for pair in pairs}) > 1:
         raise CogtuneError(
-            f"these LoRAs are for different models: {name} has other sizes in each", "`cogtune lora show` names them"
+            f"these LoRAs are for different models: {name} differs in size",
+            "run `cogtune lora show` to see their models",
         )
 
 
@@ -152,13 +153,13 @@ def _side_by_side(parts: Sequence[tuple[Pair, float]], dtype: torch.dtype | None
 
 
 def _holds(*dtypes: torch.dtype) -> torch.dtype:
-    """The type of all values, fp32 where they are of several; fp64 where one of those is."""
+    """Return the type of all values, fp32 where they are of several; fp64 where one of those is."""
     kinds = set(dtypes)
     return kinds.pop() if len(kinds) == 1 else torch.float64 if torch.float64 in kinds else torch.float32
 
 
 def _like(pair: Pair, up: Tensor, down: Tensor, dtype: torch.dtype | None) -> Pair:
-    """The pair with other matrices, in its own shapes."""
+    """Return the pair with other matrices, in its own shapes."""
     rank = down.shape[0]
     return replace(
         pair,
@@ -168,12 +169,12 @@ def _like(pair: Pair, up: Tensor, down: Tensor, dtype: torch.dtype | None) -> Pa
 
 
 def _product(up: Tensor, down: Tensor) -> float:
-    """The square of ``up @ down``'s Frobenius norm, without making it."""
+    """Return the square of ``up @ down``'s Frobenius norm, without making it."""
     return max(0.0, float(((up.T @ up) * (down @ down.T).T).sum()))
 
 
 def _distance(up: Tensor, down: Tensor, pair: Pair, scale: float) -> float:
-    """The square of the Frobenius norm of ``up @ down`` minus the pair's product times ``scale``."""
+    """Return the square of the Frobenius norm of ``up @ down`` minus the pair's product times ``scale``."""
     other_up, other_down = matrices(pair)
     return _product(torch.cat([up, -scale * other_up], dim=1), torch.cat([down, other_down]))
 
@@ -182,6 +183,6 @@ _OF_THE_RUN = ("base_model", "model_path", "size", "fps", "precision", "id_token
 
 
 def common_facts(loras: Sequence[Lora], keys: Sequence[str] = _OF_THE_RUN) -> dict[str, object]:
-    """What the runs behind several LoRAs have in common that sampling goes by."""
+    """Return what the runs behind several LoRAs have in common that sampling goes by."""
     first = loras[0].facts
     return {key: first[key] for key in keys if key in first and all(x.facts.get(key) == first[key] for x in loras)}

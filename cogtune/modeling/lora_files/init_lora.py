@@ -89,7 +89,7 @@ def _limits(lora: Lora) -> list[str]:
 
 
 def _adapter_of(lora: Lora, spec: ModelSpec) -> Mapping[str, tuple[Any, str, Any]]:
-    """For each key of the adapter: the file's value, the same in words, and whether a configuration has it."""
+    """Return for each key of the adapter the file's value, its text, and whether a configuration has it."""
     rank, alpha = lora.ranks[0], lora.alphas[0]
     names, targets = set(lora.pairs), _targets(lora, spec)
     kinds = {"dora": lora.dora, "rslora": lora.rslora}
@@ -117,7 +117,8 @@ def _adapter_of(lora: Lora, spec: ModelSpec) -> Mapping[str, tuple[Any, str, Any
 
 
 def _targets(lora: Lora, spec: ModelSpec) -> tuple[str, ...]:
-    """The layers of a LoRA as ``target_modules``: by the ends of their names where these say no more, else by name."""
+    """Return the layers of a LoRA as ``target_modules``: by the ends of their names where these say no more, else by
+    name."""
     ends = [end for end in layers.names(spec) if set(layers.targeted(spec, [end])) <= set(lora.pairs)]
     short = [end for end in ends if not any(end != other and end.endswith(f".{other}") for other in ends)]
     return tuple(short) if set(layers.targeted(spec, short)) == set(lora.pairs) else tuple(sorted(lora.pairs))

@@ -22,7 +22,7 @@ from cogtune.models.download import snapshot
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, refuse_shards
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import open_regular, os_errors_explained
 from cogtune.system.json_files import read_json
 from cogtune.system.stand_ins import HEAD, stand_in
 
@@ -60,7 +60,7 @@ class LoraFile:
         return _json(self.header.get("cogtune"))
 
     def says_no_alpha(self, layer: str) -> bool:
-        """Whether the alpha that the settings say of a layer is a stand-in for one that was not known."""
+        """Return whether the alpha that the settings say of a layer is a stand-in for one that was not known."""
         try:
             layers = json.loads(self.header.get(WITHOUT_ALPHA, "null"))
         except ValueError:
@@ -136,7 +136,7 @@ def lora_at(reference: str) -> Path:
     )
     if name and not (folder / name).is_file():
         raise UsageError(f"the model {repo_id} on the Hub has no file {name}", "check the spelling")
-    if not name and _file_in(folder) is None:
+    if not name and not any((folder / usual).is_file() for usual in FILE_NAMES):
         raise UsageError(
             f"the model {repo_id} on the Hub has no LoRA by one of the names {', '.join(FILE_NAMES)}",
             f"pass the file too: {repo_id}/FILE.safetensors",
@@ -150,7 +150,7 @@ def open_file(path: Path) -> LoraFile:
     Raises:
         CogtuneError: it cannot be read, or is something else.
     """
-    with os_errors_explained(path, "read"), path.open("rb") as file:
+    with os_errors_explained(path, "read"), open_regular(path) as file:
         start, size = file.read(HEAD), path.stat().st_size
     _refuse_text(path, start, size)
     header: dict[str, str] = {}
@@ -176,10 +176,11 @@ def _refuse_archive(path: Path) -> None:
     Raises:
         CogtuneError: it is such an archive.
     """
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+    names: list[str] = []
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged one may raise anything
         names = archive.namelist()
-        if names and not any(name.endswith("data.pkl") for name in names):
-            raise CogtuneError(f"{path} is a zip archive with {names[0]} in it, not weights", "unpack it first")
+    if names and not any(name.endswith("data.pkl") for name in names):
+        raise CogtuneError(f"{path} is a zip archive with {names[0]} in it, not weights", "unpack it first")
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -228,7 +229,8 @@ def _numbers(value: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
-    """PEFT's settings: from the header, as diffusers or finetrainers write them, or from the adapter's folder."""
+    """Return PEFT's settings: from the header, as diffusers or finetrainers write them, or from the adapter's
+    folder."""
     written = _json(header.get(LORA_ADAPTER_METADATA_KEY))
     if written:
         prefix = "transformer."

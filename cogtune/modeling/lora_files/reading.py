@@ -116,10 +116,10 @@ def read_lora(path: Path) -> Lora:
     without = [name for name, pair in pairs.items() if pair.magnitude is None]
     if not problems and without and len(without) < len(pairs):
         problems.append(
-            f"it is a DoRA, and {len(without)} of its {len(pairs)} layers have no magnitude{_example(without)}"
+            f"it is a DoRA, but {len(without)} of its {len(pairs)} layers have no magnitude{_example(without)}"
         )
     elif not problems and without and opened.config.get("use_dora"):
-        problems.append("it says that it is a DoRA, and has no magnitudes")
+        problems.append("its settings say DoRA, but it has no magnitudes")
     if problems:
         raise CogtuneError(f"cannot use {path}: a part of it would be ignored", _what_now(opened), details=problems)
     return Lora(
@@ -230,7 +230,8 @@ def _paired(
 def _alpha_of(
     layer: str, found: Mapping[str, tuple[str, TensorName, Tensor]], opened: LoraFile, problems: list[str]
 ) -> float | None:
-    """Alpha of a layer: from its own tensor, else from PEFT's settings, kohya's header, or what cogtune wrote."""
+    """Return alpha of a layer: from its own tensor, else from PEFT's settings, kohya's header, or what cogtune
+    wrote."""
     if "alpha" in found:
         key, _, tensor = found["alpha"]
         if tensor.numel() != 1 or float(tensor) <= 0:
@@ -318,7 +319,8 @@ def _adapts(pair: Pair) -> tuple[int, ...]:
 
 
 def _fitted(pair: Pair, weight: Sequence[int]) -> Pair | None:
-    """The pair for a weight of that shape, whatever dimensions of 1 a program adds to it; None if it is of another."""
+    """Return the pair for a weight of that shape, whatever dimensions of 1 a program adds to it; None if it is of
+    another."""
     outputs, *inputs = weight
     if [size for size in pair.down.shape[1:] if size != 1] != [size for size in inputs if size != 1]:
         return None

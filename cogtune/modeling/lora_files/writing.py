@@ -35,7 +35,7 @@ _OF_LAYOUT = ("format", FACTS, LORA_ADAPTER_METADATA_KEY, "lora_config", "ss_net
 
 
 def as_layout(lora: Lora, layout: LayoutName) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a LoRA by the names of ``layout``, and what has become of its strength, in words."""
+    """Return a LoRA's tensors by the names of ``layout``, and a description of what became of its strength."""
     kind, tensors, told = LAYOUTS[layout], {}, set()
     for name, pair in lora.pairs.items():
         pair = _shaped(name, pair, kind)
@@ -55,7 +55,7 @@ def as_layout(lora: Lora, layout: LayoutName) -> tuple[dict[str, Tensor], list[s
 
 
 def write_lora(lora: Lora, path: Path, layout: LayoutName) -> list[str]:
-    """Write a LoRA to ``path``: a file, or for PEFT an adapter's folder; whole or not at all.
+    """Write a LoRA to ``path``: atomically: a file, or for PEFT an adapter's folder.
 
     Returns:
         Remarks on what the layout cannot say.
@@ -103,13 +103,13 @@ def _own(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _strength(lora: Lora) -> dict[str, Any]:
-    """Of a run's facts, those that changing a LoRA changes."""
+    """Return those of a run's facts that changing a LoRA changes."""
     found: dict[str, Any] = {"rank": lora.ranks[0]} if "rank" in lora.facts else {}
     return found | ({"alpha": lora.alphas[0]} if "alpha" in lora.facts else {})
 
 
 def _shaped(name: str, pair: Pair, layout: Layout) -> Pair:
-    """The pair with the dimensions that a layer has in diffusers, and magnitudes as the layout has them."""
+    """Return the pair with the dimensions that a layer has in diffusers, and magnitudes as the layout has them."""
     if name != _CONVOLUTION and pair.down.dim() > 2:
         pair = replace(pair, down=pair.down.flatten(1), up=pair.up.flatten(1))
     if pair.magnitude is not None:
@@ -121,7 +121,7 @@ def _shaped(name: str, pair: Pair, layout: Layout) -> Pair:
 
 
 def _alpha_for(scale: float, rank: int, alpha: float | None, rslora: bool) -> float:
-    """The alpha at which alpha / rank is ``scale``, to the last bit where a number of that kind exists."""
+    """Return the alpha at which alpha / rank is ``scale``, to the last bit where a number of that kind exists."""
     if not rslora and alpha is not None:
         return alpha
     wanted = scale * rank
@@ -130,13 +130,13 @@ def _alpha_for(scale: float, rank: int, alpha: float | None, rslora: bool) -> fl
 
 
 def _number(value: float) -> Tensor:
-    """A number as a tensor: in fp32 where that holds it exactly, as programs write it, else in fp64."""
+    """Return a number as a tensor: in fp32 where that holds it exactly, as programs write it, else in fp64."""
     single = torch.tensor(value, dtype=torch.float32)
     return single if float(single) == value else torch.tensor(value, dtype=torch.float64)
 
 
 def differences(lora: Lora, back: Lora, layout: Layout) -> list[str]:
-    """In what a LoRA read back differs from the one that was written in ``layout``; empty when in nothing."""
+    """List how a LoRA read back differs from the one that was written in ``layout``."""
     wrong = [f"{name}: in one of them alone" for name in lora.pairs.keys() ^ back.pairs.keys()]
     for name in lora.pairs.keys() & back.pairs.keys():
         ours, theirs = _shaped(name, lora.pairs[name], layout), _shaped(name, back.pairs[name], layout)
@@ -153,7 +153,7 @@ def differences(lora: Lora, back: Lora, layout: Layout) -> list[str]:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same to the bit, type and shape included."""
+    """Return whether two tensors are the same to the bit, type and shape included."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     first, second = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))

@@ -1,0 +1,42 @@
+"""The names of what cogtune writes into the folder of a run or of a cache, for all who have to know it again.
+
+What lies where in a run's folder is :class:`cogtune.run.folder.RunFolder`'s business.
+"""
+
+from __future__ import annotations
+
+import re
+
+# A run's folder.
+RUN_YAML = "run.yaml"
+METRICS = "metrics.jsonl"
+REPORT = "report.html"
+LAUNCH = "launch"
+DRY_RUN = "dry-run"
+LOGS = "logs"
+SAMPLES = "samples"
+CHECKPOINT = "checkpoint-"
+SMOKE = "smoke"
+
+# In the folders of launch files, of a checkpoint, of a step's sample videos, of merged weights.
+PLAN = "plan.json"
+MACHINE = "machine.json"
+TRACKERS = "trackers.json"
+STATE = "state.json"
+SAMPLES_LIST = "samples.json"
+MERGE = "merge.json"
+
+# A cache.
+FACTS = "files.json"
+JOB = "job"
+MEDIA = "media"
+DATASETS = "datasets"
+ENTRIES = ("latents", "text", "image")
+
+TRACKER_FOLDERS = ("tensorboard", "trackio", "wandb")
+
+CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT}(\d+)")
+STEP_NAME = re.compile(r"step-(\d+)")
+"""The folder of a step's sample videos."""
+
+LAUNCH_NAME = re.compile(rf"{LAUNCH}(-.+)?|{DRY_RUN}")

@@ -1,0 +1,80 @@
+"""Sharded checkpoints made by the bare libraries, and how what is merged of them is compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+
+from tests.support import SUPPORT
+from tests.support.zero_checkpoints import Weights
+
+
+def loaded(folder: Path) -> Weights:
+    model, info = CogVideoXTransformer3DModel.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    return {name: value.float() for name, value in model.state_dict().items()}
+
+
+def assert_same(got: Mapping[str, torch.Tensor], want: Mapping[str, torch.Tensor]) -> None:
+    assert set(got) == set(want)
+    different = [name for name in want if not torch.equal(got[name], want[name])]
+    assert not different
+
+
+def rank_file(checkpoint: Path, rank: int, kind: str = "optim") -> Path:
+    return checkpoint / "pytorch_model" / f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt"
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (eval, (f"__import__('pathlib').Path({str(self.path)!r}).touch()",))
+
+
+def launch(folder: Path, stage: int) -> None:
+    """Run the bare training program with two processes under ``accelerate launch``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    deepspeed = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 1.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": stage},
+    }
+    (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
+    accelerate = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "DEEPSPEED",
+        "deepspeed_config": {"deepspeed_config_file": str(folder / "deepspeed.json"), "zero3_init_flag": False},
+        "num_machines": 1,
+        "machine_rank": 0,
+        "num_processes": 2,
+        "main_process_port": port,
+    }
+    (folder / "accelerate.yaml").write_text(json.dumps(accelerate))  # JSON is YAML
+    binaries = Path(sys.executable).parent  # DeepSpeed builds an extension, with a ninja that may be there
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
+    done = subprocess.run(
+        [*command, str(SUPPORT / "zero_script.py"), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1000,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
