@@ -141,8 +141,12 @@ def _train_state(
         if compiled:
             for block in transformer.transformer_blocks:  # all alike: compiled once, and each weight keeps its name
                 block.compile(dynamic=False)
-    if streamed is not None:  # not for DDP, which would reduce what the engine reduces
-        model = accelerator.prepare_model(transformer, evaluation_mode=True)
+    if streamed is not None:
+        # Not moved, which could part the weights from their slots, nor wrapped in DDP: the engine reduces gradients.
+        model = accelerator.prepare_model(transformer, device_placement=False, evaluation_mode=True)
+        for module in transformer.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(accelerator.device))
         return TrainState(accelerator, model, transformer, None, is_lora, streamed), arrangement
     model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer, config))
     if config.dora and config.sharding.shards_weights:

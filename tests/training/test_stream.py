@@ -171,15 +171,16 @@ def test_too_little_host_memory_is_told() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("formats", [{}, {"master_weights": "split", "moments": "8bit"}])
 def test_two_processes_are_one_with_accumulation(formats: dict[str, Any], clips: Path, tmp_path: Path) -> None:
+    """To the bit where nothing is clipped; the norm is summed up in another order."""
     flags: dict[str, Any] = {**STREAM, **formats, "steps": 6, "ema": 0.9, "eval_every": 3, "checkpoint_every": 3}
-    flags |= {"max_grad_norm": 0.5}
+    flags |= {"max_grad_norm": 100}
     alone = train_here(plan_for(clips, tmp_path / "alone", gradient_accumulation_steps=2, **flags))
     run_workers(plan_for(clips, tmp_path / "both", num_processes=2, **flags))
     both = read_lines(tmp_path / "both")
-    for key in ("loss", "grad_norm", "eval_loss", "ema_eval_loss"):
+    for key, within in (("loss", 1e-7), ("grad_norm", 1e-6), ("eval_loss", 1e-7), ("ema_eval_loss", 1e-7)):
         mine, theirs = ([line[key] for line in lines if key in line] for lines in (alone, both))
-        assert mine == pytest.approx(theirs, rel=1e-5)
-        assert len(mine) >= 3
+        assert mine == pytest.approx(theirs, rel=within)
+        assert len(set(mine)) >= 3
     before = str(tmp_path / "both" / "checkpoint-3")
     run_workers(plan_for(clips, tmp_path / "resumed", num_processes=2, resume=before, **flags))
     one, other = (held(tmp_path / name / "checkpoint-6") for name in ("both", "resumed"))
