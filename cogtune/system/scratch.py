@@ -18,6 +18,9 @@ from cogtune.system.locks import LOCK, exclusive_folder
 SETTLED = 60.0
 """Seconds after which a temporary folder is locked if it ever will be."""
 
+ABANDONED = 86_400.0
+"""Seconds after which a temporary folder without a lock has nobody: half of it was deleted, or nothing was begun."""
+
 
 @contextlib.contextmanager
 def scratch_folder(prefix: str, place: Path | None = None, suffix: str = "") -> Iterator[Path]:
@@ -35,12 +38,13 @@ def scratch_folder(prefix: str, place: Path | None = None, suffix: str = "") -> 
     """
     root = place or Path(tempfile.gettempdir())
     _delete_left(root, prefix, suffix)
-    with contextlib.ExitStack() as stack:
-        with os_errors_explained(root):
-            made = tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=root, ignore_cleanup_errors=True)
-            folder = Path(stack.enter_context(made))
-        stack.enter_context(exclusive_folder(folder))
-        yield folder
+    with os_errors_explained(root):
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=root))
+    try:
+        with exclusive_folder(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # what stays, the next one deletes
 
 
 def _delete_left(root: Path, prefix: str, suffix: str) -> None:
@@ -49,12 +53,10 @@ def _delete_left(root: Path, prefix: str, suffix: str) -> None:
         with contextlib.suppress(CogtuneError, OSError):
             if not _is_own_folder(folder):
                 continue
-            lock = folder / LOCK
-            if not os.path.lexists(lock):
-                if time.time() - folder.stat().st_mtime > SETTLED:
-                    folder.rmdir()  # killed before it wrote anything
-            elif time.time() - lock.lstat().st_mtime > SETTLED:  # its own process is at work on it or was killed
-                with exclusive_folder(folder):
+            lock, now = folder / LOCK, time.time()
+            is_settled = now - lock.lstat().st_mtime > SETTLED if os.path.lexists(lock) else False
+            if is_settled or now - folder.stat().st_mtime > ABANDONED:
+                with exclusive_folder(folder):  # or its own process is at work on it
                     shutil.rmtree(folder, ignore_errors=True)
 
 

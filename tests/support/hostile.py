@@ -8,7 +8,7 @@ import pickle
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -249,14 +249,11 @@ class HostileTree:
 
 def own_folders(given: Path, name: str, home: Path) -> tuple[Path, ...]:
     """Where a command may write that was given something: its home, and the cache or the run that it was asked for."""
-    asked: dict[str, Callable[[], Path]] = {
-        "cache": lambda: given / ".cogtune",
-        "prune": lambda: given / ".cogtune",
-        "verify": lambda: given / ".cogtune",
-        "status": lambda: given / ".cogtune",
-        "validate": lambda: given / ".cogtune",
-        "train": lambda: given / ".cogtune" if given.name.startswith("data") else given,
-        "resume": lambda: given,
-        "report": lambda: given / "report.html",
+    cache, good_cache = given / ".cogtune", given.with_name("data-good") / ".cogtune"
+    asked: dict[str, tuple[Path, ...]] = {
+        **dict.fromkeys(("validate", "status", "cache", "verify", "prune"), (cache,)),
+        "train": (cache,) if given.name.startswith("data") else (given, good_cache),
+        "resume": (given, good_cache),  # of the dataset that the run was made from
+        "report": (given / "report.html",),
     }
-    return (home, asked[name]()) if name in asked else (home,)
+    return (home, *asked.get(name, ()))

@@ -47,8 +47,10 @@ def test_what_is_not_a_killed_process_folder_stays(tmp_path: Path, monkeypatch: 
     (place / "cogtune-push-link").symlink_to(elsewhere)
     (place / "cogtune-push-file").touch()
     (place / "cogtune-push-full").mkdir()
-    (place / "cogtune-push-full" / "own.txt").touch()  # without a lock: nobody knows whose it is
-    (place / "cogtune-push-empty").mkdir()
+    (place / "cogtune-push-full" / "own.txt").touch()  # not locked yet
+    (place / "cogtune-push-old").mkdir()
+    (place / "cogtune-push-old" / "0.safetensors").touch()  # its lock was deleted, and it could not be
+    os.utime(place / "cogtune-push-old", (0, 0))
     with exclusive_folder(place / "cogtune-push-busy"), scratch_folder("cogtune-push-", place):
         pass
     assert {path.name for path in place.iterdir()} == {
