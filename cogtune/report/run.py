@@ -51,7 +51,9 @@ def write_run_report(output: Path, state: State = "ended") -> Path:
     from cogtune.run.metrics import read_metrics
 
     if not RunFolder(output).is_run:
-        raise CogtuneError(f"{output} holds no run: it has no {RUN_NAME}", "give the --output folder of a training run")
+        raise CogtuneError(
+            f"{output} is not a run folder: it has no {RUN_NAME}", "give the --output folder of a training run"
+        )
     refuse_links_out(output)
     path = RunFolder(output).page
     with os_errors_explained(RunFolder(output).metrics, "read"):

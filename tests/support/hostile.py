@@ -108,6 +108,9 @@ class HostileTree:
         (saved / "train" / "dataset_info.json").write_text("{}")
         named = {"filename": "../../../private/a.arrow"}
         (saved / "train" / "state.json").write_text(json.dumps({"_data_files": [named], "_fingerprint": "0"}))
+        for folder in (card, saved):  # lists would be read before these are looked at
+            (folder / "prompts.txt").unlink()
+            (folder / "videos.txt").unlink()
         code = self._copy("data", "data-code")
         for name in ("json.py", "random.py", "av.py", "sitecustomize.py", "data-code.py"):
             (code / name).write_text(self.code)
