@@ -548,7 +548,7 @@ def test_what_is_not_a_zero_checkpoint(tmp_path: Path, base: Path) -> None:
     (tmp_path / "last.ckpt").touch()
     assert refusal(tmp_path / "last.ckpt").message == f"{tmp_path / 'last.ckpt'} is a file, not a checkpoint's folder"
     (tmp_path / "last.ckpt").unlink()
-    assert "wrote" in refusal(tmp_path).hint
+    assert "pass a folder written by" in refusal(tmp_path).hint
 
     plain = tmp_path / "plain"
     plain.mkdir()
