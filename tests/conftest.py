@@ -64,6 +64,16 @@ def torch_forked() -> None:
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Put the environment back: a command that runs in the test's own process sets some of it for its children."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture
 def tiny(home: Path) -> Callable[[str], Path]:
     """The folder of a variant's tiny model."""

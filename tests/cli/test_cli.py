@@ -21,6 +21,7 @@ from cogtune.cli.app import app
 from cogtune.cli.examples import EXAMPLES
 from cogtune.config.presets import PRESETS
 from tests.conftest import Cogtune
+from tests.support.in_process import run
 
 COMMANDS = [
     [],
@@ -273,21 +274,21 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
-def test_infer_says_what_it_needs(cogtune: Cogtune, tmp_path: Path) -> None:
-    assert "no base model: --model is missing" in cogtune("infer", "--prompt", "x", status=2).err
-    assert "no such file or folder: nowhere" in cogtune("infer", "--lora", "nowhere", status=2).err
-    told = cogtune("infer", "--model", "tiny:5b-i2v", "--size", "8x64x96", status=2).err
+def test_infer_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no base model: --model is missing" in run(capsys, "infer", "--prompt", "x", status=2).err
+    assert "no such file or folder: nowhere" in run(capsys, "infer", "--lora", "nowhere", status=2).err
+    told = run(capsys, "infer", "--model", "tiny:5b-i2v", "--size", "8x64x96", status=2).err
     assert "--prompt" in told
     assert "--image" in told
     assert "--size" in told
-    assert ".mp4, .webp, .gif" in cogtune("infer", "--output", "x.avi", status=2).err
+    assert ".mp4, .webp, .gif" in run(capsys, "infer", "--output", "x.avi", status=2).err
 
 
-def test_infer_refuses_numbers_without_end(cogtune: Cogtune) -> None:
-    told = cogtune("infer", "--lora-scale", "1,nan", "--guidance", "inf", "--fps", "inf", status=2).err
+def test_infer_refuses_numbers_without_end(capsys: pytest.CaptureFixture[str]) -> None:
+    told = run(capsys, "infer", "--lora-scale", "1,nan", "--guidance", "inf", "--fps", "inf", status=2).err
     assert [name for name in ("--lora-scale: nan", "--guidance: inf", "--fps: inf") if name not in told] == []
-    assert "--seed" in cogtune("infer", "--seed", "-1", status=2).err
-    assert "--seed" in cogtune("infer", "--seed", 2**63, status=2).err
+    assert "--seed" in run(capsys, "infer", "--seed", "-1", status=2).err
+    assert "--seed" in run(capsys, "infer", "--seed", 2**63, status=2).err
 
 
 def test_an_unknown_preset_is_sent_to_the_list(cogtune: Cogtune) -> None:
