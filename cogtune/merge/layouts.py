@@ -14,8 +14,8 @@ _NO_WEIGHTS = ("optimizer", "scheduler", "sampler", "random_states", "scaler")
 """How the names of accelerate's other files begin."""
 
 _WHOLE = (
-    "such a file needs no merging; to sample with a transformer's, put them into a copy of the base's folder, "
-    "as transformer/diffusion_pytorch_model.safetensors"
+    "such a file needs no merging; to sample with a transformer's weights, put them into a copy of the base's folder, "
+    "as transformer/diffusion_pytorch_model.safetensors (.bin if they are a file of torch.save)"
 )
 
 _FSDP = "pytorch_model_fsdp"
@@ -83,7 +83,10 @@ def _what_instead(folder: Path, sharded: list[Path]) -> str:
         newest = max(checkpoints, key=_number)
         return f"pass one of its checkpoints, such as {newest}"
     if unfinished := sorted(path.parent for path in folder.glob("*/*_states.pt")):
-        return f"'latest' is written last: this save was not finished; what is there is in {unfinished[0]}"
+        return (
+            f"the file 'latest' is missing, which is written last; if the save in {unfinished[0]} was finished, as with "
+            f"save_latest=False, pass that folder"
+        )
     if shards := [*sorted(folder.glob("*.distcp")), *sorted(folder.glob("*/*.distcp"))]:
         return f"{METADATA} is written last: this save was not finished; what is there is in {shards[0].parent}"
     if own := sorted(folder.glob(f"{_FSDP}*_rank*.bin")):

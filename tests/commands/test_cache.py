@@ -152,7 +152,7 @@ def test_more_processes_than_gpus_are_refused(configured: Configured, monkeypatc
     cards = tuple(Gpu("card", 12 << 30, 0) for _ in range(2))
     monkeypatch.setattr(train, "gpus", lambda: cards)
     monkeypatch.setattr(caching, "gpus", lambda: cards)
-    with pytest.raises(UsageError, match="there are 2 GPUs"):
+    with pytest.raises(UsageError, match=r"--num-processes 3 is more than the number of GPUs \(2\)"):
         train.cache(configured(), processes=3)
     jobs: list[caching.EncodePlan] = []
     monkeypatch.setattr(caching, "fill_cache", lambda job: jobs.append(job) or [])

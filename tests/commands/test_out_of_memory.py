@@ -45,7 +45,7 @@ def advice(preset: str, card_gb: int, cards: int = 1, *, host_gib: int = 512, **
         ("8x4090-sft-2b-zero3", 8, 15, {}, "--strategy zero2 takes"),
         ("4090-lora-5b", 1, 16, {}, "--vram 16GB takes"),
         ("8gb-lora-5b", 1, 6, {}, "no one option is enough; --preset 6gb-lora-2b takes"),
-        ("4090-lora-5b", 1, 2, {}, "a smaller --size"),
+        ("4090-lora-5b", 1, 2, {}, "use a smaller --size"),
         ("4090-lora-5b", 0, 0, {"batch_size": 2}, "--batch-size 1 --gradient-accumulation-steps 2 takes"),
     ],
 )

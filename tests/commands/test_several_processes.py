@@ -208,7 +208,7 @@ def test_a_job_takes_no_files_place_and_carries_its_flags(clips: Path, tmp_path:
 
 def test_a_job_that_cannot_run_is_not_written(tmp_path: Path, cogtune: Cogtune) -> None:
     told = cogtune("train", "--preset", "cpu-sft-tiny", "--strategy", "zero3", "--slurm", "job.sh", status=2).err
-    assert "strategy zero3 shares weights over GPUs" in told
+    assert "strategy zero3 shards weights over GPUs" in told
     told = cogtune("train", "--preset", "8xa100-sft-5b-zero3", "--fit", "--slurm", "job.sh", status=2).err
     assert "--fit requires an NVIDIA GPU" in told
     assert not (tmp_path / "job.sh").exists()

@@ -402,7 +402,7 @@ def test_a_budget_that_is_too_small_is_refused_with_the_least_that_is_not() -> N
         UsageError, match=r"--vram 4GB is not enough: this run is estimated to need at least \d\.\d GB"
     ) as caught:
         check_arrangement(config, spec_for("4090-lora-5b"))
-    enough = caught.value.hint.split()[1].rstrip(",")
+    enough = caught.value.hint.split()[2].rstrip(",")
     check_arrangement(config.model_copy(update={"vram": enough}), spec_for("4090-lora-5b"))
 
 

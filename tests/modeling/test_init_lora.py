@@ -122,7 +122,7 @@ def test_what_the_run_asks_for_and_the_file_lacks_is_told_at_once(
         "rank: 8 (--rank), but the file has 4",
         "alpha: 4 (--alpha), but the file has 2",
         "target_modules: to_q (--target-modules), but the file has to_q, ff.net.2",
-        "dora: on (--dora), and the file has it not",
+        "dora: on (--dora), but the file has it not",
     )
     same: dict[str, Any] = {**ADAPTER, "target_modules": ["ff.net.2", "attn1.to_q"]}
     assert plan_for(clips, tmp_path / "same", init_lora=run, **same, **FAST).config.target_modules == (

@@ -203,7 +203,8 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old and odd pickles, which are read or refused all the same
-            value = torch.load(path, map_location="cpu", weights_only=True)
+            with open_regular(path) as file:  # by its name torch takes .safetensors for what it says
+                value = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CogtuneError(
             f"{path} contains more than weights, and loading it could execute code",

@@ -344,6 +344,8 @@ def _what_now(opened: LoraFile) -> str:
         return "it also adapts a text encoder, so it was probably made for another model"
     if any("lora" in key for key in keys) and any(".base_layer." in key for key in keys):
         return "it has the base's own weights too: save the adapter alone, as PEFT's get_peft_model_state_dict gives it"
+    if opened.config.get("bias", "none") != "none":
+        return f"it was trained with PEFT's bias: {opened.config['bias']!r}, which is not supported"
     if any("lora" in key for key in keys) and any(".modules_to_save." in key or _is_whole(key) for key in keys):
         return "it has whole layers too (PEFT's modules_to_save): merge it into its base, and give that as --model"
     if any("lora" in key for key in keys):
