@@ -22,6 +22,7 @@ from cogtune.cli.examples import EXAMPLES
 from cogtune.config.presets import PRESETS
 from tests.conftest import Cogtune
 from tests.support.in_process import run
+from tests.support.sampling import sampled
 
 COMMANDS = [
     [],
@@ -344,6 +345,7 @@ def once() -> list[tuple[str, ...]]:
     return found
 
 
+@pytest.mark.slow
 def test_an_option_given_twice_is_refused_by_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     cases = once()
     assert len(cases) > 300
@@ -395,7 +397,9 @@ def test_every_command_ends_its_help_with_examples_that_it_would_take() -> None:
             leaves[name].make_context(name, words[1 + len(name.split()) :])  # raises for what it does not take
 
 
-@pytest.mark.parametrize(("level", "warned"), [("", False), ("error", False), ("warning", True)])
+@pytest.mark.parametrize(
+    ("level", "warned"), [("error", False), *sampled([("", False), ("warning", True)], ("", False))]
+)
 def test_a_first_use_of_a_tiny_model_shows_no_librarys_warning(
     level: str, warned: bool, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ def smoked(data: Path, output: Path, **flags: object) -> SmokeResult:
     return smoke(resolve(preset_name="cpu-lora-tiny", flags=settings))
 
 
+@pytest.mark.slow
 def test_it_trains_one_clip_saves_and_samples_beside_a_run(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     train_here(plan_for(clips, out, steps=1))

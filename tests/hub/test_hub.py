@@ -957,6 +957,7 @@ def test_odd_prompts_break_neither_code_nor_metadata() -> None:
     assert "- [a b.mp4](samples/a%20b.mp4)" in card
 
 
+@pytest.mark.slow
 def test_every_sample_video_of_a_trained_run_is_pushed_with_its_prompt(
     hub: Hub, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,6 +295,7 @@ def tight(monkeypatch: pytest.MonkeyPatch) -> None:
 ENGINE: dict[str, Any] = {"stream_blocks": 2, "offload_activations": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("encode_here", "tight")
 @pytest.mark.parametrize("model", ["tiny:2b", "tiny:1.5-5b-i2v"])
 def test_a_run_on_the_engine_is_the_same_run(model: str, clips: Path, tmp_path: Path) -> None:
@@ -326,6 +327,7 @@ def test_a_budget_decides_the_arrangement(clips: Path, tmp_path: Path, capsys: p
     assert set_up_here(plan_for(clips, tmp_path / "other")).arrangement is None
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_two_processes_with_the_engine_train_as_one_does(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
     shared = ["--preset", "cpu-lora-tiny", "--data", clips, "--steps", 3, "--eval-every", 0, "--checkpoint-every", 3]

@@ -83,6 +83,7 @@ def test_the_first_training_loss_is_the_one_that_going_on_would_have_had(
     assert once[0] != base[0]
 
 
+@pytest.mark.slow
 def test_where_it_began_is_recorded_and_a_resumed_run_needs_the_file_no_more(
     trained: tuple[Path, float], clips: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +192,7 @@ def test_two_processes_begin_with_it_too(
         torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_plan_shows_the_adapter_of_the_file(trained: tuple[Path, float], clips: Path, cogtune: Cogtune) -> None:
     words = ["--preset", "cpu-lora-tiny", "--data", clips, "--init-lora", trained[0]]
     cogtune("plan", *words)
