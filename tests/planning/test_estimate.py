@@ -195,10 +195,10 @@ def test_a_run_that_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
             refuse_unfit(config, spec_for(PRESETS[preset].model), machine, preset)
         return f"{caught.value.message} | {caught.value.hint}"
 
-    assert "--preset 8gb-lora-5b;" in told("4090-lora-5b", cards(1, 16.9))
-    assert "--preset 6gb-lora-2b;" in told("4090-lora-5b", cards(1, 6))
+    assert "--preset 8gb-lora-5b," in told("4090-lora-5b", cards(1, 16.9))
+    assert "--preset 6gb-lora-2b," in told("4090-lora-5b", cards(1, 6))
     assert "this machine has 1 x NVIDIA Card of 24.0 GB" in told("a100-lora-1.5-5b", cards(1, 24))
-    assert "--preset 16gb-lora-1.5-5b;" in told("a100-lora-1.5-5b", cards(1, 24))
+    assert "--preset 16gb-lora-1.5-5b," in told("a100-lora-1.5-5b", cards(1, 24))
     assert "--strategy zero2-offload --num-processes 1" in told("8xa100-sft-5b-zero2", cards(1, 80))
     assert "needs 8 GPUs, but this machine has 4 x" in told("8x4090-sft-2b-zero2", cards(4, 24))
     assert "no preset fits" in told("4090-lora-5b", cards(1, 4))
@@ -211,11 +211,14 @@ def test_no_strategy_is_proposed_that_the_optimizer_does_not_go_with() -> None:
     with pytest.raises(UsageError, match="--fit: no strategy for") as caught:
         fitted(resolved, spec_for("5b"), cards(8, 40))
     assert caught.value.hint == "nearest that fits: --optimizer adamw --strategy zero2 --num-processes 8"
-    assert [detail.partition(":")[0] for detail in caught.value.details] == ["ddp", "the others"]
+    assert [detail.partition(":")[0] for detail in caught.value.details] == [
+        "ddp",
+        "the others do not support optimizer came",
+    ]
     assert fitted(resolved, spec_for("5b"), cards(8, 141)).config.strategy == "ddp"
     with pytest.raises(UsageError) as caught:
         refuse_unfit(resolved.config, spec_for("5b"), cards(1, 40))
-    assert caught.value.hint.startswith("nearest that fits: --optimizer adamw --strategy zero2-offload; ")
+    assert caught.value.hint.startswith("nearest that fits: --optimizer adamw --strategy zero2-offload, ")
 
 
 def test_what_fits_is_let_through_with_a_word_where_it_is_tight(capsys: pytest.CaptureFixture[str]) -> None:
