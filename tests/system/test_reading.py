@@ -63,7 +63,7 @@ def test_a_pipe_or_a_folder_in_a_files_place_is_refused_at_once(tmp_path: Path) 
 @pytest.mark.parametrize("value", [[], "x", 5, None, True])
 def test_an_object_is_asked_for_by_name(tmp_path: Path, value: Any) -> None:
     (tmp_path / "some.json").write_text(json.dumps(value))
-    with pytest.raises(CogtuneError, match=r"some\.json holds .*, not a JSON object"):
+    with pytest.raises(CogtuneError, match=r"some\.json contains .*, not a JSON object"):
         read_object(tmp_path / "some.json")
 
 
