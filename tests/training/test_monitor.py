@@ -193,9 +193,12 @@ def test_sample_videos_are_made_before_the_first_step_then_every_n_and_at_the_en
     train_here(plan_for(clips, out, steps=3, **SAMPLED))
     assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-000000", "step-000002", "step-000003"]
     assert listed(out, 2) == [
-        {"prompt": "a red disc", "image": None, "seed": 42, "file": "00-a-red-disc.mp4"},
-        {"prompt": "a Blue/square, moving!", "image": None, "seed": 42, "file": "01-a-blue-square-moving.mp4"},
-    ]
+        {"prompt": "a red disc", "image": None, "seed": 42, "file": "00-a-red-disc.mp4", "averaged": False},
+        {
+            "prompt": "a Blue/square, moving!", "image": None, "seed": 42,
+            "file": "01-a-blue-square-moving.mp4", "averaged": False,
+        },
+    ]  # fmt: skip
     info = probe(out / "samples" / "step-000002" / "00-a-red-disc.mp4")
     assert (info.num_frames, info.height, info.width, info.fps) == (9, 64, 96, 8.0)
 
