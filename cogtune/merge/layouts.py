@@ -84,8 +84,8 @@ def _what_instead(folder: Path, sharded: list[Path]) -> str:
         return f"pass one of its checkpoints, such as {newest}"
     if unfinished := sorted(path.parent for path in folder.glob("*/*_states.pt")):
         return (
-            f"the file 'latest' is missing, which is written last; if the save in {unfinished[0]} was finished, as with "
-            "save_latest=False, pass that folder"
+            f"the file 'latest' is missing, which is written last; if the save in {unfinished[0]} was finished "
+            "(save_latest=False), pass that folder"
         )
     if shards := [*sorted(folder.glob("*.distcp")), *sorted(folder.glob("*/*.distcp"))]:
         return f"{METADATA} is written last: this save was not finished; what is there is in {shards[0].parent}"
