@@ -83,6 +83,12 @@ class _Lenient(_Stream):
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
+    def isatty(self) -> bool:
+        try:
+            return self._stream.isatty()
+        except ValueError:  # it is closed
+            return False
+
 
 class _Results(_Stream):
     """stdout, for results. A write error is reported as such."""

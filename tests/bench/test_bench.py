@@ -460,7 +460,7 @@ def test_alone_is_for_what_one_process_can_tell(tmp_path: Path) -> None:
 def test_alone_a_process_holds_its_share(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
     words = ["--preset", "cpu-sft-tiny", "--strategy", "zero2", "--num-processes", 8, "--alone"]
     ran = cogtune("bench", *words, "--steps", 1, "--warmup", 1, "--json", "-")
-    assert "one of 8 processes, without the others" in ran.err
+    assert "measuring one of 8 processes without the others" in ran.err
     (row,) = json.loads(ran.out)
     assert (row["alone"], row["gpus"], len(row["reserved_gib"]), row["tokens_per_s"]) == (True, 8, 1, None)
     plan = plan_for(clips, tmp_path / "out", type="sft", strategy="zero2", num_processes=8, steps=1)

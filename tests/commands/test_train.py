@@ -101,7 +101,10 @@ def test_a_run_can_be_started_by_hand_from_its_launch_files(cogtune: Cogtune, cl
     run = ["train", "--preset", "cpu-lora-tiny", "--data", clips, "--steps", 2, "--cache-dir", tmp_path / "a cache"]
     dry = cogtune(*run, "--output", "by hand", "--dry-run").out
     first, by_hand = (
-        line.split(what)[1] for what in ("with: cogtune ", "by hand: ") for line in dry.splitlines() if what in line
+        line.split(what)[1]
+        for what in ("run: cogtune ", "run them with: ")
+        for line in dry.splitlines()
+        if what in line
     )
     cogtune(*shlex.split(first))
     done = subprocess.run(shlex.split(by_hand), capture_output=True, text=True, check=False)

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from cogtune.cli import main as cogtune
 from cogtune.data.synthetic import draw_dataset
+from cogtune.data.validation import inspection
 from cogtune.encoding import jobs
 from cogtune.encoding import worker as encoding
 from cogtune.merge import merge_checkpoint
@@ -173,12 +174,16 @@ def caching(root: Path) -> Work:
             report.reserve()
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
-        status = encoding.main([command[-1]])
+        try:
+            status = encoding.main([command[-1]])
+        finally:
+            console.configure(quiet=False)  # the worker's remarks went into its log, which is closed now
         said = [report.read() for report in reports]
         processes._raise_for(said, None, log, status, [], lambda: "run it again", lambda _log: None, is_last=False)
 
     jobs.process.supervise = supervise  # type: ignore[attr-defined]
     encoding.default_workers = lambda *_: 0  # type: ignore[attr-defined]
+    inspection.usable_cores = lambda: 0  # type: ignore[attr-defined] # a pool's server would be no child of the forked processes
     encoders.TextEncoder = functools.cache(encoders.TextEncoder)  # type: ignore[assignment,misc]
     words = ("--model", "tiny:2b", "--size", "9x64x96")
     draw_dataset(root / "new", clips=2)

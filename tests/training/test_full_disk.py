@@ -126,7 +126,7 @@ def test_wherever_the_disk_fills_up_nothing_is_lost(
             told = report["message"].removeprefix("cannot write ").removesuffix(": No space left on device")
             assert Path(told).relative_to(output).parts[0].strip(".").split(".")[0] == f"checkpoint-{reached + 1}"
             assert report["hint"] == f"free some space on that disk, then continue with: {go_on}"
-            assert report["details"] == [f"checkpoint-{reached} is whole"]
+            assert report["details"] == [f"checkpoint-{reached} is complete"]
         assert_kept(output, *range(1, reached + 1))
 
     disk.leave(PLENTY)
@@ -153,7 +153,7 @@ def test_the_program_tells_of_a_full_disk_and_what_to_do(
     assert "checkpoint-2" in said[0]
     assert said[0].endswith(": No space left on device")
     assert said[1:] == [
-        "  - checkpoint-1 is whole",
+        "  - checkpoint-1 is complete",
         f"hint: free some space on that disk, then continue with: cogtune {' '.join(go_on)}",
     ]
     assert_kept(output, 1)
