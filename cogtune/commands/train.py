@@ -350,6 +350,7 @@ def _encode_missing(
     """Encode what is missing; return the complete cache, what was encoded, and each process's result."""
     prepared = jobs.prepare(config, spec, base_model_dir, dataset, watched)
     if not prepared.todo:
+        prepared.store.sweep_job()
         return prepared, None, []
     with exclusive_folder(prepared.store.root, wait=True):
         prepared.store.sweep()

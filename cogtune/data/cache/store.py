@@ -151,6 +151,10 @@ class Store:
         for kind in KINDS:
             for folder in (self.root / kind).glob("??"):
                 remove_partials(folder)
+        self.sweep_job()
+
+    def sweep_job(self) -> None:
+        """Delete reports that a killed process left unfinished; those of one at work stay."""
         remove_leftovers(self.root / names.JOB)
 
 
