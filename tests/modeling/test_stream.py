@@ -24,6 +24,7 @@ from cogtune.modeling.engine.trained import TrainedWeights
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size, latent_shape
 from cogtune.models.variants import VARIANTS
+from tests.support.sampling import sampled
 
 CPU = torch.device("cpu")
 BLOCKS = 3
@@ -194,8 +195,9 @@ def test_steps_are_those_of_plain_adamw(name: str, tiny: Callable[[str], Path]) 
     assert_same(streamed(tiny(name), case), plain)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "passes"), [*((name, 2) for name in VARIANTS), ("5b", 1)])
+@pytest.mark.parametrize(
+    ("name", "passes"), sampled([*((name, 2) for name in VARIANTS), ("5b", 1)], ("1.5-5b-i2v", 2), ("5b", 1))
+)
 def test_fifty_steps_are_those_of_plain_adamw(name: str, passes: int, tiny: Callable[[str], Path]) -> None:
     case = Case(steps=50, passes=passes)
     assert_same(streamed(tiny(name), case), plainly(tiny(name), case))

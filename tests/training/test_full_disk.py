@@ -20,8 +20,7 @@ from tests.conftest import Cogtune
 from tests.support.checkpoint_contents import assert_whole, differing, held
 from tests.support.forked_workers import kill_workers, run_workers, start_workers
 from tests.support.runs_in_process import fill_here, plan_for, read_lines
-
-pytestmark = [pytest.mark.slow]
+from tests.support.sampling import sampled
 
 FLAGS: dict[str, Any] = {"num_processes": 2, "checkpoint_every": 1, "keep_checkpoints": 9, "eval_every": 2}
 PLENTY = 1 << 30
@@ -88,7 +87,12 @@ def assert_kept(output: Path, *steps: int) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "strategy"),
-    [("lora", "ddp"), ("sft", "ddp"), ("lora", "zero2"), ("sft", "zero2"), ("sft", "stream")],
+    sampled(
+        [("lora", "ddp"), ("sft", "ddp"), ("lora", "zero2"), ("sft", "zero2"), ("sft", "stream")],
+        ("lora", "ddp"),
+        ("sft", "zero2"),
+        ("sft", "stream"),
+    ),
 )
 def test_wherever_the_disk_fills_up_nothing_is_lost(
     kind: str, strategy: str, clips: Path, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +143,7 @@ def test_wherever_the_disk_fills_up_nothing_is_lost(
     assert resumed == straight
 
 
+@pytest.mark.slow
 def test_the_program_tells_of_a_full_disk_and_what_to_do(
     clips: Path, tmp_path: Path, disk: Disk, cogtune: Cogtune, monkeypatch: pytest.MonkeyPatch
 ) -> None:

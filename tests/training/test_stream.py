@@ -221,7 +221,7 @@ def test_a_checkpoint_without_an_average_is_refused(clips: Path, tmp_path: Path)
         plan_for(clips, tmp_path / "out", steps=2, resume="latest", ema=0.9)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("model", ["tiny:5b", "tiny:5b-i2v"])
 def test_compact_state_overfits_a_clip_as_exact_state_does(model: str, one_clip: Path, tmp_path: Path) -> None:
     """The loss at fixed noise after 300 steps, in the loss before."""
