@@ -68,12 +68,14 @@ def forking(preload: Sequence[str], *, deaf: bool = False) -> Context:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    with _in_standard_library(), _signals_blocked() if deaf else contextlib.nullcontext():
-        forkserver.ensure_running()
+    with _in_standard_library():
+        resource_tracker.ensure_running()  # which the server starts otherwise, and it unblocks the signals
+        with _signals_blocked() if deaf else contextlib.nullcontext():
+            forkserver.ensure_running()
     return context
 
 

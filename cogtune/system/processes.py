@@ -138,6 +138,8 @@ def run_worker(report: WorkerReport, log: Path, job: Callable[[StopRequest], boo
     stop = StopRequest(begin)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):  # which signals are blocked is inherited
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     children.end_with_command(stop.ask)
     sys.stdout, sys.stderr = console.lenient(sys.stdout), console.lenient(sys.stderr)
     with _own_stdout() as stdout:

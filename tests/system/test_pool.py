@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -99,3 +102,19 @@ def divide(job: int, beat: Beat) -> float:
 def test_without_processes_the_jobs_are_done_here() -> None:
     with processing(divide, [1, 2], 0, PoolOptions[int](patience=1, preload=[])) as found:
         assert list(found) == [(0, 1, 1.0), (1, 2, 0.5)]
+
+
+@pytest.mark.parametrize("deaf", [True, False])
+def test_processes_are_deaf_to_signals_from_their_start_where_that_is_wanted(deaf: bool, tmp_path: Path) -> None:
+    """In a process of its own: the fork server of this one may have been started by another test."""
+    program = (
+        "import signal\n"
+        "from cogtune.system.children import forking\n"
+        "def tell(): print(*(s.name for s in sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))))\n"
+        "if __name__ == '__main__':\n"
+        f"    process = forking([], deaf={deaf}).Process(target=tell)\n"
+        "    process.start(), process.join()\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == (["SIGINT", "SIGTERM"] if deaf else [])

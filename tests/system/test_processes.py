@@ -119,6 +119,17 @@ def test_a_signal_that_comes_too_late_for_the_work_stops_what_would_follow(tmp_p
     assert (caught.value.hint, caught.value.exit_code) == ("go on so", 143)
 
 
+@pytest.mark.parametrize("blocked", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_hears_signals_that_its_parent_had_blocked(tmp_path: Path, blocked: signal.Signals) -> None:
+    body = f"import os\nstop.begins()\nos.kill(os.getpid(), {int(blocked)})\nreturn not stop"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {blocked})
+    try:
+        with pytest.raises(StoppedError):
+            watched(tmp_path, body)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_a_report_of_an_earlier_run_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / "rank-0.json").write_text('{"pid": 1, "status": "done"}')
     with pytest.raises(CogtuneError, match="died without an error message"):

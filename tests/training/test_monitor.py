@@ -383,7 +383,7 @@ def test_two_processes_stop_at_the_same_denoising_step(strategy: str, clips: Pat
         "strategy": strategy,
         "num_processes": 2,
         "sample_every": 1,
-        "sample_steps": 50,
+        "sample_steps": 12,
         "eval_every": 0,
     }
     plan = plan_for(clips, tmp_path / "out", steps=9, validation_prompts="a:::b:::c", **flags)
