@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from cogtune.modeling.engine.attention import FlashAttention4Processor, fastest
 from cogtune.modeling.engine.host import SMALLEST_REGION, HostArena
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec, read_spec
 from cogtune.models.geometry import Size, latent_shape
+from cogtune.models.locate import locate
 from cogtune.models.variants import LORA_WEIGHTS_NAME, VARIANTS
 from cogtune.planning import arrangements
 from cogtune.planning.estimate import check_arrangement, estimate, plan_arrangement, workload
@@ -131,8 +133,6 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def plain(home: Path) -> dict[str, Any]:
-    from cogtune.models.locate import locate
-
     return trained(locate("tiny:5b"), plainly)
 
 
@@ -164,21 +164,27 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
+def plain_of_kind(kind: str) -> dict[str, Any]:
+    return trained(locate("tiny:2b"), plainly, **KINDS[kind])
+
+
 @pytest.mark.parametrize(
     ("kind", "keep"),
     [(kind, keep) for kind in KINDS for keep in KEEPS if keep == "attention" or kind == "all of it"],
 )
 def test_every_kind_of_adapter_trains_as_plainly(kind: str, keep: Keep, tiny: Callable[[str], Path]) -> None:
     arrangement = replace(ARRANGEMENTS["all at once"], keep=keep)
-    assert_same(trained(tiny("2b"), engine_of(arrangement), **KINDS[kind]), trained(tiny("2b"), plainly, **KINDS[kind]))
+    assert_same(trained(tiny("2b"), engine_of(arrangement), **KINDS[kind]), plain_of_kind(kind))
 
 
 @pytest.mark.parametrize("name", ["2b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"])
 def test_every_model_trains_as_plainly_at_several_sizes(name: str, tiny: Callable[[str], Path]) -> None:
     learned = name == "5b-i2v"  # its positions are those of one size
     sizes = ("9x64x96",) if learned else ("9x64x96", "17x64x64")
+    plain = trained(tiny(name), plainly, sizes=sizes)
     for arrangement in (Arrangement(streamed_blocks=5, offloaded_blocks=5), ARRANGEMENTS["all at once"]):
-        assert_same(trained(tiny(name), engine_of(arrangement), sizes=sizes), trained(tiny(name), plainly, sizes=sizes))
+        assert_same(trained(tiny(name), engine_of(arrangement), sizes=sizes), plain)
 
 
 @pytest.mark.filterwarnings("ignore")  # of libraries, while they trace
@@ -200,7 +206,7 @@ def test_compiled_blocks_with_every_kind_of_adapter_are_one_graph(kind: str, tin
     torch._dynamo.reset()
     arrangement = Arrangement(streamed_blocks=5, offloaded_blocks=5)
     got = trained(tiny("2b"), engine_of(arrangement, backend="aot_eager"), **KINDS[kind])
-    assert_same(got, trained(tiny("2b"), plainly, **KINDS[kind]))
+    assert_same(got, plain_of_kind(kind))
 
 
 def test_frozen_weights_leave_the_model_and_an_abandoned_pass_does_no_harm(tiny: Callable[[str], Path]) -> None:
