@@ -33,7 +33,8 @@ def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:
             f"{folder} is not a run folder: run.yaml is missing", "pass the --output folder of a training run"
         )
     text = read_bytes(file, MOST_YAML).decode("utf-8-sig", errors="replace")
-    lacking = [key for key in RunConfig.model_fields if key not in read_mapping(file)]
+    recorded = read_mapping(file)
+    lacking = [key for key in RunConfig.model_fields if key not in recorded]
     if lacking or not text.endswith("\n"):
         what = f"{', '.join(lacking)} missing" if lacking else "its last line is incomplete"
         raise CogtuneError(

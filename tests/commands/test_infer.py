@@ -199,6 +199,7 @@ def _written_by(program: str, tensors: dict[str, torch.Tensor]) -> Iterator[tupl
             yield name.replace("blocks.1.", "blocks.41."), value.clone()
 
 
+@pytest.mark.slow
 def test_a_lora_of_any_program_changes_the_video_alike(
     foreign: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

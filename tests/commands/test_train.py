@@ -134,6 +134,7 @@ def test_a_second_run_is_refused_and_ctrl_c_says_how_to_go_on(clips: Path, tmp_p
     assert f"resumed at step {last}" in done.err
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_the_program(clips: Path, tmp_path: Path) -> None:
     running = start(tmp_path, "train", "--preset", "cpu-lora-tiny", "--data", clips, *FOREVER)
     wait_for_checkpoints(tmp_path / "out", running)
@@ -167,6 +168,7 @@ def test_a_run_killed_at_any_moment_goes_on(clips: Path, tmp_path: Path, cogtune
     assert not list(output.glob(".*.partial"))
 
 
+@pytest.mark.slow
 def test_the_lora_in_plain_diffusers_gives_the_same_frames(
     cogtune: Cogtune, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

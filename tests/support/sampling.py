@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any
 
@@ -34,3 +34,13 @@ def sampled(cases: Iterable[Any], *in_ci: Any) -> list[ParameterSet]:
 def sampled_pairs(first: Iterable[Any], second: Iterable[Any], *in_ci: tuple[Any, Any]) -> list[ParameterSet]:
     """Do as :func:`sampled` for every pair of two sets of values."""
     return sampled(product(first, second), *in_ci)
+
+
+def sampled_by_name(cases: Mapping[str, Any], *in_ci: str) -> list[ParameterSet]:
+    """Do as :func:`sampled` with cases that have names, which become the tests' ids."""
+    assert in_ci
+    assert set(in_ci) <= cases.keys()
+    return [
+        pytest.param(case, id=name, marks=pytest.mark.slow if name in in_ci else pytest.mark.exhaustive)
+        for name, case in cases.items()
+    ]

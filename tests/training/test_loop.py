@@ -45,7 +45,7 @@ from tests.support.forked_workers import start_workers
 from tests.support.infer_frames import first_of
 from tests.support.plain_training import plain_losses
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, read_lines, set_up_here, train_here
-from tests.support.sampling import sampled
+from tests.support.sampling import sampled, sampled_by_name
 
 
 @pytest.fixture(autouse=True)
@@ -106,21 +106,39 @@ needs_bitsandbytes = pytest.mark.skipif(
 )
 
 
+RESUMED: dict[str, dict[str, Any]] = {
+    # several at once, each of which keeps something that the others do not
+    "sft-cosine": {"type": "sft", "learning_rate": 1e-4, "lr_scheduler": "cosine", "warmup_steps": 2},
+    "accumulation-prodigy": {
+        "batch_size": 2, "gradient_accumulation_steps": 2, "caption_dropout": 0.5, "optimizer": "prodigy",
+        "learning_rate": 1,
+    },
+    "image-to-video-came-logit-normal": {
+        "model": "tiny:1.5-5b-i2v", "size": "17x64x96", "optimizer": "came", "timestep_sampling": "logit-normal",
+        "timestep_range": "500,999",
+    },
+    "dropout-dora-rslora-offload": {
+        "lora_dropout": 0.3, "dora": True, "rslora": True, "optimizer": "adamw-offload",
+    },
+    "lora": {"type": "lora"},
+    "sft": {"type": "sft", "learning_rate": 1e-4},
+    "accumulation": {"batch_size": 2, "gradient_accumulation_steps": 2, "caption_dropout": 0.5},
+    "image-to-video": {"model": "tiny:5b-i2v"},
+    "1.5-image-to-video": {"model": "tiny:1.5-5b-i2v", "size": "17x64x96"},
+    "cosine": {"lr_scheduler": "cosine", "warmup_steps": 2},
+    "dropout-dora-rslora": {"lora_dropout": 0.3, "dora": True, "rslora": True},
+    "logit-normal": {"timestep_sampling": "logit-normal", "timestep_range": "500,999"},
+    "adam": {"optimizer": "adam"},
+    "prodigy": {"optimizer": "prodigy", "learning_rate": 1},
+    "came": {"optimizer": "came"},
+    "adamw-offload": {"optimizer": "adamw-offload"},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "flags",
     [
-        pytest.param({"type": "lora"}, id="lora"),
-        pytest.param({"type": "sft", "learning_rate": 1e-4}, id="sft"),
-        pytest.param({"batch_size": 2, "gradient_accumulation_steps": 2, "caption_dropout": 0.5}, id="accumulation"),
-        pytest.param({"model": "tiny:5b-i2v"}, id="image-to-video"),
-        pytest.param({"model": "tiny:1.5-5b-i2v", "size": "17x64x96"}, id="1.5-image-to-video"),
-        pytest.param({"lr_scheduler": "cosine", "warmup_steps": 2}, id="cosine"),
-        pytest.param({"lora_dropout": 0.3, "dora": True, "rslora": True}, id="dropout-dora-rslora"),
-        pytest.param({"timestep_sampling": "logit-normal", "timestep_range": "500,999"}, id="logit-normal"),
-        pytest.param({"optimizer": "adam"}, id="adam"),
-        pytest.param({"optimizer": "prodigy", "learning_rate": 1}, id="prodigy"),
-        pytest.param({"optimizer": "came"}, id="came"),
-        pytest.param({"optimizer": "adamw-offload"}, id="adamw-offload"),
+        *sampled_by_name(RESUMED, *list(RESUMED)[:4]),
         pytest.param({"optimizer": "adamw-8bit"}, id="adamw-8bit", marks=needs_bitsandbytes),
     ],
 )
@@ -133,7 +151,10 @@ def test_a_resumed_run_is_the_same_run_to_the_bit(clips: Path, tmp_path: Path, f
     assert_same(weights(tmp_path / "broken" / "checkpoint-8"), weights(tmp_path / "straight" / "checkpoint-8"))
 
 
-@pytest.mark.parametrize(("model", "other"), [("tiny:2b", Size(9, 96, 64)), ("tiny:1.5-5b-i2v", Size(9, 64, 64))])
+BUCKETS = [("tiny:2b", Size(9, 96, 64)), ("tiny:1.5-5b-i2v", Size(9, 64, 64))]
+
+
+@pytest.mark.parametrize(("model", "other"), sampled(BUCKETS, BUCKETS[1]))
 def test_a_run_with_buckets_resumes_within_an_epoch_to_the_bit(
     clips: Path, tmp_path: Path, model: str, other: Size
 ) -> None:
@@ -642,12 +663,13 @@ def scaling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "_accelerator", with_scaler)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scaling")
 def test_a_scaled_gradient_that_never_gets_finite_stops_the_run_and_names_the_sample(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overflow_until(1000, monkeypatch)
-    plan = plan_for(clips, tmp_path / "out", steps=40, precision="fp16", checkpoint_every=5)
+    plan = plan_for(clips, tmp_path / "out", steps=40, precision="fp16", checkpoint_every=5, eval_every=0)
     with pytest.raises(CogtuneError, match=r"step 16: the gradient norm is (inf|nan)") as caught:
         train_here(plan)
     assert [detail.split()[0] for detail in caught.value.details] == ["sample"]
@@ -675,6 +697,7 @@ def test_one_that_deepspeed_scales_stops_the_run_too(strategy: str, clips: Path,
     assert checkpoints(tmp_path / "out")[-1].name == "checkpoint-15"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scaling")
 def test_a_scaled_gradient_may_overflow_for_a_while(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -203,7 +203,12 @@ def test_sample_videos_are_made_before_the_first_step_then_every_n_and_at_the_en
     assert (info.num_frames, info.height, info.width, info.fps) == (9, 64, 96, 8.0)
 
 
-@pytest.mark.parametrize("flags", [{}, {"type": "sft", "learning_rate": 1e-4}, {"precision": "bf16"}])
+SFT: dict[str, Any] = {"type": "sft", "learning_rate": 1e-4}
+
+
+@pytest.mark.parametrize(
+    "flags", sampled([{}, SFT, {"precision": "bf16"}, SFT | {"precision": "bf16"}], SFT | {"precision": "bf16"})
+)
 def test_sampling_leaves_the_training_as_it_was_to_the_bit(clips: Path, tmp_path: Path, flags: dict[str, Any]) -> None:
     torch.manual_seed(1)
     without = train_here(plan_for(clips, tmp_path / "without", steps=3, **flags))
@@ -222,7 +227,7 @@ def test_sampling_leaves_the_training_as_it_was_to_the_bit(clips: Path, tmp_path
     assert all(torch.equal(ours[key][name], theirs[key][name]) for key in ours for name in ("exp_avg", "exp_avg_sq"))
 
 
-@pytest.mark.parametrize("model", ["tiny:2b", "tiny:5b", "tiny:1.5-5b"])
+@pytest.mark.parametrize("model", sampled(["tiny:2b", "tiny:5b", "tiny:1.5-5b"], "tiny:5b"))
 def test_a_sample_video_shows_what_infer_shows(
     clips: Path, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,7 +347,7 @@ def test_videos_that_were_due_when_a_run_was_stopped_are_made_up_for(clips: Path
     assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-000000", "step-000002", "step-000004"]
 
 
-@pytest.mark.parametrize("checkpoint_every", [100, 2])
+@pytest.mark.parametrize("checkpoint_every", sampled([100, 2], 100))
 def test_a_stop_while_videos_are_made_waits_for_one_denoising_step(
     checkpoint_every: int, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +371,7 @@ def test_a_stop_while_videos_are_made_waits_for_one_denoising_step(
     assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-000000", "step-000002", "step-000004"]
 
 
+@pytest.mark.slow
 def test_a_stop_before_the_first_step_leaves_nothing_to_go_on_from(clips: Path, tmp_path: Path) -> None:
     flags: dict[str, Any] = SAMPLED | {"steps": 2}
     straight = train_here(plan_for(clips, tmp_path / "straight", **flags))
