@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _AGAIN = (
-    "run the same command again: files that are already on the Hub are not sent twice, and the repository "
+    "run the same command again to continue: files that are already on the Hub are not sent twice, and the repository "
     "changes only once all of them are there"
 )
 

@@ -35,7 +35,8 @@ from cogtune.models.variants import LORA_WEIGHTS_NAME as LORA
 from cogtune.models.variants import VARIANTS
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.conftest import Cogtune
-from tests.support.hub_server import Hub, serve
+from tests.support import in_process
+from tests.support.hub_server import Cut, Hub, serve
 from tests.support.runs_in_process import fill_here, plan_for, train_here
 
 TOKEN = "hf_AnnasOwnTokenForWriting1234"
@@ -469,6 +470,41 @@ def test_an_upload_that_breaks_off_changes_nothing_and_goes_on(hub: Hub, run: Pa
     assert hub.uploads[:1] == arrived
     assert len(hub.uploads) == len(set(hub.uploads)) == 3  # each large file was sent once
     assert hub.repositories[REPO].commits() == 1
+
+
+CUTS = {
+    "creating, before": Cut("POST /api/repos/create", "before"),
+    "creating, unanswered": Cut("POST /api/repos/create", "after"),
+    "a large file, halfway": Cut("PUT /blobs/.*", "halfway"),
+    "a large file, unanswered": Cut("PUT /blobs/.*", "after"),
+    "the commit, halfway": Cut("POST /api/models/.*/commit/main", "halfway"),
+    "the commit, unanswered": Cut("POST /api/models/.*/commit/main", "after"),
+}
+
+
+@pytest.mark.parametrize("place", CUTS)
+def test_a_connection_cut_anywhere_ends_in_words_and_the_same_command_finishes(
+    hub: Hub, run: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    hub.cut = CUTS[place]
+    told = in_process.run(capsys, "push", run, REPO, "--private", status=1).err
+    assert f"the upload to {REPO} was interrupted" in told
+    assert "run the same command again to continue" in " ".join(told.split())
+    assert "Traceback" not in told
+    assert TOKEN not in told
+    there = hub.repositories.get(REPO)
+    committed = place == "the commit, unanswered"
+    assert (there is not None) == (place != "creating, before")
+    assert there is None or there.commits() == committed  # all of it, or nothing
+    arrived = list(hub.uploads)
+    hub.cut = None
+    in_process.run(capsys, "push", run, REPO, "--private")
+    later = hub.uploads[len(arrived) :]
+    assert len(later) == 3 - len(set(arrived))  # nothing that had arrived was sent again
+    assert not set(later) & set(arrived)
+    assert hub.repositories[REPO].commits() == 1
+    assert hub.repositories[REPO].private
+    assert set(files_of(hub)) >= {"README.md", "run.yaml", LORA, "samples/step-000500/boat.mp4"}
 
 
 def test_a_server_that_dies_in_an_upload(hub: Hub, run: Path, capfd: pytest.CaptureFixture[str]) -> None:

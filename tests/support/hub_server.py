@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -49,6 +49,16 @@ class Repository:
         return hashlib.sha1(f"{branch} {len(self.branches[branch])}".encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Requests on which the connection is closed."""
+
+    request: str
+    """A pattern of ``METHOD /path``."""
+    when: Literal["before", "halfway", "after", "answering"]
+    """Before anything is read, with half of the body read, once all is done but not answered, or in the answer."""
+
+
 @dataclass
 class Hub:
     """What the server knows, what it was asked, and how it should misbehave."""
@@ -65,6 +75,7 @@ class Hub:
     """SHA-256 of each large file whose bytes arrived, in order."""
     break_uploads_after: int | None = None
     """Close the connection on every large file after this many."""
+    cut: Cut | None = None
     dies: bool = False
     """When an upload breaks off, stop listening and answer nothing any more."""
     dead: bool = False
@@ -108,6 +119,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        cut = self._cut_of(path)
+        if cut in ("before", "halfway"):
+            if cut == "halfway":
+                self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+            self.close_connection = True
+            return
         body = self._body()
         with self.hub.lock:
             if self.hub.dead:
@@ -128,12 +145,22 @@ class _Handler(BaseHTTPRequestHandler):
                     headers["X-Error-Code"] = refused.code
                 self._send(refused.status, json.dumps({"error": refused.message}).encode(), headers)
                 return
-        if answer is None:
+        if answer is None or cut == "after":
             self.close_connection = True
+        elif cut == "answering":
+            self._send_half(*answer)
         elif isinstance(answer, tuple):
             self._send(200, *answer)
         else:
             self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def _cut_of(self, path: str) -> str:
+        cut = self.hub.cut
+        return cut.when if cut is not None and re.fullmatch(cut.request, f"{self.command} {path}") else ""
+
+    def _send_half(self, body: bytes, headers: dict[str, str]) -> None:
+        self._send(200, body[: len(body) // 2], {**headers, "Content-Length": str(len(body))})
+        self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = _answer
 
