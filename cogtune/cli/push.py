@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cogtune.system import console
+from cogtune.system.errors import UsageError
 
 
 def push(
@@ -18,12 +19,26 @@ def push(
     revision: Annotated[
         str | None, typer.Option("--revision", help="Branch to commit to, if not main.", show_default=False)
     ] = None,
-    message: Annotated[str, typer.Option("--message", help="Commit message.")] = "Upload with cogtune",
+    message: Annotated[
+        str | None, typer.Option("--message", help="Commit message.", show_default="Upload with cogtune")
+    ] = None,
     token: Annotated[
         str | None,
         typer.Option(
             "--token",
             help="Access token. Prefer HF_TOKEN, which does not show up in process lists.",
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            "--every",
+            min=0,
+            metavar="MINUTES",
+            help="Push the checkpoints of a running training instead: look for a new one every so many minutes, until "
+            "the run ends. The newest is kept on the branch 'checkpoints'; `cogtune train --resume user/name` "
+            "continues from it on any machine.",
             show_default=False,
         ),
     ] = None,
@@ -44,13 +59,31 @@ def push(
         for path, size in files:
             console.note(f"{path}  {size:,} bytes")
 
+    if every is not None:
+        if revision is not None or allow_outside:
+            raise UsageError(
+                f"--every cannot be used with {'--allow-outside' if revision is None else '--revision'}", "remove one"
+            )
+        url, steps = hub.push_checkpoints(
+            run,
+            repo_id,
+            every=60 * every,
+            private=private,
+            token=token,
+            message=message or "",
+            dry_run=dry_run,
+            tell=listed,
+        )
+        done = f"checkpoint of step {steps[-1]}"
+        console.say(f"{done} would be uploaded to {url}" if dry_run else f"{done}: {url}")
+        return
     result = hub.push(
         run,
         repo_id,
         private=private,
         token=token,
         revision=revision,
-        message=message,
+        message=message or "",
         dry_run=dry_run,
         allow_outside=allow_outside,
         tell=listed,

@@ -21,12 +21,13 @@ from cogtune.hub.local import (
 )
 from cogtune.hub.public import public_file, public_run_yaml
 from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address, upload
+from cogtune.hub.watch import push_checkpoints
 from cogtune.run.folder import RUN_NAME, RunFolder
 from cogtune.run.sample_videos import prompt_of, said_of
 from cogtune.system.containment import links_out
 from cogtune.system.scratch import scratch_folder
 
-__all__ = ["PushResult", "push"]
+__all__ = ["PushResult", "push", "push_checkpoints"]
 
 MESSAGE = "Upload with cogtune"
 """The default commit message."""

@@ -39,6 +39,17 @@ def public_run_yaml(config: Mapping[str, Any], facts: CardFacts) -> bytes:
     return (header + yaml_text(public, sort_keys=False)).encode()
 
 
+def public_state(state: Mapping[str, Any], changed: Mapping[str, str]) -> dict[str, Any]:
+    """Return a checkpoint's state for the repository, without its checksum.
+
+    Args:
+        changed: new fingerprints, by name, of the files of which the repository gets a redacted copy.
+    """
+    public = {**_without_private(state), "identity": state["identity"], "files": {**state["files"], **changed}}
+    public.pop(CHECKSUM, None)
+    return public
+
+
 def public_file(source: Path, base_model: str | None, aside: Path) -> Path | bytes:
     """Return ``source``, or a redacted copy if its settings or header contain secrets or local paths."""
     if source.name == "model_index.json" or source.name.endswith("config.json"):

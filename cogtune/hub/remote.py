@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogtune.hub.card import Kind
+from cogtune.hub.checkpoints import newest_step
 from cogtune.hub.local import INDEX_SUFFIX
 from cogtune.hub.redaction import redacted
 from cogtune.models.configs import COMPONENTS
@@ -39,7 +40,14 @@ class Target:
     revision: str | None
     private: bool
     message: str
-    kind: Kind
+    kind: Kind | None
+    """None for a checkpoint to resume from, which has its branch to itself."""
+    step: int = 0
+    """The checkpoint's."""
+
+
+class InterruptedUpload(CogtuneError):
+    """An upload that may succeed when it is tried again."""
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -101,32 +109,57 @@ def upload(
     Raises:
         CogtuneError: the Hub cannot be reached or rejects the upload; the repository is unchanged.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    with _talking(target, token, origin) as (api, caught):
+        _make_repository(api, target)
+        info = api.model_info(target.repo_id, revision=target.revision)
+        there = [file.rfilename for file in info.siblings or ()]
+        if target.kind is None:
+            _refuse_later_checkpoint(target, there)
+        else:
+            _check_kind(target, target.kind, there)
+        stale = tuple(path for path in there if path not in contents and _replaced_by_a_push(path, target.kind))
+        additions = [CommitOperationAdd(path, item) for path, item in contents.items()]
+        commit = api.create_commit(
+            target.repo_id,
+            [*additions, *(CommitOperationDelete(path) for path in stale)],
+            commit_message=target.message,
+            revision=target.revision,
+            parent_commit=info.sha,
+        )
+        squashed = target.kind is not None or _forget_history(api, target)
+    said = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
+    remarks = [redacted(remark, token, (target.repo_id,)) for remark in said]
+    if commit.oid == info.sha:
+        remarks.append(f"nothing has changed since the last push to {target.repo_id}")
+    if not squashed:
+        remarks.append(f"earlier checkpoints in {target.repo_id} take up space until the next push")
+    return commit.oid, stale, remarks
+
+
+def make_repository(target: Target, token: str, origin: str) -> None:
+    """Create the repository and the branch if they do not exist.
+
+    Raises:
+        CogtuneError: as for :func:`upload`.
+    """
+    with _talking(target, token, origin) as (api, _):
+        _make_repository(api, target)
+
+
+@contextlib.contextmanager
+def _talking(target: Target, token: str, origin: str) -> Iterator[tuple[HfApi, list[warnings.WarningMessage]]]:
+    """Yield a client and the list of its warnings; explain errors of the Hub and the network."""
+    from huggingface_hub import HfApi
 
     api = HfApi(endpoint=target.endpoint, token=token)
     try:
         with warnings.catch_warnings(record=True) as caught, _quiet_client():
             warnings.simplefilter("always")
-            _make_repository(api, target)
-            info = api.model_info(target.repo_id, revision=target.revision)
-            there = [file.rfilename for file in info.siblings or ()]
-            _check_kind(target, there)
-            stale = tuple(path for path in there if path not in contents and _replaced_by_a_push(path))
-            additions = [CommitOperationAdd(path, item) for path, item in contents.items()]
-            commit = api.create_commit(
-                target.repo_id,
-                [*additions, *(CommitOperationDelete(path) for path in stale)],
-                commit_message=target.message,
-                revision=target.revision,
-                parent_commit=info.sha,
-            )
+            yield api, caught
     except (OSError, ValueError, RuntimeError, _http_error()) as error:
         raise _failure(error, api, target, token, origin) from error
-    said = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
-    remarks = [redacted(remark, token, (target.repo_id,)) for remark in said]
-    if commit.oid == info.sha:
-        remarks.append(f"nothing has changed since the last push to {target.repo_id}")
-    return commit.oid, stale, remarks
 
 
 @contextlib.contextmanager
@@ -173,7 +206,7 @@ def _make_repository(api: HfApi, target: Target) -> None:
         api.create_branch(target.repo_id, branch=str(target.revision), exist_ok=True)
 
 
-def _check_kind(target: Target, there: list[str]) -> None:
+def _check_kind(target: Target, pushed: Kind, there: list[str]) -> None:
     """Reject mixing weights of two kinds in one repository."""
     marks: list[tuple[Kind, str, str]] = [
         ("pipeline", "model_index.json", "a whole pipeline"),
@@ -183,16 +216,40 @@ def _check_kind(target: Target, there: list[str]) -> None:
     words = {kind: name for kind, _, name in marks}
     for kind, mark, name in marks:
         if mark in there:
-            if kind != target.kind:
+            if kind != pushed:
                 raise CogtuneError(
-                    f"{target.repo_id} contains {name}, but this is {words[target.kind]}",
+                    f"{target.repo_id} contains {name}, but this is {words[pushed]}",
                     "push it to another repository",
                 )
             return
 
 
-def _replaced_by_a_push(path: str) -> bool:
-    """Return whether a file's name may change from push to push: sample videos and shards."""
+def _refuse_later_checkpoint(target: Target, there: list[str]) -> None:
+    """Reject replacing a checkpoint by an earlier one: it may be all that a lost machine left."""
+    newest = newest_step(there)
+    if newest is not None and newest > target.step:
+        raise CogtuneError(
+            f"{target.repo_id} contains a checkpoint of step {newest}, later than this one of step {target.step}",
+            f"continue it with `cogtune train --resume {target.repo_id}`, or push to another repository",
+        )
+
+
+def _forget_history(api: HfApi, target: Target) -> bool:
+    """Drop the commits with earlier checkpoints, which would fill the repository; return whether that succeeded."""
+    try:
+        api.super_squash_history(target.repo_id, branch=target.revision, commit_message=target.message)
+    except (OSError, ValueError, RuntimeError, _http_error()):
+        return False
+    return True
+
+
+def _replaced_by_a_push(path: str, kind: Kind | None) -> bool:
+    """Return whether a file's name may change from push to push: sample videos and shards.
+
+    A checkpoint replaces all that is on its branch.
+    """
+    if kind is None:
+        return path != ".gitattributes"
     folder, _, name = path.partition("/")
     if folder == names.SAMPLES:
         return name.endswith(".mp4")
@@ -224,10 +281,10 @@ def _failure(error: BaseException, api: HfApi, target: Target, token: str, origi
         told = redacted(refusal.server_message or "", token, known).strip()
         return _refusal(refusal.response.status_code, told, api, target, origin)
     if type(error).__name__ == "ConnectError":
-        return CogtuneError(f"cannot reach {target.endpoint}", f"check your network connection, then {_AGAIN}")
+        return InterruptedUpload(f"cannot reach {target.endpoint}", f"check your network connection, then {_AGAIN}")
     reason = next((line for item in reversed(chain) for line in str(item).splitlines() if line), "")
     details = [redacted(reason, token, known)] if reason else []
-    return CogtuneError(f"the upload to {target.repo_id} was interrupted", _AGAIN, details=details)
+    return InterruptedUpload(f"the upload to {target.repo_id} was interrupted", _AGAIN, details=details)
 
 
 def _refusal(status: int, told: str, api: HfApi, target: Target, origin: str) -> CogtuneError:
@@ -249,12 +306,13 @@ def _refusal(status: int, told: str, api: HfApi, target: Target, origin: str) ->
         if other:
             return CogtuneError(f"{target.repo_id} already exists as a {other}", "push to another repository")
     if status == 412:
-        return CogtuneError(f"someone else changed {target.repo_id} during the upload", _AGAIN, details=details)
+        return InterruptedUpload(f"someone else changed {target.repo_id} during the upload", _AGAIN, details=details)
     if status == 400:
         return CogtuneError(
             f"the Hub rejected the upload to {target.repo_id}", "nothing was changed there", details=details
         )
-    return CogtuneError(f"the upload to {target.repo_id} failed with status {status}", _AGAIN, details=details)
+    kind = InterruptedUpload if status in (408, 429) or status >= 500 else CogtuneError
+    return kind(f"the upload to {target.repo_id} failed with status {status}", _AGAIN, details=details)
 
 
 def _whose_token(api: HfApi) -> list[str]:

@@ -37,6 +37,9 @@ LOCK = ".lock"
 WORKER_LOCK = ".worker.lock"
 """The lock that the first worker of a run holds in the run's folder."""
 
+_LOOKED_AT = 0.2
+"""Seconds within which a process that only looks whether a folder is held has let go."""
+
 _UNTOLD = 2.0
 """Seconds of waiting for another process that are not worth a word."""
 
@@ -75,7 +78,7 @@ def exclusive_folder(folder: Path, name: str = LOCK, *, wait: bool = False, wait
     refuse_links_out(folder)
     handle = open_in_place(path)
     with handle:
-        if not _held(handle, _UNTOLD if wait else 0.0):
+        if not _held(handle, _UNTOLD if wait else _LOOKED_AT):
             if not wait:
                 raise CogtuneError(
                     f"another process is using {folder}", "wait for it, stop it, or choose another folder"
@@ -84,3 +87,19 @@ def exclusive_folder(folder: Path, name: str = LOCK, *, wait: bool = False, wait
             while not _held(handle, 60.0):
                 pass
         yield
+
+
+def is_held(folder: Path, name: str = LOCK) -> bool:
+    """Return whether a process holds a folder.
+
+    Args:
+        name: of the lock file, as for :func:`exclusive_folder`.
+
+    Raises:
+        CogtuneError: the lock is a link, or cannot be opened.
+    """
+    path = folder / name
+    if not path.exists() and not path.is_symlink():
+        return False
+    with open_in_place(path) as handle:
+        return not _held(handle, 0.0)

@@ -9,8 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +18,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import ModelCard, close_session, constants, hf_hub_download
+from huggingface_hub import ModelCard, constants, hf_hub_download
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -35,13 +34,10 @@ from cogtune.models.variants import LORA_WEIGHTS_NAME as LORA
 from cogtune.models.variants import VARIANTS
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.conftest import Cogtune
+from tests.hub.conftest import READER, REPO, TOKEN
 from tests.support import in_process
-from tests.support.hub_server import Cut, Hub, serve
+from tests.support.hub_server import Cut, Hub
 from tests.support.runs_in_process import fill_here, plan_for, train_here
-
-TOKEN = "hf_AnnasOwnTokenForWriting1234"
-READER = "hf_AnnasOwnTokenForReading5678"
-REPO = "anna/paper-boats"
 
 FACTS: dict[str, Any] = {
     "format": 1,
@@ -141,21 +137,6 @@ def run(tmp_path: Path) -> Path:
     write_lora(out / LORA, FACTS)
     write_checkpoint(out, 500)
     return out
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A server that knows anna; the client finds it and her token in the environment."""
-    state = Hub(users={TOKEN: "anna", READER: "anna"}, readers={READER})
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-login"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # the client waits between attempts
-    with serve(state) as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        yield state
-        close_session()
 
 
 def files_of(hub: Hub, branch: str = "main") -> dict[str, bytes]:

@@ -46,7 +46,8 @@ class Repository:
 
     def sha(self, branch: str = "main") -> str:
         """The newest commit's name."""
-        return hashlib.sha1(f"{branch} {len(self.branches[branch])}".encode()).hexdigest()
+        files = {path: hashlib.sha1(data).hexdigest() for path, data in self.files(branch).items()}
+        return hashlib.sha1(f"{branch} {len(self.branches[branch])} {sorted(files.items())}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _info(self, _body: bytes, kind: str, repo_id: str, branch: str | None) -> Any:
         repository = self._repository(kind, repo_id)
-        branch = branch or "main"
+        branch = repository.branch_of(branch or "main")
+        if branch not in repository.branches:
+            raise _Refused(404, "Invalid rev id", "RevisionNotFound")
         return {
             "id": repo_id,
             "sha": repository.sha(branch),
@@ -295,6 +298,12 @@ class _Handler(BaseHTTPRequestHandler):
         sha = repository.sha(branch)
         return {"commitUrl": f"{self._endpoint}/{repo_id}/commit/{sha}", "commitOid": sha}
 
+    def _squash(self, _body: bytes, repo_id: str, branch: str) -> Any:
+        self._writer(repo_id)
+        repository = self._repository("model", repo_id)
+        repository.branches[branch] = [repository.files(branch)]
+        return {}
+
     def _tree(self, _body: bytes, kind: str, repo_id: str, revision: str) -> Any:
         repository = self._repository(kind, repo_id)
         files = repository.files(repository.branch_of(revision))
@@ -320,6 +329,7 @@ _ROUTES: list[tuple[str, str, Any]] = [
     ("POST", r"/api/models/([^/]+/[^/]+)/branch/(.+)", _Handler._branch),
     ("POST", r"/api/models/([^/]+/[^/]+)/preupload/(.+)", _Handler._preupload),
     ("POST", r"/api/models/([^/]+/[^/]+)/commit/(.+)", _Handler._commit),
+    ("POST", r"/api/models/([^/]+/[^/]+)/super-squash/(.+)", _Handler._squash),
     ("GET", r"/api/(model|dataset)s/([^/]+/[^/]+)/tree/(.+)", _Handler._tree),
     ("GET", r"/api/(model|dataset|space)s/([^/]+/[^/]+)(?:/revision/(.+))?", _Handler._info),
     ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", _Handler._batch),
