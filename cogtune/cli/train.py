@@ -26,7 +26,11 @@ def train(
     config: ConfigFile = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", help="Resume from a checkpoint: latest, or a path. The run's settings are kept."),
+        typer.Option(
+            "--resume",
+            help="Resume from a checkpoint: latest, a path, or user/name[@revision] on the Hub, where `cogtune push "
+            "--every` put it. The run's settings are kept.",
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", rich_help_panel=_START, help="Start over if --output already holds a run.")
@@ -70,6 +74,7 @@ def train(
     """
     from cogtune.commands import run_summary
     from cogtune.commands import train as runs
+    from cogtune.commands.resume import is_repository, resume_from_hub
     from cogtune.config.launchers import check_machines
     from cogtune.models.locate import spec_of
     from cogtune.planning.estimate import check_arrangement
@@ -78,7 +83,15 @@ def train(
     from cogtune.planning.summary import estimate_run
 
     use_decoder(decoder)
-    resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
+    if smoke and (resume is not None or dry_run):
+        raise UsageError("--smoke cannot be used with --resume or --dry-run", "remove one of them")
+    if resume is not None and is_repository(resume):
+        resolved, checkpoint = resume_from_hub(
+            resume, preset_name=preset, file=config, flags=flags, overwrite=overwrite
+        )
+        resume = str(checkpoint)
+    else:
+        resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
     spec, machine = spec_of(resolved.config.model), local_hardware()
     if resume is None and resolved.config.init_lora is not None:
         from cogtune.modeling.lora_files import with_init_lora
@@ -109,8 +122,6 @@ def train(
     if not force and not dry_run:
         refuse_unfit(resolved.config, spec, machine, preset)
     if smoke:
-        if resume is not None or dry_run:
-            raise UsageError("--smoke cannot be used with --resume or --dry-run", "remove one of them")
         from cogtune.commands.smoke import smoke as smoke_test
 
         for line in smoke_test(resolved).lines():

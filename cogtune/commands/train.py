@@ -54,10 +54,8 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
     Raises:
         UsageError: with every mistake, or if there is nothing to resume from.
     """
-    if resume is not None and flags.get("init_lora") is not None:
-        raise UsageError(
-            "--init-lora cannot be used with --resume", "remove --init-lora: the weights come from the checkpoint"
-        )
+    if resume is not None:
+        refuse_init_lora(flags)
     if resume is not None and file is None and preset_name is None:
         run = Path(flags.get("output", "out")) if resume == "latest" else Path(resume).absolute().parent
         refuse_links_out(run)
@@ -71,6 +69,14 @@ def configure(*, preset_name: str | None, file: Path | None, flags: Mapping[str,
             "pass the --preset or --config that it was started with",
         )
     return resolve(preset_name=preset_name, file=file, flags=flags)
+
+
+def refuse_init_lora(flags: Mapping[str, Any]) -> None:
+    """Reject ``--init-lora`` for a run that resumes."""
+    if flags.get("init_lora") is not None:
+        raise UsageError(
+            "--init-lora cannot be used with --resume", "remove --init-lora: the weights come from the checkpoint"
+        )
 
 
 def _warn_of_changes(resolved: Resolved, checkpoint: Path, flags: Mapping[str, Any]) -> None:

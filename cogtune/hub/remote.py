@@ -155,15 +155,15 @@ def _talking(target: Target, token: str, origin: str) -> Iterator[tuple[HfApi, l
 
     api = HfApi(endpoint=target.endpoint, token=token)
     try:
-        with warnings.catch_warnings(record=True) as caught, _quiet_client():
+        with warnings.catch_warnings(record=True) as caught, quiet_client():
             warnings.simplefilter("always")
             yield api, caught
-    except (OSError, ValueError, RuntimeError, _http_error()) as error:
+    except (OSError, ValueError, RuntimeError, http_error()) as error:
         raise _failure(error, api, target, token, origin) from error
 
 
 @contextlib.contextmanager
-def _quiet_client() -> Iterator[None]:
+def quiet_client() -> Iterator[None]:
     """Keep huggingface_hub's log lines to itself, since they show signed addresses, and its progress bars too
     where there is no terminal."""
     from huggingface_hub import constants
@@ -238,7 +238,7 @@ def _forget_history(api: HfApi, target: Target) -> bool:
     """Drop the commits with earlier checkpoints, which would fill the repository; return whether that succeeded."""
     try:
         api.super_squash_history(target.repo_id, branch=target.revision, commit_message=target.message)
-    except (OSError, ValueError, RuntimeError, _http_error()):
+    except (OSError, ValueError, RuntimeError, http_error()):
         return False
     return True
 
@@ -256,7 +256,7 @@ def _replaced_by_a_push(path: str, kind: Kind | None) -> bool:
     return folder in COMPONENTS and name.endswith((".safetensors", INDEX_SUFFIX))
 
 
-def _http_error() -> type[Exception]:
+def http_error() -> type[Exception]:
     """Return the base of what the HTTP library raises: httpx under huggingface_hub 1, httpx2 under 2."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -318,7 +318,7 @@ def _refusal(status: int, told: str, api: HfApi, target: Target, origin: str) ->
 def _whose_token(api: HfApi) -> list[str]:
     try:
         me = api.whoami()
-    except (OSError, _http_error()):
+    except (OSError, http_error()):
         return []
     organisations = ", ".join(str(item.get("name")) for item in me.get("orgs", ())) or "none"
     said = f"the token belongs to {me.get('name')} (organisations: {organisations})"
@@ -327,7 +327,7 @@ def _whose_token(api: HfApi) -> list[str]:
 
 def _other_type(api: HfApi, repo_id: str) -> str | None:
     for kind in ("dataset", "space"):
-        with contextlib.suppress(OSError, _http_error()):
+        with contextlib.suppress(OSError, http_error()):
             api.repo_info(repo_id, repo_type=kind)
             return kind
     return None

@@ -151,13 +151,21 @@ class _Handler(BaseHTTPRequestHandler):
         elif cut == "answering":
             self._send_half(*answer)
         elif isinstance(answer, tuple):
-            self._send(200, *answer)
+            self._send_file(*answer)
         else:
             self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _cut_of(self, path: str) -> str:
         cut = self.hub.cut
         return cut.when if cut is not None and re.fullmatch(cut.request, f"{self.command} {path}") else ""
+
+    def _send_file(self, body: bytes, headers: dict[str, str]) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked is None:
+            self._send(200, body, headers)
+            return
+        first = int(asked[1])
+        self._send(206, body[first:], {**headers, "Content-Range": f"bytes {first}-{len(body) - 1}/{len(body)}"})
 
     def _send_half(self, body: bytes, headers: dict[str, str]) -> None:
         self._send(200, body[: len(body) // 2], {**headers, "Content-Length": str(len(body))})

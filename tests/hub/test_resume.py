@@ -1,0 +1,273 @@
+"""Resuming on another machine from the checkpoint that a push left on the Hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cogtune.encoding import jobs
+from cogtune.hub import push_checkpoints
+from cogtune.hub.resume import fetch_checkpoint, find_checkpoint, is_repository
+from cogtune.models.locate import locate
+from cogtune.models.variants import LORA_WEIGHTS_NAME as LORA
+from cogtune.run import launch
+from cogtune.run.checkpoints import changed_files, checkpoints, read_state
+from cogtune.system.errors import CogtuneError, UsageError
+from cogtune.system.json_files import sealed, write_json
+from tests.hub.conftest import REPO
+from tests.hub.test_watch import BRANCH, write_checkpoint
+from tests.support import in_process
+from tests.support.checkpoint_contents import differing, held
+from tests.support.hub_server import Cut, Hub
+from tests.support.runs_in_process import fill_here, plan_for, read_lines, start_here, train_here
+
+
+@pytest.fixture
+def pushed(hub: Hub, tmp_path: Path) -> Path:
+    """The folder of a run whose checkpoint of step 10 is on the Hub."""
+    run = tmp_path / "out"
+    write_checkpoint(run, 10)
+    (run / "run.yaml").write_text("model: 5b\n")
+    push_checkpoints(run, REPO, every=0)
+    return run
+
+
+def fetch(output: Path, reference: str = REPO, *, overwrite: bool = False) -> Path:
+    output.mkdir(exist_ok=True)
+    return fetch_checkpoint(find_checkpoint(reference), output, overwrite=overwrite)[0]
+
+
+def opened(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """A LoRA file's header, which the library writes in a new order each time, cogtune's facts in it but for the base
+    model's path, and all bytes after it."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    facts = json.loads(header["__metadata__"].pop("cogtune"))
+    apart = ("base_model", "model_path", "checksum")
+    return header, {key: value for key, value in facts.items() if key not in apart}, data[end:]
+
+
+@pytest.fixture(scope="module")
+def broken_off(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped at step 2 of 4, of a model in a folder of that machine, with an average of its weights."""
+    out = tmp_path_factory.mktemp("first machine") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "fill_cache", fill_here)
+        shutil.copytree(locate("tiny:2b"), out.parent / "model")
+        flags: dict[str, Any] = {
+            "model": str(out.parent / "model"),
+            "checkpoint_every": 2,
+            "ema": 0.9,
+            "caption_dropout": 0.5,
+            "eval_every": 2,
+        }
+        train_here(plan_for(clips, out, steps=4, **flags), stop_after=2)
+    assert [path.name for path in checkpoints(out)] == ["checkpoint-2"]
+    return out
+
+
+@pytest.mark.slow
+def test_a_run_resumed_from_the_hub_is_the_one_resumed_from_disk_to_the_bit(
+    hub: Hub, broken_off: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
+    monkeypatch.setattr(launch, "start", start_here)
+    in_process.run(capsys, "push", broken_off, REPO, "--every", 1)
+    disk, other = tmp_path / "disk", tmp_path / "other"
+    shutil.copytree(broken_off, disk)
+    shutil.copytree(clips, tmp_path / "data elsewhere", ignore=shutil.ignore_patterns(".cogtune"))
+    in_process.run(capsys, "train", "--resume", "latest", "--output", disk)
+    shutil.copytree(broken_off.parent / "model", tmp_path / "base")
+    words = ["--output", other, "--data", tmp_path / "data elsewhere", "--model", tmp_path / "base"]
+    done = in_process.run(capsys, "train", "--resume", REPO, *words)
+    assert f"downloaded checkpoint-2 of {REPO}" in " ".join(done.err.split())
+    for name in (LORA, f"ema/{LORA}", f"checkpoint-4/{LORA}", f"checkpoint-4/ema/{LORA}"):
+        assert opened(other / name) == opened(disk / name), name
+    assert opened(other / LORA)[2] != opened(broken_off / "checkpoint-2" / LORA)[2]
+    assert differing(held(disk / "checkpoint-4"), held(other / "checkpoint-4")) == []
+    assert read_lines(other) == read_lines(disk)  # from the first step on
+    assert not list(other.glob(".hub-*"))
+    assert f"# --resume {REPO}" in (other / "run.yaml").read_text()
+    pushed = b"".join(hub.repositories[REPO].files(BRANCH).values())
+    for text in (b"first machine", str(clips).encode()):
+        assert text not in pushed + (other / "run.yaml").read_bytes()
+    push_checkpoints(other, REPO, every=0)  # and the other machine's run can be lost, too
+    assert find_checkpoint(REPO).step == 4
+    assert "ends at step 4" not in in_process.run(capsys, "train", "--resume", "latest", *words).err
+
+
+def test_a_checkpoint_arrives_as_it_was_pushed(hub: Hub, pushed: Path, tmp_path: Path) -> None:
+    folder = fetch(tmp_path / "other")
+    assert folder == tmp_path / "other" / "checkpoint-10"
+    files = hub.repositories[REPO].files(BRANCH)
+    assert {f"checkpoint-10/{path.name}": path.read_bytes() for path in folder.iterdir()} == {
+        path: data for path, data in files.items() if path.startswith("checkpoint-10/")
+    }
+    assert len(read_lines(tmp_path / "other")) == 10
+    before = len(hub.requests)
+    assert fetch(tmp_path / "other") == folder  # the same command again
+    assert not [line for line in hub.requests[before:] if "optimizer" in line]
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["checkpoint-10", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("when", ["before", "answering", "after"])
+@pytest.mark.parametrize("name", ["optimizer.pt", LORA, "state.json"])
+def test_a_download_that_breaks_off_leaves_no_checkpoint_and_continues(
+    hub: Hub, pushed: Path, tmp_path: Path, name: str, when: Any
+) -> None:
+    hub.cut = Cut(f"GET /.*/resolve/.*/{name}", when)
+    with pytest.raises(CogtuneError, match=f"cannot download the checkpoint of {REPO}") as caught:
+        fetch(tmp_path / "other")
+    assert "run the same command again to continue" in caught.value.hint
+    assert checkpoints(tmp_path / "other") == []
+    hub.cut = None
+    before = len(hub.requests)
+    folder = fetch(tmp_path / "other")
+    assert changed_files(folder, read_state(folder)) == []
+    again = [line for line in hub.requests[before:] if line.startswith("GET") and line.endswith("state.json")]
+    assert len(again) == (name == "state.json")  # what had arrived is not sent twice
+
+
+def altered(hub: Hub, change: Callable[[dict[str, bytes]], object]) -> None:
+    """Change what is on the Hub."""
+    change(hub.repositories[REPO].files(BRANCH))
+
+
+def with_files(pushed: Path, hub: Hub, **files: str) -> None:
+    """Let the state on the Hub list more files, with a checksum that fits."""
+    path = "checkpoint-10/state.json"
+    state = json.loads(hub.repositories[REPO].files(BRANCH)[path])
+    del state["checksum"]
+    state["files"] |= files
+    write_json(pushed / "altered.json", sealed(state))
+    hub.repositories[REPO].files(BRANCH)[path] = (pushed / "altered.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../evil.safetensors",
+        "/etc/passwd",
+        "notes.txt",
+        "transformer/../../x.safetensors",
+        "model.py",
+        "transformer/diffusion_pytorch_model.bin",
+        "ema/optimizer.pt",
+        "optimizer.pt\n",
+        f"stream-state-{chr(0x661)}.safetensors",  # a digit, though not an ASCII one
+    ],
+)
+def test_only_files_of_a_checkpoint_are_downloaded(hub: Hub, pushed: Path, tmp_path: Path, name: str) -> None:
+    with_files(pushed, hub, **{name: "0"})
+    altered(hub, lambda files: files.update({f"checkpoint-10/{name}": b"evil"}))
+    with pytest.raises(CogtuneError) as caught:
+        fetch(tmp_path / "other")
+    assert "cannot be used" in caught.value.message
+    assert "is not a file of a checkpoint" in caught.value.details[0]
+    assert not [line for line in hub.requests if "evil" in line or "passwd" in line]
+    assert checkpoints(tmp_path / "other") == []
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"evil"] == []
+
+
+def test_shards_that_could_run_code_are_not_downloaded(hub: Hub, pushed: Path, tmp_path: Path) -> None:
+    name = "pytorch_model/zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    with_files(pushed, hub, **{name: "0"})
+    altered(hub, lambda files: files.update({f"checkpoint-10/{name}": b"evil"}))
+    with pytest.raises(CogtuneError, match="can run code when they are loaded") as caught:
+        fetch(tmp_path / "other")
+    assert f"hf download {REPO}" in caught.value.hint
+    assert not [line for line in hub.requests if "zero_pp" in line and "resolve" in line]
+
+
+def test_damaged_and_incomplete_checkpoints_are_refused(hub: Hub, pushed: Path, tmp_path: Path) -> None:
+    good = dict(hub.repositories[REPO].files(BRANCH))
+    weights = good[f"checkpoint-10/{LORA}"]
+    altered(hub, lambda files: files.update({f"checkpoint-10/{LORA}": weights[:-1] + b"\x01"}))
+    with pytest.raises(CogtuneError, match="is damaged") as caught:
+        fetch(tmp_path / "other")
+    assert caught.value.details == (f"{LORA} is not the file that was saved with this checkpoint",)
+    altered(hub, lambda files: files.pop(f"checkpoint-10/{LORA}"))
+    with pytest.raises(CogtuneError, match="cannot be used") as caught:
+        fetch(tmp_path / "other")
+    assert caught.value.details == (f"{LORA} is missing",)
+    state = good["checkpoint-10/state.json"].replace(b'"step": 10', b'"step": 11')
+    altered(hub, lambda files: files.update(good | {"checkpoint-10/state.json": state}))
+    with pytest.raises(CogtuneError, match="checksum mismatch"):
+        fetch(tmp_path / "other")
+    assert checkpoints(tmp_path / "other") == []
+    altered(hub, lambda files: files.update(good))
+    assert fetch(tmp_path / "other").is_dir()
+
+
+def test_a_link_in_the_output_is_not_written_through(hub: Hub, pushed: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "other" / f".hub-{find_checkpoint(REPO).commit[:16]}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CogtuneError, match="is a link to"):
+        fetch(tmp_path / "other")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_another_checkpoint_of_that_step_is_replaced_only_when_asked(hub: Hub, pushed: Path, tmp_path: Path) -> None:
+    mine = write_checkpoint(tmp_path / "other", 10, seed=1)
+    before = (mine / LORA).read_bytes()
+    with pytest.raises(UsageError, match="is not the checkpoint in"):
+        fetch(tmp_path / "other")
+    assert (mine / LORA).read_bytes() == before
+    fetch(tmp_path / "other", overwrite=True)
+    assert (mine / LORA).read_bytes() == hub.repositories[REPO].files(BRANCH)[f"checkpoint-10/{LORA}"]
+
+
+def test_where_a_checkpoint_is_looked_for(hub: Hub, pushed: Path) -> None:
+    repository = hub.repositories[REPO]
+    assert find_checkpoint(f"{REPO}@{BRANCH}").commit == find_checkpoint(REPO).commit == repository.sha(BRANCH)
+    assert find_checkpoint(f"{REPO}@{repository.sha(BRANCH)}").step == 10
+    with pytest.raises(CogtuneError, match=f"{REPO}@main contains no checkpoint to resume from"):
+        find_checkpoint(f"{REPO}@main")
+    with pytest.raises(CogtuneError, match="has no revision 'typo'"):
+        find_checkpoint(f"{REPO}@typo")
+    with pytest.raises(CogtuneError, match="does not exist on the Hub"):
+        find_checkpoint("anna/nothing")
+    repository.branches["main"] = [dict(repository.files(BRANCH))]
+    del repository.branches[BRANCH]
+    assert find_checkpoint(REPO).step == 10
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("anna/boats", True),
+        ("anna/boats@main", True),
+        ("latest", False),
+        ("out/checkpoint-5", False),
+        ("./anna/boats", False),
+        ("/anna/boats", False),
+        ("here/boats", False),
+        ("", False),
+    ],
+)
+def test_what_means_a_repository(
+    reference: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert is_repository(reference) == expected
+
+
+def test_words_of_the_command(hub: Hub, pushed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = ["--resume", REPO, "--output", tmp_path / "other"]
+    told = in_process.run(capsys, "train", *other, status=2).err
+    assert f"--resume {REPO} requires --data" in " ".join(told.split())
+    told = in_process.run(capsys, "train", *other, "--data", tmp_path, "--machine-rank", 1, status=2).err
+    assert "only machine 0 can resume from the Hub" in told
+    assert not (tmp_path / "other").exists()
+    write_checkpoint(tmp_path / "other", 30)
+    told = in_process.run(capsys, "train", *other, "--data", tmp_path, status=2).err
+    assert "holds checkpoint-30" in " ".join(told.split())
+    assert not (tmp_path / "other" / "checkpoint-10").exists()
