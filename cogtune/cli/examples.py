@@ -20,6 +20,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cogtune train --preset 4090-lora-5b",
         "cogtune train --preset 4090-lora-5b --steps 2000 --learning-rate 5e-5 --output out/boats",
         "cogtune train --resume latest --output out/boats",
+        "cogtune train --resume user/name --data ./clips --output out/boats",
     ),
     "report": ("cogtune report", "cogtune report out/boats"),
     "merge-zero": (
@@ -53,7 +54,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cogtune lora extract out/checkpoint-1000-merged 5b --rank 64 --output full.safetensors",
         "cogtune lora extract tuned 5b --target-modules to_q,to_k,to_v,to_out.0 --output attention.safetensors",
     ),
-    "push": ("cogtune push out/ user/name", "cogtune push out/checkpoint-500 user/name --private"),
+    "push": (
+        "cogtune push out/ user/name",
+        "cogtune push out/checkpoint-500 user/name --private",
+        "cogtune push out/ user/name --private --every 10",
+    ),
     "presets": ("cogtune presets", "cogtune presets 4090-lora-5b"),
     "plan": ("cogtune plan --preset 4090-lora-5b", "cogtune plan --preset a100-sft-5b-zero2-offload --fit"),
     "bench": (

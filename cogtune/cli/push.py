@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,7 @@ def push(
     Authenticate with `hf auth login`, or set HF_TOKEN.
     """
     from cogtune import hub
+    from cogtune.run.folder import RunFolder
 
     def listed(files: Sequence[tuple[str, int]]) -> None:
         for path, size in files:
@@ -75,6 +77,9 @@ def push(
             tell=listed,
         )
         done = f"checkpoint of step {steps[-1]}"
+        if RunFolder(run).lora.is_file() and not dry_run:
+            words = ["cogtune", "push", str(run), repo_id]
+            console.note(f"the run has finished; publish its LoRA with: {shlex.join(words)}")
         console.say(f"{done} would be uploaded to {url}" if dry_run else f"{done}: {url}")
         return
     result = hub.push(

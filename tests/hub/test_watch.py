@@ -230,6 +230,20 @@ def test_only_files_that_a_resume_needs_are_pushed(hub: Hub, run: Path, tmp_path
         push_checkpoints(run, "anna/other", every=0)
 
 
+def test_the_shards_of_a_zero_run_are_pushed(hub: Hub, run: Path) -> None:
+    folder = write_checkpoint(run, 10)
+    state = read_state(folder)
+    shards = ("latest", "zero_to_fp32.py", "pytorch_model/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    for name in shards:
+        (folder / name).parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("data", name)
+    files = {**state["files"], **fingerprints([folder / name for name in shards], folder)}
+    write_sealed(folder / "state.json", {**state, "files": files})
+    push_checkpoints(run, REPO, every=0)
+    assert set(tree(hub)) == {*names_of(10), *(f"checkpoint-10/{name}" for name in shards)}
+
+
 def test_the_command(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "has no checkpoint to push" in in_process.run(capsys, "push", run, REPO, "--every", 5, status=1).err
     write_checkpoint(run, 10)
