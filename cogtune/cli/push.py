@@ -21,7 +21,12 @@ def push(
         str | None, typer.Option("--revision", help="Branch to commit to, if not main.", show_default=False)
     ] = None,
     message: Annotated[
-        str | None, typer.Option("--message", help="Commit message.", show_default="Upload with cogtune")
+        str | None,
+        typer.Option(
+            "--message",
+            help="Commit message. By default 'Upload with cogtune', or 'Checkpoint of step N' with --every.",
+            show_default=False,
+        ),
     ] = None,
     token: Annotated[
         str | None,
