@@ -20,7 +20,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cogtune train --preset 4090-lora-5b",
         "cogtune train --preset 4090-lora-5b --steps 2000 --learning-rate 5e-5 --output out/boats",
         "cogtune train --resume latest --output out/boats",
-        "cogtune train --resume user/name --data ./clips --output out/boats",
     ),
     "report": ("cogtune report", "cogtune report out/boats"),
     "merge-zero": (
