@@ -32,6 +32,7 @@ from cogtune.system.folders import partial_folder, partial_path, publish_folder,
 from cogtune.system.json_files import write_sealed
 from cogtune.training import streamed
 from cogtune.training.average import WeightAverage
+from cogtune.training.zero_loading import only_weights
 
 OPTIMIZER_NAME = "optimizer.pt"
 ZERO_TAG = "pytorch_model"
@@ -310,9 +311,10 @@ def load(train_state: TrainState, checkpoint: Path) -> None:
     try:
         _check_files(train_state, checkpoint)
         if train_state.is_zero:
-            loaded, _ = train_state.model.load_checkpoint(
-                str(checkpoint), tag=ZERO_TAG, load_module_strict=not train_state.is_lora
-            )
+            with only_weights():
+                loaded, _ = train_state.model.load_checkpoint(
+                    str(checkpoint), tag=ZERO_TAG, load_module_strict=not train_state.is_lora
+                )
             if loaded is None:
                 raise CogtuneError(f"{checkpoint} contains no ZeRO shards", "resume from another checkpoint")
             return
@@ -333,6 +335,10 @@ def load(train_state: TrainState, checkpoint: Path) -> None:
             train_state.average.resume(state["average"])
     except torch.OutOfMemoryError:
         raise
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL:? ([\w.]+)", str(error))
+        what = f"contains {named[1]}, which no checkpoint does" if named else f"is damaged: {said_by(error)}"
+        raise CogtuneError(f"{checkpoint} {what}", "resume from a checkpoint that cogtune wrote") from error
     except (
         ArithmeticError,
         AssertionError,  # DeepSpeed's, where a file is not there
@@ -343,7 +349,6 @@ def load(train_state: TrainState, checkpoint: Path) -> None:
         RuntimeError,
         TypeError,
         ValueError,
-        pickle.UnpicklingError,
         zipfile.BadZipFile,
         SafetensorError,
     ) as error:

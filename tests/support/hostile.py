@@ -14,21 +14,12 @@ from typing import Any
 
 import yaml
 
+from tests.support.payload import Payload
 from tests.support.zero_checkpoints import random_model, random_weights, write_zero
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
 Words = tuple[object, ...]
-
-
-class Payload:
-    """Runs when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
 
 
 def _write_archive(path: Path, pickled: bytes) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from cogtune.data.batches import RankSampler
 from cogtune.encoding import jobs
 from cogtune.merge import merge_checkpoint
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.run.checkpoints import checkpoints
+from cogtune.run.checkpoints import checkpoints, fingerprints
 from cogtune.run.launch import LaunchFiles
+from cogtune.system.json_files import write_sealed
 from cogtune.training.kernels import ADAM, building
 from tests.support.checkpoint_contents import assert_whole, differing, held
 from tests.support.forked_workers import kill_workers, run_workers, start_workers
+from tests.support.payload import Payload
 from tests.support.runs_in_process import fill_here, plan_for, read_lines, train_here
 from tests.support.sampling import sampled, sampled_pairs
 
@@ -63,7 +68,7 @@ def test_two_processes_go_on_to_the_bit(kind: str, strategy: str, clips: Path, t
 
 
 @pytest.mark.parametrize("strategy", sampled(["zero2", "zero3"], "zero3"))
-def test_a_damaged_shard_is_told(strategy: str, clips: Path, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_told_and_a_hostile_one_runs_nothing(strategy: str, clips: Path, tmp_path: Path) -> None:
     flags: dict[str, Any] = {**SFT, "strategy": strategy, "num_processes": 2, "eval_every": 0}
     run_workers(plan_for(clips, tmp_path / "out", steps=1, **flags))
     shards = tmp_path / "out" / "checkpoint-1" / "pytorch_model"
@@ -82,6 +87,23 @@ def test_a_damaged_shard_is_told(strategy: str, clips: Path, tmp_path: Path) -> 
         assert said is not None
         assert said["message"].startswith(f"{shards.parent} is damaged: checksum mismatch in {name} ")
         (shards / name).write_bytes(whole)
+
+    name = optimizers[0]  # what a stranger made of it, and whose fingerprint he renewed
+    whole, state = (shards / name).read_bytes(), (shards.parent / "state.json").read_bytes()
+    torch.save(Payload(tmp_path / "ran"), shards / name)
+    content = {key: value for key, value in json.loads(state).items() if key != "checksum"}
+    files = [shards.parent / file for file in content["files"]]
+    write_sealed(shards.parent / "state.json", content | {"files": fingerprints(files, shards.parent)})
+    started = start_workers(plan_for(clips, tmp_path / "out", steps=2, resume="latest", **flags))
+    started[0].join(600)
+    for process in started:
+        process.kill()
+    said = LaunchFiles(tmp_path / "out" / "launch").report(0).read()
+    assert said is not None
+    assert re.search(r"checkpoint-1 contains \w+\.mkdir, which no checkpoint does", said["message"])
+    assert not (tmp_path / "ran").exists()
+    (shards / name).write_bytes(whole)
+    (shards.parent / "state.json").write_bytes(state)
     run_workers(plan_for(clips, tmp_path / "out", steps=2, resume="latest", **flags))
 
 
