@@ -456,7 +456,7 @@ def test_alone_is_for_what_one_process_can_tell(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_alone_a_process_holds_its_share(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
     words = ["--preset", "cpu-sft-tiny", "--strategy", "zero2", "--num-processes", 8, "--alone"]
     ran = cogtune("bench", *words, "--steps", 1, "--warmup", 1, "--json", "-")

@@ -105,7 +105,7 @@ def test_a_workers_remarks_stop_no_work(where: str, log: str, tmp_path: Path) ->
     assert (tmp_path / "went well").is_file()
 
 
-@pytest.mark.parametrize("gone", sampled(["reader", "terminal", "hung up"], "reader", "hung up"))
+@pytest.mark.parametrize("gone", sampled(["reader", "terminal", "hung up"], "reader"))
 def test_a_run_outlives_whoever_reads_it(gone: str, clips: Path, tmp_path: Path) -> None:
     """It goes on to its end; but for one whose own terminal hangs up, which is stopped in good order."""
     mark = secrets.token_hex(8)

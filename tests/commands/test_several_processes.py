@@ -319,7 +319,7 @@ def test_zero_on_several_machines_wants_one_output(tmp_path: Path, two_machines:
     assert (tmp_path / "shared" / "checkpoint-4").is_dir()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ddp_on_several_machines_wants_one_output_to_go_on(
     tmp_path: Path, two_machines: Machines, cogtune: Cogtune
 ) -> None:
@@ -336,7 +336,7 @@ def test_ddp_on_several_machines_wants_one_output_to_go_on(
         assert "machine 1 does not see the output folder of machine 0, which resuming requires" in ran.err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_machine_that_never_comes_is_not_waited_for_for_ever(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
     cogtune("dataset", "cache", clips, "--preset", "cpu-lora-tiny", "--cache-dir", tmp_path / "cache")
 

@@ -75,7 +75,7 @@ def test_a_folder_that_is_no_smoke_test_is_left_alone(clips: Path, tmp_path: Pat
     assert (mine / "signals.txt").read_text() == "mine"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
     flags = ["--preset", "cpu-lora-tiny", "--data", clips, "--cache-dir", tmp_path / "cache", "--smoke"]
     told = cogtune("train", *flags).out

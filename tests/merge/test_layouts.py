@@ -106,7 +106,7 @@ def test_fsdp_in_every_layout(tmp_path: Path) -> None:
     assert inside.output == tmp_path.resolve() / "sharded-merged"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_universal_checkpoint_is_named_as_one(tmp_path: Path) -> None:
     launch(tmp_path, 3)
     made_from = tmp_path / "sft" / "pytorch_model"

@@ -34,6 +34,7 @@ from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import fingerprints, read_lora_facts
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.support.merging import Bomb, assert_same, launch, loaded, rank_file
+from tests.support.sampling import sampled
 from tests.support.zero_checkpoints import BUFFER, CONFIG, random_model, random_weights, write_zero
 
 REPOSITORY = Path(__file__).parents[2]
@@ -882,8 +883,7 @@ def test_what_a_lora_file_cannot_hold_is_refused(tmp_path: Path, base: Path) -> 
 # ---- DeepSpeed itself, and memory
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", sampled([2, 3], 3))
 def test_every_weight_is_what_the_ranks_held(tmp_path: Path, stage: int) -> None:
     launch(tmp_path, stage)
     base = tmp_path / "base"

@@ -381,7 +381,7 @@ def test_a_lora_learns_in_twenty_steps(name: str, tiny: Callable[[str], Path]) -
     assert after < 0.8 * before
 
 
-@pytest.mark.parametrize("name", sampled(VARIANTS, "2b", "1.5-5b-i2v"))
+@pytest.mark.parametrize("name", sampled(VARIANTS, "2b"))
 def test_a_lora_halves_the_loss_in_300_steps(name: str, tiny: Callable[[str], Path]) -> None:
     before, after = overfit(tiny(name), steps=300, learning_rate=1e-3)
     print(f"{name}: {before:.3f} -> {after:.3f}")
