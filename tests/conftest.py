@@ -18,6 +18,7 @@ import pytest
 from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video.clips import write_video
 from cogtune.models.locate import locate
+from cogtune.run.launch import ENVIRONMENT
 
 EXTENSIONS = Path(os.environ.get("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions"))
 """What DeepSpeed compiles, a minute each: another environment, or another ninja, would do it over and over."""
@@ -53,6 +54,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("COGTUNE_HOME", str(shared / "home"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("MKL_CBWR", ENVIRONMENT["MKL_CBWR"])  # many tests run training in their own process
         patch.setenv("TORCH_EXTENSIONS_DIR", str(EXTENSIONS))
         patch.setenv("PATH", os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
         yield shared / "home"

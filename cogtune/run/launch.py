@@ -33,6 +33,7 @@ from cogtune.system.processes import WorkerReport
 from cogtune.system.safe_path import STANDARD_LIBRARY
 
 ENVIRONMENT = {
+    "MKL_CBWR": "AUTO,STRICT",  # else some CPUs round otherwise where a tensor lies elsewhere in memory
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     "TOKENIZERS_PARALLELISM": "false",
     "TORCHINDUCTOR_COMPILE_THREADS": "4",  # else a process a core, and each of a run's ranks has its own

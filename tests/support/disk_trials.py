@@ -35,6 +35,7 @@ from cogtune.run.checkpoints import changed_files, checkpoints, read_state
 from cogtune.system import console, processes
 from cogtune.system.digests import fingerprint_file
 from cogtune.system.errors import CogtuneError
+from cogtune.system.files import os_errors_explained
 from cogtune.system.folders import remove_partials
 from cogtune.training import checkpoint
 from tests.support.forked_workers import free_port, launch_variables
@@ -172,8 +173,9 @@ def caching(root: Path) -> Work:
     def supervise(command: Sequence[str], reports: Sequence[processes.WorkerReport], log: Path, **more: Any) -> None:
         for report in reports:
             report.reserve()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_bytes(b"")
+        with os_errors_explained(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_bytes(b"")
         try:
             status = encoding.main([command[-1]])
         finally:
