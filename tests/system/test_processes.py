@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from cogtune.system import children, locks
 from cogtune.system.errors import CogtuneError, StoppedError
 from cogtune.system.locks import exclusive_folder
 from cogtune.system.processes import WorkerReport, supervise
+from tests.support.waiting import wait_until
 
 WORKER = """
 import pathlib, signal, sys, time
@@ -196,6 +197,7 @@ def test_a_signal_that_the_system_gave_to_another_thread_is_heard(tmp_path: Path
 COMMAND = """
 import pathlib, sys
 from cogtune.system.processes import WorkerReport, supervise
+from tests.support.waiting import wait_until
 folder = pathlib.Path(sys.argv[1])
 supervise([sys.executable, "-c", sys.argv[2], str(folder / "rank-0.json"), str(folder / "log")],
       [WorkerReport(folder / "rank-0.json")], folder / "log", environment={}, if_stopped=str)
@@ -224,14 +226,6 @@ def a_command(folder: Path, body: str, *, launched: bool = False) -> Iterator[tu
         running.wait()
         for process in children.members("COGTUNE_TEST", mark):
             process.kill()
-
-
-def wait_until(true: Callable[[], object], seconds: float = 600) -> None:
-    """Until something is so; the seconds are for a machine that is very busy."""
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_a_worker_whose_command_is_gone_stops_in_good_order(tmp_path: Path) -> None:
