@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cogtune.config.elsewhere import Imported, read, translate
+from cogtune.config.importers import Imported, read, translate
 from cogtune.config.resolving import resolve
 from cogtune.planning.estimate import check_arrangement
 from cogtune.run.plan import check_config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from cogtune.config.elsewhere.translating import Imported
+from cogtune.config.importers.translating import Imported
 from cogtune.config.optimizers import OPTIMIZERS
 
 

@@ -4,7 +4,7 @@
 :mod:`.flags` says of each flag where it goes, :mod:`.translating` makes a configuration of them.
 """
 
-from cogtune.config.elsewhere.reading import Given, read
-from cogtune.config.elsewhere.translating import Imported, Remark, translate
+from cogtune.config.importers.reading import Given, read
+from cogtune.config.importers.translating import Imported, Remark, translate
 
 __all__ = ["Given", "Imported", "Remark", "read", "translate"]

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from cogtune.commands import importing
-from cogtune.config.elsewhere import Imported
-from cogtune.config.elsewhere.flags import BETTER, DEFAULTS, KEPT, KNOWN, NOTHING, TOGETHER
-from cogtune.config.elsewhere.shell import Script, follow
+from cogtune.config.importers import Imported
+from cogtune.config.importers.flags import BETTER, DEFAULTS, KEPT, KNOWN, NOTHING, TOGETHER
+from cogtune.config.importers.shell import Script, follow
 from cogtune.config.run_config import RunConfig
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.support.in_process import run

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.config.choices import SEPARATOR
-from cogtune.config.elsewhere.translating import Imported, existing
+from cogtune.config.importers.translating import Imported, existing
 from cogtune.system.files import read_bytes
 from cogtune.system.json_files import MOST_JSON, read_json
 

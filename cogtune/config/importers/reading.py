@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cogtune.config.elsewhere.shell import Command, follow
+from cogtune.config.importers.shell import Command, follow
 from cogtune.config.resolving import MOST_YAML, read_mapping
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import read_bytes

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
-from cogtune.config.elsewhere.flags import BETTER, DEFAULTS, KEPT, KNOWN, LAUNCH_KNOWN, NOTHING
-from cogtune.config.elsewhere.reading import Given
+from cogtune.config.importers.flags import BETTER, DEFAULTS, KEPT, KNOWN, LAUNCH_KNOWN, NOTHING
+from cogtune.config.importers.reading import Given
 from cogtune.config.run_config import RunConfig
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.system.errors import UsageError, did_you_mean
@@ -118,7 +118,7 @@ def translate(given: Given, *, leave_out: Iterable[str] = ()) -> Imported:
     Raises:
         UsageError: a flag is not known, or cannot be taken over; with all of them.
     """
-    from cogtune.config.elsewhere import groups
+    from cogtune.config.importers import groups
 
     made = Imported(given)
     skipped = {name.lstrip("-").replace("-", "_") for name in leave_out}

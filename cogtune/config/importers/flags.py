@@ -7,7 +7,7 @@ diffusers' ``examples/cogvideo/train_cogvideox_*lora.py``, CogVideoX Factory's `
 
 from __future__ import annotations
 
-from cogtune.config.elsewhere.reading import Program
+from cogtune.config.importers.reading import Program
 
 KEPT: dict[str, str] = {
     "training_type": "type",

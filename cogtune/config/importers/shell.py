@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cogtune.config.elsewhere.shell_words import Part, Token, tokens
+from cogtune.config.importers.shell_words import Part, Token, tokens
 from cogtune.system.errors import UsageError
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?=)(.*)", re.DOTALL)

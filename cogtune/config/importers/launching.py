@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cogtune.config.elsewhere.translating import Imported, Remark
+from cogtune.config.importers.translating import Imported, Remark
 from cogtune.config.optimizers import is_compatible
 from cogtune.config.resolving import read_mapping
 from cogtune.config.strategies import STRATEGIES

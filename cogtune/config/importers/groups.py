@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from cogtune.config.elsewhere import launching, optimizing, watching
-from cogtune.config.elsewhere.translating import Imported, Remark, existing
+from cogtune.config.importers import launching, optimizing, watching
+from cogtune.config.importers.translating import Imported, Remark, existing
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import FRAME_STEP, Size
