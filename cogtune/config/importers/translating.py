@@ -118,7 +118,7 @@ def translate(given: Given, *, leave_out: Iterable[str] = ()) -> Imported:
     Raises:
         UsageError: a flag is not known, or cannot be taken over; with all of them.
     """
-    from cogtune.config.importers import groups
+    from cogtune.config.importers import flag_groups
 
     made = Imported(given)
     skipped = {name.lstrip("-").replace("-", "_") for name in leave_out}
@@ -144,9 +144,9 @@ def translate(given: Given, *, leave_out: Iterable[str] = ()) -> Imported:
     for file in given.files:
         made.remarks.append(Remark("script", str(file), "kept", "its keys are read too"))
     _refuse(made)
-    groups.model(made)
+    flag_groups.model(made)
     _plain(made)
-    for group in groups.ALL:
+    for group in flag_groups.ALL:
         group(made)
     for name, words in given.launch.items():
         if LAUNCH_KNOWN.get(name) == "":

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from cogtune.config.importers import launching, optimizing, watching
+from cogtune.config.importers import launch, optimizer, sample_videos
 from cogtune.config.importers.translating import Imported, Remark, existing
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
@@ -216,7 +216,7 @@ def length(made: Imported) -> None:
 
 def precision(made: Imported) -> None:
     """Take the number format."""
-    config = launching.accelerate_config(made)
+    config = launch.accelerate_config(made)
     flag = "mixed_precision" if made.has("mixed_precision") else "transformer_dtype"
     words = made.given.flags.get(flag) or made.given.launch.get("mixed_precision")
     word = (words or [str(config.get("mixed_precision") or made.word("mixed_precision") or "")])[0].lower()
@@ -311,13 +311,13 @@ ALL: tuple[Callable[[Imported], None], ...] = (
     length,
     precision,
     recompute,
-    optimizing.optimizer,
-    launching.strategy,
-    optimizing.schedule,
+    optimizer.optimizer,
+    launch.strategy,
+    optimizer.schedule,
     targets,
     tracker,
     timeout,
-    watching.validation,
+    sample_videos.validation,
     lora_only,
 )
 """In this order: later ones read what earlier ones have set."""
