@@ -15,7 +15,7 @@ from cogtune.config.arrangement import Arrangement
 from cogtune.config.stream import MasterWeights, Moments, state_bytes
 from cogtune.modeling.conditioning import conditioning_of, predict
 from cogtune.modeling.engine import attach
-from cogtune.modeling.engine.eight_bits import BLOCK, decode, encode
+from cogtune.modeling.engine.blockwise_quantization import BLOCK, dequantize, quantize
 from cogtune.modeling.engine.engine import blocks_of
 from cogtune.modeling.engine.host import HostArena
 from cogtune.modeling.engine.layout import ALIGNMENT, FlatLayout
@@ -253,11 +253,11 @@ def test_eight_bits_hold_a_number_to_the_nearest_code(signed: bool) -> None:
     if not signed:
         numbers = numbers.square()
     codes, scales = torch.empty(len(numbers), dtype=torch.uint8), torch.empty(8)
-    encode(numbers, codes, scales, signed=signed)
+    quantize(numbers, codes, scales, signed=signed)
     assert torch.equal(scales, numbers.view(-1, BLOCK).abs().amax(1))
-    back = decode(codes, scales, signed=signed)
+    back = dequantize(codes, scales, signed=signed)
     assert torch.equal(back[BLOCK : 2 * BLOCK], torch.zeros(BLOCK))
-    every = decode(torch.arange(256, dtype=torch.uint8), torch.ones(1), signed=signed)
+    every = dequantize(torch.arange(256, dtype=torch.uint8), torch.ones(1), signed=signed)
     assert every.unique().numel() == 256
     assert (every.min().item(), every.max().item()) == (pytest.approx(-0.992969 if signed else 0.0), 1.0)
     nearest = (numbers.view(8, BLOCK, 1) - every * scales.view(8, 1, 1)).abs().amin(2).view(-1)

@@ -12,7 +12,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
 from cogtune.config.stream import MasterWeights, Moments
-from cogtune.modeling.engine import eight_bits
+from cogtune.modeling.engine import blockwise_quantization as blockwise
 from cogtune.modeling.engine.layout import Piece, padded
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -69,7 +69,7 @@ class UpdateRule:
         for name in _MOMENTS:
             if self.moments == "8bit":
                 found[name] = (torch.uint8, numbers)
-                found[f"{name}_scale"] = (torch.float32, numbers // eight_bits.BLOCK)
+                found[f"{name}_scale"] = (torch.float32, numbers // blockwise.BLOCK)
             else:
                 found[name] = (torch.bfloat16 if self.moments == "bf16" else torch.float32, numbers)
         if self.decay is not None:
@@ -169,7 +169,7 @@ class UpdateRule:
         if self.moments != "8bit":
             return state[name][piece.place].float()
         scales = state[f"{name}_scale"][_scales(piece)]
-        return eight_bits.decode(state[name][piece.room], scales, signed=name == "exp_avg")[: piece.size]
+        return blockwise.dequantize(state[name][piece.room], scales, signed=name == "exp_avg")[: piece.size]
 
     def _put_moment(self, state: Mapping[str, Tensor], name: str, piece: Piece, moment: Tensor) -> None:
         if self.moments == "bf16":
@@ -177,12 +177,12 @@ class UpdateRule:
         elif self.moments == "8bit":
             filled = pad(moment, (0, padded(piece.size) - piece.size))
             scales = state[f"{name}_scale"][_scales(piece)]
-            eight_bits.encode(filled, state[name][piece.room], scales, signed=name == "exp_avg")
+            blockwise.quantize(filled, state[name][piece.room], scales, signed=name == "exp_avg")
 
 
 def _scales(piece: Piece) -> slice:
     """Return the place of a piece's scales among those of its share."""
-    return slice(piece.room.start // eight_bits.BLOCK, piece.room.stop // eight_bits.BLOCK)
+    return slice(piece.room.start // blockwise.BLOCK, piece.room.stop // blockwise.BLOCK)
 
 
 def _joined(high: Tensor, low: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Numbers in 8 bits: each 256 of them by one scale, the largest, and a code of the dynamic map.
+"""Block-wise 8-bit quantization: blocks of 256 numbers share a scale, their largest magnitude; codes are dynamic.
 
 The format is that of bitsandbytes' ``create_dynamic_map`` and ``quantize_blockwise`` (Dettmers et al. 2022, "8-bit
 Optimizers via Block-wise Quantization"): map and scales are equal to those of bitsandbytes 0.50.2, and a code is always
@@ -39,14 +39,14 @@ def _table(signed: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     return codes.to(device), ((codes[:-1] + codes[1:]) / 2.0).to(device)
 
 
-def decode(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
-    """Return the numbers in fp32 of uint8 ``codes [n]`` and ``scales [n / 256]``."""
+def dequantize(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
+    """Return fp32 numbers ``[n]`` for uint8 ``codes [n]`` and ``scales [n / 256]``."""
     values, _ = _table(signed, codes.device)
     return (values[codes.int()].view(-1, BLOCK) * scales.unsqueeze(1)).view(-1)
 
 
-def encode(numbers: Tensor, codes: Tensor, scales: Tensor, *, signed: bool) -> None:
-    """Write fp32 ``numbers [n]`` as ``codes`` and ``scales``: each the nearest code in its block."""
+def quantize(numbers: Tensor, codes: Tensor, scales: Tensor, *, signed: bool) -> None:
+    """Write fp32 ``numbers [n]`` into ``codes`` and ``scales``, each as its block's nearest code."""
     _, bounds = _table(signed, numbers.device)
     blocks = numbers.view(-1, BLOCK)
     torch.amax(blocks.abs(), dim=1, out=scales)
