@@ -16,7 +16,7 @@ from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.engine.engine import blocks_of
 from cogtune.modeling.engine.host import HostArena
 from cogtune.modeling.engine.rules import UpdateRule
-from cogtune.modeling.engine.shares import Shares
+from cogtune.modeling.engine.shard_group import ShardGroup
 from cogtune.modeling.engine.trained import TrainedWeights
 from cogtune.run.plan import Plan
 from cogtune.system import console
@@ -56,18 +56,18 @@ def stream_weights(
             device=device,
             arena=HostArena(pin=device.type == "cuda" and config.pin_memory, tell=console.warn),
             accumulates=config.gradient_accumulation_steps > 1,
-            shares=Shares(accelerator.process_index, accelerator.num_processes),
+            group=ShardGroup(accelerator.process_index, accelerator.num_processes),
             progress=shown.advance,
         )
 
 
 def state_name(rank: int) -> str:
-    """Return the name of the file with process ``rank``'s share of the optimizer's state."""
+    """Return the name of the file with process ``rank``'s shard of the optimizer's state."""
     return f"stream-state-{rank:02d}.safetensors"
 
 
 def save_state(weights: TrainedWeights, folder: Path, rank: int) -> None:
-    """Write this process's share of the optimizer's state, without a copy in memory.
+    """Write this process's shard of the optimizer's state, without a copy in memory.
 
     Raises:
         CogtuneError: it cannot be written.
@@ -86,7 +86,7 @@ def save_transformer(
     """Write the weights in diffusers' format, one file at a time. Collective.
 
     Args:
-        writes: whether this process does; the others have their shares gathered.
+        writes: whether this process does; the others have their shards gathered.
         averaged: the moving average in place of the weights.
 
     Raises:
@@ -113,7 +113,7 @@ def save_transformer(
             try:
                 _write(transformer, folder, name, tensors)
             except CogtuneError as error:
-                failure = error  # told when the other processes, which wait for this one's shares, are done too
+                failure = error  # told when the other processes, which wait for this one's shards, are done too
     if failure is not None:
         raise failure
     if writes and len(files) > 1:

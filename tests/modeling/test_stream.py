@@ -264,17 +264,17 @@ def test_eight_bits_hold_a_number_to_the_nearest_code(signed: bool) -> None:
     assert torch.allclose((numbers - back).abs(), nearest, atol=1e-6)
 
 
-def test_shares_hold_every_number_once() -> None:
+def test_shards_hold_every_number_once() -> None:
     shapes = [torch.Size((3, 100)), torch.Size((7,)), torch.Size((1000,))]
-    for shares in (1, 2, 3):
-        layout = FlatLayout(shapes, shares)
-        assert layout.share % ALIGNMENT == 0
+    for shards in (1, 2, 3):
+        layout = FlatLayout(shapes, shards)
+        assert layout.shard_size % ALIGNMENT == 0
         flat = torch.zeros(layout.size)
         values = [torch.rand(shape) + 1 for shape in shapes]
         for view, value in zip(layout.views(flat), values, strict=True):
             view.copy_(value)
         found: list[list[torch.Tensor]] = [[] for _ in shapes]
-        for rank in range(shares):
+        for rank in range(shards):
             own = layout.own(flat, rank)
             for piece in layout.pieces(rank):
                 first = layout.first(piece, rank)

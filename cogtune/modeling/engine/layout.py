@@ -1,4 +1,4 @@
-"""How the parameters of a part of a model lie in one flat buffer, and which of it is each process's share."""
+"""How the parameters of a part of a model lie in one flat buffer, and which of it is each process's shard."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 256
-"""Numbers at whose multiples parameters and shares begin.
+"""Numbers at whose multiples parameters and shards begin.
 
 That is a block of 8-bit moments, and a whole number of vectors, so that the arithmetic of a parameter that two
-processes share is that of one process, to the bit.
+processes hold is that of one process, to the bit.
 """
 
 
@@ -23,18 +23,18 @@ def padded(numbers: int) -> int:
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of a parameter that is in a share."""
+    """The part of a parameter that is in a shard."""
 
     parameter: int
     """Its number in the part."""
     start: int
-    """Where it begins in the share."""
+    """Where it begins in the shard."""
     size: int
     """Numbers, without padding."""
 
     @property
     def place(self) -> slice:
-        """Its numbers in the share."""
+        """Its numbers in the shard."""
         return slice(self.start, self.start + self.size)
 
     @property
@@ -44,18 +44,18 @@ class Piece:
 
 
 class FlatLayout:
-    """The places of parameters in a flat buffer that is divided into equal shares."""
+    """The places of parameters in a flat buffer that is divided into equal shards."""
 
-    def __init__(self, shapes: Sequence[torch.Size], shares: int) -> None:
+    def __init__(self, shapes: Sequence[torch.Size], shards: int) -> None:
         self._shapes = list(shapes)
         self._starts = []
         end = 0
         for shape in self._shapes:
             self._starts.append(end)
             end += padded(shape.numel())
-        self.share = padded(-(-end // shares))
-        """Numbers of each share, padding included."""
-        self.size = self.share * shares
+        self.shard_size = padded(-(-end // shards))
+        """Numbers of each shard, padding included."""
+        self.size = self.shard_size * shards
         """Numbers of the whole buffer."""
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -66,12 +66,12 @@ class FlatLayout:
         ]
 
     def own(self, flat: Tensor, rank: int) -> Tensor:
-        """Return the share of process ``rank`` in such a buffer."""
-        return flat[rank * self.share : (rank + 1) * self.share]
+        """Return the shard of process ``rank`` in such a buffer."""
+        return flat[rank * self.shard_size : (rank + 1) * self.shard_size]
 
     def pieces(self, rank: int) -> list[Piece]:
-        """List what is in the share of process ``rank``, in order."""
-        first, last = rank * self.share, (rank + 1) * self.share
+        """List what is in the shard of process ``rank``, in order."""
+        first, last = rank * self.shard_size, (rank + 1) * self.shard_size
         found = []
         for number, (start, shape) in enumerate(zip(self._starts, self._shapes, strict=True)):
             low, high = max(start, first), min(start + shape.numel(), last)
@@ -80,5 +80,5 @@ class FlatLayout:
         return found
 
     def first(self, piece: Piece, rank: int) -> int:
-        """Return the offset in its parameter at which a piece in the share of process ``rank`` begins."""
-        return rank * self.share + piece.start - self._starts[piece.parameter]
+        """Return the offset in its parameter at which a piece in the shard of process ``rank`` begins."""
+        return rank * self.shard_size + piece.start - self._starts[piece.parameter]

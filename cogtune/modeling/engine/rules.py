@@ -101,11 +101,11 @@ class UpdateRule:
         *,
         part: int,
     ) -> None:
-        """Make one step on a share of weights, in place.
+        """Make one step on a shard of weights, in place.
 
         Args:
             weights: ``[n]``, as ``state`` and ``gradient``, all on one device.
-            pieces: which parameters are in the share; what is between them is padding.
+            pieces: which parameters are in the shard; what is between them is padding.
             part: number of the weights among all, for the random numbers of rounding.
         """
         random = None
@@ -181,7 +181,7 @@ class UpdateRule:
 
 
 def _scales(piece: Piece) -> slice:
-    """Return the place of a piece's scales among those of its share."""
+    """Return the place of a piece's scales among those of its shard."""
     return slice(piece.room.start // blockwise.BLOCK, piece.room.stop // blockwise.BLOCK)
 
 

@@ -4,8 +4,8 @@ A block's gradients leave for host memory when its backward pass is done. The op
 next forward pass: state and gradients of block i+1 come up while block i is computed, new weights and state go down
 behind it. The norm that gradients are clipped to is that of all of them, so it is known before the first step is taken.
 
-With several processes each has a share of every block on the host: gradients are reduced to it, its weights are
-updated, and a block is gathered from all shares when it is needed.
+With several processes each has a shard of every block on the host: gradients are reduced to it, its weights are
+updated, and a block is gathered from all shards when it is needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cogtune.modeling.engine.copies import CopyLane, wait_for
 from cogtune.modeling.engine.host import HostArena, aligned
 from cogtune.modeling.engine.layout import FlatLayout, Piece
 from cogtune.modeling.engine.rules import AVERAGE, Step, UpdateRule
-from cogtune.modeling.engine.shares import Shares
+from cogtune.modeling.engine.shard_group import ShardGroup
 
 _STATES = 2
 """Places on the card for a part's state, and for its gradients."""
@@ -37,9 +37,9 @@ class Part:
     parameters: list[torch.nn.Parameter]
     layout: FlatLayout
     pieces: list[Piece]
-    """Of this process's share."""
+    """Of this process's shard."""
     weights: Tensor
-    """This process's share on the host, as the model computes with it."""
+    """This process's shard on the host, as the model computes with it."""
     state: dict[str, Tensor]
     gradient: Tensor
     norms: dict[int, Tensor] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class TrainedWeights:
         device: torch.device,
         arena: HostArena,
         accumulates: bool = False,
-        shares: Shares | None = None,
+        group: ShardGroup | None = None,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Move all parameters to the host, and load what is needed first.
@@ -97,11 +97,11 @@ class TrainedWeights:
         """
         self.rule = rule
         self._device = device
-        self._shares = shares or Shares()
+        self._group = group or ShardGroup()
         self._count = len(blocks)
         self._up, self._down = CopyLane(device), CopyLane(device)
         self._accumulates = accumulates
-        self._in_fp32 = accumulates or self._shares.count > 1
+        self._in_fp32 = accumulates or self._group.size > 1
         self.learning_rate = 0.0
         """Of the next step."""
         self._passes = 0
@@ -112,14 +112,14 @@ class TrainedWeights:
         members = _members(transformer, blocks)
         self._order = [name for name, _ in transformer.named_parameters()]
         self.parts: list[Part] = []
-        layouts = [FlatLayout([p.shape for p in part.values()], self._shares.count) for part in members]
+        layouts = [FlatLayout([p.shape for p in part.values()], self._group.size) for part in members]
         largest = max(layout.size for layout in layouts[: self._count])
         self._slots = [_Slot(self._empty(largest, rule.weights)) for _ in range(min(slots, self._count))]
         self._rest = _Slot(self._empty(layouts[-1].size, rule.weights), held=self._count)
         for number, (own, layout) in enumerate(zip(members, layouts, strict=True)):
             self.parts.append(self._moved(own, layout, self._slot(number).memory, arena))
             progress()
-        widest = max(layout.share for layout in layouts)
+        widest = max(layout.shard_size for layout in layouts)
         spare = {name: self._empty(size, dtype) for name, (dtype, size) in rule.state_of(widest).items()}
         self._states = [_StateSlot(spare)]
         for _ in range(_STATES - 1):
@@ -208,10 +208,10 @@ class TrainedWeights:
         """
         part = self.parts[number]
         own = part.state[AVERAGE].to(self.rule.weights) if averaged else part.weights
-        if self._shares.count > 1:
+        if self._group.size > 1:
             flat = self._empty(part.layout.size, self.rule.weights)
-            part.layout.own(flat, self._shares.rank).copy_(own)
-            self._shares.gather(flat)
+            part.layout.own(flat, self._group.rank).copy_(own)
+            self._group.all_gather(flat)
             own = flat.cpu()
         return dict(zip(part.names, part.layout.views(own), strict=True))
 
@@ -240,22 +240,22 @@ class TrainedWeights:
 
     def _first_of(self, part: Part, piece: Piece) -> int:
         """Return the offset in its parameter at which a piece begins."""
-        return part.layout.first(piece, self._shares.rank)
+        return part.layout.first(piece, self._group.rank)
 
     def _moved(
         self, own: Mapping[str, torch.nn.Parameter], layout: FlatLayout, memory: Tensor, arena: HostArena
     ) -> Part:
         """Move a part to the host; its parameters become views of ``memory``."""
         gradients = torch.float32 if self._in_fp32 else self.rule.weights
-        wanted = {"weights": (self.rule.weights, layout.share), **self.rule.state_of(layout.share)}
-        wanted["gradient"] = (gradients, layout.share)
+        wanted = {"weights": (self.rule.weights, layout.shard_size), **self.rule.state_of(layout.shard_size)}
+        wanted["gradient"] = (gradients, layout.shard_size)
         arena.reserve(sum(aligned(size * dtype.itemsize) for dtype, size in wanted.values()))
         host = {name: arena.take(size * dtype.itemsize).view(dtype) for name, (dtype, size) in wanted.items()}
         for buffer in host.values():
             buffer.zero_()
         weights, gradient = host.pop("weights"), host.pop("gradient")
         names, parameters = list(own), list(own.values())
-        part = Part(names, parameters, layout, layout.pieces(self._shares.rank), weights, host, gradient)
+        part = Part(names, parameters, layout, layout.pieces(self._group.rank), weights, host, gradient)
         for piece in part.pieces:
             first = self._first_of(part, piece)
             values = parameters[piece.parameter].detach().reshape(-1)[first : first + piece.size]
@@ -284,16 +284,16 @@ class TrainedWeights:
         if slot.held == number or (number in self._pending and not self.rule.reads_weights):
             return
         whole = slot.memory[: part.layout.size]
-        own = part.layout.own(whole, self._shares.rank)
+        own = part.layout.own(whole, self._group.rank)
 
         def bring() -> None:
             if self._averaged:
-                average = self._states[0].memory[AVERAGE][: part.layout.share]
+                average = self._states[0].memory[AVERAGE][: part.layout.shard_size]
                 own.copy_(average.copy_(part.state[AVERAGE], non_blocking=True))
             else:
                 own.copy_(part.weights, non_blocking=True)
             if number not in self._pending:
-                self._shares.gather(whole)
+                self._group.all_gather(whole)
 
         slot.held = number
         slot.loaded = self._up.run(bring, after=(slot.down, part.down))
@@ -324,16 +324,16 @@ class TrainedWeights:
         for event in (slot.loaded, slot.down, state.loaded):
             wait_for(event)
         whole = slot.memory[: part.layout.size]
-        own = part.layout.own(whole, self._shares.rank)
+        own = part.layout.own(whole, self._group.rank)
         here = {name: state.memory[name][: host.numel()] for name, host in part.state.items()}
         with torch.no_grad():
             self.rule.step(
                 own,
                 here,
-                state.memory["gradient"][: part.layout.share],
+                state.memory["gradient"][: part.layout.shard_size],
                 part.pieces,
                 self._step,
-                part=number * self._shares.count + self._shares.rank,
+                part=number * self._group.size + self._group.rank,
             )
 
         def send() -> None:
@@ -342,7 +342,7 @@ class TrainedWeights:
                 host.copy_(here[name], non_blocking=True)
 
         part.down = slot.down = state.free = self._down.run(send)
-        self._shares.gather(whole)
+        self._group.all_gather(whole)
         slot.held, state.held = number, None
         self._pending.discard(number)
 
@@ -357,10 +357,10 @@ class TrainedWeights:
             else:
                 view.copy_(parameter.grad)
             parameter.grad = None
-        self._leaving[place] = own = self._shares.mean(staging)
+        self._leaving[place] = own = self._group.reduce_scatter(staging)
         if self._passes:
             # The state's room: no step is under way in a backward pass.
-            before = self._states[place].memory["gradient"][: part.layout.share]
+            before = self._states[place].memory["gradient"][: part.layout.shard_size]
             wait_for(self._up.copy(before, part.gradient, after=(part.gradient_down, self._states[place].free)))
             own.add_(before)
         part.norms = {piece.parameter: torch.linalg.vector_norm(own[piece.place].float()) for piece in part.pieces}
@@ -371,8 +371,8 @@ class TrainedWeights:
         zero = torch.zeros((), device=self._device)
         norms = {name: part.norms.get(number, zero) for part in self.parts for number, name in enumerate(part.names)}
         by_parameter = torch.stack([norms[name] for name in self._order])
-        if self._shares.count > 1:
-            return self._shares.sum(by_parameter.square()).sum().sqrt()
+        if self._group.size > 1:
+            return self._group.all_reduce(by_parameter.square()).sum().sqrt()
         norm: Tensor = torch.linalg.vector_norm(by_parameter)
         return norm
 
