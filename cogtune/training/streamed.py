@@ -135,7 +135,7 @@ def _files_of(weights: TrainedWeights) -> list[list[int]]:
     filled = 0
     for number in (len(weights.parts) - 1, *range(len(weights.parts) - 1)):
         part = weights.parts[number]
-        size = part.layout.size * part.weights.element_size()
+        size = part.spec.size * part.weights.element_size()
         if files[-1] and filled + size > SHARD_BYTES:
             files.append([])
             filled = 0

@@ -17,8 +17,8 @@ from cogtune.modeling.conditioning import conditioning_of, predict
 from cogtune.modeling.engine import attach
 from cogtune.modeling.engine.blockwise_quantization import BLOCK, dequantize, quantize
 from cogtune.modeling.engine.engine import blocks_of
+from cogtune.modeling.engine.flat_buffer import ALIGNMENT, FlatBufferSpec
 from cogtune.modeling.engine.host import HostArena
-from cogtune.modeling.engine.layout import ALIGNMENT, FlatLayout
 from cogtune.modeling.engine.rules import UpdateRule, _joined, _round, _split
 from cogtune.modeling.engine.trained import TrainedWeights
 from cogtune.models.checkpoint_configs import read_spec
@@ -174,7 +174,7 @@ def streamed(
     if "low" in trained.parts[0].state:
         kept = [(part, _joined(part.weights, part.state["low"])) for part in trained.parts]
     masters = {
-        name: value for part, flat in kept for name, value in zip(part.names, part.layout.views(flat), strict=True)
+        name: value for part, flat in kept for name, value in zip(part.names, part.spec.views(flat), strict=True)
     }
     return seen, weights, masters
 
@@ -267,17 +267,17 @@ def test_eight_bits_hold_a_number_to_the_nearest_code(signed: bool) -> None:
 def test_shards_hold_every_number_once() -> None:
     shapes = [torch.Size((3, 100)), torch.Size((7,)), torch.Size((1000,))]
     for shards in (1, 2, 3):
-        layout = FlatLayout(shapes, shards)
-        assert layout.shard_size % ALIGNMENT == 0
-        flat = torch.zeros(layout.size)
+        spec = FlatBufferSpec(shapes, shards)
+        assert spec.shard_size % ALIGNMENT == 0
+        flat = torch.zeros(spec.size)
         values = [torch.rand(shape) + 1 for shape in shapes]
-        for view, value in zip(layout.views(flat), values, strict=True):
+        for view, value in zip(spec.views(flat), values, strict=True):
             view.copy_(value)
         found: list[list[torch.Tensor]] = [[] for _ in shapes]
         for rank in range(shards):
-            own = layout.own(flat, rank)
-            for piece in layout.pieces(rank):
-                first = layout.first(piece, rank)
+            own = spec.own(flat, rank)
+            for piece in spec.pieces(rank):
+                first = spec.first(piece, rank)
                 assert first % ALIGNMENT == 0
                 assert torch.equal(own[piece.place], values[piece.parameter].reshape(-1)[first : first + piece.size])
                 found[piece.parameter].append(own[piece.place])

@@ -13,7 +13,7 @@ from torch.optim.adamw import adamw
 
 from cogtune.config.stream import MasterWeights, Moments
 from cogtune.modeling.engine import blockwise_quantization as blockwise
-from cogtune.modeling.engine.layout import Piece, padded
+from cogtune.modeling.engine.flat_buffer import Piece, padded
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 AVERAGE = "average"

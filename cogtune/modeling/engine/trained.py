@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from cogtune.modeling.engine.copies import CopyLane, wait_for
+from cogtune.modeling.engine.flat_buffer import FlatBufferSpec, Piece
 from cogtune.modeling.engine.host import HostArena, aligned
-from cogtune.modeling.engine.layout import FlatLayout, Piece
 from cogtune.modeling.engine.rules import AVERAGE, Step, UpdateRule
 from cogtune.modeling.engine.shard_group import ShardGroup
 
@@ -35,7 +35,7 @@ class Part:
 
     names: list[str]
     parameters: list[torch.nn.Parameter]
-    layout: FlatLayout
+    spec: FlatBufferSpec
     pieces: list[Piece]
     """Of this process's shard."""
     weights: Tensor
@@ -112,14 +112,14 @@ class TrainedWeights:
         members = _members(transformer, blocks)
         self._order = [name for name, _ in transformer.named_parameters()]
         self.parts: list[Part] = []
-        layouts = [FlatLayout([p.shape for p in part.values()], self._group.size) for part in members]
-        largest = max(layout.size for layout in layouts[: self._count])
+        specs = [FlatBufferSpec([p.shape for p in part.values()], self._group.size) for part in members]
+        largest = max(spec.size for spec in specs[: self._count])
         self._slots = [_Slot(self._empty(largest, rule.weights)) for _ in range(min(slots, self._count))]
-        self._rest = _Slot(self._empty(layouts[-1].size, rule.weights), held=self._count)
-        for number, (own, layout) in enumerate(zip(members, layouts, strict=True)):
-            self.parts.append(self._moved(own, layout, self._slot(number).memory, arena))
+        self._rest = _Slot(self._empty(specs[-1].size, rule.weights), held=self._count)
+        for number, (own, spec) in enumerate(zip(members, specs, strict=True)):
+            self.parts.append(self._moved(own, spec, self._slot(number).memory, arena))
             progress()
-        widest = max(layout.shard_size for layout in layouts)
+        widest = max(spec.shard_size for spec in specs)
         spare = {name: self._empty(size, dtype) for name, (dtype, size) in rule.state_of(widest).items()}
         self._states = [_StateSlot(spare)]
         for _ in range(_STATES - 1):
@@ -127,7 +127,7 @@ class TrainedWeights:
         gradients = torch.float32 if self._in_fp32 else rule.weights
         for slot in self._states:
             slot.memory["gradient"] = self._empty(widest, gradients)
-        self._staging = [self._empty(max(layout.size for layout in layouts), gradients) for _ in range(_STATES)]
+        self._staging = [self._empty(max(spec.size for spec in specs), gradients) for _ in range(_STATES)]
         self._staged: list[Event] = [None] * _STATES
         self._leaving: list[Tensor | None] = [None] * _STATES
         """What is being copied of it, which must not be freed before."""
@@ -209,11 +209,11 @@ class TrainedWeights:
         part = self.parts[number]
         own = part.state[AVERAGE].to(self.rule.weights) if averaged else part.weights
         if self._group.size > 1:
-            flat = self._empty(part.layout.size, self.rule.weights)
-            part.layout.own(flat, self._group.rank).copy_(own)
+            flat = self._empty(part.spec.size, self.rule.weights)
+            part.spec.own(flat, self._group.rank).copy_(own)
             self._group.all_gather(flat)
             own = flat.cpu()
-        return dict(zip(part.names, part.layout.views(own), strict=True))
+        return dict(zip(part.names, part.spec.views(own), strict=True))
 
     def take(self, number: int, values: Mapping[str, Tensor]) -> None:
         """Restore the weights of a part, by name, as returned by :meth:`whole`."""
@@ -240,27 +240,27 @@ class TrainedWeights:
 
     def _first_of(self, part: Part, piece: Piece) -> int:
         """Return the offset in its parameter at which a piece begins."""
-        return part.layout.first(piece, self._group.rank)
+        return part.spec.first(piece, self._group.rank)
 
     def _moved(
-        self, own: Mapping[str, torch.nn.Parameter], layout: FlatLayout, memory: Tensor, arena: HostArena
+        self, own: Mapping[str, torch.nn.Parameter], spec: FlatBufferSpec, memory: Tensor, arena: HostArena
     ) -> Part:
         """Move a part to the host; its parameters become views of ``memory``."""
         gradients = torch.float32 if self._in_fp32 else self.rule.weights
-        wanted = {"weights": (self.rule.weights, layout.shard_size), **self.rule.state_of(layout.shard_size)}
-        wanted["gradient"] = (gradients, layout.shard_size)
+        wanted = {"weights": (self.rule.weights, spec.shard_size), **self.rule.state_of(spec.shard_size)}
+        wanted["gradient"] = (gradients, spec.shard_size)
         arena.reserve(sum(aligned(size * dtype.itemsize) for dtype, size in wanted.values()))
         host = {name: arena.take(size * dtype.itemsize).view(dtype) for name, (dtype, size) in wanted.items()}
         for buffer in host.values():
             buffer.zero_()
         weights, gradient = host.pop("weights"), host.pop("gradient")
         names, parameters = list(own), list(own.values())
-        part = Part(names, parameters, layout, layout.pieces(self._group.rank), weights, host, gradient)
+        part = Part(names, parameters, spec, spec.pieces(self._group.rank), weights, host, gradient)
         for piece in part.pieces:
             first = self._first_of(part, piece)
             values = parameters[piece.parameter].detach().reshape(-1)[first : first + piece.size]
             self.rule.begin(weights, host, values.to("cpu", torch.float32), piece.place)
-        for parameter, view in zip(parameters, layout.views(memory), strict=True):
+        for parameter, view in zip(parameters, spec.views(memory), strict=True):
             parameter.data = view
         return part
 
@@ -283,12 +283,12 @@ class TrainedWeights:
         slot, part = self._slot(number), self.parts[number]
         if slot.held == number or (number in self._pending and not self.rule.reads_weights):
             return
-        whole = slot.memory[: part.layout.size]
-        own = part.layout.own(whole, self._group.rank)
+        whole = slot.memory[: part.spec.size]
+        own = part.spec.own(whole, self._group.rank)
 
         def bring() -> None:
             if self._averaged:
-                average = self._states[0].memory[AVERAGE][: part.layout.shard_size]
+                average = self._states[0].memory[AVERAGE][: part.spec.shard_size]
                 own.copy_(average.copy_(part.state[AVERAGE], non_blocking=True))
             else:
                 own.copy_(part.weights, non_blocking=True)
@@ -323,14 +323,14 @@ class TrainedWeights:
             self._bring_state(following)
         for event in (slot.loaded, slot.down, state.loaded):
             wait_for(event)
-        whole = slot.memory[: part.layout.size]
-        own = part.layout.own(whole, self._group.rank)
+        whole = slot.memory[: part.spec.size]
+        own = part.spec.own(whole, self._group.rank)
         here = {name: state.memory[name][: host.numel()] for name, host in part.state.items()}
         with torch.no_grad():
             self.rule.step(
                 own,
                 here,
-                state.memory["gradient"][: part.layout.shard_size],
+                state.memory["gradient"][: part.spec.shard_size],
                 part.pieces,
                 self._step,
                 part=number * self._group.size + self._group.rank,
@@ -350,8 +350,8 @@ class TrainedWeights:
         """Start to move a part's gradients to the host, added to those of earlier passes, and compute their norms."""
         part, place = self.parts[number], number % _STATES
         wait_for(self._staged[place])
-        staging = self._staging[place][: part.layout.size]
-        for view, parameter in zip(part.layout.views(staging), part.parameters, strict=True):
+        staging = self._staging[place][: part.spec.size]
+        for view, parameter in zip(part.spec.views(staging), part.parameters, strict=True):
             if parameter.grad is None:
                 view.zero_()
             else:
@@ -360,7 +360,7 @@ class TrainedWeights:
         self._leaving[place] = own = self._group.reduce_scatter(staging)
         if self._passes:
             # The state's room: no step is under way in a backward pass.
-            before = self._states[place].memory["gradient"][: part.layout.shard_size]
+            before = self._states[place].memory["gradient"][: part.spec.shard_size]
             wait_for(self._up.copy(before, part.gradient, after=(part.gradient_down, self._states[place].free)))
             own.add_(before)
         part.norms = {piece.parameter: torch.linalg.vector_norm(own[piece.place].float()) for piece in part.pieces}

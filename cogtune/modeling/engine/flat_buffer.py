@@ -1,4 +1,4 @@
-"""How the parameters of a part of a model lie in one flat buffer, and which of it is each process's shard."""
+"""Where parameters lie in one flat buffer, and which part of it is each process's shard."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Piece:
         return slice(self.start, self.start + padded(self.size))
 
 
-class FlatLayout:
+class FlatBufferSpec:
     """The places of parameters in a flat buffer that is divided into equal shards."""
 
     def __init__(self, shapes: Sequence[torch.Size], shards: int) -> None:
