@@ -12,7 +12,7 @@ from torch import Tensor
 class WeightAverage:
     """The exponential moving average of parameters that are on the GPU; it begins with their values.
 
-    Under strategy ``stream`` it is a part of the optimizer's state instead (``modeling.engine.rules``).
+    Under strategy ``stream`` it is a part of the optimizer's state instead (``modeling.engine.flat_adam``).
     """
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], decay: float) -> None:

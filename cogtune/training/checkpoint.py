@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cogtune.config.run_config import RunConfig
 from cogtune.modeling.adapters import load_lora, save_lora
-from cogtune.modeling.engine.trained import TrainedWeights
+from cogtune.modeling.engine.streamed_parameters import StreamedParameters
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import FORMAT, STATE_NAME, changed_files, checkpoints, fingerprints, read_state
 from cogtune.run.folder import AVERAGE_NAME, RunFolder
@@ -30,7 +30,7 @@ from cogtune.system.errors import CogtuneError, said_by
 from cogtune.system.files import open_regular, os_errors_explained, write_text
 from cogtune.system.folders import partial_folder, partial_path, publish_folder, remove_folder
 from cogtune.system.json_files import write_sealed
-from cogtune.training import streamed
+from cogtune.training import stream
 from cogtune.training.average import WeightAverage
 from cogtune.training.zero_loading import only_weights
 
@@ -50,7 +50,7 @@ class TrainState:
     optimizer: Any
     """None under strategy ``stream``."""
     is_lora: bool
-    streamed: TrainedWeights | None = None
+    streamed: StreamedParameters | None = None
     """Under strategy ``stream``, what holds the weights."""
     average: WeightAverage | None = None
     """Of the weights, where there is one that ``streamed`` does not hold."""
@@ -66,7 +66,7 @@ class TrainState:
     @property
     def averages(self) -> bool:
         """Whether a moving average of the weights is kept."""
-        return self.average is not None or (self.streamed is not None and self.streamed.rule.decay is not None)
+        return self.average is not None or (self.streamed is not None and self.streamed.optimizer.decay is not None)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Let the model compute with the moving average of its weights inside the context. Collective."""
@@ -214,7 +214,7 @@ def _save_shards(train_state: TrainState, aside: Path) -> list[Exception]:
     return failures
 
 
-def _save_streamed(train_state: TrainState, weights: TrainedWeights, aside: Path) -> None:
+def _save_streamed(train_state: TrainState, weights: StreamedParameters, aside: Path) -> None:
     """Write the transformer, and each process's share of the state. Collective."""
     accelerator = train_state.accelerator
     weights.settle()
@@ -223,11 +223,11 @@ def _save_streamed(train_state: TrainState, weights: TrainedWeights, aside: Path
         folders[True] = aside / AVERAGE_NAME / "transformer"
     for averaged, folder in folders.items():
         with _all_or_none(accelerator, aside):
-            streamed.save_transformer(
+            stream.save_transformer(
                 weights, train_state.transformer, folder, writes=accelerator.is_main_process, averaged=averaged
             )
     with _all_or_none(accelerator, aside):
-        streamed.save_state(weights, aside, accelerator.process_index)
+        stream.save_state(weights, aside, accelerator.process_index)
 
 
 def _save_average(train_state: TrainState, average: WeightAverage, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -319,7 +319,7 @@ def load(train_state: TrainState, checkpoint: Path) -> None:
                 raise CogtuneError(f"{checkpoint} contains no ZeRO shards", "resume from another checkpoint")
             return
         if train_state.streamed is not None:
-            streamed.load(train_state.streamed, checkpoint, train_state.accelerator.process_index)
+            stream.load(train_state.streamed, checkpoint, train_state.accelerator.process_index)
             return
         if train_state.is_lora:
             load_lora(checkpoint / LORA_WEIGHTS_NAME, train_state.transformer)

@@ -10,19 +10,19 @@ from cogtune.config.arrangement import Arrangement, AttentionKernel
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.engine import attach
 from cogtune.modeling.engine.attention import FLASH_4, fastest, has_flash_4
-from cogtune.modeling.engine.trained import TrainedWeights
+from cogtune.modeling.engine.streamed_parameters import StreamedParameters
 from cogtune.models.download import home
 from cogtune.models.geometry import video_tokens
 from cogtune.planning.estimate import estimate, plan_arrangement
 from cogtune.run.plan import Plan, size_of
 from cogtune.system import console
 from cogtune.system.errors import UsageError
-from cogtune.training.streamed import stream_weights
+from cogtune.training.stream import stream_weights
 
 
 def attach_engine(
     plan: Plan, transformer: CogVideoXTransformer3DModel, accelerator: Accelerator, *, compiled: bool
-) -> tuple[Arrangement, TrainedWeights | None]:
+) -> tuple[Arrangement, StreamedParameters | None]:
     """Attach a memory engine to the transformer and limit PyTorch's memory to the budget.
 
     Returns:

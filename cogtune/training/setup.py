@@ -40,7 +40,7 @@ from cogtune.training.monitor import EvalSchedule
 from cogtune.training.objective import Objective, TimestepSampling
 from cogtune.training.optimizers import build_optimizer
 from cogtune.training.samples import ValidationVideos
-from cogtune.training.streamed import stored_dtype
+from cogtune.training.stream import stored_dtype
 
 
 def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | None = None) -> Training:

@@ -17,10 +17,10 @@ from cogtune.modeling.conditioning import conditioning_of, predict
 from cogtune.modeling.engine import attach
 from cogtune.modeling.engine.blockwise_quantization import BLOCK, dequantize, quantize
 from cogtune.modeling.engine.engine import blocks_of
+from cogtune.modeling.engine.flat_adam import FlatAdam, _joined, _round, _split
 from cogtune.modeling.engine.flat_buffer import ALIGNMENT, FlatBufferSpec
 from cogtune.modeling.engine.host import HostArena
-from cogtune.modeling.engine.rules import UpdateRule, _joined, _round, _split
-from cogtune.modeling.engine.trained import TrainedWeights
+from cogtune.modeling.engine.streamed_parameters import StreamedParameters
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size, latent_shape
 from cogtune.models.variants import VARIANTS
@@ -132,21 +132,21 @@ def plainly(folder: Path, case: Case) -> tuple[list[float], Settled, Settled]:
 
 
 def stream(
-    transformer: CogVideoXTransformer3DModel, case: Case, arrangement: Arrangement | None = None, **rule: Any
-) -> TrainedWeights:
+    transformer: CogVideoXTransformer3DModel, case: Case, arrangement: Arrangement | None = None, **options: Any
+) -> StreamedParameters:
     arrangement = arrangement or Arrangement(streamed_blocks=BLOCKS, keep="inputs")
-    kept = UpdateRule(
+    optimizer = FlatAdam(
         betas=(0.9, 0.95),
         epsilon=1e-8,
         weight_decay=1e-2,
         decoupled=case.decoupled,
-        weights=case.dtype,
-        **rule,
+        weight_dtype=case.dtype,
+        **options,
     )
-    trained = TrainedWeights(
+    trained = StreamedParameters(
         transformer,
         list(blocks_of(transformer)),
-        kept,
+        optimizer,
         slots=arrangement.slots,
         device=CPU,
         arena=HostArena(pin=False),
@@ -157,11 +157,11 @@ def stream(
 
 
 def streamed(
-    folder: Path, case: Case, arrangement: Arrangement | None = None, **rule: Any
+    folder: Path, case: Case, arrangement: Arrangement | None = None, **options: Any
 ) -> tuple[list[float], Settled, Settled]:
     """What the engine makes of it: losses, weights, and master weights where they are kept in fp32."""
     transformer = model(folder, case)
-    trained = stream(transformer, case, arrangement, **rule)
+    trained = stream(transformer, case, arrangement, **options)
 
     def update(step: int) -> float:
         trained.learning_rate = rate(step)
@@ -287,9 +287,9 @@ def test_shards_hold_every_number_once() -> None:
 @pytest.mark.parametrize("moments", ["fp32", "bf16", "8bit"])
 @pytest.mark.parametrize("master", ["fp32", "split", "stochastic"])
 def test_the_state_takes_what_is_planned_for_it(master: MasterWeights, moments: Moments) -> None:
-    rule = UpdateRule(
-        betas=(0.9, 0.95), epsilon=1e-8, weight_decay=0.0, decoupled=True, weights=torch.bfloat16,
+    optimizer = FlatAdam(
+        betas=(0.9, 0.95), epsilon=1e-8, weight_decay=0.0, decoupled=True, weight_dtype=torch.bfloat16,
         master=master, moments=moments, decay=0.9,
     )  # fmt: skip
-    taken = sum(dtype.itemsize * size for dtype, size in rule.state_of(4096).values())
+    taken = sum(dtype.itemsize * size for dtype, size in optimizer.state_of(4096).values())
     assert taken == 4096 * state_bytes(master, moments, weights=2, averages=True)

@@ -20,7 +20,7 @@ from cogtune.planning.host_memory import with_state
 from cogtune.run.checkpoints import read_state
 from cogtune.run.plan import check_config
 from cogtune.system.errors import CogtuneError, UsageError
-from cogtune.training import streamed
+from cogtune.training import stream
 from tests.support.checkpoint_contents import differing, held
 from tests.support.forked_workers import run_workers
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, read_lines, train_here
@@ -87,7 +87,7 @@ def test_a_checkpoint_is_a_folder_that_diffusers_loads(clips: Path, tmp_path: Pa
     assert len(moved) > 50
     for name in moved:
         assert torch.allclose(middle[name], (before[name] + after[name]) / 2, atol=0.01, rtol=0.02)
-    assert {value.dtype for value in load_file(made / "transformer" / f"{streamed.WEIGHTS}.safetensors").values()} >= {
+    assert {value.dtype for value in load_file(made / "transformer" / f"{stream.WEIGHTS}.safetensors").values()} >= {
         torch.bfloat16
     }
 
@@ -95,7 +95,7 @@ def test_a_checkpoint_is_a_folder_that_diffusers_loads(clips: Path, tmp_path: Pa
 def test_weights_are_saved_in_several_files(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags: dict[str, Any] = {**STREAM, "steps": 1, "eval_every": 0}
     train_here(plan_for(clips, tmp_path / "one", **flags))
-    monkeypatch.setattr(streamed, "SHARD_BYTES", 1)
+    monkeypatch.setattr(stream, "SHARD_BYTES", 1)
     train_here(plan_for(clips, tmp_path / "several", **flags))
     one, several = (
         CogVideoXTransformer3DModel.from_pretrained(tmp_path / name / "checkpoint-1" / "transformer").state_dict()
@@ -112,7 +112,7 @@ def test_weights_are_saved_in_several_files(clips: Path, tmp_path: Path, monkeyp
 
 def test_a_damaged_state_is_told(clips: Path, tmp_path: Path) -> None:
     train_here(plan_for(clips, tmp_path / "out", steps=1, eval_every=0, **STREAM))
-    state = tmp_path / "out" / "checkpoint-1" / streamed.state_name(0)
+    state = tmp_path / "out" / "checkpoint-1" / stream.state_name(0)
     state.write_bytes(state.read_bytes()[:-8] + b"\1" * 8)
     with pytest.raises(CogtuneError, match=f"{state.name} is not the file that was saved"):
         train_here(plan_for(clips, tmp_path / "out", steps=2, eval_every=0, resume="latest", **STREAM))

@@ -18,9 +18,9 @@ from cogtune.config.arrangement import Arrangement, AttentionKernel, Keep
 from cogtune.modeling.engine.activations import SMALLEST, OffloadedActivations
 from cogtune.modeling.engine.attention import FLASH_4, FlashAttention4Processor, flash_attention_4, using
 from cogtune.modeling.engine.compute import BlockFunction, Rotary, block_function
+from cogtune.modeling.engine.frozen_weights import BlockWeights, FrozenWeights
 from cogtune.modeling.engine.host import HostArena
-from cogtune.modeling.engine.trained import TrainedWeights
-from cogtune.modeling.engine.weights import BlockWeights, StreamedWeights
+from cogtune.modeling.engine.streamed_parameters import StreamedParameters
 
 
 class _BackwardBegins(torch.autograd.Function):
@@ -57,7 +57,7 @@ class Engine:
         backend: str | None,
         smallest: int,
         tell: Callable[[str], None],
-        trained: TrainedWeights | None,
+        trained: StreamedParameters | None,
     ) -> None:
         self._transformer = transformer
         self._blocks = list(blocks_of(transformer))
@@ -73,7 +73,7 @@ class Engine:
         if streamed and trained is None:
             arena = HostArena(pin=pin, tell=tell)
             self._arenas.append(arena)
-            self._weights = StreamedWeights(
+            self._weights = FrozenWeights(
                 [self._blocks[block] for block in streamed], slots=arrangement.slots, device=device, arena=arena
             )
         self._activations: OffloadedActivations | None = None
@@ -181,7 +181,7 @@ def attach(
     backend: str | None = None,
     smallest: int = SMALLEST,
     tell: Callable[[str], None] = lambda _: None,
-    trained: TrainedWeights | None = None,
+    trained: StreamedParameters | None = None,
 ) -> Engine:
     """Put an engine between a CogVideoX transformer and its blocks.
 

@@ -28,7 +28,7 @@ class BlockWeights(Protocol):
         """Hear that a block's backward pass is enqueued."""
 
 
-class StreamedWeights:
+class FrozenWeights:
     """The frozen weights of some blocks: one host buffer for each, copied as a whole into slot number i mod n.
 
     A block's parameters are views into its slot from then on, so that compiled code and saved tensors see addresses

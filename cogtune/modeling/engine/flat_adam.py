@@ -1,4 +1,4 @@
-"""An optimizer's arithmetic on flat buffers: Adam's step, and in which formats its state and the weights are kept."""
+"""Adam on flat buffers, with its state and master weights in several number formats."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Step:
     number: int
     """The first is 1."""
     learning_rate: float
-    coefficient: Tensor
-    """By which gradients are clipped."""
+    clip_coefficient: Tensor
+    """What gradients are multiplied by."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateRule:
+class FlatAdam:
     """Adam or AdamW, and the formats of its state, which is a dict of flat tensors.
 
     Source of the step: the functions behind ``torch.optim.Adam`` and ``AdamW``, with their fused kernel.
@@ -45,7 +45,7 @@ class UpdateRule:
     weight_decay: float
     decoupled: bool
     """Whether weight decay is apart from the gradient, as AdamW's is."""
-    weights: torch.dtype
+    weight_dtype: torch.dtype
     """In which the model computes."""
     master: MasterWeights = "fp32"
     moments: Moments = "fp32"
@@ -57,7 +57,7 @@ class UpdateRule:
     @property
     def reads_weights(self) -> bool:
         """Whether a step begins with the weights themselves, not with a copy of them in the state."""
-        return self.master != "fp32" or self.weights == torch.float32
+        return self.master != "fp32" or self.weight_dtype == torch.float32
 
     def state_of(self, numbers: int) -> dict[str, tuple[torch.dtype, int]]:
         """Return type and size of each tensor of the state of ``numbers`` weights, a multiple of 256."""
@@ -87,7 +87,7 @@ class UpdateRule:
         if self.master == "split":
             _split(values, weights[place], state["low"][place])
         else:
-            weights[place] = values.to(self.weights)
+            weights[place] = values.to(self.weight_dtype)
         if AVERAGE in state:
             state[AVERAGE][place] = values if self.master != "stochastic" else weights[place].float()
 
@@ -130,7 +130,7 @@ class UpdateRule:
         moments = [self._moment(state, name, piece) for name in _MOMENTS]
         (adamw if self.decoupled else adam)(
             [master],
-            [gradient.to(torch.float32, copy=True).mul_(step.coefficient)],
+            [gradient.to(torch.float32, copy=True).mul_(step.clip_coefficient)],
             [moments[0]],
             [moments[1]],
             [],

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.engine.engine import blocks_of
+from cogtune.modeling.engine.flat_adam import FlatAdam
 from cogtune.modeling.engine.host import HostArena
-from cogtune.modeling.engine.rules import UpdateRule
 from cogtune.modeling.engine.shard_group import ShardGroup
-from cogtune.modeling.engine.trained import TrainedWeights
+from cogtune.modeling.engine.streamed_parameters import StreamedParameters
 from cogtune.run.plan import Plan
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
@@ -32,26 +32,26 @@ SHARD_BYTES = 5 * 10**9
 
 def stream_weights(
     plan: Plan, transformer: CogVideoXTransformer3DModel, accelerator: Accelerator, *, slots: int
-) -> TrainedWeights:
+) -> StreamedParameters:
     """Move a model's weights to host memory, with room for their gradients and the optimizer's state."""
     config, device = plan.config, accelerator.device
     blocks = list(blocks_of(transformer))
-    rule = UpdateRule(
+    optimizer = FlatAdam(
         betas=(config.beta1, config.beta2),
         epsilon=config.epsilon,
         weight_decay=config.weight_decay,
         decoupled=config.optimizer == "adamw",
-        weights=DTYPES[config.precision],
+        weight_dtype=DTYPES[config.precision],
         master=config.master_weights or "fp32",
         moments=config.moments or "fp32",
         decay=config.ema,
         seed=config.seed,
     )
     with console.progress("moving weights to the host", len(blocks) + 1) as shown:
-        return TrainedWeights(
+        return StreamedParameters(
             transformer,
             blocks,
-            rule,
+            optimizer,
             slots=slots,
             device=device,
             arena=HostArena(pin=device.type == "cuda" and config.pin_memory, tell=console.warn),
@@ -66,7 +66,7 @@ def state_name(rank: int) -> str:
     return f"stream-state-{rank:02d}.safetensors"
 
 
-def save_state(weights: TrainedWeights, folder: Path, rank: int) -> None:
+def save_state(weights: StreamedParameters, folder: Path, rank: int) -> None:
     """Write this process's shard of the optimizer's state, without a copy in memory.
 
     Raises:
@@ -81,7 +81,7 @@ def save_state(weights: TrainedWeights, folder: Path, rank: int) -> None:
 
 
 def save_transformer(
-    weights: TrainedWeights, transformer: CogVideoXTransformer3DModel, folder: Path, *, writes: bool, averaged: bool
+    weights: StreamedParameters, transformer: CogVideoXTransformer3DModel, folder: Path, *, writes: bool, averaged: bool
 ) -> None:
     """Write the weights in diffusers' format, one file at a time. Collective.
 
@@ -129,7 +129,7 @@ def _write(transformer: CogVideoXTransformer3DModel, folder: Path, name: str, te
         save_file(tensors, folder / name, {"format": "pt"})
 
 
-def _files_of(weights: TrainedWeights) -> list[list[int]]:
+def _files_of(weights: StreamedParameters) -> list[list[int]]:
     """Assign the parts to files."""
     files: list[list[int]] = [[]]
     filled = 0
@@ -144,7 +144,7 @@ def _files_of(weights: TrainedWeights) -> list[list[int]]:
     return files
 
 
-def load(weights: TrainedWeights, checkpoint: Path, rank: int) -> None:
+def load(weights: StreamedParameters, checkpoint: Path, rank: int) -> None:
     """Restore the weights and the state of a checkpoint, part by part.
 
     Raises:
@@ -159,7 +159,7 @@ def load(weights: TrainedWeights, checkpoint: Path, rank: int) -> None:
                 raise ValueError(f"{name} is missing")
             with safe_open(places[name], "pt") as file:
                 value = file.get_tensor(name)
-            if value.shape != parameter.shape or value.dtype != weights.rule.weights:
+            if value.shape != parameter.shape or value.dtype != weights.optimizer.weight_dtype:
                 raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}")
             if not value.isfinite().all():
                 raise ValueError(f"{name} is not finite")

@@ -1,4 +1,4 @@
-"""Trained weights that pass through the card block by block, with their gradients and the optimizer's state.
+"""Parameters trained from host memory: they pass through the GPU block by block, with gradients and optimizer state.
 
 A block's gradients leave for host memory when its backward pass is done. The optimizer's step on them is taken in the
 next forward pass: state and gradients of block i+1 come up while block i is computed, new weights and state go down
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from cogtune.modeling.engine.copies import CopyLane, wait_for
+from cogtune.modeling.engine.flat_adam import AVERAGE, FlatAdam, Step
 from cogtune.modeling.engine.flat_buffer import FlatBufferSpec, Piece
 from cogtune.modeling.engine.host import HostArena, aligned
-from cogtune.modeling.engine.rules import AVERAGE, Step, UpdateRule
 from cogtune.modeling.engine.shard_group import ShardGroup
 
 _STATES = 2
@@ -69,8 +69,8 @@ class _StateSlot:
     free: Event = None
 
 
-class TrainedWeights:
-    """All weights of a transformer, trained from host memory.
+class StreamedParameters:
+    """All parameters of a transformer, trained from host memory.
 
     The last part holds the weights outside of all blocks; it stays on the card, and its state does not.
     """
@@ -79,7 +79,7 @@ class TrainedWeights:
         self,
         transformer: torch.nn.Module,
         blocks: Sequence[torch.nn.Module],
-        rule: UpdateRule,
+        optimizer: FlatAdam,
         *,
         slots: int,
         device: torch.device,
@@ -95,7 +95,7 @@ class TrainedWeights:
             accumulates: whether gradients of several passes are added up, in fp32.
             progress: called when a part is on the host.
         """
-        self.rule = rule
+        self.optimizer = optimizer
         self._device = device
         self._group = group or ShardGroup()
         self._count = len(blocks)
@@ -114,17 +114,17 @@ class TrainedWeights:
         self.parts: list[Part] = []
         specs = [FlatBufferSpec([p.shape for p in part.values()], self._group.size) for part in members]
         largest = max(spec.size for spec in specs[: self._count])
-        self._slots = [_Slot(self._empty(largest, rule.weights)) for _ in range(min(slots, self._count))]
-        self._rest = _Slot(self._empty(specs[-1].size, rule.weights), held=self._count)
+        self._slots = [_Slot(self._empty(largest, optimizer.weight_dtype)) for _ in range(min(slots, self._count))]
+        self._rest = _Slot(self._empty(specs[-1].size, optimizer.weight_dtype), held=self._count)
         for number, (own, spec) in enumerate(zip(members, specs, strict=True)):
             self.parts.append(self._moved(own, spec, self._slot(number).memory, arena))
             progress()
         widest = max(spec.shard_size for spec in specs)
-        spare = {name: self._empty(size, dtype) for name, (dtype, size) in rule.state_of(widest).items()}
+        spare = {name: self._empty(size, dtype) for name, (dtype, size) in optimizer.state_of(widest).items()}
         self._states = [_StateSlot(spare)]
         for _ in range(_STATES - 1):
             self._states.append(_StateSlot({name: torch.empty_like(one) for name, one in spare.items()}))
-        gradients = torch.float32 if self._in_fp32 else rule.weights
+        gradients = torch.float32 if self._in_fp32 else optimizer.weight_dtype
         for slot in self._states:
             slot.memory["gradient"] = self._empty(widest, gradients)
         self._staging = [self._empty(max(spec.size for spec in specs), gradients) for _ in range(_STATES)]
@@ -207,9 +207,9 @@ class TrainedWeights:
         With one process they are the buffers that training continues with, not copies (except for the average).
         """
         part = self.parts[number]
-        own = part.state[AVERAGE].to(self.rule.weights) if averaged else part.weights
+        own = part.state[AVERAGE].to(self.optimizer.weight_dtype) if averaged else part.weights
         if self._group.size > 1:
-            flat = self._empty(part.spec.size, self.rule.weights)
+            flat = self._empty(part.spec.size, self.optimizer.weight_dtype)
             part.spec.own(flat, self._group.rank).copy_(own)
             self._group.all_gather(flat)
             own = flat.cpu()
@@ -246,8 +246,8 @@ class TrainedWeights:
         self, own: Mapping[str, torch.nn.Parameter], spec: FlatBufferSpec, memory: Tensor, arena: HostArena
     ) -> Part:
         """Move a part to the host; its parameters become views of ``memory``."""
-        gradients = torch.float32 if self._in_fp32 else self.rule.weights
-        wanted = {"weights": (self.rule.weights, spec.shard_size), **self.rule.state_of(spec.shard_size)}
+        gradients = torch.float32 if self._in_fp32 else self.optimizer.weight_dtype
+        wanted = {"weights": (self.optimizer.weight_dtype, spec.shard_size), **self.optimizer.state_of(spec.shard_size)}
         wanted["gradient"] = (gradients, spec.shard_size)
         arena.reserve(sum(aligned(size * dtype.itemsize) for dtype, size in wanted.values()))
         host = {name: arena.take(size * dtype.itemsize).view(dtype) for name, (dtype, size) in wanted.items()}
@@ -259,7 +259,7 @@ class TrainedWeights:
         for piece in part.pieces:
             first = self._first_of(part, piece)
             values = parameters[piece.parameter].detach().reshape(-1)[first : first + piece.size]
-            self.rule.begin(weights, host, values.to("cpu", torch.float32), piece.place)
+            self.optimizer.begin(weights, host, values.to("cpu", torch.float32), piece.place)
         for parameter, view in zip(parameters, spec.views(memory), strict=True):
             parameter.data = view
         return part
@@ -281,7 +281,7 @@ class TrainedWeights:
     def _load(self, number: int) -> None:
         """Start to load the weights of a part into their slot, unless a pending step is about to write them."""
         slot, part = self._slot(number), self.parts[number]
-        if slot.held == number or (number in self._pending and not self.rule.reads_weights):
+        if slot.held == number or (number in self._pending and not self.optimizer.reads_weights):
             return
         whole = slot.memory[: part.spec.size]
         own = part.spec.own(whole, self._group.rank)
@@ -327,7 +327,7 @@ class TrainedWeights:
         own = part.spec.own(whole, self._group.rank)
         here = {name: state.memory[name][: host.numel()] for name, host in part.state.items()}
         with torch.no_grad():
-            self.rule.step(
+            self.optimizer.step(
                 own,
                 here,
                 state.memory["gradient"][: part.spec.shard_size],
