@@ -24,7 +24,7 @@ EXTENSIONS = Path(os.environ.get("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_ex
 """What DeepSpeed compiles, a minute each: another environment, or another ninja, would do it over and over."""
 
 BUILD = """
-from cogtune.training.kernels import ADAM, building, load_collectives
+from cogtune.training.deepspeed_ops import ADAM, building, load_collectives
 from deepspeed.ops.op_builder import CPUAdamBuilder
 load_collectives()
 with building(ADAM):

@@ -31,7 +31,7 @@ from cogtune.system.files import open_regular, os_errors_explained, write_text
 from cogtune.system.folders import partial_folder, partial_path, publish_folder, remove_folder
 from cogtune.system.json_files import write_sealed
 from cogtune.training import stream
-from cogtune.training.average import WeightAverage
+from cogtune.training.ema import EMAWeights
 from cogtune.training.zero_loading import only_weights
 
 OPTIMIZER_NAME = "optimizer.pt"
@@ -52,7 +52,7 @@ class TrainState:
     is_lora: bool
     streamed: StreamedParameters | None = None
     """Under strategy ``stream``, what holds the weights."""
-    average: WeightAverage | None = None
+    ema: EMAWeights | None = None
     """Of the weights, where there is one that ``streamed`` does not hold."""
 
     def set_learning_rate(self, rate: float) -> None:
@@ -66,14 +66,14 @@ class TrainState:
     @property
     def averages(self) -> bool:
         """Whether a moving average of the weights is kept."""
-        return self.average is not None or (self.streamed is not None and self.streamed.optimizer.decay is not None)
+        return self.ema is not None or (self.streamed is not None and self.streamed.optimizer.decay is not None)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Let the model compute with the moving average of its weights inside the context. Collective."""
         if self.streamed is not None:
             return self.streamed.averaged()
-        assert self.average is not None  # who calls has asked whether there is one
-        return self.average.swapped()
+        assert self.ema is not None  # who calls has asked whether there is one
+        return self.ema.swapped()
 
     @property
     def is_zero(self) -> bool:
@@ -132,8 +132,8 @@ def save(train_state: TrainState, config: RunConfig, step: int, facts: Mapping[s
             elif not train_state.is_zero and train_state.streamed is None:
                 with os_errors_explained(target):
                     train_state.transformer.save_pretrained(aside / "transformer")
-            if train_state.average is not None:
-                _save_average(train_state, train_state.average, aside / AVERAGE_NAME, facts)
+            if train_state.ema is not None:
+                _save_ema(train_state, train_state.ema, aside / AVERAGE_NAME, facts)
             if train_state.is_zero:
                 write_text(aside / "latest", ZERO_TAG)  # as DeepSpeed does, for its own tools
             elif train_state.streamed is None:
@@ -230,21 +230,21 @@ def _save_streamed(train_state: TrainState, weights: StreamedParameters, aside: 
         stream.save_state(weights, aside, accelerator.process_index)
 
 
-def _save_average(train_state: TrainState, average: WeightAverage, folder: Path, facts: Mapping[str, Any]) -> None:
+def _save_ema(train_state: TrainState, ema: EMAWeights, folder: Path, facts: Mapping[str, Any]) -> None:
     with os_errors_explained(folder):
         folder.mkdir()
         if not train_state.is_lora:
-            with average.swapped():
+            with ema.swapped():
                 train_state.transformer.save_pretrained(folder / "transformer")
             return
-    save_lora(folder / LORA_WEIGHTS_NAME, train_state.transformer, facts, average.values)
+    save_lora(folder / LORA_WEIGHTS_NAME, train_state.transformer, facts, ema.values)
 
 
 def _save_optimizer(train_state: TrainState, path: Path) -> None:
     scaler = train_state.accelerator.scaler
     state = {"optimizer": train_state.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
-    if train_state.average is not None:
-        state["average"] = train_state.average.values
+    if train_state.ema is not None:
+        state["average"] = train_state.ema.values
     with os_errors_explained(path):
         torch.save(state, path)
 
@@ -331,8 +331,8 @@ def load(train_state: TrainState, checkpoint: Path) -> None:
         train_state.optimizer.load_state_dict(state["optimizer"])
         if train_state.accelerator.scaler is not None and state["scaler"]:
             train_state.accelerator.scaler.load_state_dict(state["scaler"])
-        if train_state.average is not None:
-            train_state.average.resume(state["average"])
+        if train_state.ema is not None:
+            train_state.ema.resume(state["average"])
     except torch.OutOfMemoryError:
         raise
     except pickle.UnpicklingError as error:

@@ -149,8 +149,8 @@ def _update(train_state: TrainState, config: RunConfig, passes: Sequence[Batch],
         norm = float(train_state.accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
         train_state.optimizer.step()
         train_state.optimizer.zero_grad()
-        if train_state.average is not None:
-            train_state.average.update()
+        if train_state.ema is not None:
+            train_state.ema.update()
     if not math.isfinite(norm) and _loss_scale(train_state) <= 1:
         mine = [sample for batch in passes for sample in batch.ids]  # the norm is that of all processes' samples
         raise _not_finite(f"the gradient norm is {norm}", gather_object(mine), config, step)

@@ -15,7 +15,7 @@ from cogtune.config.launchers import largest_group
 from cogtune.config.optimizers import OptimizerName
 from cogtune.config.run_config import RunConfig
 from cogtune.system import console
-from cogtune.training.kernels import ADAM, building
+from cogtune.training.deepspeed_ops import ADAM, building
 from cogtune.training.offload import CPUOffloadAdamW
 
 Groups = list[dict[str, Any]]

@@ -29,10 +29,10 @@ from cogtune.run.plan import Plan
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
 from cogtune.training import checkpoint
-from cogtune.training.average import WeightAverage
 from cogtune.training.checkpoint import TrainState
+from cogtune.training.deepspeed_ops import load_collectives
+from cogtune.training.ema import EMAWeights
 from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
-from cogtune.training.kernels import load_collectives
 from cogtune.training.loop import Training
 from cogtune.training.machines import require_same_settings, require_shared_output
 from cogtune.training.memory import attach_engine
@@ -151,11 +151,11 @@ def _train_state(
     model, optimizer = accelerator.prepare(transformer, build_optimizer(transformer, config))
     if config.dora and config.sharding.shards_weights:
         register_dora_with_deepspeed(transformer)
-    average = None
+    ema = None
     if config.ema is not None:
         trained = {name: parameter for name, parameter in transformer.named_parameters() if parameter.requires_grad}
-        average = WeightAverage(trained, config.ema)
-    return TrainState(accelerator, model, transformer, optimizer, is_lora, average=average), arrangement
+        ema = EMAWeights(trained, config.ema)
+    return TrainState(accelerator, model, transformer, optimizer, is_lora, ema=ema), arrangement
 
 
 def _compiles_blocks(config: RunConfig, accelerator: Accelerator) -> bool:

@@ -24,7 +24,7 @@ from cogtune.models.checkpoint_configs import published_spec
 from cogtune.models.variants import VARIANTS
 from cogtune.run.plan import check_config
 from cogtune.system.errors import UsageError
-from cogtune.training.kernels import ADAM, COLLECTIVES, building
+from cogtune.training.deepspeed_ops import ADAM, COLLECTIVES, building
 from cogtune.training.optimizers import build_optimizer, learning_rate_at
 
 TOY = {"learning_rate": 0.1, "beta2": 0.9, "weight_decay": 0.01}

@@ -20,7 +20,7 @@ from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, fingerprints
 from cogtune.run.launch import LaunchFiles
 from cogtune.system.json_files import write_sealed
-from cogtune.training.kernels import ADAM, building
+from cogtune.training.deepspeed_ops import ADAM, building
 from tests.support.checkpoint_contents import assert_whole, differing, held
 from tests.support.forked_workers import kill_workers, run_workers, start_workers
 from tests.support.payload import Payload

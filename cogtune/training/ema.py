@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class WeightAverage:
+class EMAWeights:
     """The exponential moving average of parameters that are on the GPU; it begins with their values.
 
     Under strategy ``stream`` it is a part of the optimizer's state instead (``modeling.engine.flat_adam``).
