@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 from cogtune.data.video.stamp import Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError, counted
 from cogtune.system.files import open_regular
-from cogtune.system.stand_ins import HEAD, stand_in
+from cogtune.system.sniffing import HEAD, sniff
 
 if TYPE_CHECKING:
     import av.container
@@ -240,7 +240,7 @@ def opened(
             length = os.fstat(handle.fileno()).st_size
             if length == 0:
                 raise EmptyVideo(path, "is empty")
-            if (instead := stand_in(handle.read(HEAD))) is not None:  # FFmpeg would open whatever a list names
+            if (instead := sniff(handle.read(HEAD))) is not None:  # FFmpeg would open whatever a list names
                 raise NotAVideo(path, f"is {instead.what}, not a clip", instead.advice)
             has_boxes = _check_boxes(path, handle, length)
         container = av.open(str(path.absolute()), metadata_errors="replace")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cogtune.data.video.stamp import FileChanged, Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular
-from cogtune.system.stand_ins import HEAD, stand_in
+from cogtune.system.sniffing import HEAD, sniff
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ def opened_image(path: Path, stamp: Stamp | None = None) -> Iterator[Image.Image
         check_unchanged(path, stamp)
     except UnidentifiedImageError as error:
         with open_regular(path) as handle:
-            instead = stand_in(handle.read(HEAD))
+            instead = sniff(handle.read(HEAD))
         if instead is not None:
             raise CogtuneError(f"{path} is {instead.what}, not an image", instead.advice) from error
         raise CogtuneError(f"cannot read the image {path}: it is in no known image format", HINT) from error

@@ -24,7 +24,7 @@ from cogtune.run.checkpoints import checkpoints, refuse_shards
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import open_regular, os_errors_explained
 from cogtune.system.json_files import read_json
-from cogtune.system.stand_ins import HEAD, stand_in
+from cogtune.system.sniffing import HEAD, sniff
 
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's settings in an adapter folder."""
@@ -166,7 +166,7 @@ def _refuse_text(path: Path, start: bytes, size: int) -> None:
     """Reject what a failed download may have left instead of weights."""
     if size == 0:
         raise CogtuneError(f"{path} is empty", "copy or download it again")
-    if (instead := stand_in(start)) is not None:
+    if (instead := sniff(start)) is not None:
         raise CogtuneError(f"{path} is {instead.what}, not weights", instead.advice)
 
 
