@@ -10,7 +10,7 @@ import typer
 from cogtune.cli.examples import epilog
 from cogtune.cli.options import Json
 from cogtune.cli.single_options import Commands
-from cogtune.models.lora_layouts import LayoutName
+from cogtune.models.lora_formats import LoraFormatName
 from cogtune.system import console
 
 app = Commands(help="Show, convert, resize, merge, fuse and extract LoRA files of any program.",
@@ -30,10 +30,10 @@ LoraAlpha = Annotated[
     ),
 ]
 To = Annotated[
-    LayoutName,
+    LoraFormatName,
     typer.Option(
         "--to",
-        help="Layout to write: diffusers, PEFT's adapter folder, or that of kohya's programs, ComfyUI, OneTrainer, "
+        help="Format to write: diffusers, PEFT's adapter folder, or that of kohya's programs, ComfyUI, OneTrainer, "
         "VideoX-Fun, DiffSynth-Studio, finetrainers.",
     ),
 ]
@@ -71,7 +71,7 @@ def show(
 def convert(
     file: LoraFile, output: OutputFile, to: To = "diffusers", lora_alpha: LoraAlpha = None, force: Force = False
 ) -> None:
-    """Write a LoRA in another program's layout: the same numbers at the same strength, to the bit."""
+    """Write a LoRA in another program's format: the same numbers at the same strength, to the bit."""
     from cogtune.commands import lora
 
     made = lora.convert(file, output, to, alpha=lora_alpha, force=force)
@@ -91,7 +91,7 @@ def resize(
     """Lower a LoRA's rank by a singular value decomposition, and say how far the result is from it."""
     from cogtune.commands import lora
 
-    made = lora.resize(file, output, rank, layout=to, alpha=lora_alpha, dtype=dtype, force=force)
+    made = lora.resize(file, output, rank, lora_format=to, alpha=lora_alpha, dtype=dtype, force=force)
     name, worst = made.worst
     console.say(f"{output}: rank {rank}, off by {made.error:.2%} of the LoRA's change, at worst {worst:.2%} ({name})")
 
@@ -121,7 +121,7 @@ def merge(
         [lora.weighted(text) for text in files],
         output,
         rank=rank,
-        layout=to,
+        lora_format=to,
         alpha=lora_alpha,
         dtype=dtype,
         force=force,
@@ -193,7 +193,15 @@ def extract(
     targets = [name.strip() for name in (target_modules or "").split(",") if name.strip()]
     with console.progress("extracting", 0) as progress:
         made = lora.extract(
-            full, base, output, rank, targets=targets, layout=to, dtype=dtype, force=force, progress=progress.move_to
+            full,
+            base,
+            output,
+            rank,
+            targets=targets,
+            lora_format=to,
+            dtype=dtype,
+            force=force,
+            progress=progress.move_to,
         )
     name, worst = made.edited.worst
     console.say(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogtune.models.lora_layouts import LAYOUTS, LayoutName
+from cogtune.models.lora_formats import LORA_FORMATS, LoraFormatName
 from cogtune.models.variants import Precision
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, UsageError, counted
@@ -85,8 +85,10 @@ def show(files: Sequence[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def convert(file: Path, output: Path, layout: LayoutName, *, alpha: float | None = None, force: bool = False) -> Lora:
-    """Write a LoRA in another program's layout.
+def convert(
+    file: Path, output: Path, lora_format: LoraFormatName, *, alpha: float | None = None, force: bool = False
+) -> Lora:
+    """Write a LoRA in another program's format.
 
     Raises:
         CogtuneError: it cannot be read or written.
@@ -95,7 +97,7 @@ def convert(file: Path, output: Path, layout: LayoutName, *, alpha: float | None
     lora = read(file, alpha)
     if lora.without_alpha:
         _warn_of_strength(lora)
-    write(lora, output, layout, force=force)
+    write(lora, output, lora_format, force=force)
     return lora
 
 
@@ -104,7 +106,7 @@ def resize(
     output: Path,
     rank: int,
     *,
-    layout: LayoutName = "diffusers",
+    lora_format: LoraFormatName = "diffusers",
     alpha: float | None = None,
     dtype: Precision | None = None,
     force: bool = False,
@@ -117,7 +119,7 @@ def resize(
     from cogtune.modeling.lora_files.editing import resize as cut
 
     made = cut(read(file, alpha), rank, dtype=_dtype(dtype))
-    write(made.lora, output, layout, force=force)
+    write(made.lora, output, lora_format, force=force)
     return made
 
 
@@ -126,7 +128,7 @@ def merge(
     output: Path,
     *,
     rank: int | None = None,
-    layout: LayoutName = "diffusers",
+    lora_format: LoraFormatName = "diffusers",
     alpha: float | None = None,
     dtype: Precision | None = None,
     force: bool = False,
@@ -139,7 +141,7 @@ def merge(
     from cogtune.modeling.lora_files.editing import blend
 
     made = blend(_read_all(files, alpha), output, rank=rank, dtype=_dtype(dtype))
-    write(made.lora, output, layout, force=force)
+    write(made.lora, output, lora_format, force=force)
     return made
 
 
@@ -174,7 +176,7 @@ def extract(
     rank: int,
     *,
     targets: Sequence[str] = (),
-    layout: LayoutName = "diffusers",
+    lora_format: LoraFormatName = "diffusers",
     dtype: Precision = "fp32",
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -188,39 +190,39 @@ def extract(
     from cogtune.modeling.devices import DTYPES
     from cogtune.models.locate import locate
 
-    _check_free(output, layout, force)
+    _check_free(output, lora_format, force)
     if not full.is_dir():
         raise UsageError(f"no such folder: {full}", "pass the fine-tuned model: a run, a checkpoint or a merged folder")
     made = difference(
         full, locate(base), rank=rank, targets=targets, dtype=DTYPES[dtype], model=base, progress=progress
     )
-    write(made.edited.lora, output, layout, force=force)
+    write(made.edited.lora, output, lora_format, force=force)
     return made
 
 
-def write(lora: Lora, output: Path, layout: LayoutName, *, force: bool = False) -> None:
+def write(lora: Lora, output: Path, lora_format: LoraFormatName, *, force: bool = False) -> None:
     """Write a LoRA, read it back, and see that it is the same.
 
     Raises:
-        UsageError: ``output`` is there already, or not of the kind that the layout needs.
+        UsageError: ``output`` is there already, or not of the kind that the format needs.
         CogtuneError: it cannot be written, or comes back as another.
     """
     from cogtune.modeling.lora_files import find_lora, read_lora
     from cogtune.modeling.lora_files.writing import differences, write_lora
 
-    _check_free(output, layout, force)
-    for told in write_lora(lora, output, layout):
+    _check_free(output, lora_format, force)
+    for told in write_lora(lora, output, lora_format):
         console.note(told)
-    if wrong := differences(lora, read_lora(find_lora(output)), LAYOUTS[layout]):
+    if wrong := differences(lora, read_lora(find_lora(output)), LORA_FORMATS[lora_format]):
         raise CogtuneError(f"{output} differs from what was written", "check the disk", details=wrong[:5])
 
 
-def _check_free(output: Path, layout: LayoutName, force: bool) -> None:
-    folder = LAYOUTS[layout].alpha == "folder"
+def _check_free(output: Path, lora_format: LoraFormatName, force: bool) -> None:
+    folder = LORA_FORMATS[lora_format].alpha == "folder"
     if not folder and output.suffix != ".safetensors":
         raise UsageError(f"--output {output}: the file name must end in .safetensors", "choose such a name")
     if folder and output.suffix == ".safetensors":
-        raise UsageError(f"--output {output}: the layout {layout} is a folder", "pass a folder's name")
+        raise UsageError(f"--output {output}: the {lora_format} format is a folder", "pass a folder's name")
     if output.is_dir() and not folder:
         raise UsageError(f"--output {output} is a folder", "pass a file's name")
     if output.exists() and folder and not output.is_dir():

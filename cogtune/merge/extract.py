@@ -139,7 +139,7 @@ def extract(
         )
     known = published(model) if model else None
     facts = {"base_model": model, "rank": rank, "alpha": float(rank)} if known else {}
-    lora = Lora(path=full, layout="diffusers", pairs=pairs, facts=facts)
+    lora = Lora(path=full, source_format="diffusers", pairs=pairs, facts=facts)
     return Extracted(Edited(lora, errors), outside, differing)
 
 

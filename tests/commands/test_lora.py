@@ -1,4 +1,4 @@
-"""``cogtune lora``: files in every program's own layout, converted there and back to the bit, resized, fused."""
+"""``cogtune lora``: files in every program's own format, converted there and back to the bit, resized, fused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cogtune.modeling.adapters import add_lora, save_lora
 from cogtune.modeling.lora_files import Lora, Pair, find_lora, read_lora
 from cogtune.modeling.lora_files.editing import blend, matrices, resize
 from cogtune.modeling.lora_files.writing import write_lora
-from cogtune.models.lora_layouts import LAYOUTS, LayoutName
+from cogtune.models.lora_formats import LORA_FORMATS, LoraFormatName
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.support.adapters import answer
 from tests.support.in_process import run
@@ -58,7 +58,7 @@ def comfyui(layer: str, part: str) -> str:
     return dotted("diffusion_model.")(re.sub(r"^(time|ofs)_embedding\.", r"\1_embedding_", layer), part)
 
 
-KINDS: dict[str, tuple[Writer, LayoutName]] = {
+KINDS: dict[str, tuple[Writer, LoraFormatName]] = {
     "diffusers, CogVideo's scripts, CogKit": (by_diffusers, "diffusers"),
     "diffusers with metadata": (with_its_metadata, "diffusers"),
     "cogtune": (
@@ -100,11 +100,11 @@ KINDS: dict[str, tuple[Writer, LayoutName]] = {
     "ComfyUI": (lambda to, ours: written(to, renamed(bare(ours), comfyui, alpha=0.1)), "comfyui"),
     "DiffSynth-Studio": (lambda to, ours: written(to, renamed(bare(ours), diffsynth)), "diffsynth"),
 }
-"""LoRA files, each in its program's own layout, and what ``--to`` calls that."""
+"""LoRA files, each in its program's own format, and what ``--to`` calls that."""
 
 SILENT = {"diffusers, CogVideo's scripts, CogKit", "kohya, bf16, without alpha", "DiffSynth-Studio"}
 ALPHAS = {name: 0.1 if name == "ComfyUI" else ALPHA for name in KINDS}
-VIA: tuple[LayoutName, ...] = ("diffusers", "peft", "kohya", "comfyui")
+VIA: tuple[LoraFormatName, ...] = ("diffusers", "peft", "kohya", "comfyui")
 
 
 @pytest.fixture
@@ -124,12 +124,12 @@ def tensors_in(path: Path) -> Tensors:
     return found
 
 
-def target(folder: Path, layout: LayoutName) -> Path:
-    return folder / (layout if LAYOUTS[layout].alpha == "folder" else f"{layout}.safetensors")
+def target(folder: Path, lora_format: LoraFormatName) -> Path:
+    return folder / (lora_format if LORA_FORMATS[lora_format].alpha == "folder" else f"{lora_format}.safetensors")
 
 
 def same(one: Lora, other: Lora) -> None:
-    """See that two LoRAs are the same to the bit, whatever dimensions of 1 a layout adds to magnitudes."""
+    """See that two LoRAs are the same to the bit, whatever dimensions of 1 a format adds to magnitudes."""
     assert one.pairs.keys() == other.pairs.keys()
     for name, pair in one.pairs.items():
         theirs = other.pairs[name]
@@ -146,7 +146,7 @@ def same(one: Lora, other: Lora) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_goes_to_other_layouts_and_back_to_the_bit(
+def test_every_kind_goes_to_other_formats_and_back_to_the_bit(
     kind: str, ours: CogVideoXTransformer3DModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write, own = KINDS[kind]
@@ -218,26 +218,26 @@ def test_comfyui_finds_every_key_in_its_own_model(
         assert f"{layer}.weight" in core
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("lora_format", LORA_FORMATS)
 @pytest.mark.parametrize("rslora", [False, True])
-def test_dora_and_rank_stabilised_loras_go_through_every_layout(
-    layout: LayoutName, rslora: bool, tiny: Tiny, tmp_path: Path
+def test_dora_and_rank_stabilised_loras_go_through_every_format(
+    lora_format: LoraFormatName, rslora: bool, tiny: Tiny, tmp_path: Path
 ) -> None:
     transformer = base(tiny("2b"))
     add_lora(transformer, rank=3, alpha=0.7, target_modules=["to_q"], seed=1, dora=True, rslora=rslora)
     save_lora(tmp_path / "x.safetensors", moved(transformer), {})
     lora = read_lora(tmp_path / "x.safetensors")
-    if layout == "diffsynth":
-        with pytest.raises(CogtuneError, match="has no place for"):
-            write_lora(lora, target(tmp_path, layout), layout)
+    if lora_format == "diffsynth":
+        with pytest.raises(CogtuneError, match="does not support"):
+            write_lora(lora, target(tmp_path, lora_format), lora_format)
         return
-    write_lora(lora, target(tmp_path, layout), layout)
-    back = read_lora(find_lora(target(tmp_path, layout)))
+    write_lora(lora, target(tmp_path, lora_format), lora_format)
+    back = read_lora(find_lora(target(tmp_path, lora_format)))
     assert back.dora
     same(lora, back)
 
 
-def test_a_layout_without_alpha_gets_the_strength_in_its_numbers(
+def test_a_format_without_alpha_gets_the_strength_in_its_numbers(
     ours: CogVideoXTransformer3DModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = KINDS["kohya, musubi-tuner"][0](tmp_path / "given", ours)
@@ -259,10 +259,10 @@ def test_layers_of_different_rank_and_alpha_go_there_and_back(tmp_path: Path) ->
         )
         for n, kind in enumerate("qkvqkv", 1)
     }
-    lora = Lora(path=tmp_path, layout="x", pairs=pairs, facts={})
-    for layout in VIA:
-        write_lora(lora, target(tmp_path, layout), layout)
-        same(lora, read_lora(find_lora(target(tmp_path, layout))))
+    lora = Lora(path=tmp_path, source_format="x", pairs=pairs, facts={})
+    for lora_format in VIA:
+        write_lora(lora, target(tmp_path, lora_format), lora_format)
+        same(lora, read_lora(find_lora(target(tmp_path, lora_format))))
 
 
 def test_a_headers_own_words_survive(ours: CogVideoXTransformer3DModel, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_resize_loses_nothing_of_what_has_a_low_rank(tmp_path: Path) -> None:
     mixed = torch.randn(8, 2, generator=random)
     name = "transformer_blocks.0.attn1.to_q"
     pair = Pair(mixed @ down, up @ torch.linalg.pinv(mixed), None)
-    made = resize(Lora(path=tmp_path, layout="x", pairs={name: pair}, facts={}), 2)
+    made = resize(Lora(path=tmp_path, source_format="x", pairs={name: pair}, facts={}), 2)
     assert made.error < 1e-6
     assert made.lora.without_alpha == [name]
     torch.testing.assert_close(change(made.lora, name), (up @ down).double(), rtol=1e-4, atol=1e-4)

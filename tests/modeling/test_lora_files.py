@@ -154,7 +154,7 @@ def test_a_peft_adapters_folder_is_read_with_its_settings(
     assert torch.equal(effect(lora, tiny("2b")), answer(ours))
 
 
-def test_a_scale_multiplies_the_strength_in_every_layout(
+def test_a_scale_multiplies_the_strength_in_every_format(
     ours: CogVideoXTransformer3DModel, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
     wanted = effect(of(SILENT["no prefix"](tmp_path / "a", ours), tiny("2b")).with_alpha(ALPHA / 2), tiny("2b"))

@@ -20,7 +20,7 @@ def describe(lora: Lora) -> dict[str, Any]:
     return {
         "file": str(lora.path),
         "bytes": lora.path.stat().st_size,
-        "written_by": "cogtune" if lora.facts else lora.layout,
+        "written_by": "cogtune" if lora.facts else lora.source_format,
         "kind": "DoRA" if lora.dora else "LoRA",
         "rank_stabilised": lora.rslora,
         "ranks": lora.ranks,

@@ -127,7 +127,7 @@ def blend(
             _product(wanted_up, wanted_down),
         )
     return Edited(
-        Lora(path=path, layout="diffusers", pairs=made, facts=common_facts([lora for lora, _ in loras])), errors
+        Lora(path=path, source_format="diffusers", pairs=made, facts=common_facts([lora for lora, _ in loras])), errors
     )
 
 

@@ -36,7 +36,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of LoRA files."""
 
 WITHOUT_ALPHA = "cogtune_without_alpha"
-"""The header's key for the layers, as a JSON list, whose alpha was not known where a layout must say one; all if empty.
+"""The header's key for the layers, as a JSON list, whose alpha was not known where a format must say one; all if empty.
 """
 
 _WRAPPERS = ("state_dict", "module", "model", "lora", "network", "weights")

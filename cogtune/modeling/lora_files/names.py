@@ -153,7 +153,7 @@ def _names() -> tuple[dict[str, str], dict[str, str]]:
     return {name.replace(".", "_"): name for name in outside}, {name.replace(".", "_"): name for name in inside}
 
 
-def layout_of(keys: list[str]) -> str:
+def source_format_of(keys: list[str]) -> str:
     """Return the naming scheme, as the programs that use it."""
     signs = (
         ("lora_unet__", "VideoX-Fun"),

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from cogtune.modeling.lora_files.lora_file import LoraFile, open_file
-from cogtune.modeling.lora_files.names import OTHER_METHODS, TensorName, layer_name, layout_of, parse_name
+from cogtune.modeling.lora_files.names import OTHER_METHODS, TensorName, layer_name, parse_name, source_format_of
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.variants import VARIANTS
@@ -48,7 +48,7 @@ class Lora:
     """The LoRA in a file of any program."""
 
     path: Path
-    layout: str
+    source_format: str
     """The naming scheme of its tensors, as the programs that use it."""
     pairs: Mapping[str, Pair]
     """Adapters by the layer's diffusers name."""
@@ -124,7 +124,7 @@ def read_lora(path: Path) -> Lora:
         raise CogtuneError(f"cannot use {path}: a part of it would be ignored", _what_now(opened), details=problems)
     return Lora(
         path=path,
-        layout=layout_of(list(opened.tensors)),
+        source_format=source_format_of(list(opened.tensors)),
         pairs=pairs,
         rslora=bool(opened.config.get("use_rslora")),
         facts=opened.facts,

@@ -1,4 +1,4 @@
-"""A LoRA written in the layout of any program, so that reading it gives the same matrices at the same strength."""
+"""A LoRA written in the format of any program, so that reading it gives the same matrices at the same strength."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from cogtune.modeling.lora_files.applying import peft_config
 from cogtune.modeling.lora_files.lora_file import ADAPTER_CONFIG, WITHOUT_ALPHA
 from cogtune.modeling.lora_files.reading import Lora, Pair
-from cogtune.models.lora_layouts import LAYOUTS, Layout, LayoutName
+from cogtune.models.lora_formats import LORA_FORMATS, LoraFormat, LoraFormatName
 from cogtune.run.checkpoints import FACTS, lora_facts
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import write_atomic
@@ -30,59 +30,61 @@ _CONVOLUTION = "patch_embed.proj"
 _LAST_BITS = 1e-15
 """Relative difference of two numbers that are as near as their format allows."""
 
-_OF_LAYOUT = ("format", FACTS, LORA_ADAPTER_METADATA_KEY, "lora_config", "ss_network_alpha", WITHOUT_ALPHA)
-"""Keys of a header that say what another layout says elsewhere."""
+_OF_FORMAT = ("format", FACTS, LORA_ADAPTER_METADATA_KEY, "lora_config", "ss_network_alpha", WITHOUT_ALPHA)
+"""Keys of a header that say what another format says elsewhere."""
 
 
-def as_layout(lora: Lora, layout: LayoutName) -> tuple[dict[str, Tensor], list[str]]:
-    """Return a LoRA's tensors by the names of ``layout``, and a description of what became of its strength."""
-    kind, tensors, told = LAYOUTS[layout], {}, set()
+def in_format(lora: Lora, lora_format: LoraFormatName) -> tuple[dict[str, Tensor], list[str]]:
+    """Return a LoRA's tensors by the names of ``lora_format``, and a description of what became of its strength."""
+    kind, tensors, told = LORA_FORMATS[lora_format], {}, set()
     for name, pair in lora.pairs.items():
         pair = _shaped(name, pair, kind)
         up, alpha = pair.up, pair.alpha
         if kind.alpha == "nowhere" and lora.scale_of(name) != 1:
             up = (up.double() * lora.scale_of(name)).to(max(up.dtype, torch.float32, key=lambda dtype: dtype.itemsize))
-            told.add("B is multiplied by the strength, alpha / rank, since this layout has no place for alpha")
+            told.add("B is multiplied by the strength, alpha / rank, since this format has no place for alpha")
         tensors[kind.key(name, "down")] = pair.down.contiguous()
         tensors[kind.key(name, "up")] = up.contiguous()
         if pair.magnitude is not None:
             tensors[kind.key(name, "magnitude")] = pair.magnitude.contiguous()
         if kind.alpha == "tensors" and (alpha is not None or lora.rslora):
             if lora.rslora:
-                told.add("alpha is multiplied by the root of the rank, since this layout knows no rank-stabilised LoRA")
+                told.add("alpha is multiplied by the root of the rank, since this format knows no rank-stabilised LoRA")
             tensors[kind.key(name, "alpha")] = _number(_alpha_for(lora.scale_of(name), pair.rank, alpha, lora.rslora))
     return tensors, sorted(told)
 
 
-def write_lora(lora: Lora, path: Path, layout: LayoutName) -> list[str]:
+def write_lora(lora: Lora, path: Path, lora_format: LoraFormatName) -> list[str]:
     """Write a LoRA to ``path``: atomically: a file, or for PEFT an adapter's folder.
 
     Returns:
-        Remarks on what the layout cannot say.
+        Remarks on what the format cannot say.
 
     Raises:
-        CogtuneError: it cannot be written, or not in that layout.
+        CogtuneError: it cannot be written, or not in that format.
     """
-    if lora.dora and LAYOUTS[layout].alpha == "nowhere":
-        raise CogtuneError(f"{lora.path} is a DoRA, which the layout {layout} has no place for", "choose another --to")
-    tensors, told = as_layout(lora, layout)
+    if lora.dora and LORA_FORMATS[lora_format].alpha == "nowhere":
+        raise CogtuneError(
+            f"{lora.path} is a DoRA, which the {lora_format} format does not support", "choose another --to"
+        )
+    tensors, told = in_format(lora, lora_format)
     if large := [name for name, tensor in tensors.items() if not bool(tensor.float().isfinite().all())]:
         raise CogtuneError(
             f"{len(large)} tensors have values too large for their number format: {large[0]}",
             "use --dtype fp32 or bf16",
         )
-    header = {"format": "pt", **{key: value for key, value in lora.header.items() if key not in _OF_LAYOUT}}
+    header = {"format": "pt", **{key: value for key, value in lora.header.items() if key not in _OF_FORMAT}}
     config = peft_config(lora)
-    where = LAYOUTS[layout].alpha
+    where = LORA_FORMATS[lora_format].alpha
     silent = lora.without_alpha
     adapter = ""
     speaks = where == "folder" or len(silent) < len(lora.pairs) or lora.rslora or lora.dora
     if silent and speaks and where in ("header", "folder"):
         header[WITHOUT_ALPHA] = json.dumps(sorted(silent) if len(silent) < len(lora.pairs) else [])
-    if speaks and layout == "finetrainers":
+    if speaks and lora_format == "finetrainers":
         header["lora_config"] = json.dumps({**config, "init_lora_weights": True}, sort_keys=True)
     elif speaks and where == "header":
-        prefix = LAYOUTS[layout].prefix
+        prefix = LORA_FORMATS[lora_format].prefix
         adapter = json.dumps({f"{prefix}{key}": value for key, value in config.items()}, sort_keys=True)
         header[LORA_ADAPTER_METADATA_KEY] = adapter
     if lora.facts:
@@ -108,14 +110,14 @@ def _strength(lora: Lora) -> dict[str, Any]:
     return found | ({"alpha": lora.alphas[0]} if "alpha" in lora.facts else {})
 
 
-def _shaped(name: str, pair: Pair, layout: Layout) -> Pair:
-    """Return the pair with the dimensions that a layer has in diffusers, and magnitudes as the layout has them."""
+def _shaped(name: str, pair: Pair, lora_format: LoraFormat) -> Pair:
+    """Return the pair with the dimensions that a layer has in diffusers, and magnitudes as the format has them."""
     if name != _CONVOLUTION and pair.down.dim() > 2:
         pair = replace(pair, down=pair.down.flatten(1), up=pair.up.flatten(1))
     if pair.magnitude is not None:
         ones = [1] * (pair.down.dim() - 1)
-        whole = (-1, *ones) if layout.parts.get("magnitude") == "dora_scale" else (1, -1, *ones[1:])
-        flat = layout.parts.get("magnitude") != "dora_scale" and pair.down.dim() == 2
+        whole = (-1, *ones) if lora_format.parts.get("magnitude") == "dora_scale" else (1, -1, *ones[1:])
+        flat = lora_format.parts.get("magnitude") != "dora_scale" and pair.down.dim() == 2
         pair = replace(pair, magnitude=pair.magnitude.flatten() if flat else pair.magnitude.reshape(whole))
     return pair
 
@@ -135,12 +137,12 @@ def _number(value: float) -> Tensor:
     return single if float(single) == value else torch.tensor(value, dtype=torch.float64)
 
 
-def differences(lora: Lora, back: Lora, layout: Layout) -> list[str]:
-    """List how a LoRA read back differs from the one that was written in ``layout``."""
+def differences(lora: Lora, back: Lora, lora_format: LoraFormat) -> list[str]:
+    """List how a LoRA read back differs from the one that was written in ``lora_format``."""
     wrong = [f"{name}: in one of them alone" for name in lora.pairs.keys() ^ back.pairs.keys()]
     for name in lora.pairs.keys() & back.pairs.keys():
-        ours, theirs = _shaped(name, lora.pairs[name], layout), _shaped(name, back.pairs[name], layout)
-        folded = layout.alpha == "nowhere" and lora.scale_of(name) != 1
+        ours, theirs = _shaped(name, lora.pairs[name], lora_format), _shaped(name, back.pairs[name], lora_format)
+        folded = lora_format.alpha == "nowhere" and lora.scale_of(name) != 1
         near = _LAST_BITS if lora.rslora else 0.0  # not every strength is a quotient by the rank
         if not folded and not math.isclose(back.scale_of(name), lora.scale_of(name), rel_tol=near):
             wrong.append(f"{name}: strength {back.scale_of(name)} for {lora.scale_of(name)}")

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-LayoutName = Literal["diffusers", "peft", "kohya", "comfyui", "onetrainer", "videox-fun", "diffsynth", "finetrainers"]
+LoraFormatName = Literal[
+    "diffusers", "peft", "kohya", "comfyui", "onetrainer", "videox-fun", "diffsynth", "finetrainers"
+]
 
 Where = Literal["header", "folder", "tensors", "nowhere"]
-"""Where a layout keeps alpha: in the file's header, a JSON file beside it, a tensor of each layer, or not at all."""
+"""Where a format keeps alpha: in the file's header, a JSON file beside it, a tensor of each layer, or not at all."""
 
 _PEFT = {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector", "alpha": "alpha"}
 _KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale", "alpha": "alpha"}
@@ -22,7 +24,7 @@ _BLOCKS = {"transformer_blocks.": "blocks."}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class LoraFormat:
     """One program's way of naming and of keeping alpha."""
 
     prefix: str
@@ -46,19 +48,19 @@ class Layout:
         return f"{self.prefix}{layer.replace('.', '_') if self.flat else layer}.{self.parts[part]}"
 
 
-LAYOUTS: dict[LayoutName, Layout] = {
-    "diffusers": Layout(prefix="transformer.", parts=_PEFT, alpha="header"),
-    "peft": Layout(prefix="base_model.model.", parts=_PEFT, alpha="folder"),
-    "kohya": Layout(prefix="lora_unet_", parts=_KOHYA, alpha="tensors", flat=True),
-    "comfyui": Layout(
+LORA_FORMATS: dict[LoraFormatName, LoraFormat] = {
+    "diffusers": LoraFormat(prefix="transformer.", parts=_PEFT, alpha="header"),
+    "peft": LoraFormat(prefix="base_model.model.", parts=_PEFT, alpha="folder"),
+    "kohya": LoraFormat(prefix="lora_unet_", parts=_KOHYA, alpha="tensors", flat=True),
+    "comfyui": LoraFormat(
         prefix="diffusion_model.",
         parts={**_PEFT, "magnitude": "dora_scale"},
         alpha="tensors",
         renamed={**_BLOCKS, "_embedding.linear": "_embedding_linear"},
     ),
-    "onetrainer": Layout(prefix="lora_transformer_", parts=_KOHYA, alpha="tensors", flat=True),
-    "videox-fun": Layout(prefix="lora_unet__", parts=_KOHYA, alpha="tensors", flat=True),
-    "diffsynth": Layout(
+    "onetrainer": LoraFormat(prefix="lora_transformer_", parts=_KOHYA, alpha="tensors", flat=True),
+    "videox-fun": LoraFormat(prefix="lora_unet__", parts=_KOHYA, alpha="tensors", flat=True),
+    "diffsynth": LoraFormat(
         prefix="",
         parts={"down": "lora_A.default.weight", "up": "lora_B.default.weight"},
         alpha="nowhere",
@@ -73,6 +75,6 @@ LAYOUTS: dict[LayoutName, Layout] = {
             "time_embedding.linear_2": "time_embedder.timestep_embedder.2",
         },
     ),
-    "finetrainers": Layout(prefix="transformer.", parts=_PEFT, alpha="header"),
+    "finetrainers": LoraFormat(prefix="transformer.", parts=_PEFT, alpha="header"),
 }
-"""Every layout that is written, by the name that ``--to`` calls it by."""
+"""Every format that is written, by the name that ``--to`` calls it by."""
