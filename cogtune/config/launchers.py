@@ -17,8 +17,8 @@ REDUCE_BUCKET = {2: 100_000_000, 3: 500_000_000}
 A bucket takes its memory several times: one fills while a copy of another is reduced.
 """
 
-ZERO2_LAYOUT = "groups of powers of two"
-"""The layout of ZeRO-2's shards, recorded in checkpoints. Change it whenever the parameter groups change."""
+ZERO2_SHARDS = "groups of powers of two"
+"""How ZeRO-2's shards are grouped, recorded in checkpoints. Change it whenever the parameter groups change."""
 
 
 def accelerate_config(config: RunConfig, deepspeed_file: Path) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from cogtune.merge.base import (
     other_components,
     stored_weights,
 )
+from cogtune.merge.checkpoint_formats import read_checkpoint
 from cogtune.merge.fit import fit_transformer, truncated
-from cogtune.merge.layouts import read_checkpoint
 from cogtune.merge.lora import adapter_config, fit_lora, lora_header
 from cogtune.merge.sources import SavedWeights, Values, check_bytes, records_of
 from cogtune.merge.write import Output, Written, check_safetensors, one_thread, parse_size, split, write_safetensors

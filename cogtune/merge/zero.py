@@ -1,4 +1,4 @@
-"""The layout of a ZeRO checkpoint: which values of which rank's file make up each parameter.
+"""Read ZeRO checkpoints: which values of which rank's file make up each parameter.
 
 Source of the rules: DeepSpeed's own ``zero_to_fp32.py`` and the code that writes the files.
 
@@ -45,7 +45,7 @@ def read_zero(folder: Path, tag: str) -> SavedWeights:
     """Return where every parameter of DeepSpeed's checkpoint in ``folder / tag`` is. Reads no weights.
 
     Raises:
-        CogtuneError: it is damaged or incomplete, or of a layout that is not known here; all problems are listed.
+        CogtuneError: it is damaged or incomplete, or in a format that is not supported; all problems are listed.
     """
     checkpoint, problems, unknown = folder, list[str](), list[str]()
     optimizer_paths, model_paths = _find_files(folder / tag, unknown)
@@ -126,9 +126,9 @@ def _stop_on(problems: list[str], checkpoint: Path) -> None:
 def _stop_on_unknown(unknown: list[str], checkpoint: Path) -> None:
     if unknown:
         raise CogtuneError(
-            f"{checkpoint} is of a layout that is not merged here",
-            "read are ZeRO's stages 1 to 3, DeepSpeed without ZeRO, and FSDP: let the program that wrote it save whole "
-            "weights",
+            f"{checkpoint} is in a checkpoint format that is not supported",
+            "supported are ZeRO stages 1 to 3, DeepSpeed without ZeRO, and FSDP; for any other, have the program that "
+            "wrote it save full weights",
             details=unknown,
         )
 

@@ -4,7 +4,7 @@ Four transformers share a VAE, a text encoder and a tokenizer. On disk they are 
 
     tokenizer/  text_encoder/  vae/  transformer-2b/  transformer-5b/  transformer-5b-i2v/  transformer-1.5-5b-i2v/
 
-from which :func:`write_nano` makes a pipeline in the diffusers layout. What tells one variant from another (positions,
+from which :func:`write_nano` makes a pipeline in the diffusers format. What tells one variant from another (positions,
 patches, schedules) is as in the published models; sizes are their own.
 """
 

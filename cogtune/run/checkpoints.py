@@ -206,7 +206,7 @@ def check_fits(
 _CHANGED = {
     "model": "its weights differ from those the checkpoint was trained from",
     "data": "the clips, captions or sizes differ from those the checkpoint was trained on",
-    "shards": "the checkpoint's have another layout",
+    "shards": "the checkpoint's are grouped differently",
 }
 """Explanations for keys that are compared by a digest."""
 

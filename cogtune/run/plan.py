@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from cogtune.config.compatibility import problems_of_training
-from cogtune.config.launchers import ZERO2_LAYOUT
+from cogtune.config.launchers import ZERO2_SHARDS
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig, tagged
 from cogtune.models.checkpoint_configs import ModelSpec
@@ -226,7 +226,7 @@ def resume_fingerprint(config: RunConfig, *, base: str, data: str) -> dict[str, 
     if config.sharding.streams:  # each process has a share of the state, in its format
         fingerprint |= {key: values[key] for key in ("num_processes", "master_weights", "moments")}
     if config.sharding.zero_stage == 2:
-        fingerprint["shards"] = ZERO2_LAYOUT
+        fingerprint["shards"] = ZERO2_SHARDS
     return fingerprint
 
 

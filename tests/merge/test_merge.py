@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import read_archive
-from cogtune.merge.layouts import read_checkpoint
+from cogtune.merge.checkpoint_formats import read_checkpoint
 from cogtune.merge.sources import Source
 from cogtune.merge.write import parse_size, write_safetensors
 from cogtune.modeling.adapters import save_lora
@@ -69,12 +69,12 @@ def flip(path: Path, record: str) -> None:
     path.write_bytes(data)
 
 
-# ---- layouts
+# ---- formats
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_every_layout_gives_every_weight(tmp_path: Path, base: Path, stage: int, ranks: int) -> None:
+def test_every_format_gives_every_weight(tmp_path: Path, base: Path, stage: int, ranks: int) -> None:
     weights = random_weights()
     checkpoint = write_zero(tmp_path / "checkpoint-7", weights, stage=stage, ranks=ranks)
     result = merge_checkpoint(checkpoint, base=base / "transformer")
@@ -497,7 +497,7 @@ def test_files_of_two_ranks_that_were_exchanged(tmp_path: Path, base: Path, stag
     assert not (tmp_path / "c-merged").exists()
 
 
-def test_a_file_of_another_run_with_the_same_layout_and_step(tmp_path: Path, base: Path) -> None:
+def test_a_file_of_another_run_with_the_same_shapes_and_step(tmp_path: Path, base: Path) -> None:
     checkpoint = write_zero(tmp_path / "c", random_weights(), ranks=2)
     files = fingerprints((checkpoint / "pytorch_model").glob("*.pt"), checkpoint)
     (checkpoint / "state.json").write_text(json.dumps({"format": 1, "files": files}))

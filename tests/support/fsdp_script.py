@@ -1,7 +1,7 @@
 """A bare training program with FSDP2 on CPUs, as anyone might write it; it does not use cogtune.
 
 ``torchrun tests/support/fsdp_script.py OUT`` trains a small CogVideoX transformer on every process, saves it by what
-``Accelerator.save_state`` calls in each of its layouts, and with ``torch.distributed.checkpoint`` alone, and leaves
+``Accelerator.save_state`` calls in each of its formats, and with ``torch.distributed.checkpoint`` alone, and leaves
 beside every checkpoint what the ranks held at that moment (``held.safetensors``: full values). (Accelerate itself
 takes FSDP for GPUs alone.)
 """
@@ -27,7 +27,7 @@ from tests.support.zero_script import STEPS, lora_model, loss_of, new_model
 
 
 def train(output: Path, make: Callable[[], Any], names: dict[str, str], dtype: torch.dtype = torch.float32) -> None:
-    """Train for a few steps, then save: a name for each layout."""
+    """Train for a few steps, then save: a name for each format."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
     model, mesh = make().to(dtype), init_device_mesh("cpu", (accelerator.num_processes,))
     for block in (*model.transformer_blocks, model):
@@ -38,13 +38,13 @@ def train(output: Path, make: Callable[[], Any], names: dict[str, str], dtype: t
         optimizer.step()
         optimizer.zero_grad()
     full = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    for layout, name in names.items():
+    for saved_as, name in names.items():
         folder = output / name
-        if layout == "dcp":
+        if saved_as == "dcp":
             state = {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)}
             save({**state, "step": STEPS}, checkpoint_id=folder)
         else:
-            plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=layout)
+            plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=saved_as)
             save_fsdp_model(plugin, accelerator, model, str(folder))
             save_fsdp_optimizer(plugin, accelerator, optimizer, model, str(folder))
         if accelerator.is_main_process:

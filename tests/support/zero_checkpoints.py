@@ -1,4 +1,4 @@
-"""Small transformers with random weights, and checkpoints of them in the layout that DeepSpeed's ZeRO saves."""
+"""Small transformers with random weights, and checkpoints of them in the format that DeepSpeed's ZeRO saves."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_zero(
     step: int = 7,
     alignment: int = 0,
 ) -> Path:
-    """A checkpoint in DeepSpeed's layout: two parameter groups, ``alignment`` spare values after a parameter."""
+    """A checkpoint in DeepSpeed's format: two parameter groups, ``alignment`` spare values after a parameter."""
     frozen = {name for name in frozen if name != BUFFER}
     trained = [name for name in weights if name not in frozen and name != BUFFER]
     groups = [trained[::2], trained[1::2]]

@@ -74,7 +74,7 @@ def test_deepspeed_without_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fsdp_in_every_layout(tmp_path: Path) -> None:
+def test_fsdp_in_every_format(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
@@ -232,14 +232,14 @@ def test_what_is_not_read_is_named_and_not_called_damaged(tmp_path: Path, base: 
     pipeline = write_zero(tmp_path / "pipeline", random_weights())
     torch.save({}, pipeline / "pytorch_model" / "layer_00-model_states.pt")
     told = refusal(pipeline, base)
-    assert told.message == f"{pipeline} is of a layout that is not merged here"
+    assert told.message == f"{pipeline} is in a checkpoint format that is not supported"
     assert told.details == ("layer_00-model_states.pt is of a run with pipeline parallelism or experts: not supported",)
 
     other = write_zero(tmp_path / "other", random_weights())
     for path in (other / "pytorch_model").glob("*_optim_states.pt"):
         torch.save({"optimizer_state_dict": {"state": {}, "param_groups": []}}, path)
     told = refusal(other, base)
-    assert told.message == f"{other} is of a layout that is not merged here"
+    assert told.message == f"{other} is in a checkpoint format that is not supported"
     assert len(told.details) == 2
 
     plain = tmp_path / "plain"
