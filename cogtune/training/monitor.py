@@ -25,7 +25,7 @@ from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 from cogtune.training.checkpoint import TrainState
 from cogtune.training.evaluate import evaluate
 from cogtune.training.objective import Objective
-from cogtune.training.samples import ValidationVideos, render_validation_videos
+from cogtune.training.sample_videos import ValidationVideos, render_validation_videos
 from cogtune.training.trackers import TrackedVideo, Trackers
 
 EMA_PREFIX = "ema_"

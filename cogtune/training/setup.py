@@ -39,7 +39,7 @@ from cogtune.training.memory import attach_engine
 from cogtune.training.monitor import EvalSchedule
 from cogtune.training.objective import Objective, TimestepSampling
 from cogtune.training.optimizers import build_optimizer
-from cogtune.training.samples import ValidationVideos
+from cogtune.training.sample_videos import ValidationVideos
 from cogtune.training.stream import stored_dtype
 
 

@@ -40,7 +40,7 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
         CogtuneError: anything the user can act on.
     """
     from cogtune.training.loop import train
-    from cogtune.training.samples import remove_later_samples
+    from cogtune.training.sample_videos import remove_later_samples
     from cogtune.training.setup import set_up
 
     with explain_out_of_memory(plan):

@@ -17,11 +17,11 @@ from PIL import Image, ImageSequence
 from safetensors.torch import save_file
 
 from cogtune.commands.infer import InferRequest, fill_in, generate, making
-from cogtune.data.layouts.own_files import is_sampled
+from cogtune.data.layouts.own_files import is_generated
 from cogtune.data.video.clips import write_video
-from cogtune.data.video.sampled import facts_of, frames_of, write_sampled
+from cogtune.data.video.generated import facts_of, frames_of, write_generated
 from cogtune.modeling.adapters import add_lora, lora_state, save_lora
-from cogtune.modeling.sampler import SampleInputs, SamplerSetup
+from cogtune.modeling.video_sampler import SampleInputs, VideoSamplerSetup
 from cogtune.models.checkpoint_configs import fingerprint
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.metrics import read_metrics
@@ -281,7 +281,7 @@ def test_a_picture_that_is_none_is_told_before_the_model_is_loaded(
     def refuse(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(making, "Sampler", refuse)
+    monkeypatch.setattr(making, "VideoSampler", refuse)
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(CogtuneError, match="cannot read the image"):
         generate(
@@ -310,7 +310,7 @@ class Fake:
     """A file that another program writes while a video is sampled."""
     loaded, inputs_seen = 0, list[SampleInputs]()
 
-    def __init__(self, setup: SamplerSetup, texts: Sequence[str], tell: Callable[[str], None]) -> None:
+    def __init__(self, setup: VideoSamplerSetup, texts: Sequence[str], tell: Callable[[str], None]) -> None:
         Fake.loaded += 1
         self.texts = set(texts)
 
@@ -329,7 +329,7 @@ class Fake:
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
     """No model is loaded; the working folder is empty."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(making, "Sampler", Fake)
+    monkeypatch.setattr(making, "VideoSampler", Fake)
     for name, value in (("meanwhile", None), ("loaded", 0), ("inputs_seen", [])):
         monkeypatch.setattr(Fake, name, value)
     return Fake
@@ -404,7 +404,7 @@ def test_a_video_says_what_it_was_made_of(
         assert frames_of(tmp_path / name)[0].mean() == pytest.approx(42, abs=3)
     assert fake.loaded == 3
     assert {len(frames_of(tmp_path / f"a-boat-42.{form}")) for form in ("mp4", "webp", "gif")} == {9}
-    assert is_sampled(tmp_path / "a-boat-42.mp4")
+    assert is_generated(tmp_path / "a-boat-42.mp4")
 
 
 def test_an_mp4_has_what_players_ask_for(tmp_path: Path, fake: type[Fake]) -> None:
@@ -423,7 +423,7 @@ def test_an_mp4_has_what_players_ask_for(tmp_path: Path, fake: type[Fake]) -> No
 def test_webp_and_gif_last_as_long_as_the_mp4(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (9, 64, 96, 3), dtype=np.uint8)
     for suffix in ("gif", "webp"):
-        write_sampled(tmp_path / f"x.{suffix}", frames, 16, {}, "mark")
+        write_generated(tmp_path / f"x.{suffix}", frames, 16, {}, "mark")
         with Image.open(tmp_path / f"x.{suffix}") as image:
             durations = []
             for frame in ImageSequence.Iterator(image):

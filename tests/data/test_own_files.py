@@ -50,8 +50,8 @@ def test_a_sampled_video_is_known_by_its_mark(tmp_path: Path) -> None:
     root = sidecar(tmp_path, "a")
     write_video(root / "video.mp4", frames(9), 8, own_files.MARK)
     write_video(root / "other.mp4", frames(19), 8)
-    assert own_files.is_sampled(root / "video.mp4")
-    assert not own_files.is_sampled(root / "other.mp4")
+    assert own_files.is_generated(root / "video.mp4")
+    assert not own_files.is_generated(root / "other.mp4")
     dataset = read_dataset(root)
     assert ids(dataset) == ["a", "other"]
     assert of_code(dataset, "missing-caption") == ["other.mp4 has no caption: other.txt is not there"]
@@ -89,7 +89,7 @@ def test_a_run_inside_its_dataset_goes_on(tmp_path: Path, cogtune: Cogtune, wher
     every = ["--checkpoint-every", "1", "--sample-every", "1", "--sample-steps", "1"]
     cogtune("train", *flags, *every, "--steps", "2", seconds=900)
     assert [path.name for path in checkpoints(output)] == ["checkpoint-1", "checkpoint-2"]
-    videos = [path for path in output.rglob("*.mp4") if own_files.is_sampled(path)]
+    videos = [path for path in output.rglob("*.mp4") if own_files.is_generated(path)]
     assert videos
     dataset = read_dataset(data)
     assert ids(dataset) == before

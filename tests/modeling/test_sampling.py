@@ -29,10 +29,10 @@ from cogtune.commands.infer import InferRequest, fill_in, making
 from cogtune.config.arrangement import SamplingArrangement
 from cogtune.data.video.clips import read_frames, write_video
 from cogtune.modeling.adapters import add_lora, save_lora
-from cogtune.modeling.sampler import Sampler
+from cogtune.modeling.video_sampler import VideoSampler
 from cogtune.models.checkpoint_configs import published_spec
 from cogtune.models.variants import VARIANTS
-from cogtune.planning.sampling import GB, arrangement_for, plan_sampling, sampling_bytes, what_fits
+from cogtune.planning.sampling_memory import GB, arrangement_for, plan_sampling, sampling_bytes, what_fits
 from cogtune.run.checkpoints import FORMAT
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.support.infer_frames import first_of, render_request
@@ -209,7 +209,7 @@ def test_several_loras_have_their_weights_and_a_sweep_scales_them(tmp_path: Path
     loras = (f"{one}:0.8", f"{other}:-0.5")
     shared: dict[str, Any] = {"model": "tiny:2b", "prompts": (PROMPT,), "steps": 2, "precision": "fp32"}
     recipe = fill_in(InferRequest(loras=loras, lora_scales=(1.0, 0.5), **shared))
-    sampler = Sampler(making.setup_of(recipe), [PROMPT, ""])
+    sampler = VideoSampler(making.setup_of(recipe), [PROMPT, ""])
     for scale, weights in ((1.0, (0.8, -0.5)), (0.5, (0.4, -0.25)), (1.0, (0.8, -0.5))):
         ours = sampler.sample(making.load_inputs(recipe, recipe.rows[0], 42, scale))
         assert np.array_equal(ours, expected(*weights)), scale
@@ -242,7 +242,7 @@ def test_streamed_weights_give_the_same_frames_to_the_bit(
     def videos(arrangement: SamplingArrangement, room: int | None = None) -> list[Video]:
         told: list[str] = []
         setup = making.setup_of(replace(recipe, arrangement=arrangement, room=room))
-        sampler = Sampler(setup, [PROMPT, ""], told.append)
+        sampler = VideoSampler(setup, [PROMPT, ""], told.append)
         assert any("loading its layers one at a time" in line for line in told) == (room is not None)
         return [sampler.sample(making.load_inputs(recipe, rows, 42, scale)) for scale in both]
 
@@ -324,7 +324,7 @@ def test_out_of_memory_says_what_is_free_and_what_fits(tmp_path: Path, monkeypat
         def __init__(self, *_: Any) -> None:
             raise error
 
-    monkeypatch.setattr(making, "Sampler", Exhausted)
+    monkeypatch.setattr(making, "VideoSampler", Exhausted)
     with pytest.raises(CogtuneError, match=r"out of GPU memory while sampling: 7\.7 GB of") as caught:
         making.generate(InferRequest(model="tiny:2b", prompts=("x",), output=tmp_path))
     assert "an estimated" in caught.value.hint

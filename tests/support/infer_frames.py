@@ -5,14 +5,14 @@ from __future__ import annotations
 from cogtune.commands.infer import InferRequest, fill_in
 from cogtune.commands.infer.filling import SamplingConfig
 from cogtune.commands.infer.making import load_inputs, setup_of
-from cogtune.modeling.sampler import Sampler
-from cogtune.modeling.sampling import Frames
+from cogtune.modeling.pipelines import Frames
+from cogtune.modeling.video_sampler import VideoSampler
 
 
 def first_of(recipe: SamplingConfig) -> Frames:
     """The frames of a request's first video."""
     row = recipe.rows[0]
-    sampler = Sampler(setup_of(recipe), [row.prompt, recipe.negative_prompt])
+    sampler = VideoSampler(setup_of(recipe), [row.prompt, recipe.negative_prompt])
     return sampler.sample(load_inputs(recipe, row, recipe.seeds[0], recipe.scales[0]))
 
 

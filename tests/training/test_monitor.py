@@ -23,7 +23,7 @@ from cogtune.data.prompts import load_prompts
 from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video.clips import probe
 from cogtune.encoding import jobs
-from cogtune.modeling.sampling import UnbatchedGuidance
+from cogtune.modeling.pipelines import UnbatchedGuidance
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import checkpoints, read_state
 from cogtune.run.launch import LaunchFiles
@@ -231,7 +231,7 @@ def test_sampling_leaves_the_training_as_it_was_to_the_bit(clips: Path, tmp_path
 def test_a_sample_video_shows_what_infer_shows(
     clips: Path, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cogtune.training import samples as module
+    from cogtune.training import sample_videos as module
 
     frames: list[np.ndarray[Any, Any]] = []
     monkeypatch.setattr(module, "write_video", lambda path, made, *_: frames.append(made))
@@ -429,7 +429,7 @@ def test_sample_videos_are_shared_out_over_the_processes(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three prompts on two processes: each is in two rounds, and the fourth place is worked for the others' sake."""
-    from cogtune.training import samples as module
+    from cogtune.training import sample_videos as module
 
     plan = plan_for(clips, tmp_path / "out", steps=1, **SAMPLED | {"validation_prompts": "a:::b:::c"})
     training = set_up_here(plan)
@@ -451,8 +451,8 @@ def test_sample_videos_are_shared_out_over_the_processes(
 def test_a_video_that_is_not_finite_is_left_out_and_told(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cogtune.modeling.sampling import NotFinite
-    from cogtune.training import samples as module
+    from cogtune.modeling.pipelines import NotFinite
+    from cogtune.training import sample_videos as module
 
     def overflows(*_: Any, **__: Any) -> None:
         raise NotFinite("the video has values that are not finite")
@@ -515,7 +515,7 @@ def test_a_step_that_is_out_of_memory_says_what_would_fit_and_keeps_the_checkpoi
 def test_sample_videos_that_are_out_of_memory_can_be_done_without(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cogtune.training import samples as module
+    from cogtune.training import sample_videos as module
 
     def exhausted(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from cogtune.data.nano import detector, world
 from cogtune.modeling.nano import NANO_VARIANTS, transformer_part, write_nano
-from cogtune.modeling.sampling import pipeline_class, scheduler_for, uses_dynamic_guidance
+from cogtune.modeling.pipelines import pipeline_class, scheduler_for, uses_dynamic_guidance
 from cogtune.models.checkpoint_configs import read_spec
 from tools.nano.common import best_device, machine, say
 

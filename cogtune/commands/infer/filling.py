@@ -29,7 +29,7 @@ from cogtune.data.video.clips import probe
 from cogtune.data.video.images import image_warnings
 from cogtune.modeling.devices import best_device, free_bytes
 from cogtune.modeling.lora_files import Lora, check_fits, fitting_models, lora_at, read_lora
-from cogtune.modeling.sampling import steps_taken
+from cogtune.modeling.pipelines import steps_taken
 from cogtune.models.checkpoint_configs import ModelSpec, fingerprint, read_spec
 from cogtune.models.download import snapshot
 from cogtune.models.geometry import FRAME_STEP, Size
@@ -37,7 +37,7 @@ from cogtune.models.locate import locate
 from cogtune.models.tokens import cut_short, token_counter
 from cogtune.models.variants import Precision, SamplingScheduler
 from cogtune.planning.estimate import CONTEXT
-from cogtune.planning.sampling import arrangement_for, decoding_bytes, plan_sampling
+from cogtune.planning.sampling_memory import arrangement_for, decoding_bytes, plan_sampling
 from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
 from cogtune.run.folder import AVERAGE_NAME, MERGE_NAME, RUN_NAME
 from cogtune.system import console

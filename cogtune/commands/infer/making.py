@@ -14,11 +14,11 @@ from cogtune.commands.infer.outputs import PlannedVideo, free_name, grid_path, p
 from cogtune.commands.infer.request import InferRequest, Row, names_file
 from cogtune.data.frames import load_clip, load_image
 from cogtune.data.layouts import own_files
-from cogtune.data.video.sampled import frames_of, side_by_side, write_sampled
-from cogtune.modeling.sampler import SampleInputs, Sampler, SamplerSetup
-from cogtune.modeling.sampling import steps_taken
+from cogtune.data.video.generated import frames_of, side_by_side, write_generated
+from cogtune.modeling.pipelines import steps_taken
+from cogtune.modeling.video_sampler import SampleInputs, VideoSampler, VideoSamplerSetup
 from cogtune.models.geometry import Size
-from cogtune.planning.sampling import what_fits
+from cogtune.planning.sampling_memory import what_fits
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
 from cogtune.system.folders import remove_leftovers
@@ -62,9 +62,9 @@ def generate(request: InferRequest) -> list[Made]:
     return made
 
 
-def setup_of(recipe: SamplingConfig) -> SamplerSetup:
+def setup_of(recipe: SamplingConfig) -> VideoSamplerSetup:
     """Return what has to be loaded for a request."""
-    return SamplerSetup(
+    return VideoSamplerSetup(
         base=recipe.base,
         transformer=recipe.transformer,
         loras=recipe.loras,
@@ -109,7 +109,7 @@ def _sample(recipe: SamplingConfig, videos: Sequence[PlannedVideo], request: Inf
     steps = steps_taken(recipe.steps, strength)
     paths = {}
     with _memory_explained(recipe), console.progress("sampling", steps * len(videos)) as progress:
-        sampler = Sampler(setup_of(recipe), texts, console.warn)
+        sampler = VideoSampler(setup_of(recipe), texts, console.warn)
         for number, video in enumerate(videos, 1):
             status = f"video {number} of {len(videos)}"
             inputs = load_inputs(recipe, video.row, video.seed, video.scale)
@@ -117,7 +117,7 @@ def _sample(recipe: SamplingConfig, videos: Sequence[PlannedVideo], request: Inf
             remove_leftovers(video.path.parent, video.path.name)
             # Another program may have written one meanwhile.
             path = video.path if request.force or not os.path.lexists(video.path) else free_name(video.path)
-            write_sampled(path, frames, recipe.fps, video.facts, own_files.MARK)
+            write_generated(path, frames, recipe.fps, video.facts, own_files.MARK)
             paths[video] = path
             if len(videos) > 1:
                 console.note(f"{path} ({number} of {len(videos)})")
@@ -171,5 +171,5 @@ def _grid(recipe: SamplingConfig, videos: Sequence[PlannedVideo], paths: Sequenc
         "videos": [dict(video.facts) for video in videos],
     }
     pictures = side_by_side([[frames_of(path) for path in row] for row in places])
-    write_sampled(grid.path, pictures, recipe.fps, facts, own_files.MARK)
+    write_generated(grid.path, pictures, recipe.fps, facts, own_files.MARK)
     return grid

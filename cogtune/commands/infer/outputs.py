@@ -12,7 +12,7 @@ from typing import Any
 from cogtune import __version__
 from cogtune.commands.infer.filling import SamplingConfig
 from cogtune.commands.infer.request import InferRequest, Row, names_file
-from cogtune.data.video.sampled import facts_of
+from cogtune.data.video.generated import facts_of
 from cogtune.models.checkpoint_configs import fingerprint
 from cogtune.system.digests import digest, digest_file
 from cogtune.system.errors import UsageError

@@ -15,7 +15,7 @@ from cogtune.config.run_config import is_list_file
 from cogtune.data.layouts.lines import NotTextError, as_utf8, listed_lines
 from cogtune.data.layouts.media import is_image, may_be_clip
 from cogtune.data.layouts.nearest import look_alike
-from cogtune.data.video.sampled import SUFFIXES
+from cogtune.data.video.generated import SUFFIXES
 from cogtune.models.geometry import Size
 from cogtune.models.variants import Precision, SamplingScheduler
 from cogtune.system.errors import CogtuneError, UsageError, counted

@@ -53,7 +53,7 @@ def _of_run(name: str) -> bool:
     return (names.LAUNCH_NAME.fullmatch(name) or names.CHECKPOINT_NAME.fullmatch(name)) is not None
 
 
-def is_sampled(video: Path) -> bool:
+def is_generated(video: Path) -> bool:
     """Return whether a video was sampled by cogtune; False for one that cannot be read."""
     return _begins_with(video, MARK, _HEAD)
 

@@ -24,7 +24,7 @@ from cogtune.data.layouts.media import (
     is_image,
     may_be_clip,
 )
-from cogtune.data.layouts.own_files import is_quarantine, is_sampled
+from cogtune.data.layouts.own_files import is_generated, is_quarantine
 from cogtune.data.layouts.rows import USUAL_NAMES
 from cogtune.data.layouts.spelling import nfc, normal
 from cogtune.system.errors import counted
@@ -138,8 +138,8 @@ def _read(folder: Folder) -> LayoutContent:
         name = os.path.relpath(error.filename, folder.root)
         message = f"the folder {name} cannot be read: {error.strerror}"
         findings.append(finding("bad-path", name, message, "check its permissions, or move it out of the dataset"))
-    sampled = {clip for clip in clips if pairs.clips[clip] is None and is_sampled(folder.root / clip)}
-    clips = [clip for clip in clips if clip not in sampled]
+    generated = {clip for clip in clips if pairs.clips[clip] is None and is_generated(folder.root / clip)}
+    clips = [clip for clip in clips if clip not in generated]
     samples = []
     names = ids([PurePosixPath(nfc(str(clip))) for clip in clips])
     for number, (sample_id, clip) in enumerate(zip(names, clips, strict=True), start=1):
@@ -147,7 +147,7 @@ def _read(folder: Folder) -> LayoutContent:
         samples.append(Sample(sample_id, folder.root / clip, text))
         if number % 1000 == 0:
             folder.tell(number, len(clips))
-    own = [*folder.own, *sorted(map(str, sampled)), *_check_strays(pairs, findings)]
+    own = [*folder.own, *sorted(map(str, generated)), *_check_strays(pairs, findings)]
     if own:
         message = f"cogtune wrote {listed(own, 5)}: not read as data"
         findings.append(finding("own-files", str(folder.root), message))

@@ -1,4 +1,4 @@
-"""Sampling with the guides' settings, shared by ``infer`` and a run's sample videos."""
+"""diffusers pipelines, with the settings of the CogVideoX guides: for ``infer`` and a run's sample videos."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from cogtune.modeling.devices import DTYPES, best_device
 from cogtune.modeling.encoders import OFFLOADED_TEXT_BATCH, TextEncoder
 from cogtune.modeling.engine import attach
 from cogtune.modeling.lora_files import Lora, add_all, scale_all
-from cogtune.modeling.sampling import Frames, UnbatchedGuidance, pipeline_class, render, scheduler_for, unit_image
+from cogtune.modeling.pipelines import Frames, UnbatchedGuidance, pipeline_class, render, scheduler_for, unit_image
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.configs import TransformerConfig
 from cogtune.models.geometry import Size
@@ -28,7 +28,7 @@ from cogtune.system.reading import read_as
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerSetup:
+class VideoSamplerSetup:
     """What is loaded, and how."""
 
     base: Path
@@ -63,13 +63,15 @@ class SampleInputs:
     strength: float = 1.0
 
 
-class Sampler:
+class VideoSampler:
     """A model that samples one video after another.
 
     The text encoder is in memory first and alone, for all prompts; then the transformer and the VAE.
     """
 
-    def __init__(self, setup: SamplerSetup, texts: Sequence[str], tell: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, setup: VideoSamplerSetup, texts: Sequence[str], tell: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Encode ``texts`` and load the rest.
 
         Args:

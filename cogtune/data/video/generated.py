@@ -1,4 +1,4 @@
-"""Sampled videos as mp4, webp or gif files, with what they were made of in their metadata."""
+"""Generated videos as mp4, webp or gif files, with what they were made of in their metadata."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DESCRIPTION = 0x010E
 """EXIF's ImageDescription."""
 
 
-def write_sampled(path: Path, frames: Pixels, fps: float, facts: Mapping[str, Any], mark: str) -> None:
+def write_generated(path: Path, frames: Pixels, fps: float, facts: Mapping[str, Any], mark: str) -> None:
     """Write a video, in the format that its name ends in.
 
     Args:
@@ -65,7 +65,7 @@ def _times(fps: float, count: int) -> list[int]:
 
 
 def facts_of(path: Path) -> dict[str, Any] | None:
-    """Read the facts that :func:`write_sampled` put into a file; None for any other file."""
+    """Read the facts that :func:`write_generated` put into a file; None for any other file."""
     text = ""
     with contextlib.suppress(VideoError, OSError, ValueError, CogtuneError):
         if path.suffix.lower() == ".mp4":
@@ -84,7 +84,7 @@ def facts_of(path: Path) -> dict[str, Any] | None:
 
 
 def frames_of(path: Path) -> Pixels:
-    """Read a video that :func:`write_sampled` wrote: ``uint8 [F, H, W, 3]``.
+    """Read a video that :func:`write_generated` wrote: ``uint8 [F, H, W, 3]``.
 
     Raises:
         CogtuneError: it cannot be read.

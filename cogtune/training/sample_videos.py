@@ -17,7 +17,7 @@ from cogtune.data.cache.store import Store
 from cogtune.data.layouts import own_files
 from cogtune.data.prompts import PromptRow
 from cogtune.data.video.clips import write_video
-from cogtune.modeling.sampling import (
+from cogtune.modeling.pipelines import (
     NotFinite,
     UnbatchedGuidance,
     pipeline_class,
