@@ -113,7 +113,7 @@ def cache(
     as_json: Json = False,
 ) -> None:
     """Encode clips and captions for training. Entries that already exist are kept."""
-    from cogtune.commands import train
+    from cogtune.commands import cache
     from cogtune.config.resolving import resolve
     from cogtune.system.errors import UsageError
 
@@ -132,7 +132,7 @@ def cache(
     if prune:
         _prune(resolved.config, as_json, yes=yes)
         return
-    done = train.cache(resolved.config, processes=num_processes)
+    done = cache.fill(resolved.config, processes=num_processes)
     if as_json:
         console.emit(done.to_json())
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,12 @@ from cogtune.cli.options import ClipDecoder, ConfigFile, Fit, Flags, PresetName,
 from cogtune.config.run_config import RunConfig
 from cogtune.system import console
 from cogtune.system.errors import UsageError
+
+if TYPE_CHECKING:
+    from cogtune.commands.train import PreparedRun
+    from cogtune.config.resolving import Resolved
+    from cogtune.models.checkpoint_configs import ModelSpec
+    from cogtune.planning.fit import Hardware
 
 _FIRST = ("model", "data", "output", "type", "size", "steps", "learning_rate", "rank", "validation_prompts")
 """The options that most runs set, shown first; the others are grouped in panels."""
@@ -72,7 +78,6 @@ def train(
 
     Settings come from the preset, the --config file and flags, in that order. OUTPUT/run.yaml records their sources.
     """
-    from cogtune.commands import run_summary
     from cogtune.commands import train as runs
     from cogtune.commands.resume import is_repository, resume_from_hub
     from cogtune.config.launchers import check_machines
@@ -80,7 +85,6 @@ def train(
     from cogtune.planning.estimate import check_arrangement
     from cogtune.planning.fit import fitted, local_hardware, refuse_unfit
     from cogtune.planning.host_memory import with_state
-    from cogtune.planning.summary import estimate_run
 
     use_decoder(decoder)
     if smoke and (resume is not None or dry_run):
@@ -102,18 +106,12 @@ def train(
     if slurm is not None:
         if smoke or dry_run:
             raise UsageError("--slurm cannot be used with --smoke or --dry-run", "remove one of them")
-        from cogtune.commands.slurm import write_job
-        from cogtune.run.plan import check_config
-
-        check_config(resolved.config, spec)
         more = [word for word, wanted in (("--overwrite", overwrite), ("--force", force)) if wanted]
         if decoder is not None:
             more += ["--decoder", decoder]
         if resume is not None:
             more += ["--resume", resume if resume == "latest" else str(Path(resume).absolute())]
-        settings = write_job(slurm, resolved, flags=more)
-        command = shlex.join(["sbatch", str(slurm)])
-        console.say(f"wrote {slurm} and its configuration {settings}; submit it with: {command}")
+        _write_slurm(slurm, resolved, spec, more)
         return
     check_machines(resolved.config)
     if resume is None:
@@ -129,16 +127,33 @@ def train(
         return
     if dry_run:
         ready = runs.prepare_run(resolved, resume=resume, overwrite=overwrite, dry_run=True)
-        console.table("", ("key", "value", "from"), run_summary.describe(ready.plan))
-        counts = tuple(ready.plan.buckets.values())
-        found = estimate_run(ready.plan.config, spec, machine, counts, ready.files.folder)
-        console.table("", ("what", "how much"), found.rows())
-        if ready.left:
-            words = ["cogtune", "dataset", "cache", str(ready.plan.config.data), "--config", str(ready.files.run_yaml)]
-            console.say(f"still to encode: {ready.left}; run: {shlex.join(words)}")
-        console.say(
-            f"wrote launch files to {ready.files.folder}; run them with: {shlex.join(['sh', str(ready.files.script)])}"
-        )
+        _show_dry_run(ready, spec, machine)
         return
     for line in runs.train(resolved, resume=resume, overwrite=overwrite):
         console.say(line)
+
+
+def _write_slurm(script: Path, resolved: Resolved, spec: ModelSpec, flags: list[str]) -> None:
+    from cogtune.commands.slurm import write_job
+    from cogtune.run.plan import check_config
+
+    check_config(resolved.config, spec)
+    settings = write_job(script, resolved, flags=flags)
+    command = shlex.join(["sbatch", str(script)])
+    console.say(f"wrote {script} and its configuration {settings}; submit it with: {command}")
+
+
+def _show_dry_run(ready: PreparedRun, spec: ModelSpec, machine: Hardware) -> None:
+    from cogtune.commands.run_summary import describe
+    from cogtune.planning.summary import estimate_run
+
+    console.table("", ("key", "value", "from"), describe(ready.plan))
+    counts = tuple(ready.plan.buckets.values())
+    found = estimate_run(ready.plan.config, spec, machine, counts, ready.files.folder)
+    console.table("", ("what", "how much"), found.rows())
+    if ready.left:
+        words = ["cogtune", "dataset", "cache", str(ready.plan.config.data), "--config", str(ready.files.run_yaml)]
+        console.say(f"still to encode: {ready.left}; run: {shlex.join(words)}")
+    console.say(
+        f"wrote launch files to {ready.files.folder}; run them with: {shlex.join(['sh', str(ready.files.script)])}"
+    )

@@ -1,24 +1,141 @@
-"""Cache maintenance: show its contents, verify them, delete what is unused."""
+"""The cache from beginning to end: fill it, show its contents, verify them, delete what is unused."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cogtune.commands import train
+from cogtune.commands.validate import checked_dataset, read_for_training, validation_set, with_data_here
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.index import EncodeJobs
 from cogtune.data.cache.store import CacheEntry, EntryKind, Store
+from cogtune.data.prompts import ValidationSet
+from cogtune.data.sources import Dataset
 from cogtune.encoding import jobs
+from cogtune.models.checkpoint_configs import ModelSpec, read_spec
+from cogtune.models.locate import locate
+from cogtune.run.plan import check_config
 from cogtune.system import console
-from cogtune.system.errors import CogtuneError
+from cogtune.system.errors import CogtuneError, UsageError, counted
+from cogtune.system.gpus import gpus
 from cogtune.system.locks import exclusive_folder
 
 READERS = 4
 """Entries read at a time, so that the disk can reorder requests."""
+
+
+@dataclass(frozen=True)
+class CacheResult:
+    """The result of ``dataset cache``."""
+
+    root: Path
+    samples: int
+    done: EncodeJobs | None
+    """What was encoded; None if everything was cached."""
+    results: tuple[dict[str, Any], ...]
+    """Each process's result: the fields of :class:`cogtune.encoding.worker.EncodeOutcome`."""
+
+    def __str__(self) -> str:
+        everything = f"{counted(self.samples, 'sample')} in {self.root}"
+        return f"encoded {self.done}: {everything}" if self.done else f"nothing to do: {everything}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON-able values, with the figures of :func:`cogtune.encoding.jobs.totals`."""
+        return {"cache": str(self.root), "samples": self.samples, **jobs.totals(self.results)}
+
+
+def missing_entries(config: RunConfig) -> tuple[jobs.PreparedCache, ModelSpec]:
+    """Find out which cache entries a dataset needs and which exist, without downloading or writing anything.
+
+    Raises:
+        CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
+    """
+    config = with_data_here(config, download=False).with_absolute_paths()
+    base_model_dir = locate(config.model, weights=False)
+    spec = read_spec(base_model_dir)
+    check_config(config, spec)
+    dataset = read_for_training(config)
+    watched = validation_set(config, spec, dataset, read_for_training)
+    return jobs.prepare(config, spec, base_model_dir, dataset, watched, remember=False), spec
+
+
+def fill(config: RunConfig, *, processes: int | None = None) -> CacheResult:
+    """Encode what is missing of a dataset.
+
+    Args:
+        processes: number of processes; by default one per GPU, or fewer if there is little to do.
+
+    Raises:
+        UsageError: more processes than GPUs.
+        CogtuneError: the dataset has errors, or encoding failed.
+    """
+    with suggest_cache_dir(config):
+        return _fill(config, processes)
+
+
+@contextlib.contextmanager
+def suggest_cache_dir(config: RunConfig) -> Iterator[None]:
+    """Add a hint about ``--cache-dir`` to an error about a cache that cannot be written.
+
+    Raises:
+        CogtuneError: the block's own.
+    """
+    root = jobs.store_of(config.with_absolute_paths()).root
+    try:
+        yield
+    except CogtuneError as error:
+        if error.message.startswith(f"cannot write {root}") and "--cache-dir" not in error.hint:
+            error.hint = ", or ".join(filter(None, (error.hint, "put the cache elsewhere with --cache-dir")))
+        raise
+
+
+def _fill(config: RunConfig, processes: int | None) -> CacheResult:
+    config = with_data_here(config).with_absolute_paths()
+    base_model_dir = locate(config.model)
+    spec = read_spec(base_model_dir)
+    check_config(config, spec)
+    dataset = checked_dataset(config, spec)
+    here = len(gpus())
+    if processes and here and processes > here:
+        raise UsageError(
+            f"--num-processes {processes} is more than the number of GPUs ({here})",
+            "each process needs its own GPU",
+        )
+    config = config.model_copy(update={"num_processes": max(1, here), "num_machines": 1})
+    watched = validation_set(config, spec, dataset)
+    prepared, done, results = encode_missing(config, spec, base_model_dir, dataset, watched, processes=processes)
+    return CacheResult(prepared.store.root, len(dataset.samples), done, tuple(results))
+
+
+def encode_missing(
+    config: RunConfig,
+    spec: ModelSpec,
+    base_model_dir: Path,
+    dataset: Dataset,
+    watched: ValidationSet,
+    *,
+    processes: int | None = None,
+) -> tuple[jobs.PreparedCache, EncodeJobs | None, list[dict[str, Any]]]:
+    """Encode what is missing; return the complete cache, what was encoded, and each process's result."""
+    prepared = jobs.prepare(config, spec, base_model_dir, dataset, watched)
+    if not prepared.todo:
+        prepared.store.sweep_job()
+        return prepared, None, []
+    with exclusive_folder(prepared.store.root, wait=True):
+        prepared.store.sweep()
+        # another process may have been here meanwhile
+        prepared = jobs.prepare(config, spec, base_model_dir, dataset, watched)
+        if not prepared.todo:
+            return prepared, None, []
+        job = jobs.make_encode_plan(prepared, config, spec, base_model_dir, processes=processes)
+        jobs.check_space(job, spec)
+        console.note(f"encoding {prepared.todo}")
+        results = jobs.fill_cache(job)
+    return prepared, prepared.todo, results
 
 
 @dataclass(frozen=True)
@@ -64,7 +181,7 @@ def look(config: RunConfig) -> CacheStatus:
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
     """
-    prepared, _ = train.missing_entries(config)
+    prepared, _ = missing_entries(config)
     sizes = {(entry.kind, entry.key): entry.size for entry in prepared.store.entries()}
     wanted, missing = _keys(prepared.jobs), _keys(prepared.todo)
     parts = {}
@@ -93,7 +210,7 @@ def verify(config: RunConfig) -> tuple[int, list[tuple[Path, str]]]:
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or another process is filling the cache.
     """
-    prepared, spec = train.missing_entries(config)
+    prepared, spec = missing_entries(config)
     store = prepared.store
     _require_cache(store)
     shapes = jobs.shapes(prepared.jobs, spec)
@@ -119,7 +236,7 @@ def unused(config: RunConfig) -> tuple[Store, list[CacheEntry]]:
     Raises:
         CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
     """
-    prepared, _ = train.missing_entries(config)
+    prepared, _ = missing_entries(config)
     _require_cache(prepared.store)
     wanted = _keys(prepared.jobs)
     return prepared.store, [entry for entry in prepared.store.entries() if (entry.kind, entry.key) not in wanted]

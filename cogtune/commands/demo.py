@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cogtune.commands import train, validate
+from cogtune.commands import cache, train, validate
 from cogtune.config.resolving import resolve
 from cogtune.data.synthetic import draw_dataset
 from cogtune.system import console
@@ -41,7 +41,7 @@ def run(folder: Path) -> Iterator[str]:
     report = validate.validate(resolved.config)
     console.note(f"    {counted(report.counts['clips'], 'clip')} opened, {counted(report.counts['error'], 'error')}")
     console.note(f"3/5 encoding them: cogtune dataset cache {data} --preset {PRESET}")
-    console.note(f"    {train.cache(resolved.config)}")
+    console.note(f"    {cache.fill(resolved.config)}")
     console.note(f"4/5 training a LoRA: cogtune train --preset {PRESET} --data {data} --output {output}")
     made = train.train(resolved, resume=None, overwrite=False)
     console.note(f"5/5 sampling a video: cogtune infer --lora {output} --output {video}")

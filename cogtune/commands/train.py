@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cogtune.commands.cache import encode_missing, suggest_cache_dir
 from cogtune.commands.run_summary import results
-from cogtune.commands.validate import check_output, checked_dataset, read_for_training, validation_set, with_data_here
+from cogtune.commands.validate import check_output, checked_dataset, validation_set, with_data_here
 from cogtune.config.choices import FORMER_FORMATS
 from cogtune.config.resolving import Resolved, resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.index import EncodeJobs, Index, caption_of
 from cogtune.data.cache.store import Store
 from cogtune.data.frames import FrameSettings
-from cogtune.data.prompts import ValidationSet, write_prompts
+from cogtune.data.prompts import write_prompts
 from cogtune.data.sources import Dataset
 from cogtune.encoding import jobs
 from cogtune.models.checkpoint_configs import ModelSpec, read_spec
@@ -33,8 +34,7 @@ from cogtune.run.plan import Plan, advice, check_config, make_plan, resume_finge
 from cogtune.run.run_yaml import read_run
 from cogtune.system import console, names
 from cogtune.system.containment import refuse_links_out
-from cogtune.system.errors import CogtuneError, UsageError, counted
-from cogtune.system.gpus import gpus
+from cogtune.system.errors import UsageError
 from cogtune.system.locks import WORKER_LOCK, exclusive_folder
 
 
@@ -96,89 +96,6 @@ def _warn_of_changes(resolved: Resolved, checkpoint: Path, flags: Mapping[str, A
         console.warn(f"{RUN_NAME} has changed since {checkpoint.name} was saved: {'; '.join(changed)}")
 
 
-@dataclass(frozen=True)
-class CacheResult:
-    """The result of ``dataset cache``."""
-
-    root: Path
-    samples: int
-    done: EncodeJobs | None
-    """What was encoded; None if everything was cached."""
-    results: tuple[dict[str, Any], ...]
-    """Each process's result: the fields of :class:`cogtune.encoding.worker.EncodeOutcome`."""
-
-    def __str__(self) -> str:
-        everything = f"{counted(self.samples, 'sample')} in {self.root}"
-        return f"encoded {self.done}: {everything}" if self.done else f"nothing to do: {everything}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as JSON-able values, with the figures of :func:`cogtune.encoding.jobs.totals`."""
-        return {"cache": str(self.root), "samples": self.samples, **jobs.totals(self.results)}
-
-
-def missing_entries(config: RunConfig) -> tuple[jobs.PreparedCache, ModelSpec]:
-    """Find out which cache entries a dataset needs and which exist, without downloading or writing anything.
-
-    Raises:
-        CogtuneError: the dataset or the model is not on this machine, or a clip cannot be read.
-    """
-    config = with_data_here(config, download=False).with_absolute_paths()
-    base_model_dir = locate(config.model, weights=False)
-    spec = read_spec(base_model_dir)
-    check_config(config, spec)
-    dataset = read_for_training(config)
-    watched = validation_set(config, spec, dataset, read_for_training)
-    return jobs.prepare(config, spec, base_model_dir, dataset, watched, remember=False), spec
-
-
-def cache(config: RunConfig, *, processes: int | None = None) -> CacheResult:
-    """Encode what is missing of a dataset.
-
-    Args:
-        processes: number of processes; by default one per GPU, or fewer if there is little to do.
-
-    Raises:
-        UsageError: more processes than GPUs.
-        CogtuneError: the dataset has errors, or encoding failed.
-    """
-    with suggest_cache_dir(config):
-        return _cache(config, processes)
-
-
-@contextlib.contextmanager
-def suggest_cache_dir(config: RunConfig) -> Iterator[None]:
-    """Add a hint about ``--cache-dir`` to an error about a cache that cannot be written.
-
-    Raises:
-        CogtuneError: the block's own.
-    """
-    root = jobs.store_of(config.with_absolute_paths()).root
-    try:
-        yield
-    except CogtuneError as error:
-        if error.message.startswith(f"cannot write {root}") and "--cache-dir" not in error.hint:
-            error.hint = ", or ".join(filter(None, (error.hint, "put the cache elsewhere with --cache-dir")))
-        raise
-
-
-def _cache(config: RunConfig, processes: int | None) -> CacheResult:
-    config = with_data_here(config).with_absolute_paths()
-    base_model_dir = locate(config.model)
-    spec = read_spec(base_model_dir)
-    check_config(config, spec)
-    dataset = checked_dataset(config, spec)
-    here = len(gpus())
-    if processes and here and processes > here:
-        raise UsageError(
-            f"--num-processes {processes} is more than the number of GPUs ({here})",
-            "each process needs its own GPU",
-        )
-    config = config.model_copy(update={"num_processes": max(1, here), "num_machines": 1})
-    watched = validation_set(config, spec, dataset)
-    prepared, done, results = _encode_missing(config, spec, base_model_dir, dataset, watched, processes=processes)
-    return CacheResult(prepared.store.root, len(dataset.samples), done, tuple(results))
-
-
 def train(resolved: Resolved, *, resume: str | None, overwrite: bool) -> list[str]:
     """Prepare a run, launch it and wait for it to finish; return what it wrote, as text.
 
@@ -237,18 +154,8 @@ def prepare_run(
     refuse_links_out(config.output)
     base_model_dir = locate(config.model, weights=not dry_run)
     spec = read_spec(base_model_dir)
-    init_lora = None
-    if start_from is not None:
-        init_lora = read_state(start_from).get("init_lora")
-    elif config.init_lora is not None:
-        from cogtune.modeling.lora_files import describe_init, with_init_lora
-
-        resolved = with_init_lora(resolved, spec, console.warn)
-        config = resolved.config
-        init_lora = describe_init(config)
-        targets = ", ".join(config.target_modules) if len(config.target_modules) < 9 else "its layers"
-        told = f"rank {config.rank}, alpha {config.lora_alpha:g}, on {targets}"
-        console.note(f"starting from {config.init_lora}: {told}")
+    resolved, init_lora = _with_init_lora(resolved, spec, start_from)
+    config = resolved.config
     check_config(config, spec)
     resolved = with_state(_as_before(resolved, start_from), spec)
     config = resolved.config
@@ -261,18 +168,16 @@ def prepare_run(
         dataset = only(dataset, jobs.frame_settings(config, spec))
         watched = replace(watched, prompts=watched.prompts[:1])
     if any((base_model_dir / "transformer").glob("*.safetensors")):
-        prepared = jobs.prepare(config, spec, base_model_dir, dataset, watched)
+        prepared, left = jobs.prepare(config, spec, base_model_dir, dataset, watched), ""
         # Before hours of encoding, and again below with the clips as they were encoded.
         _check_start(start_from, config, *_fingerprint_and_counts(config, base_model_dir, prepared))
-        left = str(prepared.todo) if prepared.todo else ""
-        if prepared.todo and not dry_run:
-            prepared, left = _encode_missing(config, spec, base_model_dir, dataset, watched)[0], ""
+        if dry_run:
+            left = str(prepared.todo) if prepared.todo else ""
+        elif prepared.todo:
+            prepared = encode_missing(config, spec, base_model_dir, dataset, watched)[0]
         fingerprint, buckets = _fingerprint_and_counts(config, base_model_dir, prepared)
     else:  # a dry run with a model that is not on this machine
-        nothing = Index((), "")
-        none = EncodeJobs((), (), ())
-        prepared = jobs.PreparedCache(Store(config.output), nothing, nothing, (), none, none)
-        left, fingerprint = f"everything, after downloading {config.model}", {}
+        prepared, left, fingerprint = _nothing_prepared(config), f"everything, after downloading {config.model}", {}
         buckets = jobs.clips_by_size(dataset, jobs.frame_settings(config, spec))
         _check_start(start_from, config, fingerprint, buckets)
     folder = names.DRY_RUN if dry_run else RunFolder(config.output).launch(config.machine_rank).name
@@ -294,12 +199,39 @@ def prepare_run(
     )
     files = launch.write_files(plan, resolved.to_yaml(), folder)
     _warn_of_overlap(prepared)
+    _write_lists(plan, prepared)
+    return PreparedRun(plan, files, left)
+
+
+def _with_init_lora(
+    resolved: Resolved, spec: ModelSpec, start_from: Path | None
+) -> tuple[Resolved, dict[str, Any] | None]:
+    """Take rank, alpha and layers from the LoRA that the run starts from; return its description, too."""
+    if start_from is not None:
+        return resolved, read_state(start_from).get("init_lora")
+    if resolved.config.init_lora is None:
+        return resolved, None
+    from cogtune.modeling.lora_files import describe_init, with_init_lora
+
+    resolved = with_init_lora(resolved, spec, console.warn)
+    config = resolved.config
+    targets = ", ".join(config.target_modules) if len(config.target_modules) < 9 else "its layers"
+    console.note(f"starting from {config.init_lora}: rank {config.rank}, alpha {config.lora_alpha:g}, on {targets}")
+    return resolved, describe_init(config)
+
+
+def _nothing_prepared(config: RunConfig) -> jobs.PreparedCache:
+    nothing, none = Index((), ""), EncodeJobs((), (), ())
+    return jobs.PreparedCache(Store(config.output), nothing, nothing, (), none, none)
+
+
+def _write_lists(plan: Plan, prepared: jobs.PreparedCache) -> None:
+    """Write the lists that the plan names: samples, validation samples, prompts."""
     prepared.index.write(plan.index)
     if plan.validation is not None:
         prepared.validation.write(plan.validation)
     if plan.prompts is not None:
         write_prompts(plan.prompts, prepared.prompts, prepared.index.null_text)
-    return PreparedRun(plan, files, left)
 
 
 def _as_before(resolved: Resolved, start_from: Path | None) -> Resolved:
@@ -342,33 +274,6 @@ def _warn_of_overlap(prepared: jobs.PreparedCache) -> None:
         console.warn(
             f"the validation loss is less meaningful, since these samples are also trained on: {', '.join(both)}"
         )
-
-
-def _encode_missing(
-    config: RunConfig,
-    spec: ModelSpec,
-    base_model_dir: Path,
-    dataset: Dataset,
-    watched: ValidationSet,
-    *,
-    processes: int | None = None,
-) -> tuple[jobs.PreparedCache, EncodeJobs | None, list[dict[str, Any]]]:
-    """Encode what is missing; return the complete cache, what was encoded, and each process's result."""
-    prepared = jobs.prepare(config, spec, base_model_dir, dataset, watched)
-    if not prepared.todo:
-        prepared.store.sweep_job()
-        return prepared, None, []
-    with exclusive_folder(prepared.store.root, wait=True):
-        prepared.store.sweep()
-        # another process may have been here meanwhile
-        prepared = jobs.prepare(config, spec, base_model_dir, dataset, watched)
-        if not prepared.todo:
-            return prepared, None, []
-        job = jobs.make_encode_plan(prepared, config, spec, base_model_dir, processes=processes)
-        jobs.check_space(job, spec)
-        console.note(f"encoding {prepared.todo}")
-        results = jobs.fill_cache(job)
-    return prepared, prepared.todo, results
 
 
 def _refuse_to_overwrite(output: Path, start_from: Path | None) -> None:

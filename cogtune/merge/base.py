@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -124,7 +124,22 @@ def other_components(pipeline: Path) -> tuple[list[Path], list[str]]:
     return folders, missing
 
 
-def add_component(source: Path, target: Path, copy: bool) -> None:
+def add_base_files(found: Base, folder: Path, place: Path, components: Sequence[Path] | None, *, copy: bool) -> None:
+    """Add what the base has around its transformer's weights to a merged model.
+
+    Args:
+        place: where the merged weights are, in ``folder``.
+        components: the pipeline's other components; None for a transformer without a pipeline.
+        copy: copy the components in place of linking to them.
+    """
+    shutil.copyfile(found.transformer / "config.json", place / "config.json")
+    if found.pipeline is not None and components is not None:
+        shutil.copyfile(found.pipeline / "model_index.json", folder / "model_index.json")
+        for component in components:
+            _add_component(component, folder / component.name, copy)
+
+
+def _add_component(source: Path, target: Path, copy: bool) -> None:
     """Copy a component, or link it by its absolute path, so that the result may be moved."""
     if copy:
         shutil.copytree(source, target)

@@ -16,7 +16,7 @@ import torch
 import cogtune
 from cogtune.merge.base import (
     Base,
-    add_component,
+    add_base_files,
     expected_shapes,
     find_base,
     folder_size,
@@ -143,11 +143,7 @@ def merge_checkpoint(
     read = sum(source.numel * source.dtype.itemsize for source in content.sources)
     bar = Progress(records + read, progress)
     if problems := check_bytes(content.sources, bar.advance):
-        raise CogtuneError(
-            f"{checkpoint} is damaged",
-            AGAIN,
-            details=problems,
-        )
+        raise CogtuneError(f"{checkpoint} is damaged", AGAIN, details=problems)
     is_lora = content.kind == "lora"
     with written_folder(output, warn) as folder:
         place = folder / "transformer" if content.kind == "pipeline" else folder
@@ -158,32 +154,10 @@ def merge_checkpoint(
             written, files = write_shards(place, shards, content.metadata, bar, LORA_WEIGHTS_NAME if is_lora else None)
         if found and not is_lora:
             with os_errors_explained(output):
-                shutil.copyfile(found.transformer / "config.json", place / "config.json")
-                if found.pipeline and content.kind == "pipeline":
-                    shutil.copyfile(found.pipeline / "model_index.json", folder / "model_index.json")
-                    for component in content.others:
-                        add_component(component, folder / component.name, copy_base)
-        record = {
-            "format": 1,
-            "cogtune": cogtune.__version__,
-            "kind": content.kind,
-            "checkpoint": zero.folder.resolve().name,
-            "step": state.get("step"),
-            "zero_stage": zero.stage,
-            "world_size": zero.world_size,
-            "trained_in": zero.precision,
-            "dtype": content.dtype,
-            "tensors": len(content.tensors),
-            "parameters": content.parameters,
-            "compared_with_base": found is not None,
-            "left_out": content.left_out,
-            "from_base": content.from_base,
-            "files": files,
-            **norms(written),
-            "run": {key: value for key, value in state.items() if key != "config"} or None,
-            "contents": contents(folder),
-        }
-        write_sealed(folder / MERGE_NAME, record)
+                others = content.others if content.kind == "pipeline" else None
+                add_base_files(found, folder, place, others, copy=copy_base)
+        record = _record(zero, state, content, compared=found is not None)
+        write_sealed(folder / MERGE_NAME, {**record, "files": files, **norms(written), "contents": contents(folder)})
     return MergeResult(
         output=output,
         weights=output / place.relative_to(folder) / (LORA_WEIGHTS_NAME if is_lora else ""),
@@ -197,6 +171,27 @@ def merge_checkpoint(
         missing=tuple(content.missing),
         from_base=len(content.from_base),
     )
+
+
+def _record(zero: SavedWeights, state: Mapping[str, Any], content: _Content, *, compared: bool) -> dict[str, Any]:
+    """Return what ``merge.json`` says of a checkpoint and of the weights made of it."""
+    return {
+        "format": 1,
+        "cogtune": cogtune.__version__,
+        "kind": content.kind,
+        "checkpoint": zero.folder.resolve().name,
+        "step": state.get("step"),
+        "zero_stage": zero.stage,
+        "world_size": zero.world_size,
+        "trained_in": zero.precision,
+        "dtype": content.dtype,
+        "tensors": len(content.tensors),
+        "parameters": content.parameters,
+        "compared_with_base": compared,
+        "left_out": content.left_out,
+        "from_base": content.from_base,
+        "run": {key: value for key, value in state.items() if key != "config"} or None,
+    }
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cogtune.merge.base import find_base, stored_weights
 from cogtune.merge.fit import shape_text, truncated
+from cogtune.merge.sources import LoadedSource
 from cogtune.modeling.devices import best_device
 from cogtune.modeling.lora_files.editing import Edited
 from cogtune.modeling.lora_files.names import layer_name
@@ -100,16 +101,7 @@ def extract(
     for folder, weights in zip(folders, (new, old), strict=True):
         if not weights:
             raise CogtuneError(f"no weights in {folder}", "download, copy or merge the model again")
-    wrong = [f"{name} is only in one of them" for name in sorted(new.keys() ^ old.keys())]
-    wrong += [
-        f"{name} is {shape_text(new[name].shape)} in {full}, {shape_text(old[name].shape)} in {base}"
-        for name in sorted(new.keys() & old.keys())
-        if new[name].shape != old[name].shape
-    ]
-    if wrong:
-        raise CogtuneError(f"{full} and {base} have different architectures",
-            "check that BASE is the model it was trained from",
-                           details=truncated(wrong, 5))  # fmt: skip
+    _check_same_shapes(full, new, base, old)
     names = sorted(new)
     unmatched = [t for t in targets if not any(_is_target(_layer(name), [t]) for name in names)]
     if unmatched:
@@ -141,6 +133,21 @@ def extract(
     facts = {"base_model": model, "rank": rank, "alpha": float(rank)} if known else {}
     lora = Lora(path=full, source_format="diffusers", pairs=pairs, facts=facts)
     return Extracted(Edited(lora, errors), outside, differing)
+
+
+def _check_same_shapes(
+    full: Path, new: Mapping[str, LoadedSource], base: Path, old: Mapping[str, LoadedSource]
+) -> None:
+    wrong = [f"{name} is only in one of them" for name in sorted(new.keys() ^ old.keys())]
+    wrong += [
+        f"{name} is {shape_text(new[name].shape)} in {full}, {shape_text(old[name].shape)} in {base}"
+        for name in sorted(new.keys() & old.keys())
+        if new[name].shape != old[name].shape
+    ]
+    if wrong:
+        raise CogtuneError(f"{full} and {base} have different architectures",
+            "check that BASE is the model it was trained from",
+                           details=truncated(wrong, 5))  # fmt: skip
 
 
 def _layer(tensor: str) -> str | None:

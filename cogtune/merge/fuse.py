@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 import cogtune
-from cogtune.merge.base import add_component, expected_shapes, find_base, folder_size, other_components, stored_weights
+from cogtune.merge.base import add_base_files, expected_shapes, find_base, folder_size, other_components, stored_weights
 from cogtune.merge.checkpoint import Progress, check_output, check_space, contents, norms, write_shards
 from cogtune.merge.fit import truncated
 from cogtune.merge.sources import LoadedSource
@@ -109,11 +108,7 @@ def fuse(
             place.mkdir(exist_ok=True)
         written, files = write_shards(place, split(tensors, limit), {}, bar, None)
         with os_errors_explained(output):
-            shutil.copyfile(found.transformer / "config.json", place / "config.json")
-            if found.pipeline and whole:
-                shutil.copyfile(found.pipeline / "model_index.json", folder / "model_index.json")
-                for component in others:
-                    add_component(component, folder / component.name, copy_base)
+            add_base_files(found, folder, place, others if whole else None, copy=copy_base)
         record = {
             "format": 1,
             "cogtune": cogtune.__version__,

@@ -51,7 +51,7 @@ def test_status_tells_what_is_there_and_writes_nothing(configured: Configured, t
     assert {name: (part.cached, part.missing, part.size) for name, part in empty.parts.items()} == {
         "clips": (0, 6, 0), "captions": (0, 7, 0), "images": (0, 6, 0),
     }  # fmt: skip
-    train.cache(configured())
+    cache.fill(configured())
     before = files(tmp_path)
     full = cache.look(configured())
     assert files(tmp_path) == before
@@ -68,7 +68,7 @@ def test_status_tells_what_is_there_and_writes_nothing(configured: Configured, t
 
 
 def test_verify_finds_every_kind_of_damage_and_the_next_run_mends_it(configured: Configured) -> None:
-    store = Store(train.cache(configured()).root)
+    store = Store(cache.fill(configured()).root)
     sound = files(store.root)
     assert cache.verify(configured()) == (19, [])
     latents, texts, images = (sorted((store.root / kind).rglob("*.safetensors")) for kind in KINDS)
@@ -88,17 +88,17 @@ def test_verify_finds_every_kind_of_damage_and_the_next_run_mends_it(configured:
     assert found[latents[2]] == "its shape is [32, 1, 8, 12], not [32, 3, 8, 12]"
     assert found[texts[0]] == "it has values that are not finite"
     assert not any(path.exists() for path in found)
-    again = train.cache(configured())
+    again = cache.fill(configured())
     assert str(again.done) == "3 clips, 2 captions, 1 image"
     assert files(store.root) == sound
     assert cache.verify(configured()) == (19, [])
 
 
 def test_prune_keeps_what_this_configuration_uses_and_nothing_else(configured: Configured) -> None:
-    store = Store(train.cache(configured()).root)
+    store = Store(cache.fill(configured()).root)
     kept = {name for name in files(store.root) if name.endswith(".safetensors")}
     assert cache.unused(configured())[1] == []
-    train.cache(configured(size="17x64x96", id_token="sks"))
+    cache.fill(configured(size="17x64x96", id_token="sks"))
     (store.root / "text" / "ab").mkdir(exist_ok=True)
     (store.root / "text" / "ab" / ".abc.safetensors.1-2.partial").write_bytes(b"half")
     unused = cache.unused(configured())[1]
@@ -108,7 +108,7 @@ def test_prune_keeps_what_this_configuration_uses_and_nothing_else(configured: C
     cache.delete(store, unused)
     left = {name for name in files(store.root) if "/" in name and not name.startswith("job/")}
     assert left == kept
-    assert not train.cache(configured()).done
+    assert not cache.fill(configured()).done
 
 
 def test_a_cache_that_is_not_there_is_told(configured: Configured, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_cache_that_is_not_there_is_told(configured: Configured, tmp_path: Pat
 
 
 def test_the_commands_print_it(configured: Configured, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    train.cache(configured())
+    cache.fill(configured())
     words = ["dataset", "cache", str(tmp_path / "data"), "--preset", "cpu-lora-tiny", "--model", "tiny:1.5-5b-i2v"]
 
     def said(*more: str, status: int = 0) -> str:
@@ -150,16 +150,16 @@ def test_the_commands_print_it(configured: Configured, capsys: pytest.CaptureFix
 
 def test_more_processes_than_gpus_are_refused(configured: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
     cards = tuple(Gpu("card", 12 << 30, 0) for _ in range(2))
-    monkeypatch.setattr(train, "gpus", lambda: cards)
+    monkeypatch.setattr(cache, "gpus", lambda: cards)
     monkeypatch.setattr(caching, "gpus", lambda: cards)
     with pytest.raises(UsageError, match=r"--num-processes 3 is more than the number of GPUs \(2\)"):
-        train.cache(configured(), processes=3)
+        cache.fill(configured(), processes=3)
     jobs: list[caching.EncodePlan] = []
     monkeypatch.setattr(caching, "fill_cache", lambda job: jobs.append(job) or [])
-    train.cache(configured())
-    train.cache(configured(), processes=2)
+    cache.fill(configured())
+    cache.fill(configured(), processes=2)
     monkeypatch.setattr(caching, "estimated_seconds", lambda work: 1000.0)
-    train.cache(configured())
+    cache.fill(configured())
     train.prepare_run(
         resolve(preset_name="cpu-lora-tiny", flags={**configured().model_dump(exclude_unset=True), "num_processes": 4}),
         resume=None, overwrite=False, dry_run=False,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cogtune.commands import cache as upkeep
+from cogtune.commands import cache as caches
 from cogtune.commands import train
 from cogtune.commands.validate import validate
 from cogtune.config.resolving import Resolved, resolve
@@ -84,10 +84,10 @@ def test_a_datasets_cache_that_leads_out_is_refused(configured: Configured, vict
     planted = config.data / ".cogtune" / place
     link(planted, target)
     commands: tuple[Callable[[], object], ...] = (
-        lambda: train.cache(config),
-        lambda: upkeep.look(config),
-        lambda: upkeep.verify(config),
-        lambda: upkeep.unused(config),
+        lambda: caches.fill(config),
+        lambda: caches.look(config),
+        lambda: caches.verify(config),
+        lambda: caches.unused(config),
         lambda: validate(config),
         lambda: train.prepare_run(Resolved(config, {}), resume=None, overwrite=False, dry_run=True),
     )
@@ -98,7 +98,7 @@ def test_a_datasets_cache_that_leads_out_is_refused(configured: Configured, vict
     assert contents(victim) == before
     if place == ".":
         assert f"--cache-dir {victim}" in caught.value.hint
-        assert train.cache(configured(cache_dir=victim)).done is not None  # asked for by its own name
+        assert caches.fill(configured(cache_dir=victim)).done is not None  # asked for by its own name
         assert (victim / "notes.txt").read_text() == "of someone else: notes.txt"
 
 
@@ -107,15 +107,15 @@ def test_links_that_stay_inside_are_followed(configured: Configured, tmp_path: P
     cache = config.data / ".cogtune"
     (cache / "large").mkdir(parents=True)
     (cache / "latents").symlink_to("large")
-    done = train.cache(config)
+    done = caches.fill(config)
     assert done.done is not None
     assert len(list((cache / "large").glob("??/*.safetensors"))) == 6
     (tmp_path / "linked").symlink_to(config.data)
-    assert train.cache(configured(data=tmp_path / "linked")).done is None
+    assert caches.fill(configured(data=tmp_path / "linked")).done is None
 
 
 def test_an_entry_that_is_a_link_or_a_pipe_is_none(configured: Configured, tmp_path: Path) -> None:
-    store = Store(train.cache(configured()).root)
+    store = Store(caches.fill(configured()).root)
     entries = list(store.entries())[:2]
     first, second = (store.path(entry.kind, entry.key) for entry in entries)
     shutil.move(first, tmp_path / "moved")
@@ -125,7 +125,7 @@ def test_an_entry_that_is_a_link_or_a_pipe_is_none(configured: Configured, tmp_p
     assert not any(store.holds(entry.kind, entry.key) for entry in entries)
     before = (tmp_path / "moved").read_bytes()
     second.unlink()
-    assert len(train.cache(configured()).done or ()) == 2
+    assert len(caches.fill(configured()).done or ()) == 2
     assert all(store.holds(entry.kind, entry.key) for entry in entries)
     assert not first.is_symlink()
     assert (tmp_path / "moved").read_bytes() == before
