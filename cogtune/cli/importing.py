@@ -16,19 +16,19 @@ _WORDS = {"kept": "kept", "better": "not needed", "none": "no counterpart", "to 
 
 def import_run(
     path: Annotated[
-        Path, typer.Argument(help="A shell script that starts a training, or CogKit's config.yaml.", show_default=False)
+        Path, typer.Argument(help="Shell script that starts a training, or CogKit's config.yaml.", show_default=False)
     ],
-    output: Annotated[Path, typer.Option("--output", help="The configuration to write.")] = Path("run.yaml"),
+    output: Annotated[Path, typer.Option("--output", help="Configuration to write.")] = Path("run.yaml"),
     leave_out: Annotated[
         list[str] | None,
-        typer.Option("--leave-out", help="A flag that is not known here, to be left out; may be given more than once."),
+        typer.Option("--leave-out", help="An unknown flag to ignore; may be given more than once."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file that --output names.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn another program's training script into a run.yaml, and say of each flag where it went.
+    """Turn another program's training script into a run.yaml, and report what became of each flag.
 
-    Known are CogVideo's finetune, CogKit, the diffusers example, CogVideoX Factory and finetrainers.
+    Supported are CogVideo's finetune, CogKit, the diffusers example, CogVideoX Factory and finetrainers.
     """
     from cogtune.commands import importing
 

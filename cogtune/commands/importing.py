@@ -1,4 +1,4 @@
-"""``cogtune import``: another program's script or configuration becomes a ``run.yaml``."""
+"""``cogtune import``: turn another program's script or configuration into a ``run.yaml``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from cogtune.system.files import write_text
 
 
 def import_run(path: Path, output: Path, *, leave_out: Sequence[str] = (), force: bool = False) -> Imported:
-    """Write what a script asks for as a configuration, after a look at whether ``cogtune plan`` takes it.
+    """Write a script's settings as a configuration, after checking that ``cogtune plan`` accepts it.
 
     Args:
-        leave_out: flags that are not known here and shall be left out.
-        force: replace a file that is there.
+        leave_out: unknown flags to ignore.
+        force: replace an existing file.
 
     Raises:
-        UsageError: there is something in it that is not understood, or that this model cannot do; or ``output`` already
-            exists.
+        UsageError: the script cannot be imported as is, its model does not support it, or ``output`` already exists.
         CogtuneError: a file cannot be read or written.
     """
     if output.exists() and not force:

@@ -1,7 +1,7 @@
-"""Scripts and configurations of other programs that train CogVideoX, turned into keys of ``run.yaml``.
+"""Importers of other programs' training scripts and configurations for CogVideoX, as keys of ``run.yaml``.
 
-:mod:`.shell` finds out which command a shell script runs, :mod:`.reading` which flags that or a file of keys sets,
-:mod:`.flags` says of each flag where it goes, :mod:`.translating` makes a configuration of them.
+:mod:`.shell` finds the command that a shell script runs, :mod:`.reading` the flags that this command or a config file
+sets, :mod:`.flags` maps flags to keys, and :mod:`.translating` makes a configuration of them.
 """
 
 from cogtune.config.importers.reading import Given, read

@@ -1,4 +1,4 @@
-"""Every flag of the known programs: the key that it becomes, or what is to be said of it.
+"""Every flag of the supported programs: the key that it becomes, or a remark about it.
 
 Sources: CogVideo's ``finetune/schemas/args.py``, CogKit's ``finetune/base/base_args.py`` and its ``config.yaml``,
 diffusers' ``examples/cogvideo/train_cogvideox_*lora.py``, CogVideoX Factory's ``training/args.py``, and finetrainers'
@@ -40,7 +40,7 @@ KEPT: dict[str, str] = {
     "caption_dropout_p": "caption_dropout",
     "guidance_scale": "sample_guidance",
 }
-"""Flags whose value becomes that of a key, as it is."""
+"""Flags whose value becomes that of a key, unchanged."""
 
 TOGETHER: dict[str, str] = {
     **dict.fromkeys(("model_path", "pretrained_model_name_or_path", "model_name", "model_type"), "model"),
@@ -66,17 +66,18 @@ TOGETHER: dict[str, str] = {
     **dict.fromkeys(("strategy", "offload_params_grads", "low_vram"), "memory"),
     **dict.fromkeys(("parallel_backend", "pp_degree", "dp_degree", "dp_shards", "cp_degree", "tp_degree"), "parallel"),
 }
-"""Flags that are understood with others, by what they say."""
+"""Flags that are read together with others, by topic."""
 
 BETTER: dict[str, str] = {
     **dict.fromkeys(
-        ("num_workers", "dataloader_num_workers"), "decoders are as many as the cores allow; `workers` sets them"
+        ("num_workers", "dataloader_num_workers"),
+        "there are as many decoders as the cores allow; `workers` sets the number",
     ),
-    "pin_memory": "batches are read from the cache; nothing to set (`pin_memory` here is for offload)",
-    "enable_slicing": "the VAE works in slices and tiles where memory asks for it (`vae_tiling`)",
-    "enable_tiling": "the VAE works in slices and tiles where memory asks for it (`vae_tiling`)",
-    "enable_model_cpu_offload": "sample videos take what memory is left, without being asked to",
-    "use_dynamic_cfg": "each model is sampled as its guide does, with dynamic guidance where that is used",
+    "pin_memory": "batches are read from the cache; `pin_memory` in cogtune is for offload",
+    "enable_slicing": "the VAE uses slicing and tiling when memory requires it (`vae_tiling`)",
+    "enable_tiling": "the VAE uses slicing and tiling when memory requires it (`vae_tiling`)",
+    "enable_model_cpu_offload": "sample videos adapt to the memory that is left",
+    "use_dynamic_cfg": "dynamic guidance is used for the models whose public fine-tuning guide uses it",
     **dict.fromkeys(
         (
             "load_tensors",
@@ -87,42 +88,44 @@ BETTER: dict[str, str] = {
             "precomputation_once",
             "precomputation_reuse",
         ),
-        "clips and captions are always encoded once, ahead of training, and again when one changes",
+        "clips and captions are always encoded once before training, and again when one changes",
     ),
-    "resume_from_checkpoint": "checkpoints of other programs cannot be resumed; `init_lora` begins with a LoRA of any",
+    "resume_from_checkpoint": "other programs' checkpoints cannot be resumed; `init_lora` starts from any LoRA",
     "push_to_hub": "`cogtune push` uploads a run, with a model card",
-    "hub_model_id": "`cogtune push RUN user/name`",
-    "hub_token": "`hf auth login`; take the token out of the script",
-    **dict.fromkeys(("tracker_name", "logging_dir"), "metrics are in the run's folder; `cogtune report` shows them"),
-    **dict.fromkeys(("name4train", "log_level"), "the run is called by its `output`"),
-    **dict.fromkeys(("init_timeout", "dataset_shuffle_buffer_size"), "nothing to set: it is found out"),
-    "remove_common_llm_caption_prefixes": "`cogtune dataset validate` names captions that begin alike",
-    "dataset_type": "found out",
-    "gen_fps": "sample videos have the rate that is trained",
-    "no_grad_sync_when_accumulating": "gradients are always added up before they are exchanged",
+    "hub_model_id": "use `cogtune push RUN user/name`",
+    "hub_token": "use `hf auth login`, and remove the token from the script",
+    **dict.fromkeys(
+        ("tracker_name", "logging_dir"), "metrics are saved in the run's folder; `cogtune report` shows them"
+    ),
+    **dict.fromkeys(("name4train", "log_level"), "a run is named by its `output`"),
+    **dict.fromkeys(("init_timeout", "dataset_shuffle_buffer_size"), "nothing to set: detected automatically"),
+    "remove_common_llm_caption_prefixes": "`cogtune dataset validate` reports captions with the same beginning",
+    "dataset_type": "detected automatically",
+    "gen_fps": "sample videos have the frame rate of training",
+    "no_grad_sync_when_accumulating": "gradients are always accumulated before they are synchronized",
 }
-"""Flags that are not needed any more, and why."""
+"""Flags that are no longer needed, and why."""
 
 NOTHING: dict[str, str] = {
-    "random_flip": "clips are not mirrored: it turns writing and movement round",
-    "noised_image_dropout": "conditioning images are not dropped; their noise is `image_noise`",
-    "num_validation_videos": "one sample video of each prompt",
-    "num_validation_videos_per_prompt": "one sample video of each prompt",
+    "random_flip": "clips are not flipped: flipping mirrors text and motion",
+    "noised_image_dropout": "conditioning images are not dropped; `image_noise` adds noise to them",
+    "num_validation_videos": "each prompt gets one sample video",
+    "num_validation_videos_per_prompt": "each prompt gets one sample video",
     "validation_heights": "sample videos have the training size",
     "validation_widths": "sample videos have the training size",
     "validation_num_frames": "sample videos have the training size",
-    "validation_frame_rates": "sample videos have the training rate",
-    "allow_tf32": "matrix products are made in the run's precision",
-    "revision": "the newest revision is taken; download another and give its folder as `model`",
-    "variant": "the repository's own weights are taken",
-    "cache_dir": "set HF_HOME for downloads; `cache_dir` here is the cache of encoded clips",
-    "dataset_config_name": "the dataset's default configuration is read",
-    "fps": "that program takes no frames by it; `fps` here is the rate taken from clips, with `sampling: head`",
+    "validation_frame_rates": "sample videos have the frame rate of training",
+    "allow_tf32": "matrix products use the run's precision",
+    "revision": "the latest revision is used; to use another, download it and set `model` to its folder",
+    "variant": "the repository's default weights are used",
+    "cache_dir": "set HF_HOME for downloads; `cache_dir` in cogtune is the cache of encoded clips",
+    "dataset_config_name": "the dataset's default configuration is used",
+    "fps": "it does not select frames there; in cogtune, `fps` is the rate read from clips, with `sampling: head`",
     "enable_packing": "`buckets` trains at several sizes",
-    "caption_dropout_technique": "dropped captions are empty",
+    "caption_dropout_technique": "a dropped caption is replaced by an empty one",
     **dict.fromkeys(
         ("text_encoder_dtype", "text_encoder_2_dtype", "text_encoder_3_dtype", "vae_dtype"),
-        "text encoder and VAE run in the run's precision",
+        "the text encoder and the VAE use the run's precision",
     ),
     **dict.fromkeys(
         (
@@ -137,13 +140,13 @@ NOTHING: dict[str, str] = {
             "flow_shift",
             "flow_mode_scale",
         ),
-        "for models trained by flow matching, which CogVideoX is not; `timestep_sampling` draws timesteps here",
+        "for flow-matching models, and CogVideoX is not one; see `timestep_sampling`",
     ),
-    "layerwise_upcasting_modules": "`vram` keeps a LoRA run within a card's memory",
-    "layerwise_upcasting_storage_dtype": "`vram` keeps a LoRA run within a card's memory",
-    "image_resolution_buckets": "clips are trained on, not images",
+    "layerwise_upcasting_modules": "`vram` keeps a LoRA run within a GPU's memory",
+    "layerwise_upcasting_storage_dtype": "`vram` keeps a LoRA run within a GPU's memory",
+    "image_resolution_buckets": "cogtune trains on clips, not on images",
 }
-"""Flags that have no counterpart, and what is so instead."""
+"""Flags that have no counterpart, and what happens instead."""
 
 DEFAULTS: dict[Program, dict[str, list[str]]] = {
     "CogVideo": {
@@ -193,7 +196,7 @@ DEFAULTS: dict[Program, dict[str, list[str]]] = {
         "lr_scheduler": ["cosine_with_restarts"],
     },
 }
-"""What a program takes where its flag is not given, and cogtune would take something else."""
+"""Defaults of each program that differ from those of cogtune."""
 
 KNOWN = {*KEPT, *TOGETHER, *BETTER, *NOTHING}
 """All flags that are known."""
@@ -208,4 +211,4 @@ LAUNCH_KNOWN: dict[str, str] = {
     ),
     **dict.fromkeys(("main_process_port", "main_process_ip", "machine_rank", "same_network", "dynamo_backend"), ""),
 }
-"""Flags of launchers: the key that they decide, nothing for those that say how processes meet."""
+"""Flags of launchers and the keys that they decide; empty for those about how processes connect."""

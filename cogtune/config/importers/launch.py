@@ -1,4 +1,4 @@
-"""GPUs, machines and how memory is shared out: from launchers' flags and the files that they name."""
+"""GPUs, machines and the strategy, from launchers' flags and the files that they name."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _OF_COGKIT |= {"no_shard": "ddp", "_hybrid_shard_zero2": "zero2"}
 
 
 def accelerate_config(made: Imported) -> dict[str, Any]:
-    """Return the keys of the file that ``accelerate launch --config_file`` names; none where it is not here."""
+    """Return the keys of the file that ``accelerate launch --config_file`` names; empty if it is missing."""
     name = (made.given.launch.get("config_file") or [""])[0]
     file = made.given.file(name) if name else None
     return {} if file is None else read_mapping(file)
 
 
 def strategy(made: Imported) -> None:
-    """Decide how many GPUs there are, and how they share memory and work."""
+    """Set the number of GPUs and the strategy."""
     config = accelerate_config(made)
     _count(made, config)
     named, source = _named(made, config)
@@ -33,13 +33,13 @@ def strategy(made: Imported) -> None:
     if kind == "lora" and named != "ddp":
         named, note = (
             "ddp",
-            f"{named} shares out what an adapter has little of; `vram` keeps a run within a card's memory",
+            f"{named} gains little with an adapter; `vram` keeps a run within a GPU's memory",
         )
     elif count < STRATEGIES[named].fewest_processes:  # type: ignore[index]
         other = named.replace("zero3", "zero2")
         named, note = (
             other,
-            f"{named} shares weights over GPUs, and this is one; set num_processes and strategy for more",
+            f"{named} shards weights over GPUs, and there is only one; set num_processes and strategy to use more",
         )
     if source:
         made.values["strategy"], made.sources["strategy"] = named, source
@@ -48,16 +48,16 @@ def strategy(made: Imported) -> None:
     chosen = made.values.get("optimizer", "adamw")
     if not is_compatible(chosen, named):  # type: ignore[arg-type]
         made.values["optimizer"] = "adamw"
-        made.remarks.append(Remark("--optimizer", chosen, "none", f"not under {named}: optimizer: adamw"))
+        made.remarks.append(Remark("--optimizer", chosen, "none", f"not supported by {named}, so optimizer: adamw"))
     if made.has("low_vram"):
         if made.on("low_vram"):
-            made.say("low_vram", "to do", "set vram to what the card has, such as 8GB: nothing is quantised for it")
+            made.say("low_vram", "to do", "set vram to the memory of your GPU, such as 8GB; nothing is quantized")
         else:
-            made.say("low_vram", "better", "it is off; `vram` keeps a LoRA run within a card's memory")
+            made.say("low_vram", "better", "off; `vram` keeps a LoRA run within a GPU's memory")
 
 
 def _count(made: Imported, config: dict[str, Any]) -> None:
-    """Take the number of GPUs, and of machines."""
+    """Set the number of GPUs and of machines."""
     launch, devices = made.given.launch, made.given.devices
     machines = _number((launch.get("nnodes") or launch.get("num_machines") or [str(config.get("num_machines", 1))])[0])
     found: tuple[int | None, str] = (None, "")
@@ -75,7 +75,7 @@ def _count(made: Imported, config: dict[str, Any]) -> None:
         found = (_degree(made, "dp_degree") * _degree(made, "dp_shards"), "--dp_degree and --dp_shards")
     number, source = found
     if number is None:
-        text = "the script does not say how many GPUs: num_processes is 1 unless you set it (`--fit` chooses)"
+        text = "the script does not set the number of GPUs: num_processes is 1 unless you set it (`--fit` chooses it)"
         made.remarks.append(Remark("GPUs", "", "to do", text))
     else:
         made.values["num_processes"], made.sources["num_processes"] = number, source
@@ -85,21 +85,21 @@ def _count(made: Imported, config: dict[str, Any]) -> None:
         made.remarks.append(Remark("machines", "", "to do", f"num_machines: {machines}; set main_process_ip"))
     if devices or launch.get("gpu_ids"):
         value = devices or launch["gpu_ids"][0]
-        made.remarks.append(Remark("GPUs", value, "to do", "set CUDA_VISIBLE_DEVICES yourself to use these alone"))
+        made.remarks.append(Remark("GPUs", value, "to do", "set CUDA_VISIBLE_DEVICES to use only these"))
     for flag in ("pp_degree", "cp_degree", "tp_degree", "parallel_backend", "dp_degree", "dp_shards"):
         if made.has(flag):
             alone = flag.startswith("dp") or flag == "parallel_backend" or _degree(made, flag) == 1
-            text = "in num_processes and strategy" if alone else "no model is cut up that way; `strategy` shares memory"
+            text = "in num_processes and strategy" if alone else "not supported; `strategy` shards memory"
             made.say(flag, "kept" if alone else "none", text)
 
 
 def _named(made: Imported, config: dict[str, Any]) -> tuple[str, str]:
-    """Return the strategy that is asked for, and where; the place is empty where nothing is said."""
+    """Return the strategy and the flag that asks for it, which is empty if none does."""
     launch = made.given.launch
     if word := made.word("strategy"):
         name = _OF_COGKIT.get(word.lower())
         if name is None:
-            made.problems.append(f"--strategy {word}: there are {', '.join(_OF_COGKIT)}")
+            made.problems.append(f"--strategy {word}: expected one of {', '.join(_OF_COGKIT)}")
             name = "ddp"
         return _offloaded(name, made.on("offload_params_grads")), "--strategy"
     if _degree(made, "dp_shards") > 1:
@@ -111,7 +111,7 @@ def _named(made: Imported, config: dict[str, Any]) -> tuple[str, str]:
         return "ddp", ""
     if not config:
         guess = _by_name(name)
-        text = f"it is not here, so the strategy is {guess} by its name" if guess else "it is not here: set strategy"
+        text = f"no such file; strategy: {guess}, guessed from its name" if guess else "no such file: set strategy"
         made.remarks.append(Remark("launcher --config_file", name, "to do", text))
         return guess or "ddp", "--config_file of the launcher" if guess else ""
     kind = str(config.get("distributed_type", "NO")).upper()
@@ -124,12 +124,12 @@ def _named(made: Imported, config: dict[str, Any]) -> tuple[str, str]:
 
 
 def _zero(made: Imported, config: dict[str, Any]) -> str:
-    """Return the strategy of accelerate's keys for DeepSpeed, or of DeepSpeed's own file that they name."""
+    """Return the strategy that accelerate's DeepSpeed keys ask for, or the DeepSpeed config that they name."""
     if name := config.get("deepspeed_config_file"):
         file = made.given.file(str(name))
         if file is None:
             guess = _by_name(str(name)) or "zero2"
-            text = f"it is not here, so the strategy is {guess}: is that what it says?"
+            text = f"no such file; strategy: {guess}, which you should check"
             made.remarks.append(Remark("deepspeed_config_file", str(name), "to do", text))
             return guess
         zero = read_mapping(file).get("zero_optimization") or {}
@@ -142,7 +142,7 @@ def _zero(made: Imported, config: dict[str, Any]) -> str:
 
 
 def _by_name(name: str) -> str | None:
-    """Return the strategy that the name of a file speaks of."""
+    """Return the strategy that a file's name suggests."""
     lowered = name.lower()
     found = next((zero for zero in ("zero2", "zero3") if zero in lowered), None)
     return found and _offloaded(found, "offload" in lowered)

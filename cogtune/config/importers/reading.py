@@ -1,4 +1,4 @@
-"""What a script or a configuration of another program asks for: its flags, and how it is launched."""
+"""Reading of another program's script or configuration: its flags, and how it is launched."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ Program = Literal["CogVideo", "CogKit", "diffusers", "CogVideoX Factory", "finet
 _YAML = (".yaml", ".yml")
 _LAUNCHERS = ("accelerate", "torchrun", "python", "python3", "deepspeed")
 _ABOVE = 8
-"""Folders above a script that files are looked for in: it may be started from any of them."""
+"""Parent folders of a script in which files are searched: it may be started from any of them."""
 
 _CONFIG_FLAGS = ("yaml", "config")
-_OF_A_SCRIPT = "give the shell script that starts the training, or CogKit's config.yaml"
+_OF_A_SCRIPT = "pass the shell script that starts the training, or CogKit's config.yaml"
 
 
 @dataclass
 class Given:
-    """What is asked for, before anything is made of it."""
+    """Flags of a script or configuration, before translation."""
 
     path: Path
     program: Program
     script: str
-    """The training script's name, empty where there is none."""
+    """The training script's name, empty if there is none."""
     flags: dict[str, list[str]]
-    """The words behind each flag, by its name with underscores; none for a switch."""
+    """The values of each flag, by its name with underscores; empty for a switch."""
     launch: dict[str, list[str]] = field(default_factory=dict)
-    """The same of the launcher."""
+    """The same for the launcher."""
     devices: str | None = None
     """``CUDA_VISIBLE_DEVICES`` as the script sets it."""
     unknown: frozenset[str] = frozenset()
-    """Texts in words that stand for what is not known."""
+    """Placeholders in values for what is unknown."""
     remarks: list[str] = field(default_factory=list)
-    """What the user has to know of the script as a whole."""
+    """Remarks on the script as a whole."""
     files: list[Path] = field(default_factory=list)
     """Other files that were read."""
 
     def file(self, name: str) -> Path | None:
-        """Return the file that a flag names, relative to the script's folder, one above it or the working folder."""
+        """Return the file that a flag names, relative to the working folder, the script's folder or one above it."""
         places = (Path(), *self.path.absolute().parents[:_ABOVE])
         return next((place / name for place in places if (place / name).is_file()), None)
 
@@ -56,7 +56,7 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Given:
     """Return what the script or configuration in ``path`` asks for.
 
     Raises:
-        UsageError: it starts no training, or several, or is of a program or a model that is not known here.
+        UsageError: it starts no training or several, or its program is not supported.
         CogtuneError: it cannot be read.
     """
     if path.is_dir():
@@ -64,7 +64,7 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Given:
     if path.suffix in _YAML or path.suffix == ".json":
         values = read_mapping(path) if path.suffix in _YAML else read_json(path)
         if not isinstance(values, dict):
-            raise UsageError(f"{path} holds no keys with values", _OF_A_SCRIPT)
+            raise UsageError(f"{path} is not a mapping of keys to values", _OF_A_SCRIPT)
         flags = as_flags(values)
         return Given(path, _program(path, "", flags), "", flags)
     data = read_bytes(path, MOST_YAML)
@@ -74,10 +74,10 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Given:
         raise UsageError(f"{path} is not a text file", _OF_A_SCRIPT) from error
     found = [split for command in script.commands if (split := _training(command)) is not None]
     if not found:
-        raise UsageError(f"{path} starts no training: it has no command with a .py file and flags", _OF_A_SCRIPT)
+        raise UsageError(f"{path} does not start a training: it has no command with a .py file and flags", _OF_A_SCRIPT)
     if len(found) > 1:
         lines = ", ".join(str(command.line) for command, *_ in found)
-        raise UsageError(f"{path} starts {len(found)} trainings, in the lines {lines}", "keep one of them")
+        raise UsageError(f"{path} starts {len(found)} trainings, on lines {lines}", "keep one of them")
     _, name, launch, flags = found[0]
     devices = script.variables.get("CUDA_VISIBLE_DEVICES")
     given = Given(
@@ -96,7 +96,7 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Given:
 
 
 def _training(command: Command) -> tuple[Command, str, dict[str, list[str]], dict[str, list[str]]] | None:
-    """Return the script that a command runs, and the flags before and behind it; None for any other command."""
+    """Return the script that a command runs, and the flags before and after it; None for any other command."""
     words = list(command.words)
     at = next((n for n, word in enumerate(words) if word.endswith(".py")), None)
     if at is None or not any(word.startswith("--") for word in words[at:]):
@@ -107,7 +107,7 @@ def _training(command: Command) -> tuple[Command, str, dict[str, list[str]], dic
 
 
 def parse(words: Sequence[str]) -> dict[str, list[str]]:
-    """Return flags with the words behind them; of a flag that is there twice, the last counts, as in argparse."""
+    """Return flags with their values; the last wins if a flag is repeated, as in argparse."""
     flags: dict[str, list[str]] = {}
     name = None
     for word in words:
@@ -120,26 +120,26 @@ def parse(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def as_flags(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return a file's keys as flags; those without a value are left out, as if they were not there."""
+    """Return a file's keys as flags, without those that have no value."""
     flags: dict[str, list[str]] = {}
     for key, value in values.items():
         if value is None:
             continue
         if isinstance(value, dict):
-            raise UsageError(f"{key} holds keys of its own: this is not a trainer's configuration", _OF_A_SCRIPT)
+            raise UsageError(f"{key} holds nested keys, so this is not a training configuration", _OF_A_SCRIPT)
         items = value if isinstance(value, list) else [value]
         flags[key] = [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
     return flags
 
 
 def _add_config(given: Given) -> None:
-    """Put the keys of the file that CogKit's command names under those of the command itself."""
+    """Add the keys of the config file that CogKit's command names; the command's own flags take precedence."""
     for flag in _CONFIG_FLAGS:
         words = given.flags.get(flag)
         if words and Path(words[0]).suffix in _YAML:
             file = given.file(words[0])
             if file is None:
-                raise CogtuneError(f"--{flag} {words[0]}: there is no such file", "import it where it is")
+                raise CogtuneError(f"--{flag} {words[0]}: no such file", "import the script on the machine that has it")
             own = {name: value for name, value in given.flags.items() if name != flag}
             given.flags = as_flags(read_mapping(file)) | own
             given.files.append(file)
@@ -147,7 +147,7 @@ def _add_config(given: Given) -> None:
 
 
 def _program(path: Path, script: str, flags: Mapping[str, list[str]]) -> Program:
-    """Whose script this is, by the training script's name and by flags that only one program has."""
+    """Tell whose script this is, by the training script's name and by flags that only one program has."""
     if re.fullmatch(r"cogvideox_(text|image)_to_video_(lora|sft)\.py", script):
         return "CogVideoX Factory"
     if re.fullmatch(r"train_cogvideox_(image_to_video_)?lora\w*\.py", script) or "instance_data_root" in flags:
@@ -159,4 +159,4 @@ def _program(path: Path, script: str, flags: Mapping[str, list[str]]) -> Program
     if "model_path" in flags:
         return "CogVideo" if "caption_column" in flags or "video_column" in flags else "CogKit"
     known = "CogVideo's finetune, CogKit, the diffusers example, CogVideoX Factory and finetrainers"
-    raise UsageError(f"{path} is not of a program that is known here: it names no model", f"known are {known}")
+    raise UsageError(f"{path} is not from a supported program: it names no model", f"supported are {known}")

@@ -1,4 +1,4 @@
-"""Sample videos while training: prompts, images, and how often."""
+"""Sample videos during training: prompts, images and interval."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _FLAGS = (
 
 
 def validation(made: Imported) -> None:
-    """Take prompts and images, which every program has in a way of its own."""
+    """Set prompts and images, which each program names in its own way."""
     program = made.given.program
     wanted = made.on("do_validation") if program in ("CogVideo", "CogKit") else True
     if made.has("do_validation"):
         note = ""
         if program == "CogVideo" and not wanted:
-            note = "; that program takes any word, false too, for on"
+            note = "; that program treats any value as true, even false"
         made.say("do_validation", "kept", f"sample videos are {'on' if wanted else 'off'}{note}")
     if wanted:
         {"CogVideo": _files, "CogKit": _test_data, "finetrainers": _finetrainers}.get(program, _line)(made)
@@ -46,23 +46,23 @@ def validation(made: Imported) -> None:
 
 
 def _files(made: Imported) -> None:
-    """Take lists in a folder of their own, as CogVideo has them."""
+    """Read lists from a separate folder, as CogVideo does."""
     folder = Path(made.word("validation_dir") or "")
     for flag in ("validation_prompts", "validation_images"):
         if word := made.word(flag):
             made.set(flag, str(folder / word), flag)
     if made.has("validation_dir"):
-        made.say("validation_dir", "kept", "in front of the lists' names")
+        made.say("validation_dir", "kept", "in the paths of the lists")
     if made.has("validation_videos"):
-        made.say("validation_videos", "none", "video-to-video models are not trained")
+        made.say("validation_videos", "none", "video-to-video is not supported")
 
 
 def _test_data(made: Imported) -> None:
-    """Take prompts from the table in ``test/``, as CogKit does."""
+    """Read prompts from the table in ``test/``, as CogKit does."""
     root = made.word("data_root")
     table = Path(root or "") / "test" / "metadata.jsonl"
     if not existing(str(table)):
-        made.say("do_validation", "to do", f"write the prompts of {table}, one a line, into a .txt file and set "
+        made.say("do_validation", "to do", f"write the prompts of {table} to a .txt file, one per line, and set "
                  "validation_prompts to it")  # fmt: skip
         return
     try:
@@ -87,22 +87,26 @@ def _set_prompts(made: Imported, flag: str, rows: list[dict[str, Any]], folder: 
 
 
 def _line(made: Imported) -> None:
-    """Take prompts in one argument, as diffusers and CogVideoX Factory have them."""
+    """Read prompts from one argument, as diffusers and CogVideoX Factory do."""
     separator = made.word("validation_prompt_separator") or SEPARATOR
     for flag, key in (("validation_prompt", "validation_prompts"), ("validation_images", "validation_images")):
         if word := made.word(flag):
             made.set(key, SEPARATOR.join(part.strip() for part in word.split(separator)), flag)
     if made.has("validation_prompt_separator"):
         same = separator == SEPARATOR
-        made.say("validation_prompt_separator", "kept", f"{SEPARATOR} here" + ("" if same else f", for {separator}"))
+        made.say(
+            "validation_prompt_separator",
+            "kept",
+            f"{SEPARATOR} in cogtune" + ("" if same else f", in place of {separator}"),
+        )
 
 
 def _finetrainers(made: Imported) -> None:
-    """Take a JSON file of rows, or prompts with sizes behind them, as finetrainers has them."""
+    """Read a JSON file of rows, or prompts followed by sizes, as finetrainers does."""
     if word := made.word("validation_dataset_file"):
         file = made.given.file(word)
         if file is None:
-            made.say("validation_dataset_file", "to do", "it is not here: set validation_prompts")
+            made.say("validation_dataset_file", "to do", "no such file: set validation_prompts")
             return
         value = read_json(file)
         rows = value.get("data") if isinstance(value, dict) else None
@@ -111,12 +115,12 @@ def _finetrainers(made: Imported) -> None:
     for flag in ("validation_prompts", "validation_images"):
         if word := made.word(flag):
             parts = [part.partition("@@@")[0].strip() for part in word.split(SEPARATOR)]
-            note = "sizes behind @@@ are left out: sample videos have the training size" if "@@@" in word else ""
+            note = "sizes after @@@ are ignored: sample videos have the training size" if "@@@" in word else ""
             made.set(flag, SEPARATOR.join(parts), flag, note)
 
 
 def _interval(made: Imported) -> None:
-    """Take how often sample videos are made."""
+    """Set how often sample videos are made."""
     for flag in ("validation_steps", "validation_every_n_steps"):
         if made.has(flag) and (steps := made.number(flag)) is not None:
             made.set("sample_every", steps, flag)

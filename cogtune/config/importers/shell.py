@@ -1,7 +1,7 @@
-"""The commands that a shell script runs, with its variables filled in. Nothing is executed.
+"""The commands that a shell script runs, with variables expanded. Nothing is executed.
 
-As much of the language is understood as training scripts use: variables, arrays, quotes, ``for`` over a list (its first
-value counts), ``if`` with comparisons, ``eval``.
+Supports what training scripts use: variables, arrays, quotes, ``for`` over a list (its first value is used), ``if``
+with comparisons, ``eval``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TOO_DEEP = 20
 
 @dataclass(frozen=True)
 class Command:
-    """Words as the program that is called gets them."""
+    """A command's words, as the program receives them."""
 
     words: tuple[str, ...]
     line: int
@@ -30,12 +30,12 @@ class Command:
 
 @dataclass
 class Script:
-    """What a script does, as far as it was followed."""
+    """A script's commands and variables."""
 
     commands: list[Command] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
-    """Texts left in words in place of values that are not known."""
+    """Placeholders left in words for unknown values."""
     variables: dict[str, str | list[str]] = field(default_factory=dict)
 
 
@@ -47,7 +47,7 @@ def follow(text: str, name: str, environment: Mapping[str, str] | None = None) -
         environment: variables from outside; this process's when None.
 
     Raises:
-        UsageError: it has a construct that is not understood.
+        UsageError: it has a construct that is not supported.
     """
     script = Script()
     _Runner(script, name, os.environ if environment is None else environment).run(tokens(text, name))
@@ -71,8 +71,8 @@ class _Runner:
                 at + 2 < len(found) and [t.operator for t in found[at + 1 : at + 3]] == ["(", ")"]
             ):
                 raise UsageError(
-                    f"{self._name} line {token.line}: `{word}` is not understood here",
-                    "put the training command with its flags into a script of its own",
+                    f"{self._name} line {token.line}: `{word}` is not supported",
+                    "move the training command with its flags to a separate script",
                 )
             elif word == "for":
                 at = self._for(found, at)
@@ -102,8 +102,8 @@ class _Runner:
         fields = [value for token in values for value in self.fields(token)]
         if len(fields) > 1:
             self._script.remarks.append(
-                f"line {found[at].line}: of {variable}'s values {', '.join(fields)} the first is taken: import again "
-                "with another first, for a run of each"
+                f"line {found[at].line}: only the first of {variable}'s values {', '.join(fields)} is used; "
+                "to use another, move it to the front and import again"
             )
         if fields:
             self._script.variables[variable] = fields[0]
@@ -140,7 +140,7 @@ class _Runner:
         if known and len(inside) == 2 and inside[0] in ("-z", "-n"):
             return bool(inside[1]) == (inside[0] == "-n")
         told = " ".join(words)
-        self._script.remarks.append(f"line {condition[0].line}: `{told}` is not evaluated; it is taken to hold")
+        self._script.remarks.append(f"line {condition[0].line}: `{told}` is not evaluated and is assumed to be true")
         return True
 
     def _simple(self, found: Sequence[Token]) -> None:
@@ -162,16 +162,18 @@ class _Runner:
             return
         if fields[0] == "eval":
             if self._depth > _TOO_DEEP:
-                raise UsageError(f"{self._name} line {line}: `eval` without end", "write the command out")
+                raise UsageError(
+                    f"{self._name} line {line}: `eval` is nested too deeply", "write the command out in full"
+                )
             inner = _Runner(self._script, self._name, self._environment, self._depth + 1)
             inner.run(tokens(" ".join(fields[1:]), self._name))
         elif fields[0] in ("source", "."):
-            self._script.remarks.append(f"line {line}: `{' '.join(fields)}` is not read")
+            self._script.remarks.append(f"line {line}: `{' '.join(fields)}` is ignored")
         else:
             self._script.commands.append(Command(tuple(fields), line))
 
     def _assigned(self, token: Token) -> bool:
-        """Return whether a word is an assignment, which then is made."""
+        """Perform an assignment; return whether the word is one."""
         first = token.parts[0] if token.parts else None
         match = _ASSIGNMENT.fullmatch(first.text) if first is not None and first == Part("text", first.text) else None
         if match is None:

@@ -19,15 +19,15 @@ _PARAMETER = re.compile(r"([A-Za-z_]\w*)(\[[@*]\])?(?::?[-=](.*))?", re.DOTALL)
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a word: text, a variable's value, or what is not evaluated here."""
+    """A piece of a word: text, a variable's value, or something that is not evaluated."""
 
     kind: Literal["text", "variable", "unknown"]
     text: str
     quoted: bool = False
     every: bool = False
-    """Whether all elements of an array are meant."""
+    """Whether it expands to all elements of an array."""
     otherwise: str | None = None
-    """The value of a variable that is not set."""
+    """The value if the variable is not set."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Token:
     parts: tuple[Part, ...] = ()
     operator: str = ""
     array: tuple[Token, ...] | None = None
-    """The elements, where the word is an assignment of an array."""
+    """The elements, if the word assigns an array."""
 
     @property
     def plain(self) -> str:
-        """The word where all of it is unquoted text, else nothing."""
+        """The word if all of it is unquoted text, else empty."""
         return self.parts[0].text if len(self.parts) == 1 and self.parts[0] == Part("text", self.parts[0].text) else ""
 
 
@@ -129,7 +129,7 @@ class _Lexer:
         if char == "'":
             end = self._text.find("'", self._at + 1)
             if end < 0:
-                raise self.fail("a quote (') is never closed")
+                raise self.fail("unclosed quote (')")
             piece, self._at = self._text[self._at + 1 : end], end + 1
             return [Part("text", piece, quoted=True)]
         if char == '"':
@@ -159,15 +159,15 @@ class _Lexer:
             else:
                 parts.append(Part("text", char, quoted=True))
                 self._at += 1
-        raise self.fail('a quote (") is never closed')
+        raise self.fail('unclosed quote (")')
 
     def _dollar(self, *, quoted: bool) -> Part:
-        """Return a variable, or what else begins with ``$`` or a backquote."""
+        """Return a variable, or another expansion that begins with ``$`` or a backquote."""
         start = self._at
         if self._text[start] == "`":
             end = self._text.find("`", start + 1)
             if end < 0:
-                raise self.fail("a backquote is never closed")
+                raise self.fail("unclosed backquote")
             self._at = end + 1
         elif self._text[start + 1 : start + 2] in ("(", "{"):
             self._at = self._closing(start + 1)
@@ -190,7 +190,7 @@ class _Lexer:
             depth += (self._text[at] == opening) - (self._text[at] == closing)
             if depth == 0:
                 return at + 1
-        raise self.fail(f"{opening} is never closed")
+        raise self.fail(f"unclosed {opening}")
 
     def _array(self) -> tuple[Token, ...]:
         self._at += 1
@@ -198,7 +198,7 @@ class _Lexer:
         while True:
             token = self._next()
             if token is None:
-                raise self.fail("an array's ( is never closed")
+                raise self.fail("unclosed array")
             if token.operator == ")":
                 return tuple(found)
             if not token.operator:

@@ -1,4 +1,4 @@
-"""Another program's flags as a configuration of cogtune, and what is to be said of each."""
+"""Translation of another program's flags into a cogtune configuration, with a remark on each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.system.errors import UsageError, did_you_mean
 
 Kind = Literal["kept", "better", "none", "to do"]
-"""Of a remark: a key has the value; it is not needed; it has no counterpart; something is left to be done."""
+"""Of a remark: the flag became a key; it is not needed; it has no counterpart; the user has something to do."""
 
 _SECRET = ("hub_token",)
 
@@ -33,7 +33,7 @@ class Remark:
 
 @dataclass
 class Imported:
-    """A configuration that is being made."""
+    """A configuration in the making."""
 
     given: Given
     spec: ModelSpec | None = None
@@ -44,12 +44,12 @@ class Imported:
     told: set[str] = field(default_factory=set)
 
     def words(self, flag: str) -> list[str] | None:
-        """Return what is behind a flag, or its program's default; None where there is neither."""
+        """Return a flag's values, or its program's default; None if there is neither."""
         found = self.given.flags.get(flag)
         return found if found is not None else DEFAULTS[self.given.program].get(flag)
 
     def word(self, *flags: str) -> str | None:
-        """Return the first word behind the first of ``flags`` that has one; a given one goes before a default."""
+        """Return the first value of the first of ``flags`` that has one; given flags take precedence over defaults."""
         for of in (self.given.flags, DEFAULTS[self.given.program]):
             for flag in flags:
                 if words := of.get(flag):
@@ -57,14 +57,14 @@ class Imported:
         return None
 
     def number(self, flag: str) -> float | None:
-        """Return the number behind a flag; None where there is none, which is a problem if something else is."""
+        """Return a flag's number; None if it has no value. Anything else is recorded as a problem."""
         word = self.word(flag)
         if word is None:
             return None
         try:
             value = float(word)
         except ValueError:
-            self.problems.append(f"--{flag} {word}: not a number")
+            self.problems.append(f"--{flag} {word}: expected a number")
             return None
         return int(value) if value.is_integer() else value
 
@@ -73,12 +73,12 @@ class Imported:
         return flag in self.given.flags
 
     def on(self, flag: str) -> bool:
-        """Return whether a switch is given, and not as false."""
+        """Return whether a switch is given and not false."""
         words = self.given.flags.get(flag)
         return words is not None and (not words or words[0].lower() in ("true", "1", "yes"))
 
     def say(self, flag: str, kind: Kind, text: str) -> None:
-        """Tell what became of a flag."""
+        """Add a remark on what became of a flag."""
         self.told.add(flag)
         words = self.given.flags.get(flag)
         value = " ".join(words) if words is not None else f"({' '.join(self.words(flag) or [])}, its default)"
@@ -86,7 +86,7 @@ class Imported:
         self.remarks.append(Remark(f"--{flag}", shown, kind, text))
 
     def set(self, key: str, value: Any, flag: str, note: str = "") -> None:
-        """Give a key its value, from a flag."""
+        """Set a key to a value from a flag."""
         text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).strip()
         self.values[key] = value
         source = f"--{flag}" if self.has(flag) or flag not in DEFAULTS[self.given.program] else f"default of --{flag}"
@@ -95,13 +95,13 @@ class Imported:
         self.say(flag, "kept", f"{key}: {shown}" + (f"; {note}" if note else ""))
 
     def drop(self, key: str) -> None:
-        """Take a key out again."""
+        """Remove a key."""
         self.values.pop(key, None)
         self.sources.pop(key, None)
 
     def to_yaml(self) -> str:
-        """Return the keys that are set, in cogtune's order, each with the flag that it comes from."""
-        lines = [f"# From {self.given.path.name} of {self.given.program}, by `cogtune import`."]
+        """Return the keys as YAML in cogtune's order, each with the flag that it comes from."""
+        lines = [f"# Imported from {self.given.path.name} of {self.given.program} by `cogtune import`."]
         for key in RunConfig.model_fields:
             if key in self.values:
                 text = yaml.safe_dump(self.values[key], default_flow_style=True, width=10_000, allow_unicode=True)
@@ -113,10 +113,10 @@ def translate(given: Given, *, leave_out: Iterable[str] = ()) -> Imported:
     """Return the configuration that a script asks for.
 
     Args:
-        leave_out: flags that are not known here and shall be left out.
+        leave_out: unknown flags to ignore.
 
     Raises:
-        UsageError: a flag is not known, or cannot be taken over; with all of them.
+        UsageError: flags are unknown or cannot be translated; lists all of them.
     """
     from cogtune.config.importers import flag_groups
 
@@ -124,25 +124,23 @@ def translate(given: Given, *, leave_out: Iterable[str] = ()) -> Imported:
     skipped = {name.lstrip("-").replace("-", "_") for name in leave_out}
     for name in [name for name in given.flags if name not in KNOWN]:
         if name in skipped:
-            made.say(name, "none", "left out, as asked")
+            made.say(name, "none", "ignored because of --leave-out")
         else:
-            made.problems.append(
-                f"--{name}: not a flag of {given.program} that is known here{did_you_mean(name, KNOWN)}"
-            )
+            made.problems.append(f"--{name}: unknown flag of {given.program}{did_you_mean(name, KNOWN)}")
     for name in (name for name in given.launch if name not in LAUNCH_KNOWN):
         if name in skipped:
             made.remarks.append(
-                Remark(f"launcher --{name}", " ".join(given.launch[name]), "none", "left out, as asked")
+                Remark(f"launcher --{name}", " ".join(given.launch[name]), "none", "ignored because of --leave-out")
             )
         else:
-            made.problems.append(f"--{name}: not a flag of the launcher that is known here")
+            made.problems.append(f"--{name}: unknown flag of the launcher")
     if surplus := sorted(skipped - given.flags.keys() - given.launch.keys()):
-        made.problems.append(f"--leave-out {', '.join(surplus)}: there is no such flag")
+        made.problems.append(f"--leave-out {', '.join(surplus)}: the script has no such flag")
     _evaluate(made)
     for told in given.remarks:
         made.remarks.append(Remark("script", "", "to do", told))
     for file in given.files:
-        made.remarks.append(Remark("script", str(file), "kept", "its keys are read too"))
+        made.remarks.append(Remark("script", str(file), "kept", "its keys are imported, too"))
     _refuse(made)
     flag_groups.model(made)
     _plain(made)
@@ -150,46 +148,46 @@ def translate(given: Given, *, leave_out: Iterable[str] = ()) -> Imported:
         group(made)
     for name, words in given.launch.items():
         if LAUNCH_KNOWN.get(name) == "":
-            text = "processes find each other by themselves"
+            text = "cogtune connects the processes itself"
             made.remarks.append(Remark(f"launcher --{name}", " ".join(words), "better", text))
     lost = [name for name in given.flags if name in KNOWN and name not in made.told]
-    made.problems += [f"--{name}: not taken over: this is a fault of `cogtune import`" for name in lost]
+    made.problems += [f"--{name}: not translated, which is a bug in `cogtune import`" for name in lost]
     _refuse(made)
     return made
 
 
 def _refuse(made: Imported) -> None:
-    """Stop where something is not understood.
+    """Raise if there are problems.
 
     Raises:
         UsageError: with every problem.
     """
     if made.problems:
         raise UsageError(
-            f"{made.given.path} cannot be taken over as it is",
-            "--leave-out FLAG leaves out one that is not known; for the others, change the script",
+            f"{made.given.path} cannot be imported as is",
+            "use --leave-out FLAG to ignore an unknown flag, or edit the script",
             details=made.problems,
         )
 
 
 def _evaluate(made: Imported) -> None:
-    """Tell flags whose values only running the script would give; a folder for results can do without."""
+    """Report flags whose values only running the script would give; an output folder is replaced."""
     for name, words in made.given.flags.items():
         found = [text for text in sorted(made.given.unknown) if any(text in word for word in words)]
         if found and name == "output_dir":
             made.given.flags[name] = ["out"]
             made.remarks.append(
-                Remark(f"--{name}", " ".join(words), "to do", "output: out, since it is computed there")
+                Remark(f"--{name}", " ".join(words), "to do", "output: out, since the script computes it")
             )
         elif found and name in KNOWN and name not in BETTER and name not in NOTHING:
             told = ", ".join(found)
             made.problems.append(
-                f"--{name} {' '.join(words)}: {told} is neither set in the script nor in the environment"
+                f"--{name} {' '.join(words)}: {told} is set neither in the script nor in the environment"
             )
 
 
 def _plain(made: Imported) -> None:
-    """Take over the flags that need no others."""
+    """Translate the flags that need no others."""
     for name in (*made.given.flags, *(n for n in DEFAULTS[made.given.program] if n not in made.given.flags)):
         if name in BETTER:
             made.say(name, "better", BETTER[name])
@@ -203,12 +201,12 @@ def _plain(made: Imported) -> None:
 
 
 def _given_otherwise(made: Imported, name: str) -> bool:
-    """Return whether another flag for the same key is given."""
+    """Return whether another flag sets the same key."""
     return any(other in made.given.flags for other, key in KEPT.items() if key == KEPT[name])
 
 
 def _value(words: Sequence[str]) -> Any:
-    """Return words as YAML reads them, so that numbers are numbers."""
+    """Return words as one value, a number if they are one."""
     text = " ".join(words)
     try:
         number = float(text)
@@ -218,5 +216,5 @@ def _value(words: Sequence[str]) -> Any:
 
 
 def existing(name: str) -> bool:
-    """Return whether a path leads somewhere on this machine."""
+    """Return whether a path exists on this machine."""
     return Path(name).expanduser().exists()
