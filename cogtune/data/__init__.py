@@ -1,1 +1,1 @@
-"""From a folder of clips and captions to what training reads: samples, findings, frames."""
+"""Datasets, from a folder of clips and captions to training batches: samples, findings, frames, cache."""

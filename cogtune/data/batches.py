@@ -1,13 +1,13 @@
-"""Which samples are in which step: a function of the seed and the step number alone.
+"""The samples of each step, as a function of only the seed and the step number.
 
 Forward passes are counted through the whole run, and the samples in them: optimizer step s takes the next
-``accumulation * world_size`` passes, however they are divided between the two. So a resumed run goes on with the
-sample it would have had, and two processes see what one would.
+``accumulation * world_size`` passes, however they are divided between the two. So a resumed run continues with the
+sample that comes next, and two processes together see what one would.
 
-The samples of a pass are from one bucket, that is of one size. Each bucket has an endless line of its own samples,
-round after round in a new order, of which an epoch takes as many whole passes as see each sample once; where the last
-pass is not full, the next round begins, and the next epoch goes on behind it. Over E epochs each sample comes at
-least E times, and no bucket gets a pass more than that takes. Which bucket's turn it is, is shuffled over the epoch.
+The samples of a pass are from one bucket, that is of one size. Each bucket has an endless sequence of its samples,
+round after round in a new order, of which an epoch takes as many full passes as are needed to see each sample once. If
+the last pass is not full, the next round begins in it, and the next epoch continues after it. Over E epochs each sample
+is seen at least E times, and no bucket gets more passes than that requires. The order of buckets is shuffled per epoch.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 Integers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 LOOKAHEAD = 2
-"""Batches read ahead of the step that uses them."""
+"""The number of batches that are prefetched."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass works on.
+    """The inputs of one forward pass.
 
     ``moments [B, 2C, F, h, w]``, ``text [B, L, D]``, ``image [B, 3, H, W]`` uint8 or None; ``ordinals`` are the
     samples' numbers in the run, from which noise and timestep follow.
@@ -51,7 +51,7 @@ class Batch:
 class MicroBatch:
     """One forward pass: samples of one bucket.
 
-    ``positions`` are theirs in the bucket, ``ordinals`` their numbers in the run.
+    ``positions`` are their positions in the bucket, ``ordinals`` their numbers in the run.
     """
 
     bucket: int
@@ -61,7 +61,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class RankSampler:
-    """Which part of every optimizer step one process works on."""
+    """One process's part of every optimizer step."""
 
     seed: int
     batch_size: int
@@ -70,9 +70,9 @@ class RankSampler:
     rank: int
 
     def passes(self, step: int, counts: tuple[int, ...]) -> list[MicroBatch]:
-        """Return this process's forward passes of optimizer step ``step``, over buckets of so many samples.
+        """Return this process's forward passes of optimizer step ``step``, for buckets of these sizes.
 
-        The passes of a step are dealt out by bucket, so that the processes work on one size at a time as far as may be.
+        A step's passes are distributed by bucket, so that the processes work on the same size as far as possible.
         """
         together = self.accumulation * self.world_size
         passes = [
@@ -84,7 +84,7 @@ class RankSampler:
 
 
 def micro_batch_at(seed: int, number: int, counts: tuple[int, ...], batch_size: int) -> MicroBatch:
-    """Return forward pass ``number`` of a run, over buckets of so many samples."""
+    """Return forward pass ``number`` of a run, for buckets of these sizes."""
     epoch = number * batch_size // sum(counts)
     while sum(_passes_before(epoch, counts, batch_size)) > number:
         epoch -= 1
@@ -104,15 +104,13 @@ def micro_batch_at(seed: int, number: int, counts: tuple[int, ...], batch_size: 
 
 
 def sample_at(seed: int, ordinal: int, count: int, bucket: int = 0) -> int:
-    """Return which of a bucket's ``count`` samples is its ``ordinal``-th: each once a round, in the round's own
-    order."""
+    """Return the position of a bucket's ``ordinal``-th sample: each comes once per round, in the round's order."""
     round_, position = divmod(ordinal, count)
     return int(_order(seed, round_, count, bucket)[position])
 
 
 def _passes_before(epoch: int, counts: tuple[int, ...], batch_size: int) -> list[int]:
-    """Return forward passes of each bucket before ``epoch``: enough for each of its samples to have come so many
-    times."""
+    """Return the number of each bucket's forward passes before ``epoch``: enough to see each sample ``epoch`` times."""
     return [-(-epoch * count // batch_size) for count in counts]
 
 
@@ -123,7 +121,7 @@ def _order(seed: int, round_: int, count: int, bucket: int) -> Integers:
 
 @functools.lru_cache(maxsize=4)
 def _order_of_buckets(seed: int, epoch: int, counts: tuple[int, ...], batch_size: int) -> Integers:
-    """Return which bucket each forward pass of an epoch is from."""
+    """Return the bucket of each forward pass of an epoch."""
     before, after = (np.array(_passes_before(at, counts, batch_size)) for at in (epoch, epoch + 1))
     return np.random.default_rng([seed, epoch]).permutation(np.repeat(np.arange(len(counts)), after - before))
 
@@ -139,7 +137,7 @@ def load_batch(store: Store, rows: Sequence[SampleKeys], ordinals: tuple[int, ..
 
 
 def batches(store: Store, index: Index, share: RankSampler, first_step: int, last_step: int) -> Iterator[list[Batch]]:
-    """For each optimizer step from ``first_step`` up to ``last_step``, its forward passes' batches, read ahead."""
+    """Yield the batches of each optimizer step from ``first_step`` up to ``last_step``, prefetched."""
 
     buckets = list(index.buckets.values())
     counts = tuple(len(bucket) for bucket in buckets)

@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset: one table of codes, and the finding that carries one."""
+"""Findings of dataset validation: a table of codes, and the type that carries one."""
 
 from __future__ import annotations
 
@@ -10,85 +10,87 @@ from typing import Literal
 Severity = Literal["error", "warning", "note"]
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-"""From worst to mildest. An error means that the sample, or the whole dataset, cannot be used as it is."""
+"""From worst to mildest. An error means that the sample, or the whole dataset, cannot be used as is."""
 
 
 @dataclass(frozen=True)
 class FindingKind:
-    """One row of :data:`FINDINGS`: how bad it is and, in a sentence for the docs, what it means."""
+    """One row of :data:`FINDINGS`: its severity and, as a sentence for the docs, its meaning."""
 
     severity: Severity
     meaning: str
 
 
 FINDINGS: dict[str, FindingKind] = {
-    "missing-list": FindingKind("error", "One of the files that list captions and clips is not there."),
-    "not-utf8": FindingKind("error", "A text file holds bytes that are not UTF-8."),
-    "line-counts": FindingKind("error", "The lists have unequal numbers of lines, so nothing is paired."),
-    "blank-line": FindingKind("error", "A list has a blank line inside: lines may have shifted, so nothing is paired."),
+    "missing-list": FindingKind("error", "One of the lists of captions and clips is missing."),
+    "not-utf8": FindingKind("error", "A text file contains bytes that are not UTF-8."),
+    "line-counts": FindingKind("error", "The lists have different numbers of lines, so nothing is paired."),
+    "blank-line": FindingKind(
+        "error", "A list contains a blank line, so its lines may be shifted and nothing is paired."
+    ),
     "bad-row": FindingKind(
-        "error", "A row of a table cannot be read: its quotes, its number of values, its JSON or a type."
+        "error", "A row of a table cannot be read because of its quotes, number of values, JSON or types."
     ),
     "missing-value": FindingKind("error", "A row of a table has no caption or no path."),
-    "other-layout": FindingKind("note", "The folder could be read in another way too; --format chooses."),
-    "read-as": FindingKind("note", "Something is not as documented, and was read because it is plain what is meant."),
+    "other-layout": FindingKind("note", "The folder also matches another layout; use --format to choose."),
+    "read-as": FindingKind("note", "A file or column differs from the documentation but is unambiguous, and was read."),
     "left-out": FindingKind(
-        "note", "Clips or images in the folder that no line, row or caption names: they are not read."
+        "note", "The folder contains clips or images that no line, row or caption names; they are not read."
     ),
-    "own-files": FindingKind("note", "Files that cogtune itself wrote into the folder; they are not read as data."),
-    "no-samples": FindingKind("error", "The dataset holds no sample at all."),
-    "bad-path": FindingKind("error", "A line is not a path that this system can open."),
-    "outside-folder": FindingKind("error", "A path leaves the dataset's folder: absolute, by .. or by a link."),
-    "missing-video": FindingKind("error", "A listed clip is not there."),
-    "missing-image": FindingKind("error", "A listed image is not there."),
-    "missing-caption": FindingKind("error", "A clip has no caption file beside it."),
-    "stray-caption": FindingKind("warning", "A caption file has no clip beside it."),
-    "empty-video": FindingKind("error", "A clip's file has no bytes."),
-    "not-a-video": FindingKind("error", "A clip's file is no video."),
-    "no-video-stream": FindingKind("error", "A clip's file holds sound or data, but no pictures."),
-    "cut-short": FindingKind("error", "A clip's file ends before it should: an unfinished copy or download."),
+    "own-files": FindingKind("note", "The folder contains files that cogtune wrote; they are not read as data."),
+    "no-samples": FindingKind("error", "The dataset has no samples."),
+    "bad-path": FindingKind("error", "A path cannot be opened on this system."),
+    "outside-folder": FindingKind("error", "A path leads out of the dataset's folder: an absolute path, .. or a link."),
+    "missing-video": FindingKind("error", "A listed clip is missing."),
+    "missing-image": FindingKind("error", "A listed image is missing."),
+    "missing-caption": FindingKind("error", "A clip has no caption file next to it."),
+    "stray-caption": FindingKind("warning", "A caption file has no clip next to it."),
+    "empty-video": FindingKind("error", "A clip's file is empty."),
+    "not-a-video": FindingKind("error", "A clip's file is not a video."),
+    "no-video-stream": FindingKind("error", "A clip's file contains audio or data, but no video."),
+    "cut-short": FindingKind("error", "A clip's file is incomplete, such as an unfinished copy or download."),
     "damaged-video": FindingKind("error", "A clip cannot be opened or decoded."),
-    "decoder-died": FindingKind("error", "A clip makes the decoder crash; only the process that opened it was lost."),
-    "decoder-hung": FindingKind(
-        "error", "A clip makes the decoder stand still; only the process that opened it was lost."
-    ),
+    "decoder-died": FindingKind("error", "A clip crashes the decoder, which runs in a separate process."),
+    "decoder-hung": FindingKind("error", "A clip hangs the decoder, which runs in a separate process."),
     "unreadable-image": FindingKind("error", "An image cannot be opened or decoded."),
-    "too-short": FindingKind("error", "A clip gives fewer frames than training takes."),
-    "slow": FindingKind("warning", "A clip has fewer frames a second than training: its motion is learned sped up."),
-    "no-rate": FindingKind("warning", "A clip's file says nothing of time: the rate of its frames is a guess."),
-    "variable-rate": FindingKind("warning", "A clip's picture stands still now and then, which training passes over."),
-    "rotated": FindingKind("note", "A clip is stored turned or mirrored; it is trained as players show it."),
-    "interlaced": FindingKind("warning", "A clip is interlaced: it is trained with combed edges."),
-    "pixel-aspect": FindingKind("warning", "A clip's pixels are not square: it is trained squeezed."),
-    "upscaled": FindingKind("warning", "A clip is smaller than the training size and gets enlarged."),
-    "cropped": FindingKind("warning", "More than a quarter of each frame is cut away to fit the training shape."),
-    "deep-colour": FindingKind("note", "A clip has more than 8 bits a colour; it is trained with 8."),
-    "hdr": FindingKind("warning", "A clip's colours are meant for an HDR or wide-gamut screen: it is trained pale."),
+    "too-short": FindingKind("error", "A clip has fewer frames than training requires."),
+    "slow": FindingKind(
+        "warning", "A clip's frame rate is lower than the training rate, so the model learns faster motion."
+    ),
+    "no-rate": FindingKind("warning", "A clip's file has no timestamps, so its frame rate is a guess."),
+    "variable-rate": FindingKind("warning", "A clip's picture freezes at times, which training does not reproduce."),
+    "rotated": FindingKind("note", "A clip is stored rotated or mirrored; it is read as players show it."),
+    "interlaced": FindingKind("warning", "A clip is interlaced, so the model learns combing artifacts."),
+    "pixel-aspect": FindingKind("warning", "A clip's pixels are not square, so its frames are distorted."),
+    "upscaled": FindingKind("warning", "A clip is smaller than the training size and is upscaled."),
+    "cropped": FindingKind("warning", "More than a quarter of each frame is cropped to fit the training size."),
+    "deep-colour": FindingKind("note", "A clip has more than 8 bits per channel; 8 are used."),
+    "hdr": FindingKind("warning", "A clip's colours are HDR or wide-gamut, so its frames look pale."),
     "alpha": FindingKind("warning", "A clip or an image has transparency, which is dropped."),
-    "several-pictures": FindingKind("note", "An image holds several pictures, of which the first is trained."),
+    "several-pictures": FindingKind("note", "An image file contains several pictures; the first is used."),
     "image-shape": FindingKind(
-        "warning", "An image is of another shape than its clip, so the two are cut differently."
+        "warning", "An image has a different aspect ratio than its clip, so the two are cropped differently."
     ),
-    "barred": FindingKind(
-        "warning", "More than a quarter of what is trained would be black bars (--reshape letterbox)."
-    ),
-    "stretched": FindingKind("warning", "Frames are distorted to the training shape (--reshape stretch)."),
-    "only-part": FindingKind("note", "A clip is much longer than what training takes of it; which seconds is said."),
+    "barred": FindingKind("warning", "More than a quarter of each frame would be black bars (--reshape letterbox)."),
+    "stretched": FindingKind("warning", "Frames are distorted to fit the training size (--reshape stretch)."),
+    "only-part": FindingKind("note", "A clip is much longer than the part that training uses."),
     "other-speed": FindingKind(
-        "note", "Frames spread over a whole clip (--sampling uniform) give its motion another speed."
+        "note", "Frames are spread over the whole clip (--sampling uniform), which changes the speed of its motion."
     ),
-    "empty-caption": FindingKind("warning", "A caption holds no words."),
+    "empty-caption": FindingKind("warning", "A caption is empty."),
     "one-word-caption": FindingKind("warning", "A caption is a single word."),
-    "long-caption": FindingKind("warning", "A caption is longer than the text encoder reads: its end is ignored."),
+    "long-caption": FindingKind("warning", "A caption is longer than the text encoder's limit, so its end is ignored."),
     "not-english": FindingKind(
         "warning", "A caption does not seem to be in English, which the models were trained on."
     ),
     "listed-twice": FindingKind("warning", "A clip is listed more than once."),
-    "copied-video": FindingKind("warning", "Two clips of different names have the same bytes."),
+    "copied-video": FindingKind("warning", "Two clips with different names have the same content."),
     "same-caption": FindingKind("note", "Several samples have the same caption."),
-    "similar-caption": FindingKind("note", "Captions differ in capitals, punctuation or blanks only."),
-    "model-size": FindingKind("error", "The model cannot be trained at the size asked for."),
-    "model-advice": FindingKind("note", "The size asked for is legal, but unlike what the model was trained on."),
+    "similar-caption": FindingKind("note", "Captions differ only in capitalization, punctuation or spaces."),
+    "model-size": FindingKind("error", "The model does not support the requested size."),
+    "model-advice": FindingKind(
+        "note", "The requested size is supported, but differs from those the model was trained on."
+    ),
 }
 """Every finding by code."""
 
@@ -100,9 +102,9 @@ class Finding:
     Args:
         code: its row in :data:`FINDINGS`.
         severity: that row's severity.
-        where: a sample's id, or a file of the dataset, with ``:line`` when one line is meant.
+        where: a sample's id, or a file of the dataset, with ``:line`` for a single line.
         message: what is wrong, with the figures.
-        hint: what to do about it; empty when the message says it all.
+        hint: what to do about it; empty if the message suffices.
     """
 
     code: str
@@ -116,24 +118,23 @@ def finding(code: str, where: str, message: str, hint: str = "") -> Finding:
     """Return the finding with this code and its row's severity.
 
     Raises:
-        KeyError: the code has no row: a fault of the program, not of the data.
+        KeyError: the code has no row, which is a bug.
     """
     return Finding(code, FINDINGS[code].severity, where, message, hint)
 
 
 def not_utf8(name: str, number: int, error: UnicodeDecodeError) -> Finding:
-    """Return the finding about a line of ``name``, from the error of decoding that line."""
+    """Return the finding for a line of ``name`` that is not UTF-8, from the decoding error."""
     return finding(
         "not-utf8",
         f"{name}:{number}",
         f"byte {error.start + 1} of line {number}, 0x{error.object[error.start]:02x}, is not UTF-8",
-        f"save {name} again as UTF-8",
+        f"save {name} as UTF-8",
     )
 
 
 def as_rows(findings: Sequence[Finding], most: int | None = None) -> list[tuple[str, str, str, str]]:
-    """Return findings as rows of severity, place, message and hint; of each code the first ``most``, then how many
-    more."""
+    """Return findings as rows of severity, place, message and hint; at most ``most`` per code, then a count."""
     counts = Counter(found.code for found in findings)
     shown: Counter[str] = Counter()
     rows: list[tuple[str, str, str, str]] = []
@@ -143,7 +144,7 @@ def as_rows(findings: Sequence[Finding], most: int | None = None) -> list[tuple[
             rows.append((found.severity, found.where, found.message, found.hint))
         elif shown[found.code] == most + 1:
             more = f"{counts[found.code] - most:,} more like this ({found.code})"
-            rows.append((found.severity, "...", more, "--json has them all, and so has this into a file"))
+            rows.append((found.severity, "...", more, "use --json, or redirect the output to a file, to see all"))
     return rows
 
 

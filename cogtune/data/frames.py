@@ -1,4 +1,4 @@
-"""From a clip to what training sees: which frames, at which size, cut how."""
+"""The frames of a clip that training reads: which ones, at which size, cropped how."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSettings:
-    """How every clip of a run becomes frames of one size, or of one of several.
+    """Settings for turning a run's clips into frames of one size, or of one of several.
 
     Args:
-        size: frames, height and width that training takes; the largest of ``buckets`` if there are any.
-        fps: frames a second that training takes; see :func:`cogtune.models.geometry.frame_indices`.
-        buckets: the sizes that clips are shared out to, see :func:`settings_for`; none for ``size`` alone.
-        sampling: which frames are taken.
-        skip_start, skip_end: frames at a clip's two ends that are left out of all this.
-        reshape: how a frame is brought to the size's shape.
-        seed: what the draws depend on, beside the clip's own bytes.
+        size: the training size; the largest of ``buckets`` if there are any.
+        fps: the training frame rate; see :func:`cogtune.models.geometry.frame_indices`.
+        buckets: the sizes that clips are assigned to, see :func:`settings_for`; empty for only ``size``.
+        sampling: how frames are chosen.
+        skip_start, skip_end: frames to ignore at a clip's start and end.
+        reshape: how frames are fitted to the size.
+        seed: seed of random choices, which also depend on the clip's bytes.
     """
 
     size: Size
@@ -59,7 +59,7 @@ class FrameSettings:
 
     def __post_init__(self) -> None:
         if not self.fps > 0 or min(self.skip_start, self.skip_end) < 0:
-            raise ValueError(f"frames are taken at more than 0 fps, and no fewer than 0 are skipped: {self}")
+            raise ValueError(f"fps must be greater than 0 and skipped frames at least 0: {self}")
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -68,19 +68,19 @@ class FrameSettings:
 
     @property
     def draws(self) -> bool:
-        """Whether what is taken of a clip depends on its bytes."""
+        """Whether the view of a clip depends on its bytes."""
         return self.sampling == "random-start" or self.reshape == "random"
 
 
 @dataclass(frozen=True)
 class ClipView:
-    """What training sees of one clip: the frames it takes, and how each is fitted.
+    """The view of one clip that training sees: its frames, and how they are fitted.
 
     Args:
-        indices: the frames' numbers in the clip, rising.
-        size: frames, height and width that come out.
-        source: height and width of the clip's own frames.
-        reshape, place: as :func:`cogtune.models.geometry.fit` takes them.
+        indices: the frames' numbers in the clip, ascending.
+        size: frames, height and width of the result.
+        source: height and width of the clip's frames.
+        reshape, place: arguments of :func:`cogtune.models.geometry.fit`.
     """
 
     indices: tuple[int, ...]
@@ -91,17 +91,16 @@ class ClipView:
 
     @property
     def crop(self) -> Crop:
-        """How the clip's frames are fitted."""
+        """The fit of the clip's frames."""
         return self.crop_of(self.source)
 
     def crop_of(self, source: tuple[int, int]) -> Crop:
-        """Return how a picture of another ``source`` (height, width) is fitted, such as the clip's conditioning
-        image."""
+        """Return the fit of a picture of another ``source`` (height, width), such as the conditioning image."""
         return fit(source, (self.size.height, self.size.width), self.reshape, self.place)
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """The part of the clip's own frame that training sees: top, left, height and width in pixels."""
+        """The part of a frame that training sees: top, left, height and width in the clip's pixels."""
         crop, spans = self.crop, []
         for offset, resized, want, have in zip(
             (crop.top, crop.left), crop.resized, (self.size.height, self.size.width), self.source, strict=True
@@ -112,13 +111,12 @@ class ClipView:
         return top, left, bottom - top, right - left
 
     def first_frame(self) -> ClipView:
-        """Return the same for the first of the frames alone."""
+        """Return the view of only the first frame."""
         return replace(self, indices=self.indices[:1], size=replace(self.size, num_frames=1))
 
 
 def available_frames(info: VideoInfo, settings: FrameSettings) -> int:
-    """Return how many frames a clip gives at most, with what is skipped left out: at the settings' rate, or
-    uniformly all."""
+    """Return how many frames a clip can give after skipping, at the settings' rate or, if uniform, in all."""
     if settings.sampling == "uniform":
         return max(0, info.num_frames - settings.skip_end - settings.skip_start)
     return _longest_at_rate(info, settings)
@@ -132,10 +130,10 @@ def _longest_at_rate(info: VideoInfo, settings: FrameSettings) -> int:
 
 
 def settings_for(info: VideoInfo, settings: FrameSettings) -> FrameSettings:
-    """Return the settings with the one size that a clip is trained at.
+    """Return the settings with the single size that a clip is trained at.
 
-    Of the buckets that the clip is long enough for, that is the one of the least :func:`bucket_loss`, and of equals the
-    one named first; when the clip is too short for all, the shortest of them.
+    This is the bucket of the least :func:`bucket_loss` among those that the clip is long enough for, the first of equal
+    ones; if the clip is too short for all, the shortest bucket.
     """
     if not settings.buckets:
         return settings
@@ -149,7 +147,7 @@ def settings_for(info: VideoInfo, settings: FrameSettings) -> FrameSettings:
 
 
 def clips_per_bucket(infos: Iterable[VideoInfo], settings: FrameSettings) -> dict[Size, list[VideoInfo]]:
-    """Return the bucket plan: the clips of each size that training takes, every size among them."""
+    """Return the bucket plan: the clips of every size."""
     plan: dict[Size, list[VideoInfo]] = {size: [] for size in settings.sizes}
     for info in infos:
         plan[settings_for(info, settings).size].append(info)
@@ -157,10 +155,10 @@ def clips_per_bucket(infos: Iterable[VideoInfo], settings: FrameSettings) -> dic
 
 
 def bucket_loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
-    """Return what a clip loses when it is trained at ``size``: the sum of three shares, each from 0 to 1.
+    """Return what a clip loses when it is trained at ``size``: the sum of three fractions.
 
-    What its change of shape costs (:func:`cogtune.models.geometry.shape_loss`), the frames at the training rate that
-    are not taken, and the pixels that are not the clip's own because it is enlarged.
+    They are the loss by its change of shape (:func:`cogtune.models.geometry.shape_loss`), the frames at the training
+    rate that are not used, and the pixels that upscaling adds.
     """
     source, target = (info.height, info.width), (size.height, size.width)
     unused = max(0.0, 1.0 - size.num_frames / max(1, _longest_at_rate(info, settings)))
@@ -168,10 +166,10 @@ def bucket_loss(info: VideoInfo, settings: FrameSettings, size: Size) -> float:
 
 
 def view(info: VideoInfo, settings: FrameSettings, clip_digest: str = "") -> ClipView:
-    """Return what training sees of a clip.
+    """Return the view of a clip that training sees.
 
     Args:
-        clip_digest: the digest of the clip's bytes; needed where :attr:`FrameSettings.draws`.
+        clip_digest: the digest of the clip's bytes; required if :attr:`FrameSettings.draws`.
 
     Raises:
         ValueError: the clip has too few frames; the message says how many it needs.
@@ -202,7 +200,7 @@ def _indices(info: VideoInfo, settings: FrameSettings, clip_digest: str) -> list
 
 
 def _indices_by_time(info: VideoInfo, settings: FrameSettings, clip_digest: str) -> list[int]:
-    """Return the frames taken at a rate of a clip that is not evenly spaced."""
+    """Return the frames to read at a given rate from a clip with uneven timestamps."""
     first, end, count = settings.skip_start, info.num_frames - settings.skip_end, settings.size.num_frames
     times = info.times[: max(0, end)]
     given = len(timing.at_rate(times, settings.fps, first))
@@ -217,7 +215,7 @@ def _indices_by_time(info: VideoInfo, settings: FrameSettings, clip_digest: str)
 
 
 def _drawn(seed: int, clip_digest: str, what: str) -> float:
-    """Return a number from 0 up to 1 that belongs to one clip."""
+    """Return a number in [0, 1) that is fixed for one clip."""
     if not clip_digest:
         raise TypeError(f"the {what} is drawn from the clip's digest, which was not given")
     return int(digest([seed, clip_digest, what])[:12], 16) / 16**12
@@ -226,7 +224,7 @@ def _drawn(seed: int, clip_digest: str, what: str) -> float:
 def reshape(frames: Pixels, size: Size, crop: Crop | None = None) -> torch.Tensor:
     """Return frames ``uint8 [F, H, W, 3]`` fitted to a height and width: ``uint8 [F, 3, height, width]``.
 
-    The resize is bicubic and antialiased. Without a ``crop`` the aspect is kept and the middle cut out.
+    The resize is bicubic and antialiased. Without a ``crop`` the aspect ratio is kept and the center is cropped.
     """
     import torch
 
@@ -246,13 +244,13 @@ def reshape(frames: Pixels, size: Size, crop: Crop | None = None) -> torch.Tenso
 def load_clip(path: Path, seen: ClipView, stamp: Stamp | None = None) -> torch.Tensor:
     """Return the frames of a clip as training sees them: ``uint8 [F, 3, height, width]``.
 
-    Apart from the result, one frame of the clip's own size is in memory at a time.
+    Besides the result, one frame of the clip's size is in memory at a time.
 
     Args:
-        stamp: how the file has to stand while it is read.
+        stamp: the file's expected state while it is read.
 
     Raises:
-        CogtuneError: the clip cannot be read, has other frames than the view was made for, or changed.
+        CogtuneError: the clip cannot be read, does not match the view, or changed.
     """
     import torch
 
@@ -264,15 +262,15 @@ def load_clip(path: Path, seen: ClipView, stamp: Stamp | None = None) -> torch.T
 
 
 def load_image(path: Path, size: Size, seen: ClipView | None = None, stamp: Stamp | None = None) -> torch.Tensor:
-    """Return a conditioning image: ``uint8 [3, height, width]``, fitted as the frames of its clip's view are.
+    """Return a conditioning image ``uint8 [3, height, width]``, fitted like the frames of its clip's view.
 
-    Without a view, as for sampling, its aspect is kept and the middle cut out.
+    Without a view, as for sampling, its aspect ratio is kept and the center is cropped.
 
     Args:
-        stamp: how the file has to stand while it is read.
+        stamp: the file's expected state while it is read.
 
     Raises:
-        CogtuneError: the file is no image, cannot be read, or changed.
+        CogtuneError: the file is not an image, cannot be read, or changed.
     """
     pixels = read_image(path, stamp)
     crop = seen.crop_of((pixels.shape[0], pixels.shape[1])) if seen else None

@@ -1,4 +1,4 @@
-"""The prompts of the sample videos that a run makes on its way, each with its cache entries."""
+"""The prompts of a run's sample videos, each with its cache entries."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one sample video is to show.
+    """The prompt and first frame of one sample video.
 
     Args:
-        text: the prompt as it is, without any id token put in front.
-        image: for an image-to-video model, the file its first frame comes from: an image, or a clip.
+        text: the prompt, without the id token.
+        image: for an image-to-video model, the image or clip that its first frame comes from.
         from_video: whether that file is a clip.
     """
 
@@ -39,7 +39,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """What a run is watched by beside its loss: samples kept out of training, and prompts to make videos of."""
+    """Held-out samples and prompts of sample videos, with which a run is evaluated."""
 
     samples: tuple[Sample, ...] = ()
     prompts: tuple[Prompt, ...] = ()
@@ -50,7 +50,7 @@ NOTHING = ValidationSet()
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt with the keys of its entries; ``image_file`` is told beside the video."""
+    """A prompt with the keys of its entries; ``image_file`` is recorded with the video."""
 
     prompt: str
     text: str
@@ -67,7 +67,7 @@ def load_prompts(path: Path) -> tuple[tuple[PromptRow, ...], str]:
     """Return the prompts saved at ``path``, and the key of the empty prompt.
 
     Raises:
-        CogtuneError: there are none, or they are not what was saved.
+        CogtuneError: the file is missing or damaged.
     """
     value = read_sealed(path, "run `cogtune train` again")
     return tuple(PromptRow(**row) for row in value["prompts"]), value["null_text"]
@@ -76,7 +76,7 @@ def load_prompts(path: Path) -> tuple[tuple[PromptRow, ...], str]:
 def prompt_jobs(
     store: Store, prompts: Sequence[Prompt], recipe: CacheKeySettings
 ) -> tuple[tuple[PromptRow, ...], EncodeJobs]:
-    """Return the rows of prompts, and what makes their entries."""
+    """Return the rows of prompts, and the jobs that encode them."""
     rows, texts, images = [], [], []
     for prompt in prompts:
         text, image = text_key(prompt.text, recipe), None
@@ -91,7 +91,7 @@ def prompt_jobs(
 
 
 def _view_of(store: Store, file: Path, frames: FrameSettings, *, from_video: bool) -> ClipView:
-    """Return the first frame of a sample video: as sampling takes an image; of a clip, the one that training takes.
+    """Return the first frame of a sample video: an image fitted as for sampling, or the first training frame of a clip.
 
     Raises:
         CogtuneError: the clip cannot be read.
@@ -104,38 +104,38 @@ def _view_of(store: Store, file: Path, frames: FrameSettings, *, from_video: boo
 
 
 def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: bool) -> tuple[Prompt, ...]:
-    """Return what the sample videos of a run show; nothing for a run that makes none.
+    """Return the prompts of a run's sample videos; empty for a run that makes none.
 
-    Without prompts of its own a run shows its first caption, and without images an image-to-video model starts from
-    the first frames of the first samples.
+    The default prompt is the first caption; the default images of an image-to-video model are the first frames of the
+    first samples.
 
     Args:
         samples: of the training data.
         with_image: whether the model is conditioned on an image.
 
     Raises:
-        UsageError: with everything that is wrong with the prompts and images.
+        UsageError: the prompts or images are invalid; lists all problems.
         CogtuneError: a list cannot be read.
     """
     if config.validation_images is not None and config.validation_prompts is None:
-        raise UsageError("validation_images: give validation_prompts too, one for each image")
+        raise UsageError("validation_images requires validation_prompts, one for each image")
     if not config.sample_interval(len(samples)):
         return ()
     problems: list[str] = []
     texts = _listed(config.validation_prompts, "validation_prompts", problems)
     images = [Path(name) for name in _listed(config.validation_images, "validation_images", problems)]
     if images and not with_image:
-        problems.append("validation_images: this is a text-to-video model, it takes none")
+        problems.append("validation_images: not supported by a text-to-video model")
     if images and texts and len(images) != len(texts):
         counts = f"{counted(len(images), 'image')} for {counted(len(texts), 'prompt')}"
         problems.append(f"validation_images: {counts}")
     problems += [
-        f"validation_images: there is no file {image}{look_alike(image)}"
+        f"validation_images: no such file: {image}{look_alike(image)}"
         for image in images
         if image != Path() and not image.is_file()
     ]
     if problems:
-        raise UsageError("cannot make the sample videos", details=problems)
+        raise UsageError("cannot make sample videos", details=problems)
     texts = texts or [caption_of(samples[0], config.id_token)]
     if not with_image:
         return tuple(Prompt(text) for text in texts)
@@ -149,13 +149,13 @@ def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: 
 
 
 def _listed(value: str | None, key: str, problems: list[str]) -> list[str]:
-    """Return the entries of a list: lines of a text file, or parts of a line; paths in a file are relative to it."""
+    """Return the entries of a list: lines of a text file, whose paths are relative to it, or parts of a value."""
     if value is None:
         return []
     if not is_list_file(value):
         parts = [part.strip() for part in value.split(SEPARATOR)]
         if not all(parts):
-            problems.append(f"{key}: one of the parts between {SEPARATOR} is empty")
+            problems.append(f"{key}: empty part between {SEPARATOR}")
         return parts
     path = Path(value)
     try:

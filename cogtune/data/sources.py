@@ -1,4 +1,4 @@
-"""A folder on disk becomes samples: which clip belongs to which caption, by whatever layout it is in."""
+"""Reading of datasets: samples, each a clip with its caption, from a folder in any layout."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ __all__ = [
 ]
 
 LAYOUTS: tuple[Layout, ...] = (LISTS, TABLE, DATASETS, SIDECAR)
-"""The known layouts; the first that a folder is in is used, unless the user names one."""
+"""All layouts; the first that matches a folder is used, unless the user names one."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a folder holds: the pairs that could be made, and all that stood in the way of others.
+    """The samples of a folder, and findings about everything else.
 
-    ``samples`` names some files that are missing (each has its finding), and none outside ``root`` unless that was
-    allowed. ``layout`` says in words how the folder was read. ``unpaired`` is what is listed and makes no sample.
+    ``samples`` may name missing files (each has a finding), but none outside ``root`` unless allowed. ``layout``
+    describes how the folder was read. ``unpaired`` has listed clips and captions that make no sample.
     """
 
     root: Path
@@ -57,16 +57,16 @@ _AS_FOUND = LayoutOptions()
 def read_dataset(
     root: Path, reading: LayoutOptions = _AS_FOUND, tell: Callable[[int, int], None] = lambda _done, _total: None
 ) -> Dataset:
-    """Return the dataset in the folder ``root``, in whichever of :data:`LAYOUTS` it is.
+    """Return the dataset in the folder ``root``, in any of :data:`LAYOUTS`.
 
-    No clip is opened: what is wrong with the lists, rows, paths and missing files becomes findings, all of it.
+    No clip is opened. All problems with lists, rows, paths and missing files become findings.
 
     Args:
-        tell: called now and then with how many entries are done, and of how many.
+        tell: called now and then with the number of entries done, and the total.
 
     Raises:
-        CogtuneError: there is no such folder, it is in no known layout or not in the one asked for, it holds several
-            tables, or its table has not the columns.
+        CogtuneError: the folder does not exist, matches no layout or not the requested one, has several tables, or
+            its table lacks the columns.
     """
     if not root.is_dir():
         state = "is a file, not a folder" if root.is_file() else "does not exist"
@@ -80,33 +80,32 @@ def read_dataset(
     content = layout.read(folder)
     samples, findings = content.samples, [*content.findings]
     if not samples and not findings:
-        message = f"{root} lists no sample"
+        message = f"{root} has no samples"
         findings.append(finding("no-samples", str(root), message, f"a dataset is {layout.expects}"))
     for other, other_format in others:
         message = f"read as {content.announced}; it could also be read as {other.name}"
-        findings.append(finding("other-layout", str(root), message, f"--format {other_format} reads it as that"))
+        findings.append(finding("other-layout", str(root), message, f"use --format {other_format} for that"))
     findings += [*folder.notes(), *_not_named(folder, layout, content)]
     return Dataset(root, content.announced, tuple(samples), tuple(findings), content.unpaired)
 
 
 def _not_named(folder: Folder, layout: Layout, content: LayoutContent) -> list[Finding]:
-    """Return a note of the clips in the folder that lists or a table do not name, when all that they name could be
-    read."""
+    """Return a note of clips that the lists or table do not name, if everything that they name could be read."""
     if not layout.names_clips or any(found.severity == "error" for found in content.findings):
         return []
     named = {sample.video for sample in content.samples}
     rest = [file for file in folder.files if is_clip(file) and folder.root / file not in named]
     if not rest:
         return []
-    message = f"{counted(len(rest), 'clip')} in the folder that {content.announced} does not name: {listed(rest, 3)}"
+    message = f"{counted(len(rest), 'clip')} in the folder not named in {content.announced}: {listed(rest, 3)}"
     return [finding("left-out", str(folder.root), message)]
 
 
 def _layout_of(folder: Folder) -> tuple[Layout, list[tuple[Layout, DataFormat]]]:
-    """Return the layout to read a folder by, and the others that it seems to be in when none was asked for.
+    """Return the layout of a folder, and others that it also matches if the user named none.
 
     Raises:
-        CogtuneError: it is in none.
+        CogtuneError: it matches none.
     """
     root, wanted = folder.root, folder.reading.format
     if wanted is not None:
@@ -117,9 +116,9 @@ def _layout_of(folder: Folder) -> tuple[Layout, list[tuple[Layout, DataFormat]]]
         return detected[0][0], detected[1:]
     clips = [path for path in folder.files if is_clip(path)]
     if clips:
-        problem = f"{root} holds {counted(len(clips), 'clip')} ({listed(clips, 3)}), but nothing says what they show"
+        problem = f"{root} contains {counted(len(clips), 'clip')} ({listed(clips, 3)}), but no captions"
     else:
-        problem = f"{root} holds no dataset: neither lists of clips nor captioned clips nor a table of them"
+        problem = f"{root} is not a dataset: it has no lists, table or captioned clips"
     nearest = what_is_there(folder)
     raise CogtuneError(f"{problem}; {nearest}" if nearest else problem, f"a dataset is {_expected()}")
 
@@ -129,8 +128,8 @@ def _refuse_columns(root: Path, layout: Layout, reading: LayoutOptions) -> None:
     if given:
         flags = listed([f"--{name.replace('_', '-')}" for name in given])
         raise CogtuneError(
-            f"{flags} given, but {root} is read as {layout.name}, which has no columns",
-            "leave that out, or choose a table with --format",
+            f"{flags} requires a table, but {root} is read as {layout.name}",
+            "remove the flag, or choose a table with --format",
         )
 
 
@@ -142,7 +141,7 @@ def _expected() -> str:
 
 
 def is_on_hub(reference: str) -> bool:
-    """Return whether a reference can mean a dataset of the Hub, ``user/name``, alone."""
+    """Return whether a reference can only mean a dataset on the Hub, ``user/name``."""
     owner, _, name = reference.partition("/")
     is_name = bool(owner) and bool(name) and "/" not in name and owner[0] not in ".~"
     here = Path(reference).expanduser().exists() or Path(owner).exists()  # data/clip for data/clips is no such name
@@ -150,29 +149,29 @@ def is_on_hub(reference: str) -> bool:
 
 
 def locate_dataset(reference: str, *, download: bool = True) -> Path:
-    """Return the local folder of a dataset: a folder that is there, or a dataset of the Hub, downloaded first.
+    """Return the local folder of a dataset: an existing folder, or that of a downloaded dataset from the Hub.
 
     A download goes to ``$COGTUNE_HOME/datasets`` (``~/.cache/cogtune``) as plain files, not to the Hub's own cache:
-    there every clip is a link that leads out of its folder. What is there already is not fetched again.
+    there every clip is a link that leads out of its folder. Existing files are not downloaded again.
 
     Args:
         reference: a folder, or ``user/name`` for a dataset on the Hub.
         download: False to fetch nothing.
 
     Raises:
-        CogtuneError: it is not here and may not be fetched, the Hub has no such dataset, or the download failed.
+        CogtuneError: it is missing and may not be downloaded, the Hub has no such dataset, or the download failed.
     """
     if not is_on_hub(reference):
         return Path(reference).expanduser()
     target = home() / "datasets" / reference.replace("/", "--")
     if download:
         try:
-            snapshot(reference, "dataset", folder=target, otherwise="check the path, or the network")
+            snapshot(reference, "dataset", folder=target, otherwise="check the path or the network")
         except CogtuneError as error:
             raise CogtuneError(f"no such folder: {reference}; {error.message}", error.hint) from error
     elif not target.is_dir():
         raise CogtuneError(
-            f"the dataset {reference} is not on this machine, and nothing may be downloaded now",
-            f"`cogtune dataset validate {reference}` downloads it",
+            f"the dataset {reference} is not on this machine, and this command downloads nothing",
+            f"run `cogtune dataset validate {reference}` to download it",
         )
     return target

@@ -1,4 +1,4 @@
-"""A small dataset drawn on the spot: real mp4 files of moving shapes, and captions that are true of them."""
+"""A small synthetic dataset: mp4 files of moving shapes, with captions that describe them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMATS = (
     (128, 128, 16.0),
     (270, 480, 25.0),
 )
-"""Height, width and frames a second of the clips, in turn: landscape, portrait, square; slow and fast."""
+"""Height, width and frame rate of the clips, in turn: landscape, portrait, square; slow and fast."""
 
 COLOURS = {
     "red": (226, 61, 66),
@@ -43,10 +43,10 @@ BACKGROUNDS = {
     "a dark grey background": ((52, 55, 62), (52, 55, 62)),
     "a background that fades from sky blue to white": ((128, 190, 240), (248, 250, 252)),
 }
-"""Each background's words, and its colours at the top and at the bottom."""
+"""Each background's description, and its colours at the top and at the bottom."""
 
 Plane = npt.NDArray[np.floating]
-"""One value a pixel, ``[H, W]``."""
+"""One value per pixel, ``[H, W]``."""
 
 
 # Signed distances in units of the shape's radius, negative inside; x to the right and y down.
@@ -102,12 +102,12 @@ SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
 }
 
 ROUND = ("disc", "ring")
-"""Shapes that cannot be seen to spin."""
+"""Shapes that look the same when they spin."""
 
 
 @dataclass(frozen=True)
 class _Pose:
-    """Where a shape is: its centre in shares of width and height, its relative size, degrees clockwise."""
+    """A shape's pose: its centre as fractions of width and height, its relative size, degrees clockwise."""
 
     x: float
     y: float
@@ -131,7 +131,7 @@ MOTIONS: dict[str, Callable[[float], _Pose]] = {
     ),
     SPINS: lambda t: _Pose(0.5, 0.5, 1.15, 360 * t),
 }
-"""What a shape does, in words, and its pose at each moment of the clip from 0 to 1."""
+"""Descriptions of motions, each with the shape's pose at a time from 0 to 1."""
 
 
 def draw_dataset(root: Path, *, clips: int = 6, seed: int = 0) -> Path:

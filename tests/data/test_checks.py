@@ -293,7 +293,7 @@ def _spread(root: Path) -> ValidationReport:
 
 
 CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
-    "missing-list": (_missing_list, "videos.txt", "prompts.txt is there, but videos.txt is not"),
+    "missing-list": (_missing_list, "videos.txt", "prompts.txt exists, but videos.txt does not"),
     "not-utf8": (_not_utf8, "prompts.txt:1", "byte 4 of line 1, 0xe9, is not UTF-8"),
     "line-counts": (
         _with_lists(["a", "b"], ["bad.mp4"]),
@@ -303,41 +303,41 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
     "blank-line": (
         _with_lists(["a", "", "b"], ["bad.mp4"] * 3),
         "prompts.txt:2",
-        "line 2 is blank in prompts.txt: lines may have shifted, so nothing is paired",
+        "line 2 is blank in prompts.txt: lines may be shifted, so nothing is paired",
     ),
     "bad-row": (_with_table("a,b,c\n"), "metadata.csv:3", "line 3 has 3 values, but there are 2 columns"),
     "missing-value": (_with_table(",b\n"), "metadata.csv:3", "line 3 has no video: its 'file_name' is empty"),
     "other-layout": (_other_layout, "ROOT", "read as lists; it could also be read as table"),
     "read-as": (_called_otherwise, "prompt.txt", "read as prompts.txt"),
-    "left-out": (_unlisted, "ROOT", "1 clip in the folder that lists does not name: other.mp4"),
+    "left-out": (_unlisted, "ROOT", "1 clip in the folder not named in lists: other.mp4"),
     "own-files": (_sampled, "ROOT", "cogtune wrote video.mp4: not read as data"),
-    "no-samples": (_with_lists([], []), "ROOT", "ROOT lists no sample"),
+    "no-samples": (_with_lists([], []), "ROOT", "ROOT has no samples"),
     "bad-path": (
         _with_lists(["a"], ["."]),
         "videos.txt:1",
-        "'.' is not a usable path: it is the dataset's folder itself",
+        "'.' is not a valid path: it is the dataset's folder itself",
     ),
-    "outside-folder": (_with_lists(["a"], ["../a.mp4"]), "videos.txt:1", "../a.mp4 leaves the dataset's folder"),
-    "missing-video": (_with_lists(["A black frame."], ["gone.mp4"]), "gone", "gone.mp4 is not there"),
-    "missing-image": (_with_lists(["A black frame."], ["bad.mp4"], ["gone.png"]), "bad", "gone.png is not there"),
-    "missing-caption": (_missing_caption, "bad", "bad.mp4 has no caption: bad.txt is not there"),
-    "stray-caption": (_stray_caption, "bad.txt", "bad.txt has no clip beside it"),
+    "outside-folder": (_with_lists(["a"], ["../a.mp4"]), "videos.txt:1", "../a.mp4 leads out of the dataset's folder"),
+    "missing-video": (_with_lists(["A black frame."], ["gone.mp4"]), "gone", "gone.mp4 does not exist"),
+    "missing-image": (_with_lists(["A black frame."], ["bad.mp4"], ["gone.png"]), "bad", "gone.png does not exist"),
+    "missing-caption": (_missing_caption, "bad", "bad.mp4 has no caption: bad.txt does not exist"),
+    "stray-caption": (_stray_caption, "bad.txt", "bad.txt has no clip next to it"),
     "empty-video": (_with_clip(lambda path: path.write_bytes(b"")), "bad", "bad.mp4 is empty"),
     "not-a-video": (_with_clip(lambda path: path.write_text("words " * 99)), "bad", "bad.mp4 is not a video"),
     "no-video-stream": (_with_clip(sound), "bad", "bad.mp4 has no video stream"),
-    "cut-short": (_with_clip(_cut), "bad", "bad.mp4 is cut short: 100 of *,??? bytes are missing"),
+    "cut-short": (_with_clip(_cut), "bad", "bad.mp4 is incomplete: 100 of *,??? bytes are missing"),
     "damaged-video": (_with_clip(_damaged), "bad", "bad.mp4 cannot be opened: its header is damaged"),
-    "decoder-died": (_with_broken_decoder("crash"), "crash", "crash.mp4 kills the decoder (SIGSEGV)"),
+    "decoder-died": (_with_broken_decoder("crash"), "crash", "crash.mp4 crashes the decoder (SIGSEGV)"),
     "decoder-hung": (
         _with_broken_decoder("hang"),
         "hang",
-        "hang.mp4 hangs the decoder: it gave nothing for 1.5 seconds",
+        "hang.mp4 hangs the decoder: no output for 1.5 seconds",
     ),
     "unreadable-image": (_bad_image, "bad", "cannot read the image ROOT/bad.png: it is in no known image format"),
     "too-short": (
         _with_clip(lambda path: clip(path, count=24, fps=30)),
         "bad",
-        "gives 7 frames at 8 fps, and training takes 9 (it has 24 at 30 fps)",
+        "gives 7 frames at 8 fps, but training requires 9 (it has 24 at 30 fps)",
     ),
     "slow": (
         _with_clip(lambda path: clip(path, fps=5)),
@@ -347,35 +347,35 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
     "variable-rate": (
         _with_clip(lambda path: special_clip(path, times=[*range(6), *range(22, 28)])),
         "bad",
-        "has a variable frame rate: its picture stands still for 1.94 of its 3.5 seconds, which training passes over",
+        "has a variable frame rate: its picture freezes for 1.94 of its 3.5 seconds, which training does not reproduce",
     ),
     "no-rate": (
         _with_clip(_bare_stream),
         "bad",
-        "does not say how many frames a second it has: taken for 25",
+        "does not declare a frame rate; assumed to be 25",
     ),
     "interlaced": (
         _with_clip(lambda path: special_clip(path, flags=_INTERLACED)),
         "bad",
-        "is interlaced: each frame holds the rows of two moments, and what moves is trained with combed edges",
+        "is interlaced, so the model learns combing artifacts",
     ),
     "deep-colour": (
         _with_clip(lambda path: special_clip(path, pixel_format="yuv420p10le")),
         "bad",
-        "has 10 bits a colour (yuv420p10le); it is trained with 8",
+        "has 10 bits per channel (yuv420p10le); 8 are used",
     ),
     "hdr": (
         _with_clip(lambda path: special_clip(path, color_trc=16, color_primaries=9)),
         "bad",
-        "has HDR or wide-gamut colours (PQ): it is trained pale, as no tone mapping is applied",
+        "has HDR or wide-gamut colours (PQ), which look pale without tone mapping",
     ),
     "alpha": (
         _with_clip(lambda path: special_clip(path, codec="png", pixel_format="rgba")),
         "bad",
-        "has transparency (rgba), which is dropped: what lies under it is trained",
+        "has transparency (rgba), which is dropped; the colours beneath it are used",
     ),
-    "several-pictures": (_several_pictures, "bad", "has an image that holds 3 pictures: the first is trained"),
-    "image-shape": (_odd_image, "bad", "has an image of 64x64 and a clip of 64x96: they are not cut alike"),
+    "several-pictures": (_several_pictures, "bad", "has an image that holds 3 pictures; the first is used"),
+    "image-shape": (_odd_image, "bad", "has an image of 64x64 and a clip of 64x96, so they are cropped differently"),
     "rotated": (
         _with_clip(lambda path: special_clip(path, rotation=90)),
         "bad",
@@ -384,7 +384,7 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
     "pixel-aspect": (
         _with_clip(lambda path: special_clip(path, sample_aspect_ratio=Fraction(4, 3))),
         "bad",
-        "has pixels 1.33 times as wide as high: it is trained squeezed or stretched",
+        "has pixels 1.33 times as wide as high, so its frames are distorted",
     ),
     "upscaled": (
         _with_clip(lambda path: clip(path, height=32, width=64)),
@@ -394,12 +394,12 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
     "cropped": (
         _with_clip(lambda path: clip(path, height=128, width=96)),
         "bad",
-        "50% of each frame is cut away to make 128x96 fit 64x96",
+        "50% of each frame is cropped to make 128x96 fit 64x96",
     ),
     "barred": (
         _reshaped("letterbox"),
         "bad",
-        "50% of what is trained is black bars to make 128x96 fit 64x96",
+        "50% of each frame is black bars to make 128x96 fit 64x96",
     ),
     "stretched": (_reshaped("stretch"), "bad", "is distorted by 50% to make 128x96 fit 64x96"),
     "only-part": (
@@ -417,7 +417,7 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
     "long-caption": (
         _with_caption("word " * 168),
         "bad",
-        "has a caption of 168 words, about 227 tokens: the model reads 226",
+        "has a caption of 168 words, about 227 tokens; the model reads 226",
     ),
     "listed-twice": (_with_lists(["One.", "Two."], ["bad.mp4", "./bad.mp4"]), "bad#2", "is the same clip as bad"),
     "same-caption": (
@@ -428,13 +428,13 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
     "not-english": (
         _with_caption("Ein Dampfer fährt auf dem Fluss und pfeift."),
         "bad",
-        "has a caption that does not seem to be English (its small words are not: 4 of 8): 'Ein Dampfer *",
+        "has a caption that does not seem to be in English (4 of 8 words are of other languages): 'Ein Dampfer *",
     ),
-    "copied-video": (_two_captions("One.", "Two.", grey=0), "bad", "has the very bytes of good"),
+    "copied-video": (_two_captions("One.", "Two.", grey=0), "bad", "has the same content as good"),
     "similar-caption": (
         _two_captions("A mouse, whistling.", "a mouse whistling"),
         "good",
-        "has the same caption as bad, but for capitals, punctuation or blanks",
+        "has the same caption as bad, except for capitalization, punctuation or spaces",
     ),
     "model-size": (_at_size("9x60x96", SPEC_1_0), "9x60x96", "height 60 must be a multiple of 16, such as 64"),
     "model-advice": (
@@ -539,8 +539,8 @@ def test_a_report_is_json_with_a_stable_schema(tmp_path: Path) -> None:
                 "code": "missing-video",
                 "severity": "error",
                 "where": "gone",
-                "message": "gone.mp4 is not there",
-                "hint": f"paths start at {tmp_path}",
+                "message": "gone.mp4 does not exist",
+                "hint": f"paths are relative to {tmp_path}",
             },
             {
                 "code": "one-word-caption",
@@ -577,16 +577,16 @@ def test_a_report_is_json_with_a_stable_schema(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("count", "fps", "start", "message", "hint"),
     [
-        (75, 30, 0, "gives 20 frames at 8 fps, and", "use a longer clip, or ask for 17 frames"),
-        (24, 8, 0, "gives 24 frames at 8 fps, and", "use a longer clip, or ask for 17 frames"),
-        (24, 8, 15, "gives 9 frames at 8 fps from frame 15 on, and", "use a longer clip, or ask for 9 frames"),
-        (8, 8, 0, "gives 8 frames", "use a longer clip, or leave it out"),
+        (75, 30, 0, "gives 20 frames at 8 fps, and", "use a longer clip, or train on 17 frames"),
+        (24, 8, 0, "gives 24 frames at 8 fps, and", "use a longer clip, or train on 17 frames"),
+        (24, 8, 15, "gives 9 frames at 8 fps from frame 15 on, and", "use a longer clip, or train on 9 frames"),
+        (8, 8, 0, "gives 8 frames", "use a longer clip, or remove it"),
         (
             20,
             8,
             30,
             "gives 0 frames at 8 fps from frame 30 on",
-            "skip fewer frames, use a longer clip, or leave it out",
+            "skip fewer frames, use a longer clip, or remove it",
         ),
     ],
 )
@@ -616,8 +616,8 @@ def test_captions_are_counted_by_the_tokenizer_where_there_is_one(tmp_path: Path
     assert check_dataset(dataset, SETTINGS, count_tokens=lambda captions: [226] * len(captions)).findings == ()
     report = check_dataset(dataset, SETTINGS, SPEC_1_0, count_tokens=lambda captions: [227] * len(captions))
     assert [found.message for found in report.findings] == [
-        "has a caption of 168 words, 227 tokens: the model reads 226",
-        "has a caption of 2 words, 227 tokens: the model reads 226",
+        "has a caption of 168 words, 227 tokens; the model reads 226",
+        "has a caption of 2 words, 227 tokens; the model reads 226",
     ]
 
 
@@ -672,7 +672,7 @@ def test_clips_of_one_length_are_copies_only_if_their_bytes_are_the_same(tmp_pat
     assert check(tmp_path).findings == ()
     (tmp_path / "c.mp4").write_bytes(data + b"x")
     assert [(found.code, found.where, found.message) for found in check(tmp_path).findings] == [
-        ("copied-video", "c", "has the very bytes of b")
+        ("copied-video", "c", "has the same content as b")
     ]
 
 
@@ -729,8 +729,8 @@ def test_a_short_clip_of_a_model_with_one_size_gets_no_advice_on_frames(tmp_path
         report = check(tmp_path, settings, published_spec(VARIANTS[variant]))
         (hints[variant],) = [found.hint for found in report.findings if found.code == "too-short"]
     assert hints == {
-        "5b": "use a longer clip, or ask for 41 frames",
-        "5b-i2v": "use a longer clip, or leave it out",
+        "5b": "use a longer clip, or train on 41 frames",
+        "5b-i2v": "use a longer clip, or remove it",
     }
 
 
@@ -739,7 +739,7 @@ def test_the_specs_own_text_length_counts(tmp_path: Path) -> None:
     clip(tmp_path / "a.mp4")
     short = ModelSpec(**{**SPEC_1_0.to_dict(), "max_text_seq_length": 20})
     (found,) = check(tmp_path, spec=short).findings
-    assert found.message == "has a caption of 20 words, about 27 tokens: the model reads 20"
+    assert found.message == "has a caption of 20 words, about 27 tokens; the model reads 20"
 
 
 def test_items_are_listed_in_words() -> None:

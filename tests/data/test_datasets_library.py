@@ -160,7 +160,7 @@ def test_what_cannot_be_read_is_an_error_in_words(
         read_dataset(tmp_path / "empty", LayoutOptions(format="datasets"))
     table = datasets.Dataset.from_dict({"video": ["a.mp4"], "prompt": ["A frame."]})
     datasets.DatasetDict({"a": table, "b": table}).save_to_disk(tmp_path / "splits")
-    with pytest.raises(CogtuneError, match="has the splits a and b, and none called train"):
+    with pytest.raises(CogtuneError, match="has the splits a and b, but none is called train"):
         read_dataset(tmp_path / "splits")
     table.rename_column("prompt", "prmpt").save_to_disk(tmp_path / "columns")
     with pytest.raises(CogtuneError, match="did you mean 'prmpt'"):

@@ -222,12 +222,12 @@ def test_the_first_of_the_usual_names_wins(tmp_path: Path) -> None:
         (
             "file_name,promt",
             LayoutOptions(),
-            ["no column has a usual name for the caption (prompt, caption, text, description); did you mean 'promt'?"],
+            ["no column is named like a caption column (prompt, caption, text, description); did you mean 'promt'?"],
         ),
         (
             "file_name,prompt",
             LayoutOptions(caption_column="Promt", image_column="picture"),
-            ["there is no column 'Promt'; did you mean 'prompt'?", "there is no column 'picture'"],
+            ["no such column: 'Promt'; did you mean 'prompt'?", "no such column: 'picture'"],
         ),
         ("file_name,text,text", LayoutOptions(), ["there are 2 columns 'text'"]),
     ],
@@ -235,7 +235,7 @@ def test_the_first_of_the_usual_names_wins(tmp_path: Path) -> None:
 def test_a_missing_column_is_told_with_those_there_are(
     tmp_path: Path, header: str, reading: LayoutOptions, problems: list[str]
 ) -> None:
-    with pytest.raises(CogtuneError, match=r"^metadata\.csv cannot be read by its columns: 'file_name'") as caught:
+    with pytest.raises(CogtuneError, match=r"^cannot choose columns of metadata\.csv: 'file_name'") as caught:
         read_dataset(table(tmp_path, f"{header}\n"), reading)
     assert list(caught.value.details) == problems
     assert "--caption-column" in caught.value.hint
@@ -246,26 +246,26 @@ def test_other_delimiters_are_recognised(tmp_path: Path, mark: str, name: str) -
     content = f'file_name{mark}text\nclips/0.mp4{mark}"a, b{mark} c"\n'
     dataset = read_dataset(table(with_clips(tmp_path, 1), content))
     assert [sample.caption for sample in dataset.samples] == [f"a, b{mark} c"]
-    assert [found.message for found in dataset.findings] == [f"read with {name} between its values, not commas"]
+    assert [found.message for found in dataset.findings] == [f"read as delimited by {name}, not by commas"]
 
 
 def test_a_table_without_names_of_columns_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CogtuneError, match=r"cannot be read by its columns: 'clips/0.mp4'") as caught:
+    with pytest.raises(CogtuneError, match=r"cannot choose columns of .*: 'clips/0.mp4'") as caught:
         read_dataset(table(with_clips(tmp_path, 1), "clips/0.mp4,A caption.\n"))
-    assert caught.value.details[-1] == "its first row holds a clip: the names of the columns are missing above it"
+    assert caught.value.details[-1] == "its first row is a sample: add a row with the names of the columns above it"
 
 
 def test_a_column_flag_without_a_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a\n")
-    with pytest.raises(CogtuneError, match=r"--video-column given, but .* is read as lists, which has no columns"):
+    with pytest.raises(CogtuneError, match=r"--video-column requires a table, but .* is read as lists"):
         read_dataset(tmp_path, LayoutOptions(video_column="x"))
 
 
 def test_clips_inside_a_parquet_file_are_told(tmp_path: Path) -> None:
     rows = [{"video": {"bytes": b"", "path": "a.mp4"}, "text": "a"}]
-    with pytest.raises(CogtuneError, match="does not hold text where paths and captions should be") as caught:
+    with pytest.raises(CogtuneError, match="does not contain paths and captions as text") as caught:
         read_dataset(table(tmp_path, parquet(rows), "train.parquet"))
-    assert caught.value.details == ("'video' holds struct<bytes: binary, path: string>",)
+    assert caught.value.details == ("'video' contains struct<bytes: binary, path: string>",)
 
 
 def test_a_damaged_parquet_file_is_told(tmp_path: Path) -> None:
@@ -349,8 +349,8 @@ def test_bad_rows_of_json_lines_are_told_and_the_others_stay(tmp_path: Path) -> 
         ("bad-row", "metadata.jsonl:11"),
     ]
     messages = [found.message for found in dataset.findings]
-    assert "the 'text' of line 7 is a number, not a text" in messages
-    assert "the 'file_name' of line 11 is a list, not a text" in messages
+    assert "the 'text' of line 7 is a number, not a string" in messages
+    assert "the 'file_name' of line 11 is a list, not a string" in messages
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
@@ -378,9 +378,9 @@ def test_several_tables_have_to_be_chosen_from(tmp_path: Path) -> None:
     table(tmp_path, delimited(ROWS[:1]), "a.csv")
     table(tmp_path, delimited(ROWS[:2]), "b.csv")
     table(tmp_path, json_lines(ROWS[:3]), "c.jsonl")
-    with pytest.raises(CogtuneError, match=r"holds several tables: a\.csv, b\.csv and c\.jsonl") as caught:
+    with pytest.raises(CogtuneError, match=r"contains several tables: a\.csv, b\.csv and c\.jsonl") as caught:
         read_dataset(tmp_path)
-    assert "choose with --format csv or jsonl" in caught.value.hint
+    assert "use --format csv or jsonl" in caught.value.hint
     assert "metadata.csv" in caught.value.hint
     with pytest.raises(CogtuneError, match=r"several tables: a\.csv and b\.csv"):
         read_dataset(tmp_path, LayoutOptions(format="csv"))
@@ -388,7 +388,7 @@ def test_several_tables_have_to_be_chosen_from(tmp_path: Path) -> None:
     table(tmp_path, delimited(ROWS[:4]), "metadata.csv")
     assert len(read_dataset(tmp_path).samples) == 4
     assert len(read_dataset(tmp_path, LayoutOptions(format="jsonl")).samples) == 3
-    with pytest.raises(CogtuneError, match=r"there is no \.tsv file in"):
+    with pytest.raises(CogtuneError, match=r"no \.tsv file in"):
         read_dataset(tmp_path, LayoutOptions(format="tsv"))
 
 
@@ -424,7 +424,7 @@ def test_lists_then_tables_then_captions_beside_clips(every_layout: Path) -> Non
     for name in ("prompts.txt", "videos.txt", "metadata.tsv", "metadata.jsonl", "metadata.parquet"):
         (every_layout / name).unlink()
     assert captions() == ["csv"]
-    assert [found.hint for found in read_dataset(every_layout).findings] == ["--format sidecar reads it as that"]
+    assert [found.hint for found in read_dataset(every_layout).findings] == ["use --format sidecar for that"]
     (every_layout / "metadata.csv").unlink()
     assert captions() == ["sidecar"]
     assert read_dataset(every_layout).findings == ()
@@ -433,7 +433,7 @@ def test_lists_then_tables_then_captions_beside_clips(every_layout: Path) -> Non
 def test_lists_that_are_asked_for_and_not_there(tmp_path: Path) -> None:
     dataset = read_dataset(table(tmp_path, delimited(ROWS)), LayoutOptions(format="lists"))
     assert told(dataset) == [("missing-list", "prompts.txt"), ("missing-list", "videos.txt")]
-    assert dataset.findings[0].message == "there is no prompts.txt"
+    assert dataset.findings[0].message == "prompts.txt does not exist"
 
 
 def test_every_format_has_one_layout() -> None:
@@ -486,7 +486,7 @@ def test_links_beside_captions_are_followed_when_allowed(tmp_path: Path, outside
     (root / "linked").symlink_to(outside)
     (outside / "loop").symlink_to(root)
     (outside / "clips" / "again").symlink_to(outside)
-    with pytest.raises(CogtuneError, match="holds no dataset"):
+    with pytest.raises(CogtuneError, match="is not a dataset"):
         read_dataset(root)
     dataset = read_dataset(root, LayoutOptions(allow_outside=True))
     assert [(sample.id, sample.caption) for sample in dataset.samples] == [

@@ -90,7 +90,7 @@ def test_black_and_white_stay_so_in_every_mode(tmp_path: Path, mode: str, level:
 def test_pixels_whose_white_is_not_known_are_refused(tmp_path: Path, pixels: np.ndarray, reason: str) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tiff")
     for read in (read_image, lambda path: measure_image(path, full=False)):
-        with pytest.raises(CogtuneError, match=rf"a\.tiff: {reason}, and the file does not say which") as caught:
+        with pytest.raises(CogtuneError, match=rf"a\.tiff: {reason} of unknown range") as caught:
             read(tmp_path / "a.tiff")
         assert "8 bits" in caught.value.hint
 
@@ -179,7 +179,9 @@ def test_validate_warns_of_transparency_and_remembers_it(tmp_path: Path) -> None
     for _ in range(2):
         (found,) = check(root, facts).findings
         assert (found.code, found.where) == ("alpha", "a")
-        assert found.message == "has an image with transparency (RGBA), which is dropped: what lies under it is trained"
+        assert (
+            found.message == "has an image with transparency (RGBA), which is dropped; the colours beneath it are used"
+        )
         facts.save()
         facts = Facts(tmp_path / "files.json")
 
@@ -202,7 +204,7 @@ def test_the_image_of_a_sample_video_is_looked_at_before_a_run(
 def test_infer_warns_of_transparency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = cutout(tmp_path / "a.png")
     fill_in(InferRequest(model="tiny:5b-i2v", prompts=("x",), images=(image,)))
-    assert "a.png has transparency (RGBA), which is dropped: the video starts from" in capsys.readouterr().err
+    assert "a.png has transparency (RGBA), which is dropped, so the video starts from" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------- size
@@ -213,7 +215,7 @@ def test_a_picture_that_is_too_large_is_called_so(tmp_path: Path) -> None:
     Image.new("1", (30_000, 30_000)).save(path)
     for read in (read_image, lambda path: measure_image(path, full=True)):
         with pytest.raises(
-            CogtuneError, match=r"it is too large \(900,000,000 pixels, and at most 178,956,970 are read"
+            CogtuneError, match=r"it is too large \(900,000,000 pixels, but at most 178,956,970 are supported"
         ):
             read(path)
 
@@ -309,7 +311,7 @@ def test_an_image_of_several_pictures_is_known_and_its_first_read(tmp_path: Path
     pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:], lossless=True)
     assert measure_image(tmp_path / name, full=False) == ImageInfo(64, 96, pictures=3)
     assert np.array_equal(read_image(tmp_path / name)[0, 0], (40, 0, 0))
-    assert image_warnings(tmp_path / name) == [f"{tmp_path / name} holds 3 pictures: the video starts from the first"]
+    assert image_warnings(tmp_path / name) == [f"{tmp_path / name} holds 3 pictures; the video starts from the first"]
 
 
 def test_the_small_copies_behind_a_photograph_are_no_pictures(tmp_path: Path) -> None:

@@ -59,31 +59,31 @@ ALMOST: dict[str, tuple[dict[str, str], str, str, str]] = {
     ),
     "a.mp4.txt": (
         {"a.mp4": "", "a.mp4.txt": "one"},
-        "a.mp4", ROOT, "captions read under the whole name of their clips, such as a.mp4.txt: a.mp4.txt",
+        "a.mp4", ROOT, "captions read from the full names of their clips, such as a.mp4.txt: a.mp4.txt",
     ),
     "labels": (
         {"videos/x/a.mp4": "", "labels/x/a.txt": "one"},
-        "videos/x/a.mp4", ROOT, "captions read from labels/, not from beside their clips: labels/x/a.txt",
+        "videos/x/a.mp4", ROOT, "captions read from labels/, not from next to their clips: labels/x/a.txt",
     ),
     "captions below": (
         {"a.mp4": "", "captions/a.txt": "one"},
-        "a.mp4", ROOT, "captions read from captions/, not from beside their clips: captions/a.txt",
+        "a.mp4", ROOT, "captions read from captions/, not from next to their clips: captions/a.txt",
     ),
     "array": (
         {"metadata.json": json.dumps([{"video": "a.mp4", "text": "one"}], indent=2), "a.mp4": ""},
-        "a.mp4", "metadata.json", "a JSON array, read as a table with an item for each sample",
+        "a.mp4", "metadata.json", "JSON array read as a table with an item for each sample",
     ),
     "array in jsonl": (
         {"x.jsonl": json.dumps([{"video": "a.mp4", "text": "one"}]), "a.mp4": ""},
-        "a.mp4", "x.jsonl", "a JSON array, read as a table with an item for each sample",
+        "a.mp4", "x.jsonl", "JSON array read as a table with an item for each sample",
     ),
     "object of captions": (
         {"captions.json": '{"a.mp4": "one"}', "a.mp4": ""},
-        "a.mp4", "captions.json", "a JSON object, read as a table of what it says of each clip",
+        "a.mp4", "captions.json", "JSON object read as a table with an entry for each clip",
     ),
     "object of objects": (
         {"x.json": '{"videos/a": {"caption": "one", "fps": 8}}', "videos/a.mp4": ""},
-        "videos/a.mp4", "x.json", "a JSON object, read as a table of what it says of each clip",
+        "videos/a.mp4", "x.json", "JSON object read as a table with an entry for each clip",
     ),
     "JSON beside": (
         {"a.mp4": "", "a.json": '{"caption": " one", "width": 96}'},
@@ -95,11 +95,11 @@ ALMOST: dict[str, tuple[dict[str, str], str, str, str]] = {
     ),
     "sub-folder": (
         {"train/metadata.jsonl": '{"file_name": "a.mp4", "text": "one"}', "train/a.mp4": ""},
-        "train/a.mp4", "train/metadata.jsonl", "the table is read from the folder train/, where its paths start",
+        "train/a.mp4", "train/metadata.jsonl", "table read from the folder train/, which its paths are relative to",
     ),
     "sub-folder, paths from above": (
         {"meta/metadata.csv": "file_name,text\nclips/a.mp4,one\n", "clips/a.mp4": ""},
-        "clips/a.mp4", "meta/metadata.csv", "the table is read from the folder meta/, where its paths start",
+        "clips/a.mp4", "meta/metadata.csv", "table read from the folder meta/, which its paths are relative to",
     ),
     "two splits": (
         {
@@ -107,7 +107,7 @@ ALMOST: dict[str, tuple[dict[str, str], str, str, str]] = {
             "test/metadata.csv": "file_name,text\nb.mp4,two\n",
         },
         "train/a.mp4", "train/metadata.csv",
-        "the table is read from the folder train/, where its paths start; test/metadata.csv is not read",
+        "table read from the folder train/, which its paths are relative to; test/metadata.csv is not read",
     ),
     "quotes": (
         {"prompts.txt": "one\n", "videos.txt": '"a b.mp4"\n', "a b.mp4": ""},
@@ -123,11 +123,11 @@ ALMOST: dict[str, tuple[dict[str, str], str, str, str]] = {
     ),
     "case": (
         {"prompts.txt": "one\n", "videos.txt": "Videos/A.MP4\n", "videos/a.mp4": ""},
-        "videos/a.mp4", "videos.txt", "paths found in other upper and lower case: videos/a.mp4",
+        "videos/a.mp4", "videos.txt", "paths found in different upper and lower case: videos/a.mp4",
     ),
     "blank before a quote": (
         {"metadata.csv": 'video, caption\na.mp4, "one"\n', "a.mp4": ""},
-        "a.mp4", "metadata.csv", "read without the blanks in front of its quotes",
+        "a.mp4", "metadata.csv", "read without the spaces before its quotes",
     ),
 }  # fmt: skip
 
@@ -167,7 +167,7 @@ def test_a_second_caption_of_a_clip_is_named(tmp_path: Path) -> None:
     dataset = read_dataset(lay_out(tmp_path, {"a.mp4": "", "a.txt": "read", "a.caption": "not read"}))
     assert pairs(dataset) == [("a.mp4", "read")]
     assert [(found.code, found.message) for found in dataset.findings] == [
-        ("left-out", "a.caption not read: another caption of the same clip was")
+        ("left-out", "a.caption not read, since its clip has another caption")
     ]
 
 
@@ -187,7 +187,7 @@ def test_names_in_another_unicode_form_are_found(tmp_path: Path, layout: str, wr
     assert dataset.samples[0].video.is_file()
     assert dataset.samples[0].id == COMPOSED.removesuffix(".mp4")
     ((_, message),) = notes(dataset)
-    assert message.startswith("paths found under another Unicode form of their name (NFC or NFD): ")
+    assert message.startswith("paths found in another Unicode form (NFC or NFD): ")
 
 
 @pytest.mark.parametrize(("clip", "caption"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
@@ -226,10 +226,10 @@ def test_what_is_left_out_beside_clips_is_named(tmp_path: Path) -> None:
     dataset = read_dataset(lay_out(tmp_path, files))
     told = {(found.code, found.message) for found in dataset.findings}
     assert told == {
-        ("stray-caption", "b.txt has no clip beside it; b.dat is not known as a video"),
-        ("missing-caption", "c.wmv has no caption: c.txt is not there; c.json is, which is not read as one"),
-        ("left-out", "1 picture beside captions and clips not read: still.png"),
-        ("left-out", "without a caption, and so not taken for 2 clips: code.ts and teaser.gif"),
+        ("stray-caption", "b.txt has no clip next to it; b.dat is not a known video format"),
+        ("missing-caption", "c.wmv has no caption: c.txt does not exist; c.json exists, but is not read as a caption"),
+        ("left-out", "1 image not read: still.png"),
+        ("left-out", "2 possible clips without a caption, not read: code.ts and teaser.gif"),
     }
 
 
@@ -243,7 +243,7 @@ def test_clips_that_nothing_lists_are_named(tmp_path: Path, layout: str) -> None
     dataset = read_dataset(lay_out(tmp_path, {**listing, "a.mp4": "", "b.mkv": "", "x/c.mp4": ""}))
     (found,) = dataset.findings
     assert found.code == "left-out"
-    assert found.message == f"2 clips in the folder that {dataset.layout} does not name: b.mkv and x/c.mp4"
+    assert found.message == f"2 clips in the folder not named in {dataset.layout}: b.mkv and x/c.mp4"
 
 
 # ---------------------------------------------------------------------------------------------- one text format
@@ -274,7 +274,7 @@ def test_all_that_is_wrong_with_prompts_is_told(tmp_path: Path) -> None:
         f"validation_prompts: {tmp_path}/p.txt is not UTF-8 in line 3",
         f"validation_prompts: {tmp_path}/p.txt is blank in lines 2 and 4",
         "validation_images: 1 image for 5 prompts",
-        f"validation_images: there is no file {tmp_path}/First.png; did you mean {tmp_path}/first.png?",
+        f"validation_images: no such file: {tmp_path}/First.png; did you mean {tmp_path}/first.png?",
     )
 
 
@@ -330,18 +330,21 @@ def test_a_blank_line_hides_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ({"train/videos.txt": "a.mp4\n", "train/prompts.txt": "a\n"}, "train in it holds lists: give that folder"),
-        ({"clips.xlsx": ""}, "clips.xlsx is there: save it as CSV"),
-        ({"captions.json": '{"info": 1}', "a.mp4": ""}, "captions.json is there, but without an array of objects"),
-        ({"captions.json": '{"c": "one"}', "a.mp4": ""}, "captions.json is there, but without an array of objects"),
-        ({"list.txt": "a.mp4|one", "a.mp4": ""}, "list.txt is there, in no form that is known"),
-        ({"a.mp4": "", "a.srt": "1", "b/a.md": "one"}, "a.srt and b/a.md are there, in no form that is known"),
+        (
+            {"train/videos.txt": "a.mp4\n", "train/prompts.txt": "a\n"},
+            "its folder train contains lists: pass that folder",
+        ),
+        ({"clips.xlsx": ""}, "it contains clips.xlsx: save it as CSV"),
+        ({"captions.json": '{"info": 1}', "a.mp4": ""}, "it contains captions.json, but not an array of objects"),
+        ({"captions.json": '{"c": "one"}', "a.mp4": ""}, "it contains captions.json, but not an array of objects"),
+        ({"list.txt": "a.mp4|one", "a.mp4": ""}, "it contains list.txt, which is in no known format"),
+        ({"a.mp4": "", "a.srt": "1", "b/a.md": "one"}, "it contains a.srt and b/a.md, which are in no known format"),
         (
             {"a/0001.png": "", "a/0002.png": "", "a.txt": "one"},
-            "a/0001.png and a/0002.png are there, and a clip is one",
+            "it contains a/0001.png and a/0002.png, but clips are",
         ),
-        ({"clips.zip": ""}, "clips.zip is there: unpack it first"),
-        ({"train-000.tar": ""}, "--format datasets reads what the datasets library can load"),
+        ({"clips.zip": ""}, "it contains clips.zip: unpack it first"),
+        ({"train-000.tar": ""}, "use --format datasets if the datasets library can load it"),
     ],
 )
 def test_a_folder_without_a_dataset_says_what_is_there(tmp_path: Path, files: dict[str, str], told: str) -> None:
@@ -363,7 +366,7 @@ def test_a_name_without_suffix_that_several_clips_have_is_not_guessed(tmp_path: 
 
 
 def test_a_clip_that_an_object_has_twice_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CogtuneError, match=r"x\.json cannot be read: it has 'a\.mp4' twice"):
+    with pytest.raises(CogtuneError, match=r"x\.json cannot be read: duplicate key 'a\.mp4'"):
         read_dataset(lay_out(tmp_path, {"x.json": '{"a.mp4": "one", "a.mp4": "two"}', "a.mp4": ""}))
 
 
@@ -371,7 +374,7 @@ def test_a_name_that_an_object_has_twice_is_told(tmp_path: Path) -> None:
     line = '{"file_name": "a.mp4", "text": "one", "text": "two"}\n'
     (found,) = read_dataset(lay_out(tmp_path, {"metadata.jsonl": line, "a.mp4": ""})).findings
     assert isinstance(found, Finding)
-    assert (found.code, found.message) == ("bad-row", "line 1 cannot be read: it has 'text' twice")
+    assert (found.code, found.message) == ("bad-row", "line 1 cannot be read: duplicate key 'text'")
 
 
 VALUES = ["7", "true", "[1]", "{}", "null", '"half \\ud83d"', '"a\\u0000b"', '""', '" "', "1e999", "NaN", "{}" * 3]
@@ -398,14 +401,14 @@ def test_no_value_of_a_table_is_unforeseen(tmp_path: Path, column: str, array: b
 @pytest.mark.parametrize(
     ("given", "hint"),
     [
-        ("clips.zip", "unpack it, and give the folder"),
-        ("data/metadata.csv", "give the folder that it is in: ROOT/data"),
-        ("data/00000.tar", "give the folder that it is in: ROOT/data, with --format datasets"),
+        ("clips.zip", "unpack it and pass the folder"),
+        ("data/metadata.csv", "pass the folder that contains it: ROOT/data"),
+        ("data/00000.tar", "pass the folder that contains it: ROOT/data, with --format datasets"),
         ("'data'", "did you mean data?"),
         ("data ", "did you mean data?"),
         (".\\data", "did you mean data?"),
         ("Data", "did you mean data?"),
-        ("https://example.org/data.zip", "download it, and give the folder"),
+        ("https://example.org/data.zip", "download it and pass the folder"),
     ],
 )
 def test_what_is_given_in_place_of_a_folder_is_named(

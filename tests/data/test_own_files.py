@@ -54,7 +54,7 @@ def test_a_sampled_video_is_known_by_its_mark(tmp_path: Path) -> None:
     assert not own_files.is_generated(root / "other.mp4")
     dataset = read_dataset(root)
     assert ids(dataset) == ["a", "other"]
-    assert of_code(dataset, "missing-caption") == ["other.mp4 has no caption: other.txt is not there"]
+    assert of_code(dataset, "missing-caption") == ["other.mp4 has no caption: other.txt does not exist"]
     assert of_code(dataset, "own-files") == ["cogtune wrote video.mp4: not read as data"]
     (root / "video.txt").write_text("With a caption it is data, as the user wants.")
     assert ids(read_dataset(root)) == ["a", "other", "video"]
@@ -148,7 +148,7 @@ def test_the_datasets_library_is_not_given_a_runs_files(tmp_path: Path) -> None:
     validate.check_output(resolve(flags={"data": root, "output": root / "out"}).config)
     a_run(root / "out")
     with pytest.raises(
-        CogtuneError, match="also holds what cogtune wrote, which the datasets library would read: out/"
+        CogtuneError, match="also contains output of cogtune, which the datasets library would read: out/"
     ):
         read_dataset(root, LayoutOptions(format="datasets"))
 
@@ -195,7 +195,7 @@ def test_a_link_out_of_the_dataset_is_refused_unless_allowed(tmp_path: Path, sec
     dataset = read_dataset(root)
     refused = [found for found in dataset.findings if found.code == "outside-folder"]
     assert len(refused) == 1
-    assert "is a link that leaves the dataset's folder" in refused[0].message
+    assert "is a link that leads out of the dataset's folder" in refused[0].message
     assert "--allow-outside" in refused[0].hint
     assert all("secret" not in sample.caption for sample in dataset.samples)
     assert "secret caption" not in repr(dataset)
@@ -209,7 +209,7 @@ def test_a_linked_array_or_sub_folder_is_not_looked_into(tmp_path: Path, secret:
     root.mkdir()
     (root / "metadata.json").symlink_to(secret / "metadata.json")
     (root / "train").symlink_to(secret)
-    with pytest.raises(CogtuneError, match="holds no dataset"):
+    with pytest.raises(CogtuneError, match="is not a dataset"):
         read_dataset(root)
 
 
@@ -279,7 +279,7 @@ def test_a_split_that_is_a_link_out_is_refused(tmp_path: Path) -> None:
 def test_a_saved_state_of_another_shape_is_told(tmp_path: Path, value: object, what: str) -> None:
     root = _saved(tmp_path / "data")
     (root / "train" / "state.json").write_text(json.dumps(value))
-    with pytest.raises(CogtuneError, match=f"is not what save_to_disk writes: {what}"):
+    with pytest.raises(CogtuneError, match=f"was not written by save_to_disk: {what}"):
         read_dataset(root)
 
 
@@ -318,7 +318,7 @@ def test_what_overrides_a_card_is_held_to_the_same(tmp_path: Path, secret: Path)
     (root / ".huggingface.yaml").unlink()
     (root / ".huggingface.yaml").symlink_to(tmp_path / "elsewhere.yaml")
     (found,) = read_dataset(root, LayoutOptions(format="datasets")).findings
-    assert found.message == ".huggingface.yaml is a link that leaves the dataset's folder"
+    assert found.message == ".huggingface.yaml is a link that leads out of the dataset's folder"
 
 
 def test_a_card_ends_where_the_library_ends_it(tmp_path: Path, secret: Path) -> None:
@@ -342,5 +342,5 @@ def test_a_card_whose_head_is_damaged_is_told(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     root = _card(tmp_path / "data", "x.csv")
     (root / "README.md").write_text("---\na: [\n---\n")
-    with pytest.raises(CogtuneError, match=r"the head of .*README\.md is not YAML"):
+    with pytest.raises(CogtuneError, match=r"the metadata of .*README\.md is not YAML"):
         read_dataset(root, LayoutOptions(format="datasets"))

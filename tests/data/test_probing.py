@@ -457,7 +457,7 @@ def test_a_pause_moves_no_frame_and_is_reported_in_seconds(tmp_path: Path, suffi
     assert list(view(info, FrameSettings(size=Size(5, 48, 64), fps=8)).indices) == [0, 4, 8, 11, 15]
     codes = {found.code: found for found in findings(path, "5x48x64")}
     assert codes.keys() == {"variable-rate", "only-part"}
-    assert "stands still for 1.85 of its 4 seconds" in codes["variable-rate"].message
+    assert "freezes for 1.85 of its 4 seconds" in codes["variable-rate"].message
     assert "seconds 0 to 0.625 of 4" in codes["only-part"].message
     beyond = seconds_taken(path, "17x48x64")
     assert [time < 1 for time in beyond] == [True] * 9 + [False] * 8

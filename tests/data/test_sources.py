@@ -98,12 +98,12 @@ def test_blank_lines_inside_pair_nothing_even_when_counts_agree(tmp_path: Path) 
         (
             "blank-line",
             "prompts.txt:2",
-            "lines 2 and 4 are blank in prompts.txt: lines may have shifted, so nothing is paired",
+            "lines 2 and 4 are blank in prompts.txt: lines may be shifted, so nothing is paired",
         ),
         (
             "blank-line",
             "videos.txt:3",
-            "line 3 is blank in videos.txt: lines may have shifted, so nothing is paired",
+            "line 3 is blank in videos.txt: lines may be shifted, so nothing is paired",
         ),
     ]
 
@@ -137,7 +137,7 @@ def test_utf16_without_its_mark_is_named(tmp_path: Path) -> None:
     dataset = read_dataset(root)
     assert dataset.samples == ()
     assert told(dataset) == [("not-utf8", "prompts.txt"), ("missing-video", "a"), ("missing-video", "b")]
-    assert dataset.findings[0].message == "prompts.txt looks like UTF-16, but does not begin with a byte order mark"
+    assert dataset.findings[0].message == "prompts.txt looks like UTF-16 without a byte order mark"
 
 
 def test_what_only_begins_as_utf16_is_named(tmp_path: Path) -> None:
@@ -145,7 +145,8 @@ def test_what_only_begins_as_utf16_is_named(tmp_path: Path) -> None:
     assert told(read_dataset(root)) == [("not-utf8", "prompts.txt")]
     root = lay_out(tmp_path / "beside", a_mp4="", a_txt="dürr".encode("utf-16")[:-1])
     (found,) = read_dataset(root).findings
-    assert (found.code, found.where, found.message[:37]) == ("not-utf8", "a", "a.txt begins as UTF-16 does, and is n")
+    assert (found.code, found.where) == ("not-utf8", "a")
+    assert found.message.startswith("a.txt has a UTF-16 byte order mark, but is not UTF-16: ")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-8-sig"])
@@ -212,12 +213,12 @@ def test_links_and_dots_that_stay_inside_are_fine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "hint"),
     [
-        ("a.mp4", "paths start at the dataset's folder: write videos/a.mp4"),
-        ("train/a.mp4", "paths start at the dataset's folder: write videos/a.mp4"),
-        ("/home/me/videos/a.mp4", "videos/a.mp4 is in the dataset's folder: write that, or give --allow-outside"),
-        ("videos/a.avi", "videos/a.mp4 is there: write that if it is meant"),
+        ("a.mp4", "paths are relative to the dataset's folder; use videos/a.mp4"),
+        ("train/a.mp4", "paths are relative to the dataset's folder; use videos/a.mp4"),
+        ("/home/me/videos/a.mp4", "use videos/a.mp4, which is in the dataset's folder, or use --allow-outside"),
+        ("videos/a.avi", "did you mean videos/a.mp4?"),
         ("videos/steamboot.mp4", "did you mean videos/steamboat.mp4?"),
-        ("https://example.org/b.mp4", "download it into the dataset's folder, and write its path there"),
+        ("https://example.org/b.mp4", "download it to the dataset's folder, and use its path there"),
     ],
 )
 def test_a_missing_clip_comes_with_the_likely_cause(tmp_path: Path, line: str, hint: str) -> None:
@@ -246,7 +247,7 @@ def test_ids_are_unique_and_tell_suffixes_apart(tmp_path: Path) -> None:
 def test_a_list_without_its_partner_is_told(tmp_path: Path) -> None:
     dataset = read_dataset(lay_out(tmp_path, prompts_txt="a\n"))
     assert told(dataset) == [("missing-list", "videos.txt")]
-    assert only(dataset).message == "prompts.txt is there, but videos.txt is not"
+    assert only(dataset).message == "prompts.txt exists, but videos.txt does not"
 
 
 def test_empty_lists_are_an_error(tmp_path: Path) -> None:
@@ -324,7 +325,7 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("os.scandir", locked)  # a mode would not stop root
     dataset = read_dataset(root)
     assert told(dataset) == [("bad-path", "locked")]
-    assert dataset.findings[0].message == "the folder locked cannot be read: Permission denied"
+    assert dataset.findings[0].message == "cannot read the folder locked: Permission denied"
 
 
 def test_a_file_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
@@ -354,7 +355,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_dataset(tmp_path: Path) -> None:
-    with pytest.raises(CogtuneError, match="holds no dataset: neither lists of clips nor captioned clips"):
+    with pytest.raises(CogtuneError, match="is not a dataset: it has no lists, table or captioned clips"):
         read_dataset(lay_out(tmp_path, readme_md=""))
 
 
@@ -363,7 +364,7 @@ def test_loose_clips_are_told(tmp_path: Path) -> None:
     with pytest.raises(CogtuneError) as caught:
         read_dataset(root)
     assert caught.value.message == (
-        f"{root} holds 5 clips (clips/0.mp4, clips/1.mp4, clips/2.mp4 and 2 more), but nothing says what they show"
+        f"{root} contains 5 clips (clips/0.mp4, clips/1.mp4, clips/2.mp4 and 2 more), but no captions"
     )
 
 

@@ -175,9 +175,9 @@ def test_a_damaged_clip_shows_its_finding_in_place_of_pictures(tmp_path: Path) -
     assert len(cards["good"].all("img")) == 3
     told = {name: cards[name].all("p", "unseen")[0].text for name in names[1:]}
     assert told["empty"] == "no pictures: empty.mp4 is empty"
-    assert told["cut"].startswith("no pictures: cut.mp4 is cut short: 100 of")
+    assert told["cut"].startswith("no pictures: cut.mp4 is incomplete: 100 of")
     assert "middle.mp4" in told["middle"]
-    assert told["gone"] == "no pictures: gone.mp4 is not there"
+    assert told["gone"] == "no pictures: gone.mp4 does not exist"
     assert "Cannot be trained on as it is." in page.all("p", "verdict")[0].text
 
 
@@ -216,7 +216,7 @@ def test_every_finding_stands_in_the_table_and_beside_its_clip(tmp_path: Path) -
     assert [line.all("span")[0].text for line in card.all("li")] == ["error", "warning"]
     assert [link.attributes["href"] for link in page.all("a")] == ["#clip-0", "#clip-0"]
     (general,) = (part for part in page.all("section") if part.all("h2")[0].text.startswith("About the dataset"))
-    assert "stray.txt has no clip beside it" in general.text
+    assert "stray.txt has no clip next to it" in general.text
 
 
 def samples(count: int) -> tuple[Sample, ...]:

@@ -294,12 +294,12 @@ def test_everything_wrong_with_the_prompts_is_told_at_once(clips: Path, tmp_path
         plan_for(clips, tmp_path / "out", model="tiny:5b-i2v", **flags)
     assert caught.value.details[0] == f"validation_prompts: {file} is blank in line 2"
     assert "2 images for 3 prompts" in caught.value.details[1]
-    assert "there is no file" in caught.value.details[2]
+    assert "no such file: " in caught.value.details[2]
     with pytest.raises(UsageError) as caught:
         plan_for(clips, tmp_path / "out", **flags | {"validation_prompts": str(tmp_path / "none.txt")})
     assert "cannot read" in caught.value.details[0]
     assert "takes none" in caught.value.details[1]
-    with pytest.raises(UsageError, match="give validation_prompts too"):
+    with pytest.raises(UsageError, match="validation_images requires validation_prompts"):
         plan_for(clips, tmp_path / "out", model="tiny:5b-i2v", validation_images="x.png")
     with pytest.raises(UsageError, match="1 error in the configuration") as caught:
         plan_for(clips, tmp_path / "out", sample_every=1, sample_epochs=1)

@@ -1,1 +1,1 @@
-"""Encoded clips and captions on disk, by keys of their content."""
+"""The cache of encoded clips and captions, with keys made of their content."""

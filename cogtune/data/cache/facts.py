@@ -1,4 +1,4 @@
-"""What was once found out about a file, remembered by its path, size and modification time."""
+"""Facts about files, stored by path, size and modification time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cogtune.system.folders import remove_leftovers
 from cogtune.system.json_files import read_sealed, sealed
 
 Stamp = tuple[int, int]
-"""Size in bytes and modification time in nanoseconds: a fact holds as long as its file has the same."""
+"""Size in bytes and modification time in nanoseconds; a fact is valid as long as both are the same."""
 
 
 _TOLD = {field.name for field in fields(VideoInfo)}
@@ -27,7 +27,7 @@ _TOLD = {field.name for field in fields(VideoInfo)}
 class Facts:
     """Facts about files, kept in one JSON file so that an unchanged file is not opened twice.
 
-    Threads may share one. Losing the file costs time and nothing else. Without a ``path`` they are kept in memory.
+    Threads may share one. Losing the file only costs time. Without a ``path`` facts are kept in memory.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -36,22 +36,22 @@ class Facts:
         self._learned = False
 
     def stamp(self, path: Path) -> Stamp:
-        """Return how a file stands now; to be taken before a fact about it is found out.
+        """Return a file's current stamp; call this before finding out a fact.
 
         Raises:
-            CogtuneError: there is no such file.
+            CogtuneError: the file does not exist.
         """
         with os_errors_explained(path, "read"):
             stat = path.stat()
         return stat.st_size, stat.st_mtime_ns
 
     def known(self, path: Path, name: str, stamp: Stamp) -> Any:
-        """Return the fact ``name`` about a file that stands at ``stamp``; None when it is not known."""
+        """Return the fact ``name`` about a file with this stamp; None if it is unknown."""
         known = self._all().get(str(path), {})
         return known.get(name) if known.get("stamp") == [*stamp] else None
 
     def learn(self, path: Path, name: str, value: Any, stamp: Stamp) -> None:
-        """Remember the JSON-able ``value`` as the fact ``name`` about a file that stood at ``stamp``."""
+        """Store the JSON-able ``value`` as the fact ``name`` about a file with this stamp."""
         known = self._all().setdefault(str(path), {})
         if known.get("stamp") != [*stamp]:
             known.clear()
@@ -60,12 +60,11 @@ class Facts:
         self._learned = True
 
     def remembered(self, path: Path, name: str, find: Callable[[Path], Any]) -> Any:
-        """Return the fact ``name`` about a file, found out by ``find`` unless it is known; what ``find`` raises is
-        not kept.
+        """Return the fact ``name`` about a file, from ``find`` if it is unknown; exceptions are not stored.
 
         Raises:
-            FileChanged: the file was changed meanwhile.
-            CogtuneError: there is no such file.
+            FileChanged: the file changed in the meantime.
+            CogtuneError: the file does not exist.
         """
         stamp = self.stamp(path)
         value = self.known(path, name, stamp)
@@ -77,11 +76,11 @@ class Facts:
         return value
 
     def current(self, path: Path) -> FullStamp:
-        """Return how a file stands whose digest was asked for, for those who read it later.
+        """Return the stamp of a file whose digest is known, for reading it later.
 
         Raises:
-            FileChanged: it does not stand as it stood then.
-            CogtuneError: there is no such file.
+            FileChanged: the file has changed since.
+            CogtuneError: the file does not exist.
         """
         stamp = stamp_of(path)
         if self.known(path, "digest", stamp[:2]) is None:
@@ -97,8 +96,7 @@ class Facts:
         return str(self.remembered(path, "digest", digest_file))
 
     def probe(self, path: Path) -> VideoInfo:
-        """Return what the clip is: as :func:`cogtune.data.video.clips.probe`, and it raises the same, or
-        ``FileChanged``."""
+        """Return a clip's properties like :func:`cogtune.data.video.clips.probe`, or raise ``FileChanged``."""
         if not path.is_file():
             return probe(path)
         stamp = self.stamp(path)
@@ -111,16 +109,16 @@ class Facts:
         return info
 
     def known_probe(self, path: Path, stamp: Stamp) -> VideoInfo | None:
-        """Return what the clip is that stands at ``stamp``, if that is known in all that this version tells."""
+        """Return the properties of a clip with this stamp, if all of this version's are known."""
         known = self.known(path, "probe", stamp)
         return VideoInfo.from_dict(known) if isinstance(known, dict) and known.keys() == _TOLD else None
 
     def learn_probe(self, path: Path, info: VideoInfo, stamp: Stamp) -> None:
-        """Remember what a clip is that stood at ``stamp``."""
+        """Store the properties of a clip with this stamp."""
         self.learn(path, "probe", asdict(info), stamp)
 
     def save(self) -> None:
-        """Write down what was learned, if anything was.
+        """Write new facts to the file, if there are any.
 
         Raises:
             CogtuneError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Which entries of the cache a dataset is made of: the key of each, and which are missing."""
+"""The cache entries of a dataset: their keys, and the jobs that make missing ones."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from cogtune.system.errors import CogtuneError
 from cogtune.system.json_files import read_sealed, write_sealed
 
 FORMAT = 2
-"""Part of every key: raise it when what an entry holds changes."""
+"""Part of every key; increase it when the contents of entries change."""
 
 READING, READING_IMAGES = 2, 3
-"""Part of the keys of clips, and of those of images: raise it when other pixels are read of the same file."""
+"""Part of the keys of clips and images; increase it when other pixels are read from the same file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheKeySettings:
-    """What every entry depends on besides its own clip or caption."""
+    """What every entry depends on besides its clip or caption."""
 
     frames: FrameSettings
-    """Which frames are taken of each clip, at which size, and how they are fitted."""
+    """Which frames of each clip are read, at which size, and how they are fitted."""
     vae: str
     """Fingerprint of the VAE."""
     text: str
     """Fingerprint of the text encoder and its tokenizer."""
     max_tokens: int
     dtype: str
-    """Precision the encoders ran in."""
+    """Precision of the encoders."""
     id_token: str
     with_image: bool
     """Whether the model is conditioned on an image."""
@@ -54,14 +54,14 @@ class SampleKeys:
 
 @dataclass(frozen=True)
 class Index:
-    """All samples of a dataset under one recipe, and where the empty caption's embedding is."""
+    """All samples of a dataset for one cache key, and the key of the empty caption's embedding."""
 
     rows: tuple[SampleKeys, ...]
     null_text: str
 
     @property
     def digest(self) -> str:
-        """What stands for the data of a run: any other clip, caption or setting gives another one."""
+        """A digest of a run's data: it changes with any clip, caption or setting."""
         return digest([[row.latents, row.text, row.image] for row in self.rows])
 
     def write(self, path: Path) -> None:
@@ -74,7 +74,7 @@ class Index:
         """Return the index saved at ``path``.
 
         Raises:
-            CogtuneError: there is none, or it is not what was saved.
+            CogtuneError: the file is missing or damaged.
         """
         value = read_sealed(path, "run `cogtune train` again")
         rows = (
@@ -84,7 +84,7 @@ class Index:
 
     @property
     def buckets(self) -> dict[Size, tuple[int, ...]]:
-        """The positions of the rows of each size, sizes and positions rising."""
+        """The positions of the rows of each size, both in ascending order."""
         found: dict[Size, list[int]] = {}
         for position, row in enumerate(self.rows):
             found.setdefault(row.size, []).append(position)
@@ -92,13 +92,13 @@ class Index:
 
 
 def caption_of(sample: Sample, id_token: str) -> str:
-    """Return the caption the model is trained with: the id token, if any, put in front."""
+    """Return the training caption: the id token, if any, and the sample's caption."""
     return f"{id_token} {sample.caption}".strip()
 
 
 @dataclass(frozen=True)
 class ClipJob:
-    """A clip that has no entry yet; ``stamp`` is how it stood when its key was made."""
+    """A clip to encode; ``stamp`` is its state when its key was made."""
 
     key: str
     video: Path
@@ -108,7 +108,7 @@ class ClipJob:
 
 @dataclass(frozen=True)
 class TextJob:
-    """A caption that has no entry yet."""
+    """A caption to encode."""
 
     key: str
     caption: str
@@ -116,9 +116,9 @@ class TextJob:
 
 @dataclass(frozen=True)
 class ImageJob:
-    """A conditioning frame that has no entry yet: an image file, or the first chosen frame of a clip.
+    """A conditioning frame to encode: an image file, or the first chosen frame of a clip.
 
-    ``stamp`` is how the file stood when its key was made.
+    ``stamp`` is the file's state when its key was made.
     """
 
     key: str
@@ -130,7 +130,7 @@ class ImageJob:
 
 @dataclass(frozen=True)
 class EncodeJobs:
-    """What an index names and the store lacks, each key once."""
+    """Entries to make, each key once."""
 
     clips: tuple[ClipJob, ...]
     texts: tuple[TextJob, ...]
@@ -152,8 +152,7 @@ class EncodeJobs:
 
 
 def make_index(store: Store, samples: Sequence[Sample], recipe: CacheKeySettings) -> Index:
-    """Return the keys of every sample's entries; reads only those clips of which ``store`` does not remember what it
-    needs.
+    """Return the keys of every sample's entries; reads only clips whose facts ``store`` does not know.
 
     Raises:
         CogtuneError: a clip cannot be read, or is too short.
@@ -183,7 +182,7 @@ def make_index(store: Store, samples: Sequence[Sample], recipe: CacheKeySettings
 
 
 def _view_of(store: Store, sample: Sample, recipe: CacheKeySettings) -> ClipView:
-    """Return what training sees of a sample's clip.
+    """Return the view of a sample's clip that training sees.
 
     Raises:
         CogtuneError: the clip cannot be read, or is too short.
@@ -191,17 +190,17 @@ def _view_of(store: Store, sample: Sample, recipe: CacheKeySettings) -> ClipView
     try:
         return view(store.facts.probe(sample.video), recipe.frames, store.facts.digest(sample.video))
     except ValueError as error:
-        raise CogtuneError(f"{sample.video} {error}", "use a longer clip, or ask for fewer frames") from error
+        raise CogtuneError(f"{sample.video} {error}", "use a longer clip, or train on fewer frames") from error
 
 
 def _fitted(seen: ClipView) -> list[Any]:
-    """Return what the pixels of a clip's frames depend on beside the frames themselves."""
+    """Return what the pixels of a clip's frames depend on besides the choice of frames."""
     crop = seen.crop
     return [seen.size.height, seen.size.width, *crop.resized, crop.top, crop.left]
 
 
 def jobs(store: Store, samples: Sequence[Sample], index: Index, recipe: CacheKeySettings) -> EncodeJobs:
-    """Return what makes every entry of ``index``, each key once, whether it is there or not."""
+    """Return the jobs for every entry of ``index``, existing ones included, each key once."""
     clips: dict[str, ClipJob] = {}
     texts: dict[str, TextJob] = {index.null_text: TextJob(index.null_text, "")}
     images: dict[str, ImageJob] = {}
@@ -218,7 +217,7 @@ def jobs(store: Store, samples: Sequence[Sample], index: Index, recipe: CacheKey
 
 
 def missing(store: Store, work: EncodeJobs) -> EncodeJobs:
-    """Return what of ``work`` has no whole entry in ``store``."""
+    """Return the jobs in ``work`` without a complete entry in ``store``."""
     return EncodeJobs(
         tuple(job for job in work.clips if not store.holds("latents", job.key)),
         tuple(job for job in work.texts if not store.holds("text", job.key)),
@@ -227,9 +226,9 @@ def missing(store: Store, work: EncodeJobs) -> EncodeJobs:
 
 
 def image_key(source: str, seen: ClipView, *, from_video: bool) -> str:
-    """Return the key of a conditioning frame, from the digest of the file that it is in.
+    """Return the key of a conditioning frame, from its file's digest.
 
-    It depends on the first of the frames alone, and of an image that is no frame, on no frame at all.
+    For a clip it depends only on the first frame; for an image file on no frame.
     """
     fitted = (
         [seen.indices[0], *_fitted(seen)]

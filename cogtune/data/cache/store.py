@@ -1,4 +1,4 @@
-"""Encoded samples on disk, each under a key of everything it was made from, written atomically."""
+"""The store of cache entries on disk, with keys of everything that they are made from, written atomically."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CHECKSUM = "blake2b"
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """An entry that is there, and how many bytes it takes."""
+    """An existing entry and its size in bytes."""
 
     kind: EntryKind
     key: str
@@ -38,9 +38,9 @@ class CacheEntry:
 
 
 class Store:
-    """The folder of entries: ``latents/``, ``text/`` and ``image/``, one safetensors file a key.
+    """The folder of entries: ``latents/``, ``text/`` and ``image/``, one safetensors file per key.
 
-    ``facts`` is what is remembered of the files that entries are made from.
+    ``facts`` has facts about the files that entries are made from.
     """
 
     def __init__(self, root: Path) -> None:
@@ -48,12 +48,11 @@ class Store:
         self.facts = Facts(root / names.FACTS)
 
     def path(self, kind: EntryKind, key: str) -> Path:
-        """Return where the entry of ``key`` is, or will be."""
+        """Return the path of an entry, whether it exists or not."""
         return self.root / kind / key[:2] / f"{key}{_SUFFIX}"
 
     def holds(self, kind: EntryKind, key: str) -> bool:
-        """Return whether a whole entry is there: its length is the one its header promises. A link is none, nor is a
-        pipe."""
+        """Return whether a complete entry exists, by the length in its header. Links and pipes do not count."""
         try:
             descriptor = os.open(self.path(kind, key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(descriptor, "rb") as handle:
@@ -84,19 +83,19 @@ class Store:
         W]``.
 
         Raises:
-            CogtuneError: the entry is missing, or is not what was written.
+            CogtuneError: the entry is missing or damaged.
         """
         tensor, why = self._look(kind, key)
         if tensor is None or why:
             raise CogtuneError(
                 f"the cache entry {self.path(kind, key)} is missing or damaged: {why}",
-                "`cogtune dataset cache --verify` deletes what is damaged, and `cogtune dataset cache` makes what is "
-                "missing, both with the run.yaml of the run as --config",
+                "run `cogtune dataset cache --verify` to delete damaged entries, then `cogtune dataset cache` to add "
+                "missing ones, both with the run's run.yaml as --config",
             )
         return tensor
 
     def _look(self, kind: EntryKind, key: str) -> tuple[Tensor | None, str]:
-        """Return an entry's tensor, and what is wrong with it; no word when its bytes are those that were written."""
+        """Return an entry's tensor and its problem, which is empty if its checksum matches."""
         from safetensors import SafetensorError, safe_open
 
         path = self.path(kind, key)
@@ -111,10 +110,10 @@ class Store:
         return tensor, ""
 
     def problem(self, kind: EntryKind, key: str, shape: tuple[int, ...] | None = None) -> str:
-        """Return what is wrong with an entry, which is read to its end for that; empty when it is sound.
+        """Return the problem of an entry, which is read completely; empty if it is valid.
 
         Args:
-            shape: what it should have; None when that is not known.
+            shape: the expected shape; None if it is unknown.
         """
         import torch
 
@@ -137,7 +136,7 @@ class Store:
                     yield CacheEntry(kind, file.name.removesuffix(_SUFFIX), file.stat().st_size)
 
     def delete(self, kind: EntryKind, key: str) -> None:
-        """Remove an entry; one that is gone already will do.
+        """Remove an entry, if it exists.
 
         Raises:
             CogtuneError: it cannot be removed.
@@ -147,20 +146,19 @@ class Store:
             path.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Delete what a killed process left unfinished; to be called by the one process that fills the store."""
+        """Delete leftovers of a killed process; called by the only process that fills the store."""
         for kind in KINDS:
             for folder in (self.root / kind).glob("??"):
                 remove_partials(folder)
         self.sweep_job()
 
     def sweep_job(self) -> None:
-        """Delete reports that a killed process left unfinished; those of one at work stay."""
+        """Delete the reports of a killed process, but not of a running one."""
         remove_leftovers(self.root / names.JOB)
 
 
 def _checksums(tensor: Tensor, name: str) -> tuple[str, str]:
-    """Return what stands for a tensor's bytes, type and shape under its key; and without the key, as of earlier
-    versions."""
+    """Return the checksum of a tensor's bytes, type and shape with its key, and that of earlier versions without it."""
     import torch
 
     hasher = hashlib.blake2b(f"{tensor.dtype} {list(tensor.shape)}".encode(), digest_size=16)

@@ -1,4 +1,4 @@
-"""What every layout of a dataset shares: the sample, what a layout is, and how its paths become samples."""
+"""The base of all dataset layouts: samples, the layout type, and how listed paths become samples."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Sample:
     """One training pair.
 
     Args:
-        id: the clip's path in the dataset, with ``/`` and without suffix, in composed Unicode; unique in the dataset.
+        id: the clip's path in the dataset, with ``/``, without suffix and in composed Unicode; unique.
         video: the clip's file.
-        caption: its text, without surrounding blanks.
-        image: the conditioning image of an image-to-video sample, when the dataset has one.
+        caption: its text, without surrounding whitespace.
+        image: the conditioning image of an image-to-video sample, if the dataset has one.
     """
 
     id: str
@@ -53,11 +53,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Unpaired:
-    """What a dataset lists that could not be paired: it is checked as well, so that all problems are reported.
+    """Listed clips and captions that could not be paired; they are checked, too, so that all problems are reported.
 
     Args:
         clips: samples without a caption.
-        captions: samples without a clip, each with its list and line for an id.
+        captions: samples without a clip, each with its list and line as its id.
     """
 
     clips: tuple[Sample, ...] = ()
@@ -79,14 +79,14 @@ class Layout:
     """One way to lay out a dataset.
 
     Args:
-        formats: what ``--format`` calls it.
-        name: what it is called where it is announced.
+        formats: its names for ``--format``.
+        name: its name in messages.
         expects: a description of its files.
-        detect: the one of ``formats`` that a folder is in, or None when it is laid out in another way.
-        read: the folder's samples and findings.
-        almost: as ``detect``, for a folder that is in no layout as documented, but plainly meant to be in this one.
-        has_columns: whether the user may say which columns hold what.
-        names_clips: whether its files name each clip, so that others in the folder are left out.
+        detect: returns the one of ``formats`` that a folder is in, or None for another layout.
+        read: returns the folder's samples and findings.
+        almost: like ``detect``, for a folder that matches no documented layout but is clearly meant to be this one.
+        has_columns: whether the user may choose columns.
+        names_clips: whether its files name each clip, so that other clips in the folder are ignored.
     """
 
     formats: tuple[DataFormat, ...]
@@ -104,9 +104,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class ListedPath:
-    """A path as a list has it, and where it stands there; None for one that could not be read, which is a finding.
+    """A path in a list, and its place there; None for one that could not be read, which is a finding.
 
-    ``file`` is where the bytes are that came with it, if any did: the path is then no more than their name.
+    ``file`` holds the bytes that came with it, if any: the path is then only their name.
     """
 
     text: str | None
@@ -125,7 +125,7 @@ class DatasetEntry:
 
 @dataclass(frozen=True)
 class _Located:
-    """A file that an entry names: its path in the dataset, where it is, and the hint if it is not there."""
+    """A file that an entry names: its path in the dataset, where it is, and the hint if it does not exist."""
 
     path: PurePosixPath
     file: Path
@@ -140,11 +140,11 @@ def to_samples(
     base: PurePosixPath = _TOP,
     role: Literal["video", "image"] = "video",
 ) -> list[Sample]:
-    """Return a sample of every entry that is whole and whose paths may be opened; ``findings`` gets what is wrong.
+    """Return a sample for every complete entry whose paths may be opened, and add problems to ``findings``.
 
     Args:
-        base: the folder that paths start at, relative to the dataset's.
-        role: what the entries' ``video`` is, in lists that are looked at one by one.
+        base: the folder that paths are relative to, within the dataset's.
+        role: what the entries' ``video`` is, in lists that are checked one by one.
     """
     paths = _Paths(folder, base)
     usable: list[tuple[DatasetEntry, _Located, _Located | None]] = []
@@ -162,12 +162,12 @@ def to_samples(
         for code, located in ((f"missing-{role}", video), ("missing-image", image)):
             if located is not None and located.hint:
                 where = sample_id if role == "video" else entry.video.where
-                findings.append(finding(code, where, f"{located.path} is not there", located.hint))
+                findings.append(finding(code, where, f"{located.path} does not exist", located.hint))
     return samples
 
 
 class _Paths:
-    """Paths as lists and tables have them become files of the dataset."""
+    """Resolver of listed paths to files of the dataset."""
 
     def __init__(self, folder: Folder, base: PurePosixPath) -> None:
         self.folder, self.base = folder, base
@@ -175,7 +175,7 @@ class _Paths:
         self._nearest = Nearest(folder)
 
     def locate(self, place: ListedPath, findings: list[Finding], *, image: bool) -> _Located | None:
-        """Return the file at a place, or None and a finding when it must not be opened."""
+        """Return the file of a listed path, or None and a finding if it must not be opened."""
         if place.text is None:
             return None
         if place.file is not None:
@@ -184,8 +184,8 @@ class _Paths:
             path, leaves, there = self._found(place.text, place.where, image=image)
         except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL character
             reason = getattr(error, "strerror", None) or error
-            message = f"{shortened(place.text)!r} is not a usable path: {reason}"
-            findings.append(finding("bad-path", place.where, message, "name a file in the dataset's folder"))
+            message = f"{shortened(place.text)!r} is not a valid path: {reason}"
+            findings.append(finding("bad-path", place.where, message, "use the path of a file in the dataset's folder"))
             return None
         if leaves:
             findings.append(self._outside(place, path))
@@ -194,10 +194,10 @@ class _Paths:
         return _Located(PurePosixPath(path), self.folder.root / path, hint)
 
     def _found(self, text: str, where: str, *, image: bool) -> tuple[str, bool, bool]:
-        """Return the path that is meant, whether it leaves the dataset, and whether there is a file.
+        """Return the intended path, whether it leads out of the dataset, and whether the file exists.
 
         Raises:
-            OSError, RuntimeError, ValueError: it is not a usable path.
+            OSError, RuntimeError, ValueError: it is not a valid path.
         """
         paths = [self._inside(text, base) for base in dict.fromkeys((self.base, _TOP))]
         looks = [(path, *self._look(path)) for path in paths]
@@ -211,7 +211,7 @@ class _Paths:
         return looks[0]
 
     def _inside(self, text: str, base: PurePosixPath) -> str:
-        """Return a path from the dataset's folder on, also when it is written as an absolute one of a file in it."""
+        """Return a path relative to the dataset's folder, also for an absolute path in it."""
         path = posixpath.normpath(text)
         bare = path if path.startswith("/") else posixpath.normpath(unquoted(text))
         for root in self._roots if bare.startswith("/") else ():
@@ -220,7 +220,7 @@ class _Paths:
         return path if path.startswith("/") or not base.parts else posixpath.normpath(f"{base}/{path}")
 
     def _look(self, path: str) -> tuple[bool, bool]:
-        """Return whether a path leaves the dataset, and whether there is a file; what leaves is not looked at."""
+        """Return whether a path leads out of the dataset, and whether the file exists, which is not checked outside."""
         if path in ("", "."):
             raise ValueError("it is the dataset's folder itself")
         if PurePosixPath(path).name in ("", ".."):
@@ -230,20 +230,20 @@ class _Paths:
         return False, (self.folder.root / path).is_file()
 
     def _outside(self, place: ListedPath, path: str) -> Finding:
-        hint = "put the file in the dataset's folder and write its path relative to that, or give --allow-outside"
+        hint = "move the file to the dataset's folder and use its path relative to that, or use --allow-outside"
         if near := self._nearest.elsewhere(path):
-            hint = f"{near} is in the dataset's folder: write that, or give --allow-outside"
-        message = f"{shortened(place.text or '')} leaves the dataset's folder"
+            hint = f"use {near}, which is in the dataset's folder, or use --allow-outside"
+        message = f"{shortened(place.text or '')} leads out of the dataset's folder"
         return finding("outside-folder", place.where, message, hint)
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """Return ``text``, or as much of it as fits into ``most`` characters."""
+    """Return ``text``, truncated to ``most`` characters."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def ids(videos: Sequence[PurePosixPath]) -> Iterator[str]:
-    """Yield a unique id each: the path without suffix, unless that tells two clips apart; ``#2`` on a repeat."""
+    """Yield unique ids: paths without suffix, unless only the suffix differs; a repeated one gets ``#2``."""
     stems = Counter(video.with_suffix("") for video in set(videos))
     taken: set[str] = set()
     counts: dict[str, int] = {}

@@ -1,6 +1,6 @@
-"""What the ``datasets`` library reads: its saved folders, and those that it knows how to load, clips inside or beside.
+"""The layout of the ``datasets`` library: folders that it saved or can load, with clips inside or as files.
 
-Clips and images that are stored as bytes are written out once, each under the digest of its bytes.
+Clips and images that are stored as bytes are written to files once, named by the digest of their bytes.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from cogtune.system.files import os_errors_explained, write_atomic
 from cogtune.system.json_files import read_json
 
 SAVED = ("state.json", "dataset_dict.json")
-"""What ``save_to_disk`` leaves: of one split, of several."""
+"""The files of ``save_to_disk``, for one split and for several."""
 
 CARD, OVERRIDE = "README.md", ".huggingface.yaml"
-"""Where a folder's author says which files are data; what the second says holds."""
+"""The files that declare which files are data; the second overrides the first."""
 
 _USUAL_NAMES = {
     "video": (*USUAL_NAMES["video"], "mp4", "mov", "mkv", "webm", "avi"),
     "caption": (*USUAL_NAMES["caption"], "txt"),
     "image": (*USUAL_NAMES["image"], "png", "jpg", "jpeg"),
 }
-"""With those of WebDataset, whose columns are the files' suffixes."""
+"""Including those of WebDataset, whose columns are the files' suffixes."""
 
-_COPY = "copy it to this place, or give --allow-outside"
+_COPY = "copy the file there, or use --allow-outside"
 
 _KEY = "__key__"
 """WebDataset's column of names."""
@@ -71,8 +71,7 @@ def _read(folder: Folder) -> LayoutContent:
 
 
 def takes_every_file(root: Path) -> bool:
-    """Return whether the library, asked for a folder, takes all clips in it for data: it does where nothing was
-    saved."""
+    """Return whether the library reads all clips in a folder as data, as it does unless something was saved there."""
     return not any((root / name).is_file() for name in SAVED)
 
 
@@ -81,10 +80,10 @@ def _is_saved(folder: Folder) -> bool:
 
 
 def _reaches_out(folder: Folder) -> list[Finding]:
-    """Return what the library would open outside the folder: links, and files that its own descriptions name.
+    """Return what the library would open outside the folder: links, and files that its descriptions name.
 
     Raises:
-        CogtuneError: a description cannot be read; or cogtune's own files lie where the library would read them.
+        CogtuneError: a description cannot be read, or the library would read cogtune's own files.
     """
     if not _is_saved(folder):
         _refuse_own_files(folder)
@@ -93,7 +92,7 @@ def _reaches_out(folder: Folder) -> list[Finding]:
     files = [*map(str, folder.files), OVERRIDE]
     problems = [problem for file in files if (problem := folder.outside(file, file)) is not None]
     problems += [
-        finding("outside-folder", sub, f"{sub} is a link that leaves the dataset's folder", _COPY)
+        finding("outside-folder", sub, f"{sub} is a link that leads out of the dataset's folder", _COPY)
         for sub in _links_out(folder)
     ]
     if problems:  # what is a link is not read, not even to see what it names
@@ -111,12 +110,12 @@ def _reaches_out(folder: Folder) -> list[Finding]:
             hint = "put the files in the dataset's folder"
         if leaves:
             message = f"{where} names {shortened(named)!r}, which is outside the dataset's folder"
-            problems.append(finding("outside-folder", where, message, f"{hint}, or give --allow-outside"))
+            problems.append(finding("outside-folder", where, message, f"{hint}, or use --allow-outside"))
     return problems
 
 
 def _links_out(folder: Folder) -> list[str]:
-    """Return the folders that are links leading out; they are not walked into, but the library would."""
+    """Return the folders that are links leading out, which the library would follow."""
     found = []
     for at in sorted({parent for file in folder.files for parent in file.parents} | {PurePosixPath()}):
         with os.scandir(folder.root / at) as entries:
@@ -126,10 +125,10 @@ def _links_out(folder: Folder) -> list[str]:
 
 
 def _named_files(folder: Folder) -> Iterator[tuple[str, str]]:
-    """Yield every file that a description in the folder names: where, and the name or pattern.
+    """Yield every file name or pattern in the folder's descriptions, with the description.
 
     Raises:
-        CogtuneError: a description is not what it should be.
+        CogtuneError: a description is damaged.
     """
     for file in folder.files:
         if file.name == "state.json":
@@ -146,7 +145,7 @@ def _named_files(folder: Folder) -> Iterator[tuple[str, str]]:
 
 
 def _descriptions(folder: Folder) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield what the library reads of where data is: the head of the dataset's card, and the file that overrides it.
+    """Yield the declarations of data files: the metadata of the dataset card, and the file that overrides it.
 
     Raises:
         CogtuneError: one of them is not YAML.
@@ -154,7 +153,7 @@ def _descriptions(folder: Folder) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import yaml
     from huggingface_hub.repocard import metadata_load
 
-    for name, what in ((CARD, "the head of "), (OVERRIDE, "")):
+    for name, what in ((CARD, "the metadata of "), (OVERRIDE, "")):
         path = folder.root / name
         if not path.is_file():
             continue
@@ -164,14 +163,14 @@ def _descriptions(folder: Folder) -> Iterator[tuple[str, Mapping[str, Any]]]:
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise CogtuneError(
                 f"{what}{path} is not YAML: {str(error).splitlines()[0]}",
-                "correct it, or remove it: the datasets library reads there which files are data",
+                "fix or remove it: it tells the datasets library which files are data",
             ) from error
         if isinstance(value, Mapping):
             yield name, value
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in a description, of which some name files: those that do not have no path that leads out."""
+    """Yield every string in a description; those that are not file names have no path that leads out."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -192,24 +191,24 @@ T = TypeVar("T")
 def _of_type(value: Any, kind: type[T], file: PurePosixPath, what: str) -> T:
     if not isinstance(value, kind):
         raise CogtuneError(
-            f"{file} is not what save_to_disk writes: {what} is {type(value).__name__}, not {kind.__name__}",
+            f"{file} was not written by save_to_disk: {what} is {type(value).__name__}, not {kind.__name__}",
             "save the dataset again",
         )
     return value
 
 
 def _refuse_own_files(folder: Folder) -> None:
-    """Reject a run's files in the folder, since the library reads every clip in it.
+    """Reject a folder that contains a run's files, since the library reads every clip in it.
 
     Raises:
-        CogtuneError: cogtune wrote something into the folder.
+        CogtuneError: cogtune wrote something to the folder.
     """
     _ = folder.files
     if folder.own:
         raise CogtuneError(
-            f"{folder.root} also holds what cogtune wrote, which the datasets library would read: "
+            f"{folder.root} also contains output of cogtune, which the datasets library would read: "
             f"{listed(folder.own, 5)}",
-            "move it out of the dataset's folder, and choose an --output outside of it",
+            "move it out of the dataset's folder, and choose an --output outside it",
         )
 
 
@@ -217,7 +216,7 @@ def _load(folder: Folder, media: Path) -> tuple[str, Any]:
     """Return the name of the split to read and its ``datasets.Dataset``, whose clips and images are not decoded.
 
     Raises:
-        CogtuneError: the library is not installed or cannot read the folder, or no split is the obvious one.
+        CogtuneError: the library is not installed or cannot read the folder, or has several splits and no train.
     """
     root = folder.root
     try:
@@ -239,8 +238,8 @@ def _load(folder: Folder, media: Path) -> tuple[str, Any]:
         name = "train" if "train" in splits else next(iter(splits))
         if len(splits) > 1 and name != "train":
             raise CogtuneError(
-                f"{root} has the splits {listed(list(splits))}, and none called train",
-                "save the one you mean by itself",
+                f"{root} has the splits {listed(list(splits))}, but none is called train",
+                "save only the split to train on",
             )
         table = splits[name]
         for column, feature in table.features.items():
@@ -251,7 +250,7 @@ def _load(folder: Folder, media: Path) -> tuple[str, Any]:
     except Exception as error:  # its builders raise whatever they like
         raise CogtuneError(
             f"the datasets library cannot read {root}: {said_by(error)}",
-            "see that datasets.load_dataset reads that folder",
+            "check that datasets.load_dataset can read that folder",
         ) from error
     finally:
         if bars:
@@ -263,11 +262,13 @@ def _rows(root: Path, table: Any) -> Iterator[dict[str, Any]]:
     try:
         yield from table
     except (OSError, ValueError, RuntimeError) as error:
-        raise CogtuneError(f"cannot read {root}: {str(error).splitlines()[0]}", "make or download it again") from error
+        raise CogtuneError(
+            f"cannot read {root}: {str(error).splitlines()[0]}", "create or download it again"
+        ) from error
 
 
 def _file_of(value: Any, unnamed: str, root: Path, media: Path) -> tuple[Any, Path | None]:
-    """Return the path that a cell holds, and where its bytes are now, if it holds any; another value as it is."""
+    """Return a cell's path, and the file of its bytes if it holds any; any other value unchanged."""
     path = value
     if isinstance(value, Mapping) and "bytes" in value:
         path, value = value.get("path"), value["bytes"]
@@ -280,7 +281,7 @@ def _file_of(value: Any, unnamed: str, root: Path, media: Path) -> tuple[Any, Pa
 
 
 def _written(data: bytes, media: Path, suffix: str) -> Path:
-    """Return the file that holds ``data``; written if it is not there."""
+    """Return the file that holds ``data``, written if it does not exist."""
     name = hashlib.blake2b(data, digest_size=16).hexdigest()
     path = media / name[:2] / f"{name}{suffix.lower()}"
     if not path.is_file() or path.stat().st_size != len(data):
@@ -295,7 +296,7 @@ def _detect(folder: Folder) -> DataFormat | None:
 DATASETS = Layout(
     ("datasets",),
     "a folder of the datasets library",
-    "what the datasets library saved or can load",
+    "a folder that the datasets library saved or can load",
     _detect,
     _read,
     has_columns=True,

@@ -14,21 +14,21 @@ from cogtune.data.layouts.lines import raw_lines
 from cogtune.system.errors import counted
 
 _LONGEST = 2**31 - 1
-"""Characters in a value; what the csv module takes by itself, 131,072, a caption may exceed."""
+"""Most characters in a value; a caption may exceed the csv module's default of 131,072."""
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a table by column name, each with the line or row it begins at."""
+    """The rows of a table by column name, each with its first line or its number."""
 
     columns: Sequence[str]
     rows: Sequence[tuple[int, Mapping[str, Any]]]
 
 
 class _Lines:
-    """An iterator over lines that can be set back, to read on after a quote that is never closed."""
+    """An iterator over lines that can be rewound, to continue after an unclosed quote."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         self.lines = lines
@@ -46,7 +46,7 @@ class _Lines:
 
 @dataclass(frozen=True)
 class _Dialect:
-    """What parts the values, and whether blanks in front of a value, and of its quote, count for nothing."""
+    """The delimiter, and whether spaces before a value and its quote are ignored."""
 
     delimiter: str
     skip_blanks: bool = False
@@ -55,11 +55,11 @@ class _Dialect:
 def read_delimited(
     folder: Folder, name: str, findings: list[Finding], delimiter: str, usable: Callable[[Sequence[str]], bool]
 ) -> Table:
-    """Return the table in a file; what is wrong with its rows becomes findings.
+    """Return the table in a file, with findings about its rows.
 
     Args:
-        delimiter: what the file's name says.
-        usable: whether a header has the columns that are looked for; if not, other delimiters are tried.
+        delimiter: the one that the file's name implies.
+        usable: whether a header has the required columns; if not, other delimiters are tried.
     """
     data = folder.read_text(name, findings)
     if data is None:
@@ -68,21 +68,19 @@ def read_delimited(
     text = [line.decode(errors="surrogateescape") for line in raw]
     dialect = _Dialect(_delimiter_of(text, delimiter, usable))
     if dialect.delimiter != delimiter:
-        folder.taken(
-            name, f"read with {_DELIMITERS[dialect.delimiter]} between its values, not {_DELIMITERS[delimiter]}"
-        )
+        folder.taken(name, f"read as delimited by {_DELIMITERS[dialect.delimiter]}, not by {_DELIMITERS[delimiter]}")
     table, problems = _read(name, raw, text, dialect)
     if re.search(rf'(^|{re.escape(dialect.delimiter)})[ ]+"', "".join(text), re.MULTILINE):
         other, fewer = _read(name, raw, text, _Dialect(dialect.delimiter, skip_blanks=True))
         if other != table and len(fewer) <= len(problems):
-            folder.taken(name, "read without the blanks in front of its quotes")
+            folder.taken(name, "read without the spaces before its quotes")
             table, problems = other, fewer
     findings += problems
     return table
 
 
 def _delimiter_of(text: Sequence[str], delimiter: str, usable: Callable[[Sequence[str]], bool]) -> str:
-    """Return what parts the values: as the file's name says, unless its header can only be read in another way."""
+    """Return the delimiter: the one that the file's name implies, unless only another gives the required columns."""
     header = next((line for line in text if line.strip()), "")
 
     def columns(by: str) -> list[str]:
@@ -109,12 +107,12 @@ def _read(name: str, raw: Sequence[bytes], text: Sequence[str], dialect: _Dialec
             problem = broken
         elif isinstance(fields, csv.Error):
             message = f"line {first} cannot be read: {fields}"
-            hint = 'a text with quotes in it goes between quotes, and each quote in it is written twice ("")'
+            hint = 'put values that contain quotes in quotes, and double each quote in them ("")'
             problem = finding("bad-row", where, message, hint)
         elif columns and len(fields) != len(columns):
             there_are = counted(len(columns), "column")
             message = f"line {first} has {counted(len(fields), 'value')}, but there {_are(len(columns))} {there_are}"
-            problem = finding("bad-row", where, message, "put a text between double quotes if the delimiter is in it")
+            problem = finding("bad-row", where, message, "put values that contain the delimiter in double quotes")
         elif columns:
             rows.append((first, dict(zip(columns, fields, strict=True))))
         else:
@@ -131,10 +129,10 @@ def _are(count: int) -> str:
 
 
 def _csv_rows(lines: _Lines, dialect: _Dialect) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Yield the rows, or what is wrong with each, with the number of the line it begins at; blank lines left out.
+    """Yield each row or the error in it, with the number of its first line; blank lines are skipped.
 
-    Strict, since a lenient reader makes one caption of everything behind a stray quote. After such a row it goes
-    on with the line after the quote.
+    Strict, since a lenient reader makes one caption of everything after a stray quote. After such a row it continues
+    with the line after the quote.
     """
     csv.field_size_limit(_LONGEST)
     reader = csv.reader(lines, delimiter=dialect.delimiter, skipinitialspace=dialect.skip_blanks, strict=True)

@@ -1,7 +1,7 @@
-"""A dataset's folder: its files, each walked over once, and which of them may be opened.
+"""A dataset's folder: its files, listed once, and which of them may be opened.
 
 Nothing that a dataset names is read from outside its folder unless the user allows it: lists, tables, captions, clips
-and images of every layout are asked about in one place, :meth:`Folder.leads_out`.
+and images of every layout are checked in one place, :meth:`Folder.leads_out`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from cogtune.data.layouts.spelling import normal
 from cogtune.system.files import os_errors_explained, read_regular
 
 _SHOWN = 5
-"""How many names a note of several files shows."""
+"""Most names that a note about several files shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutOptions:
-    """What the user says about a folder; what is None is found out.
+    """The user's options for reading a folder; None for what is detected.
 
     Args:
-        format: how the folder is laid out.
+        format: the folder's layout.
         caption_column, video_column, image_column: the columns of a table that hold captions and paths.
-        allow_outside: whether paths may leave the folder.
-        media: where clips that are stored inside a file are written out; ``.cogtune/media`` in the folder when None.
+        allow_outside: whether paths may lead out of the folder.
+        media: where clips that are stored in a file are written to; by default ``.cogtune/media`` in the folder.
     """
 
     format: DataFormat | None = None
@@ -46,12 +46,12 @@ class LayoutOptions:
 
 
 class Folder:
-    """A dataset's folder under one way to read it.
+    """A dataset's folder, with the options to read it by.
 
     Args:
         root: the folder.
-        reading: how the user wants it read.
-        tell: called with how many entries of a list or table are done, and of how many.
+        reading: the user's options.
+        tell: called with the number of entries of a list or table that are done, and the total.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Folder:
         self.root, self.reading, self.tell = root, reading, tell
         self.inside = root.resolve()
         self.refused: list[OSError] = []
-        """What went wrong with folders that cannot be read; complete after :attr:`files`."""
+        """Findings about folders that cannot be read; complete after :attr:`files`."""
         self.own: list[str] = []
-        """What was passed by because cogtune wrote it; folders end in ``/``."""
+        """Files and folders skipped because cogtune wrote them; folders end in ``/``."""
         self._resolved: dict[str, bool] = {}
         self._taken: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
 
@@ -72,7 +72,7 @@ class Folder:
         """Return whether a path, relative to the folder, may not be opened: it leads out, by itself or by a link.
 
         Raises:
-            OSError, RuntimeError, ValueError: it is not a usable path: too long, a loop of links, a NUL character.
+            OSError, RuntimeError, ValueError: it is not a valid path: too long, a loop of links, a NUL character.
         """
         return not self.reading.allow_outside and not self._is_inside(self.root / path)
 
@@ -89,17 +89,19 @@ class Folder:
         return self._resolved[parent]
 
     def outside(self, path: str | PurePosixPath, where: str, what: str = "") -> Finding | None:
-        """Return the finding about a file of the dataset that is a link leading out; None when it may be opened."""
+        """Return the finding about a file of the dataset that is a link leading out; None if it may be opened."""
         try:
             if not self.leads_out(path):
                 return None
         except (OSError, RuntimeError, ValueError) as error:
-            return finding("bad-path", where, f"{path} is not a usable path: {error}", "replace the file")
-        message = f"{what}{path} is a link that leaves the dataset's folder"
-        return finding("outside-folder", where, message, "copy the file itself to this place, or give --allow-outside")
+            return finding("bad-path", where, f"{path} is not a valid path: {error}", "replace the file")
+        message = f"{what}{path} is a link that leads out of the dataset's folder"
+        return finding(
+            "outside-folder", where, message, "replace the link by a copy of the file, or use --allow-outside"
+        )
 
     def read_text(self, name: str, findings: list[Finding]) -> bytes | None:
-        """Return what is in a list or table, in UTF-8; None and a finding when it may not be opened or is no text.
+        """Return the content of a list or table in UTF-8; None and a finding if it may not be opened or is not text.
 
         Raises:
             CogtuneError: the file cannot be read.
@@ -112,7 +114,7 @@ class Folder:
         return self.in_utf8(data, name, name, findings)
 
     def in_utf8(self, data: bytes, name: str, where: str, findings: list[Finding]) -> bytes | None:
-        """Return a text file's bytes in UTF-8, noted if they were not; None and a finding when they are no text.
+        """Return a text file's bytes in UTF-8, with a note if they were not; None and a finding if they are not text.
 
         Args:
             where: the place in the dataset that ``name`` belongs to.
@@ -120,7 +122,7 @@ class Folder:
         try:
             text, encoding = as_utf8(data)
         except NotTextError as error:
-            findings.append(finding("not-utf8", where, f"{name} {error}", f"save {name} again as UTF-8"))
+            findings.append(finding("not-utf8", where, f"{name} {error}", f"save {name} as UTF-8"))
             return None
         if encoding:
             self.taken(str(self.root), f"read as {encoding}, not UTF-8", name)
@@ -130,18 +132,18 @@ class Folder:
 
     @cached_property
     def top(self) -> tuple[str, ...]:
-        """The names of the files in the folder itself, sorted; hidden ones and cogtune's own left out."""
+        """The names of the files in the folder itself, sorted, without hidden files and those of cogtune."""
         return self._named(self.root)
 
     @cached_property
     def subfolders(self) -> tuple[str, ...]:
-        """The names of the folders in the folder, sorted; hidden ones, links out and cogtune's own left out."""
+        """The names of the folders in the folder, sorted, without hidden folders, links out and those of cogtune."""
         with os_errors_explained(self.root, "read"):
             folders, _ = _content(self.root)
         return tuple(name for name in sorted(folders) if not name.startswith(".") and not self._passed_by(name))
 
     def files_in(self, name: str) -> tuple[str, ...]:
-        """Return the names of the files in a sub-folder, as :attr:`top`."""
+        """Return the names of the files in a subfolder, like :attr:`top`."""
         return self._named(self.root / name)
 
     def _passed_by(self, name: str) -> bool:
@@ -161,10 +163,10 @@ class Folder:
 
     @cached_property
     def files(self) -> dict[PurePosixPath, None]:
-        """Every file, sorted; left out are hidden ones and what cogtune wrote.
+        """Every file, sorted, without hidden files and those of cogtune.
 
-        Linked folders too, if they lead out and the user allows that. One that leads to another place in the dataset
-        is never entered: its files are there already. A folder that cannot be read is passed by.
+        Includes linked folders that lead out if the user allows it. A link to another place in the dataset is not
+        followed, since its files are listed already. A folder that cannot be read is skipped.
         """
         found: list[PurePosixPath] = []
         follow = self.reading.allow_outside
@@ -189,7 +191,7 @@ class Folder:
         return dict.fromkeys(found)
 
     def _enter(self, folder: Path, entered: set[Path]) -> bool:
-        """Return whether to walk into a folder: not twice, which a loop of links would do without end."""
+        """Return whether to enter a folder: never twice, as a loop of links would."""
         target = Path(os.path.realpath(folder))
         if target in entered or (folder.is_symlink() and target.is_relative_to(self.inside)):
             return False
@@ -198,17 +200,17 @@ class Folder:
 
     @cached_property
     def by_spelling(self) -> dict[str, list[PurePosixPath]]:
-        """The files by their path in one spelling: Unicode form and upper and lower case do not matter."""
+        """The files by normalized path, ignoring Unicode form and case."""
         return self._grouped(lambda file: normal(str(file)))
 
     @cached_property
     def by_name(self) -> dict[str, list[PurePosixPath]]:
-        """The files by their name alone, in one spelling."""
+        """The files by normalized name."""
         return self._grouped(lambda file: normal(file.name))
 
     @cached_property
     def by_stem(self) -> dict[str, list[PurePosixPath]]:
-        """The files by their path without suffix, in one spelling."""
+        """The files by normalized path without suffix."""
         return self._grouped(lambda file: normal(str(file.with_suffix(""))))
 
     def _grouped(self, key: Callable[[PurePosixPath], str]) -> dict[str, list[PurePosixPath]]:
@@ -221,16 +223,16 @@ class Folder:
     # -------------------------------------------------------------------------------------------------------- notes
 
     def taken(self, where: str, how: str, what: str = "") -> None:
-        """Remember that something in ``where`` was read although it is not as documented.
+        """Note that something in ``where`` was read although it differs from the documentation.
 
         Args:
             how: the note's wording.
-            what: one of the things that it is true of; left out when it is ``where`` itself.
+            what: one of the items that it applies to; omitted for ``where`` itself.
         """
         self._taken[where, how].append(what)
 
     def notes(self) -> Iterator[Finding]:
-        """Yield what was read although it is not as documented, a note for each way."""
+        """Yield a note for each kind of difference from the documentation."""
         for (where, how), things in self._taken.items():
             named = [thing for thing in dict.fromkeys(things) if thing]
             yield finding("read-as", where, f"{how}: {listed(named, _SHOWN)}" if named else how)

@@ -1,4 +1,4 @@
-"""Tables of JSON objects: a line each (JSON Lines), or all of them in one array."""
+"""Tables of JSON objects: one per line (JSON Lines), or all in one array."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _EXAMPLE = '{"file_name": ..., "prompt": ...}'
 
 
 class _Repeated(ValueError):
-    """A name that an object has twice: which of the two is meant cannot be known."""
+    """An object with a duplicate key."""
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         repeated, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise _Repeated(f"it has {shortened(repeated, 60)!r} twice")
+        raise _Repeated(f"duplicate key {shortened(repeated, 60)!r}")
     return value
 
 
 def is_array(path: Path) -> bool:
-    """Return whether a JSON file begins as an array of objects does."""
+    """Return whether a JSON file begins like an array of objects."""
     try:
         with open_regular(path) as file:
             head, _ = as_utf8(file.read(_HEAD), is_whole=False)
@@ -47,8 +47,7 @@ def is_array(path: Path) -> bool:
 
 
 def is_map(folder: Folder, name: str) -> bool:
-    """Return whether a JSON file is an object that says something of clips by their names, at least of one that is
-    there."""
+    """Return whether a JSON file is an object with names of clips as keys, at least one of which exists."""
     try:
         value = json.loads(as_utf8((folder.root / name).read_bytes())[0])
     except (OSError, ValueError, RecursionError):
@@ -60,7 +59,7 @@ def is_map(folder: Folder, name: str) -> bool:
 
 
 def read_json_rows(folder: Folder, name: str, findings: list[Finding]) -> Table:
-    """Return the objects in a file; what is wrong with a line or an item becomes a finding."""
+    """Return the objects in a file, with findings about its lines or items."""
     data = folder.read_text(name, findings)
     if data is None:
         return Table((), ())
@@ -81,7 +80,9 @@ def read_json_rows(folder: Folder, name: str, findings: list[Finding]) -> Table:
             value = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             reason = f"cannot be read: {error}" if isinstance(error, _Repeated) else f"is not JSON: {error}"
-            findings.append(finding("bad-row", where, f"line {number} {reason}", f"a line is one sample: {_EXAMPLE}"))
+            findings.append(
+                finding("bad-row", where, f"line {number} {reason}", f"each line is one sample: {_EXAMPLE}")
+            )
             continue
         if isinstance(value, dict):
             columns.update(dict.fromkeys(value))
@@ -102,13 +103,13 @@ def _read_array(folder: Folder, name: str, data: bytes, findings: list[Finding])
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         message = f"{name} is not UTF-8: 0x{data[error.start]:02x} in line {line}"
-        findings.append(finding("not-utf8", f"{name}:{line}", message, f"save {name} again as UTF-8"))
+        findings.append(finding("not-utf8", f"{name}:{line}", message, f"save {name} as UTF-8"))
         return Table((), ())
     except (ValueError, RecursionError) as error:
         raise CogtuneError(
-            f"{name} begins as a JSON array, and cannot be read as one: {error}", f"an item is one sample: {_EXAMPLE}"
+            f"{name} begins like a JSON array, but is not one: {error}", f"each item is one sample: {_EXAMPLE}"
         ) from error
-    folder.taken(name, "a JSON array, read as a table with an item for each sample")
+    folder.taken(name, "JSON array read as a table with an item for each sample")
     rows: list[tuple[int, Mapping[str, Any]]] = []
     columns: dict[str, None] = {}
     for number, value in enumerate(values, start=1):
@@ -121,16 +122,16 @@ def _read_array(folder: Folder, name: str, data: bytes, findings: list[Finding])
 
 
 def _read_map(folder: Folder, name: str, data: bytes) -> Table:
-    """Return what an object says of clips by their names.
+    """Return the rows of an object with names of clips as keys.
 
     Raises:
-        CogtuneError: a name is there twice.
+        CogtuneError: it has a duplicate key.
     """
     try:
         value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
     except ValueError as error:
-        raise CogtuneError(f"{name} cannot be read: {error}", "say of each clip once what it shows") from error
-    folder.taken(name, "a JSON object, read as a table of what it says of each clip")
+        raise CogtuneError(f"{name} cannot be read: {error}", "list each clip only once") from error
+    folder.taken(name, "JSON object read as a table with an entry for each clip")
     rows = [
         (number, {**(said if isinstance(said, dict) else {"text": said}), "file_name": clip})
         for number, (clip, said) in enumerate(value.items(), start=1)
@@ -139,5 +140,5 @@ def _read_map(folder: Folder, name: str, data: bytes) -> Table:
 
 
 def _no_object(where: str, what: str, shown: str) -> Finding:
-    message = f"{what} holds {shortened(shown, 40)}, not names with values"
-    return finding("bad-row", where, message, f"a sample is an object: {_EXAMPLE}")
+    message = f"{what} is not a JSON object: {shortened(shown, 40)}"
+    return finding("bad-row", where, message, f"each sample is an object: {_EXAMPLE}")

@@ -1,6 +1,6 @@
-"""The lines of a text file, for every list and table alike: so a list of prompts has the lines that a dataset's has.
+"""The lines of a text file, for all lists and tables.
 
-Lines end in LF, CRLF or CR, and nothing else: not in U+2028 or U+0085, which may stand inside a caption.
+Only LF, CRLF and CR end a line; U+2028 and U+0085 do not, since a caption may contain them.
 """
 
 from __future__ import annotations
@@ -17,30 +17,29 @@ _MARKS = {
 
 
 class NotTextError(ValueError):
-    """Bytes that are no text; what is wrong with them, to stand behind the file's name."""
+    """Bytes that are not text; the message follows the file's name."""
 
 
 def as_utf8(data: bytes, *, is_whole: bool = True) -> tuple[bytes, str]:
-    """Turn a text file's bytes into UTF-8, if its byte order mark says that they are something else.
+    """Convert a text file's bytes to UTF-8 if their byte order mark declares another encoding.
 
     Args:
-        is_whole: False for the beginning of a file, which may be cut inside a character.
+        is_whole: False for the beginning of a file, which may end within a character.
 
     Returns:
-        The bytes in UTF-8, and the encoding that they were in; empty where no mark said so. What is wrong in
-        them, if they are not UTF-8, is found line by line.
+        The bytes in UTF-8, and their encoding, empty without a mark. Bytes that are not UTF-8 are found line by line.
 
     Raises:
-        NotTextError: they are not in the encoding that the mark names, or are UTF-16 without a mark.
+        NotTextError: they do not match the mark, or are UTF-16 without a mark.
     """
     for mark, encoding in _MARKS.items():
         if data.startswith(mark):
             try:
                 return codecs.getincrementaldecoder(encoding)().decode(data, is_whole).encode(), encoding
             except UnicodeError as error:
-                raise NotTextError(f"begins as {encoding} does, and is not: {error}") from error
+                raise NotTextError(f"has a {encoding} byte order mark, but is not {encoding}: {error}") from error
     if 4 * data.count(0) > len(data):  # as text in UTF-16 has, where its letters are Latin
-        raise NotTextError("looks like UTF-16, but does not begin with a byte order mark")
+        raise NotTextError("looks like UTF-16 without a byte order mark")
     return data, ""
 
 
@@ -50,7 +49,7 @@ def raw_lines(data: bytes, *, keepends: bool = False) -> list[bytes]:
 
 
 def lines_of(data: bytes) -> Iterator[tuple[int, str | UnicodeDecodeError]]:
-    """Yield each line by its number, from 1: its text without surrounding blanks, or what is not UTF-8 in it."""
+    """Yield each line by its number, from 1: its text without surrounding whitespace, or the decoding error."""
     for number, raw in enumerate(raw_lines(data), start=1):
         try:
             yield number, raw.decode().strip()
@@ -59,7 +58,7 @@ def lines_of(data: bytes) -> Iterator[tuple[int, str | UnicodeDecodeError]]:
 
 
 def listed_lines(data: bytes) -> list[str | UnicodeDecodeError]:
-    """Return the lines of a list, blank ones at its end left out."""
+    """Return the lines of a list, without blank ones at its end."""
     lines = [line for _, line in lines_of(data)]
     while lines and lines[-1] == "":
         lines.pop()
@@ -67,7 +66,7 @@ def listed_lines(data: bytes) -> list[str | UnicodeDecodeError]:
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether ``text`` is whole: JSON and file names may hold half a character (a lone surrogate)."""
+    """Return whether ``text`` is valid Unicode: JSON and file names may contain lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The layout of the fine-tuning guides: lists of captions, clips and images, paired by line."""
+"""The layout of the public CogVideoX fine-tuning guides: lists of captions, clips and images, paired by line."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _OTHER_NAMES = {
     VIDEOS: ("video.txt",),
     IMAGES: ("image.txt",),
 }
-"""What the lists are called elsewhere, in the order of preference; upper and lower case do not matter."""
+"""Other names of the lists, in the order of preference; case is ignored."""
 
 Lines = dict[str, list[str | None]]
-"""The lines of each list, by what it is documented as; None for one that is not UTF-8, which is told."""
+"""The lines of each list, by its documented name; None for one that is not UTF-8, which is a finding."""
 
 
 def _read(folder: Folder) -> LayoutContent:
@@ -35,7 +35,7 @@ def _read(folder: Folder) -> LayoutContent:
             if lines is not None:
                 lists[name] = lines
         elif partner:
-            state = f"{files[partner]} is there, but {name} is not" if partner in files else f"there is no {name}"
+            state = f"{files[partner]} exists, but {name} does not" if partner in files else f"{name} does not exist"
             findings.append(finding("missing-list", name, state, f"a dataset is {LISTS.expects}"))
     unpaired = [*_blank_lines(files, lists), *_unequal_counts(files, lists)]
     findings += unpaired
@@ -45,7 +45,7 @@ def _read(folder: Folder) -> LayoutContent:
 
 
 def _files(folder: Folder) -> dict[str, str]:
-    """Return the file that each list is in, by what it is documented as; a note of those that are called otherwise."""
+    """Return the file of each list by its documented name, with a note about other names."""
     found = {}
     for name, others in _OTHER_NAMES.items():
         file = same_name(name, folder.top, others)
@@ -59,7 +59,7 @@ def _files(folder: Folder) -> dict[str, str]:
 
 
 def _read_lines(folder: Folder, file: str, findings: list[Finding]) -> list[str | None] | None:
-    """Return the lines of a list; None in place of the list when the whole file cannot be read."""
+    """Return the lines of a list; None if the file cannot be read."""
     data = folder.read_text(file, findings)
     if data is None:
         return None
@@ -81,8 +81,8 @@ def _blank_lines(files: dict[str, str], lists: Lines) -> list[Finding]:
                 finding(
                     "blank-line",
                     f"{files[name]}:{blank[0]}",
-                    f"{lines_are} blank in {files[name]}: lines may have shifted, so nothing is paired",
-                    "line N of each list is one sample: fill the line in, or delete it from every list",
+                    f"{lines_are} blank in {files[name]}: lines may be shifted, so nothing is paired",
+                    "line N of each list is one sample: fill in the line, or delete it from every list",
                 )
             )
     return findings
@@ -100,13 +100,13 @@ def _unequal_counts(files: dict[str, str], lists: Lines) -> list[Finding]:
             "line-counts",
             f"{longest}:{alone}",
             f"{listed(shown)}: line {alone} of {longest} has no partner, so nothing is paired",
-            "line N of each list is one sample: find the line that is missing or too many",
+            "line N of each list is one sample: find the missing or extra line",
         )
     ]
 
 
 def _entries(files: dict[str, str], lists: Lines) -> list[DatasetEntry]:
-    """Line N of every list is one entry."""
+    """Yield an entry for line N of all lists."""
     videos, images = lists[VIDEOS], lists.get(IMAGES)
     return [
         DatasetEntry(
@@ -119,7 +119,7 @@ def _entries(files: dict[str, str], lists: Lines) -> list[DatasetEntry]:
 
 
 def _look_at_each(folder: Folder, files: dict[str, str], lists: Lines, findings: list[Finding]) -> Unpaired:
-    """Return the lines of lists that cannot be paired, each by itself: what else is wrong is told at the same time."""
+    """Check the lines of lists that cannot be paired, so that other problems are reported at the same time."""
     clips: list[Sample] = []
     for name in (VIDEOS, IMAGES):
         entries = [

@@ -1,4 +1,4 @@
-"""Which files are clips, images and captions, by their names."""
+"""File names of clips, images and captions."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ VIDEO_SUFFIXES = frozenset(
         ".y4m",
     }
 )
-"""File names that are taken for clips in a layout without a list of them (compared in lower case)."""
+"""Suffixes of clips in a layout without a list of them (compared in lower case)."""
 
 ALSO_SUFFIXES = frozenset({".apng", ".avif", ".gif", ".m2ts", ".mts", ".ts", ".webp"})
-"""Names of clips and of other things too: they are clips where a caption lies beside them."""
+"""Suffixes of clips and of other files: they are clips if they have a caption."""
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff"})
 
 CAPTION_SUFFIX = ".txt"
 
 OTHER_CAPTION_SUFFIXES = (".caption", ".captions", ".cap", ".prompt")
-"""Names of captions beside clips in other programs, in the order of preference."""
+"""Suffixes of captions next to clips in other programs, in the order of preference."""
 
 CAPTION_FOLDERS = ("labels", "captions", "caption", "prompts", "texts", "text", "txt")
-"""Folders in which captions lie, under their clips' names, in other programs; in the order of preference."""
+"""Folders of captions named like their clips in other programs, in the order of preference."""
 
 
 def is_clip(file: PurePosixPath) -> bool:

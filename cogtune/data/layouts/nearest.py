@@ -1,4 +1,4 @@
-"""The nearest thing to what is not there: read where it is plain what is meant, else named in the hint."""
+"""The nearest match of a missing file: read if it is unambiguous, else named in the hint."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from cogtune.data.layouts.spelling import nfc, normal, unquoted
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 _MOST_COMPARED = 5000
-"""Names that are compared with those that are not there, in all: what grows with the product would have no end."""
+"""Most comparisons with missing names in all, since their number grows with the product."""
 
 _MOST_ALIKE = 20
-"""Names in one spelling that are looked at."""
+"""Most names of one spelling that are compared."""
 
 _TABLES = {".xlsx", ".xls", ".ods", ".xml", ".yaml", ".yml", ".db", ".sqlite", ".feather"}
 _WITH_TEXT = {".csv", ".json", ".jsonl", ".md", ".srt", ".toml", ".tsv", ".txt", ".vtt"}
@@ -28,20 +28,19 @@ _PACKED = {".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"}
 
 
 class Nearest:
-    """Finds the nearest file to paths that are not there; each costs little, however many they are."""
+    """Finder of the nearest file to missing paths, cheap however many there are."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self._prefixes: list[str] = []
-        """What was missing in front of paths so far: what one lacks, the next one does, too."""
+        """Prefixes that paths lacked so far; the next path probably lacks them, too."""
         self._patience = _MOST_COMPARED
 
     def same_file(self, text: str, *, image: bool = False) -> tuple[PurePosixPath, str] | None:
-        """Return the one file that a path which is not there must mean, and how it differs; None when that is not
-        plain.
+        """Return the only file that a missing path can mean, and how it differs; None if it is ambiguous.
 
         Args:
-            image: whether it is to be an image rather than a clip.
+            image: whether the file is an image, not a clip.
         """
         plain = unquoted(text)
         slashed = plain if "/" in plain else plain.replace("\\", "/")
@@ -62,26 +61,26 @@ class Nearest:
         if slashed != plain:
             return alike[0], "paths read with / in place of \\"
         if nfc(str(alike[0])) == nfc(path):
-            return alike[0], "paths found under another Unicode form of their name (NFC or NFD)"
-        return alike[0], "paths found in other upper and lower case"
+            return alike[0], "paths found in another Unicode form (NFC or NFD)"
+        return alike[0], "paths found in different upper and lower case"
 
     def where_to_look(self, text: str) -> str:
-        """Return the hint about a path that is not there: the nearest file, or where paths start."""
+        """Return the hint about a missing path: the nearest file, or the folder that paths are relative to."""
         path = PurePosixPath(posixpath.normpath(unquoted(text).replace("\\", "/")))
         if found := self.elsewhere(text):
-            return f"paths start at the dataset's folder: write {found}"
+            return f"paths are relative to the dataset's folder; use {found}"
         if _URL.match(text):
-            return "download it into the dataset's folder, and write its path there"
+            return "download it to the dataset's folder, and use its path there"
         if not path.is_absolute() and path.name:
             of_stem = self.folder.by_stem.get(normal(str(path.with_suffix(""))), [])
             if clips := [file for file in of_stem[:_MOST_ALIKE] if may_be_clip(file) == may_be_clip(path)]:
-                return f"{listed(clips, 3)} is there: write that if it is meant"
+                return f"did you mean {listed(clips, 3)}?"
             if near := self._misspelt(path):
                 return f"did you mean {near}?"
-        return f"paths start at {self.folder.root}"
+        return f"paths are relative to {self.folder.root}"
 
     def elsewhere(self, text: str) -> str:
-        """Return the file that a path means in another folder of the dataset; empty when there is none, or several."""
+        """Return the only file in another folder of the dataset that a path can mean; else empty."""
         path = posixpath.normpath(unquoted(text).replace("\\", "/"))
         wanted = normal(path).lstrip("/")
         for prefix in self._prefixes:
@@ -111,8 +110,7 @@ class Nearest:
 
 
 def same_name(name: str, there: Iterable[str], others: Sequence[str] = ()) -> str | None:
-    """Return the file among ``there`` that is called ``name``, or so but for upper and lower case, or as one of
-    ``others``."""
+    """Return the file in ``there`` called ``name``, ignoring case if necessary, or like one of ``others``."""
     known = sorted(there)
     if name in known:
         return name
@@ -124,7 +122,7 @@ def same_name(name: str, there: Iterable[str], others: Sequence[str] = ()) -> st
 
 
 def look_alike(path: Path) -> str:
-    """Return the hint about a file of the user's that is not there: the nearest name in its folder, or nothing."""
+    """Return the hint about a missing file of the user: the nearest name in its folder, or empty."""
     try:
         names = [other.name for other in itertools.islice(path.parent.iterdir(), _MOST_COMPARED)]
     except OSError:
@@ -135,22 +133,21 @@ def look_alike(path: Path) -> str:
 
 
 def in_place_of_folder(path: Path) -> str:
-    """Return the hint about what was given as a dataset's folder and is none; empty when nothing is near."""
+    """Return the hint about a path that is not a dataset's folder; empty if there is no near match."""
     suffix = path.suffix.lower()
     if path.is_file():
         if suffix in _PACKED:
-            return "unpack it, and give the folder"
+            return "unpack it and pass the folder"
         how = ", with --format datasets" if suffix in (".tar", ".arrow") else ""
-        return f"give the folder that it is in: {path.absolute().parent}{how}"
+        return f"pass the folder that contains it: {path.absolute().parent}{how}"
     if _URL.match(str(path)):
-        return "download it, and give the folder"
+        return "download it and pass the folder"
     meant = Path(unquoted(str(path).strip()).strip().replace("\\", "/"))
     return f"did you mean {meant}?" if meant.is_dir() else look_alike(meant).removeprefix("; ")
 
 
 def what_is_there(folder: Folder) -> str:
-    """Return what a folder that is no dataset holds instead, with what would make one of it; empty when there is
-    nothing."""
+    """Return what a folder that is not a dataset contains, with how to make it one; else empty."""
     tables = [name for name in folder.top if PurePosixPath(name).suffix.lower() in _TABLES]
     objects = [name for name in folder.top if name.lower().endswith(".json")]
     packed = [name for name in folder.top if PurePosixPath(name).suffix.lower() in _PACKED]
@@ -159,19 +156,19 @@ def what_is_there(folder: Folder) -> str:
     pictures = [file for file in folder.files if is_image(file)]
     others = [file for file in folder.files if file.suffix.lower() in _WITH_TEXT]
     if lists:
-        return f"{listed(lists, 3)} in it holds lists: give that folder"
+        return f"its folder {listed(lists, 3)} contains lists: pass that folder"
     if shards:
-        return f"{listed(shards, 3)} is there: --format datasets reads what the datasets library can load"
+        return f"it contains {listed(shards, 3)}: use --format datasets if the datasets library can load it"
     if tables:
-        return f"{listed(tables, 3)} is there: save it as CSV"
+        return f"it contains {listed(tables, 3)}: save it as CSV"
     if objects:
-        return f"{_there(objects)}, but without an array of objects, one for each sample"
+        return f"it contains {listed(objects, 3)}, but not an array of objects, one for each sample"
     if packed:
-        return f"{listed(packed, 3)} is there: unpack it first"
+        return f"it contains {listed(packed, 3)}: unpack it first"
     if pictures and not any(is_clip(file) for file in folder.files):
-        return f"{_there(pictures)}, and a clip is one file: `ffmpeg -framerate 8 -i %04d.png a.mp4` makes one of them"
-    return f"{_there(others)}, in no form that is known" if others else ""
-
-
-def _there(names: Sequence[object]) -> str:
-    return f"{listed(names, 3)} {'is' if len(names) == 1 else 'are'} there"
+        return f"it contains {listed(pictures, 3)}, but clips are videos: `ffmpeg -framerate 8 -i %04d.png a.mp4`"
+    return (
+        f"it contains {listed(others, 3)}, {'which is' if len(others) == 1 else 'which are'} in no known format"
+        if others
+        else ""
+    )

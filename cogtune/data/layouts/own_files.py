@@ -1,8 +1,7 @@
-"""What cogtune itself writes into a dataset's folder: known as such, so that it is never read as data.
+"""Recognise what cogtune itself writes to a dataset's folder, so that it is never read as data.
 
-A run's folder is known by what lies in it, a checkpoint, a step's sample videos and a cache likewise; a video of
-``cogtune infer`` by a comment in the file; a quarantine file by its first line. Layouts that name their files, lists
-and tables, read what they name.
+Runs, checkpoints, a step's sample videos and caches are recognised by their contents, a video of ``cogtune infer`` by a
+comment in the file, a quarantine file by its first line. Lists and tables are read whatever they name.
 """
 
 from __future__ import annotations
@@ -17,24 +16,23 @@ MARK = "sampled by cogtune"
 """The comment in the metadata of every video that cogtune samples."""
 
 QUARANTINE_HEADER = "# samples to leave out: "
-"""What a quarantine file begins with."""
+"""The beginning of a quarantine file."""
 
 RUN_FILES = frozenset({names.METRICS, names.RUN_YAML, names.REPORT, names.MACHINE, names.TRACKERS, names.MERGE})
-"""Files that a run leaves in its folder."""
+"""Files of a run's folder."""
 
 _HEAD = 1 << 20
-"""Bytes from a video's beginning within which its metadata are: they are written in front."""
+"""Bytes at a video's beginning that contain its metadata."""
 
 
 def is_run(folders: Collection[str], files: Collection[str]) -> bool:
-    """Return whether a folder of this content is a run's: it says how it was configured, and holds something of a
-    run."""
+    """Return whether a folder with these files is a run's: it has a configuration and something of a run."""
     made = any(_of_run(name) or name == names.SAMPLES for name in folders)
     return made and (names.RUN_YAML in files or names.METRICS in files)
 
 
 def is_own(name: str, folders: Collection[str], files: Collection[str]) -> bool:
-    """Return whether a folder of this name and content was written by cogtune as a whole."""
+    """Return whether everything in a folder of this name and content was written by cogtune."""
     return (
         is_run(folders, files)
         or (names.STATE in files and names.CHECKPOINT_NAME.fullmatch(name) is not None)
@@ -44,8 +42,7 @@ def is_own(name: str, folders: Collection[str], files: Collection[str]) -> bool:
 
 
 def of_run(name: str) -> bool:
-    """Return whether a folder of this name, in a run's folder, is the run's; ``samples`` may hold something else,
-    too."""
+    """Return whether a folder of this name in a run's folder is the run's; ``samples`` may have other contents."""
     return name == names.LOGS or _of_run(name)
 
 

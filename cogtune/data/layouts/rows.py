@@ -1,4 +1,4 @@
-"""Rows with named columns become entries, whatever file they come from."""
+"""Conversion of rows with named columns to entries, for all kinds of tables."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "caption": ("prompt", "caption", "text", "description"),
     "image": ("image", "image_path", "image_file", "first_frame"),
 }
-"""What people call the columns, in the order of preference; compared in lower case, blanks and dashes as ``_``."""
+"""Usual names of the columns, in the order of preference; compared in lower case, spaces and dashes as ``_``."""
 
 
 _ROWS = {".csv": "line", ".tsv": "line", ".jsonl": "line", ".json": "item"}
-"""What is counted in a table: of one that a text editor opens, its lines."""
+"""What is counted in a table: lines if a text editor can open it."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of the columns that a sample is made of."""
+    """The names of a sample's columns."""
 
     video: str
     caption: str
@@ -38,10 +38,10 @@ class Columns:
 def choose_columns(
     name: str, columns: Sequence[str], reading: LayoutOptions, usual_names: Mapping[str, Sequence[str]] = USUAL_NAMES
 ) -> Columns:
-    """Return the columns to read, as the user names them, else by their usual names.
+    """Return the columns to read: those that the user names, else those with usual names.
 
     Raises:
-        CogtuneError: one is missing, or there twice; with all that is wrong and the columns there are.
+        CogtuneError: a column is missing or duplicate; lists all problems and the existing columns.
     """
     given = {"video": reading.video_column, "caption": reading.caption_column, "image": reading.image_column}
     chosen: dict[str, str] = {}
@@ -49,12 +49,12 @@ def choose_columns(
     for role, wanted in given.items():
         column = _usual(usual_names[role], columns) if wanted is None else wanted
         if wanted is not None and wanted not in columns:
-            problems.append(f"there is no column '{shortened(wanted, 60)}'{did_you_mean(wanted, columns)}")
+            problems.append(f"no such column: '{shortened(wanted, 60)}'{did_you_mean(wanted, columns)}")
         elif column is None:
             if role != "image":
                 near = (did_you_mean(usual, columns) for usual in usual_names[role])
                 usual = ", ".join(usual_names[role])
-                problems.append(f"no column has a usual name for the {role} ({usual}){next(filter(None, near), '')}")
+                problems.append(f"no column is named like a {role} column ({usual}){next(filter(None, near), '')}")
         elif columns.count(column) > 1:
             problems.append(f"there are {columns.count(column)} columns '{column}'")
         else:
@@ -62,17 +62,17 @@ def choose_columns(
     if problems:
         shown = [repr(shortened(column, 60)) for column in columns]
         if any(is_clip(PurePosixPath(column)) for column in columns):
-            problems.append("its first row holds a clip: the names of the columns are missing above it")
+            problems.append("its first row is a sample: add a row with the names of the columns above it")
         raise CogtuneError(
-            f"{name} cannot be read by its columns: {listed(shown, 20)}",
-            "name them with --video-column, --caption-column and --image-column; --format chooses another layout",
+            f"cannot choose columns of {name}: {listed(shown, 20)}",
+            "use --video-column, --caption-column and --image-column, or choose another layout with --format",
             details=problems,
         )
     return Columns(chosen["video"], chosen["caption"], chosen.get("image"))
 
 
 def fits(columns: Sequence[str], reading: LayoutOptions) -> bool:
-    """Return whether :func:`choose_columns` finds among ``columns`` those that a sample needs."""
+    """Return whether :func:`choose_columns` finds a sample's columns in ``columns``."""
     try:
         if not columns:
             return False
@@ -90,7 +90,7 @@ def _usual(names: Sequence[str], columns: Sequence[str]) -> str | None:
 def entry_of(
     name: str, row: tuple[int, Mapping[str, Any]], columns: Columns, findings: list[Finding]
 ) -> DatasetEntry | None:
-    """Return the entry that a numbered row of ``name`` makes, or None and findings of all that is wrong with it."""
+    """Return the entry that a numbered row of ``name`` makes, or None and findings about it."""
     number, values = row
     where = f"{name}:{number}"
     line = f"{_ROWS.get(Path(name).suffix.lower(), 'row')} {number}"
@@ -102,11 +102,11 @@ def entry_of(
                 message = f"{line} has no {role}: its '{column}' is {'missing' if value is None else 'empty'}"
                 problems.append(finding("missing-value", where, message, "fill it in, or delete the sample"))
         elif not isinstance(value, str):
-            message = f"the '{column}' of {line} is {_kind(value)}, not a text"
+            message = f"the '{column}' of {line} is {_kind(value)}, not a string"
             problems.append(finding("bad-row", where, message, "put it in quotes"))
         elif not is_unicode(value):
-            message = f"the '{column}' of {line} holds half a character (a lone surrogate)"
-            problems.append(finding("not-utf8", where, message, f"save {name} again as UTF-8"))
+            message = f"the '{column}' of {line} contains a lone surrogate, half of a character"
+            problems.append(finding("not-utf8", where, message, f"save {name} as UTF-8"))
     findings += problems
     if problems:
         return None

@@ -1,4 +1,4 @@
-"""The layout without any list: a folder of clips, each with its caption in a text file beside it."""
+"""The layout without lists: a folder of clips, each with its caption in a text file next to it."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from cogtune.system.files import os_errors_explained, read_regular
 
 @dataclass(frozen=True)
 class _Caption:
-    """The file of a clip's caption, and how it is unlike what is documented; empty when it is like that."""
+    """The file of a clip's caption, and how it differs from the documentation; empty if it does not."""
 
     file: PurePosixPath
     how: str = ""
 
 
 class _Pairs:
-    """The clips and captions of a folder, by name, whatever their Unicode form."""
+    """The clips and captions of a folder, by name, ignoring Unicode form."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
 
     @cached_property
     def texts(self) -> dict[str, dict[str, PurePosixPath]]:
-        """The files that may be captions: by path without suffix, then by suffix in lower case."""
+        """Possible captions, by path without suffix, then by suffix in lower case."""
         found: defaultdict[str, dict[str, PurePosixPath]] = defaultdict(dict)
         for file in self.folder.files:
             suffix = file.suffix.lower()
@@ -58,15 +58,14 @@ class _Pairs:
         return dict(found)
 
     def caption_of(self, clip: PurePosixPath) -> _Caption | None:
-        """Return the caption of a clip: beside it, as documented or under another suffix; else in a folder of
-        captions."""
+        """Return the caption of a clip: next to it, under any suffix, or in a folder of captions."""
         if (beside := self._named(_key(clip))) is not None:
             return beside
         if (beside := self._named(nfc(str(clip)))) is not None:
-            return _Caption(beside.file, "captions read under the whole name of their clips, such as a.mp4.txt")
+            return _Caption(beside.file, "captions read from the full names of their clips, such as a.mp4.txt")
         for key, name in self._in_folders(clip):
             if (apart := self._named(key)) is not None:
-                return _Caption(apart.file, f"captions read from {name}/, not from beside their clips")
+                return _Caption(apart.file, f"captions read from {name}/, not from next to their clips")
         described = clip.with_suffix(".json")
         if described in self.folder.files and not self.folder.leads_out(described):
             with contextlib.suppress(OSError, NotTextError):
@@ -87,13 +86,12 @@ class _Pairs:
 
     @cached_property
     def _caption_folders(self) -> dict[str, str]:
-        """The folders of captions that there are, by their name in lower case."""
+        """The existing folders of captions, by their name in lower case."""
         there = {part for file in self.folder.files for part in file.parts[:-1]}
         return {name.lower(): name for name in sorted(there) if name.lower() in CAPTION_FOLDERS}
 
     def _in_folders(self, clip: PurePosixPath) -> Iterator[tuple[str, str]]:
-        """Yield where a caption may be: one folder of its clip's path gives way to one of captions, or gets one
-        beside."""
+        """Yield possible places of a caption: a folder of captions replaces, or is in, a folder of its clip's path."""
         stem = clip.with_suffix("")
         for name in CAPTION_FOLDERS:
             folder = self._caption_folders.get(name)
@@ -105,13 +103,13 @@ class _Pairs:
 
     @cached_property
     def clips(self) -> dict[PurePosixPath, _Caption | None]:
-        """Every clip with its caption. What may be a clip or something else is one when it has a caption."""
+        """Every clip with its caption. A file that may be something else is a clip if it has a caption."""
         pairs = {file: self.caption_of(file) for file in self.folder.files if may_be_clip(file)}
         return {file: caption for file, caption in pairs.items() if caption is not None or is_clip(file)}
 
 
 def _said_in(data: bytes) -> str:
-    """Return the caption in a JSON object about one clip, under a usual name; empty where there is none."""
+    """Return the caption in a JSON object about one clip, under a usual name; empty if there is none."""
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -122,7 +120,7 @@ def _said_in(data: bytes) -> str:
 
 @lru_cache(maxsize=1)
 def _pairs(folder: Folder) -> _Pairs:
-    """Return those of a folder: worked out once for finding out its layout and for reading it."""
+    """Return the pairs of a folder, computed once for detecting its layout and for reading it."""
     return _Pairs(folder)
 
 
@@ -136,7 +134,7 @@ def _read(folder: Folder) -> LayoutContent:
     clips = [clip for clip in pairs.clips if _is_usable(folder, clip, findings)]
     for error in folder.refused:
         name = os.path.relpath(error.filename, folder.root)
-        message = f"the folder {name} cannot be read: {error.strerror}"
+        message = f"cannot read the folder {name}: {error.strerror}"
         findings.append(finding("bad-path", name, message, "check its permissions, or move it out of the dataset"))
     generated = {clip for clip in clips if pairs.clips[clip] is None and is_generated(folder.root / clip)}
     clips = [clip for clip in clips if clip not in generated]
@@ -169,13 +167,13 @@ def _is_usable(folder: Folder, clip: PurePosixPath, findings: list[Finding]) -> 
 def _read_caption(
     folder: Folder, sample_id: str, clip: PurePosixPath, caption: _Caption | None, findings: list[Finding]
 ) -> str:
-    """Return the whole text of a sample's caption file; empty, with a finding, if it cannot be read."""
+    """Return the text of a sample's caption file; empty, with a finding, if it cannot be read."""
     file = clip.with_suffix(CAPTION_SUFFIX) if caption is None else caption.file
     path = folder.root / file
     if caption is not None and (problem := folder.outside(file, sample_id, "its caption ")) is not None:
         findings.append(problem)
     elif caption is None or not path.is_file():  # a pipe would be waited for without end
-        state = "is no plain file" if path.exists() else "is not there"
+        state = "is not a regular file" if path.exists() else "does not exist"
         other = _almost(folder, clip) if caption is None else ""
         message = f"{clip} has no caption: {file} {state}{other}"
         findings.append(finding("missing-caption", sample_id, message, f"describe the clip in {file}"))
@@ -190,7 +188,7 @@ def _read_caption(
             line = data.count(b"\n", 0, error.start) + 1
             byte = error.start - data.rfind(b"\n", 0, error.start)
             message = f"byte {byte} of line {line} of {file}, 0x{data[error.start]:02x}, is not UTF-8"
-            findings.append(finding("not-utf8", sample_id, message, f"save {file} again as UTF-8"))
+            findings.append(finding("not-utf8", sample_id, message, f"save {file} as UTF-8"))
         else:
             if caption.how:
                 folder.taken(str(folder.root), caption.how, str(file))
@@ -199,10 +197,10 @@ def _read_caption(
 
 
 def _almost(folder: Folder, clip: PurePosixPath) -> str:
-    """Describe the files next to a clip with its name that cannot be read as captions."""
+    """Describe files with a clip's name that cannot be read as its caption."""
     alike = folder.by_stem.get(_normal_stem(clip), [])
     others = [file.name for file in alike if not may_be_clip(file) and not is_image(file)]
-    return f"; {listed(others, 3)} is, which is not read as one" if others else ""
+    return f"; {listed(others, 3)} exists, but is not read as a caption" if others else ""
 
 
 def _normal_stem(file: PurePosixPath) -> str:
@@ -210,7 +208,7 @@ def _normal_stem(file: PurePosixPath) -> str:
 
 
 def _check_strays(pairs: _Pairs, findings: list[Finding]) -> list[str]:
-    """Tell of captions without a clip; the quarantine files among them are given back."""
+    """Report captions without a clip; return the quarantine files among them."""
     folder = pairs.folder
     used = {caption.file for caption in pairs.clips.values() if caption is not None}
     quarantines: list[str] = []
@@ -225,26 +223,26 @@ def _check_strays(pairs: _Pairs, findings: list[Finding]) -> list[str]:
             quarantines.append(str(file))
             continue
         alike = [other for other in folder.by_stem.get(_normal_stem(file), []) if other != file]
-        there = f"; {listed([other.name for other in alike], 3)} is not known as a video" if alike else ""
-        message = f"{file} has no clip beside it{there}"
+        there = f"; {listed([other.name for other in alike], 3)} is not a known video format" if alike else ""
+        message = f"{file} has no clip next to it{there}"
         findings.append(finding("stray-caption", str(file), message, "add its clip, or remove the file"))
     if passed_over:
-        message = f"{listed(passed_over, 3)} not read: another caption of the same clip was"
+        message = f"{listed(passed_over, 3)} not read, since its clip has another caption"
         findings.append(finding("left-out", str(folder.root), message, "keep one caption for each clip"))
     return quarantines
 
 
 def _left_out(pairs: _Pairs) -> Iterator[Finding]:
-    """Yield a note of pictures, and of what might be clips, that no caption goes with."""
+    """Yield notes about images, and about possible clips, without a caption."""
     root = str(pairs.folder.root)
     images = [file for file in pairs.folder.files if is_image(file)]
     others = [file for file in pairs.folder.files if may_be_clip(file) and file not in pairs.clips]
     if images:
-        message = f"{counted(len(images), 'picture')} beside captions and clips not read: {listed(images, 3)}"
-        yield finding("left-out", root, message, "images.txt, or a table, gives a clip its image")
+        message = f"{counted(len(images), 'image')} not read: {listed(images, 3)}"
+        yield finding("left-out", root, message, "use images.txt or a table to give clips images")
     if others:
-        message = f"without a caption, and so not taken for {counted(len(others), 'clip')}: {listed(others, 3)}"
-        yield finding("left-out", root, message, "put a caption beside each that is one")
+        message = f"{counted(len(others), 'possible clip')} without a caption, not read: {listed(others, 3)}"
+        yield finding("left-out", root, message, "add a caption for each that is a clip")
 
 
 def _detect(folder: Folder) -> DataFormat | None:
@@ -259,7 +257,7 @@ def _almost_detect(folder: Folder) -> DataFormat | None:
 SIDECAR = Layout(
     ("sidecar",),
     "sidecar captions",
-    "a folder of clips, each with a text file of the same name beside it (a.mp4, a.txt)",
+    "a folder of clips, each with a text file of the same name next to it (a.mp4, a.txt)",
     _detect,
     _read,
     _almost_detect,

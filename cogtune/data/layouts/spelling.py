@@ -1,4 +1,4 @@
-"""Ways in which the same name is written: systems differ in Unicode form, case, quotes and what parts folders."""
+"""Normalization of names, whose Unicode form, case, quotes and separators differ between systems."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ _QUOTES = {'"': '"', "'": "'", "“": "”", "`": "`"}
 
 
 def nfc(text: str) -> str:
-    """Return ``text`` in the composed Unicode form, which most systems write; a Mac's names are decomposed."""
+    """Return ``text`` in composed Unicode form, which most systems use; macOS decomposes names."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def normal(text: str) -> str:
-    """Return ``text`` in one spelling, whatever its Unicode form, and its upper and lower case."""
+    """Return ``text`` normalized in Unicode form and case."""
     return nfc(nfc(text).casefold())
 
 
 def unquoted(text: str) -> str:
-    """Return ``text`` without the quotes around it, if it stands between two that belong together."""
+    """Return ``text`` without a pair of matching quotes around it."""
     return text[1:-1].strip() if len(text) > 1 and _QUOTES.get(text[0]) == text[-1] else text

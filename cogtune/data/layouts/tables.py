@@ -1,4 +1,4 @@
-"""Tables with a row for each sample: CSV, TSV, JSON Lines and Parquet, with columns of any names."""
+"""The layout of tables with a row for each sample: CSV, TSV, JSON Lines and Parquet, with any column names."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from cogtune.data.layouts.rows import Columns, choose_columns, entry_of, fits
 from cogtune.system.errors import CogtuneError
 
 _STEM = "metadata"
-"""The table of this name is the dataset's, whatever other tables lie beside it."""
+"""The name of the dataset's table, whatever other tables the folder has."""
 
 _SUFFIXES: dict[str, DataFormat] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 _DELIMITERS: dict[DataFormat, str] = {"csv": ",", "tsv": "\t"}
 
 _TRAINING = "train"
-"""The sub-folder whose table is read where several have one."""
+"""The subfolder whose table is read if several have one."""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A table: its path in the dataset, its format, and how it is unlike what is documented."""
+    """A table: its path in the dataset, its format, and how it differs from the documentation."""
 
     name: str
     format: DataFormat
@@ -76,8 +76,7 @@ def _tables(folder: Folder) -> list[_Found]:
 
 
 def _almost_tables(folder: Folder) -> list[_Found]:
-    """Return the tables that are called otherwise, or are elsewhere than documented: JSON arrays, and those of
-    sub-folders."""
+    """Return tables with other names or places than documented: JSON arrays, and those of subfolders."""
     arrays = [_Found(name, "jsonl") for name in folder.top if _is_array(folder, name)]
     return arrays or list(_below(folder)) or [_Found(name, "jsonl") for name in folder.top if _is_map(folder, name)]
 
@@ -88,7 +87,7 @@ def _is_map(folder: Folder, name: str) -> bool:
 
 def _below(folder: Folder) -> Iterator[_Found]:
     for sub in folder.subfolders:
-        how = f"the table is read from the folder {sub}/, where its paths start"
+        how = f"table read from the folder {sub}/, which its paths are relative to"
         for name in folder.files_in(sub):
             path = PurePosixPath(name)
             if path.stem.lower() != _STEM:
@@ -104,7 +103,7 @@ def _is_array(folder: Folder, name: str) -> bool:
 
 
 def _the_table(folder: Folder) -> _Found:
-    """Return the table to read: of those in the format asked for, the one called metadata, else the only one."""
+    """Return the table to read: in the requested format, the one called metadata, else the only one."""
     root, wanted = folder.root, folder.reading.format
     tables = _tables(folder)
     meant = [table for table in tables if wanted in (None, table.format)]
@@ -114,22 +113,22 @@ def _the_table(folder: Folder) -> _Found:
         if len(of_training) == 1:
             return _with_others(of_training[0], meant)
     if not meant:
-        there = f"; {listed([table.name for table in tables], 3)} is there" if tables else ""
-        raise CogtuneError(f"there is no .{wanted} file in {root}{there}", "give another --format")
+        there = f"; it has {listed([table.name for table in tables], 3)}" if tables else ""
+        raise CogtuneError(f"no .{wanted} file in {root}{there}", "choose another --format")
     meant = [table for table in meant if table.is_metadata] or meant
     if len(meant) > 1:
         formats = sorted({table.format for table in meant})
-        choice = f", or choose with --format {' or '.join(formats)}" if len(formats) > 1 else ""
-        advice = f"call the right one {_STEM}{PurePosixPath(meant[0].name).suffix}{choice}; "
+        choice = f", or use --format {' or '.join(formats)}" if len(formats) > 1 else ""
+        advice = f"rename the right one to {_STEM}{PurePosixPath(meant[0].name).suffix}{choice}; "
         raise CogtuneError(
-            f"{root} holds several tables: {listed([table.name for table in meant])}",
-            "give the folder of one of them" if meant[0].how else f"{advice}--format sidecar reads none of them",
+            f"{root} contains several tables: {listed([table.name for table in meant])}",
+            "pass the folder of one of them" if meant[0].how else f"{advice}use --format sidecar to read none of them",
         )
     return meant[0]
 
 
 def _with_others(table: _Found, meant: list[_Found]) -> _Found:
-    """Return the table of the training split, whose note names the others."""
+    """Return the table of the training split, with a note about the others."""
     others = [other.name for other in meant if other != table]
     how = f"{table.how}; {listed(others, 3)} {'is' if len(others) == 1 else 'are'} not read" if others else table.how
     return _Found(table.name, table.format, how)
@@ -149,10 +148,10 @@ def _almost(folder: Folder) -> DataFormat | None:
 
 
 def _read_parquet(folder: Folder, name: str) -> tuple[Table, Columns]:
-    """Return the rows, with the columns chosen, since only those are read.
+    """Return the rows, and the chosen columns, since only those are read.
 
     Raises:
-        CogtuneError: pyarrow is not installed, the file is damaged, or a column holds something else than text.
+        CogtuneError: pyarrow is not installed, the file is damaged, or a column does not contain text.
     """
     try:
         import pyarrow
@@ -169,20 +168,20 @@ def _read_parquet(folder: Folder, name: str) -> tuple[Table, Columns]:
             columns = choose_columns(name, schema.names, folder.reading)
             used = [column for column in (columns.video, columns.caption, columns.image) if column is not None]
             wrong = [
-                f"'{column}' holds {shortened(str(schema.field(column).type), 80)}"
+                f"'{column}' contains {shortened(str(schema.field(column).type), 80)}"
                 for column in used
                 if not _is_text(pyarrow.types, schema.field(column).type)
             ]
             if wrong:
                 raise CogtuneError(
-                    f"{name} does not hold text where paths and captions should be",
-                    "`--format datasets` reads clips that are stored inside; else put their paths into the table",
+                    f"{name} does not contain paths and captions as text",
+                    "use --format datasets if the table contains the clips themselves; else store their paths in it",
                     details=wrong,
                 )
             values = file.read(columns=used).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CogtuneError(f"cannot read {path}: {reason}", "restore the file or make it again") from error
+        raise CogtuneError(f"cannot read {path}: {reason}", "restore the file or create it again") from error
     return Table(schema.names, list(enumerate(values, start=1))), columns
 
 

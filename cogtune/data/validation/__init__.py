@@ -1,1 +1,1 @@
-"""Checking a dataset: its clips, images and captions."""
+"""Validation of datasets: their clips, images and captions."""

@@ -1,4 +1,4 @@
-"""What can be wrong with captions: each by itself, and one compared with another."""
+"""Checks of captions, each by itself and compared with others."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cogtune.data.findings import Finding, finding, listed
 from cogtune.data.layouts.base import Sample, shortened
 
 TOKENS_PER_WORD = 1.35
-"""About what T5's tokenizer makes of an English word, for when it is not at hand."""
+"""About the number of T5 tokens per English word, for use without the tokenizer."""
 
 _UNPARTED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
 )
-"""Characters of scripts without blanks between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
+"""Characters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
 
 _BATCH = 1000
 _LATIN = ("LATIN", "FULLWIDTH LATIN", "MODIFIER LETTER")
@@ -30,16 +30,16 @@ T = TypeVar("T")
 
 
 CountTokens = Callable[[Sequence[str]], list[int]]
-"""The number of tokens in each of some captions."""
+"""Function that counts the tokens of captions."""
 
 CAPTION_TOKENS = 226
-"""The prompt limit of all five models' configs, when no spec is at hand."""
+"""The prompt limit in the configs of all five models, for use without a spec."""
 
 MOST_OTHER_LETTERS = 0.3
-"""The share of letters of other scripts than Latin above which a caption is not taken for English."""
+"""Fraction of non-Latin letters above which a caption does not count as English."""
 
 FEWEST_WORDS = 8
-"""Words from which on a caption in Latin script is judged by its small words: tags and names have none."""
+"""Fewest words of a caption in Latin script to judge it by stop words: tags and names have none."""
 
 _ENGLISH = (
     "a an and are as at be by for from has he her his in is it its of on or she that the their they this to "
@@ -54,14 +54,14 @@ _OTHERS = {
     "Dutch": "het een op met zijn naar wordt",
     "Polish": "jest na się nie oraz przez",
 }
-"""Small words: what most sentences of a language have several of. Left out are those that mean something in English."""
+"""Stop words, several of which are in most sentences of a language, without those that are also English words."""
 
 ENGLISH = frozenset(_ENGLISH.split())
 OTHERS = frozenset(word for words in _OTHERS.values() for word in words.split())
 
 
 def check_captions(samples: Sequence[Sample], limit: int, count_tokens: CountTokens | None) -> Iterator[Finding]:
-    """Yield what is wrong with each caption by itself; ``limit`` is the number of tokens that the model reads."""
+    """Yield findings about each caption by itself; ``limit`` is the number of tokens that the model reads."""
     for start in range(0, len(samples), _BATCH):
         batch = samples[start : start + _BATCH]
         captions = [sample.caption for sample in batch]
@@ -74,14 +74,13 @@ def check_captions(samples: Sequence[Sample], limit: int, count_tokens: CountTok
                 yield finding(
                     "long-caption",
                     sample.id,
-                    f"has a caption of {word_count} words, {about}{token_count} tokens: the model reads {limit}",
-                    "shorten it: the rest is ignored",
+                    f"has a caption of {word_count} words, {about}{token_count} tokens; the model reads {limit}",
+                    "shorten it, since the rest is ignored",
                 )
 
 
 def count_words(text: str) -> int:
-    """Return the words of a text; of scripts that put no blanks between words, such as Chinese, each character is
-    one."""
+    """Return the words of a text; in scripts without spaces between words, such as Chinese, each character is one."""
     return sum(max(1, len(_UNPARTED.findall(part))) for part in text.split())
 
 
@@ -99,16 +98,15 @@ def _check_words(sample: Sample, words: int) -> Iterator[Finding]:
         yield finding(
             "not-english",
             sample.id,
-            f"has a caption that does not seem to be English ({reason}): '{shortened(sample.caption, 60)}'",
+            f"has a caption that does not seem to be in English ({reason}): '{shortened(sample.caption, 60)}'",
             "translate it: the models were trained on English captions",
         )
 
 
 def not_english(caption: str) -> str:
-    """Return why a caption does not seem to be English; empty when it may well be.
+    """Return why a caption does not seem to be in English; empty if it may be.
 
-    It goes by the script and, in long captions in Latin script, by the small words: it knows those of seven other
-    languages, and is silent when in doubt.
+    Checks the script and, in long captions in Latin script, the stop words of seven other languages.
     """
     letters = [character for character in caption if character.isalpha()]
     if len(letters) < 2:
@@ -120,7 +118,7 @@ def not_english(caption: str) -> str:
     if len(words) < FEWEST_WORDS:
         return ""
     english, foreign = sum(word in ENGLISH for word in words), sum(word in OTHERS for word in words)
-    return f"its small words are not: {foreign} of {len(words)}" if foreign > max(1, 2 * english) else ""
+    return f"{foreign} of {len(words)} words are of other languages" if foreign > max(1, 2 * english) else ""
 
 
 # --------------------------------------------------------------------------------------------------- repeats
@@ -129,10 +127,10 @@ def not_english(caption: str) -> str:
 def check_repeats(
     samples: Sequence[Sample], digest: Callable[[Path], str], tell: Callable[[], object] = lambda: None
 ) -> Iterator[Finding]:
-    """Yield clips and captions that come more than once, under whatever name or spelling.
+    """Yield findings about duplicate clips and captions, under any name or spelling.
 
     Args:
-        digest: what stands for the bytes of a file; asked for files of equal length only.
+        digest: returns a file's digest; called only for files of equal size.
         tell: called as each of those is compared.
     """
     by_video = _grouped((sample.video, sample.id) for sample in samples)
@@ -142,7 +140,7 @@ def check_repeats(
                 "listed-twice",
                 repeat,
                 f"is the same clip as {ids[0]}",
-                "keep one line of the two, unless it is meant to count twice",
+                "remove one of the two lines, unless the clip should count twice",
             )
     yield from _check_copies({video: ids[0] for video, ids in by_video.items()}, digest, tell)
     by_caption = _grouped((sample.caption, sample.id) for sample in samples if sample.caption)
@@ -155,15 +153,15 @@ def check_repeats(
             yield finding(
                 "similar-caption",
                 ids[0],
-                f"has the same caption as {listed(ids[1:])}, but for capitals, punctuation or blanks",
-                "say what is different between the clips",
+                f"has the same caption as {listed(ids[1:])}, except for capitalization, punctuation or spaces",
+                "describe the differences between the clips",
             )
 
 
 def _check_copies(
     videos: dict[Path, str], digest: Callable[[Path], str], tell: Callable[[], object]
 ) -> Iterator[Finding]:
-    """Yield files of the same bytes under different names; only those of equal size are read."""
+    """Yield findings about files with the same content; only those of equal size are read."""
     by_size = _grouped((size, video) for video in videos if (size := _size(video)))
     for same_size in by_size.values():
         if len(same_size) > 1:
@@ -172,8 +170,8 @@ def _check_copies(
                     yield finding(
                         "copied-video",
                         videos[copy],
-                        f"has the very bytes of {videos[copies[0]]}",
-                        "leave one of them out, unless it is meant to count twice",
+                        f"has the same content as {videos[copies[0]]}",
+                        "remove one of them, unless it should count twice",
                     )
 
 
@@ -193,7 +191,7 @@ def _size(video: Path) -> int:
 
 
 def normal_form(caption: str) -> str:
-    """Return a caption without what does not change its meaning: capitals, accents' spelling, punctuation, blanks."""
+    """Return a caption without differences in case, Unicode form, punctuation and spaces."""
     plain = unicodedata.normalize("NFKC", caption).casefold()
     return " ".join(re.findall(r"\w+", plain))
 

@@ -1,6 +1,6 @@
-"""Everything that is wrong with a dataset, found in one pass: each clip opened, each caption looked at.
+"""All checks of a dataset in one pass: each clip is opened, each caption is checked.
 
-No model is needed: with a checkpoint's spec its own rules are checked too. Nothing here imports torch.
+No model is needed; with a checkpoint's spec its limits are checked, too. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.system.errors import CogtuneError
 
 REPORT_VERSION = 1
-"""The version of :meth:`ValidationReport.to_json`'s schema."""
+"""Version of the schema of :meth:`ValidationReport.to_json`."""
 
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """What a check of a dataset found.
+    """The result of checking a dataset.
 
     Args:
         root, layout: the dataset's.
         findings: the errors, then the warnings, then the notes, each in the order of the samples.
-        infos: what each clip is that could be opened, by sample id.
+        infos: properties of each clip that could be opened, by sample id.
         counts: ``samples``, ``clips`` (that could be opened), ``error``, ``warning``, ``note``.
     """
 
@@ -47,7 +47,7 @@ class ValidationReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error: the dataset can be trained on."""
+        """Whether there are no errors, so that the dataset can be trained on."""
         return self.counts["error"] == 0
 
     def to_json(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class ValidationReport:
 
 
 def _facts_of(info: VideoInfo) -> dict[str, Any]:
-    """Return what a clip is; of the times of its frames, which may be thousands, the rate says enough."""
+    """Return a clip's properties, without its timestamps, of which there may be thousands."""
     return {name: value for name, value in asdict(info).items() if name != "times"}
 
 
@@ -79,24 +79,24 @@ def check_dataset(
     facts: Facts | None = None,
     tell: Callable[[int, str], None] = lambda _done, _doing: None,
 ) -> ValidationReport:
-    """Open every clip and image and look at every caption.
+    """Open every clip and image and check every caption.
 
-    The report holds all that is wrong, what reading the dataset found included. Clips are opened in processes of
-    their own: one that kills or hangs its decoder is a finding like any other.
+    The report has all findings, including those of reading the dataset. Clips are opened in separate processes, so that
+    one that crashes or hangs its decoder is a finding like any other.
 
     Args:
         dataset: as read from its folder.
-        settings: the frames that training takes.
-        spec: the model to be trained; its rules of size and caption length are checked when it is given.
-        full: decode every frame and image, rather than one frame of each clip and the header of each image.
-        workers: processes that open clips; one a core by default, eight at most.
+        settings: the training frames.
+        spec: the model to be trained; with it, its limits of size and caption length are checked.
+        full: decode every frame and image, not only one frame of each clip and the header of each image.
+        workers: number of processes that open clips; by default one per core, eight at most.
         count_tokens: the number of tokens in captions; without it they are estimated from their words.
-        facts: what is remembered of files: those that were in order, and have not changed, are not opened again unless
-            ``full``; and what is learned now.
-        tell: called with 1 as each sample is done, and with 0 and what is done meanwhile.
+        facts: facts about files from earlier checks, and of this one: valid files that have not changed are not
+            opened again unless ``full``.
+        tell: called with 1 as each sample is done, and with 0 and a status text in between.
 
     Raises:
-        CogtuneError: clips cannot be opened here at all.
+        CogtuneError: no clip can be opened on this machine.
     """
     told = {(found.where, found.code) for found in dataset.findings}
     findings = [*dataset.findings, *_check_sizes(settings, spec)]
@@ -131,9 +131,9 @@ def check_dataset(
 def _look(
     samples: Sequence[Sample], full: bool, workers: int | None, facts: Facts
 ) -> Generator[tuple[int, Inspection], None, None]:
-    """Yield each sample's place and what is seen of its files, or was when they stood as they stand now.
+    """Yield each sample's position and the inspection of its files, from memory if they have not changed.
 
-    Files that several samples have in common are looked at once.
+    Files that several samples share are inspected once.
     """
     places: dict[tuple[Path, Path | None], list[int]] = {}
     for place, sample in enumerate(samples):
@@ -158,7 +158,7 @@ def _look(
 
 
 def _stamps(files: Iterable[Path | None], facts: Facts) -> list[Stamp]:
-    """Return how a sample's files stand; nothing when one is missing, which the inspectors report."""
+    """Return the stamps of a sample's files; None if one is missing, which the inspection reports."""
     with contextlib.suppress(CogtuneError):
         return [facts.stamp(path) for path in files if path is not None]
     return []

@@ -1,7 +1,6 @@
-"""Looking at clips in other processes, so that one which kills or hangs its decoder is a finding, and no more.
+"""Inspection of clips in separate processes, so that one that crashes or hangs its decoder is only a finding.
 
-A damaged file can make a decoder hang, crash or ask for all the memory there is. There it takes one process with it
-and nothing else.
+A damaged file can make a decoder hang, crash or ask for all memory. Only its own process is lost then.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from cogtune.system.errors import CogtuneError
 from cogtune.system.pool import Beat, Lost, PoolOptions, processing, usable_cores
 
 ATTEMPTS = 2
-"""A process may also die, or stand still, for reasons that are not the clip's: each clip gets a second one."""
+"""Attempts per clip, since a process may also die or hang for other reasons."""
 
 MOST_WORKERS = 8
-"""Each takes about 60 MB; beyond eight, a disk is the bottleneck more often than a core."""
+"""Most processes: each takes about 60 MB, and beyond eight the disk is often the bottleneck."""
 
 STALL_VARIABLE = "COGTUNE_STALL_SECONDS"
-"""Environment variable: how long a decoder may go without giving anything before it counts as hung."""
+"""Environment variable: how long a decoder may produce nothing before it counts as hung."""
 
 STALL_SECONDS = 30.0
 
 SECONDS_PER_BYTE = 1e-7
-"""What a file's size adds to that while it is opened: some have to be read to their end for it."""
+"""Extra time per byte while a file is opened, since some have to be read to their end."""
 
 MOST_MEMORY = 4 << 30
-"""Bytes of address space that a look may take; a damaged header may ask for any amount. A clip of 8K takes about a
+"""Most bytes of address space of an inspection, since a damaged header may ask for any amount. An 8K clip takes about a
 quarter of it."""
 
 
 @dataclass(frozen=True)
 class InspectionJob:
-    """One sample's files, and whether they are to be decoded to their end."""
+    """One sample's files, and whether to decode them completely."""
 
     video: Path
     image: Path | None = None
@@ -49,12 +48,12 @@ class InspectionJob:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a look at one sample's files showed.
+    """The result of inspecting one sample's files.
 
     Args:
-        info: what the clip is, when it could be opened.
-        image: what the image is, when there is one that could be opened.
-        problems: code, message and hint of each thing that is wrong.
+        info: the clip's properties, if it could be opened.
+        image: the image's properties, if there is one that could be opened.
+        problems: code, message and hint of each problem.
     """
 
     info: VideoInfo | None
@@ -65,13 +64,13 @@ class Inspection:
 def inspect(
     jobs: Iterable[InspectionJob], *, workers: int | None = None
 ) -> Generator[tuple[int, Inspection], None, None]:
-    """Look at every job's files in ``workers`` processes; each job's place and what was seen, as they come.
+    """Inspect every job's files in ``workers`` processes; yield each job's position and result as they come.
 
     Args:
-        workers: by default one for each core that this process may use, up to :data:`MOST_WORKERS`.
+        workers: by default one per core that this process may use, up to :data:`MOST_WORKERS`.
 
     Raises:
-        CogtuneError: the processes cannot work.
+        CogtuneError: the processes cannot start.
     """
     limit = stall_seconds()
     options = PoolOptions[InspectionJob](
@@ -99,20 +98,20 @@ def stall_seconds() -> float:
 
 
 def _epitaph(name: str, lost: Lost, limit: float) -> Inspection:
-    """Return the finding about a clip that a process was lost over."""
+    """Return the problem of a clip on which a process was lost."""
     if lost.silence:
-        message = f"{name} hangs the decoder: it gave nothing for {limit:g} seconds"
-        return Inspection(None, None, (("decoder-hung", message, "encode it again, or leave it out"),))
-    memory = ", as the system does when memory runs out" if lost.end == "SIGKILL" else ""
-    message = f"{name} kills the decoder ({lost.end}{memory})"
-    return Inspection(None, None, (("decoder-died", message, "encode it again, or leave it out"),))
+        message = f"{name} hangs the decoder: no output for {limit:g} seconds"
+        return Inspection(None, None, (("decoder-hung", message, "encode it again, or remove it"),))
+    memory = ", as when memory runs out" if lost.end == "SIGKILL" else ""
+    message = f"{name} crashes the decoder ({lost.end}{memory})"
+    return Inspection(None, None, (("decoder-died", message, "encode it again, or remove it"),))
 
 
 # ------------------------------------------------------------------------------------------- in a process
 
 
 def look(limit: float, job: InspectionJob, beat: Beat) -> Inspection:
-    """Return what there is to see of one clip and its image; ``limit`` as :func:`stall_seconds` gives it."""
+    """Inspect one clip and its image; ``limit`` is that of :func:`stall_seconds`."""
     problems: list[tuple[str, str, str]] = []
     info, image = None, None
 
@@ -130,7 +129,7 @@ def look(limit: float, job: InspectionJob, beat: Beat) -> Inspection:
         problem = error if isinstance(error, VideoError) else _unforeseen(job.video, error)
         problems.append((problem.code, f"{job.video.name} {problem.reason}", problem.hint))
     if job.image is not None and not job.image.is_file():
-        problems.append(("missing-image", f"{job.image.name} is not there", "check the path"))
+        problems.append(("missing-image", f"{job.image.name} does not exist", "check the path"))
     elif job.image is not None:
         try:
             _allow_for_size(job.image, limit, beat)
@@ -143,7 +142,7 @@ def look(limit: float, job: InspectionJob, beat: Beat) -> Inspection:
 
 
 def _allow_for_size(path: Path, limit: float, beat: Beat) -> None:
-    """Give the opening of a file the time that its size may take."""
+    """Extend the time limit while a file is opened, by its size."""
     with contextlib.suppress(OSError):
         limit += path.stat().st_size * SECONDS_PER_BYTE
     beat(limit)
@@ -156,7 +155,7 @@ def _unforeseen(video: Path, error: Exception) -> VideoError:
 
 
 def prepare() -> None:
-    """Let this process be the one that ends when a decoder goes wrong, and keep what libraries print to itself.
+    """Prepare this process to decode: it is the first to be killed when memory runs out, and silences libraries.
 
     Raises:
         CogtuneError: PyAV cannot be imported.

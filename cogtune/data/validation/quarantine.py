@@ -1,7 +1,7 @@
-"""A file of samples to leave out: written by ``dataset validate``, read by ``dataset cache`` and ``train``.
+"""Files of samples to leave out, written by ``dataset validate`` and read by ``dataset cache`` and ``train``.
 
-One sample a line, then what is wrong with it as a comment. A row that is no sample, because its path or its values
-cannot be used, stands there by its file and line; a clip whose name or link cannot be used, by its name.
+One sample per line, then its problems as a comment. A row that makes no sample, because its path or values are invalid,
+is listed by its file and line; a clip with an invalid name or link, by its name.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from cogtune.system.errors import UsageError, counted
 from cogtune.system.files import os_errors_explained, read_regular, write_text
 
 _COMMENT = "  # "
-_HEADER = f"{QUARANTINE_HEADER}give this file to `cogtune train` or `cogtune dataset cache` with --quarantine\n"
+_HEADER = f"{QUARANTINE_HEADER}pass this file to `cogtune train` or `cogtune dataset cache` with --quarantine\n"
 _ABOUT_ONE_ROW = frozenset({"bad-path", "bad-row", "missing-value", "outside-folder"})
 
 
 def write_quarantine(path: Path, dataset: Dataset, findings: tuple[Finding, ...], *, strict: bool = False) -> int:
-    """List every sample or row that has an error, with ``strict`` also those that have a warning; how many there are.
+    """Write every sample or row with an error, with ``strict`` also those with a warning; return their number.
 
     Raises:
         CogtuneError: the file cannot be written.
@@ -48,11 +48,11 @@ def _is_about_one_row(found: Finding) -> bool:
 
 @dataclass(frozen=True)
 class Remaining:
-    """A dataset without what its quarantine file names.
+    """A dataset without the samples in a quarantine file.
 
     Args:
-        left_out: how many samples and rows that is.
-        unknown: what the file names and the dataset does not have.
+        left_out: number of samples and rows that are left out.
+        unknown: names in the file that the dataset does not have.
     """
 
     dataset: Dataset
@@ -61,7 +61,7 @@ class Remaining:
 
 
 def without_quarantined(dataset: Dataset, path: Path) -> Remaining:
-    """Return the dataset without the samples that the file ``path`` names, nor what was found about them.
+    """Return the dataset without the samples that the file ``path`` names, and without their findings.
 
     Raises:
         UsageError: no sample remains.
@@ -72,7 +72,7 @@ def without_quarantined(dataset: Dataset, path: Path) -> Remaining:
     samples = tuple(sample for sample in dataset.samples if sample.id not in named)
     if dataset.samples and not samples:
         all_of_them = counted(len(dataset.samples), "sample")
-        raise UsageError(f"{path} leaves out all {all_of_them} of {dataset.root}", "correct some of them")
+        raise UsageError(f"{path} leaves out all {all_of_them} of {dataset.root}", "fix some of them")
     findings = tuple(found for found in dataset.findings if nfc(found.where) not in named)
     unknown = tuple(where for plain, where in named.items() if plain not in known)
     return Remaining(replace(dataset, samples=samples, findings=findings), len(named) - len(unknown), unknown)
@@ -101,8 +101,7 @@ def read_quarantine(path: Path) -> dict[str, None]:
 
 
 def _written(where: str) -> str:
-    """Return ``where`` as it stands in the file: in quotes, as in JSON, if it could be read otherwise than it is
-    meant."""
+    """Return ``where`` as written to the file: quoted as in JSON if it would be ambiguous."""
     plain = where.isprintable() and where == where.strip() and where[:1] not in ("#", '"') and _COMMENT not in where
     return where if plain else json.dumps(where)
 

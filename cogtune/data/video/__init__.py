@@ -1,1 +1,1 @@
-"""Clips and still images: reading, measuring and writing them."""
+"""Video and image files: reading, probing and writing them."""

@@ -1,10 +1,10 @@
-"""Video files: the frames of a clip that are asked for, and writing one.
+"""Video files: reading chosen frames of a clip, and writing a clip.
 
-Frames are ``uint8 [H, W, 3]``, red, green, blue, upright as players show them. PyAV decodes, from the first
-frame on: what it gives is what the container holds, edit lists and all. decord gives the same pixels on 8-bit
-H.264. It seeks, so it is the faster where the first frame wanted lies several hundred frames into a clip, and the
-slower elsewhere (``tools/bench_decoders.py``); clips of which it gives other pixels (:func:`_decord_reads`) are left
-to PyAV. ``auto`` takes whichever is the faster.
+Frames are ``uint8 [H, W, 3]`` in RGB, upright as players show them. PyAV decodes from the first frame on and
+respects everything in the container, such as edit lists. decord gives the same pixels for 8-bit H.264. It seeks, so it
+is faster if the first requested frame is several hundred frames into a clip, and slower otherwise
+(``tools/bench_decoders.py``); clips for which its pixels differ (:func:`_decord_reads`) are left to PyAV. ``auto``
+chooses the faster one.
 """
 
 from __future__ import annotations
@@ -67,34 +67,34 @@ __all__ = [
 ]
 
 Pixels = npt.NDArray[np.uint8]
-"""A picture ``uint8 [H, W, 3]`` or pictures ``uint8 [F, H, W, 3]``: red, green, blue."""
+"""A picture ``uint8 [H, W, 3]`` or pictures ``uint8 [F, H, W, 3]``, in RGB."""
 
 
 def iter_frames(
     path: Path, indices: Iterable[int], decoder: Decoder | None = None, *, stamp: Stamp | None = None
 ) -> Iterator[Pixels]:
-    """Return the frames with these indices, ``uint8 [H, W, 3]``, in rising order and each once, one at a time.
+    """Yield the frames with these indices, ``uint8 [H, W, 3]``, in ascending order, each once.
 
     Args:
         path: the clip.
-        indices: counted from 0 in the order in which frames are shown.
-        decoder: by default what ``COGTUNE_DECODER`` says, else ``auto``; the frames are the same with each.
-        stamp: how the file has to stand while it is read; looked at once it is open, and after the last frame.
+        indices: frame numbers from 0 in display order.
+        decoder: by default ``COGTUNE_DECODER``, else ``auto``; all give the same frames.
+        stamp: the file's expected state, checked after opening it and after the last frame.
 
     Raises:
         VideoError: the clip cannot be read, or ends before the last of ``indices``.
-        FileChanged: the file does not stand at ``stamp``.
-        CogtuneError: there is no such decoder, or it is not installed.
+        FileChanged: the file does not match ``stamp``.
+        CogtuneError: the decoder does not exist, or is not installed.
     """
     wanted = sorted(set(indices))
     if wanted and wanted[0] < 0:
-        raise ValueError(f"a frame's index is not negative: {wanted[0]}")
+        raise ValueError(f"a frame's index must not be negative: {wanted[0]}")
     read = _DECODERS.get(decoder or os.environ.get(DECODER_VARIABLE) or "auto")
     if read is None:
         name = decoder or os.environ[DECODER_VARIABLE]
         raise CogtuneError(
-            f"there is no decoder '{name}'{did_you_mean(name, _DECODERS)}",
-            f"set {DECODER_VARIABLE} to one of {', '.join(_DECODERS)}, or leave it out",
+            f"no such decoder: '{name}'{did_you_mean(name, _DECODERS)}",
+            f"set {DECODER_VARIABLE} to one of {', '.join(_DECODERS)}, or unset it",
         )
     return _unchanged(path, read(path, wanted, stamp), stamp)
 
@@ -105,9 +105,9 @@ def _unchanged(path: Path, frames: Iterator[Pixels], stamp: Stamp | None) -> Ite
 
 
 def read_frames(path: Path, indices: Sequence[int], decoder: Decoder | None = None) -> Pixels:
-    """Return the frames with these indices in the order given, ``uint8 [F, H, W, 3]``; as :func:`iter_frames`."""
+    """Return the frames with these indices in the given order, ``uint8 [F, H, W, 3]``; see :func:`iter_frames`."""
     if not len(indices):
-        raise ValueError("no frame is asked for")
+        raise ValueError("no frames requested")
     wanted = sorted(set(indices))
     frames = dict(zip(wanted, iter_frames(path, wanted, decoder), strict=True))
     return np.stack([frames[index] for index in indices])
@@ -116,19 +116,19 @@ def read_frames(path: Path, indices: Sequence[int], decoder: Decoder | None = No
 def write_video(
     path: Path, frames: Iterable[Pixels], fps: float, comment: str = "", texts: Mapping[str, str] | None = None
 ) -> None:
-    """Write an mp4 that plays everywhere: H.264, yuv420p, BT.709, its index in front.
+    """Write an mp4 that plays everywhere: H.264, yuv420p, BT.709, with its index at the beginning.
 
-    The file is whole or not there, and the same frames give the same bytes.
+    The file is written atomically, and the same frames give the same bytes.
 
     Args:
-        path: the file, replaced if it is there.
-        frames: ``uint8 [H, W, 3]`` each, all of one size; an array ``[F, H, W, 3]`` will do.
-        fps: frames a second.
-        comment: what the file's metadata say of it.
-        texts: what else they say, by the keys of mp4: ``title``, ``description``.
+        path: the file, replaced if it exists.
+        frames: ``uint8 [H, W, 3]`` each, all of one size, such as an array ``[F, H, W, 3]``.
+        fps: frames per second.
+        comment: a comment in the file's metadata.
+        texts: other metadata, by the keys of mp4: ``title``, ``description``.
 
     Raises:
-        CogtuneError: no frame, a frame of another shape or type, an odd side, or a disk that refuses.
+        CogtuneError: no frames, a frame of another shape or type, an odd height or width, or an error of the disk.
     """
     iterator = iter(frames)
     first = next(iterator, None)
@@ -136,16 +136,16 @@ def write_video(
         raise CogtuneError(f"cannot write {path}: it would have no frames")
     if first.dtype != np.uint8 or first.ndim != 3 or first.shape[2] != 3:
         raise CogtuneError(
-            f"cannot write {path}: a frame is uint8 [height, width, 3], not {first.dtype} {list(first.shape)}"
+            f"cannot write {path}: expected frames of uint8 [height, width, 3], got {first.dtype} {list(first.shape)}"
         )
     height, width, _ = first.shape
     if height % 2 or width % 2:
         raise CogtuneError(
-            f"cannot write {path}: H.264 takes even heights and widths, not {height}x{width}",
-            f"cut it to {height - height % 2}x{width - width % 2}",
+            f"cannot write {path}: H.264 requires even heights and widths, got {height}x{width}",
+            f"crop it to {height - height % 2}x{width - width % 2}",
         )
     if not fps > 0:
-        raise CogtuneError(f"cannot write {path}: {fps} frames a second")
+        raise CogtuneError(f"cannot write {path}: {fps} frames per second")
     said = {"comment": comment, **(texts or {})}
     write_atomic(path, lambda aside: _encode(aside, path, chain([first], iterator), (height, width), fps, said))
 
@@ -171,7 +171,7 @@ def _iter_pyav(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator[P
             position += 1
             if position == len(wanted):
                 return
-    raise CutShort(path, f"is cut short: it ends after {counted(count, 'frame')}, and frame {wanted[-1]} was asked for")
+    raise CutShort(path, f"is incomplete: it ends after {counted(count, 'frame')}, but frame {wanted[-1]} is needed")
 
 
 _UNSPECIFIED = 2
@@ -179,9 +179,9 @@ _HD = (720, 1280)
 
 
 def _colour_matrix(frame: av.VideoFrame) -> int:
-    """Return the number of ITU-T H.273 of the matrix that made a frame's colours.
+    """Return the ITU-T H.273 number of a frame's colour matrix.
 
-    What has no tag is taken as players take it: BT.709 from a height of 720 or a width of 1280 on, else BT.601.
+    Without a tag it is that of players: BT.709 from a height of 720 or a width of 1280 on, else BT.601.
     """
     is_yuv = not frame.format.is_rgb
     if frame.colorspace == _UNSPECIFIED and is_yuv and (frame.height >= _HD[0] or frame.width >= _HD[1]):
@@ -190,7 +190,7 @@ def _colour_matrix(frame: av.VideoFrame) -> int:
 
 
 _DECORD_BATCH = 8
-"""Frames that decord hands over at a time: whole clips of large frames would not fit in memory."""
+"""Frames read from decord at a time, since whole clips of large frames would not fit in memory."""
 
 
 def _iter_decord(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator[Pixels]:
@@ -198,8 +198,8 @@ def _iter_decord(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator
         import decord
     except ImportError as error:
         raise CogtuneError(
-            f"decord cannot be imported: {error}",
-            f"install it: pip install decord; or unset {DECODER_VARIABLE}",
+            f"cannot import decord: {error}",
+            f"run `pip install decord`, or unset {DECODER_VARIABLE}",
         ) from error
     decord.logging.set_level(decord.logging.QUIET)
     if not wanted:
@@ -208,7 +208,7 @@ def _iter_decord(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator
     available = probe(path).num_frames
     if wanted[-1] >= available:
         raise CutShort(
-            path, f"is cut short: it ends after {counted(available, 'frame')}, and frame {wanted[-1]} was asked for"
+            path, f"is incomplete: it ends after {counted(available, 'frame')}, but frame {wanted[-1]} is needed"
         )
     with opened(path, stamp) as (container, stream):
         first = next(decoded_frames(path, container, stream))
@@ -239,14 +239,14 @@ def _open_decord(path: Path) -> Any:
 
 
 _DECORD_CONTAINERS = ("mp4", "matroska")
-"""In others, such as MPEG-TS, it was seen to give other frames than those that were asked for."""
+"""In others, such as MPEG-TS, it was seen to give wrong frames."""
 
 
 def _decord_reads(container: av.container.InputContainer, first: av.VideoFrame) -> bool:
-    """Return whether decord gives a clip's frames as PyAV does.
+    """Return whether decord gives the same frames of a clip as PyAV.
 
-    It chooses a stream of its own, knows one matrix for colours without a tag, and mixes the fields of interlaced
-    frames otherwise.
+    It chooses streams differently, has one matrix for colours without a tag, and mixes the fields of interlaced frames
+    differently.
     """
     return (
         any(name in container.format.name for name in _DECORD_CONTAINERS)
@@ -258,9 +258,9 @@ def _decord_reads(container: av.container.InputContainer, first: av.VideoFrame) 
 
 
 SEEKS_FROM = 400
-"""The index of the first frame wanted from which on decord is the faster: it seeks where PyAV decodes all before.
+"""First requested frame from which on decord is faster: it seeks, while PyAV decodes all earlier frames.
 
-Of a clip of 720x1280 with a key frame every 8 seconds, 9 frames from the 600th on took PyAV 0.96 s and decord 0.34 s.
+In a clip of 720x1280 with a key frame every 8 seconds, 9 frames from the 600th on took PyAV 0.96 s and decord 0.34 s.
 """
 
 

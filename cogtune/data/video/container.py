@@ -1,6 +1,6 @@
-"""What a video file is: opened, probed and decoded to its end, with every way in which it can be broken named.
+"""Video files: opening and decoding them completely, with an error for each kind of damage.
 
-Nothing here needs numpy or torch, so that a process that only looks at clips starts at once.
+Needs neither numpy nor torch, so that a process that only inspects clips starts at once.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 class VideoError(CogtuneError):
     """A video file that cannot be used.
 
-    ``code`` is the finding it stands for; ``reason`` goes on where the file's name ends.
+    ``code`` is that of its finding; ``reason`` continues the file's name.
     """
 
     code: ClassVar[str] = "damaged-video"
-    advice: ClassVar[str] = "play it to see whether it is whole; then encode it again, or leave it out"
+    advice: ClassVar[str] = "check whether it plays to its end; then encode it again, or remove it"
 
     def __init__(self, path: Path, reason: str, advice: str = "") -> None:
         super().__init__(f"{path} {reason}", advice or self.advice)
@@ -38,71 +38,71 @@ class VideoError(CogtuneError):
 
 
 class MissingVideo(VideoError):
-    """There is no such file."""
+    """A missing file."""
 
     code = "missing-video"
     advice = "check the path"
 
 
 class EmptyVideo(VideoError):
-    """The file has no bytes."""
+    """An empty file."""
 
     code = "empty-video"
     advice = "copy or download it again"
 
 
 class NotAVideo(VideoError):
-    """The file is in no format that the decoder knows."""
+    """A file in no format that the decoder knows."""
 
     code = "not-a-video"
-    advice = "convert it to mp4 (H.264), or leave it out"
+    advice = "convert it to mp4 (H.264), or remove it"
 
 
 class NoVideoStream(VideoError):
-    """The file has sound or data, and no pictures."""
+    """A file with audio or data, but without video."""
 
     code = "no-video-stream"
-    advice = "leave it out"
+    advice = "remove it"
 
 
 class CutShort(VideoError):
-    """The file, or its frames, end before they should."""
+    """An incomplete file, or one with too few frames."""
 
     code = "cut-short"
     advice = "copy or download it again"
 
 
 class DamagedVideo(VideoError):
-    """The file opens, but cannot be decoded."""
+    """A file that opens, but cannot be decoded."""
 
 
 class ChangesSize(DamagedVideo):
-    """The frames are not all of one size."""
+    """A file with frames of several sizes."""
 
-    advice = "encode it again at one size (`ffmpeg -i IN OUT` does), or leave it out"
+    advice = "encode it again at one size with `ffmpeg -i IN OUT`, or remove it"
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a clip is.
+    """A clip's properties.
 
     Args:
-        num_frames: frames that decoding gives.
-        fps: frames a second by their timestamps; of an uneven clip, outside its pauses.
+        num_frames: number of frames after decoding.
+        fps: frames per second by their timestamps, without the pauses of an uneven clip.
         height, width: pixels of a frame as shown, ``mirrored`` and ``rotation`` applied.
-        duration: seconds from the first frame to the end of the last, which counts as long as the usual one.
+        duration: seconds from the first frame to the end of the last, which counts as one of usual length.
         codec: its short name, such as ``h264``.
         pixel_format: how the file stores pixels, such as ``yuv420p``.
-        rotation: degrees counterclockwise by which players turn it: 0, 90, 180 or 270.
+        rotation: degrees counterclockwise by which players rotate it: 0, 90, 180 or 270.
         pixel_aspect: width over height of one pixel as shown; 1.0 when square.
-        bits: of one colour of one pixel.
-        hdr: ``PQ``, ``HLG`` or ``BT.2020`` when its colours are meant for a brighter or wider screen; else empty.
-        alpha: whether the pixels can be see-through.
-        uneven: share (0 to 1) of the clip's time by which frames come sooner or later than is usual in it.
-        mirrored: whether players change left and right, before they turn it.
-        interlaced: whether each frame holds the rows of two moments.
-        rate_told: whether the file says anything of time; if not, ``fps`` is a guess.
-        times: seconds from the first frame to each, rising; empty when they are evenly spaced at ``fps``.
+        bits: per channel.
+        hdr: ``PQ``, ``HLG`` or ``BT.2020`` if its colours are HDR or wide-gamut; else empty.
+        alpha: whether pixels can be transparent.
+        uneven: fraction of the clip's time by which frames come sooner or later than usual.
+        mirrored: whether players mirror it before they rotate it.
+        interlaced: whether each frame has two fields.
+        rate_told: whether the file has a frame rate; if not, ``fps`` is a guess.
+        times: seconds from the first frame to each, ascending; empty if they are evenly spaced at ``fps``.
     """
 
     num_frames: int
@@ -125,25 +125,25 @@ class VideoInfo:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> VideoInfo:
-        """Return what ``dataclasses.asdict`` gave, read back from JSON."""
+        """Return the object from JSON of its ``dataclasses.asdict``."""
         return cls(**{**fields, "times": tuple(fields["times"])})
 
     def time_of(self, index: int) -> float:
-        """When a frame is shown, in seconds from the first one on."""
+        """Return when a frame is shown, in seconds from the first one."""
         return self.times[index] if self.times else index / self.fps
 
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """What decoding a whole clip gave.
+    """The result of decoding a whole clip.
 
     Args:
-        frames: that came out, damaged ones too.
-        damaged: of them, those that the decoder had to guess in part.
+        frames: number of frames, including damaged ones.
+        damaged: number of frames that the decoder had to conceal errors in.
         first_damaged: index of the first of these.
-        failed: packets that gave an error in place of a frame.
-        failure: the first of these errors, in libav's words.
-        interlaced: whether any frame holds the rows of two moments.
+        failed: number of packets that gave an error, not a frame.
+        failure: libav's message of the first of these errors.
+        interlaced: whether any frame has two fields.
     """
 
     frames: int
@@ -155,7 +155,7 @@ class DecodeResult:
 
 
 def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeResult:
-    """Decode a clip to its end, going on after what is damaged.
+    """Decode a clip completely, continuing after damage.
 
     Args:
         tick: called again and again while frames come.
@@ -189,21 +189,21 @@ def decode_all(path: Path, tick: Callable[[], None] = lambda: None) -> DecodeRes
 
 
 def check_decoded(path: Path, promised: int, decoded: DecodeResult) -> None:
-    """See that decoding gave every frame that was promised, whole.
+    """Check that decoding gave every declared frame without damage.
 
     Raises:
-        DamagedVideo: frames came out damaged, or not at all.
-        CutShort: there are fewer than promised.
+        DamagedVideo: frames are damaged or missing.
+        CutShort: there are fewer frames than declared.
     """
     if decoded.damaged or decoded.failed:
         told = []
         if decoded.damaged:
-            told.append(f"{decoded.damaged} of {decoded.frames} frames, the first being frame {decoded.first_damaged}")
+            told.append(f"{decoded.damaged} of {decoded.frames} frames, first frame {decoded.first_damaged}")
         if decoded.failed:
-            told.append(f"{decoded.failed} packets that give no frame ({decoded.failure})")
+            told.append(f"{decoded.failed} packets without a frame ({decoded.failure})")
         raise DamagedVideo(path, f"is damaged: {' and '.join(told)}")
     if decoded.frames < promised:
-        raise CutShort(path, f"is cut short: it promises {counted(promised, 'frame')} and gives {decoded.frames}")
+        raise CutShort(path, f"is incomplete: it declares {counted(promised, 'frame')} and gives {decoded.frames}")
 
 
 # --------------------------------------------------------------------------------------------------- reading
@@ -218,7 +218,7 @@ def import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise CogtuneError(f"PyAV cannot be imported: {error}", "install it: pip install av") from error
+        raise CogtuneError(f"cannot import PyAV: {error}", "run `pip install av`") from error
     return av
 
 
@@ -229,12 +229,12 @@ def opened(
     """Open a clip's container and the best of its video streams, ready to decode on the calling thread.
 
     Raises:
-        VideoError: it cannot be opened, or holds no moving pictures.
-        FileChanged: it is another file than the one that stood at ``stamp``.
+        VideoError: it cannot be opened, or has no video.
+        FileChanged: the file does not match ``stamp``.
     """
     av = import_av()
     if not path.is_file():
-        raise MissingVideo(path, "is a folder" if path.is_dir() else "is not there")
+        raise MissingVideo(path, "is a folder" if path.is_dir() else "does not exist")
     try:
         with open_regular(path) as handle:
             length = os.fstat(handle.fileno()).st_size
@@ -260,26 +260,26 @@ def opened(
             raise NoVideoStream(path, "has no video stream")
         stream = streams[0]
         if stream.codec_context is None:
-            raise DamagedVideo(path, "is in a codec that this build of PyAV cannot decode")
+            raise DamagedVideo(path, "uses a codec that this build of PyAV cannot decode")
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
 _OF_OTHER_FILES = frozenset({"concat", "dash", "hls", "imf", "sdp"})
-"""What FFmpeg calls formats that name other files, which would be read wherever they are."""
+"""FFmpeg's names of formats that refer to other files, which it would read wherever they are."""
 
 
 def _is_animated_webp(path: Path) -> bool:
-    """Return whether the header has the flag for animation of the WebP container specification."""
+    """Return whether the header has the animation flag of the WebP container specification."""
     with path.open("rb") as file:
         head = file.read(21)
     return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
 
 
 def moving_pictures(container: av.container.InputContainer) -> list[av.video.VideoStream]:
-    """Return the streams of moving pictures, best first: those that can be decoded, then by their pixels.
+    """Return the video streams, best first: those that can be decoded, then by their number of pixels.
 
-    A cover picture is none of them; of what may be a preview, a poster and the film itself, the film comes first.
+    Cover pictures are not among them; a film comes before its preview or poster.
     """
     kinds = import_av().stream.Disposition
     streams = [stream for stream in container.streams.video if not stream.disposition & kinds.attached_pic]
@@ -298,7 +298,7 @@ _BOXES = frozenset(b"ftyp moov mdat moof free skip wide uuid meta sidx mfra styp
 def _check_boxes(path: Path, handle: BinaryIO, length: int) -> bool:
     """Return whether the file is an MP4 or MOV; if so, its boxes must be complete.
 
-    Decoders promise all frames of a file that is cut, or call it no video at all; the boxes tell which it is.
+    Decoders report all frames for an incomplete file, or do not recognise it; the boxes tell.
 
     Raises:
         CutShort: a top-level box runs past the end of the file, or there is no index.
@@ -320,27 +320,27 @@ def _check_boxes(path: Path, handle: BinaryIO, length: int) -> bool:
             break
         position += size
         if position > length:
-            raise CutShort(path, f"is cut short: {position - length:,} of {position:,} bytes are missing")
+            raise CutShort(path, f"is incomplete: {position - length:,} of {position:,} bytes are missing")
     else:
         if not seen & {b"moov", b"moof", b"meta"}:  # a still (AVIF, HEIC) has the last alone
-            raise CutShort(path, "is cut short: it has no index (the end of the file was never written)")
+            raise CutShort(path, "is incomplete: it has no index, as its end was never written")
     return bool(seen)
 
 
 def reason_of(error: Exception) -> str:
-    """Return what libav or the system says went wrong, without its number."""
+    """Return the message of libav or the system, without its number."""
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def demuxed(
     path: Path, container: av.container.InputContainer, stream: av.video.VideoStream
 ) -> Iterator[av.packet.Packet[av.video.VideoStream]]:
-    """Yield the packets of an opened clip, from the first key frame on if it has one, and the empty one that ends them.
+    """Yield the packets of an opened clip, from the first key frame on if it has one, and a final empty one.
 
-    What comes before a key frame builds on frames that were cut away, and gives no picture.
+    Packets before a key frame refer to frames that were cut away, and give no picture.
 
     Raises:
-        DamagedVideo: the file cannot be read to its end.
+        DamagedVideo: the file cannot be read completely.
     """
     av = import_av()
     leading: list[Any] | None = []
@@ -352,17 +352,17 @@ def demuxed(
             else:
                 leading.append(packet)
     except av.FFmpegError as error:
-        raise DamagedVideo(path, f"cannot be read to its end: {reason_of(error)}") from error
+        raise DamagedVideo(path, f"cannot be read completely: {reason_of(error)}") from error
     yield from leading or ()
 
 
 def decoded_frames(
     path: Path, container: av.container.InputContainer, stream: av.video.VideoStream
 ) -> Iterator[av.VideoFrame]:
-    """Yield the frames of an opened clip from the first one on.
+    """Yield the frames of an opened clip.
 
     Raises:
-        DamagedVideo: at the first frame that cannot be decoded whole.
+        DamagedVideo: a frame cannot be decoded without errors.
     """
     av = import_av()
     count = 0

@@ -1,4 +1,4 @@
-"""Generated videos as mp4, webp or gif files, with what they were made of in their metadata."""
+"""Generated videos as mp4, webp or gif files, with prompt, seed and settings in their metadata."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _DESCRIPTION = 0x010E
 
 
 def write_generated(path: Path, frames: Pixels, fps: float, facts: Mapping[str, Any], mark: str) -> None:
-    """Write a video, in the format that its name ends in.
+    """Write a video in the format of the file's suffix.
 
     Args:
-        path: the file, replaced if it is there.
+        path: the file, replaced if it exists.
         frames: ``uint8 [F, H, W, 3]``.
-        facts: JSON-able; what the video was made of. An mp4 has its ``prompt`` for a title, too.
-        mark: a comment that tells such files from others.
+        facts: the video's JSON-able metadata. The title of an mp4 is its ``prompt``.
+        mark: a comment by which such files are recognised.
 
     Raises:
         CogtuneError: it cannot be written.
@@ -59,7 +59,7 @@ def write_generated(path: Path, frames: Pixels, fps: float, facts: Mapping[str, 
 
 
 def _times(fps: float, count: int) -> list[int]:
-    """Return how many milliseconds each frame is shown, in GIF's hundredths of a second, without drift."""
+    """Return the duration of each frame in milliseconds, in GIF's hundredths of a second, without drift."""
     ends = [round(100 * (number + 1) / fps) for number in range(count)]
     return [10 * (end - start) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
@@ -106,7 +106,7 @@ def frames_of(path: Path) -> Pixels:
 def side_by_side(rows: Sequence[Sequence[Pixels]]) -> Pixels:
     """Combine videos of one size into one, in rows.
 
-    Shorter ones hold their last frame, and missing places in a row are black.
+    Shorter ones repeat their last frame, and missing places in a row are black.
     """
     there = [video for row in rows for video in row]
     count, (height, width) = max(map(len, there)), there[0].shape[1:3]

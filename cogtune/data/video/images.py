@@ -1,4 +1,4 @@
-"""Image files: the one reader of stills, wherever they come from, and what can be said of one from its header."""
+"""Image files: reading pictures, and their properties from the header."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-HINT = "save it as a PNG or JPEG with 8 bits a colour, or leave it out"
+HINT = "save it as a PNG or JPEG with 8 bits per channel, or remove it"
 
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = frozenset({5, 6, 7, 8})
-"""Values of EXIF's orientation by which width and height change places."""
+"""Values of EXIF's orientation that swap width and height."""
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What an image is.
+    """An image's properties.
 
     Args:
         height, width: pixels as shown.
-        transparency: the mode that Pillow gives it, such as ``RGBA``, if a pixel of it is see-through; else empty.
-        pictures: how many it holds one after the other, in an animation or on pages; the first is read.
+        transparency: Pillow's mode, such as ``RGBA``, if any pixel is transparent; else empty.
+        pictures: number of frames or pages; the first is read.
     """
 
     height: int
@@ -50,10 +50,10 @@ def opened_image(path: Path, stamp: Stamp | None = None) -> Iterator[Image.Image
     """Open the picture in ``path``, reading only its header.
 
     Args:
-        stamp: how the file has to stand while it is read.
+        stamp: the file's expected state while it is read.
 
     Raises:
-        CogtuneError: the file is no image, cannot be read or changed; also in place of such errors inside the block.
+        CogtuneError: the file is not an image, cannot be read or changed; raised inside the block, too.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -90,15 +90,15 @@ def _large_ones_allowed() -> Iterator[None]:
 
 def _too_large(path: Path, error: Exception) -> CogtuneError:
     figures = [f"{int(figure):,}" for figure in re.findall(r"\d+", str(error))]
-    pixels = f"{figures[0]} pixels, and at most {figures[1]} are read" if len(figures) == 2 else "its size is not read"
-    return CogtuneError(f"cannot read the image {path}: it is too large ({pixels})", "make it smaller, or leave it out")
+    pixels = f"{figures[0]} pixels, but at most {figures[1]} are supported" if len(figures) == 2 else "unknown size"
+    return CogtuneError(f"cannot read the image {path}: it is too large ({pixels})", "make it smaller, or remove it")
 
 
 def measure_image(path: Path, *, full: bool) -> ImageInfo:
-    """Return what the picture in ``path`` is; every pixel is decoded with ``full``, or where it may be see-through.
+    """Return the properties of the picture in ``path``; decodes it with ``full``, or if it may be transparent.
 
     Raises:
-        CogtuneError: the file is no image, cannot be read, or has pixels that :func:`read_image` refuses.
+        CogtuneError: the file is not an image, cannot be read, or has pixels that :func:`read_image` rejects.
     """
     from PIL import Image
 
@@ -115,13 +115,12 @@ def measure_image(path: Path, *, full: bool) -> ImageInfo:
 
 
 def _pictures_in(image: Image.Image) -> int:
-    """Return how many pictures a file holds; the smaller copies that cameras put behind a photograph (MPO) do not
-    count."""
+    """Return the number of pictures in a file, without the previews that cameras append to a photograph (MPO)."""
     return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def image_warnings(path: Path) -> list[str]:
-    """Return what a user has to know of a picture that a video is to start from.
+    """Return remarks on a picture that a video starts from.
 
     Raises:
         CogtuneError: it cannot be read.
@@ -129,14 +128,14 @@ def image_warnings(path: Path) -> list[str]:
     info, told = measure_image(path, full=False), []
     if info.transparency:
         dropped = f"transparency ({info.transparency}), which is dropped"
-        told.append(f"{path} has {dropped}: the video starts from what lies under it")
+        told.append(f"{path} has {dropped}, so the video starts from the colours beneath it")
     if info.pictures > 1:
-        told.append(f"{path} holds {info.pictures} pictures: the video starts from the first")
+        told.append(f"{path} holds {info.pictures} pictures; the video starts from the first")
     return told
 
 
 def transparency_of(image: Image.Image) -> str:
-    """Return the image's mode if a pixel of it is see-through, else nothing."""
+    """Return the image's mode if any pixel is transparent, else empty."""
     if not image.has_transparency_data:
         return ""
     lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
@@ -144,17 +143,16 @@ def transparency_of(image: Image.Image) -> str:
 
 
 def read_image(path: Path, stamp: Stamp | None = None) -> npt.NDArray[np.uint8]:
-    """Return the picture in ``path``, turned as its EXIF orientation says: ``uint8 [H, W, 3]``.
+    """Return the picture in ``path``, rotated by its EXIF orientation: ``uint8 [H, W, 3]``.
 
-    16 bits a colour become 8, and colours of another space than sRGB, which the file's profile (ICC) names, become
-    sRGB. What lies under transparency is kept, as it is of a clip.
+    16 bits per channel are converted to 8, and colours with another ICC profile to sRGB. Transparency is dropped and
+    the colours beneath it are kept, as for a clip.
 
     Args:
-        stamp: how the file has to stand while it is read.
+        stamp: the file's expected state while it is read.
 
     Raises:
-        CogtuneError: the file is no image, cannot be read, changed, or has pixels of which it is not known which value
-            is white.
+        CogtuneError: the file is not an image, cannot be read, changed, or has pixels with an unknown white value.
     """
     import numpy as np
     from PIL import ImageOps
@@ -171,8 +169,7 @@ def read_image(path: Path, stamp: Stamp | None = None) -> npt.NDArray[np.uint8]:
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return the picture in RGB, its colours those that its profile means; a profile that cannot be used is no
-    profile."""
+    """Return the picture in sRGB by its profile; a profile that cannot be used is ignored."""
     from PIL import ImageCms
 
     if image.mode in ("1", "L", "LA"):  # a profile of colours says nothing of grey
@@ -189,21 +186,21 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 _COLOUR_SPACES = {"RGB": "RGB", "CMYK": "CMYK"}
-"""Those of profiles that are applied, and Pillow's modes of pictures that they belong to."""
+"""Colour spaces of profiles that are applied, and Pillow's modes of their pictures."""
 
 
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
-"""Modes of Pillow for grey of 16 bits; ``I`` is used for it by some formats."""
+"""Pillow's modes for 16-bit grey; some formats use ``I``."""
 
 _SIXTEEN_BITS_AS_I = frozenset({"PNG", "PPM"})
-"""Formats of which Pillow gives 16 bits as 32; those of others may be anything."""
+"""Formats whose 16 bits Pillow reads as 32; those of others may have any range."""
 
 _REFUSED = {
-    "I": "its pixels are 32-bit integers, and the file does not say which value is white",
-    "F": "its pixels are floating-point numbers, and the file does not say which value is white",
+    "I": "its pixels are 32-bit integers of unknown range",
+    "F": "its pixels are floating-point numbers of unknown range",
     "LAB": "its pixels are CIE L*a*b*",
 }
-"""Modes of Pillow that are not guessed at, and why."""
+"""Pillow's modes that are not supported, and why."""
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 """Tags of TIFF 6.0, and a value of the second."""

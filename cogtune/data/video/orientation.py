@@ -1,4 +1,4 @@
-"""How players show a stored frame: its whole display matrix, mirrors included."""
+"""Orientation of stored frames, from their whole display matrix, mirroring included."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Orientation:
-    """One of the eight ways in which a frame can be shown: mirrored left to right first, then turned.
+    """One of the eight orientations of a frame: mirrored left to right first, then rotated.
 
     Args:
         turns: quarter turns counterclockwise, 0 to 3.
-        mirrored: whether left and right change places before the turn.
+        mirrored: whether it is mirrored left to right before the rotation.
     """
 
     turns: int = 0
@@ -26,7 +26,7 @@ class Orientation:
 
     @property
     def on_its_side(self) -> bool:
-        """Whether height and width change places."""
+        """Whether height and width are swapped."""
         return self.turns % 2 == 1
 
     def apply(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -40,8 +40,7 @@ _DISPLAY_MATRIX = "DISPLAYMATRIX"
 
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
-    """Return the orientation that a decoded frame's display matrix asks for; arbitrary angles become the nearest
-    quarter."""
+    """Return the orientation of a decoded frame's display matrix, rounded to the nearest quarter turn."""
     from av.sidedata import sidedata
 
     # not by frame.side_data: it and the frame would hold each other, and frames pile up until such pairs are collected
@@ -51,11 +50,11 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
 
 
 def from_matrix(matrix: bytes) -> Orientation:
-    """Return the orientation that a display matrix stands for.
+    """Return the orientation of a display matrix.
 
     Args:
-        matrix: nine 32-bit integers ``a b u, c d v, x y w`` in the byte order of this machine, as libavutil keeps
-            them: a stored point (p, q) is shown at (a p + c q, b p + d q), with q counted downwards.
+        matrix: nine 32-bit integers ``a b u, c d v, x y w`` in native byte order, as in libavutil: a
+            stored point (p, q) is shown at (a p + c q, b p + d q), with q counted downwards.
     """
     if len(matrix) != 36:
         return Orientation()
@@ -69,5 +68,5 @@ def from_matrix(matrix: bytes) -> Orientation:
 
 
 def turned_by_rotation(frame: av.VideoFrame) -> Orientation:
-    """Return what a decoder does that knows a display matrix by its angle alone."""
+    """Return the orientation that a decoder applies that reads only a display matrix's angle."""
     return Orientation(round(frame.rotation / 90) % 4)

@@ -1,7 +1,7 @@
 """Probing a clip: its size, colours and orientation from one frame, the number and times of its frames from packets.
 
-Packets are not frames: some hold a frame that is never shown, some half a frame, and some cannot be decoded because the
-frames that they refer to were cut away. Where packets leave a doubt, the clip is decoded to be sure.
+Packets are not frames: some contain a frame that is never shown, some half a frame, and some cannot be decoded because
+the frames that they refer to were cut away. If the packets are ambiguous, the clip is decoded.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ if TYPE_CHECKING:
 
 
 def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
-    """Return what the clip in ``path`` is, from its container and its first decoded frame; if need be, from all of
-    them.
+    """Return the properties of a clip, from its container and first frame, or from all frames if necessary.
 
     Args:
         tick: called again and again while frames come.
 
     Raises:
-        VideoError: the clip is missing, empty, no video, cut short or damaged.
+        VideoError: the clip is missing, empty, not a video, incomplete or damaged.
     """
     with opened(path) as (container, stream):
         start = _start(path, container, stream)
@@ -64,14 +63,13 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
 
 
 _PROGRESSIVE = frozenset({"av1", "gif", "png", "apng", "theora", "vp8", "vp9", "webp"})
-"""Codecs that know no fields."""
+"""Codecs without interlacing."""
 
 
 def _is_interlaced(
     path: Path, container: av.container.InputContainer, stream: av.video.VideoStream, first: av.VideoFrame
 ) -> bool:
-    """Return whether the first frame, or one from the middle, holds the rows of two moments: the beginning may be a
-    title."""
+    """Return whether the first frame, or one from the middle, is interlaced: the beginning may be a title."""
     if first.interlaced_frame or stream.codec_context.codec.canonical_name in _PROGRESSIVE or not stream.duration:
         return bool(first.interlaced_frame)
     av = import_av()
@@ -86,7 +84,7 @@ def _is_interlaced(
 
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 _BT2020_PRIMARIES = 9
-"""Numbers of ITU-T H.273."""
+"""Numbers from ITU-T H.273."""
 
 
 def _hdr(context: Any) -> str:
@@ -94,9 +92,9 @@ def _hdr(context: Any) -> str:
 
 
 def _has_alpha(frame: av.VideoFrame, stream: av.video.VideoStream) -> bool:
-    """Return whether a pixel has an opacity; WebM keeps it apart from the picture, and says so in a tag.
+    """Return whether pixels have an opacity; WebM stores it separately and declares it in a tag.
 
-    Every GIF is decoded with one: there the first frame has to be see-through somewhere.
+    Every GIF is decoded with one, so its first frame must have a transparent pixel.
     """
     if frame.format.name == "bgra" and stream.codec_context.name == "gif":
         plane, length = memoryview(frame.planes[0]), frame.planes[0].line_size
@@ -110,10 +108,10 @@ def _has_alpha(frame: av.VideoFrame, stream: av.video.VideoStream) -> bool:
 
 @dataclass(frozen=True)
 class _Start:
-    """How a clip begins.
+    """A clip's beginning.
 
     Args:
-        frame: its first, whole.
+        frame: its first complete frame.
         clean: whether its first packet is a key frame, and its second one is shown after it.
     """
 
@@ -122,7 +120,7 @@ class _Start:
 
 
 def _start(path: Path, container: av.container.InputContainer, stream: av.video.VideoStream) -> _Start:
-    """Return how a clip begins: from its first packets alone if these will do, which spares the frames in the queue."""
+    """Return a clip's beginning, from only its first packets if possible, which avoids decoding queued frames."""
     av = import_av()
     with contextlib.suppress(av.FFmpegError):
         packets = container.demux(stream)
@@ -136,7 +134,7 @@ def _start(path: Path, container: av.container.InputContainer, stream: av.video.
     with opened(path) as (again, stream_again):
         for frame in decoded_frames(path, again, stream_again):
             return _Start(frame, False)
-    raise DamagedVideo(path, "has a video stream without a single frame")
+    raise DamagedVideo(path, "has a video stream without frames")
 
 
 # ------------------------------------------------------------------------------------------- counting frames
@@ -149,9 +147,9 @@ def _shown_frames(
     start: _Start,
     tick: Callable[[], None],
 ) -> tuple[int, Sequence[int]]:
-    """Return how many frames decoding gives, and when each is shown, in rising ticks of the stream.
+    """Return the number of frames after decoding, and their timestamps in ticks, ascending.
 
-    The timestamps are as many as the frames, or it is not known to which frame each belongs and there are none.
+    The timestamps are empty if they cannot be matched to the frames.
     """
     codec = stream.codec_context.codec
     in_mp4 = "mp4" in container.format.name
@@ -183,20 +181,20 @@ def _shown_frames(
 
 
 _FRAMES_AS_PACKETS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
-"""Codecs of which a packet holds one frame in any container, but for what is looked at here; others may pack several
-into one, or leave one empty. What decodes without other frames does neither."""
+"""Codecs with one frame per packet in any container, except for those checked here; others may pack several in one, or
+leave one empty. Intra-only codecs do neither."""
 
 
 @dataclass(frozen=True)
 class _Packet:
-    """When the frame in a packet is shown, if that is known, and whether it is a key frame."""
+    """A packet's timestamp, if known, and whether it is a key frame."""
 
     time: int | None
     is_key: bool
 
 
 def _shown_packets(path: Path, codec: str, tick: Callable[[], None]) -> list[_Packet]:
-    """Return the packets that hold a frame which is shown."""
+    """Return the packets with a frame that is shown."""
     is_shown: Callable[[Any], bool] = _SHOWN.get(codec, lambda _: True)
     with opened(path) as (container, stream):
         found = []
@@ -208,7 +206,7 @@ def _shown_packets(path: Path, codec: str, tick: Callable[[], None]) -> list[_Pa
 
 
 def _decoded_times(path: Path, tick: Callable[[], None]) -> list[int | None]:
-    """Return the timestamp of each frame that decoding gives."""
+    """Return the timestamp of each decoded frame."""
     with opened(path) as (container, stream):
         times = []
         for frame in decoded_frames(path, container, stream):
@@ -218,15 +216,14 @@ def _decoded_times(path: Path, tick: Callable[[], None]) -> list[int | None]:
 
 
 def _vp8_is_shown(packet: Any) -> bool:
-    """Return the bit ``show_frame`` of RFC 6386, 9.1."""
+    """Return the bit ``show_frame``, from RFC 6386, section 9.1."""
     return bool(memoryview(packet)[0] & 0x10)
 
 
 def _vp9_is_shown(packet: Any) -> bool:
-    """Return whether a packet shows a frame: by its uncompressed header, or as a superframe, which ends in one that
-    is shown.
+    """Return whether a packet shows a frame: by its uncompressed header, or since it is a superframe.
 
-    VP9 bitstream specification, 6.2 and annex B.
+    Source: VP9 bitstream specification, 6.2 and annex B.
     """
     data = memoryview(packet)
     marker = data[-1]
@@ -239,7 +236,7 @@ def _vp9_is_shown(packet: Any) -> bool:
 
 
 _SHOWN: dict[str, Callable[[Any], bool]] = {"vp8": _vp8_is_shown, "vp9": _vp9_is_shown}
-"""For codecs with packets whose frames are never shown: whether a packet's is."""
+"""For codecs with frames that are never shown: whether a packet's frame is shown."""
 
 
 # ---------------------------------------------------------------------------------------------------- times
@@ -250,16 +247,15 @@ def _tick_of(stream: av.video.VideoStream) -> Fraction:
 
 
 def _told_timing(stream: av.video.VideoStream) -> Timing:
-    """Return the timing of a stream outside of any container, whose timestamps libav makes up: the rate that its
-    head says.
+    """Return the timing of a stream without a container, whose timestamps libav makes up: the rate in its header.
 
-    Where that says none, it is what libav assumes.
+    Without one, it is libav's default.
     """
     return Timing(float(stream.codec_context.framerate or stream.average_rate or 1))
 
 
 def _timing(stream: av.video.VideoStream, count: int, ticks: Sequence[int]) -> Timing:
-    """Return the timing that the timestamps show; without usable ones, what the container claims."""
+    """Return the timing by timestamps, or without usable ones that of the container."""
     claimed = (stream.average_rate, stream.guessed_rate)
     timing = measure(ticks, _tick_of(stream), claimed)
     if timing is not None:

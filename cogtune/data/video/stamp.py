@@ -1,4 +1,4 @@
-"""Whether a file is still the one that it was: its size, modification time and inode."""
+"""Detection of changed files, by size, modification time and inode."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ Stamp = tuple[int, int, int]
 
 
 class FileChanged(CogtuneError):
-    """A file that was changed, or exchanged for another, between two looks at it."""
+    """A file that was changed or replaced while it was in use."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
             f"{path} changed while it was being read",
-            "leave the dataset's files alone until this is done; then run the same command again",
+            "do not change the dataset's files during a run; then run the same command again",
         )
 
 
 def stamp_of(path: Path) -> Stamp:
-    """Return how a file stands now.
+    """Return a file's current stamp.
 
     Raises:
-        CogtuneError: there is no such file.
+        CogtuneError: the file does not exist.
     """
     with os_errors_explained(path, "read"):
         stat = path.stat()
@@ -33,7 +33,7 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def check_unchanged(path: Path, stamp: Stamp | None) -> None:
-    """See that a file stands as it stood at ``stamp``; without one, nothing is looked at.
+    """Check that a file still matches ``stamp``, if there is one.
 
     Raises:
         FileChanged: it does not.

@@ -1,7 +1,7 @@
-"""When a clip's frames are shown: its rate measured from timestamps, and frames chosen by them.
+"""Timing of a clip's frames: its rate measured from timestamps, and the choice of frames by them.
 
-Times are seconds from the clip's first frame on. Of a clip whose frames are evenly spaced none are kept: its rate says
-it all, and :mod:`cogtune.models.geometry` chooses among its frames.
+Times are seconds from the clip's first frame. For a clip with evenly spaced frames none are kept: its rate suffices,
+and :mod:`cogtune.models.geometry` chooses its frames.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from fractions import Fraction
 from itertools import accumulate, pairwise
 
 SAME_TIME = 0.1
-"""By how much of the usual gap a frame may be off and still count as evenly spaced."""
+"""Largest deviation, in usual gaps, of a frame that counts as evenly spaced."""
 
 PAUSE = 2.5
-"""A gap of more than this many usual ones is a pause, and says nothing about the rate."""
+"""A gap of more than this many usual ones is a pause, which does not count for the rate."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """When the frames of a clip are shown.
+    """The timing of a clip's frames.
 
     Args:
-        fps: frames a second; of an uneven clip, outside its pauses.
-        times: of each frame, rising; empty when they are evenly spaced at ``fps``.
-        uneven: the share (0 to 1) of the clip's time by which its gaps are longer or shorter than the usual one.
+        fps: frames per second, without the pauses of an uneven clip.
+        times: of each frame, ascending; empty if they are evenly spaced at ``fps``.
+        uneven: the fraction of the clip's time by which its gaps are longer or shorter than usual.
     """
 
     fps: float
@@ -35,13 +35,13 @@ class Timing:
 
 
 def measure(ticks: Sequence[int], tick: Fraction, claimed: Iterable[Fraction | None] = ()) -> Timing | None:
-    """Return the timing that timestamps show; None when they show none, being fewer than two or all alike.
+    """Return the timing by timestamps; None if they are fewer than two or all equal.
 
     Args:
-        ticks: the timestamp of each frame, in the order in which frames are shown.
-        tick: seconds of one.
-        claimed: rates that the container or the codec names. The first that agrees with the timestamps, which are
-            rounded to their ticks, is taken for the exact one.
+        ticks: the timestamp of each frame, in display order.
+        tick: the length of a tick in seconds.
+        claimed: rates that the container or the codec declares. The first that agrees with the timestamps, which
+            are rounded to ticks, counts as exact.
     """
     gaps = [later - earlier for earlier, later in pairwise(ticks)]
     rising = [gap for gap in gaps if gap > 0]
@@ -62,14 +62,13 @@ def measure(ticks: Sequence[int], tick: Fraction, claimed: Iterable[Fraction | N
 
 
 def _is_even(times: Sequence[int], places: Iterable[int], gap: float) -> bool:
-    """Return whether the frames at ``places`` are at multiples of ``gap``, give or take what their times are rounded
-    by."""
+    """Return whether the frames at ``places`` are at multiples of ``gap``, up to rounding."""
     allowed = _rounding(gap)
     return all(abs(times[place] - place * gap) <= allowed for place in places)
 
 
 def _rounding(gap: float) -> float:
-    """Return by how many ticks a frame may be off: what rounding explains, but never a frame that is missing."""
+    """Return by how many ticks a frame may be off: as much as rounding explains, but less than a missing frame."""
     return max(min(1.0, gap / 4), SAME_TIME * gap)
 
 
@@ -77,11 +76,10 @@ def _rounding(gap: float) -> float:
 
 
 def at_rate(times: Sequence[float], fps: float, start: int = 0) -> list[int]:
-    """Return as many frames as there are at ``fps`` from frame ``start`` on: those nearest to ``k / fps`` seconds
-    after it.
+    """Return the frames at ``fps`` from frame ``start`` on: those nearest to ``k / fps`` seconds after it.
 
-    A gap longer than ``1 / fps`` counts as that long, so that no frame is taken twice: what stands still is passed
-    over, and a part slower than ``fps`` is taken frame by frame.
+    A gap longer than ``1 / fps`` counts as that long, so that no frame is repeated: freezes are skipped, and a part
+    slower than ``fps`` is read frame by frame.
     """
     if start >= len(times):
         return []
@@ -99,15 +97,17 @@ def at_rate(times: Sequence[float], fps: float, start: int = 0) -> list[int]:
 
 
 def spread(times: Sequence[float], first: int, end: int, num_frames: int) -> list[int]:
-    """Return ``num_frames`` frames spread evenly in time from frame ``first`` to frame ``end - 1``, none twice.
+    """Return ``num_frames`` frames spread evenly in time from frame ``first`` to frame ``end - 1``, without repeats.
 
-    A gap longer than the distance between the frames taken counts as that long.
+    A gap longer than the distance between chosen frames counts as that long.
 
     Raises:
-        ValueError: there are too few to choose from; the message says how many it needs.
+        ValueError: there are too few frames; the message says how many are needed.
     """
     if end - first < num_frames:
-        raise ValueError(f"needs {num_frames} frames to spread {num_frames} over it, but has {max(0, end - first)}")
+        raise ValueError(
+            f"needs at least {num_frames} frames to choose {num_frames} from, but has {max(0, end - first)}"
+        )
     if num_frames == 1:
         return [first]
     gaps = [later - earlier for earlier, later in pairwise(times[first:end])]
@@ -126,10 +126,9 @@ def spread(times: Sequence[float], first: int, end: int, num_frames: int) -> lis
 
 
 def last_start(times: Sequence[float], fps: float, num_frames: int, first: int, end: int) -> int:
-    """Return the last frame from ``first`` on that ``num_frames`` frames at ``fps`` can start from and end before
-    ``end``.
+    """Return the last frame from ``first`` on from which ``num_frames`` frames at ``fps`` end before ``end``.
 
-    ``first`` itself where there is none.
+    Returns ``first`` if there is none.
     """
     low, high = first, max(first, end - num_frames)
     while low < high:
@@ -142,21 +141,21 @@ def last_start(times: Sequence[float], fps: float, num_frames: int, first: int, 
 
 
 def standstill(times: Sequence[float], longest: float) -> float:
-    """Return seconds by which gaps between frames are longer than ``longest``, all together."""
+    """Return the total time in seconds by which gaps between frames are longer than ``longest``."""
     return sum(max(0.0, later - earlier - longest) for earlier, later in pairwise(times))
 
 
 _SAME = 1e-6
-"""Times are kept to the microsecond."""
+"""Decimals of times: microseconds."""
 
 
 def _clock(gaps: Sequence[float], longest: float) -> list[float]:
-    """Return the times of frames where no gap counts as longer than ``longest``."""
+    """Return the times of frames with every gap limited to ``longest``."""
     return [*accumulate((min(gap, longest) for gap in gaps), initial=0.0)]
 
 
 def _nearest(clock: Sequence[float], target: float) -> int:
-    """Return the frame nearest to ``target``; of two equally near, the later."""
+    """Return the frame nearest to ``target``, the later of two equally near ones."""
     later = bisect_left(clock, target - _SAME)
     if later == len(clock):
         return later - 1
