@@ -1,1 +1,1 @@
-"""What people would rather look at than read: one self-contained HTML page for a dataset, one for a run."""
+"""HTML reports: one self-contained page for a dataset, one for a run."""

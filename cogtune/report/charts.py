@@ -1,4 +1,4 @@
-"""Charts as inline SVG: the lines stretch with the page, the words around them are HTML and keep their size."""
+"""Charts as inline SVG: lines scale with the page, while labels are HTML and keep their size."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cogtune.report.page import Html, tag
 Point = tuple[float, float]
 
 MOST_POINTS = 1000
-"""About how many points of a curve are drawn: more than a screen has columns."""
+"""About how many points of a curve are drawn: more than the columns of a screen."""
 
 _SPAN = 1000
-"""Width and height of a chart's own coordinates."""
+"""Width and height of a chart in its coordinates."""
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """Return about ``most`` of the points at most, in their order: each stretch's lowest and highest, and both ends."""
+    """Return at most about ``most`` points in order: the lowest and highest of each interval, and both ends."""
     if len(points) <= most:
         return list(points)
     stretches = max(1, most // 2 - 1)
@@ -44,7 +44,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def short(value: float) -> str:
-    """Return a number in few characters: ``0.25``, ``1e-4``, ``20k``."""
+    """Format a number briefly: ``0.25``, ``1e-4``, ``20k``."""
     size = abs(value)
     if size >= 1e6:
         return f"{value / 1e6:.4g}M"
@@ -58,7 +58,7 @@ def short(value: float) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """One curve of a chart: its name, its points by rising x, and how it is drawn."""
+    """One curve of a chart: its name, its points by ascending x, and its style."""
 
     name: str
     points: Sequence[Point]
@@ -67,7 +67,7 @@ class Series:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Maps values to shares of a chart's height, and marks two of them or more."""
+    """A vertical axis: maps values to fractions of the height, and has at least two marks."""
 
     low: float
     high: float
@@ -75,7 +75,7 @@ class _Axis:
 
     @classmethod
     def over(cls, values: Sequence[float], *, ceiling: float | None, about: int) -> _Axis:
-        """Return an axis for these values, from zero on where that costs little, and not above ``ceiling``."""
+        """Return an axis for these values, starting at zero if that costs little, and limited to ``ceiling``."""
         low, high = min(values), max(values)
         if ceiling is not None and low < ceiling < high:
             high = ceiling
@@ -92,13 +92,12 @@ class _Axis:
         return cls(low, high, tuple(marks))
 
     def share(self, value: float) -> float:
-        """Return where ``value`` is between the bottom (0) and the top (1); what is above the top is at the top."""
+        """Return the position of ``value`` between bottom (0) and top (1); higher values are at the top."""
         return min(1.0, (value - self.low) / (self.high - self.low))
 
 
 def ceiling_of(points: Sequence[Point]) -> float | None:
-    """Return where to cut a chart off so that a few spikes do not flatten all the rest; None where nothing towers
-    so."""
+    """Return the value at which to cut off a chart so that spikes do not flatten the rest; None without spikes."""
     ordered = sorted(y for _, y in points)
     usual = ordered[(len(ordered) - 1) * 98 // 100] if ordered else 0.0
     return 1.2 * usual if ordered and 0 < 2 * usual < ordered[-1] else None
@@ -107,12 +106,12 @@ def ceiling_of(points: Sequence[Point]) -> float | None:
 def line_chart(
     title: str, series: Sequence[Series], *, unit: str = "", ceiling: float | None = None, small: bool = False
 ) -> Html:
-    """Return curves over optimizer steps. A lone point is a dot; without any point the chart says so.
+    """Return a chart of curves over optimizer steps. A single point is a dot; without points the chart says so.
 
     Args:
-        series: the first to be drawn first; long ones are thinned, highest and lowest points kept.
-        unit: of the values, shown beside the title.
-        ceiling: the most that the scale shows; higher values are drawn at the edge, and the chart says so.
+        series: drawn in order; long ones are thinned, keeping the highest and lowest points.
+        unit: of the values, shown next to the title.
+        ceiling: the upper limit of the scale; higher values are drawn at the edge, and the chart says so.
         small: one of several side by side, without a legend.
     """
     drawn = [(one, thin(one.points)) for one in series if one.points]
@@ -153,7 +152,7 @@ def _caption(title: str, remark: str) -> Html:
 def _plot(
     shapes: Sequence[Html], told: str, rows: Sequence[tuple[float, str]], columns: Sequence[tuple[float, str]]
 ) -> Html:
-    """Return shapes with the marks of both axes around them: each mark where it is, 0 to 1, and its words."""
+    """Return shapes with the marks of both axes: each a position from 0 to 1, and a label."""
     svg = tag("svg", shapes, viewBox=f"0 0 {_SPAN} {_SPAN}", preserveAspectRatio="none", role="img", aria_label=told)
     left = [tag("span", words, style=f"top:{100 * (1 - share):.2f}%") for share, words in rows]
     below = [tag("span", words, class_=_edge(share), style=f"left:{100 * share:.2f}%") for share, words in columns]
@@ -178,16 +177,16 @@ def _told(one: Series) -> str:
 
 
 def _edge(share: float) -> str | None:
-    """Return the class that keeps a label at an end of the axis inside the chart."""
+    """Return the class that keeps a label at the end of an axis inside the chart."""
     return "first" if share < 0.04 else "last" if share > 0.96 else None
 
 
 FEW = 8
-"""Up to so many different values are listed one by one; more are put into bins."""
+"""Most different values that are listed one by one; more are put in bins."""
 
 
 def bars(title: str, rows: Sequence[tuple[str, int]], *, unit: str = "") -> Html:
-    """Return counts as horizontal bars, one a line, each with its name and number."""
+    """Return counts as horizontal bars, each with its name and number."""
     most = max((count for _, count in rows), default=0) or 1
     lines = [
         tag(
@@ -203,7 +202,7 @@ def bars(title: str, rows: Sequence[tuple[str, int]], *, unit: str = "") -> Html
 
 
 def distribution(title: str, values: Sequence[float], *, unit: str) -> Html:
-    """Return how often which value occurs: a line for each when they are few, else a histogram."""
+    """Return the distribution of values: a bar for each if there are few, else a histogram."""
     counted = Counter(short(value) for value in values)
     if len(counted) <= FEW:
         first = {short(value): value for value in values}

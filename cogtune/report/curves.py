@@ -1,4 +1,4 @@
-"""What a run measured, as curves over optimizer steps, and their charts."""
+"""A run's metrics as curves over optimizer steps, and their charts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cogtune.run.metrics import MovingAverage
 _BY_TIMESTEP = "_by_timestep"
 
 AT_FIXED_NOISE = {"eval_loss": "training samples", "validation_loss": "validation samples"}
-"""The losses at fixed noise, by their names in ``metrics.jsonl``, and what each is measured on."""
+"""The losses at fixed noise, by their names in ``metrics.jsonl``, with their samples."""
 
 _PER_STEP = {
     "learning_rate": ("Learning rate", ""),
@@ -23,23 +23,23 @@ _PER_STEP = {
     "seconds": ("Time per step", "seconds"),
     "memory_gib": ("Memory", "GiB"),
 }
-"""The other figures of a step: title and unit of each one's chart."""
+"""The other metrics of a step: title and unit of each chart."""
 
 _AVERAGED = ("loss", "grad_norm")
-"""What jumps from step to step: drawn pale, with its mean over it."""
+"""Metrics that vary strongly from step to step: drawn pale, with their mean."""
 
 _CUT = (*_AVERAGED, "seconds")
-"""What has spikes that would flatten all the rest: cut off above what is usual."""
+"""Metrics whose spikes would flatten the rest: cut off above usual values."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Every figure of ``metrics.jsonl`` by its name.
+    """The metrics in ``metrics.jsonl`` by name.
 
     Args:
-        plain: points ``(step, value)`` by rising step, finite values only.
+        plain: points ``(step, value)`` by ascending step, only finite values.
         by_timestep: for a loss at fixed noise, such points for each timestep.
-        last_step: the last step that anything was measured at; 0 when nothing was.
+        last_step: the last step with a measurement; 0 if there is none.
     """
 
     plain: Mapping[str, Sequence[Point]]
@@ -47,12 +47,12 @@ class Curves:
     last_step: int
 
     def __getitem__(self, name: str) -> Sequence[Point]:
-        """Return the points of one figure; none when it was not measured."""
+        """Return the points of one metric; empty if it was not measured."""
         return self.plain.get(name, ())
 
 
 def curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
-    """Return the curves in the lines of ``metrics.jsonl``; of a step that was measured twice, the later line counts."""
+    """Return the curves in the lines of ``metrics.jsonl``; the last line for a step counts."""
     plain: defaultdict[str, dict[float, float]] = defaultdict(dict)
     nested: defaultdict[str, defaultdict[int, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
     last = 0
@@ -92,7 +92,7 @@ def smooth(points: Sequence[Point], window: int) -> list[Point]:
 
 
 def loss_charts(found: Curves) -> Iterator[Html]:
-    """Yield the losses: at fixed noise, for each timestep, and of the training steps."""
+    """Yield charts of the losses: at fixed noise, for each timestep, and of training steps."""
     measured = [(name, words) for name, words in AT_FIXED_NOISE.items() if found[name]]
     charts = []
     if measured:
@@ -100,8 +100,8 @@ def loss_charts(found: Curves) -> Iterator[Html]:
     if found["loss"]:
         charts.append(_step_chart("loss", "Training loss", "", found["loss"], small=False))
     remark = (
-        "The loss at fixed noise is always of the same samples, noise and timesteps: it can be compared from step to "
-        "step. The loss of a training step jumps with its timestep, and says little by itself."
+        "The loss at fixed noise uses the same samples, noise and timesteps each time, so it can be compared between "
+        "steps. The loss of a training step depends on its random timestep and says little by itself."
     )
     if not charts:
         yield section("Loss", tag("p", "Nothing has been measured yet.", class_="remark"))
@@ -111,7 +111,7 @@ def loss_charts(found: Curves) -> Iterator[Html]:
     if timesteps:
         yield section(
             "By timestep",
-            tag("p", "From little noise to much, each chart on its own scale.", class_="remark"),
+            tag("p", "From low to high noise, each chart on its own scale.", class_="remark"),
             tag("div", [_timestep_chart(found, measured, timestep) for timestep in timesteps], class_="charts"),
         )
 
@@ -126,7 +126,7 @@ def _timestep_chart(found: Curves, measured: Sequence[tuple[str, str]], timestep
 
 
 def step_charts(found: Curves) -> Iterator[Html]:
-    """Yield what else was measured of each step, one small chart each."""
+    """Yield small charts of the other metrics of steps."""
     known = {"loss", *AT_FIXED_NOISE}
     rest = [name for name in found.plain if name not in known and name not in _PER_STEP]
     charts = []
@@ -134,7 +134,7 @@ def step_charts(found: Curves) -> Iterator[Html]:
         title, unit = _PER_STEP.get(name, (name.replace("_", " "), ""))
         charts.append(_step_chart(name, title, unit, found[name], small=True))
     if charts:
-        yield section("Pace and memory", tag("div", charts, class_="charts"))
+        yield section("Speed and memory", tag("div", charts, class_="charts"))
 
 
 def _step_chart(name: str, title: str, unit: str, points: Sequence[Point], *, small: bool) -> Html:
@@ -147,7 +147,7 @@ def _step_chart(name: str, title: str, unit: str, points: Sequence[Point], *, sm
 
 
 def change(points: Sequence[Point]) -> Html | None:
-    """Return a curve's first and last value, and how far apart they are, for the head of the page."""
+    """Return a curve's first and last value, and their difference, for the head of the page."""
     if not points:
         return None
     first, last = points[0][1], points[-1][1]

@@ -1,4 +1,4 @@
-"""The report of a dataset: what training will see of each clip, and everything found, on one page."""
+"""The report of a dataset: the frames of each clip that training sees, and all findings, on one page."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError
 
 MOST_CLIPS = 200
-"""How many clips are shown with pictures unless the user says otherwise."""
+"""Default number of clips that are shown with pictures."""
 
 WORKERS = 2
-"""Processes that decode clips unless told otherwise."""
+"""Default number of processes that decode clips."""
 
 _CAPTION_CHARACTERS = 1200
 _CLIP_FINDINGS = 12
@@ -37,7 +37,7 @@ _CLIP_FINDINGS = 12
 
 @dataclass(frozen=True)
 class CheckedDataset:
-    """A dataset, what training takes of it, and what a check found."""
+    """A dataset, its training frames, and the result of checking it."""
 
     dataset: Dataset
     settings: FrameSettings
@@ -53,18 +53,18 @@ def write_dataset_report(
     workers: int = WORKERS,
     progress: Callable[[], None] | None = None,
 ) -> int:
-    """Write the page; how many clips it shows with pictures.
+    """Write the page; return the number of clips that it shows with pictures.
 
-    Clips that something was found in come first, worst first, then an even choice of the others. Beside the page's
-    current part, the pictures of a few clips are in memory.
+    Clips with findings come first, worst first, then an even selection of the others. Besides the page's current part,
+    the pictures of a few clips are in memory.
 
     Args:
-        path: the HTML file, replaced when it is there.
+        path: the HTML file, replaced if it exists.
         workers: processes that decode clips; 0 decodes in this one.
-        progress: told after each clip.
+        progress: called after each clip.
 
     Raises:
-        CogtuneError: the file cannot be written. A clip that cannot be shown is no failure.
+        CogtuneError: the file cannot be written. Clips that cannot be shown are not errors.
     """
     by_sample = _by_sample(checked)
     samples = choose_samples(checked.dataset.samples, by_sample, most_clips)
@@ -77,8 +77,7 @@ def write_dataset_report(
 def choose_samples(
     samples: Sequence[Sample], by_sample: dict[str, list[Finding]], most: int
 ) -> list[tuple[int, Sample]]:
-    """Return the samples to show, each with its place in the dataset: those with findings, worst first, then others
-    evenly."""
+    """Return the samples to show, with their positions: those with findings, worst first, then evenly chosen others."""
     ranked = sorted(
         (
             (SEVERITIES.index(by_sample[sample.id][0].severity), place)
@@ -94,7 +93,7 @@ def choose_samples(
 
 
 def _by_sample(checked: CheckedDataset) -> dict[str, list[Finding]]:
-    """Return the findings of each sample, worst first; those of the dataset as a whole are not among them."""
+    """Return the findings of each sample, worst first, without those of the dataset as a whole."""
     ids = {sample.id for sample in checked.dataset.samples}
     grouped: defaultdict[str, list[Finding]] = defaultdict(list)
     for found in checked.report.findings:
@@ -116,7 +115,7 @@ def _parts(
         yield section("About the dataset as a whole", finding_list(general[:MOST_FINDINGS], named=True))
     yield from kinds(checked.report.findings)
     if checked.report.infos:
-        yield section("What it is made of", tag("div", _distributions(checked), class_="charts"))
+        yield section("Contents", tag("div", _distributions(checked), class_="charts"))
         yield _plan(checked)
     if samples:
         yield from _contact_sheet(checked, samples, by_sample, workers, progress)
@@ -137,10 +136,10 @@ def _header(checked: CheckedDataset) -> Html:
         facts(
             [
                 ("Samples", f"{counts['samples']:,}"),
-                ("Clips that open", f"{counts['clips']:,}"),
+                ("Readable clips", f"{counts['clips']:,}"),
                 ("Video", _duration(seconds)),
                 *((f"{severity.capitalize()}s", f"{counts[severity]:,}") for severity in SEVERITIES),
-                ("Trained at", [_sizes(settings), tag("small", _rate(settings))]),
+                ("Training size", [_sizes(settings), tag("small", _rate(settings))]),
             ]
         ),
     )
@@ -149,13 +148,13 @@ def _header(checked: CheckedDataset) -> Html:
 def _verdict(counts: dict[str, int]) -> Html:
     errors, warnings = counts["error"], counts["warning"]
     if errors:
-        kind, word = "error", "Cannot be trained on as it is."
+        kind, word = "error", "Cannot be trained on as is."
         more = f"{_counted(errors, 'error')} to fix or leave out"
         more += f", and {_counted(warnings, 'warning')}." if warnings else "."
     elif warnings:
-        kind, word, more = "warning", "Can be trained on.", f"{_counted(warnings, 'warning')} worth a look first."
+        kind, word, more = "warning", "Can be trained on.", f"{_counted(warnings, 'warning')} to look at first."
     else:
-        kind, word, more = "ok", "Ready to train.", "Nothing stands in the way."
+        kind, word, more = "ok", "Ready to train.", "No errors or warnings."
     return tag("p", tag("b", word), " ", tag("span", more), class_=f"verdict {kind}")
 
 
@@ -188,7 +187,7 @@ def _distributions(checked: CheckedDataset) -> Iterator[Html]:
 
 
 def _plan(checked: CheckedDataset) -> Html:
-    """Return which clips are trained at which size, and what that costs them."""
+    """Return the number of clips of each training size, and their losses."""
     settings, rows = checked.settings, []
     lost = _LOST[settings.reshape]
     for size, infos in clips_per_bucket(checked.report.infos.values(), settings).items():
@@ -204,12 +203,12 @@ def _plan(checked: CheckedDataset) -> Html:
 
 
 _LOST: dict[Reshape, str] = {
-    "center": "cut away",
-    "random": "cut away",
+    "center": "cropped",
+    "random": "cropped",
     "letterbox": "black bars",
     "stretch": "distorted",
 }
-"""What each way of reshaping costs a frame."""
+"""The loss of each way of reshaping."""
 
 
 def _sizes(settings: FrameSettings) -> str:
@@ -217,11 +216,11 @@ def _sizes(settings: FrameSettings) -> str:
 
 
 def _rate(settings: FrameSettings) -> str:
-    return "frames spread evenly" if settings.sampling == "uniform" else f"{settings.fps:g} frames a second"
+    return "frames spread evenly" if settings.sampling == "uniform" else f"{settings.fps:g} frames per second"
 
 
 def _view_of(checked: CheckedDataset, sample: Sample) -> ClipView | None:
-    """Return what training sees of a clip; of one too short for it, all its frames; None of one that does not open."""
+    """Return the view of a clip that training sees, or all frames of a short one; None if it is unreadable."""
     info, settings = checked.report.infos.get(sample.id), checked.settings
     if info is None:
         return None
@@ -246,18 +245,18 @@ def _contact_sheet(
 ) -> Iterator[Html]:
     total = len(checked.dataset.samples)
     remark = (
-        "The first, the middle and the last frame that training takes of each clip. The bright part is what the model "
-        "sees; what is dimmed is cut away."
+        "The first, the middle and the last training frame of each clip. The bright part is what the model "
+        "sees; dimmed parts are cropped."
     )
     if len(samples) < total:
         remark += (
-            f" Showing {len(samples):,} of {total:,}: clips with findings first, then an even choice of the others; "
-            "--report-clips shows more."
+            f" Showing {len(samples):,} of {total:,}: clips with findings first, then an even selection of the others; "
+            "use --report-clips to show more."
         )
     yield Html('<section id="clips">\n')
     yield join(tag("h2", "Clips"), tag("p", remark, class_="remark"))
     if len(samples) > 3:
-        yield filter_form("#clips article", (*SEVERITIES, "nothing found"))
+        yield filter_form("#clips article", (*SEVERITIES, "no findings"))
 
     most_bytes = bytes_each(sum(3 if sample.image is None else 4 for _, sample in samples))
     views = [_view_of(checked, sample) for _, sample in samples]
@@ -289,7 +288,7 @@ def _clip(
     what = None if info is None else tag("p", _what(info, seen), class_="what")
     told = finding_list(findings[:_CLIP_FINDINGS]) if findings else None
     about = [tag("div", tag("h3", sample.id), caption), tag("div", what, told)]
-    kinds = " ".join(dict.fromkeys(found.severity for found in findings)) or "nothing found"
+    kinds = " ".join(dict.fromkeys(found.severity for found in findings)) or "no findings"
     whole = tag(
         "article",
         _pictures(sample, info, findings, shown),
@@ -302,7 +301,7 @@ def _clip(
 
 
 def _what(info: VideoInfo, seen: ClipView | None) -> str:
-    """Return a clip's facts in a line."""
+    """Return a clip's properties in one line."""
     facts_of = [
         f"{info.duration:.3g} s",
         f"{info.num_frames:,} frames at {info.fps:.4g} fps",
@@ -317,10 +316,10 @@ def _what(info: VideoInfo, seen: ClipView | None) -> str:
 
 
 def _pictures(sample: Sample, info: VideoInfo | None, findings: list[Finding], shown: Shown | str | None) -> Html:
-    """Return the clip's pictures, or in their place why there are none."""
+    """Return the clip's pictures, or the reason why there are none."""
     if info is not None and isinstance(shown, Shown):
         return _frames(sample, info, shown)
-    reason = shown or (findings[0].message if findings else "the clip does not open")
+    reason = shown or (findings[0].message if findings else "the clip cannot be opened")
     return tag("div", tag("p", f"no pictures: {cut(str(reason), 300)}", class_="unseen"), class_="frames")
 
 
@@ -331,7 +330,7 @@ def _frames(sample: Sample, info: VideoInfo, shown: Shown) -> Html:
         image = shown.image.html(f"The conditioning image of {sample.id}")
         figures.append(tag("figure", image, tag("figcaption", "image")))
     for word, index, picture in zip(words, shown.indices, shown.pictures, strict=True):
-        alt = f"The {word} frame of {sample.id} that training takes"
+        alt = f"The {word} training frame of {sample.id}"
         label = f"{word} · frame {index} · {index / info.fps:.2f} s"
         figures.append(tag("figure", picture.html(alt), tag("figcaption", label)))
     return tag("div", figures, class_="frames four" if len(figures) > 3 else "frames")

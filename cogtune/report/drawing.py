@@ -1,4 +1,4 @@
-"""Pictures of clips, drawn in separate processes: a clip that kills or hangs its decoder only lacks its pictures."""
+"""Pictures of clips, made in separate processes: a clip that crashes or hangs its decoder only lacks its pictures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cogtune.report.pictures import Shown, show_clip
 from cogtune.system.pool import Beat, Lost, PoolOptions, processing
 
 PATIENCE = 120.0
-"""Seconds after which a process that draws one clip is taken to hang; it takes about one."""
+"""Seconds after which a process counts as hung; a clip takes about one."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A clip to draw: what :func:`cogtune.report.pictures.show_clip` takes."""
+    """A clip to show: the arguments of :func:`cogtune.report.pictures.show_clip`."""
 
     video: Path
     seen: ClipView
@@ -40,13 +40,13 @@ def draw(task: Task) -> Shown:
 def drawn(
     tasks: Iterable[Task | None], workers: int, *, patience: float = PATIENCE, draw: Draw = draw
 ) -> Generator[Shown | str | None, None, None]:
-    """Yield each task's pictures, or the reason why there are none, in order; None stays None.
+    """Yield each task's pictures, or the reason why there are none, in order; None for None.
 
     Args:
-        tasks: taken up a few at a time.
-        workers: processes; 0 draws in this one.
-        patience: seconds after which a process is taken to hang.
-        draw: does one task; a function at the top of a module.
+        tasks: started a few at a time.
+        workers: number of processes; 0 for this one.
+        patience: seconds after which a process counts as hung.
+        draw: performs one task; must be a module-level function.
     """
     options = PoolOptions[Task | None](
         patience=patience,
@@ -63,9 +63,9 @@ def drawn(
             if task is None or not isinstance(found, Lost):
                 yield None if isinstance(found, Lost) else found
             elif found.silence:
-                yield f"{task.video.name}: the decoder hangs: it gave nothing for {patience:g} seconds"
+                yield f"{task.video.name}: the decoder hangs: no output for {patience:g} seconds"
             else:
-                yield f"{task.video.name}: the decoder dies of it"
+                yield f"{task.video.name}: the decoder crashed"
 
 
 def _prepare() -> None:

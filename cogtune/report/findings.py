@@ -1,4 +1,4 @@
-"""What was found in a dataset, as lists, counts and a table."""
+"""Findings of a dataset as lists, counts and a table."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from cogtune.data.findings import FINDINGS, SEVERITIES, Finding
 from cogtune.report.page import Html, section, table, tag
 
 MOST_FINDINGS = 2000
-"""How many findings the table holds; the rest are counted."""
+"""Most findings in the table; the rest are counted."""
 
 
 def finding_list(findings: Iterable[Finding], *, named: bool = False) -> Html:
-    """Return findings as a list; ``named`` says where each was found."""
+    """Return findings as a list; with ``named``, each has its place."""
     lines = [
         tag(
             "li",
@@ -30,12 +30,12 @@ def finding_list(findings: Iterable[Finding], *, named: bool = False) -> Html:
 
 
 def cut(words: str, most: int) -> str:
-    """Return the first ``most`` characters, with a sign that there are more."""
+    """Return the first ``most`` characters, with an ellipsis if there are more."""
     return words if len(words) <= most else f"{words[:most].rstrip()}…"
 
 
 def kinds(findings: Sequence[Finding]) -> Iterator[Html]:
-    """Yield how often each kind of finding occurs, when there are enough of them to lose count."""
+    """Yield the number of findings of each kind, if there are many."""
     counted = Counter(found.code for found in findings)
     if len(findings) < 4:
         return
@@ -45,7 +45,7 @@ def kinds(findings: Sequence[Finding]) -> Iterator[Html]:
         for code, count in worst_first
     ]
     yield section(
-        "What was found",
+        "Findings",
         table(("severity", "kind", "times", "what it means"), rows, label="Kinds of findings", wide=(3,)),
     )
 
@@ -55,8 +55,7 @@ def _severity(severity: str) -> Html:
 
 
 def findings_table(findings: Sequence[Finding], shown: dict[str, int]) -> Iterator[Html]:
-    """Yield every finding, up to :data:`MOST_FINDINGS`; ``shown`` has the places of the samples that can be linked
-    to."""
+    """Yield up to :data:`MOST_FINDINGS` findings; ``shown`` has the positions of samples that can be linked to."""
     if not findings:
         return
     rows = []
@@ -74,14 +73,16 @@ def findings_table(findings: Sequence[Finding], shown: dict[str, int]) -> Iterat
         rows.append(tag("tr", cells, data_kinds=found.severity))
     left = len(findings) - len(rows)
     remark = (
-        tag("p", f"The first {len(rows):,} of {len(findings):,}: --json prints all.", class_="remark") if left else None
+        tag("p", f"The first {len(rows):,} of {len(findings):,}: use --json to print all.", class_="remark")
+        if left
+        else None
     )
     whole = table(("severity", "where", "kind", "what", "what to do"), rows, label="All findings", sortable=True)
-    yield section("Every finding", remark, filter_form("#findings tbody tr", SEVERITIES), whole, id="findings")
+    yield section("All findings", remark, filter_form("#findings tbody tr", SEVERITIES), whole, id="findings")
 
 
 def filter_form(items: str, kinds: Iterable[str]) -> Html:
-    """Controls that hide some of the elements that the selector ``items`` names; they need the page's script."""
+    """Return controls that hide some of the elements of the selector ``items``, by the page's script."""
     options = [tag("option", "all", value=""), *(tag("option", kind, value=kind) for kind in kinds)]
     return tag(
         "form",

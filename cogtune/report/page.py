@@ -1,6 +1,6 @@
-"""HTML that cannot be broken by what is put into it, and the page that both reports share.
+"""HTML with escaping by default, and the page template of both reports.
 
-Captions, file names and prompts come from anywhere: a string is text, and is escaped, unless it is :class:`Html`.
+Captions, file names and prompts are untrusted: a string is text and is escaped, unless it is :class:`Html`.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from cogtune.system.folders import remove_leftovers
 
 
 class Html(str):
-    """Markup, to be put into a page as it is."""
+    """Markup, which is not escaped."""
 
     __slots__ = ()
 
 
 Child: TypeAlias = "str | int | Iterable[Child] | None"
-"""What a tag may hold: markup, text, a number, nothing, or several of these."""
+"""Contents of a tag: markup, text, a number, nothing, or several of these."""
 
 _UNSHOWABLE = re.compile("[\ufffe\uffff]")
-"""Characters that HTML forbids, and that are no commands."""
+"""Characters that HTML forbids, other than control characters."""
 
 _VOID = frozenset({"img", "input", "meta"})
 
 
 def text(value: object) -> Html:
-    """Return ``value`` as text that means nothing to a browser; markup stays as it is.
+    """Return ``value`` as escaped text; markup is unchanged.
 
-    Control characters, and those that turn the direction of writing, are spelled out as in the terminal.
+    Control characters and those that change the direction of writing are spelled out as in the terminal.
     """
     if isinstance(value, Html):
         return value
@@ -45,7 +45,7 @@ def text(value: object) -> Html:
 
 
 def join(*children: Child) -> Html:
-    """Return the children one after the other, text escaped and None left out."""
+    """Return the children joined, with text escaped and without None."""
     return Html("".join(_flat(children)))
 
 
@@ -61,8 +61,8 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Html:
     """Return ``<name attributes>children</name>``.
 
     Args:
-        attributes: ``class_`` stands for ``class``, ``aria_label`` for ``aria-label``; None and False are left out,
-            True is an attribute without a value.
+        attributes: ``class_`` stands for ``class``, ``aria_label`` for ``aria-label``; None and False are
+            omitted, True is an attribute without a value.
     """
     words = [name]
     for key, value in attributes.items():
@@ -80,7 +80,7 @@ def section(title: str, *children: Child, **attributes: object) -> Html:
 
 
 def facts(rows: Iterable[tuple[str, Child]]) -> Html:
-    """Return the figures at the head of a page: each a name and a value."""
+    """Return the key figures at the head of a page, each a name and a value."""
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows], class_="facts")
 
 
@@ -95,10 +95,10 @@ def table(
     """Return a table in a scrolling box.
 
     Args:
-        columns: the headings; without any, the first cell of each row is its heading.
-        rows: what the cells hold; a row may be a ready ``<tr>``.
-        label: what the table is, for those who cannot see it.
-        wide: the columns, counted from 0, that hold sentences.
+        columns: the headings; without them, the first cell of each row is its heading.
+        rows: the contents of cells; a row may be a complete ``<tr>``.
+        label: description of the table for screen readers.
+        wide: the columns, from 0, with sentences.
         sortable: whether a click on a heading sorts by it.
     """
 
@@ -123,7 +123,7 @@ def _resource(name: str) -> str:
 
 
 def page(title: str, parts: Iterable[Html]) -> Iterator[str]:
-    """Yield a whole page, piece by piece: style and script inside, nothing fetched but videos beside it."""
+    """Yield a page in pieces: style and script are inline, and only videos next to it are loaded."""
     style, script = _resource("style.css"), _resource("page.js")
     # Should markup ever slip in from a caption, this policy still lets no script run but ours.
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

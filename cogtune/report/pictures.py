@@ -1,4 +1,4 @@
-"""Small pictures of what training sees, with what is cut away around it, as JPEGs inside the page."""
+"""Small pictures of training frames, including cropped parts, as inline JPEGs."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from cogtune.models.geometry import Crop, Size, cover
 from cogtune.report.page import Html, tag
 
 BOX = (400, 300)
-"""The most pixels of width and height that a picture has, what is cut away included."""
+"""Largest width and height of a picture in pixels, including cropped parts."""
 
 _HIGHEST = 300
-"""How many pixels of the page's own a picture is high at most: one of a portrait clip would fill a screen."""
+"""Largest height of a picture in the page's pixels, since one of a portrait clip would fill a screen."""
 
 PAGE_BYTES = 6_000_000
-"""About what all JPEGs of a page may take; in the page's base64 they are a third larger."""
+"""About the size of all JPEGs of a page in bytes; in base64 they are a third larger."""
 
 _BYTES = (6_000, 30_000)
-"""The least and the most that one JPEG is given."""
+"""Smallest and largest limit for one JPEG."""
 
 _QUALITIES = (82, 70, 55, 40)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A frame in small.
+    """A small picture of a frame.
 
     Args:
         jpeg: the whole frame, resized as for training.
@@ -47,7 +47,7 @@ class Picture:
     kept: tuple[int, int, int, int]
 
     def html(self, alt: str) -> Html:
-        """Return the picture with its cut-away part dimmed."""
+        """Return the picture with its cropped part dimmed."""
         left, top, width, height = self.kept
         image = tag("img", src=data_uri(self.jpeg), width=self.width, height=self.height, alt=alt)
         widest = f"max-width:{_HIGHEST * self.width / self.height:.0f}px"
@@ -61,12 +61,12 @@ class Picture:
 
 
 def data_uri(jpeg: bytes) -> str:
-    """Return a JPEG as an address that holds it."""
+    """Return a JPEG as a data URL."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def bytes_each(pictures: int) -> int:
-    """Return what each of so many JPEGs of a page may take: the more there are, the more each is compressed."""
+    """Return the size limit of each JPEG of a page, which is smaller the more there are."""
     least, most = _BYTES
     return max(least, min(most, PAGE_BYTES // max(1, pictures)))
 
@@ -94,9 +94,9 @@ def shrink(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def picture(frame: Pixels, size: Size, most_bytes: int, crop: Crop | None = None) -> Picture:
-    """Return a frame ``uint8 [H, W, 3]`` in small: inside ``kept`` it is what :func:`reshape` gives training.
+    """Return a small picture of a frame ``uint8 [H, W, 3]``, which is that of :func:`reshape` inside ``kept``.
 
-    Black bars are part of what it gives.
+    Black bars are included.
     """
     crop = crop or cover((frame.shape[0], frame.shape[1]), (size.height, size.width))
     scale = min(BOX[0] / max(crop.resized[1], size.width), BOX[1] / max(crop.resized[0], size.height), 1.0)
@@ -112,7 +112,7 @@ def picture(frame: Pixels, size: Size, most_bytes: int, crop: Crop | None = None
 
 @dataclass(frozen=True)
 class Shown:
-    """What is shown of a clip: the indices of its frames, their pictures, and the conditioning image's."""
+    """A clip's pictures: indices of frames, their pictures, and that of the conditioning image."""
 
     indices: tuple[int, ...]
     pictures: tuple[Picture, ...]
@@ -120,15 +120,15 @@ class Shown:
 
 
 def first_middle_last(indices: Sequence[int]) -> list[int]:
-    """Return the first, the middle and the last of some frames, each once."""
+    """Return the first, the middle and the last of some frames, without repeats."""
     return sorted({indices[0], indices[len(indices) // 2], indices[-1]})
 
 
 def show_clip(video: Path, seen: ClipView, image: Path | None, most_bytes: int) -> Shown:
-    """Return the first, the middle and the last frame that training takes.
+    """Return pictures of the first, the middle and the last training frame.
 
     Args:
-        image: the conditioning image, where there is one.
+        image: the conditioning image, if there is one.
         most_bytes: of one picture; see :func:`bytes_each`.
 
     Raises:

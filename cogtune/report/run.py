@@ -1,4 +1,4 @@
-"""The report of a run, from the files in its folder alone: how it goes, what it makes, and what it was made from."""
+"""The report of a run, from the files in its folder: progress, sample videos and provenance."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from cogtune.system.json_files import CHECKSUM, MOST_JSON, is_sealed, read_json,
 from cogtune.system.reading import S, Schema, abridged, read_as
 from cogtune.system.versions import machine
 
-"""The page in a run's folder."""
+"""Name of the page in a run's folder."""
 
-"""In a run's launch folder: what it runs on and with."""
+"""Name of the file in a run's launch folder with its machine and versions."""
 
 
 def record_machine(launch: Path) -> None:
-    """Write down what the run is made on and with, for its report."""
+    """Write the run's machine and versions for its report."""
     write_sealed(launch / names.MACHINE, machine())
 
 
 _Count = Annotated[int, Field(ge=0, le=10**12)]
 _Figure = Annotated[float, Field(ge=0, le=1e12)]
 
-State = Literal["under way", "stopping", "ended"]
+State = Literal["running", "stopping", "ended"]
 
 
 def write_run_report(output: Path, state: State = "ended") -> Path:
-    """Write the page of the run in ``output``; where it is.
+    """Write the page of the run in ``output``; return its path.
 
     Args:
-        state: of the run; whether one that ended was done, its processes' reports say.
+        state: of the run; the reports of its processes tell whether an ended run succeeded.
 
     Raises:
-        CogtuneError: the folder holds no run, or the page cannot be written.
+        CogtuneError: the folder is not a run, or the page cannot be written.
     """
     from cogtune.run.metrics import read_metrics
 
     if not RunFolder(output).is_run:
         raise CogtuneError(
-            f"{output} is not a run folder: it has no {RUN_NAME}", "give the --output folder of a training run"
+            f"{output} is not a run folder: it has no {RUN_NAME}", "pass the --output folder of a training run"
         )
     refuse_links_out(output)
     path = RunFolder(output).page
@@ -74,7 +74,7 @@ def _parts(output: Path, found: Curves, state: State) -> Iterator[Html]:
 
 
 class _Plan(Schema):
-    """What the page tells of ``plan.json``."""
+    """The parts of ``plan.json`` on the page."""
 
     config: dict[str, Any] = Field(default_factory=dict)
     identity: dict[str, Any] = Field(default_factory=dict)
@@ -87,7 +87,7 @@ class _Plan(Schema):
 
 
 class _RankReport(Schema):
-    """What a process of the run said last."""
+    """The last report of one of the run's processes."""
 
     status: str = ""
     message: str = ""
@@ -99,7 +99,7 @@ class _Card(Schema):
 
 
 class _Machine(Schema):
-    """What :func:`cogtune.system.versions.machine` told."""
+    """The result of :func:`cogtune.system.versions.machine`."""
 
     gpus: list[_Card] | None = None
     cpus: _Count | None = None
@@ -109,21 +109,21 @@ class _Machine(Schema):
 
 
 def _is_blank(path: Path) -> bool:
-    """Return whether a process has kept room for its words, and said nothing yet."""
+    """Return whether a process reserved its report, but has not written it."""
     return not read_bytes(path, MOST_JSON).strip()
 
 
 def _read(path: Path, schema: type[S]) -> S:
-    """Return what a file of the run says; nothing when there is none, or with a warning when it is damaged."""
+    """Read a file of the run; None if it is missing, or with a warning if it is damaged."""
     try:
         if path.exists() and not (schema is _RankReport and _is_blank(path)):
             value = read_json(path)
             if isinstance(value, dict) and CHECKSUM in value and not is_sealed(value):
-                raise CogtuneError(f"{path} is damaged: it is not what was written", "")
+                raise CogtuneError(f"{path} is damaged", "")
             return read_as(path, schema)
     except CogtuneError as error:
         for problem in error.details or (error.message,):
-            console.warn(f"left out of the report: {problem}")
+            console.warn(f"not in the report: {problem}")
     return schema()
 
 
@@ -152,7 +152,7 @@ def _verdict(output: Path, plan: _Plan, found: Curves, state: State) -> Html:
     elif total is not None and done >= total and state == "ended" and said.status != "stopped":
         kind, word, more = "ok", "Finished.", f"All {total:,} steps are done."
     else:  # after the last step, too, where its losses and videos are still due
-        kind, word = "note", "Under way." if state == "under way" else "Not finished."
+        kind, word = "note", "Running." if state == "running" else "Not finished."
     return tag("p", tag("b", word), " ", tag("span", more), class_=f"verdict {kind}")
 
 
@@ -172,7 +172,7 @@ def _figures(plan: _Plan, found: Curves) -> Iterator[tuple[str, Html | str]]:
         yield "Time per step", tag("span", _time(middle), tag("small", f"{_time(sum(seconds))} in all"))
         if total and total > found.last_step:
             left = _time((total - found.last_step) * middle)
-            yield "Still to go", tag("span", left, tag("small", "at this pace"))
+            yield "Time left", tag("span", left, tag("small", "at this pace"))
     memory = found["memory_gib"]
     if memory:
         yield "Memory", f"{max(value for _, value in memory):.3g} GiB"
@@ -191,7 +191,7 @@ _LINE = re.compile(r"(\w+): (.*)  # (.*)")
 
 
 def read_provenance(run_yaml: Path) -> list[tuple[str, str, str]]:
-    """Key, value and where the value came from, of every line of a run's ``run.yaml``; empty when there is none."""
+    """Read key, value and source of every line of a run's ``run.yaml``; empty if it is missing."""
     try:
         lines = read_regular(run_yaml).decode().splitlines()
     except (OSError, ValueError):
@@ -230,9 +230,9 @@ def _made_from(output: Path, plan: _Plan) -> Iterator[Html]:
         ("samples", plan.samples),
         ("dataset's digest", _code(fingerprint.get("data"))),
         ("frames x height x width", plan.size),
-        ("frames a second", plan.fps),
-        ("tokens a sample", plan.tokens),
-        ("samples a step", _text(fingerprint.get("samples per step"))),
+        ("frames per second", plan.fps),
+        ("tokens per sample", plan.tokens),
+        ("samples per step", _text(fingerprint.get("samples per step"))),
         ("resumed from", _code(plan.resume)),
         ("GPUs", ", ".join(cards) or (None if there.gpus is None else "none")),
         ("machine", cpu),
@@ -240,7 +240,7 @@ def _made_from(output: Path, plan: _Plan) -> Iterator[Html]:
     ]
     known = [(name, value if isinstance(value, str) else f"{value:,}") for name, value in rows if value is not None]
     if known:
-        yield section("What it was made from", table((), known, label="What the run was made from"))
+        yield section("Provenance", table((), known, label="Provenance of the run"))
 
 
 def _text(value: object) -> str | None:

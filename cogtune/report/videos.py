@@ -1,4 +1,4 @@
-"""A run's sample videos on its page: each prompt's videos by step, beside the one from before the first step."""
+"""A run's sample videos on its page: each prompt's videos by step, with that from before training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cogtune.system.containment import leads_out
 from cogtune.system.errors import CogtuneError
 
 MOST_STEPS = 12
-"""How many steps' videos of one prompt are shown: the first, the last, and others evenly between."""
+"""Most steps of one prompt that are shown: the first, the last, and others evenly in between."""
 
 MOST_PROMPTS = 24
 
@@ -27,7 +27,7 @@ _POSTER_WIDTH = 320
 
 @dataclass(frozen=True)
 class Scene:
-    """What a sample video shows: its prompt, the name of its first frame's file, its seed."""
+    """The key of a sample video: its prompt, the name of its first frame's file, its seed."""
 
     prompt: str
     image: str | None
@@ -37,8 +37,7 @@ class Scene:
 
 
 def find_videos(output: Path) -> dict[Scene, dict[int, Path]]:
-    """Return the videos of a run, by scene in the order of the lists, then by step. What is damaged or gone is left
-    out."""
+    """Return the videos of a run by scene in the order of the lists, then by step, without damaged or missing ones."""
     found: defaultdict[Scene, dict[int, Path]] = defaultdict(dict)
     for step, folder in step_folders(output):
         for entry in read_list(folder):
@@ -49,24 +48,24 @@ def find_videos(output: Path) -> dict[Scene, dict[int, Path]]:
 
 
 def spread(steps: list[int], most: int = MOST_STEPS) -> list[int]:
-    """Return at most so many of the steps: the first, the last, and others evenly between."""
+    """Return at most ``most`` steps: the first, the last, and others evenly in between."""
     if len(steps) <= most:
         return steps
     return [steps[number * (len(steps) - 1) // (most - 1)] for number in range(most)]
 
 
 def video_section(output: Path) -> Iterator[Html]:
-    """Yield the part of the page that shows the videos; nothing when there are none."""
+    """Yield the section with the videos, if there are any."""
     scenes = find_videos(output)
     if not scenes:
         return
     shown = [(scene, spread(list(by_step)), by_step) for scene, by_step in list(scenes.items())[:MOST_PROMPTS]]
     most_bytes = bytes_each(sum(len(steps) for _, steps, _ in shown))
-    remark = "The same prompts with the same seeds: before training, then the newest first."
+    remark = "The same prompts and seeds before training, then the latest step first."
     if len(scenes) > len(shown):
         remark += f" Showing {len(shown)} of {len(scenes)} prompts."
     if any(len(steps) < len(by_step) for _, steps, by_step in shown):
-        remark += f" Of each, {MOST_STEPS} steps are shown; all videos are in {RunFolder(output).samples.name}/."
+        remark += f" {MOST_STEPS} steps of each are shown; all videos are in {RunFolder(output).samples.name}/."
     strips = [_strip(output, scene, steps, by_step, most_bytes) for scene, steps, by_step in shown]
     yield section("Sample videos", tag("p", remark, class_="remark"), strips, id="samples")
 
@@ -100,7 +99,7 @@ def _strip(output: Path, scene: Scene, steps: list[int], by_step: dict[int, Path
 
 
 def _poster(video: Path, most_bytes: int) -> str | None:
-    """Return the first frame as a data address; None when it cannot be read."""
+    """Return the first frame as a data URL; None if it cannot be read."""
     from cogtune.data.video.clips import iter_frames
 
     try:

@@ -51,7 +51,7 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
         remove_later_samples(plan.config.output, training.first_step)
         write_text(RunFolder(plan.config.output).run_yaml, files.run_yaml.read_text(encoding="utf-8"))
         record_machine(files.folder)
-        after_each = partial(write_report, plan.config.output, "under way")
+        after_each = partial(write_report, plan.config.output, "running")
         training = replace(training, schedule=replace(training.schedule, after_each=after_each))
     accelerator.wait_for_everyone()
     stop.begins()

@@ -178,7 +178,7 @@ def test_a_damaged_clip_shows_its_finding_in_place_of_pictures(tmp_path: Path) -
     assert told["cut"].startswith("no pictures: cut.mp4 is incomplete: 100 of")
     assert "middle.mp4" in told["middle"]
     assert told["gone"] == "no pictures: gone.mp4 does not exist"
-    assert "Cannot be trained on as it is." in page.all("p", "verdict")[0].text
+    assert "Cannot be trained on as is." in page.all("p", "verdict")[0].text
 
 
 def _draw(task: Task) -> Shown:
@@ -196,9 +196,9 @@ def test_a_clip_that_kills_or_hangs_its_decoder_costs_nothing_but_its_pictures()
     tasks = [Task(Path(f"{name}.mp4"), seen, None, 1) if name else None for name in names]
     first, killed, second, nothing, hung, third = drawn(tasks, 1, patience=3, draw=_draw)
     assert [one.pictures[0].jpeg for one in (first, second, third) if isinstance(one, Shown)] == [b"a", b"b", b"c"]
-    assert killed == "kills.mp4: the decoder dies of it"
+    assert killed == "kills.mp4: the decoder crashed"
     assert nothing is None
-    assert hung == "hangs.mp4: the decoder hangs: it gave nothing for 3 seconds"
+    assert hung == "hangs.mp4: the decoder hangs: no output for 3 seconds"
 
 
 def test_every_finding_stands_in_the_table_and_beside_its_clip(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_page_of_thousands_of_clips_says_what_it_leaves_out_and_stays_small(tm
     assert write_dataset_report(tmp_path / "report.html", looked, most_clips=20, workers=0) == 20
     page = parse(tmp_path / "report.html")
     assert "Showing 20 of 10,000: clips with findings first" in page.text
-    assert f"The first {MOST_FINDINGS:,} of 10,000: --json prints all." in page.text
+    assert f"The first {MOST_FINDINGS:,} of 10,000: use --json to print all." in page.text
     assert len(page.all("article")) == 20
     assert (tmp_path / "report.html").stat().st_size < 3_000_000
 
@@ -289,4 +289,4 @@ def test_the_command_writes_the_page_and_prints_where(cogtune: Cogtune, clips: P
     page = parse(tmp_path / "r" / "page.html")
     assert len(page.all("article")) == 2
     assert "Showing 2 of 6" in page.text
-    assert "8 frames a second" in page.text
+    assert "8 frames per second" in page.text

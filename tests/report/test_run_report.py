@@ -85,7 +85,7 @@ def test_the_curves_are_those_that_were_measured(tmp_path: Path) -> None:
     assert figures["Loss at fixed noise"] == "0.3from 0.4, -25%"
     assert figures["Validation loss"] == "0.5from 0.6, -17%"
     assert figures["Time per step"] == "2 s2 min in all"
-    assert figures["Still to go"] == "2 minat this pace"
+    assert figures["Time left"] == "2 minat this pace"
     assert figures["Memory"] == "11.5 GiB"
     assert page.all("p", "verdict")[0].text == "Not finished. 50 of 100 steps are done."
 
@@ -166,7 +166,7 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
     (run / "launch" / "rank-0.json").write_text('{"pid": 1, "status": "failed", "message": "the <disk> is full"}')
     assert report(run).all("p", "verdict")[0].text == "Failed. the <disk> is full. 1 of 100 steps are done."
     (run / "launch" / "rank-0.json").write_text('{"pid": 1, "status": "running"}')
-    assert report(run, state="under way").all("p", "verdict")[0].text == "Under way. 1 of 100 steps are done."
+    assert report(run, state="running").all("p", "verdict")[0].text == "Running. 1 of 100 steps are done."
 
 
 # ----------------------------------------------------------------------------------------------- sample videos
@@ -262,7 +262,7 @@ def test_a_page_is_there_from_the_first_measurement_on(
         "sample_steps": 1,
     }
     train_here(plan_for(clips, tmp_path / "out", **settings))
-    under_way = [f"Under way. {step} of 2 steps are done." for step in (0, 0, 1, 2, 2)]
+    under_way = [f"Running. {step} of 2 steps are done." for step in (0, 0, 1, 2, 2)]
     assert drawn == list(zip([*under_way, "Finished. All 2 steps are done."], [0, 1, 1, 1, 2, 2], strict=True))
 
 

@@ -537,4 +537,4 @@ def test_the_report_is_drawn_at_each_evaluation(clips: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(worker, "write_report", draw)
     train_here(plan_for(clips, tmp_path / "out", steps=3, eval_every=2))
-    assert drawn == [("under way", 0), ("under way", 2), ("under way", 3), ("ended", 3)]
+    assert drawn == [("running", 0), ("running", 2), ("running", 3), ("ended", 3)]
