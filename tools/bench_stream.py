@@ -124,7 +124,7 @@ def main() -> None:
         zero = measured(folder, row.against, row.against, ())
         if mine is not None:
             lines.append(line(name, row, mine, zero))
-    columns = ("row", "card GB", "host GiB", "of ZeRO's step", "a step", "start-up")
+    columns = ("row", "GPU GB", "host GiB", "of ZeRO's step", "a step", "start-up")
     console.table("", columns, lines)
 
 

@@ -17,28 +17,28 @@ from cogtune.system import console
 _HEAD = """# Memory and time of every preset
 
 Made by `make docs` from `cogtune/planning/measurements.json`. Each measurement is a run of `cogtune bench` (see
-[Bench](bench.md)), which trains on random weights of the real size: the same command gives it again. The estimates are
+[Bench](bench.md)), which trains on random weights of the real size; run the same command to repeat it. The estimates are
 those of `cogtune plan` (see [Plan](plan.md)), for as many GPUs as the preset names; a test holds them to within 8 % of
-every measurement. GB are 10^9 bytes, as cards are sold, and count everything on the fullest card; GiB are 2^30 bytes of
-PyTorch's reserved memory."""
+every measurement. GB are 10^9 bytes, as GPUs are sold, and count everything on the fullest GPU; GiB are 2^30 bytes of
+PyTorch's reserved memory. *The guides* are the public CogVideoX fine-tuning guides."""
 
 _MEASURED = """## The measurements
 
-Presets of eight GPUs were measured on as many as there were: on four, each GPU holds twice the share of what ZeRO parts
-(of 5b's optimizer 16.7 GB in place of 8.4). *1 of 8* is one process of eight on one GPU (`--alone`): on the card, what
-NCCL takes between several is not there (1.4 GB on four H100), and its step has no communication. *plain* is the guides'
+Presets for eight GPUs were measured on as many as were available: on four, each GPU has shards of twice the size (of
+5b's optimizer 16.7 GB instead of 8.4). *1 of 8* is one process of eight on one GPU (`--alone`): on the GPU, the
+memory that NCCL needs for several is missing (1.4 GB on four H100), and its step has no communication. *plain* is the guides'
 recipe in the same run: base in fp32, nothing compiled, full gradient checkpointing."""
 
 
 def page(rows: Sequence[Measurement]) -> str:
     """Return the whole page, as Markdown."""
     lines = [
-        "| preset | the guides promise | measured, whole card | on | PyTorch | host | a step | estimated, whole card |",
+        "| preset | the guides promise | measured, whole GPU | on | PyTorch | host | a step | estimated, whole GPU |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_preset_line(row, of_preset(row.name, rows)) for row in PRESETS.values() if row.promised_gb is not None),
     ]
     made = [
-        "| command | recipe | on | whole card | PyTorch reserved | host | a step | start-up | date | versions |",
+        "| command | recipe | on | whole GPU | PyTorch reserved | host | a step | start-up | date | versions |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_measurement_line(row) for row in rows),
     ]

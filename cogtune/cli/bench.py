@@ -41,8 +41,8 @@ def bench(
         str | None,
         typer.Option(
             "--compare",
-            help="Also measure another preset of the same model, or plain, the guides' recipe: base in fp32, eager, "
-            "full checkpointing.",
+            help="Also measure another preset of the same model, or plain, the recipe of the public CogVideoX fine-tuning "
+            "guides: base in fp32, eager, full checkpointing.",
             metavar="plain|PRESET",
             show_default=False,
         ),
@@ -122,7 +122,7 @@ def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], l
     from cogtune.planning.measurements import GB, GIB
 
     on_cpu = done[0].gpu == "cpu"
-    whole = "whole card without NCCL" if done[0].alone else "whole card"
+    whole = "whole GPU without NCCL" if done[0].alone else "whole GPU"
     figures: list[tuple[str, list[float | None], str]] = [
         ("seconds a step (median)", [row.step_s for row in done], ".3f"),
         ("fastest step, s", [row.step_s_range[0] if row.step_s_range else None for row in done], ".3f"),
@@ -160,7 +160,7 @@ def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], l
     row = PRESETS.get(done[0].preset or "")
     if row is not None and row.promised_gb is not None and not done[0].changes:
         blank = [""] * len(done)
-        rows.append(["the guides promise, GB of 10^9", f"{row.promised_gb:.2f}", *blank[1:], *blank[1:]])
+        rows.append(["promised by the public guides, GB of 10^9", f"{row.promised_gb:.2f}", *blank[1:], *blank[1:]])
     names: list[str] = [row.recipe for row in done]
     if len(done) > 1 and names[0] == names[1]:
         names = [row.preset or "this run" for row in done]

@@ -117,7 +117,8 @@ def infer(
         SamplingScheduler | None,
         typer.Option(
             "--scheduler",
-            help=r"DPM-Solver++ with dynamic guidance, or DDIM. \[default: the guides': ddim for 2b, dpm for the rest]",
+            help="DPM-Solver++ with dynamic guidance, or DDIM. "
+            r"\[default: ddim for 2b, dpm for the rest, as in the public CogVideoX fine-tuning guides]",
             show_default=False,
             rich_help_panel=_SAMPLING,
         ),

@@ -59,7 +59,7 @@ def merge_zero(
         )
     if result.from_base:
         console.note(
-            f"the checkpoint has no frozen parameters; {result.from_base} tensors were taken from the base model"
+            f"the checkpoint has no frozen parameters; {result.from_base} tensors were copied from the base model"
         )
     for part in result.missing:
         console.note(f"the base model on this machine has no {part}, so only the transformer was written")

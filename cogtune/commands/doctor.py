@@ -240,7 +240,7 @@ def _gpus(machine: Machine) -> Iterator[Line]:
     if error:
         yield Line("torch", "missing", f"it cannot be imported: {error}", "install torch again", required=True)
     elif cards and not torch.get("sees"):
-        built = f"CUDA {torch['cuda']}" if torch.get("cuda") else "the CPU alone"
+        built = f"CUDA {torch['cuda']}" if torch.get("cuda") else "CPU only"
         cuda = machine.driver.cuda if machine.driver else ""
         advice = f"install a torch built for CUDA {cuda} or older (pytorch.org), or a newer driver"
         yield Line("torch", "missing", f"{torch.get('version')}, built for {built}, sees no GPU", advice, required=True)
@@ -249,7 +249,7 @@ def _gpus(machine: Machine) -> Iterator[Line]:
     if torch.get("sees") and not torch.get("bf16"):
         major, minor = torch["capability"]
         told = f"compute capability {major}.{minor} has no bf16"
-        yield Line("bf16", "poor", told, "only 2b trains in fp16 (--precision fp16); the others need a newer card")
+        yield Line("bf16", "poor", told, "only 2b trains in fp16 (--precision fp16); the others require a newer GPU")
 
 
 def _host(machine: Machine) -> Iterator[Line]:
@@ -277,18 +277,22 @@ def _kernels(machine: Machine) -> Iterator[Line]:
         why = torch.get("attention_error", "no fused kernel works here")
         yield Line("attention", "poor", why, "PyTorch's plain attention takes far more memory: update torch and driver")
     elif torch["capability"][0] >= 9 and "flash-attn-4" not in kernels:
-        advice = "flash-attn-4 is faster on this card: pip install 'cogtune[flash-attn-4]', then --attention auto"
+        advice = (
+            "flash-attn-4 is faster on this GPU: run `pip install 'cogtune[flash-attn-4]'`, then use --attention auto"
+        )
         yield Line("attention", "poor", told, advice)
     else:
         yield Line("attention", "good", told)
     link = torch.get("link")
     if link is None:
-        advice = "end what fills the card or the host's memory, and look again"
+        advice = "free memory on the GPU or the host, then run `cogtune doctor` again"
         yield Line("link", "poor", f"not measured: {torch.get('link_error', 'no answer')}", advice)
         return
     slow = min(link.values()) < _SLOW_LINK
-    advice = "is the card in a slot with 16 lanes? --vram and offload move weights over it" if slow else ""
-    told = f"{link['up']:.1f} GB/s to the card, {link['down']:.1f} GB/s back"
+    advice = (
+        "check that the GPU is in a slot with 16 lanes; --vram and offload move weights over this link" if slow else ""
+    )
+    told = f"{link['up']:.1f} GB/s to the GPU, {link['down']:.1f} GB/s back"
     yield Line("link", "poor" if slow else "good", told, advice)
 
 

@@ -73,7 +73,7 @@ class Arrangement:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingArrangement:
-    """What of sampling is done in less memory: all on the card, at once and in one piece by default."""
+    """What of sampling is done in less memory: all on the GPU, at once and in one piece by default."""
 
     streamed_blocks: int = 0
     """Blocks of the transformer whose weights stay in host memory and are copied to the card when they are needed."""
@@ -97,4 +97,4 @@ class SamplingArrangement:
             parts.append("guidance's two samples one by one")
         if self.vae_tiles:
             parts.append("the VAE in tiles")
-        return ", ".join(parts) or "all on the card"
+        return ", ".join(parts) or "all on the GPU"

@@ -50,7 +50,7 @@ class Preset:
     precision: Precision
     size: Size
     promised_gb: float | None
-    """Whole-card peak that the guides promise, GB of 10^9 bytes; None for a preset that is not in the table."""
+    """Peak of all memory in use that the guides promise, GB of 10^9 bytes; None for a preset not in their table."""
     more: tuple[tuple[str, Any], ...] = ()
     """Further configuration keys, which override the training type's."""
 

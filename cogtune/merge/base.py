@@ -111,7 +111,7 @@ def other_components(pipeline: Path) -> tuple[list[Path], list[str]]:
     # an entry of two nulls is a component that the pipeline can do without, and does
     present = [name for name, value in index.items() if isinstance(value, list) and value and value[0]]
     if outside := [name for name in present if name != Path(name).name]:
-        raise CogtuneError(f"{pipeline / 'model_index.json'} names {outside[0]!r}, which is not a folder beside it")
+        raise CogtuneError(f"{pipeline / 'model_index.json'} names {outside[0]!r}, which is not a folder next to it")
     folders = [pipeline / name for name in present if name != "transformer"]
     missing = [f"{folder.name}/" for folder in folders if not folder.is_dir()]
     # models have a config.json, the scheduler and the tokenizer files of other names

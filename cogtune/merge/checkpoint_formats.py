@@ -88,11 +88,11 @@ def _what_instead(folder: Path, sharded: list[Path]) -> str:
             "(save_latest=False), pass that folder"
         )
     if shards := [*sorted(folder.glob("*.distcp")), *sorted(folder.glob("*/*.distcp"))]:
-        return f"{METADATA} is written last: this save was not finished; what is there is in {shards[0].parent}"
+        return f"{METADATA} is written last, so this save was not finished; its files are in {shards[0].parent}"
     if own := sorted(folder.glob(f"{_FSDP}*_rank*.bin")):
         return (
-            f"it holds {own[0].name}: each process saved its own part, which that run alone can load; "
-            "let it save with SHARDED_STATE_DICT or FULL_STATE_DICT"
+            f"it holds {own[0].name}: each process saved its own part, which only that run can load; "
+            "use SHARDED_STATE_DICT or FULL_STATE_DICT to save"
         )
     kinds = ("*.safetensors", "transformer/*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*/*.pt")
     weights = [path for kind in kinds for path in sorted(folder.glob(kind)) if not path.name.startswith(_NO_WEIGHTS)]

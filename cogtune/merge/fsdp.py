@@ -129,7 +129,7 @@ def read_full(folder: Path, name: str) -> SavedWeights:
     """
     content = read_archive(folder / name)
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        raise CogtuneError(f"{folder / name} is not a state dict", "give the checkpoint of a model")
+        raise CogtuneError(f"{folder / name} is not a state dict", "pass the checkpoint of a model")
     sources: dict[str, Values] = {
         key: Source(value.shape, (Part(value, 0, value.numel),))
         for key, value in content.items()

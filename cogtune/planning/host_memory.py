@@ -65,7 +65,7 @@ def with_state(resolved: Resolved, spec: ModelSpec) -> Resolved:
         raise UsageError(
             f"--host-memory {config.host_memory} is not enough: by the estimate this run takes "
             f"{needed / GIB:.1f} GiB or more",
-            f"--host-memory {needed / GIB + 0.05:.1f}GiB, or fewer processes, or --vram for more on the card",
+            f"--host-memory {needed / GIB + 0.05:.1f}GiB, or fewer processes, or --vram for more on the GPU",
         )
     source = "--host-memory" if budget is not None else "the host's free memory"
     changed = [key for key in ("master_weights", "moments") if getattr(config, key) is None]

@@ -32,7 +32,7 @@ _PARTS = {
     "optimizer": "optimizer",
     "activations": "activations kept for the backward pass",
     "workspace": "workspace of a block and of libraries",
-    "context": "CUDA and NCCL beside PyTorch",
+    "context": "CUDA and NCCL besides PyTorch",
 }
 
 
@@ -86,7 +86,7 @@ class RunEstimate:
         assumed = "" if self.counted else " (assumed)"
         rows += [
             ("each GPU: PyTorch reserves", f"{needs.memory.reserved / GIB:.1f} GiB"),
-            ("each GPU: the whole card", f"{needs.memory.card / GB:.1f} GB of 10^9 bytes"),
+            ("each GPU: all memory in use", f"{needs.memory.card / GB:.1f} GB of 10^9 bytes"),
             ("host memory of a machine", f"{needs.host / GIB:.0f} GiB"),
             *([] if self.is_measured else [("these figures", _UNMEASURED.format(strategy=config.strategy))]),
             ("disk: cache", f"{needs.cache_per_sample * self.samples / GB:.2f} GB for {self.samples} samples{assumed}"),

@@ -255,6 +255,6 @@ def read_lora_facts(path: Path) -> dict[str, Any]:
             header = handle.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CogtuneError(
-            f"{path} is not a LoRA file: {error}", "give a run's folder or a .safetensors file"
+            f"{path} is not a LoRA file: {error}", "pass a run's folder or a .safetensors file"
         ) from error
     return facts_in(header, path)

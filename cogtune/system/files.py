@@ -49,8 +49,8 @@ _HINTS = {
     errno.EROFS: "that file system is read-only: choose another place",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "a file stands where a folder is needed: choose another path",
-    errno.EISDIR: "give a file",
-    errno.EINVAL: "give an ordinary file",
+    errno.EISDIR: "pass a file",
+    errno.EINVAL: "pass a regular file",
 }
 
 _WRITE_FAILURES = ("I/O error", "PytorchStreamWriter failed", "inline_container.cc", "iostream error")

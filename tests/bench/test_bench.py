@@ -432,8 +432,8 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
     alone = row(gpus=8, alone=True, card_gb=22.2)
     assert "| 42 GB | 33.3 GB | 4 x H200 |" in vram.page([*rows, alone])  # a whole run is told, where there is one
     assert "| 42 GB | 22.2 GB without NCCL | 1 of 8 x H200 |" in vram.page([alone])
-    assert ["whole card without NCCL, GB of 10^9", "22.20"] in table([alone])[1]
-    assert table([row()])[1][-1] == ["the guides promise, GB of 10^9", "42.00"]
+    assert ["whole GPU without NCCL, GB of 10^9", "22.20"] in table([alone])[1]
+    assert table([row()])[1][-1] == ["promised by the public guides, GB of 10^9", "42.00"]
     assert ["hours for the run's 1,000 steps", "0.89"] in table([row()], 1000)[1]
     assert table([row(changes={"size": "9x64x96"})])[1][-1][0] == "reserved by each process, GiB"
     ((_, measured, estimated, off),) = vram.errors([row(gpus=4)])

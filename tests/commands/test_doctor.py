@@ -67,7 +67,7 @@ def test_a_machine_that_has_everything_is_good() -> None:
     assert {line.state for line in report.lines} == {"good"}
     lines = found(machine())
     assert lines["attention"].found == "flash-attn-4 520 TFLOP/s, cudnn 410 TFLOP/s, flash 330 TFLOP/s"
-    assert lines["link"].found == "54.9 GB/s to the card, 55.1 GB/s back"
+    assert lines["link"].found == "54.9 GB/s to the GPU, 55.1 GB/s back"
     assert lines["GPU 0"].found == "NVIDIA H200, 150.8 GB, 149.8 GB free"
     assert "wandb for --tracker wandb" in lines["optional packages"].advice
 
@@ -76,7 +76,7 @@ WORSE: dict[str, tuple[Machine, str, str, str]] = {
     "a busy card": (
         machine(hardware=Hardware((Gpu("A", 24 * GB, 9 * GB),), 2**36)), "GPU 0", "poor", "15.0 GB free",
     ),
-    "torch for the CPU": (machine(probed=torch_with(cuda=None, sees=0)), "torch", "missing", "built for the CPU alone"),
+    "torch for the CPU": (machine(probed=torch_with(cuda=None, sees=0)), "torch", "missing", "built for CPU only"),
     "an old driver": (machine(probed=torch_with(sees=0)), "torch", "missing", "built for CUDA 12.8, sees no GPU"),
     "a broken torch": (machine(probed={"error": "Segmentation fault"}), "torch", "missing", "Segmentation fault"),
     "an old torch": (
@@ -137,7 +137,7 @@ def test_without_a_gpu_the_exit_code_is_one(
     assert {"name", "state", "found", "advice", "required"} == set(told["lines"][0])
     monkeypatch.setattr(doctor, "look", machine)
     table = run(capsys, "doctor").out
-    assert "54.9 GB/s to the card" in table
+    assert "54.9 GB/s to the GPU" in table
 
 
 def test_a_missing_requirement_is_named_with_the_command_that_installs_it() -> None:

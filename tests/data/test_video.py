@@ -469,7 +469,7 @@ def _second_frame_differs() -> Iterator[np.ndarray]:
         ),
         (np.zeros((2, 32, 32, 4), np.uint8), 8, r"not uint8 \[32, 32, 4\]"),
         (_second_frame_differs(), 8, r"frame 1 is uint8 \[32, 34, 3\], the first one uint8 \[32, 32, 3\]"),
-        (np.zeros((2, 32, 32, 3), np.uint8), 0, "0 frames a second"),
+        (np.zeros((2, 32, 32, 3), np.uint8), 0, "0 frames per second"),
     ],
 )
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path, frames: Any, fps: float, words: str) -> None:

@@ -184,7 +184,7 @@ def test_what_is_missing_of_shards_is_named(tmp_path: Path, base: Path) -> None:
     (folder / ".metadata").unlink()
     told = refusal(checkpoint, base)
     assert told.message == f"{checkpoint} is neither a ZeRO nor an FSDP checkpoint"
-    assert told.hint == f".metadata is written last: this save was not finished; what is there is in {folder}"
+    assert told.hint == f".metadata is written last, so this save was not finished; its files are in {folder}"
 
 
 def test_nothing_pickled_in_shards_of_torch_is_run(tmp_path: Path, base: Path) -> None:

@@ -344,7 +344,7 @@ REFUSED: dict[str, tuple[Writer, str]] = {
         lambda to, ours: written(
             to, bare(ours) | {"transformer_blocks.0.attn1.to_q.base_layer.weight": torch.ones(4, 4)}
         ),
-        "save the adapter alone",
+        "save only the adapter",
     ),
     "a DoRA of some layers": (
         lambda to, ours: written(
@@ -369,7 +369,7 @@ REFUSED: dict[str, tuple[Writer, str]] = {
             to,
             renamed(bare(ours), dotted("base_model.model.")) | {"base_model.model.proj_out.weight": torch.ones(4, 4)},
         ),
-        r"1 of its \d+ tensors belong to no CogVideoX layer.*\n.*whole layers too \(PEFT's modules_to_save\)",
+        r"1 of its \d+ tensors belong to no CogVideoX layer.*\n.*whole layers \(PEFT's modules_to_save\)",
     ),
     "SAT": (
         lambda to, ours: torch_saved(

@@ -49,7 +49,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("alpha", _several(found["alphas"]) if found["alphas"] != [None] else "not in the file"),
         (
             "strength",
-            strength if known else f"not known: used as {strength}; give --lora-alpha if it was trained at another",
+            strength if known else f"not known: used as {strength}; pass --lora-alpha if it was trained with another",
         ),
         ("targets", ", ".join(f"{name} ({count})" for name, count in found["targets"].items())),
         ("size", f"{found['parameters']:,} numbers of {', '.join(found['dtypes'])}, {found['bytes'] / 1e6:.1f} MB"),

@@ -343,11 +343,11 @@ def _what_now(opened: LoraFile) -> str:
     if any(key.startswith(("lora_te", "text_encoder")) for key in keys):
         return "it also adapts a text encoder, so it was probably made for another model"
     if any("lora" in key for key in keys) and any(".base_layer." in key for key in keys):
-        return "it has the base's own weights too: save the adapter alone, as PEFT's get_peft_model_state_dict gives it"
+        return "it also has the base's weights: save only the adapter, with PEFT's get_peft_model_state_dict"
     if opened.config.get("bias", "none") != "none":
         return f"it was trained with PEFT's bias: {opened.config['bias']!r}, which is not supported"
     if any("lora" in key for key in keys) and any(".modules_to_save." in key or _is_whole(key) for key in keys):
-        return "it has whole layers too (PEFT's modules_to_save): merge it into its base, and give that as --model"
+        return "it also has whole layers (PEFT's modules_to_save): merge it into its base, and pass that as --model"
     if any("lora" in key for key in keys):
         return "it was made for another model, or by an unsupported program"
     if any(".matrix_A." in key for key in keys):

@@ -139,7 +139,7 @@ def _number(value: float) -> Tensor:
 
 def differences(lora: Lora, back: Lora, lora_format: LoraFormat) -> list[str]:
     """List how a LoRA read back differs from the one that was written in ``lora_format``."""
-    wrong = [f"{name}: in one of them alone" for name in lora.pairs.keys() ^ back.pairs.keys()]
+    wrong = [f"{name}: only in one of them" for name in lora.pairs.keys() ^ back.pairs.keys()]
     for name in lora.pairs.keys() & back.pairs.keys():
         ours, theirs = _shaped(name, lora.pairs[name], lora_format), _shaped(name, back.pairs[name], lora_format)
         folded = lora_format.alpha == "nowhere" and lora.scale_of(name) != 1
