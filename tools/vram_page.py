@@ -17,17 +17,17 @@ from cogtune.system import console
 _HEAD = """# Memory and time of every preset
 
 Made by `make docs` from `cogtune/planning/measurements.json`. Each measurement is a run of `cogtune bench` (see
-[Bench](bench.md)), which trains on random weights of the real size; run the same command to repeat it. The estimates are
-those of `cogtune plan` (see [Plan](plan.md)), for as many GPUs as the preset names; a test holds them to within 8 % of
-every measurement. GB are 10^9 bytes, as GPUs are sold, and count everything on the fullest GPU; GiB are 2^30 bytes of
+[Bench](bench.md)), which trains on random weights of the real size; run the same command to repeat it. The estimates
+are those of `cogtune plan` (see [Plan](plan.md)), for as many GPUs as the preset names; a test holds them to within
+8 % of every measurement. GB are 10^9 bytes, as GPUs are sold, and count everything on the fullest GPU; GiB are 2^30 bytes of
 PyTorch's reserved memory. *The guides* are the public CogVideoX fine-tuning guides."""
 
 _MEASURED = """## The measurements
 
 Presets for eight GPUs were measured on as many as were available: on four, each GPU has shards of twice the size (of
 5b's optimizer 16.7 GB instead of 8.4). *1 of 8* is one process of eight on one GPU (`--alone`): on the GPU, the
-memory that NCCL needs for several is missing (1.4 GB on four H100), and its step has no communication. *plain* is the guides'
-recipe in the same run: base in fp32, nothing compiled, full gradient checkpointing."""
+memory that NCCL needs for several is missing (1.4 GB on four H100), and its step has no communication. *plain* is the
+guides' recipe in the same run: base in fp32, nothing compiled, full gradient checkpointing."""
 
 
 def page(rows: Sequence[Measurement]) -> str:

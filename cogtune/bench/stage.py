@@ -1,6 +1,6 @@
 """What a bench works on: a model of random weights, and a cache of random samples, made in a separate process.
 
-Separate, so that the process that watches the card's memory takes none of it.
+Separate, so that the process that watches the GPU's memory takes none of it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Peaks:
     """The highest figures seen, in bytes."""
 
     cards: tuple[int, ...] = ()
-    """Memory in use on each card, by whatever program; empty without NVIDIA's driver."""
+    """Memory in use on each GPU, by whatever program; empty without NVIDIA's driver."""
     cards_before: tuple[int, ...] = ()
     """The same before the work began."""
     processes: int = 0
@@ -38,7 +38,7 @@ class Peaks:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Peaks]:
-    """Watch the cards, and this process's children, from another thread while the block runs."""
+    """Watch the GPUs, and this process's children, from another thread while the block runs."""
     before = tuple(gpu.used for gpu in gpus())
     peaks = Peaks(cards=before, cards_before=before)
     ended = threading.Event()

@@ -41,8 +41,8 @@ def bench(
         str | None,
         typer.Option(
             "--compare",
-            help="Also measure another preset of the same model, or plain, the recipe of the public CogVideoX fine-tuning "
-            "guides: base in fp32, eager, full checkpointing.",
+            help="Also measure another preset of the same model, or plain, the recipe of the public CogVideoX "
+            "fine-tuning guides: base in fp32, eager, full checkpointing.",
             metavar="plain|PRESET",
             show_default=False,
         ),

@@ -54,7 +54,7 @@ def show(
     ],
     as_json: Json = False,
 ) -> None:
-    """Say what LoRA files are: rank, alpha, layers, the models they fit, and whether their strength is known."""
+    """Show the rank, alpha, layers and models of LoRA files, and whether their strength is known."""
     from cogtune.commands import lora
 
     found = lora.show(files)

@@ -44,7 +44,7 @@ ClipDecoder = Annotated[
 
 
 def use_decoder(decoder: Decoder | None) -> None:
-    """Have this process, and those that it starts, read clips with the decoder that was given, if any."""
+    """Make this process, and those that it starts, read clips with the given decoder, if any."""
     if decoder is not None:
         os.environ[DECODER_VARIABLE] = decoder
 

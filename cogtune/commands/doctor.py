@@ -35,7 +35,7 @@ _SLOW_LINK = 12.0
 """GB/s: less than half of PCIe 4 with 16 lanes."""
 
 _BUSY = 0.1
-"""Share of a card that other programs may use before it is said."""
+"""Share of a GPU that other programs may use before it is said."""
 
 _ROOM = 50 * GB
 """Disk that a model, a cache and checkpoints need: 5b's weights are 22 GB, its LoRA checkpoints 0.8 GB each."""

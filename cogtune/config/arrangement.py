@@ -17,7 +17,7 @@ AttentionKernel = Literal["cudnn", "flash", "efficient", "flash-attn-4"]
 
 KEEPS: tuple[Keep, ...] = get_args(Keep)
 SLOTS = 2
-"""Places on the card that streamed blocks take turns in."""
+"""Places on the GPU that streamed blocks take turns in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,12 @@ class Arrangement:
     """Where the weights and activations of a transformer's blocks are, and what of them is recomputed."""
 
     streamed_blocks: int = 0
-    """Blocks whose frozen weights stay in host memory and are copied to the card when they are needed."""
+    """Blocks whose frozen weights stay in host memory and are copied to the GPU when they are needed."""
     slots: int = SLOTS
     keep: Keep = "attention"
     """What each block keeps for its backward pass."""
     kept_whole: int = 0
-    """The last blocks, which keep everything on the card in place of that."""
+    """The last blocks, which keep everything on the GPU in place of that."""
     offloaded_blocks: int = 0
     """The first blocks, which keep it in host memory."""
     attention: AttentionKernel | None = None
@@ -76,7 +76,7 @@ class SamplingArrangement:
     """What of sampling is done in less memory: all on the GPU, at once and in one piece by default."""
 
     streamed_blocks: int = 0
-    """Blocks of the transformer whose weights stay in host memory and are copied to the card when they are needed."""
+    """Blocks of the transformer whose weights stay in host memory and are copied to the GPU when they are needed."""
     slots: int = SLOTS
     split_guidance: bool = False
     """Whether guidance's two samples go through the transformer one by one."""

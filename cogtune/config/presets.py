@@ -1,6 +1,6 @@
 """The VRAM table of the fine-tuning guides as rows: hardware, model, training type, strategy.
 
-Each row is a preset of the name ``hardware-type-model[-i2v][-strategy]``. Where the guides name a card that
+Each row is a preset of the name ``hardware-type-model[-i2v][-strategy]``. Where the guides name a GPU that
 cannot hold their own figure, the row names one that can.
 """
 
@@ -28,7 +28,7 @@ CARDS_GB: dict[str, int] = {
     "5090": 32,
     "a100": 80,
 }
-"""Memory of each card the presets are named after, in GB of 10^9 bytes, as cards are sold."""
+"""Memory of each GPU the presets are named after, in GB of 10^9 bytes, as GPUs are sold."""
 
 _TYPE_VALUES: dict[TrainingType, dict[str, Any]] = {
     "lora": {"rank": 128, "learning_rate": 1e-4},
@@ -128,7 +128,7 @@ def _budget(
     model: str,
     type: TrainingType = "lora",  # noqa: A002 (the field's name)
 ) -> Preset:
-    """Return a run on any card of a size, by the memory engine."""
+    """Return a run on any GPU of a size, by the memory engine."""
     row = VARIANTS[model]
     is_lora = type == "lora"
     return Preset(
@@ -156,7 +156,7 @@ _BUDGETS: tuple[Preset, ...] = (
     _budget("24gb", "1.5-5b", "sft"),
     _budget("24gb", "1.5-5b-i2v", "sft"),
 )
-"""Presets for cards smaller than those of the table, at the models' own sizes. Those of type sft are not measured."""
+"""Presets for GPUs smaller than those of the table, at the models' own sizes. Those of type sft are not measured."""
 
 
 def _trial(training_type: TrainingType, *more: tuple[str, Any]) -> Preset:
@@ -178,7 +178,7 @@ _TRIAL: tuple[Preset, ...] = (_trial("lora", ("rank", 8)), _trial("sft"))
 """Presets for trials without a GPU or a download, with a random model of a few megabytes."""
 
 PRESETS: dict[str, Preset] = {row.name: row for row in (*_TABLE, *_BUDGETS, *_TRIAL)}
-"""All presets by name: the 26 rows of the table, those for smaller cards, and those for trials on a CPU."""
+"""All presets by name: the 26 rows of the table, those for smaller GPUs, and those for trials on a CPU."""
 
 
 def preset(name: str, others: Iterable[str] = ()) -> Preset:

@@ -120,7 +120,7 @@ class RunConfig(
 
     @property
     def vram_bytes(self) -> int | None:
-        """The run's budget of each card's memory; None for no limit."""
+        """The run's budget of each GPU's memory; None for no limit."""
         return None if self.vram is None else parse_bytes(self.vram)
 
     @property

@@ -285,7 +285,7 @@ def bytes_needed(work: EncodeJobs, spec: ModelSpec, precision: Precision) -> int
 
 
 def check_space(job: EncodePlan, spec: ModelSpec) -> None:
-    """See that the disk has room for what a job makes.
+    """Check that the disk has room for a job's entries.
 
     Raises:
         CogtuneError: it has not, with both figures.

@@ -269,7 +269,7 @@ def _run_state(folder: Path) -> dict[str, Any]:
 
 
 def _check_files(zero: SavedWeights, state: Mapping[str, Any]) -> None:
-    """See that a checkpoint of cogtune has the files that were saved with it, and not those of another."""
+    """Check that a checkpoint of cogtune has the files that were saved with it."""
     shards = f"{zero.tag}/"
     if wrong := changed_files(zero.folder, state, lambda name: name.startswith(shards)):
         raise CogtuneError(f"{zero.folder} is damaged or incomplete", AGAIN, details=wrong)

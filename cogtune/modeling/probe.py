@@ -33,7 +33,7 @@ def _attention(device: Any) -> dict[str, float]:
 
 
 def _link(device: Any) -> dict[str, float]:
-    """Return GB/s between pinned host memory and the card, each way."""
+    """Return GB/s between pinned host memory and the GPU, each way."""
     import torch
 
     host = torch.empty(_LINK_BYTES, dtype=torch.uint8, pin_memory=True)

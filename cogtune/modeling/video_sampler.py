@@ -41,7 +41,7 @@ class VideoSamplerSetup:
     scheduler: SamplingScheduler
     arrangement: SamplingArrangement = field(default_factory=SamplingArrangement)
     room: int | None = None
-    """Bytes of the card that PyTorch may take; all that is free when None."""
+    """Bytes of the GPU that PyTorch may take; all that is free when None."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ def spec_of(model: str) -> ModelSpec:
 
 @contextlib.contextmanager
 def loading(folder: Path) -> Iterator[None]:
-    """Tell what a library cannot load from ``folder`` as damage to it.
+    """Report errors of a library that loads from ``folder`` as damage to it.
 
     Raises:
         CogtuneError: in place of the library's own error.

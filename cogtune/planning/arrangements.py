@@ -1,4 +1,4 @@
-"""The choice of an arrangement for the memory engine: what each takes of a card and of time, and the fastest that fits.
+"""The choice of an arrangement for the memory engine: what each takes of a GPU and of time, and the fastest that fits.
 
 Constants are fitted to recorded measurements, as those of :mod:`cogtune.planning.estimate` are.
 """
@@ -25,7 +25,7 @@ _WORK, _WORK_EAGER = 23.3, 35.0
 _WORK_WHOLE = 14.6
 """Those of a compiled block that kept everything."""
 _FETCHED = 2
-"""Blocks whose offloaded activations are on the card at once."""
+"""Blocks whose offloaded activations are on the GPU at once."""
 
 _LINEAR_PASSES: dict[Keep, float] = {"inputs": 3.0, "attention": 3.0, "matmuls": 2.0, "everything": 2.0}
 """Passes through linear layers with frozen weights: forward, recomputed, backward."""
@@ -58,12 +58,12 @@ MARGIN = 0.065
 """Share of a budget that a chosen arrangement's estimate leaves free."""
 
 WORTH = 0.005
-"""Share of a step's time that is given up for an arrangement that takes less of the card."""
+"""Share of a step's time that is given up for an arrangement that takes less of the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What a card does: products and attention in FLOP/s, its memory and its link to the host in bytes/s."""
+    """What a GPU does: products and attention in FLOP/s, its memory and its link to the host in bytes/s."""
 
     products: float
     attention: float
@@ -94,14 +94,14 @@ class Workload:
     passes: int
     """Forward passes of an optimizer step."""
     extra: int
-    """What else is on the card: encoder of images, type conversions."""
+    """What else is on the GPU: encoder of images, type conversions."""
     context: int
     """What CUDA and NCCL take besides PyTorch."""
     compiled: bool
     host_state: int = 0
     """Of trained weights that are streamed: on the host, with gradients and the optimizer's state."""
     update_up: int = 0
-    """Of those, what comes to the card for an optimizer step."""
+    """Of those, what comes to the GPU for an optimizer step."""
     update_down: int = 0
     gradients_down: int = 0
     """What leaves it in a backward pass."""
@@ -114,7 +114,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class CardMemory:
-    """Bytes on the card at the peak of a step."""
+    """Bytes on the GPU at the peak of a step."""
 
     weights: int
     activations: int
@@ -129,7 +129,7 @@ def kept_bytes(work: Workload, keep: Keep) -> float:
 
 
 def card_memory(work: Workload, arrangement: Arrangement) -> CardMemory:
-    """Return what an arrangement takes of the card, besides the adapter and CUDA."""
+    """Return what an arrangement takes of the GPU, besides the adapter and CUDA."""
     streamed = min(arrangement.streamed_blocks, work.blocks)
     slots = min(arrangement.slots, streamed)
     weights = work.other_weights + work.block_weights * (work.blocks - streamed + slots)
@@ -151,7 +151,7 @@ def card_memory(work: Workload, arrangement: Arrangement) -> CardMemory:
 
 
 def card_bytes(work: Workload, arrangement: Arrangement) -> int:
-    """Return the whole card's memory in use at the peak of a step."""
+    """Return the whole GPU's memory in use at the peak of a step."""
     memory = card_memory(work, arrangement)
     return memory.weights + memory.activations + memory.workspace + work.trained + work.gradients + work.context
 
@@ -209,7 +209,7 @@ def _keeps(work: Workload) -> tuple[Keep, ...]:
 
 
 def unplanned(work: Workload, wanted: RequestedArrangement) -> Arrangement:
-    """Return the arrangement of what is given alone: all else stays on the card."""
+    """Return the arrangement of what is given alone: all else stays on the GPU."""
     return Arrangement(
         streamed_blocks=wanted.streamed_blocks or 0,
         keep=wanted.keep or _keeps(work)[0],
@@ -220,10 +220,10 @@ def unplanned(work: Workload, wanted: RequestedArrangement) -> Arrangement:
 
 
 def arrange(work: Workload, budget: int, speed: Speed, wanted: RequestedArrangement) -> tuple[Arrangement, bool]:
-    """Return the fastest arrangement whose estimate fits ``budget`` bytes of the card, and whether there is one that
+    """Return the fastest arrangement whose estimate fits ``budget`` bytes of the GPU, and whether there is one that
     does.
 
-    Of those that are as fast but for :data:`WORTH`, it is the one that takes the least of the card; without one that
+    Of those that are as fast but for :data:`WORTH`, it is the one that takes the least of the GPU; without one that
     fits, the one that takes the least of all.
     """
     room = budget * (1 - MARGIN)

@@ -41,7 +41,7 @@ _ENGINE_WORK_FP16 = 6.0
 _KEPT_A_BLOCK = 15.0
 """Tensors that a block keeps for the backward pass without gradient checkpointing."""
 CONTEXT = int(0.75 * GIB)
-"""CUDA's context and the libraries' own memory on a card."""
+"""CUDA's context and the libraries' own memory on a GPU."""
 PINNING = int(0.11 * GIB)
 """What CUDA takes more where much of the host's memory is pinned."""
 _NCCL_ALONE = int(0.93 * GIB)
@@ -125,7 +125,7 @@ def estimate(
     """Return what a run of ``config`` on a model built like ``spec`` will take.
 
     Args:
-        gpu: name of the card, for the time.
+        gpu: name of the GPU, for the time.
         alone: without NCCL's memory, for one process that is measured without the others.
         arrangement: of the memory engine; planned here when not given, for a run that uses it.
     """
@@ -172,7 +172,7 @@ def plan_arrangement(
     """Return the arrangement of a run that uses the memory engine, and whether its estimate fits the run's budget.
 
     Args:
-        gpu: name of the card; of an unknown one the speed is assumed to be that of a 4090.
+        gpu: name of the GPU; of an unknown one the speed is assumed to be that of a 4090.
         kernel: the attention kernel that was measured to be the fastest, where the run leaves it open.
     """
     given = config.attention if config.attention != "auto" else None

@@ -43,7 +43,7 @@ class Hardware:
 
     @property
     def card_bytes(self) -> int:
-        """Memory of the smallest card."""
+        """Memory of the smallest GPU."""
         return min(gpu.total for gpu in self.cards)
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Hardware:
 
 
 def local_hardware() -> Hardware:
-    """Return the cards that are visible here, and the host's memory, or what a container may have of it."""
+    """Return the GPUs that are visible here, and the host's memory, or what a container may have of it."""
     return Hardware(gpus(), limited(int(psutil.virtual_memory().total)))
 
 
@@ -242,7 +242,7 @@ def suggest_fit(config: RunConfig, spec: ModelSpec, machine: Hardware, *, free: 
     and takes less than the run did, is named.
 
     Args:
-        free: bytes that the run can have of a card, where other programs use the rest.
+        free: bytes that the run can have of a GPU, where other programs use the rest.
     """
     now = estimate(config, spec).memory.card
     limit = now
@@ -270,7 +270,7 @@ def _leaner(config: RunConfig, spec: ModelSpec, limit: int) -> Iterator[tuple[st
     """Yield variants of the run with one memory-saving option changed, each with its flags as text.
 
     Args:
-        limit: bytes of a card that it may take.
+        limit: bytes of a GPU that it may take.
     """
 
     def changed(words: str, **values: object) -> tuple[str, RunConfig]:

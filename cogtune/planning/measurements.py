@@ -34,7 +34,7 @@ class Measurement:
     recipe: Recipe
     """``plain``: the guides' recipe in place of the preset's: base loaded in fp32, eager, full checkpointing."""
     gpu: str
-    """Name of the cards, as the driver gives it; ``cpu`` without."""
+    """Name of the GPUs, as the driver gives it; ``cpu`` without."""
     gpus: int
     """Of the run: one for each process."""
     alone: bool = False
@@ -46,7 +46,7 @@ class Measurement:
     start_gib: tuple[float, ...] = ()
     """PyTorch's reserved memory before the first step, of each process."""
     card_gb: float | None = None
-    """All memory in use on the fullest card."""
+    """All memory in use on the fullest GPU."""
     host_gib: float | None = None
     """Memory of all processes together that cannot be dropped."""
     host_rise_gib: float | None = None
@@ -85,12 +85,12 @@ class Measurement:
 
     @property
     def whole_card(self) -> str:
-        """What was in use on the fullest card, such as ``21.1 GB``; empty where it was not measured."""
+        """What was in use on the fullest GPU, such as ``21.1 GB``; empty where it was not measured."""
         return "" if self.card_gb is None else f"{self.card_gb:.1f} GB{' without NCCL' if self.alone else ''}"
 
     @property
     def peak_gib(self) -> float:
-        """PyTorch's reserved memory on the fullest card."""
+        """PyTorch's reserved memory on the fullest GPU."""
         return max(self.reserved_gib)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How much of a card's memory sampling takes, and the least to give up for a budget.
+"""How much of a GPU's memory sampling takes, and the least to give up for a budget.
 
 Sizes of weights follow from the model's geometry. What a block and the VAE work with is counted from diffusers' code:
 it was not measured, and errs on the high side.
@@ -33,7 +33,7 @@ _TOGETHER = 9
 def sampling_bytes(
     spec: ModelSpec, size: Size, precision: Precision, arrangement: SamplingArrangement, *, adapters: int = 0
 ) -> int:
-    """Return the whole card's memory in use at the peak of sampling one video.
+    """Return the whole GPU's memory in use at the peak of sampling one video.
 
     Args:
         adapters: numbers in all LoRAs together.
@@ -106,7 +106,7 @@ def what_fits(
     tried: SamplingArrangement,
     adapters: int = 0,
 ) -> str:
-    """Return what to change after sampling ran out of memory on a card with ``free`` bytes for it.
+    """Return what to change after sampling ran out of memory on a GPU with ``free`` bytes for it.
 
     Args:
         tried: the arrangement that was not enough.

@@ -1,4 +1,4 @@
-"""How fast cards are, and how long a step takes."""
+"""How fast GPUs are, and how long a step takes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def flops_of_step(config: RunConfig, spec: ModelSpec) -> tuple[float, float]:
 
 
 def _card(peak_tflops: float, terabytes: float, link: float = 24.0) -> Speed:
-    """Return a card by its vendor's dense bf16 peak, of which products reach 0.80 and attention 0.42 on an H200.
+    """Return a GPU by its vendor's dense bf16 peak, of which products reach 0.80 and attention 0.42 on an H200.
 
     Args:
         terabytes: that its memory moves in a second.
@@ -48,7 +48,7 @@ SPEEDS = {
     "4090": _card(165, 1.01),
     "4080": _card(97, 0.72),
 }
-"""Cards whose time is estimated: H200 and H100 were measured, the others follow from their vendors' figures."""
+"""GPUs whose time is estimated: H200 and H100 were measured, the others follow from their vendors' figures."""
 
 
 _TRAFFIC_EAGER, _TRAFFIC_COMPILED = 2200.0, 500.0

@@ -9,7 +9,7 @@ from cogtune.config.stream import state_bytes
 from cogtune.planning.arrangements import Workload
 
 _PLACES = 2
-"""Parts whose state and gradients are on the card at once."""
+"""Parts whose state and gradients are on the GPU at once."""
 _TEMPORARIES = 3.0
 """Copies in fp32 of the largest matrix while it is updated."""
 

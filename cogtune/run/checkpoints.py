@@ -243,7 +243,7 @@ def facts_in(header: Mapping[str, str], path: Path) -> dict[str, Any]:
 
 
 def read_lora_facts(path: Path) -> dict[str, Any]:
-    """What cogtune wrote about the run into a LoRA file's header; empty for a file made by another program.
+    """Read what cogtune wrote about the run in a LoRA file's header; empty for another program's file.
 
     Raises:
         CogtuneError: the file is missing, not safetensors, or its header is damaged.

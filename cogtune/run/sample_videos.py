@@ -52,7 +52,7 @@ def file_name(number: int, prompt: str) -> str:
 
 
 def write_list(folder: Path, entries: Sequence[SampleEntry]) -> None:
-    """Say in the folder of a step what its videos show."""
+    """Write the list of a step's videos to its folder."""
     write_json(folder / LIST_NAME, [asdict(entry) for entry in entries])
 
 

@@ -122,7 +122,7 @@ def lenient(stream: TextIO) -> TextIO:
 
 
 def open_streams() -> None:
-    """See that stdin, stdout and stderr are there, and that a remark which cannot be written stops nothing.
+    """Ensure that stdin, stdout and stderr exist, and that a remark which cannot be written stops nothing.
 
     One that was closed would be the next file that is opened, into which all that is printed would go. It is opened so
     that it cannot be written, which who prints results is told.

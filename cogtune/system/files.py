@@ -92,7 +92,7 @@ def _ordinary_mode() -> int:
 
 
 def finish_file(path: Path) -> None:
-    """Give a written file ordinary permissions (safetensors makes it private) and see that it is on the disk."""
+    """Give a written file ordinary permissions (safetensors makes it private) and sync it to the disk."""
     path.chmod(_ordinary_mode())
     with path.open("r+b") as handle:  # Windows syncs what may be written alone
         os.fsync(handle.fileno())

@@ -31,7 +31,7 @@ class Death:
 
 
 def read_death(path: Path) -> Death | None:
-    """What a launcher said; None when it said nothing."""
+    """Read a launcher's report; None if it wrote none."""
     try:
         return Death(**json.loads(path.read_bytes()))
     except (OSError, ValueError):

@@ -45,7 +45,7 @@ def partial_folder(target: Path) -> Path:
 
 
 def require_replaceable(folder: Path) -> None:
-    """See that another folder can take the place of ``folder``, if there is one.
+    """Check that ``folder`` can be replaced, if it exists.
 
     Raises:
         CogtuneError: another file system is mounted there, and such a folder keeps its place.

@@ -1,4 +1,4 @@
-"""The NVIDIA cards of this machine, asked of the driver itself (NVML): no torch, and no memory taken on a card.
+"""The NVIDIA GPUs of this machine, asked of the driver itself (NVML): no torch, and no memory taken on a GPU.
 
 NVML's functions and structures: https://docs.nvidia.com/deploy/nvml-api/.
 """
@@ -30,7 +30,7 @@ class _Memory(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Gpu:
-    """One card: its name, and its memory in bytes, all of it and what every program together uses now."""
+    """One GPU: its name, and its memory in bytes, all of it and what every program together uses now."""
 
     name: str
     total: int
@@ -52,7 +52,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _handle(library: ctypes.CDLL, word: str) -> ctypes.c_void_p | None:
-    """Return the card that ``CUDA_VISIBLE_DEVICES`` calls by number or by UUID."""
+    """Return the GPU that ``CUDA_VISIBLE_DEVICES`` calls by number or by UUID."""
     handle = ctypes.c_void_p()
     if word.isdigit():
         failed = library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(word)), ctypes.byref(handle))
@@ -71,7 +71,7 @@ def _words(library: ctypes.CDLL) -> Sequence[str]:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """Return the cards that CUDA programs started from here may use; none without NVIDIA's driver."""
+    """Return the GPUs that CUDA programs started from here may use; none without NVIDIA's driver."""
     library = _library()
     if library is None:
         return ()

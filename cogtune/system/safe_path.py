@@ -27,7 +27,7 @@ def search_path() -> list[str]:
 
 
 def has_working_folder() -> bool:
-    """Whether the folder that this process works in is there: paths start at it, and libraries ask for it."""
+    """Return whether the working folder exists: paths are relative to it, and libraries ask for it."""
     try:
         os.getcwd()  # noqa: PTH109
     except OSError:

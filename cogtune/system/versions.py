@@ -1,4 +1,4 @@
-"""What a run is made on and with: cards, system, versions of what matters."""
+"""What a run is made on and with: GPUs, system, versions of what matters."""
 
 from __future__ import annotations
 

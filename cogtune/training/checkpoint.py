@@ -303,7 +303,7 @@ def _check_finite(train_state: TrainState) -> None:
 
 
 def load(train_state: TrainState, checkpoint: Path) -> None:
-    """Put a checkpoint's weights and optimizer back. Collective: every rank calls it.
+    """Restore a checkpoint's weights and optimizer. Collective: every rank calls it.
 
     Raises:
         CogtuneError: a file is missing or damaged.

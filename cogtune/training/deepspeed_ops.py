@@ -22,7 +22,7 @@ ADAM, COLLECTIVES = "cpu_adam", "deepspeed_shm_comm"
 
 @contextlib.contextmanager
 def building(kernel: str) -> Iterator[None]:
-    """Have PyTorch compile in a folder of cogtune's, which this process holds exclusively during the block.
+    """Make PyTorch compile in a folder of cogtune, which this process locks during the block.
 
     PyTorch guards a build with a lock file, and waits forever for one that a killed process left. In an exclusively
     held folder such a file is stale.

@@ -29,7 +29,7 @@ class EMAWeights:
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """Put the average into the parameters inside the context."""
+        """Swap the average into the parameters inside the context."""
         before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self._parameters.items()}
         self._put(self.values)
         try:

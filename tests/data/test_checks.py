@@ -379,7 +379,7 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
     "rotated": (
         _with_clip(lambda path: special_clip(path, rotation=90)),
         "bad",
-        "is turned by 90 degrees, as players show it",
+        "is rotated by 90 degrees, as players show it",
     ),
     "pixel-aspect": (
         _with_clip(lambda path: special_clip(path, sample_aspect_ratio=Fraction(4, 3))),
@@ -577,9 +577,9 @@ def test_a_report_is_json_with_a_stable_schema(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("count", "fps", "start", "message", "hint"),
     [
-        (75, 30, 0, "gives 20 frames at 8 fps, and", "use a longer clip, or train on 17 frames"),
-        (24, 8, 0, "gives 24 frames at 8 fps, and", "use a longer clip, or train on 17 frames"),
-        (24, 8, 15, "gives 9 frames at 8 fps from frame 15 on, and", "use a longer clip, or train on 9 frames"),
+        (75, 30, 0, "gives 20 frames at 8 fps, but", "use a longer clip, or train on 17 frames"),
+        (24, 8, 0, "gives 24 frames at 8 fps, but", "use a longer clip, or train on 17 frames"),
+        (24, 8, 15, "gives 9 frames at 8 fps from frame 15 on, but", "use a longer clip, or train on 9 frames"),
         (8, 8, 0, "gives 8 frames", "use a longer clip, or remove it"),
         (
             20,

@@ -75,7 +75,7 @@ class SamplingConfig:
     scales: tuple[float, ...]
     arrangement: SamplingArrangement
     room: int | None
-    """Bytes of the card that PyTorch may take; all that is free when None."""
+    """Bytes of the GPU that PyTorch may take; all that is free when None."""
 
     @property
     def adapters(self) -> int:

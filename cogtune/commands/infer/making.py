@@ -42,7 +42,7 @@ def generate(request: InferRequest) -> list[Made]:
     """Sample the videos of a request that do not exist yet; replace nothing unless the request says so.
 
     Raises:
-        CogtuneError: as :func:`fill_in`, or a video cannot be written, or the card's memory is not enough; where
+        CogtuneError: as :func:`fill_in`, or a video cannot be written, or the GPU's memory is not enough; where
             possible before the model is loaded.
     """
     if request.output is not None and names_file(request.output):

@@ -63,7 +63,7 @@ class InferRequest:
     lora_alpha: float | None = None
     """The LoRA's alpha, for a file that does not say; None leaves it to the file, else to the rank."""
     vram: str | None = None
-    """A budget of the card's memory, such as ``8GB``."""
+    """A budget of the GPU's memory, such as ``8GB``."""
     output: Path | None = None
     """A file for one video, or a folder."""
     format: VideoFormat | None = None

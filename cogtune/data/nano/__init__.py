@@ -1,1 +1,1 @@
-"""The world of the nano models, and the detector that reads it."""
+"""The synthetic world of the nano models, and the detector that evaluates it."""

@@ -1,4 +1,4 @@
-"""What a clip of the nano world shows, read off its pixels without any network: colour, shape, motion, background.
+"""Detection of colour, shape, motion and background in clips of the nano world, from pixels, without a network.
 
 Each frame is split into background (a colour a row, the median over time and width) and cover (how far a pixel lies
 from it towards the shape's own colour). The cover, brought to a standard place and size, is compared with every shape's
@@ -20,26 +20,26 @@ from cogtune.data.video.clips import Pixels
 Array = npt.NDArray[np.float64]
 
 _LEAST_DISTANCE = 45.0
-"""How far in RGB a pixel must lie from its background to count as something."""
+"""Smallest RGB distance of a foreground pixel from its background."""
 _MOST_SPREAD = 50.0
-"""How far in RGB half of a thing's pixels may lie from its median: it is one colour."""
+"""Largest median RGB distance of an object's pixels from its colour."""
 _LEAST_AREA, _MOST_AREA = 60.0, 2000.0
 _LEAST_FRAMES = 0.8
-"""Share of the frames that have to show the thing, and as the same shape."""
+"""Smallest fraction of frames that must show the object, with the same shape."""
 _ALIKE, _AHEAD = 0.91, 0.03
-"""How like a shape's own cover a thing's has to be (Dice, 1 is equal), and how much liker than the next."""
+"""Smallest similarity (Dice, 1 is equal) of an object's cover to its shape's, and lead over the next shape."""
 _COLOUR_RADIUS, _BACKGROUND_RADIUS = 60.0, 45.0
 _GRID = 28
-"""Side of the standard picture of a thing."""
+"""Side of an object's normalized picture."""
 _SPAN = 2.3
-"""Half its width, in radii of a disc of the thing's area."""
+"""Half its width, in radii of a disc of the object's area."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read off a clip; None where it is nothing known. ``confidence`` from 0 to 1 is that of the shape.
+    """What was detected in a clip; None for what is unknown. ``confidence`` from 0 to 1 is that of the shape.
 
-    ``path [F, 3]`` is the thing's centre and the radius of a disc of its area, in pixels; NaN where it is not seen.
+    ``path [F, 3]`` is the object's centre and the radius of a disc of its area, in pixels; NaN if it is not visible.
     """
 
     colour: str | None
@@ -55,7 +55,7 @@ class Reading:
 
 
 def detect(frames: Pixels) -> Reading:
-    """Read a clip ``uint8 [F, H, W, 3]`` of any size; the world's own 17x64x96 is what it was measured on."""
+    """Detect the contents of a clip ``uint8 [F, H, W, 3]`` of any size; it was measured on the world's 17x64x96."""
     pixels = frames.astype(np.float64)
     rows = np.median(pixels, axis=(0, 2))  # [H, 3]
     background = _background(rows)
@@ -78,7 +78,7 @@ def detect(frames: Pixels) -> Reading:
 
 
 def _paint(pixels: Array, distance: Array) -> Array | None:
-    """Return the thing's colour: the median of what lies farthest from the background, if that is a colour at all."""
+    """Return the object's colour: the median of the pixels farthest from the background, if they have one colour."""
     far = distance > _LEAST_DISTANCE
     if far.mean() * far[0].size < _LEAST_AREA / 2:
         return None
@@ -90,7 +90,7 @@ def _paint(pixels: Array, distance: Array) -> Array | None:
 
 
 def _main_part(cover: Array) -> Array:
-    """Return the cover without stray pixels: what lies in the window around the heaviest place of each frame."""
+    """Return the cover without stray pixels: that in the window around the densest place of each frame."""
     kept = np.where(cover > 0.3, cover, 0.0).clip(0, 1)
     averaged = _box(kept, 1)
     return np.where(averaged > 0.2, kept, 0.0)
@@ -106,12 +106,12 @@ def _box(values: Array, reach: int) -> Array:
 
 
 def _sharpened(cover: Array) -> Array:
-    """Cover with its soft edge made steeper about one half, so that a little blur does not change a shape."""
+    """Return the cover with steeper edges about one half, so that slight blur does not change a shape."""
     return ((cover - 0.5) * 2 + 0.5).clip(0, 1)
 
 
 def _path(cover: Array) -> Array:
-    """Centre and radius ``[F, 3]`` of the thing in each frame; NaN where its area is none that a thing has."""
+    """Return centre and radius ``[F, 3]`` of the object in each frame; NaN if its area is too small or too large."""
     height, width = cover.shape[1:]
     area = cover.sum(axis=(1, 2))
     safe = np.maximum(area, 1e-9)
@@ -123,7 +123,7 @@ def _path(cover: Array) -> Array:
 
 
 def _standard(cover: Array, path: Array) -> Array:
-    """Return each frame's thing at the middle of a ``_GRID`` square, all of one area: ``[F, G, G]``, bilinear."""
+    """Return each frame's object in the middle of a ``_GRID`` square, scaled to one area: ``[F, G, G]``, bilinear."""
     height, width = cover.shape[1:]
     steps = (np.arange(_GRID) + 0.5) / _GRID * 2 - 1
     x = path[:, 0, None] + _SPAN * path[:, 2, None] * steps - 0.5  # [F, G]
@@ -142,7 +142,7 @@ def _standard(cover: Array, path: Array) -> Array:
 
 @functools.lru_cache(maxsize=1)
 def _templates() -> tuple[tuple[str, ...], Array]:
-    """Return every shape's standard picture ``[S, G, G]``, made from drawn clips as a clip's own is."""
+    """Return every shape's normalized picture ``[S, G, G]``, made from drawn clips."""
     names = tuple(world.SHAPES | world.NEW_SHAPES)
     pictures = []
     for name in names:
@@ -155,8 +155,7 @@ def _templates() -> tuple[tuple[str, ...], Array]:
 
 
 def _shape(cover: Array, path: Array) -> tuple[str | None, float]:
-    """Return the shape that most frames show, and how like it they are; None when it is none, or not the same in
-    most."""
+    """Return the shape that most frames show, and its similarity; None if there is none."""
     names, templates = _templates()
     pictures = _standard(cover, path)[:, None]  # [F, 1, G, G]
     both = np.minimum(pictures, templates).sum(axis=(2, 3))
@@ -176,7 +175,7 @@ def _nearest(colour: Array, table: dict[str, world.Rgb], radius: float) -> str |
 
 
 def _background(rows: Array) -> str | None:
-    """Return the background whose colours the rows have, from top to bottom."""
+    """Return the background with the rows' colours, from top to bottom."""
     down = ((np.arange(len(rows)) + 0.5) / len(rows))[:, None]
     best, least = None, _BACKGROUND_RADIUS
     for name, (top, bottom) in world.BACKGROUNDS.items():
@@ -188,7 +187,7 @@ def _background(rows: Array) -> str | None:
 
 
 def _motion(path: Array, height: int, width: int) -> str | None:
-    """Return the motion that a path is, by rules on how far it goes and how often it turns."""
+    """Return the motion of a path, by rules on its length and its turns."""
     path = path[np.isfinite(path[:, 0])]
     x, y, radius = path[:, 0] / width * 96, path[:, 1] / height * 64, path[:, 2] / height * 64
     reach_x, reach_y = np.ptp(x), np.ptp(y)
@@ -229,7 +228,7 @@ def _straight(x: Array, y: Array) -> str | None:
 
 
 def _is_circle(x: Array, y: Array) -> bool:
-    """Clockwise around a middle, once, along an ellipse."""
+    """Return whether a path goes once clockwise around a centre, along an ellipse."""
     if np.ptp(x) < 25 or np.ptp(y) < 18:
         return False
     across = (x - (x.max() + x.min()) / 2) / (np.ptp(x) / 2)
@@ -245,7 +244,7 @@ def _smooth(values: Array) -> Array:
 
 
 def _turns(values: Array, least: float) -> int:
-    """Return how often ``values`` change direction, swings smaller than ``least`` left out."""
+    """Return how often ``values`` change direction, ignoring swings smaller than ``least``."""
     turns, direction, extreme = 0, 0, float(values[0])
     for value in map(float, values):
         if direction == 0:
@@ -259,7 +258,7 @@ def _turns(values: Array, least: float) -> int:
 
 
 def confusion(pairs: list[tuple[world.Subject, Reading]], part: str) -> dict[tuple[str, str], int]:
-    """Return how often each pair of (asked, read) came, of ``colour``, ``shape``, ``motion`` or ``background``."""
+    """Count the pairs (requested, detected) of ``colour``, ``shape``, ``motion`` or ``background``."""
     counts: dict[tuple[str, str], int] = {}
     for subject, reading in pairs:
         key: Any = getattr(subject, part), getattr(reading, part) or "-"

@@ -1,6 +1,6 @@
-"""The world of the nano models: one flat shape that moves before a plain background, and captions that are true of it.
+"""The world of the nano models: one flat shape that moves in front of a plain background, with true captions.
 
-Clips are 17 frames of 64x96 at 8 a second. A scene is a function of its seed alone; numpy and torch draw it by the same
+Clips are 17 frames of 64x96 at 8 fps. A scene is a function of only its seed; numpy and torch draw it by the same
 code, so a GPU can draw its own batches. Combinations of colour, shape and motion that :data:`HELD_OUT` lists are never
 drawn for training; :data:`NEW_COLOURS`, :data:`NEW_SHAPES` and :data:`NEW_MOTIONS` are things that the
 models never see.
@@ -26,7 +26,7 @@ SIZE = NANO_SIZE
 FPS = 8.0
 
 WORLD_VERSION = 1
-"""Raise it whenever the same seed draws another clip: weights were trained on one version."""
+"""Increase it whenever the same seed draws another clip: weights were trained on one version."""
 
 Rgb = tuple[int, int, int]
 
@@ -49,13 +49,13 @@ BACKGROUNDS: dict[str, tuple[Rgb, Rgb]] = {
     "night": ((14, 20, 60), (24, 96, 112)),
     "morning": ((120, 180, 240), (252, 246, 236)),
 }
-"""Colours at the top and at the bottom of the frame, with a straight change between them."""
+"""Colours at the top and at the bottom of the frame, with a linear gradient between them."""
 
 _CONTRAST = 90.0
-"""The least distance in RGB between a shape and any row of its background."""
+"""Smallest RGB distance between a shape and any row of its background."""
 
 _JITTER = 5
-"""How far a scene's own colours may lie from those of the table, in each channel."""
+"""Largest deviation of a scene's colours from those of the table, per channel."""
 
 
 # Signed distances in units of the shape's radius, negative inside; x to the right, y down. ``xp`` is numpy or torch.
@@ -87,7 +87,10 @@ def _cross(x: Any, y: Any, xp: Any) -> Any:
 
 
 def _star(x: Any, y: Any, xp: Any) -> Any:
-    """Five points. After Inigo Quilez, "2D distance functions": fold into one sector, then one edge."""
+    """Return the distance to a five-pointed star: fold into one sector, then one edge.
+
+    Source: Inigo Quilez, "2D distance functions".
+    """
     inner = 0.42
     kx, ky = math.cos(math.pi / 5), -math.sin(math.pi / 5)
     x, y = abs(x) / 1.15, -(y / 1.15 - 0.08)
@@ -102,7 +105,7 @@ def _star(x: Any, y: Any, xp: Any) -> Any:
 
 
 def _heart(x: Any, y: Any, xp: Any) -> Any:
-    """After Inigo Quilez, "2D distance functions"."""
+    """Return the distance to a heart. Source: Inigo Quilez, "2D distance functions"."""
     x, y = abs(x) / 1.65, (0.9 - y) / 1.65
     lobe = xp.sqrt((x - 0.25) ** 2 + (y - 0.75) ** 2) - math.sqrt(2) / 4
     top = x * x + (y - 1.0) ** 2
@@ -175,7 +178,7 @@ def _still(random: np.random.Generator) -> Poses:
 
 
 def _beat(random: np.random.Generator) -> Poses:
-    """Three beats: quickly larger, slowly back."""
+    """Return three beats: quickly larger, slowly back."""
     phase = (3 * _TIME) % 1.0
     swell = np.where(phase < 0.3, phase / 0.3, (1.0 - phase) / 0.7)
     return _poses(random.uniform(40, 56), random.uniform(30, 35), random.uniform(12, 13) * (1 + 0.5 * swell))
@@ -245,7 +248,7 @@ _SENTENCES = (
 
 @dataclass(frozen=True)
 class Subject:
-    """What a clip shows, by the names in the tables."""
+    """A clip's contents, by the names in the tables."""
 
     colour: str
     shape: str
@@ -254,7 +257,7 @@ class Subject:
 
     @property
     def combination(self) -> tuple[str, str, str]:
-        """Colour, shape and motion: what is held out together."""
+        """Colour, shape and motion, which are held out in combination."""
         return self.colour, self.shape, self.motion
 
 
@@ -280,7 +283,7 @@ HELD_OUT = _held_out(64)
 
 
 def backgrounds_for(colour: str) -> list[str]:
-    """Return the backgrounds before which a shape of this colour can be told well."""
+    """Return the backgrounds that contrast well with a shape of this colour."""
     paint = np.array((COLOURS | NEW_COLOURS)[colour], float)
     shares = np.linspace(0, 1, 9)[:, None]
     return [
@@ -291,7 +294,7 @@ def backgrounds_for(colour: str) -> list[str]:
 
 
 def known_subjects(*, held_out: bool = False) -> list[Subject]:
-    """Return every subject of the world that is drawn for training, or every one that is not."""
+    """Return all subjects that are drawn for training, or all that are held out."""
     return [
         Subject(*words, background)
         for words in itertools.product(COLOURS, SHAPES, MOTIONS)
@@ -301,7 +304,7 @@ def known_subjects(*, held_out: bool = False) -> list[Subject]:
 
 
 def held_out_prompts() -> list[tuple[Subject, str]]:
-    """Return one subject, and its plain caption, for each held-out combination; backgrounds in turn."""
+    """Return one subject with its plain caption for each held-out combination; backgrounds take turns."""
     chosen = []
     for number, (colour, shape, motion) in enumerate(sorted(HELD_OUT)):
         places = backgrounds_for(colour)
@@ -311,7 +314,7 @@ def held_out_prompts() -> list[tuple[Subject, str]]:
 
 
 def caption_of(subject: Subject, random: np.random.Generator | None = None) -> str:
-    """Return a caption that is true of ``subject``: the plainest, or one in phrases drawn from ``random``."""
+    """Return a caption of ``subject``: the plainest, or one with random phrases."""
 
     def pick(phrases: Sequence[str]) -> str:
         return phrases[0 if random is None else int(random.integers(len(phrases)))]
@@ -331,7 +334,7 @@ def caption_of(subject: Subject, random: np.random.Generator | None = None) -> s
 
 
 def scene_of(subject: Subject, random: np.random.Generator, *, plain_caption: bool = False) -> Scene:
-    """Return ``subject`` somewhere in the frame, of some size: all that it leaves open is drawn from ``random``."""
+    """Return a scene of ``subject``, with everything else, such as place and size, drawn from ``random``."""
     poses = (MOTIONS | NEW_MOTIONS)[subject.motion](random)
     caption = caption_of(subject, None if plain_caption else random)
     top, bottom = BACKGROUNDS[subject.background]
@@ -341,9 +344,9 @@ def scene_of(subject: Subject, random: np.random.Generator, *, plain_caption: bo
 
 
 def training_scenes(seed: int, numbers: Iterable[int]) -> list[Scene]:
-    """Return scenes of known things, no held-out combination among them; scene N is a function of ``(seed, N)``.
+    """Return scenes of training subjects, without held-out combinations; scene N is a function of ``(seed, N)``.
 
-    Every block of as many scenes as there are subjects holds each subject once, in an order of its own.
+    Every block of as many scenes as there are subjects has each subject once, in a random order.
     """
     scenes = []
     for number in numbers:
@@ -369,8 +372,7 @@ def draw(scene: Scene) -> Pixels:
 
 
 def draw_batch(scenes: Sequence[Scene], device: Any) -> Any:
-    """Return the frames of scenes as a torch tensor ``[B, 3, F, H, W]`` in [-1, 1] on ``device``, as the VAE takes
-    them."""
+    """Return the frames of scenes as a torch tensor ``[B, 3, F, H, W]`` in [-1, 1] on ``device``, as VAE input."""
     import torch
 
     frames = _rendered(scenes, torch, lambda values: torch.as_tensor(np.asarray(values, np.float32), device=device))
@@ -378,7 +380,7 @@ def draw_batch(scenes: Sequence[Scene], device: Any) -> Any:
 
 
 def _rendered(scenes: Sequence[Scene], xp: Any, array: Callable[[Any], Any]) -> Any:
-    """Return frames ``[B, F, H, W, 3]`` in 0 to 255; shapes are drawn with edges one pixel soft."""
+    """Return frames ``[B, F, H, W, 3]`` in 0 to 255; shapes have edges that are one pixel soft."""
     height, width = SIZE.height, SIZE.width
     x, y = array(np.arange(width) + 0.5), array(np.arange(height) + 0.5)[:, None]
     poses = array(np.stack([scene.poses for scene in scenes]))[..., None, None]  # [B, F, 3, 1, 1]

@@ -1,4 +1,4 @@
-"""The memory engine: frozen weights streamed through the card, activations kept or moved, blocks compiled."""
+"""The memory engine: frozen weights streamed through the GPU, activations kept or moved, blocks compiled."""
 
 from cogtune.modeling.engine.engine import Engine, attach
 

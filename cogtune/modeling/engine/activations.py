@@ -18,7 +18,7 @@ SMALLEST = 2**20
 """Bytes below which a tensor stays where it is."""
 
 _BEHIND = 2
-"""Blocks after which the card's copy of a moved tensor is given up; its copy has ended by then."""
+"""Blocks after which the GPU's copy of a moved tensor is given up; its copy has ended by then."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class _Moved:
     """A saved tensor that is on the host."""
 
     host: Tensor
-    """In the order of its memory on the card."""
+    """In the order of its memory on the GPU."""
     order: tuple[int, ...]
     """The tensor's dimensions in that order."""
     down: torch.cuda.Event | None
@@ -40,9 +40,9 @@ class _Pass:
 
     moved: dict[int, list[_Moved]] = field(default_factory=dict)
     leaving: deque[tuple[int, torch.cuda.Event | None, Tensor]] = field(default_factory=deque)
-    """Card tensors that are being copied, by block."""
+    """GPU tensors that are being copied, by block."""
     resident: set[int] = field(default_factory=set)
-    """Addresses of storages that stay on the card."""
+    """Addresses of storages that stay on the GPU."""
     over: bool = False
 
 
@@ -60,7 +60,7 @@ class OffloadedActivations:
         """Start a forward pass; the backward pass of the one before cannot be made after this.
 
         Args:
-            resident: tensors that stay on the card: weights, and what all blocks share.
+            resident: tensors that stay on the GPU: weights, and what all blocks share.
         """
         self._pass.over = True
         self._pass = _Pass(resident={tensor.untyped_storage().data_ptr() for tensor in resident})
@@ -79,7 +79,7 @@ class OffloadedActivations:
         return manager
 
     def end_forward(self) -> None:
-        """Give up the card's copies of the last blocks."""
+        """Give up the GPU's copies of the last blocks."""
         while self._pass.leaving:
             wait_for(self._pass.leaving.popleft()[1])
 
@@ -89,7 +89,7 @@ class OffloadedActivations:
             self._fetch(moved)
 
     def release(self, block: int) -> None:
-        """Free on the card what a block kept, once its backward pass is enqueued."""
+        """Free on the GPU what a block kept, once its backward pass is enqueued."""
         for moved in self._pass.moved.get(block, ()):
             moved.card = None
 

@@ -41,7 +41,7 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def using(kernel: AttentionKernel | None) -> contextlib.AbstractContextManager[None]:
-    """Have PyTorch's attention use ``kernel`` while the block runs; None and flash-attn-4 leave it as it is."""
+    """Make PyTorch's attention use ``kernel`` while the block runs; None and flash-attn-4 leave it unchanged."""
     backend = _BACKENDS.get(kernel) if kernel is not None else None
     if backend is None:
         return contextlib.nullcontext()
@@ -57,7 +57,7 @@ def has_flash_4() -> bool:
 
 
 def versions() -> str:
-    """Of all that decides how fast a kernel is, besides the GPU."""
+    """Return the versions that decide a kernel's speed, besides the GPU."""
     words = [torch.__version__, str(torch.backends.cudnn.version())]
     if has_flash_4():
         words.append(importlib.metadata.version("flash-attn-4"))

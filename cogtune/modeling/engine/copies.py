@@ -1,4 +1,4 @@
-"""Copies between host and card that run beside the computation; plain copies on a CPU."""
+"""Copies between host and GPU that run alongside the computation; plain copies on a CPU."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ class CopyLane:
 
 
 def wait_for(event: torch.cuda.Event | None) -> None:
-    """Have the computation that is enqueued from here on wait for a copy."""
+    """Make the computation that is enqueued from here on wait for a copy."""
     if event is not None:
         torch.cuda.current_stream().wait_event(event)

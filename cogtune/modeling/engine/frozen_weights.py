@@ -1,4 +1,4 @@
-"""Frozen weights that stay in host memory and take turns in a few slots on the card."""
+"""Frozen weights that stay in host memory and take turns in a few slots on the GPU."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _TOGETHER = 8
 
 
 class BlockWeights(Protocol):
-    """What the engine asks of weights that are not always on the card; only streamed blocks are counted."""
+    """What the engine asks of weights that are not always on the GPU; only streamed blocks are counted."""
 
     def need(self, number: int) -> None:
-        """Have a block's weights in place before what is computed next."""
+        """Ensure that a block's weights are in place before the next computation."""
 
     def after_forward(self, number: int, *, with_backward: bool) -> None:
-        """Hear that a block's forward pass is enqueued."""
+        """React to a block's forward pass having been enqueued."""
 
     def after_backward(self, number: int) -> None:
-        """Hear that a block's backward pass is enqueued."""
+        """React to a block's backward pass having been enqueued."""
 
 
 class FrozenWeights:
@@ -68,11 +68,11 @@ class FrozenWeights:
 
     @property
     def bytes_of_block(self) -> int:
-        """Of the largest block, on the host."""
+        """Bytes of the largest block on the host."""
         return max(host.numel() for host in self._host)
 
     def need(self, number: int) -> None:
-        """Have the weights of streamed block ``number`` in their slot before what is computed next."""
+        """Ensure that the weights of streamed block ``number`` are in their slot before the next computation."""
         self._load(number)
         wait_for(self._loaded[number % len(self._slots)])
 

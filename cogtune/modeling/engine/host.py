@@ -1,4 +1,4 @@
-"""Host memory for what is not on the card: large regions, pinned where the system gives pinned memory."""
+"""Host memory for what is not on the GPU: large regions, pinned where the system gives pinned memory."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from cogtune.modeling.engine.host import HostArena, aligned
 from cogtune.modeling.engine.shard_group import ShardGroup
 
 _STATES = 2
-"""Places on the card for a part's state, and for its gradients."""
+"""Places on the GPU for a part's state, and for its gradients."""
 
 Event = torch.cuda.Event | None
 
@@ -51,7 +51,7 @@ class Part:
 
 @dataclass
 class _Slot:
-    """A place on the card for the weights of one block at a time."""
+    """A place on the GPU for the weights of one block at a time."""
 
     memory: Tensor
     held: int | None = None
@@ -61,7 +61,7 @@ class _Slot:
 
 @dataclass
 class _StateSlot:
-    """A place on the card for the state and gradient of one part at a time."""
+    """A place on the GPU for the state and gradient of one part at a time."""
 
     memory: dict[str, Tensor]
     held: int | None = None
@@ -72,7 +72,7 @@ class _StateSlot:
 class StreamedParameters:
     """All parameters of a transformer, trained from host memory.
 
-    The last part holds the weights outside of all blocks; it stays on the card, and its state does not.
+    The last part holds the weights outside of all blocks; it stays on the GPU, and its state does not.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class StreamedParameters:
             self._update(self._count)
 
     def need(self, number: int) -> None:
-        """Have the weights of block ``number`` in their slot before what is computed next."""
+        """Ensure that the weights of block ``number`` are in their slot before the next computation."""
         if number in self._pending:
             self._update(number)
             return
@@ -265,7 +265,7 @@ class StreamedParameters:
         return part
 
     def _reload(self) -> None:
-        """Load what is needed first, whatever the card holds."""
+        """Load what is needed first, whatever the GPU holds."""
         self._synchronize()
         for slot in self._slots:
             slot.held = None

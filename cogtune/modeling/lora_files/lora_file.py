@@ -248,7 +248,7 @@ def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _is_alone(path: Path) -> bool:
-    """Whether no other file of its folder may be the one that settings beside it belong to."""
+    """Return whether settings next to the file can belong to no other file of its folder."""
     return [other for other in path.parent.iterdir() if other.suffix in SUFFIXES] == [path]
 
 

@@ -358,7 +358,7 @@ def _what_now(opened: LoraFile) -> str:
 
 
 def _is_whole(key: str) -> bool:
-    """Whether a name is that of a layer's own weight."""
+    """Return whether a name is that of a layer's own weight."""
     layer, _, leaf = key.rpartition(".")
     return leaf in ("weight", "bias") and "lora" not in key and layer_name(layer) is not None
 
