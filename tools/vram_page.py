@@ -19,8 +19,8 @@ _HEAD = """# Memory and time of every preset
 Made by `make docs` from `cogtune/planning/measurements.json`. Each measurement is a run of `cogtune bench` (see
 [Bench](bench.md)), which trains on random weights of the real size; run the same command to repeat it. The estimates
 are those of `cogtune plan` (see [Plan](plan.md)), for as many GPUs as the preset names; a test holds them to within
-8 % of every measurement. GB are 10^9 bytes, as GPUs are sold, and count everything on the fullest GPU; GiB are 2^30 bytes of
-PyTorch's reserved memory. *The guides* are the public CogVideoX fine-tuning guides."""
+8 % of every measurement. GB are 10^9 bytes, as GPUs are sold, and count everything on the fullest GPU; GiB are 2^30
+bytes of PyTorch's reserved memory. *The guides* are the public CogVideoX fine-tuning guides."""
 
 _MEASURED = """## The measurements
 

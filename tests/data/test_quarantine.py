@@ -173,7 +173,7 @@ def test_validate_counts_by_the_models_tokenizer(tmp_path: Path, tiny: Callable[
     ]
     count = len(AutoTokenizer.from_pretrained(tiny("2b") / "tokenizer")(("xyzzy " * 100).strip())["input_ids"])
     assert count > 226 > 135  # 135 is what its words would have been taken for
-    assert f"100 words, {count} tokens:" in found.message
+    assert f"100 words, {count} tokens;" in found.message
     assert read_dataset(tmp_path).samples[0].id == "a"
 
 

@@ -141,5 +141,5 @@ def test_no_frame_comes_twice_however_its_times_lie() -> None:
 
 
 def test_spreading_over_too_few_says_how_many_it_needs() -> None:
-    with pytest.raises(ValueError, match="needs 9 frames to spread 9 over it, but has 4"):
+    with pytest.raises(ValueError, match="needs at least 9 frames to choose 9 from, but has 4"):
         spread(steady(6, 30), 2, 6, 9)
