@@ -57,7 +57,7 @@ FINDINGS: dict[str, FindingKind] = {
     "slow": FindingKind(
         "warning", "A clip's frame rate is lower than the training rate, so the model learns faster motion."
     ),
-    "no-rate": FindingKind("warning", "A clip's file has no timestamps, so its frame rate is a guess."),
+    "no-rate": FindingKind("warning", "A clip's file does not declare a frame rate, so it is a guess."),
     "variable-rate": FindingKind("warning", "A clip's picture freezes at times, which training does not reproduce."),
     "rotated": FindingKind("note", "A clip is stored rotated or mirrored; it is read as players show it."),
     "interlaced": FindingKind("warning", "A clip is interlaced, so the model learns combing artifacts."),

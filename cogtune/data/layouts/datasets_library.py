@@ -100,14 +100,14 @@ def _reaches_out(folder: Folder) -> list[Finding]:
     for where, named in _named_files(folder):
         plain = posixpath.normpath(named)
         if "://" in named or "::" in named:
-            leaves, hint = True, "download those files into the dataset's folder"
+            leaves, hint = True, "download those files to the dataset's folder"
         else:
             parent = PurePosixPath(where).parent if PurePosixPath(where).name in SAVED else PurePosixPath()
             try:
                 leaves = plain.startswith(("/", "../")) or plain == ".." or folder.leads_out(parent / plain)
             except (OSError, RuntimeError, ValueError):
                 leaves = True
-            hint = "put the files in the dataset's folder"
+            hint = "move the files to the dataset's folder"
         if leaves:
             message = f"{where} names {shortened(named)!r}, which is outside the dataset's folder"
             problems.append(finding("outside-folder", where, message, f"{hint}, or use --allow-outside"))
