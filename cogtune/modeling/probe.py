@@ -67,7 +67,7 @@ def _torch() -> dict[str, Any]:
     for name, probe in (("attention", _attention), ("link", _link)):
         try:
             found[name] = probe(device)
-        except Exception as error:  # a card that is full, a kernel that was not built
+        except Exception as error:  # a GPU that is full, a kernel that was not built
             found[f"{name}_error"] = (str(error).splitlines() or [type(error).__name__])[0]
     return found
 

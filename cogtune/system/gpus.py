@@ -46,7 +46,7 @@ class Gpu:
 def _library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(_LIBRARY)
-    except OSError:  # no driver: no card
+    except OSError:  # no driver: no GPU
         return None
     return None if library.nvmlInit_v2() else library
 
