@@ -298,7 +298,7 @@ def test_everything_wrong_with_the_prompts_is_told_at_once(clips: Path, tmp_path
     with pytest.raises(UsageError) as caught:
         plan_for(clips, tmp_path / "out", **flags | {"validation_prompts": str(tmp_path / "none.txt")})
     assert "cannot read" in caught.value.details[0]
-    assert "takes none" in caught.value.details[1]
+    assert "not supported by a text-to-video model" in caught.value.details[1]
     with pytest.raises(UsageError, match="validation_images requires validation_prompts"):
         plan_for(clips, tmp_path / "out", model="tiny:5b-i2v", validation_images="x.png")
     with pytest.raises(UsageError, match="1 error in the configuration") as caught:
