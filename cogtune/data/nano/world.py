@@ -87,10 +87,7 @@ def _cross(x: Any, y: Any, xp: Any) -> Any:
 
 
 def _star(x: Any, y: Any, xp: Any) -> Any:
-    """Return the distance to a five-pointed star: fold into one sector, then one edge.
-
-    Source: Inigo Quilez, "2D distance functions".
-    """
+    """Return the distance to a five-pointed star. Source: Inigo Quilez, "2D distance functions"."""
     inner = 0.42
     kx, ky = math.cos(math.pi / 5), -math.sin(math.pi / 5)
     x, y = abs(x) / 1.15, -(y / 1.15 - 0.08)
