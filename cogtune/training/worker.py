@@ -162,6 +162,18 @@ def write_report(output: Path, state: State) -> None:
         console.warn(f"cannot write the run's report: {error}")
 
 
+def read_plan(path: Path) -> Plan:
+    """Read a run's plan, and say so if it was modified, as ``command.sh`` invites to.
+
+    Raises:
+        CogtuneError: as for :meth:`Plan.read`.
+    """
+    plan = Plan.read(path)
+    if not is_sealed(read_json(path)):
+        console.note(f"{path} has been modified since `cogtune train` wrote it")
+    return plan
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one process; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m cogtune.training.worker", description=__doc__)
@@ -171,9 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     files = LaunchFiles(path.parent)
 
     def job(stop: StopRequest) -> bool:
-        plan = Plan.read(path)
-        if rank == 0 and not is_sealed(read_json(path)):  # as command.sh invites to
-            console.note(f"{path} has been modified since `cogtune train` wrote it")
+        plan = read_plan(path) if rank == 0 else Plan.read(path)
         with explain_full_disk(plan):
             if rank != 0:
                 return run(plan, files, stop)

@@ -28,7 +28,6 @@ from cogtune.encoding import jobs
 from cogtune.models.locate import locate
 from cogtune.run import launch
 from cogtune.run.launch import LaunchFiles
-from cogtune.run.plan import Plan
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError
 from cogtune.training import worker
@@ -224,13 +223,15 @@ class Tree:
         """What a process of the run does, from the launch files alone."""
         files = LaunchFiles(self.root / "out" / "launch")
         forget_earlier_runs()
+        err = io.StringIO()
         try:
-            worker.run(Plan.read(files.plan), files, StopWhen(lambda: False))  # type: ignore[arg-type]
+            with contextlib.redirect_stderr(err):
+                worker.run(worker.read_plan(files.plan), files, StopWhen(lambda: False))  # type: ignore[arg-type]
         except CogtuneError as error:
             return Outcome(error.exit_code, "", f"error: {error}")
         except Exception as error:  # what the command line would call unforeseen
             return Outcome(1, "", f"unexpected error: {type(error).__name__}: {error}")
-        return Outcome(0, "", "", self._measured())
+        return Outcome(0, "", err.getvalue(), self._measured())
 
     def _measured(self) -> str:
         return json.dumps(read_lines(self.root / "out"))
@@ -251,7 +252,7 @@ def limits() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2 * EXTRA_BYTES, hard))
-    signal.alarm(4 * SECONDS)  # of the clock; what counts are this process's own seconds, whatever else is running
+    signal.alarm(20 * SECONDS)  # of the clock; what counts are this process's own seconds, whatever else is running
     try:
         yield
     finally:
