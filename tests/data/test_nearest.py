@@ -218,6 +218,18 @@ def test_a_caption_finds_any_kind_of_clip(tmp_path: Path, suffix: str) -> None:
     assert dataset.findings == ()
 
 
+def test_a_caption_in_another_case_is_found_where_it_is_plain_whose_it_is(tmp_path: Path) -> None:
+    dataset = read_dataset(
+        lay_out(tmp_path / "plain", {"Clip.MP4": "", "clip.txt": "one", "b.mp4": "", "b.txt": "two"})
+    )
+    assert pairs(dataset) == [("Clip.MP4", "one"), ("b.mp4", "two")]
+    assert [(found.severity, found.code) for found in dataset.findings] == [("note", "read-as")]
+    assert "captions found in other upper and lower case: clip.txt" in dataset.findings[0].message
+    two = {"Clip.mp4": "", "clip.mp4": "", "CLIP.txt": "one", "b.mp4": "", "b.txt": "two"}
+    told = [(found.code, found.where) for found in read_dataset(lay_out(tmp_path / "two", two)).findings]
+    assert told == [("missing-caption", "Clip"), ("missing-caption", "clip"), ("stray-caption", "CLIP.txt")]
+
+
 def test_what_is_left_out_beside_clips_is_named(tmp_path: Path) -> None:
     files = {
         "a.mp4": "", "a.txt": "one", "still.png": "", "teaser.gif": "", "code.ts": "",

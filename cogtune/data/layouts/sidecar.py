@@ -66,12 +66,20 @@ class _Pairs:
         for key, name in self._in_folders(clip):
             if (apart := self._named(key)) is not None:
                 return _Caption(apart.file, f"captions read from {name}/, not from next to their clips")
+        if (alike := self._in_another_case(clip)) is not None:
+            return _Caption(alike, "captions found in other upper and lower case")
         described = clip.with_suffix(".json")
         if described in self.folder.files and not self.folder.leads_out(described):
             with contextlib.suppress(OSError, NotTextError):
                 if _said_in(as_utf8((self.folder.root / described).read_bytes())[0]):
                     return _Caption(described, "captions read from .json files, not .txt")
         return None
+
+    def _in_another_case(self, clip: PurePosixPath) -> PurePosixPath | None:
+        """Return the one caption whose name differs from that of one clip in upper and lower case only."""
+        alike = self.folder.by_stem.get(_normal_stem(clip), [])
+        captions = [file for file in alike if file.suffix.lower() in (CAPTION_SUFFIX, *OTHER_CAPTION_SUFFIXES)]
+        return captions[0] if len(captions) == 1 and [file for file in alike if may_be_clip(file)] == [clip] else None
 
     def _named(self, key: str) -> _Caption | None:
         there = self.texts.get(key)
@@ -222,7 +230,9 @@ def _check_strays(pairs: _Pairs, findings: list[Finding]) -> list[str]:
         if not folder.leads_out(file) and is_quarantine(folder.root / file):
             quarantines.append(str(file))
             continue
-        alike = [other for other in folder.by_stem.get(_normal_stem(file), []) if other != file]
+        alike = [
+            other for other in folder.by_stem.get(_normal_stem(file), []) if other != file and not may_be_clip(other)
+        ]
         there = f"; {listed([other.name for other in alike], 3)} is not a known video format" if alike else ""
         message = f"{file} has no clip next to it{there}"
         findings.append(finding("stray-caption", str(file), message, "add its clip, or remove the file"))
