@@ -614,6 +614,15 @@ def test_what_pytorch_puts_into_names_is_left_out(wrapper: str) -> None:
         assert (named.layer, named.part) == ("transformer_blocks.3.attn1.to_out.0", "down")
 
 
+@pytest.mark.parametrize("prefix", ["", "transformer.", "unet."])
+@pytest.mark.parametrize(("written_as", "layer"), [("to_q", "to_q"), ("to_v", "to_v"), ("to_out", "to_out.0")])
+def test_names_of_attention_processors_are_understood(prefix: str, written_as: str, layer: str) -> None:
+    for part in ("down", "up"):
+        named = parse_name(f"{prefix}transformer_blocks.3.attn1.processor.{written_as}_lora.{part}.weight")
+        assert named is not None
+        assert (named.layer, named.part) == (f"transformer_blocks.3.attn1.{layer}", part)
+
+
 def test_an_archive_is_no_damaged_file(ours: CogVideoXTransformer3DModel, tmp_path: Path) -> None:
     path = written(tmp_path / "a", bare(ours))
     with zipfile.ZipFile(tmp_path / "b.safetensors", "w") as archive:

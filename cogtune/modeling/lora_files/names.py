@@ -1,6 +1,7 @@
 """The names of a LoRA's tensors in various programs, and the diffusers layer that each belongs to.
 
-Sources, for CogVideoX: diffusers' ``save_lora_weights`` (``transformer.LAYER.lora_A.weight``); PEFT
+Sources, for CogVideoX: diffusers' ``save_lora_weights`` (``transformer.LAYER.lora_A.weight``, and before 0.22
+``attn1.processor.to_q_lora.down.weight``); PEFT
 (``base_model.model.LAYER.lora_A.weight``, in a raw state dict ``lora_A.default.weight``); kohya's sd-scripts and
 musubi-tuner (``lora_unet_LAYER.lora_down.weight`` with the layer's dots as underscores, and ``.alpha``); VideoX-Fun
 (the same with ``lora_unet__``); ComfyUI (``diffusion_model.LAYER``); DiffSynth-Studio (``blocks.N``, ``to_out``,
@@ -40,6 +41,9 @@ _KEY = re.compile(
 )
 _WRAPPERS = re.compile(r"(?<![^.])_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 """What PyTorch puts into the names of a model that is compiled, sharded, or computes its activations again."""
+
+_PROCESSOR = re.compile(r"\.processor\.(to_(?:q|k|v|out))_lora\.")
+"""What diffusers called an attention layer's adapter before it used PEFT."""
 
 _ALPHA = re.compile(r"(?P<layer>.+)[._]alpha")
 
@@ -105,7 +109,7 @@ class TensorName:
 
 def parse_name(key: str) -> TensorName | None:
     """Parse the name of a LoRA's tensor; None if it is no part of an adapter, or of no CogVideoX layer."""
-    key = _WRAPPERS.sub("", key)
+    key = _PROCESSOR.sub(r".\1.lora.", _WRAPPERS.sub("", key))
     match = _KEY.fullmatch(key)
     if match is not None:
         if match["leaf"] == "bias":
