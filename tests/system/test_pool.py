@@ -27,10 +27,19 @@ def answer(job: int, beat: Beat) -> Answer:
     return job, np.arange(job * 1000)
 
 
+def first_waits_for_third(job: tuple[int, Path], beat: Beat) -> int:
+    number, file = job
+    if number == 2:
+        file.touch()
+    while number == 0 and not file.exists():
+        time.sleep(0.01)
+    return number
+
+
 def slow_but_alive(job: int, beat: Beat) -> int:
     for _ in range(6):
-        time.sleep(0.25)
-        beat(0.5)
+        time.sleep(0.5)
+        beat(2)
     if job:
         time.sleep(1000)
     return job
@@ -63,13 +72,21 @@ def test_results_come_in_order_with_their_arrays() -> None:
 def test_or_as_they_are_ready() -> None:
     numbers = [one[0] for one in results(3, ordered=False) if not isinstance(one, Lost)]
     assert sorted(numbers) == [0, 1, 3, 4, 5, 6, 7]
-    assert numbers[0] != 0
+
+
+def test_one_that_waits_keeps_no_other_from_being_given_back(tmp_path: Path) -> None:
+    options = PoolOptions[tuple[int, Path]](patience=600, preload=[], ordered=False)
+    jobs = [(number, tmp_path / "done") for number in range(3)]
+    with processing(first_waits_for_third, jobs, 2, options) as found:
+        numbers = [item[2] for item in found if item is not None]
+    assert set(numbers) == {0, 1, 2}
+    assert numbers[0] == 1
 
 
 def test_a_sign_of_life_is_enough_and_silence_ends_a_process() -> None:
-    options = PoolOptions[int](patience=0.5, preload=[], ordered=True)
+    options = PoolOptions[int](patience=2, preload=[], ordered=True)
     with processing(slow_but_alive, [0, 1], 2, options) as found:
-        assert [item[2] for item in found if item is not None] == [0, Lost(silence=0.5)]
+        assert [item[2] for item in found if item is not None] == [0, Lost(silence=2)]
     with processing(allowed_more, [5], 1, options) as found:
         assert [item[2] for item in found if item is not None] == [5]
 
