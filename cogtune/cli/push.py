@@ -42,7 +42,7 @@ def push(
             "--every",
             min=0,
             metavar="MINUTES",
-            help="Push the checkpoints of a running training instead: look for a new one every so many minutes, until "
+            help="Push the checkpoints of a running training instead: look for a new one every MINUTES minutes, until "
             "the run ends. The newest is kept on the branch 'checkpoints'; `cogtune train --resume user/name` "
             "continues from it on any machine.",
             show_default=False,

@@ -99,7 +99,7 @@ def train(run: Training) -> bool:
 
 @contextlib.contextmanager
 def compiling(most_graphs: int | None) -> Iterator[None]:
-    """Let PyTorch, which gives up at 8, compile a function to so many graphs while the block runs."""
+    """Raise the number of graphs that PyTorch compiles of a function before it gives up, 8 by default, in the block."""
     if most_graphs is None:
         yield
         return
