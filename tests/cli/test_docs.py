@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from cogtune.config.choices import DataFormat
+from cogtune.config.optimizers import OPTIMIZERS
 from cogtune.config.presets import PRESETS
 from cogtune.data.findings import FINDINGS
 from cogtune.planning.measurements import recorded
@@ -43,11 +46,14 @@ def test_every_flag_that_a_page_names_exists(page: Path) -> None:
     assert named - known == set()
 
 
-def test_every_preset_and_finding_has_its_place() -> None:
+def test_every_preset_optimizer_layout_and_finding_has_its_place() -> None:
     presets = (ROOT / "docs" / "presets.md").read_text()
     assert [name for name in PRESETS if f"`{name}`" not in presets] == []
+    training = (ROOT / "docs" / "training.md").read_text()
+    assert [name for name in OPTIMIZERS if f"| `{name}` |" not in training] == []
     findings = (ROOT / "docs" / "dataset-format.md").read_text()
     assert [code for code in FINDINGS if f"| `{code}` |" not in findings] == []
+    assert [name for name in get_args(DataFormat) if f"`{name}`" not in findings] == []
 
 
 def test_the_architecture_and_the_recipes_name_what_is_there() -> None:
