@@ -20,6 +20,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from cogtune import __version__
+from cogtune.config.optimizers import OPTIMIZERS
 from cogtune.models.download import home
 from cogtune.planning.fit import GB, Hardware, local_hardware
 from cogtune.system.errors import CogtuneError
@@ -42,9 +43,7 @@ _ROOM = 50 * GB
 
 _EXTRAS = {
     "flash-attn-4": "a faster attention kernel",
-    "bitsandbytes": "--optimizer adamw-8bit",
-    "prodigyopt": "--optimizer prodigy",
-    "came-pytorch": "--optimizer came",
+    **{facts.package: f"--optimizer {name}" for name, facts in OPTIMIZERS.items() if facts.package},
     "tensorboard": "--tracker tensorboard",
     "wandb": "--tracker wandb",
     "trackio": "--tracker trackio",

@@ -1,4 +1,4 @@
-"""A run's checkpoint as the Hub holds it: all that a resume needs, without secrets and paths of the machine."""
+"""A checkpoint on the Hub: everything needed to resume, without secrets or local paths."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STATE = r"optimizer\.pt|stream-state-\d+\.safetensors"
 _FILES = re.compile(rf"({AVERAGE_NAME}/)?({_WEIGHTS}|transformer/({_TRANSFORMER}|{_INDEX}))|{_STATE}", re.ASCII)
 _SHARDS = re.compile(r"latest|zero_to_\w+\.py|pytorch_model/\w+\.pt", re.ASCII)
 CHECKPOINT_STATE = re.compile(rf"({names.CHECKPOINT}([0-9]{{1,12}}))/{re.escape(STATE_NAME)}")
-"""Path in a repository of a checkpoint's ``state.json``, with the folder's name and the step."""
+"""Pattern of the path of a checkpoint's ``state.json`` in a repository, with the folder's name and the step."""
 
 
 def is_checkpoint_file(name: str) -> bool:
@@ -41,7 +41,7 @@ def is_checkpoint_file(name: str) -> bool:
 
 
 def is_shard(name: str) -> bool:
-    """Return whether DeepSpeed writes files of this name into a checkpoint; it runs what they contain."""
+    """Return whether DeepSpeed writes files of this name to a checkpoint; they may contain code."""
     return bool(_SHARDS.fullmatch(name))
 
 
@@ -67,12 +67,12 @@ def newest_step(paths: list[str]) -> int | None:
 
 
 def public_checkpoint(checkpoint: Path, repo_id: str, aside: Path) -> dict[str, Path | bytes]:
-    """Copy a checkpoint to ``aside`` as it may be published; return what to upload, by path in the repository.
+    """Copy what may be published of a checkpoint to ``aside``; return the files to upload, by path in the repository.
 
     Files that contain nothing private are hard links: the run may delete the checkpoint during the upload.
 
     Raises:
-        CogtuneError: the checkpoint is damaged, or a file in it is none that a resume needs.
+        CogtuneError: the checkpoint is damaged, or contains a file that resuming does not need.
     """
     state = read_state(checkpoint)
     saved = files_of(checkpoint, state)
@@ -106,7 +106,7 @@ def public_checkpoint(checkpoint: Path, repo_id: str, aside: Path) -> dict[str, 
 
 
 def _place(public: Path | bytes, source: Path, target: Path) -> bool:
-    """Put a file of a checkpoint, or its public version, at ``target``; return whether it is not the same."""
+    """Put a file of a checkpoint, or its public version, at ``target``; return whether its content was changed."""
     if isinstance(public, bytes):
         target.write_bytes(public)
         return True
@@ -115,6 +115,6 @@ def _place(public: Path | bytes, source: Path, target: Path) -> bool:
         return True
     try:
         os.link(source, target)
-    except OSError:  # there are no hard links on this disk
+    except OSError:  # this disk does not support hard links
         shutil.copyfile(source, target)
     return False

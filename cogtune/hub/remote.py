@@ -89,7 +89,7 @@ def access_token(given: str | None) -> tuple[str, str]:
     origin = "--token" if given else "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the saved login"
     try:
         token = (given or get_token() or "").strip()
-    except Exception as error:  # every way to get a token fails in its own way, some with the network
+    except Exception as error:  # each way to get a token fails differently, some with network errors
         raise CogtuneError("cannot read the saved login for the Hub", "run `hf auth login`, or pass --token") from error
     if not token:
         raise CogtuneError(
@@ -246,7 +246,7 @@ def _forget_history(api: HfApi, target: Target) -> bool:
 def _replaced_by_a_push(path: str, kind: Kind | None) -> bool:
     """Return whether a file's name may change from push to push: sample videos and shards.
 
-    A checkpoint replaces all that is on its branch.
+    A checkpoint replaces everything on its branch.
     """
     if kind is None:
         return path != ".gitattributes"
@@ -257,7 +257,7 @@ def _replaced_by_a_push(path: str, kind: Kind | None) -> bool:
 
 
 def http_error() -> type[Exception]:
-    """Return the base of what the HTTP library raises: httpx under huggingface_hub 1, httpx2 under 2."""
+    """Return the base class of the HTTP library's errors: httpx for huggingface_hub 1, httpx2 for 2."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(base for base in HfHubHTTPError.__bases__ if base.__name__ == "HTTPError")

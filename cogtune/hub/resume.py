@@ -26,7 +26,7 @@ from cogtune.system.folders import publish_folder, require_replaceable
 from cogtune.system.json_files import read_json
 
 _STAGING = ".hub-"
-"""How the folder begins in which a download is kept until it is complete."""
+"""Prefix of the folder that holds a download until it is complete."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def find_checkpoint(reference: str) -> RemoteCheckpoint:
 def fetch_checkpoint(remote: RemoteCheckpoint, output: Path, *, overwrite: bool) -> tuple[Path, dict[str, Any]]:
     """Download a checkpoint into the run folder ``output``; return its folder and the run's public settings.
 
-    It gets its name when it is complete and every file is the one that was saved. What has arrived of it is kept when
-    the download is interrupted.
+    It gets its final name once it is complete and every file matches its fingerprint. If the download is interrupted,
+    what has arrived is kept.
 
     Args:
         overwrite: replace another checkpoint of that step.
@@ -142,7 +142,7 @@ def _wanted(remote: RemoteCheckpoint, saved: Sequence[str]) -> Sequence[str]:
     """Return the files to download of those that a checkpoint's ``state.json`` lists.
 
     Raises:
-        CogtuneError: one of them is not on the Hub, or none that a resume may read.
+        CogtuneError: one of them is missing from the Hub, or is not a file that resuming may read.
     """
     if any(map(is_shard, saved)):
         raise CogtuneError(
@@ -160,13 +160,13 @@ def _wanted(remote: RemoteCheckpoint, saved: Sequence[str]) -> Sequence[str]:
 
 
 def _is_same(checkpoint: Path, state: dict[str, Any]) -> bool:
-    """Return whether a folder is the checkpoint with this state, and undamaged."""
+    """Return whether a folder is the undamaged checkpoint with this state."""
     path = checkpoint / STATE_NAME
     return path.is_file() and read_json(path) == state and not changed_files(checkpoint, state)
 
 
 def _write_metrics(source: Path, target: Path, step: int, overwrite: bool) -> None:
-    """Take over the figures of the run's steps so far, unless this folder has its own."""
+    """Copy the metrics of the run's steps so far, unless this folder has its own."""
     lines = [line for line in read_metrics(source) if line["step"] <= step]
     if lines and (overwrite or not target.exists()):
         write_text(target, "".join(json.dumps(line) + "\n" for line in lines))

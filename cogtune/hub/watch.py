@@ -1,4 +1,4 @@
-"""Pushing the checkpoints of a running training, so that they outlive its machine."""
+"""Pushing the checkpoints of a running training, so that they survive the loss of its machine."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from cogtune.system.scratch import scratch_folder
 Tell = Callable[[Sequence[tuple[str, int]]], None]
 
 _LOOK_SECONDS = 2.0
-"""Seconds between looks at whether the run has ended, after which its last checkpoint is pushed at once."""
+"""Seconds between checks whether the run has ended; its last checkpoint is then pushed at once."""
 _FIRST_WAIT, _LONGEST_WAIT = 15.0, 300.0
-"""Seconds before the first attempt after a failure, doubled each time, and the most."""
+"""Seconds before the first retry, which double each time, and their maximum."""
 _ATTEMPTS = 10
 """Attempts to push the last checkpoint of a run that has ended: about half an hour."""
 
@@ -53,10 +53,10 @@ def push_checkpoints(
     the network is reported and the push repeated.
 
     Args:
-        every: seconds between looks for a new checkpoint.
+        every: seconds between checks for a new checkpoint.
         dry_run: list the files of the newest checkpoint, then return.
         tell: called before each upload with the path and size of each file.
-        pause: how to wait for some seconds.
+        pause: waits for some seconds.
 
     Returns:
         The address of the branch, and the steps of the checkpoints that were pushed.
@@ -72,7 +72,7 @@ def push_checkpoints(
     target = Target(repo_id, hub_address(), BRANCH, private, message, None)
     ready, done, last, failures = dry_run, list[int](), "", 0
     while True:
-        running = is_running(run)  # asked first, so that the last checkpoint is not missed
+        running = is_running(run)  # checked first, so that the last checkpoint is not missed
         newest = next(iter(checkpoints(run)[::-1]), None)
         mark = _mark(newest)
         try:
@@ -112,7 +112,7 @@ def is_running(run: Path) -> bool:
 
 
 def _wait(run: Path, seconds: float, pause: Callable[[float], None]) -> None:
-    """Wait for some seconds, and at least for one look, or until the run has ended."""
+    """Wait for some seconds, at least one check, or until the run has ended."""
     left = max(seconds, _LOOK_SECONDS)
     while left > 0 and is_running(run):
         pause(min(left, _LOOK_SECONDS))
@@ -120,7 +120,7 @@ def _wait(run: Path, seconds: float, pause: Callable[[float], None]) -> None:
 
 
 def _mark(checkpoint: Path | None) -> str:
-    """Return what distinguishes a checkpoint from a later one of its name; empty if it is gone."""
+    """Return a value that differs for a later checkpoint of the same name; empty if it is gone."""
     if checkpoint is None:
         return ""
     try:

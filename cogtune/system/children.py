@@ -1,4 +1,4 @@
-"""How our processes start and end: none imports from the working folder, none outlives the one that it works for."""
+"""Start and end of child processes: none imports from the working folder, and none outlives its command."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     import psutil
 
 PARENT_PID = "COGTUNE_PARENT_PID"
-"""Environment variable by which a process knows the command that it works for."""
+"""Environment variable that tells a process which command it belongs to."""
 
 FAMILY = "COGTUNE_FAMILY"
-"""Environment variable that all processes of one piece of work share, whoever started each."""
+"""Environment variable shared by all processes of a job, whichever process started them."""
 
 GRACE = 5.0
-"""Seconds that a process has to end in good order once the command that it works for is gone."""
+"""Seconds that a process has to shut down cleanly once its command is gone."""
 
 _LOOKS = 0.5
-"""Seconds between two looks at whether a process is still there."""
+"""Seconds between checks whether a process is still alive."""
 
-KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows knows one way alone
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # the only method on Windows
 _PR_SET_PDEATHSIG = 1
 _FOLDERS = ("_HOME", "_DIR", "_CACHE", "_BUNDLE", "TMPDIR")
 
@@ -43,10 +43,10 @@ Context = ForkServerContext | SpawnContext
 
 
 def environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment of a process of ours, which is to start in :data:`STANDARD_LIBRARY`.
+    """Return the environment for a child process that starts in :data:`STANDARD_LIBRARY`.
 
     Args:
-        defaults: variables that it gets where the user has not set them.
+        defaults: variables to set unless the user has set them.
     """
     variables = {**(defaults or {}), **os.environ}
     for name, value in variables.items():
@@ -59,12 +59,12 @@ def environment(defaults: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def forking(preload: Sequence[str], *, deaf: bool = False) -> Context:
-    """Return what makes processes of functions: forked by a server without threads, which has imported ``preload``.
+    """Return a multiprocessing context that forks from a server without threads, which has imported ``preload``.
 
-    Call it before threads are started: the server starts in another folder than this process works in.
+    Call it before starting threads: this process changes its working folder while the server starts.
 
     Args:
-        deaf: whether the processes are to hear neither Ctrl-C nor SIGTERM, since this one ends them.
+        deaf: whether the processes ignore Ctrl-C and SIGTERM, because this process ends them.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -73,7 +73,7 @@ def forking(preload: Sequence[str], *, deaf: bool = False) -> Context:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     with _in_standard_library():
-        resource_tracker.ensure_running()  # which the server starts otherwise, and it unblocks the signals
+        resource_tracker.ensure_running()  # otherwise the server starts it, and unblocks the signals
         with _signals_blocked() if deaf else contextlib.nullcontext():
             forkserver.ensure_running()
     return context
@@ -81,9 +81,9 @@ def forking(preload: Sequence[str], *, deaf: bool = False) -> Context:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """What is started in the block never gets Ctrl-C and SIGTERM, which reach a whole group, not even while it starts.
+    """Block Ctrl-C and SIGTERM, which reach a whole process group, for processes started inside the context.
 
-    One that comes meanwhile reaches this process when the block ends.
+    A signal that arrives in the meantime reaches this process when the context ends.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
@@ -112,7 +112,7 @@ def _in_standard_library() -> Iterator[None]:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Return whether a process runs; one that ended and was not waited for does not."""
+    """Return whether a process is running; a zombie is not."""
     import psutil
 
     try:
@@ -122,7 +122,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def find(pid: int) -> psutil.Process | None:
-    """Return the process of that number, when it is alive."""
+    """Return the process with this id, or None if it is not alive."""
     import psutil
 
     try:
@@ -133,11 +133,11 @@ def find(pid: int) -> psutil.Process | None:
 
 
 def end_with_command(ask: Callable[[], float] = lambda: 0.0) -> None:
-    """Make this process end when its parent does, or the command that it works for.
+    """End this process when its parent or its command ends.
 
     Args:
-        ask: called then, in a thread, to have it end in good order; gives the seconds after which it is killed, with
-            all of its children.
+        ask: called in a thread to request a clean shutdown; returns the seconds after which this process and
+            its children are killed.
     """
     parent, number = os.getppid(), int(os.environ.get(PARENT_PID, "0"))
     command = find(number) if number else None
@@ -154,8 +154,8 @@ def end_with_command(ask: Callable[[], float] = lambda: 0.0) -> None:
 
 
 def end_with_creator() -> None:
-    """Make this :mod:`multiprocessing` process be killed when the one that started it ends."""
-    if sys.platform == "linux":  # even where a library keeps Python's threads from running
+    """Kill this :mod:`multiprocessing` process when the process that started it ends."""
+    if sys.platform == "linux":  # works even while a library blocks Python's threads
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(KILL), 0, 0, 0)
     creator = multiprocessing.parent_process()
     if creator is None:
@@ -179,7 +179,7 @@ def _kill_this_with_children() -> None:
 
 
 def members(name: str, value: str) -> list[psutil.Process]:
-    """Return the processes that are alive and in whose environment ``name`` had ``value`` from their start."""
+    """Return the live processes that were started with the environment variable ``name`` set to ``value``."""
     import psutil
 
     found = []
@@ -191,11 +191,11 @@ def members(name: str, value: str) -> list[psutil.Process]:
 
 
 def kill_family(family: str, *, grace: float = 0.0) -> None:
-    """Kill what is left of a piece of work: whoever started it, and whoever is its parent by now.
+    """Kill the remaining processes of a job, whichever process started them or is their parent by now.
 
     Args:
-        family: the value of :data:`FAMILY` that they share.
-        grace: seconds that they have to end by themselves.
+        family: the value of :data:`FAMILY` that the processes share.
+        grace: seconds to wait for them to end by themselves.
     """
     import psutil
 
@@ -205,6 +205,6 @@ def kill_family(family: str, *, grace: float = 0.0) -> None:
             for process in left:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-        if time.monotonic() > until + 10:  # the system itself holds them: nobody can do more
+        if time.monotonic() > until + 10:  # stuck in a system call: nothing more can be done
             return
         time.sleep(0.05)

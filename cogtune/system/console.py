@@ -1,4 +1,4 @@
-"""The one place that prints: results on stdout, remarks and progress on stderr, quiet off a terminal."""
+"""All printing: results on stdout, remarks and progress on stderr, less of it without a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Settings:
     remarks: TextIO | None = None
     """Where remarks and progress go; stderr when None."""
     live: Console | None = None
-    """The console of the progress bar that is on the screen: what is said meanwhile goes above it."""
+    """The console of the active progress bar; messages are printed above the bar."""
 
 
 _settings = _Settings()
@@ -48,9 +48,9 @@ _QUIET_LIBRARIES = {
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own chatter off the screen, unless the user's environment asks for it.
+    """Silence the libraries' own messages, unless the environment asks for them.
 
-    To be called before they are imported. Downloads from the Hub still show their progress.
+    Call it before they are imported. Downloads from the Hub still show their progress.
     """
     for name, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
@@ -72,7 +72,7 @@ class _Stream:
 
 
 class _Lenient(_Stream):
-    """Drops what cannot be written: to a pipe without a reader, a lost terminal, a full disk."""
+    """A stream that drops text that cannot be written: to a pipe without a reader, a lost terminal, a full disk."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):
@@ -106,10 +106,10 @@ class _Results(_Stream):
 def _explain_unwritable_stdout() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:  # its reader has enough, as `head` does
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         raise
     except OSError as error:
-        sys.stdout = None  # else Python tries again at its end, and says so
+        sys.stdout = None  # otherwise Python tries again at exit and reports the failure
         raise CogtuneError(
             f"cannot write the results to stdout: {error.strerror}",
             "the work is done and its files are complete; to see the results, redirect stdout elsewhere",
@@ -117,15 +117,15 @@ def _explain_unwritable_stdout() -> Iterator[None]:
 
 
 def lenient(stream: TextIO) -> TextIO:
-    """Return ``stream`` for remarks: no work is lost because one of them cannot be written."""
+    """Wrap ``stream`` for remarks, so that a failure to write one never stops the work."""
     return stream if isinstance(stream, _Lenient) else cast(TextIO, _Lenient(stream))
 
 
 def open_streams() -> None:
-    """Ensure that stdin, stdout and stderr exist, and that a remark which cannot be written stops nothing.
+    """Ensure that stdin, stdout and stderr exist, and that a failure to write a remark does not stop the program.
 
-    One that was closed would be the next file that is opened, into which all that is printed would go. It is opened so
-    that it cannot be written, which who prints results is told.
+    The next file to be opened would take the descriptor of a closed stream, and everything printed would go to that
+    file. A closed stream is therefore replaced by one that cannot be used. Printing results to it is an error.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -146,7 +146,7 @@ def _console(stream: TextIO) -> Console:
     from rich.console import Console, ConsoleDimensions
 
     class Terminal(Console):
-        """A console as wide as the terminal of its own stream, whatever stdin, stdout and stderr are."""
+        """A console as wide as its own stream's terminal, whatever stdin, stdout and stderr are."""
 
         @property
         def size(self) -> ConsoleDimensions:
@@ -162,7 +162,7 @@ def _console(stream: TextIO) -> Console:
 
     if stream.isatty():
         return Terminal(file=stream, highlight=False, soft_wrap=True)
-    return Console(file=stream, highlight=False, soft_wrap=True, width=200)  # a file has no width: lines stay whole
+    return Console(file=stream, highlight=False, soft_wrap=True, width=200)  # a file has no width: no wrapping
 
 
 def is_quiet() -> bool:
@@ -183,14 +183,13 @@ def emit(value: Any) -> None:
 
 
 def _in_characters_of(stream: TextIO, text: str) -> str:
-    """Return ``text`` with what ``stream`` cannot write spelled out: half a character in a file's name, or `é` in
-    ASCII."""
+    """Escape what ``stream`` cannot encode: a lone surrogate from a file name, or `é` in ASCII."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, errors="backslashreplace").decode(encoding)
 
 
 def note(message: str) -> None:
-    """Print a remark on stderr: what is being done, or was already done."""
+    """Print a remark on stderr: what is being done or has been done."""
     if _settings.live is not None:
         _settings.live.print(escape(message))
     elif not _settings.quiet:
@@ -213,7 +212,7 @@ def error(problem: CogtuneError) -> None:
 
 
 def escape(text: str) -> str:
-    """Return ``text`` as it is to be seen: its square brackets are no markup of rich's, nor its characters commands."""
+    """Escape ``text`` for display: neither rich's markup nor control characters have an effect."""
     from rich.markup import escape as rich_escape
 
     return rich_escape(printable(text))
@@ -228,13 +227,12 @@ _IN_JSON = {code: f"\\u{code:04x}" for code in _CODES if code >= 32}  # JSON its
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with what a terminal would obey, or could not show, written out: a file's name may hold
-    anything."""
+    """Escape what a terminal would obey or cannot show, since a file name may contain anything."""
     return text.translate(_COMMANDS).encode(errors="backslashreplace").decode()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on stdout; off a terminal, tab-separated lines with a header."""
+    """Print a table on stdout; without a terminal, print tab-separated lines with a header."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             say("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
@@ -258,7 +256,7 @@ def show(renderable: RenderableType) -> None:
 
 
 class Progress:
-    """How far a piece of work is; made by :func:`progress`."""
+    """Progress through a task; created by :func:`progress`."""
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
@@ -296,7 +294,7 @@ class _Bar(Progress):
 
 
 class Dashboard:
-    """How a run is going: made by :func:`dashboard`. Off a terminal, a line now and then."""
+    """Live display of a run, created by :func:`dashboard`; without a terminal, an occasional line."""
 
     def __init__(self, what: str, total: int, done: int) -> None:
         self.what, self.total, self.done = what, total, done
@@ -312,11 +310,11 @@ class Dashboard:
             note(f"{self.what}: {self.done}/{self.total}  {told}  {span(seconds_left)} left")
 
     def doing(self, text: str) -> None:
-        """Show what is being done until the next step, on a terminal only."""
+        """Show the current activity until the next step; only on a terminal."""
 
 
 class _LiveDashboard(Dashboard):
-    """A bar and, below it, the figures in columns as wide as the screen allows."""
+    """A bar and, below it, the figures in as many columns as fit the screen."""
 
     def __init__(self, what: str, total: int, done: int) -> None:
         super().__init__(what, total, done)
@@ -347,7 +345,7 @@ class _LiveDashboard(Dashboard):
 
 
 def span(seconds: float) -> str:
-    """Return a length of time for people: ``45 s``, ``12 min``, ``3 h 20 min``."""
+    """Format a duration: ``45 s``, ``12 min``, ``3 h 20 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -356,7 +354,7 @@ def span(seconds: float) -> str:
 
 @contextlib.contextmanager
 def dashboard(what: str, total: int, *, done: int = 0) -> Iterator[Dashboard]:
-    """Show how a run of ``total`` steps is going: a live display on a terminal, a plain line now and then elsewhere."""
+    """Show the state of a run of ``total`` steps: a live display on a terminal, an occasional plain line elsewhere."""
     if _settings.quiet or not _remarks().isatty():
         yield Dashboard(what, total, done)
         return
@@ -373,7 +371,7 @@ def dashboard(what: str, total: int, *, done: int = 0) -> Iterator[Dashboard]:
 
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Progress]:
-    """Show progress through ``total`` pieces: a live bar on a terminal, a plain line now and then elsewhere."""
+    """Show progress through ``total`` items: a live bar on a terminal, an occasional plain line elsewhere."""
     if _settings.quiet or not _remarks().isatty():
         yield Progress(what, total)
         return

@@ -1,6 +1,4 @@
-"""Folders that come from elsewhere may hold links: what is written, deleted or published is never reached through one
-that leads out of its folder.
-"""
+"""Containment of links: nothing is written, deleted or published through a link that leads out of its folder."""
 
 from __future__ import annotations
 
@@ -20,14 +18,14 @@ _FOLDERS = {
     **dict.fromkeys((f"{names.LAUNCH}*", f"{names.DRY_RUN}*"), 1),
     **dict.fromkeys((names.SAMPLES, f"{names.CHECKPOINT}*"), 2),
 }
-"""Folders of a cache and of a run whose files are written, read and deleted, and how many levels of them."""
+"""Subfolders of a cache or run whose files are written, read and deleted, with the number of levels to check."""
 
 _FILES = (".*", names.RUN_YAML, names.METRICS, names.FACTS, *names.TRACKER_FOLDERS)
-"""What else is at the top of a cache or a run; links of other names are the user's own."""
+"""Other names at the top of a cache or run; links with different names belong to the user."""
 
 
 def leads_out(path: Path, root: Path) -> bool:
-    """Return whether ``path``, its links followed, lies outside of the folder ``root``, its own links followed."""
+    """Return whether ``path`` lies outside the folder ``root``, with the links of both resolved."""
     real, inside = os.path.realpath(path), os.path.realpath(root)
     return real != inside and not real.startswith(inside.rstrip(os.sep) + os.sep)
 
@@ -42,12 +40,12 @@ def _links(folder: Path, levels: int) -> Iterator[Path]:
 
 
 def _is_merged(folder: Path) -> bool:
-    """Return whether a folder is a merged model, whose links to its base model's parts are only read."""
+    """Return whether a folder is a merged model, whose links to the base model are only read."""
     return (folder / "model_index.json").is_file()
 
 
 def links_out(folder: Path) -> list[Path]:
-    """Return the links by which writing in ``folder``, a cache or a run's output, would reach files elsewhere."""
+    """Return the links in ``folder``, a cache or run folder, through which a write would reach files elsewhere."""
     found: list[Path] = []
     for place in folder.iterdir() if folder.is_dir() else ():
         levels = next((levels for name, levels in _FOLDERS.items() if fnmatch(place.name, name)), 0)
@@ -60,7 +58,7 @@ def links_out(folder: Path) -> list[Path]:
 
 
 def refuse_links_out(folder: Path) -> None:
-    """Refuse a cache or a run's folder in which writing would reach files elsewhere.
+    """Reject a cache or run folder in which a write would reach files elsewhere.
 
     Raises:
         CogtuneError: with every link that leads out.
@@ -71,10 +69,10 @@ def refuse_links_out(folder: Path) -> None:
 
 
 def refuse_links(links: Iterable[Path], folder: Path, hint: str) -> None:
-    """Refuse ``links`` of ``folder``, if there are any.
+    """Reject ``folder`` if it has any ``links``.
 
     Raises:
-        CogtuneError: with every one of them and where it leads.
+        CogtuneError: with every link and its target.
     """
     found = [f"{link} is a link to {os.path.realpath(link)}" for link in links]
     if len(found) == 1:
@@ -84,11 +82,10 @@ def refuse_links(links: Iterable[Path], folder: Path, hint: str) -> None:
 
 
 def open_in_place(path: Path) -> TextIO:
-    """Return a file to be written in place, as a lock or a log is; made when it is not there, and its content left
-    alone.
+    """Open a file to write in place, such as a lock or a log; create it if it is missing and keep its contents.
 
     Raises:
-        CogtuneError: it is a link or no regular file, or cannot be opened.
+        CogtuneError: it is a link, not a regular file, or cannot be opened.
     """
     with os_errors_explained(path):
         if path.is_symlink():

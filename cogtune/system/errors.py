@@ -1,4 +1,4 @@
-"""All that a user ever sees of a failure: what is wrong, what to do, an exit code."""
+"""Errors as the user sees them: what is wrong, what to do, and an exit code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class CogtuneError(Exception):
 
     Args:
         message: one line: what is wrong, naming the file, line or value.
-        hint: one line: what to do about it; empty when the message says it all.
-        details: when several things of one kind are wrong, all of them, one line each.
+        hint: one line: what to do about it; empty if the message is enough.
+        details: if several things of one kind are wrong, all of them, one line each.
         exit_code: the process's exit status, 1 unless the command line itself was wrong (2).
     """
 
@@ -51,7 +51,7 @@ class UsageError(CogtuneError):
 
 
 class StoppedError(CogtuneError):
-    """Work was stopped as asked, by a signal.
+    """The work was stopped by a signal, as requested.
 
     Args:
         signal: its number.
@@ -65,13 +65,13 @@ class StoppedError(CogtuneError):
 _ADVICE = re.compile(
     r"weights_only|trust_remote_code|allow_pickle|safe_globals|still be loaded|arbitrary code|trust", re.I
 )
-"""What a library says to have a safeguard switched off, which would run code that a file holds."""
+"""Advice in library messages to disable a safeguard, which would run code from a file."""
 
 _MOST_CHARACTERS = 400
 
 
 def said_by(error: BaseException) -> str:
-    """Return the first line of what a library says of its failure, without advice to switch a safeguard off."""
+    """Return the first line of a library's error message, without advice to disable a safeguard."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     sentences = re.split(r"(?<=[.!?:;])\s+", lines[0]) if lines else []
     said = " ".join(sentence for sentence in sentences if not _ADVICE.search(sentence)).rstrip(" :;")
@@ -79,7 +79,7 @@ def said_by(error: BaseException) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` with the known word nearest to ``word``, or nothing when none is near."""
+    """Return ``"; did you mean 'x'?"`` with the known word nearest to ``word``, or nothing if none is near."""
     lowered = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     return f"; did you mean '{lowered[near[0]]}'?" if near else ""

@@ -15,11 +15,11 @@ from typing import BinaryIO
 from cogtune.system.errors import CogtuneError
 
 PARTIAL_SUFFIX = ".partial"
-"""What the name of an unfinished file or folder ends in; such a leftover is safe to delete."""
+"""Suffix of unfinished files and folders; leftovers with it are safe to delete."""
 
 
 def sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows opens no folders, and writes down a rename by itself
+    if os.name == "nt":  # Windows cannot open folders, and persists a rename by itself
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -31,11 +31,11 @@ def sync_folder(folder: Path) -> None:
 
 
 AGAIN = "run the same command again"
-"""How the hint of a :class:`DiskFull` ends; who knows better what to run says that instead."""
+"""The end of a :class:`DiskFull` hint; callers that know the command to run replace it."""
 
 
 class DiskFull(CogtuneError):
-    """There is no room to write."""
+    """The disk is full."""
 
 
 _FULL = {
@@ -54,16 +54,16 @@ _HINTS = {
 }
 
 _WRITE_FAILURES = ("I/O error", "PytorchStreamWriter failed", "inline_container.cc", "iostream error")
-"""What safetensors and torch say, in errors of their own kinds, when the disk takes no more."""
+"""Messages of safetensors and torch, in their own exception types, for a full disk."""
 
 
 @contextlib.contextmanager
 def os_errors_explained(path: Path, doing: str = "write") -> Iterator[None]:
-    """Turn an ``OSError`` about ``path``, in whatever form, into a :class:`CogtuneError` that says what to do.
+    """Turn an ``OSError`` about ``path``, in any form, into a :class:`CogtuneError` that says what to do.
 
     Raises:
-        CogtuneError: in place of any OSError, and of a library's own error for a failed write; a :class:`DiskFull`
-            where there is no room.
+        CogtuneError: instead of any OSError or a library's own error for a failed write; :class:`DiskFull` if the disk
+            is full.
     """
     try:
         yield
@@ -85,7 +85,7 @@ def _failure(message: str, number: int) -> CogtuneError:
 
 @functools.cache
 def _ordinary_mode() -> int:
-    """Return permissions of a file that a program makes without asking for special ones."""
+    """Return the default permissions of a new file."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
@@ -103,7 +103,7 @@ def temporary_path(path: Path) -> Path:
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file under a temporary name beside ``path``, then move it into place.
+    """Let ``write`` create a file under a temporary name next to ``path``, then rename it.
 
     The file is synced to disk before the rename, so after a crash ``path`` is the old file or the new one.
 
@@ -121,7 +121,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
             raise
-    # From here on the new file is whole under its name, whatever the disk refuses.
+    # From here on the new file is complete under its final name, even if the sync fails.
     with contextlib.suppress(OSError):
         sync_folder(path.parent)
 
@@ -135,7 +135,7 @@ def open_regular(path: Path) -> BinaryIO:
     """Open an ordinary file to read its bytes.
 
     Raises:
-        OSError: there is none, or something that may never end or answer stands in its place: a pipe, a device.
+        OSError: it does not exist, or is not an ordinary file but a pipe or device, which may block forever.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
@@ -147,7 +147,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path) -> bytes:
-    """Return the bytes of an ordinary file, however many.
+    """Return the bytes of an ordinary file of any size.
 
     Raises:
         OSError: as :func:`open_regular`.
@@ -157,7 +157,7 @@ def read_regular(path: Path) -> bytes:
 
 
 def special_files(folder: Path) -> list[str]:
-    """Name what a folder holds, at any depth, that may be waited for without end: pipes, devices, sockets."""
+    """List the pipes, devices and sockets in a folder at any depth; reading them could block forever."""
     return [
         f"{path} is not an ordinary file"
         for path in sorted(folder.rglob("*"))

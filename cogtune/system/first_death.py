@@ -1,4 +1,4 @@
-"""Which of several processes died first: what their launcher knows, said to the process that watches it."""
+"""Which of several processes died first, as reported by their launcher to the process that watches it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cogtune.system.errors import CogtuneError
 from cogtune.system.files import write_text
 
 FIRST_DEATH = "COGTUNE_FIRST_DEATH"
-"""Environment variable: the file in which a launcher says which of its processes died first, and how."""
+"""Environment variable: the file in which a launcher reports which of its processes died first, and how."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Death:
 
     pid: int
     signal: int
-    """What killed it; 0 when it ended by itself."""
+    """The signal that killed it; 0 if it ended by itself."""
 
     def tell(self) -> None:
-        """Say so to the process that watches the launcher, if one does."""
+        """Report this to the process that watches the launcher, if there is one."""
         if path := os.environ.get(FIRST_DEATH):
             with contextlib.suppress(CogtuneError):
                 write_text(Path(path), json.dumps(asdict(self)))

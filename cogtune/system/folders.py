@@ -1,4 +1,4 @@
-"""Folders that become visible whole: filled under a temporary name, then put in the place of what was there."""
+"""Atomic folders: filled under a temporary name, then renamed, replacing an existing folder."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from cogtune.system.files import PARTIAL_SUFFIX, finish_file, os_errors_explaine
 
 
 def partial_path(target: Path) -> Path:
-    """Return the name under which :func:`partial_folder` has a folder filled."""
+    """Return the temporary name that :func:`partial_folder` uses for a folder."""
     return target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
 
 
 def partial_folder(target: Path) -> Path:
-    """Return a fresh folder beside ``target`` to fill; :func:`publish_folder` gives it its name.
+    """Create a new folder next to ``target`` to fill; :func:`publish_folder` gives it its final name.
 
     Separate from a context manager because several processes may fill one folder together.
 
     Raises:
-        CogtuneError: it cannot be made, or no other folder can ever take ``target``'s place.
+        CogtuneError: it cannot be created, or ``target`` cannot be replaced.
     """
     require_replaceable(target)
     aside = partial_path(target)
@@ -38,7 +38,7 @@ def partial_folder(target: Path) -> Path:
             _discard(aside, target)
         stale = re.compile(rf"\.{re.escape(target.name)}\.\d+-[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}")
         for path in target.parent.glob(f".*{PARTIAL_SUFFIX}"):
-            if stale.fullmatch(path.name) and path.is_dir():  # what a killed process had begun to delete
+            if stale.fullmatch(path.name) and path.is_dir():  # a deletion that a killed process had started
                 shutil.rmtree(path, ignore_errors=True)
         aside.mkdir(parents=True)
     return aside
@@ -48,7 +48,7 @@ def require_replaceable(folder: Path) -> None:
     """Check that ``folder`` can be replaced, if it exists.
 
     Raises:
-        CogtuneError: another file system is mounted there, and such a folder keeps its place.
+        CogtuneError: it is a mount point, which cannot be replaced.
     """
     if folder.is_dir() and (folder.is_mount() or str(folder.resolve()) in _mount_points()):
         raise CogtuneError(
@@ -58,8 +58,7 @@ def require_replaceable(folder: Path) -> None:
 
 
 def _mount_points() -> set[str]:
-    """Return where file systems are mounted, folders of the same file system included; empty where Linux does not
-    say."""
+    """Return all mount points, including bind mounts; empty if Linux does not list them."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -68,17 +67,17 @@ def _mount_points() -> set[str]:
 
 
 def publish_folder(aside: Path, target: Path) -> str:
-    """Sync every file under ``aside`` and rename it to ``target``, replacing a folder that is there.
+    """Sync every file under ``aside`` and rename it to ``target``, replacing an existing folder.
 
-    At every moment ``target`` is the old folder or the new one. (Where the file system cannot exchange two names in one
-    step there is a moment between two renames; killed in it, :func:`remove_partials` and :func:`partial_folder` put
-    the old one back.)
+    ``target`` is always either the old folder or the new one. (If the file system cannot exchange two names in one
+    step, there is a moment between two renames. If the process is killed then, :func:`remove_partials` and
+    :func:`partial_folder` restore the old one.)
 
     Returns:
-        What is left of the old folder and could not be deleted, as a remark; empty when it is gone.
+        A remark if parts of the old folder could not be deleted; empty otherwise.
 
     Raises:
-        CogtuneError: it cannot be published; ``target`` is as it was.
+        CogtuneError: it cannot be published; ``target`` is unchanged.
     """
     with os_errors_explained(target):
         for path in sorted(aside.rglob("*")):
@@ -100,7 +99,7 @@ def publish_folder(aside: Path, target: Path) -> str:
             except BaseException:
                 _restore(doomed)
                 raise
-    # From here on the new folder is whole under its name, whatever the disk refuses.
+    # From here on the new folder is complete under its final name, even if the rest fails.
     with contextlib.suppress(OSError):
         sync_folder(target.parent)
     return _discard(doomed, target) if doomed else ""
@@ -114,10 +113,10 @@ _AT_FDCWD = -100
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two names change their places in one step; False where the system or its file system has no such step.
+    """Exchange two names in one step; return False if the system or file system does not support it.
 
     Raises:
-        OSError: it has, and refused.
+        OSError: it is supported, but failed.
     """
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
@@ -135,25 +134,25 @@ _REPLACED = f".replaced{PARTIAL_SUFFIX}"
 
 
 def _replaced(target: Path) -> Path:
-    """Return where a folder stands while another takes its place in two steps."""
+    """Return the name of an old folder while it is being replaced in two steps."""
     return target.with_name(f".{target.name}{_REPLACED}")
 
 
 def _restore(replaced: Path) -> None:
-    """Put a folder back that was to be replaced when the process was killed."""
+    """Restore a folder whose replacement was interrupted."""
     target = replaced.with_name(replaced.name.removeprefix(".").removesuffix(_REPLACED))
     if replaced.is_dir() and not target.exists():
         replaced.rename(target)
 
 
 def remove_folder(folder: Path) -> str:
-    """Delete a folder so that, killed half-way, nothing incomplete stands under its name.
+    """Delete a folder such that an interruption leaves nothing incomplete under its name.
 
     Returns:
-        What is left of it under another name and could not be deleted, as a remark; empty when it is gone.
+        A remark if parts of it, under another name, could not be deleted; empty otherwise.
 
     Raises:
-        CogtuneError: it keeps its name.
+        CogtuneError: it cannot be renamed.
     """
     doomed = temporary_path(folder)
     with os_errors_explained(folder, "delete"):
@@ -162,7 +161,7 @@ def remove_folder(folder: Path) -> str:
 
 
 def _discard(folder: Path, target: Path) -> str:
-    """Delete what has a temporary name and was, or was to be, ``target``; what is left of it, as a remark."""
+    """Delete a temporary folder that was, or should have become, ``target``; return a remark if parts remain."""
     with contextlib.suppress(OSError):  # another folder may be about to get this name
         doomed = temporary_path(target)
         folder.rename(doomed)
@@ -176,12 +175,12 @@ def _discard(folder: Path, target: Path) -> str:
 
 @contextlib.contextmanager
 def written_folder(target: Path, warn: Callable[[str], object] | None = None) -> Iterator[Path]:
-    """Fill a folder under a temporary name; it becomes ``target`` when the block ends well.
+    """Fill a folder under a temporary name, and rename it to ``target`` if the block succeeds.
 
-    When the block raises, the temporary folder is removed and ``target`` stays as it was.
+    If the block raises, the temporary folder is removed and ``target`` is unchanged.
 
     Args:
-        warn: told what is left of a folder that was there before, if that cannot be deleted.
+        warn: called with a remark if the previous folder could not be deleted completely.
     """
     aside = partial_folder(target)
     try:
@@ -195,7 +194,7 @@ def written_folder(target: Path, warn: Callable[[str], object] | None = None) ->
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete what an earlier, killed process left unfinished directly inside ``folder``."""
+    """Delete unfinished files and folders that a killed process left directly in ``folder``."""
     for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
         if path.name.endswith(_REPLACED):
             with contextlib.suppress(OSError):
@@ -208,15 +207,15 @@ def remove_partials(folder: Path) -> None:
 
 
 SETTLED = 60.0
-"""Seconds after which what another machine writes to a shared disk has its name."""
+"""Seconds after which a file that another machine writes to a shared disk has its final name."""
 
 
 def remove_leftovers(folder: Path, name: str = "*", *, shared: bool = False) -> None:
     """Delete unfinished files that :func:`write_atomic` left in ``folder`` when its process was killed.
 
     Args:
-        name: of the files that were being written; any by default.
-        shared: processes of other machines write there too, of which nobody here knows whether they are alive.
+        name: final name of the files; any by default.
+        shared: whether other machines write there as well; whether their processes are alive cannot be known here.
     """
     for path in folder.glob(f".{glob.escape(name) if name != '*' else name}.*{PARTIAL_SUFFIX}"):
         made = re.search(r"\.(\d{1,10})-[0-9a-f]{8}\.partial$", path.name)

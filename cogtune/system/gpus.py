@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of this machine, asked of the driver itself (NVML): no torch, and no memory taken on a GPU.
+"""The NVIDIA GPUs of this machine, queried through the driver (NVML), without torch or memory on a GPU.
 
 NVML's functions and structures: https://docs.nvidia.com/deploy/nvml-api/.
 """
@@ -17,7 +17,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class _Memory(ctypes.Structure):
-    """``nvmlMemory_v2_t``: in it, what the driver keeps for itself is not counted as used."""
+    """``nvmlMemory_v2_t``, which does not count the driver's own memory as used."""
 
     _fields_ = (
         ("version", ctypes.c_uint),
@@ -30,7 +30,7 @@ class _Memory(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: its name, and its memory in bytes, all of it and what every program together uses now."""
+    """One GPU: its name, and its memory in bytes, in total and in use by all programs."""
 
     name: str
     total: int
@@ -52,7 +52,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _handle(library: ctypes.CDLL, word: str) -> ctypes.c_void_p | None:
-    """Return the GPU that ``CUDA_VISIBLE_DEVICES`` calls by number or by UUID."""
+    """Return the GPU that a word of ``CUDA_VISIBLE_DEVICES`` refers to by number or UUID."""
     handle = ctypes.c_void_p()
     if word.isdigit():
         failed = library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(word)), ctypes.byref(handle))
@@ -78,7 +78,7 @@ def gpus() -> tuple[Gpu, ...]:
     found = []
     for word in _words(library):
         handle = _handle(library, word)
-        if handle is None:  # CUDA, too, sees none from the first wrong word on
+        if handle is None:  # CUDA also ignores everything after the first invalid word
             break
         name = ctypes.create_string_buffer(_NAME_BYTES)
         memory = _Memory(version=ctypes.sizeof(_Memory) | 2 << 24)
@@ -91,14 +91,14 @@ def gpus() -> tuple[Gpu, ...]:
 
 @dataclass(frozen=True)
 class Driver:
-    """NVIDIA's driver: its version, and the newest CUDA that it runs, such as ``12.8``."""
+    """NVIDIA's driver: its version, and the newest CUDA version that it supports, such as ``12.8``."""
 
     version: str
     cuda: str
 
 
 def driver() -> Driver | None:
-    """Return the driver of this machine; None where there is none."""
+    """Return the driver of this machine; None if there is none."""
     library = _library()
     if library is None:
         return None

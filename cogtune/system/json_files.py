@@ -1,4 +1,4 @@
-"""JSON files: of limited size and depth, and, where we wrote them, sealed by a checksum."""
+"""JSON files: limited in size and depth, and sealed with a checksum if cogtune wrote them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 MOST_JSON = 1 << 28
-"""Bytes of the largest JSON file that is read: the list of half a million samples takes less."""
+"""Maximum size in bytes of a JSON file; a list of half a million samples is smaller."""
 
 
 def read_json(path: Path) -> Any:
@@ -32,7 +32,7 @@ def read_json(path: Path) -> Any:
         value = json.loads(data.decode("utf-8-sig"))
         if _is_deep(value):
             raise RecursionError
-        if b"\\ud" in data.lower():  # half a character can be read, and never be written again
+        if b"\\ud" in data.lower():  # a lone surrogate can be read, but not written
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise CogtuneError(f"{path} is not valid JSON: nested too deeply", _RESTORE) from error
@@ -45,16 +45,16 @@ _RESTORE = "restore the file or create it again"
 
 
 CHECKSUM = "checksum"
-"""The key under which a JSON object that cogtune wrote has the digest of all its other keys."""
+"""The key that holds the digest of all other keys, in a JSON object written by cogtune."""
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``value`` with its own checksum, to be saved as JSON."""
+    """Return ``value`` with its checksum added, to save as JSON."""
     return {**value, CHECKSUM: _checksum(value)}
 
 
 def is_sealed(value: Any) -> bool:
-    """Return whether a JSON value is an object that has the checksum it was saved with."""
+    """Return whether a JSON value is an object that still matches its checksum."""
     return isinstance(value, dict) and value.get(CHECKSUM) == _checksum(value)
 
 
@@ -64,7 +64,7 @@ def _checksum(value: Mapping[str, Any]) -> str:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write ``value`` as JSON with its own checksum, for :func:`read_sealed`."""
+    """Write ``value`` as JSON with its checksum, for :func:`read_sealed`."""
     write_json(path, sealed(value))
 
 
@@ -72,7 +72,7 @@ def read_sealed(path: Path, hint: str = _RESTORE) -> dict[str, Any]:
     """Return the object that :func:`write_sealed` wrote to ``path``.
 
     Args:
-        hint: what to do when it is not what was written.
+        hint: what to do if it was changed.
 
     Raises:
         CogtuneError: the file is missing, unreadable, or was changed since.
@@ -87,7 +87,7 @@ _MOST_LEVELS = 64
 
 
 def _is_deep(value: Any) -> bool:
-    """Return whether lists and objects are nested beyond what any file of ours or of a model has."""
+    """Return whether lists and objects are nested more deeply than in any file of cogtune or of a model."""
     boxes = [value] if isinstance(value, dict | list) else []
     for _ in range(_MOST_LEVELS):
         items = (item for box in boxes for item in (box.values() if isinstance(box, dict) else box))

@@ -1,4 +1,4 @@
-"""A folder belongs to one process at a time."""
+"""Locks on folders, so that one process at a time uses a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ else:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-_HELD = (errno.EAGAIN, errno.EACCES)  # what the two say of a lock that another process holds
+_HELD = (errno.EAGAIN, errno.EACCES)  # error codes of the two for a lock that another process holds
 
 LOCK = ".lock"
 """The lock of the program that is using a folder."""
@@ -38,10 +38,10 @@ WORKER_LOCK = ".worker.lock"
 """The lock that the first worker of a run holds in the run's folder."""
 
 _LOOKED_AT = 0.2
-"""Seconds within which a process that only looks whether a folder is held has let go."""
+"""Seconds within which a process that only checks a lock has released it."""
 
 _UNTOLD = 2.0
-"""Seconds of waiting for another process that are not worth a word."""
+"""Seconds of waiting for another process before the user is told."""
 
 
 def _held(handle: TextIO, seconds: float) -> bool:
@@ -62,15 +62,15 @@ def _held(handle: TextIO, seconds: float) -> bool:
 
 @contextlib.contextmanager
 def exclusive_folder(folder: Path, name: str = LOCK, *, wait: bool = False, waiting: str = "") -> Iterator[None]:
-    """Hold a folder while the block runs: two runs in one would overwrite each other. A killed holder lets go.
+    """Lock a folder while the block runs. If the holder is killed, the lock is released.
 
     Args:
-        name: of the lock file: a run's program and its worker hold one each, since either may outlive the other.
-        wait: until another holder lets go, rather than refuse.
-        waiting: what is said of that, when it takes longer than a moment.
+        name: name of the lock file; a run's program and its worker each have one, since either may outlive the other.
+        wait: wait for another holder instead of raising an error.
+        waiting: remark for the user if the wait takes longer than a moment.
 
     Raises:
-        CogtuneError: another process holds it, or a link in it leads out of it.
+        CogtuneError: another process holds the lock, or the lock is a link out of the folder.
     """
     path = folder / name
     with os_errors_explained(path):
@@ -90,10 +90,10 @@ def exclusive_folder(folder: Path, name: str = LOCK, *, wait: bool = False, wait
 
 
 def is_held(folder: Path, name: str = LOCK) -> bool:
-    """Return whether a process holds a folder.
+    """Return whether a process holds the lock on a folder.
 
     Args:
-        name: of the lock file, as for :func:`exclusive_folder`.
+        name: name of the lock file, as for :func:`exclusive_folder`.
 
     Raises:
         CogtuneError: the lock is a link, or cannot be opened.

@@ -1,6 +1,6 @@
-"""The names of what cogtune writes into the folder of a run or of a cache, for all who have to know it again.
+"""The names of files that cogtune writes to the folder of a run or cache.
 
-What lies where in a run's folder is :class:`cogtune.run.folder.RunFolder`'s business.
+For their places in a run's folder, see :class:`cogtune.run.folder.RunFolder`.
 """
 
 from __future__ import annotations

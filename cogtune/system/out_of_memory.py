@@ -1,4 +1,4 @@
-"""Running out of GPU memory: how to recognise it and how to report it, for everything that computes."""
+"""Recognising and reporting errors about GPU memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cogtune.system.gpus import gpus
 GB = 10**9
 
 _NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What CUDA and its libraries say in errors other than PyTorch's own."""
+"""Messages of CUDA and its libraries, in errors other than PyTorch's own."""
 
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -45,7 +45,7 @@ class Room:
 
 
 def room_of(error: BaseException) -> Room | None:
-    """Read the GPU's memory from PyTorch's error, else from the driver; None if neither says.
+    """Read the GPU's memory from PyTorch's error, or else from the driver; None if neither has it.
 
     Memory that other programs use or that this process may not have is not free.
     """

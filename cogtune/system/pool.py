@@ -1,6 +1,6 @@
-"""A pool of processes that may be killed: a job that kills or hangs its process costs its own result and no more.
+"""A pool of killable processes: a job that crashes or hangs its process loses only its own result.
 
-Each process has a thread here that feeds it. Arrays come back in memory that both processes map, not through a pipe.
+Each process is fed by a thread of the parent. Arrays come back in shared memory, not through a pipe.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 Beat = Callable[[float], None]
-"""Called with the seconds for which a job may now be silent before its process is taken to hang."""
+"""Called with the seconds for which the job may be silent before its process counts as hung."""
 
 _BEATS = 0.1
-"""Seconds between two beats that are sent; what comes between says nothing new."""
+"""Minimum seconds between two beats; others in between are not sent."""
 
 _TRACEBACK_LINES = 20
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A process that was lost over a job.
+    """The loss of a process during a job.
 
     Args:
-        end: what ended it, such as ``SIGSEGV`` or ``status 3``; empty when it hung and was killed for that.
-        silence: the seconds for which it gave no sign of life, when it hung.
+        end: what ended it, such as ``SIGSEGV`` or ``status 3``; empty if it hung and was killed.
+        silence: the seconds without a sign of life, if it hung.
     """
 
     end: str = ""
@@ -58,17 +58,17 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class PoolOptions(Generic[Job]):
-    """How a pool works.
+    """Options of a pool.
 
     Args:
-        patience: seconds without a result, or a beat, after which a process is taken to hang.
-        preload: modules that the processes have imported when they start.
+        patience: seconds without a result or beat after which a process counts as hung.
+        preload: modules that are imported before the processes start.
         prepare: called once in each process; a function at the top of a module.
-        attempts: how often a job is tried when it loses its process.
-        most_held: jobs at work or waiting to be taken; the memory of an array takes a file handle.
-        cost: what a job's result takes; a single job dearer than ``most_cost`` is let through.
-        most_cost: what the results held may take together.
-        ordered: whether results come in the order of the jobs, or as they are ready.
+        attempts: how often a job is tried if it loses its process.
+        most_held: maximum number of jobs in progress or waiting to be taken; each array takes a file handle.
+        cost: returns the cost of a job's result; a single job above ``most_cost`` is still accepted.
+        most_cost: maximum total cost of the results held.
+        ordered: whether results come in the order of the jobs instead of as they are ready.
     """
 
     patience: float
@@ -90,17 +90,17 @@ def usable_cores() -> int:
 def processing(
     do: Callable[[Job, Beat], Result], jobs: Iterable[Job], workers: int, options: PoolOptions[Job]
 ) -> Iterator[Iterator[tuple[int, Job, Result | Lost] | None]]:
-    """Do ``jobs`` in processes, which starts at once; inside the block, each comes out with its place and its result.
+    """Start to run ``jobs`` in processes; yield an iterator over each job, its position and its result.
 
-    A None comes out when nothing was ready for a while, so that the one who waits can look around, and Python can
-    hear a signal that another thread was given. No process is left when the block ends.
+    It yields None if nothing was ready for a while, so that the caller can do other things and Python can handle a
+    signal that another thread received. No process is left when the block ends.
 
     Args:
         do: does one job; a function at the top of a module, or a partial of one.
-        workers: processes, each started with its first job; 0 does the jobs in this one, when they are asked for.
+        workers: number of processes, each started with its first job; 0 runs the jobs in this process, on demand.
 
     Raises:
-        CogtuneError: ``do`` raised an error, which is a fault of its own and no job's, or a process cannot start.
+        CogtuneError: ``do`` raised an error, which is a bug and not the fault of a job, or a process cannot start.
     """
     listed = enumerate(jobs)
     if not workers:
@@ -120,7 +120,7 @@ def processing(
 
 
 def _serve(connection: Connection, do: Callable[[Any, Beat], Any], prepare: Callable[[], None]) -> None:
-    """Do the jobs that come in until the other side hangs up."""
+    """Run the jobs that arrive until the other side closes the connection."""
     for number in (signal.SIGINT, signal.SIGTERM):  # where nothing forks; a fork server's children never get them
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the process that started this ends it
     end_with_creator()
@@ -141,7 +141,7 @@ def _serve(connection: Connection, do: Callable[[Any, Beat], Any], prepare: Call
 
 
 class _Pulse:
-    """What a job's signs of life become: messages, few of them."""
+    """A callable that sends a job's beats, at a limited rate."""
 
     def __init__(self, connection: Connection, patience: float) -> None:
         self._connection, self._patience, self._last = connection, patience, time.monotonic()
@@ -154,7 +154,7 @@ class _Pulse:
 
 
 def _send_result(connection: Connection, result: object) -> None:
-    """Send a result; what it has of arrays is put into memory that is handed over as a file handle."""
+    """Send a result; its arrays are put in shared memory, whose file handle is sent."""
     if sys.platform == "win32":  # which has other handles
         connection.send(("done", (pickle.dumps(result), [])))
         return
@@ -171,7 +171,7 @@ def _send_result(connection: Connection, result: object) -> None:
 
 
 def _shared_memory() -> int:
-    """Return a descriptor of memory without a name: nothing is left of it when its last user dies."""
+    """Return a descriptor of anonymous shared memory, which is freed when its last user ends."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("cogtune-result")
     with tempfile.TemporaryFile() as file:
@@ -203,7 +203,7 @@ class _Process(Generic[Job, Result]):
         theirs.close()
 
     def do(self, job: Job, patience: float) -> Result | Lost:
-        """Return the job's result; when the process dies or hangs, it is gone afterwards.
+        """Return the job's result; a process that died or hung is removed.
 
         Raises:
             CogtuneError: it cannot work at all.
@@ -244,7 +244,7 @@ class _Process(Generic[Job, Result]):
 
 
 class Pool(Generic[Job, Result]):
-    """The processes, their threads, and what they have ready."""
+    """The processes, their threads, and the finished results."""
 
     def __init__(
         self,
@@ -267,7 +267,7 @@ class Pool(Generic[Job, Result]):
             thread.start()
 
     def results(self) -> Iterator[tuple[int, Job, Result | Lost] | None]:
-        """Yield each job's place and result; the memory of one is given back when the next is asked for."""
+        """Yield each job's position and result; the memory of a result is freed when the next is requested."""
         at_work, given = len(self.threads), 0
         early: dict[int, tuple[int, Job, Result | Lost]] = {}
         while at_work:
@@ -289,7 +289,7 @@ class Pool(Generic[Job, Result]):
                 self._give_back(early.pop(place)[1])
 
     def close(self) -> None:
-        """End every process, whatever it is at."""
+        """Kill every process, whatever it is doing."""
         with self.room:
             self.closed = True
             self.room.notify_all()
@@ -321,7 +321,7 @@ class Pool(Generic[Job, Result]):
             self.ready.put(None)
 
     def _start(self, number: int) -> _Process[Job, Result] | None:
-        with self.room:  # close() sees every process there is
+        with self.room:  # so that close() sees every process
             if self.closed:
                 return None
             self.processes[number] = _Process(self.context, self.do, self.options.prepare)

@@ -1,7 +1,7 @@
-"""The processes that do the heavy work, from both sides: how one is watched, and how it says what became of it.
+"""Worker processes, from both sides: watching them, and reporting from them.
 
-A worker process writes a small report file: that it runs, and how it ended. Its own words go to stdout, which the
-watching process joins to its stderr; everything that libraries and launchers say goes to a log file.
+A worker process writes a small report file: that it is running, and how it ended. Its own messages go to stdout, which
+the watching process forwards to its stderr. Output of libraries and launchers goes to a log file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cogtune.system.safe_path import STANDARD_LIBRARY
 _QUIET = "COGTUNE_QUIET"
 
 Status = Literal["starting", "running", "done", "stopped", "failed"]
-"""How a process is. While it starts there is nothing to lose: it is killed, rather than asked to stop."""
+"""The state of a process. While it is starting, nothing can be lost, so it is killed and not asked to stop."""
 
 _REPORT_BYTES = 4096
 _TAIL_LINES = 20
@@ -43,23 +43,23 @@ _TAIL_LINES = 20
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """The file in which one worker process says how it is."""
+    """The file in which a worker process reports its state."""
 
     path: Path
 
     def reserve(self) -> None:
-        """Take the room on the disk that saying something takes, and say nothing yet.
+        """Reserve the disk space for a report, without writing one yet.
 
         Raises:
-            CogtuneError: there is none, or the file cannot be written.
+            CogtuneError: there is no space, or the file cannot be written.
         """
         write_text(self.path, " " * _REPORT_BYTES)
 
     def write(self, status: Status, error: CogtuneError | None = None, *, foreseen: bool = True) -> bool:
-        """Say how it is; with ``failed``, what the failure was. False when it could not be said.
+        """Write the state, and for ``failed`` the error; return False if it could not be written.
 
         Args:
-            foreseen: whether the error is in our own words. The others that fail when one process fails are not.
+            foreseen: whether the error is one of cogtune's own. Failures that follow from it are not.
         """
         value: dict[str, Any] = {"pid": os.getpid(), "status": status}
         if error is not None:
@@ -75,7 +75,7 @@ class WorkerReport:
             write_text(self.path, text)
         except CogtuneError:
             try:
-                with self.path.open("r+b") as file:  # over what is there, which takes no more of a full disk
+                with self.path.open("r+b") as file:  # overwritten in place, which needs no space on a full disk
                     file.write(text.encode())
                     file.truncate()
             except OSError:
@@ -83,7 +83,7 @@ class WorkerReport:
         return True
 
     def read(self) -> dict[str, Any] | None:
-        """Return what was said last; None when nothing was."""
+        """Return the last report; None if there is none."""
         try:
             return dict(json.loads(self.path.read_bytes()))
         except (OSError, ValueError):
@@ -91,12 +91,12 @@ class WorkerReport:
 
 
 class StopRequest:
-    """Whether this process was asked to stop: by SIGTERM or SIGINT, or by the death of the one that it works for.
+    """A request to stop this process: by SIGTERM or SIGINT, or because its command died.
 
-    Until :meth:`begins` was called, a signal ends the process at once, whatever it is at.
+    Until :meth:`begins` is called, a signal ends the process at once.
 
     Args:
-        on_begin: called when there is something to lose.
+        on_begin: called when work begins that could be lost.
     """
 
     def __init__(self, on_begin: Callable[[], None] = lambda: None) -> None:
@@ -105,12 +105,12 @@ class StopRequest:
         self._on_begin = on_begin
 
     def begins(self) -> None:
-        """Mark that from here on there is something to lose."""
+        """Mark the beginning of work that could be lost."""
         self._patience = GRACE
         self._on_begin()
 
     def ask(self) -> float:
-        """Ask this process to stop; the seconds that it is worth waiting for, when nobody waits for it any more."""
+        """Ask this process to stop; return the seconds to wait for it once its command is gone."""
         self._asked = True
         return self._patience
 
@@ -122,10 +122,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run_worker(report: WorkerReport, log: Path, job: Callable[[StopRequest], bool]) -> int:
-    """Run ``job`` in a worker process, whose signals this handles, and report how it ended; the exit status.
+    """Run ``job`` in a worker process, handle its signals, and report how it ended; return the exit status.
 
     Args:
-        job: does the work; False when it was asked to stop before the end.
+        job: does the work; returns False if it was asked to stop before the end.
     """
     rank = int(os.environ.get("RANK", "0"))
     logging.captureWarnings(True)
@@ -150,9 +150,9 @@ def run_worker(report: WorkerReport, log: Path, job: Callable[[StopRequest], boo
 
 @contextlib.contextmanager
 def _stop_told() -> Iterator[None]:
-    """Say at once that a signal was heard: Python itself looks at it when the main thread comes back from a GPU's step.
+    """Acknowledge a signal at once: Python handles it only when the main thread returns from a step on the GPU.
 
-    It is said here and not by the watching process, on whose words this one would draw.
+    The message comes from here because one from the watching process could be overwritten by this process's display.
     """
     heard, wake = socket.socketpair()
     wake.setblocking(False)
@@ -184,7 +184,7 @@ def _own_stdout() -> Iterator[TextIO]:
     try:
         yield console.lenient(stdout)
     finally:
-        with contextlib.suppress(OSError):  # what nobody reads any more
+        with contextlib.suppress(OSError):  # nobody reads it any more
             stdout.close()
         sys.stdout.flush()
         os.dup2(number, 1)
@@ -205,7 +205,7 @@ def _work(report: WorkerReport, log: Path, job: Callable[[StopRequest], bool], s
 
 
 def _tell_end(report: WorkerReport, error: CogtuneError, logged: str, *, foreseen: bool) -> None:
-    """Report a failure and log it; each as far as the disk allows."""
+    """Report a failure and log it, as far as the disk allows."""
     if not report.write("failed", error, foreseen=foreseen):
         console.error(error)
     with contextlib.suppress(OSError):
@@ -230,18 +230,18 @@ def supervise(
 ) -> None:
     """Run ``command``, whose worker processes write ``reports``, and wait for it.
 
-    The processes get a session of their own: Ctrl-C, SIGTERM and SIGHUP reach the workers through this process, which
-    asks them to end in good order, or kills them where they have only begun to start. A second signal kills them. When
-    this returns or raises, none of them is left.
+    The processes get their own session: Ctrl-C, SIGTERM and SIGHUP reach the workers through this process, which asks
+    them to shut down cleanly, or kills them if they are still starting. A second signal kills them. When this function
+    returns or raises, none of them is left.
 
     Args:
-        if_stopped: gives what to do next, told when the work was stopped.
-        if_unheard: finds, in the log of a launcher that ended before any worker said a word, what was wrong.
-        is_last: nothing follows that a signal could still stop, so one that came too late for the work changes nothing.
+        if_stopped: returns the hint about what to do next, for work that was stopped.
+        if_unheard: finds the error in the log of a launcher that ended before any worker reported.
+        is_last: whether this is the last step, so that a signal that came too late for the work has no effect.
 
     Raises:
-        StoppedError: it was stopped, or asked to.
-        CogtuneError: it failed, with the failing worker's own words and exit code.
+        StoppedError: it was stopped, or was asked to stop.
+        CogtuneError: it failed, with the failing worker's own message and exit code.
     """
     for report in reports:
         report.reserve()
@@ -259,7 +259,7 @@ def supervise(
         try:
             child = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,  # a library that asks something there would wait for ever
+                stdin=subprocess.DEVNULL,  # a library that prompts there would wait forever
                 stdout=sys.stderr.fileno(),
                 stderr=output,
                 cwd=STANDARD_LIBRARY,
@@ -293,9 +293,9 @@ def _signals_heard() -> Iterator[list[int]]:
 def _end_of(
     child: subprocess.Popen[bytes], reports: Sequence[WorkerReport], received: Sequence[int], family: str
 ) -> int:
-    """Return the child's exit status, once it ended or was made to.
+    """Wait for the child to end, or end it; return its exit status.
 
-    It is looked for time and again, since a signal that another thread got ends no wait.
+    It polls, since a signal that another thread received does not interrupt a wait.
     """
     asked, doomed = False, None  # the time at which what is left is killed
     while (status := child.poll()) is None:
@@ -306,7 +306,7 @@ def _end_of(
             if any(one is None or one["status"] == "starting" for one in said):
                 children.kill_family(family)
             for pid in at_work:
-                with contextlib.suppress(ProcessLookupError):  # one that is dead already
+                with contextlib.suppress(ProcessLookupError):  # already dead
                     os.kill(pid, signal.SIGTERM)
         if len(received) > 1:
             children.kill_family(family)

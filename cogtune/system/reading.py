@@ -1,6 +1,6 @@
-"""Reading what anyone may have written: JSON of a limited size and depth, checked against a schema.
+"""Reading untrusted JSON: limited in size and depth, and checked against a schema.
 
-One message for all of it: the file, the key, what is wrong with its value.
+All messages have the same form: the file, the key, and what is wrong with its value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cogtune.system.errors import CogtuneError
 from cogtune.system.json_files import read_json
 
 _SHOWN = 60
-"""How many characters of a wrong value a message shows."""
+"""Maximum number of characters of a wrong value in a message."""
 
 _MOST_PROBLEMS = 20
 
@@ -33,11 +33,11 @@ _WORDS = {
     "string_type": "input should be text",
     "none_required": "input should be null",
 }
-"""Pydantic's kinds of mistakes, in JSON's terms rather than Python's."""
+"""Messages for pydantic's error types, in terms of JSON instead of Python."""
 
 
 class Schema(BaseModel):
-    """What a JSON file must hold: values of exactly these types, no NaN or infinity; other keys are left alone."""
+    """Base of schemas for JSON files: strict types, no NaN or infinity; other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -46,7 +46,7 @@ S = TypeVar("S", bound=Schema)
 
 
 def problems_in(value: Any, schema: type[Schema]) -> list[str]:
-    """Return what keeps ``value`` from being of ``schema``, each with its key; empty when nothing does."""
+    """List the problems that keep ``value`` from matching ``schema``, each with its key."""
     try:
         schema.model_validate(value)
     except ValidationError as error:
@@ -63,7 +63,7 @@ def _told(item: ErrorDetails) -> str:
 
 
 def abridged(value: object) -> str:
-    """Return a value as a message shows it; a long one is cut."""
+    """Format a value for a message; truncate a long one."""
     if isinstance(value, dict | list) and len(value) > _SHOWN:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     shown = repr(value)
@@ -74,7 +74,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in ``path``.
 
     Raises:
-        CogtuneError: the file is missing, unreadable, not JSON, or holds something else.
+        CogtuneError: the file is missing, unreadable, not JSON, or not an object.
     """
     value = read_json(path)
     if not isinstance(value, dict):
@@ -85,10 +85,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_as(path: Path, schema: type[S], hint: str = "restore the file or create it again") -> S:
-    """Return the JSON object in ``path``, checked.
+    """Return the JSON object in ``path``, checked against ``schema``.
 
     Raises:
-        CogtuneError: as for :func:`read_object`, or with every key whose value is not of the schema.
+        CogtuneError: as for :func:`read_object`, or with every key whose value does not match the schema.
     """
     value = read_object(path)
     refuse([f"{path}: {problem}" for problem in problems_in(value, schema)], hint)
@@ -96,10 +96,10 @@ def read_as(path: Path, schema: type[S], hint: str = "restore the file or create
 
 
 def refuse(problems: Iterable[str], hint: str) -> None:
-    """Refuse what was read when there is something wrong with it.
+    """Reject a file that has problems.
 
     Raises:
-        CogtuneError: with one problem as its message, or with all as its details.
+        CogtuneError: with the problem as its message, or with all problems as its details.
     """
     found = list(problems)
     if len(found) == 1:

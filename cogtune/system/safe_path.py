@@ -1,15 +1,15 @@
-"""Keeps the working folder off the path that modules are imported from: it may be a dataset of somebody else's.
+"""Keeping the working folder, which may be an untrusted dataset, off the import path.
 
-Imports nothing that Python has not loaded by itself, not even ``__future__``, so that nothing is looked for before the
-path is clean.
+Imports only modules that Python itself has already loaded, not even ``__future__``, so that nothing is searched for
+before the path is clean.
 """
 
 import os
 import sys
 
 STANDARD_LIBRARY = os.path.dirname(os.__file__)  # noqa: PTH120 (pathlib is not loaded yet)
-"""Where our processes start. ``python -m`` and ``python -c`` put the folder they start in first on the path, and up to
-Python 3.10 nothing but the folder itself can keep them from it; this one is on the path anyway."""
+"""The folder that child processes start in. ``python -m`` and ``python -c`` put their working folder first on the path,
+which cannot be prevented up to Python 3.10. This folder is on the path anyway."""
 
 _HOME = os.path.realpath(os.path.join(__file__, "..", "..", ".."))  # noqa: PTH118 (the folder that holds cogtune)
 
@@ -27,7 +27,7 @@ def search_path() -> list[str]:
 
 
 def has_working_folder() -> bool:
-    """Return whether the working folder exists: paths are relative to it, and libraries ask for it."""
+    """Return whether the working folder still exists; paths are relative to it, and libraries need it."""
     try:
         os.getcwd()  # noqa: PTH109
     except OSError:
@@ -36,6 +36,6 @@ def has_working_folder() -> bool:
 
 
 def leave_working_folder_out() -> None:
-    """Take the working folder off this process's path, and off that of the interpreters that it starts."""
+    """Remove the working folder from the import path of this process and of interpreters that it starts."""
     sys.path[:] = search_path()
-    os.environ["PYTHONSAFEPATH"] = "1"  # heard from Python 3.11 on
+    os.environ["PYTHONSAFEPATH"] = "1"  # respected by Python 3.11 and later

@@ -1,4 +1,4 @@
-"""Temporary folders that go with the block that uses them; what a killed process left, the next one deletes."""
+"""Temporary folders for a block; those left by killed processes are deleted by the next one."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from cogtune.system.files import os_errors_explained
 from cogtune.system.locks import LOCK, exclusive_folder
 
 SETTLED = 60.0
-"""Seconds after which a temporary folder is locked if it ever will be."""
+"""Seconds within which a new temporary folder gets its lock."""
 
 ABANDONED = 86_400.0
-"""Seconds after which a temporary folder without a lock has nobody: half of it was deleted, or nothing was begun."""
+"""Seconds after which a temporary folder without a lock is abandoned: partly deleted, or never used."""
 
 
 @contextlib.contextmanager
 def scratch_folder(prefix: str, place: Path | None = None, suffix: str = "") -> Iterator[Path]:
-    """Make a temporary folder for the block, and delete those of the same name that killed processes left.
+    """Create a temporary folder for the block, and delete those with the same prefix left by killed processes.
 
-    It may hold a copy of somebody's weights, of many GB. Its ``.lock`` says that its process is alive.
+    It may hold a copy of somebody's weights of many GB. Its ``.lock`` shows that its process is alive.
 
     Args:
-        prefix: what its name begins with.
-        place: the folder that it is made in, by default the system's for temporary files.
-        suffix: what its name ends in.
+        prefix: beginning of its name.
+        place: folder to create it in, by default the system's folder for temporary files.
+        suffix: end of its name.
 
     Raises:
-        CogtuneError: it cannot be made.
+        CogtuneError: it cannot be created.
     """
     root = place or Path(tempfile.gettempdir())
     _delete_left(root, prefix, suffix)
@@ -44,11 +44,11 @@ def scratch_folder(prefix: str, place: Path | None = None, suffix: str = "") -> 
         with exclusive_folder(folder):
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what stays, the next one deletes
+        shutil.rmtree(folder, ignore_errors=True)  # leftovers are deleted by the next process
 
 
 def _delete_left(root: Path, prefix: str, suffix: str) -> None:
-    """Delete the folders of this name whose processes are gone; others' and links are left alone."""
+    """Delete folders with this prefix whose processes are gone, except links and other users' folders."""
     for folder in root.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
         with contextlib.suppress(CogtuneError, OSError):
             if not _is_own_folder(folder):
@@ -61,7 +61,7 @@ def _delete_left(root: Path, prefix: str, suffix: str) -> None:
 
 
 def _is_own_folder(path: Path) -> bool:
-    """Return whether a path is a folder of this user's and no link; the system's temporary folder is everybody's."""
+    """Return whether a path is a folder of this user and not a link; all users share the temporary folder."""
     if path.is_symlink() or not path.is_dir():
         return False
     return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()

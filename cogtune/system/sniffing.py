@@ -1,11 +1,11 @@
-"""Recognise files that hold no data of their own: Git LFS pointers, web pages, playlists."""
+"""Recognising files that contain no data of their own: Git LFS pointers, web pages, playlists."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 HEAD = 512
-"""Bytes of a file's beginning that show what it is."""
+"""Number of bytes at the start of a file that are enough to recognise it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ _BEGINNINGS = {
 
 
 def sniff(start: bytes) -> NotData | None:
-    """Return what a file that begins with ``start`` is, if it holds no data of its own."""
+    """Return what a file that begins with ``start`` is, if it contains no data of its own."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(b"<?xml") and b"<mpd" in text:
         return _LIST

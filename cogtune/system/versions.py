@@ -1,4 +1,4 @@
-"""What a run is made on and with: GPUs, system, versions of what matters."""
+"""The machine and software of a run: GPUs, system, and relevant versions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cogtune import __version__
 from cogtune.system.gpus import gpus
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "deepspeed")
-"""The libraries whose versions decide what a training step computes."""
+"""The libraries whose versions affect the result of a training step."""
 
 
 def versions() -> dict[str, str]:
-    """Return versions of cogtune, Python and those of :data:`PACKAGES` that are installed, by name."""
+    """Return the versions of cogtune, Python and the installed :data:`PACKAGES`, by name."""
     found = {"cogtune": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Return this machine and its versions as JSON-able values; nothing that tells whose it is."""
+    """Return the machine and its versions as JSON-serializable values, without anything that identifies it."""
     return {
         "gpus": [{"name": card.name, "memory_gib": round(card.total / 2**30, 1)} for card in gpus()],
         "cpus": psutil.cpu_count(),

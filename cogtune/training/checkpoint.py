@@ -41,7 +41,7 @@ ZERO_TAG = "pytorch_model"
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint saves: the model and the optimizer, as Accelerate prepared them."""
+    """The model and the optimizer that a checkpoint saves, as Accelerate prepared them."""
 
     accelerator: Accelerator
     model: Any
@@ -72,7 +72,7 @@ class TrainState:
         """Let the model compute with the moving average of its weights inside the context. Collective."""
         if self.streamed is not None:
             return self.streamed.averaged()
-        assert self.ema is not None  # who calls has asked whether there is one
+        assert self.ema is not None  # the caller has checked that there is one
         return self.ema.swapped()
 
     @property
@@ -155,7 +155,7 @@ def _warn_of(left: str) -> None:
 
 
 def _delete_old(output: Path, keep: int) -> None:
-    """Delete all but the newest checkpoints. One that cannot be deleted is no reason to end a run."""
+    """Delete all but the newest checkpoints. Failing to delete one does not end the run."""
     for old in checkpoints(output)[:-keep]:
         try:
             _warn_of(remove_folder(old))
@@ -170,7 +170,7 @@ def _all_or_none(accelerator: Accelerator, aside: Path) -> Iterator[None]:
     No process deletes what another still writes, and each reports the cause rather than a lost peer.
 
     Raises:
-        CogtuneError: the first process's that failed.
+        CogtuneError: the error of the first process that failed.
     """
     failure = None
     try:
@@ -191,7 +191,7 @@ def _all_or_none(accelerator: Accelerator, aside: Path) -> Iterator[None]:
 def _save_shards(train_state: TrainState, aside: Path) -> list[Exception]:
     """Save with DeepSpeed; return the error of this process, if any. Collective.
 
-    DeepSpeed waits for all processes at its end: one that failed must come there too, or the others wait for ever.
+    DeepSpeed waits for all processes at the end. One that failed must get there as well, or the others wait forever.
     """
     engine, failures = train_state.model, []
 

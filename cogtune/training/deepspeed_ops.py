@@ -1,4 +1,4 @@
-"""DeepSpeed's compiled kernels, built such that a run killed meanwhile does not block others."""
+"""DeepSpeed's compiled kernels, built such that a run killed during the build does not block others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cogtune.system.locks import exclusive_folder
 _FOLDER = "TORCH_EXTENSIONS_DIR"
 
 ADAM, COLLECTIVES = "cpu_adam", "deepspeed_shm_comm"
-"""What DeepSpeed calls its kernels that cogtune has it build."""
+"""DeepSpeed's names of the kernels that cogtune builds."""
 
 
 @contextlib.contextmanager

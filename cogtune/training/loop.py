@@ -46,7 +46,7 @@ class Training:
     arrangement: Arrangement | None = None
     """The memory engine's arrangement, if the run uses it."""
     most_graphs: int | None = None
-    """Graphs that a block may be compiled to, where blocks are compiled: as the steps meet it, not before them."""
+    """Maximum number of graphs per block, if blocks are compiled; they are compiled when first needed."""
 
 
 def train(run: Training) -> bool:
@@ -99,7 +99,7 @@ def train(run: Training) -> bool:
 
 @contextlib.contextmanager
 def compiling(most_graphs: int | None) -> Iterator[None]:
-    """Raise the number of graphs that PyTorch compiles of a function before it gives up, 8 by default, in the block."""
+    """Raise PyTorch's limit of 8 graphs per compiled function inside the context."""
     if most_graphs is None:
         yield
         return
@@ -138,7 +138,7 @@ def _update(train_state: TrainState, config: RunConfig, passes: Sequence[Batch],
     Raises:
         CogtuneError: the gradient is not finite, and no smaller loss scale could help. The step is not saved.
     """
-    if train_state.is_zero:  # DeepSpeed did all of it in the last backward pass
+    if train_state.is_zero:  # DeepSpeed did all of this in the last backward pass
         norm = float(train_state.model.get_global_grad_norm() or 0.0)
     elif train_state.streamed is not None:
         norm = train_state.streamed.step(config.max_grad_norm)

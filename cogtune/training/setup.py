@@ -166,7 +166,7 @@ def _compiles_blocks(config: RunConfig, accelerator: Accelerator) -> bool:
 def _load_as_fp32(folder: Path, device: torch.device) -> CogVideoXTransformer3DModel:
     """Load the base with fp32 weights on ``device``, as full training with DDP keeps them.
 
-    They are read as they are stored, so that they stand in mapped files on the host and not in a copy for each process.
+    They are read as they are stored, so that they stay in mapped files on the host instead of a copy per process.
     (DeepSpeed makes its own fp32 copies.)
     """
     transformer = CogVideoXTransformer3DModel.from_pretrained(folder, dtype=stored_dtype(folder))

@@ -158,12 +158,12 @@ def write_report(output: Path, state: State) -> None:
     """Write the run's report; a failure is only a warning."""
     try:
         write_run_report(output, state)
-    except Exception as error:  # a page is never worth a run
+    except Exception as error:  # a report must never stop a run
         console.warn(f"cannot write the run's report: {error}")
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a run's plan, and say so if it was modified, as ``command.sh`` invites to.
+    """Read a run's plan, and report if it was edited, which ``command.sh`` allows.
 
     Raises:
         CogtuneError: as for :meth:`Plan.read`.

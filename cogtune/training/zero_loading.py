@@ -1,4 +1,4 @@
-"""DeepSpeed's shards, loaded without running what may be pickled in them."""
+"""Loading DeepSpeed's shards without running code that may be pickled in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ONLY_WEIGHTS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 @contextlib.contextmanager
 def only_weights() -> Iterator[None]:
-    """Make ``torch.load`` refuse all but tensors, plain values and the classes that DeepSpeed saves of its own.
+    """Make ``torch.load`` reject everything but tensors, plain values and DeepSpeed's own classes inside the context.
 
     DeepSpeed calls it with ``weights_only=False``, and PyTorch's environment variable overrides that. Inside the block
     a file with anything else raises ``pickle.UnpicklingError``.

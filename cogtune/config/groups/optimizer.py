@@ -9,7 +9,9 @@ from pydantic import BaseModel, ValidationInfo, field_validator
 
 from cogtune.config.choices import LrScheduler
 from cogtune.config.fields import option
-from cogtune.config.optimizers import USUAL_RATE, OptimizerName
+from cogtune.config.optimizers import OPTIMIZERS, USUAL_RATE, OptimizerName
+
+*_SOME, _LAST = (name for name, facts in OPTIMIZERS.items() if not facts.package)  # those that come with torch
 
 _optimizer = functools.partial(option, panel="Optimizer")
 
@@ -21,7 +23,7 @@ class OptimizerFields(BaseModel):
 
     optimizer: OptimizerName = _optimizer(
         "adamw",
-        help_text="Optimizer. All but adamw, adam and adamw-offload require the extra `optimizers`.",
+        help_text=f"Optimizer. All but {', '.join(_SOME)} and {_LAST} require the extra `optimizers`.",
         tags=("resume",),
     )
     learning_rate: float = _optimizer(USUAL_RATE, gt=0, help_text="Peak learning rate. The default for prodigy is 1.")
