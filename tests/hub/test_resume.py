@@ -294,7 +294,7 @@ def test_settings_from_the_hub_name_no_path_or_address(hub: Hub, pushed: Path, t
     }
     for prompts in (evil["validation_prompts"], "mine.txt", "~/mine.TXT"):
         text = yaml.safe_dump(evil | {"validation_prompts": prompts}).encode()
-        altered(hub, lambda files, text=text: files.update({"run.yaml": text}))
+        hub.repositories[REPO].files(BRANCH)["run.yaml"] = text
         flags = {"data": tmp_path, "output": tmp_path / "other"}
         config = resume_from_hub(REPO, preset_name=None, file=None, flags=flags, overwrite=True)[0].config
         assert config.rank == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import zipfile
@@ -14,7 +15,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cogtune.commands.infer.filling import _facts_of_merge
+from cogtune.commands.infer.request import Problems, _in_file
+from cogtune.data.prompts import _listed
 from cogtune.modeling.lora_files import read_lora
+from cogtune.run.folder import MERGE_NAME
 from cogtune.system.errors import CogtuneError
 from tests.support.payload import Payload
 
@@ -47,7 +52,7 @@ HEADERS = {
     "kohya's alpha beyond fp32": {"ss_network_alpha": "1e300"},
     "a pattern that never ends": settings(lora_alpha=4, alpha_pattern={"([a-z0-9_.]+)+X": 3}),
     "a pattern that takes long": settings(lora_alpha=4, alpha_pattern={".*.*.*.*.*.*.*.*X": 3}),
-    "a million patterns": settings(lora_alpha=4, alpha_pattern=dict.fromkeys(map(str, range(10**6)), 3)),
+    "ten thousand patterns": settings(lora_alpha=4, alpha_pattern=dict.fromkeys(map(str, range(10**4)), 3)),
 }
 
 
@@ -131,3 +136,44 @@ def test_a_payload_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(CogtuneError):
         read_lora(tmp_path / "x.safetensors")
     assert not ran.exists()
+
+
+FACTS = {
+    "size": ([1], 5, "x", "0x0x0", "\u00b2x64x96", {"a": 1}, "9" * 5000 + "x64x96"),
+    "fps": ("x", [1], -1, 0, True, 1e-300, 1e300),
+    "precision": ("evil", 5, ["bf16"]),
+    "prompt": (["x"], 5, {"a": 1}, True),
+    "base_model": (["tiny:2b"], 5, "\0"),
+    "model_path": (["x"], 5, "\0"),
+    "id_token": (["x"], 5),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in FACTS.items() for value in values])
+def test_facts_of_a_run_that_no_run_writes_are_refused(key: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(GOOD, path, {"cogtune": json.dumps({"base_model": "5b", key: value})})
+    with pytest.raises(CogtuneError, match=rf"x.safetensors: {key}"):
+        read_lora(path)
+
+
+@pytest.mark.parametrize("record", [[1], "x", {"size": 5}, {"fps": "x"}, {"prompt": [1]}])
+def test_the_record_of_a_merge_is_checked(record: Any, tmp_path: Path) -> None:
+    path = tmp_path / MERGE_NAME
+    path.write_text(json.dumps({"run": record}))
+    with pytest.raises(CogtuneError, match=MERGE_NAME):
+        _facts_of_merge(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_list_of_prompts_is_a_file(kind: str, tmp_path: Path, home: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(CogtuneError, match=r"--prompt: .*prompts\.txt"):
+        _in_file(path, Problems())
+    problems: list[str] = []
+    assert _listed(str(path), "validation_prompts", problems) == []
+    assert "prompts.txt" in problems[0]

@@ -39,7 +39,8 @@ class Alphas:
             key, _, value = tensor
             if value.numel() == 1 and not value.is_complex():
                 return self._positive(float(value), key)
-            return self._wrong(f"{key} has shape {list(value.shape)} and type {value.dtype}")
+            self._wrong(f"{key} has shape {list(value.shape)} and type {value.dtype}")
+            return None
         opened = self._opened
         if opened.says_no_alpha(layer):
             return None
@@ -56,7 +57,8 @@ class Alphas:
         """Return an alpha; None, and a problem, if it is none that fp32 holds."""
         if type(said) in (int, float) and _SMALLEST <= said <= _LARGEST:
             return float(said)
-        return self._wrong(f"{source} is {f'{said:g}' if isinstance(said, float) else abridged(said)}")
+        self._wrong(f"{source} is {f'{said:g}' if isinstance(said, float) else abridged(said)}")
+        return None
 
     def _wrong(self, told: str) -> None:
         if (problem := f"{told}, not a positive number") not in self._problems:

@@ -20,6 +20,7 @@ from torch import Tensor
 from cogtune.models.download import snapshot
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import FACTS, checkpoints, refuse_shards
+from cogtune.run.facts import checked_facts
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import open_regular, os_errors_explained
 from cogtune.system.json_files import parse_json, read_json
@@ -64,7 +65,7 @@ class LoraFile:
     @property
     def facts(self) -> dict[str, Any]:
         """What cogtune wrote about the run; empty for a file made by another program."""
-        return _settings(self.path, self.header, FACTS)
+        return checked_facts(_settings(self.path, self.header, FACTS), self.path)
 
     def says_no_alpha(self, layer: str) -> bool:
         """Return whether the alpha that the settings say of a layer is a stand-in for one that was not known."""
