@@ -218,6 +218,8 @@ def write(lora: Lora, output: Path, lora_format: LoraFormatName, *, force: bool 
 
 
 def _check_free(output: Path, lora_format: LoraFormatName, force: bool) -> None:
+    from cogtune.modeling.lora_files.lora_file import OF_ADAPTER
+
     folder = LORA_FORMATS[lora_format].alpha == "folder"
     if not folder and output.suffix != ".safetensors":
         raise UsageError(f"--output {output}: the file name must end in .safetensors", "choose such a name")
@@ -227,6 +229,11 @@ def _check_free(output: Path, lora_format: LoraFormatName, force: bool) -> None:
         raise UsageError(f"--output {output} is a folder", "pass a file's name")
     if output.exists() and folder and not output.is_dir():
         raise UsageError(f"--output {output} is a file", "pass a folder's name")
+    if output.is_dir() and (others := sorted(path.name for path in output.iterdir() if path.name not in OF_ADAPTER)):
+        raise UsageError(
+            f"--output {output} contains {others[0]}, which is no part of an adapter, and would be deleted",
+            "choose another --output",
+        )
     if output.exists() and not force:
         raise UsageError(f"{output} already exists", "choose another --output, or use --force to replace it")
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from cogtune.commands.train import refuse_init_lora
 from cogtune.config.resolving import Resolved, resolve, yaml_text
-from cogtune.config.run_config import RunConfig
+from cogtune.config.run_config import RunConfig, is_list_file, tagged
+from cogtune.hub.public import public_settings
 from cogtune.hub.resume import fetch_checkpoint, find_checkpoint, is_repository
 from cogtune.run.checkpoints import checkpoints_after
 from cogtune.run.folder import RUN_NAME
@@ -29,9 +30,10 @@ _OF_THIS_MACHINE = (
     "validation_data",
     "validation_images",
     "init_lora",
-    "machine_rank",
+    "allow_outside",
 )
-"""Settings that are never taken from the Hub: what a run reads and where it writes is this machine's own."""
+"""Settings that are never taken from the Hub, besides paths and addresses: what a run may read and where it writes is
+this machine's own."""
 
 
 def resume_from_hub(
@@ -83,14 +85,16 @@ def resume_from_hub(
 
 def _with_settings(settings: Mapping[str, Any], source: str, flags: Mapping[str, Any]) -> Resolved:
     """Resolve a run's settings from the Hub, with ``flags`` on top."""
-    kept = {key: value for key, value in settings.items() if key not in (*_OF_THIS_MACHINE, "preset")}
+    kept = {key: value for key, value in public_settings(settings).items() if key not in (*_OF_THIS_MACHINE, "preset")}
+    if is_list_file(str(kept.get("validation_prompts") or "")):
+        del kept["validation_prompts"]
     with tempfile.TemporaryDirectory(prefix="cogtune-resume-") as folder:
         file = Path(folder) / RUN_NAME
         file.write_text(yaml_text(kept), encoding="utf-8")
         resolved = resolve(file=file, flags=flags)
         provenance = {key: source if value == str(file) else value for key, value in resolved.provenance.items()}
-    optional = ("data", "output", "cache_dir", "machine_rank")
-    open_ = [key for key in RunConfig.model_fields if key not in (*settings, *flags, *optional)]
+    optional = ("data", "output", "cache_dir", "allow_outside", *tagged("network"))
+    open_ = [key for key in RunConfig.model_fields if key not in (*kept, *flags, *optional)]
     if open_:
         flag_names = ", ".join(f"--{key.replace('_', '-')}" for key in open_)
         console.note(f"local paths of the first machine are not on the Hub; pass what the run needs: {flag_names}")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cogtune.config.choices import SEPARATOR
+from cogtune.config.resolving import MOST_YAML
 from cogtune.config.run_config import RunConfig, is_list_file
 from cogtune.data.cache.index import CacheKeySettings, EncodeJobs, ImageJob, TextJob, caption_of, image_key, text_key
 from cogtune.data.cache.store import Store
@@ -16,7 +17,7 @@ from cogtune.data.layouts.lines import NotTextError, as_utf8, listed_lines
 from cogtune.data.layouts.nearest import look_alike
 from cogtune.data.sources import Sample
 from cogtune.system.errors import CogtuneError, UsageError, counted
-from cogtune.system.files import os_errors_explained, read_regular
+from cogtune.system.files import read_bytes
 from cogtune.system.json_files import read_sealed, write_sealed
 
 FORMAT = 1
@@ -159,8 +160,7 @@ def _listed(value: str | None, key: str, problems: list[str]) -> list[str]:
         return parts
     path = Path(value)
     try:
-        with os_errors_explained(path, "read"):
-            data = read_regular(path)
+        data = read_bytes(path, MOST_YAML)
     except CogtuneError as error:
         problems.append(f"{key}: {error.message}{look_alike(path)}")
         return []

@@ -10,23 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.config.resolving import yaml_text
-from cogtune.config.run_config import RunConfig
+from cogtune.config.run_config import RunConfig, tagged
 from cogtune.hub.card import CardFacts
 from cogtune.hub.local import header_metadata, json_object
 from cogtune.run.checkpoints import FACTS, lora_facts
 from cogtune.system.files import open_regular, os_errors_explained
 from cogtune.system.json_files import CHECKSUM
 from cogtune.system.reading import read_object
-
-_SECRET_KEY = re.compile(
-    r"(^|_)(token|secret|password|passwd|credentials?|api_?key|access_?key|private_?key)s?(_|$)",
-    re.IGNORECASE,
-)
+from cogtune.system.secrets import SECRET_TEXT, is_secret_name
 
 _PRIVATE_TEXT = re.compile(
     r"""(?:^|[\s=:,;"'(\[])(?:~?/[^\s/]|[A-Za-z]:[\\/]|\\\\|file://)"""  # a path of this machine
-    r"|://[^/\s]*@"  # a URL with a password
-    r"|\b(?:hf|api_org|gh[pousr])_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}"  # access tokens, by their form
+    rf"|{SECRET_TEXT}"
 )
 
 
@@ -37,6 +32,11 @@ def public_run_yaml(config: Mapping[str, Any], facts: CardFacts) -> bytes:
         public["model"] = facts.base_model or facts.variant.name
     header = "# The resolved configuration of this run, without paths of the machine it ran on.\n"
     return (header + yaml_text(public, sort_keys=False)).encode()
+
+
+def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may be taken of a published configuration: what :func:`public_run_yaml` publishes."""
+    return dict(_without_private(settings))
 
 
 def public_state(state: Mapping[str, Any], changed: Mapping[str, str]) -> dict[str, Any]:
@@ -115,6 +115,6 @@ def _without_private(value: Any, *, by_key: bool = True) -> Any:
 
 
 def _is_private(key: str, value: Any) -> bool:
-    if _SECRET_KEY.search(key) and key not in RunConfig.model_fields:
+    if key in tagged("network") or (is_secret_name(key) and key not in RunConfig.model_fields):
         return True
     return isinstance(value, str) and bool(_PRIVATE_TEXT.search(value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from cogtune.system.json_files import read_json
 
 _STAGING = ".hub-"
 """Prefix of the folder that holds a download until it is complete."""
+
+
+_COMMIT = re.compile("[0-9a-f]{40,64}")
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def find_checkpoint(reference: str) -> RemoteCheckpoint:
             info = api.model_info(repo_id)
     files = [file.rfilename for file in info.siblings or ()]
     step = newest_step(files)
+    if info.sha is not None and not _COMMIT.fullmatch(info.sha):  # which becomes part of a folder's name
+        raise CogtuneError(f"the server's answer for {reference} is invalid: commit {info.sha!r}", "check HF_ENDPOINT")
     if step is None or info.sha is None:
         raise CogtuneError(
             f"{reference} contains no checkpoint to resume from",

@@ -15,8 +15,10 @@ from safetensors import SafetensorError, safe_open
 
 from cogtune.merge.sources import LoadedSource
 from cogtune.models.configs import TransformerConfig
+from cogtune.system.containment import leads_out, refuse_links
 from cogtune.system.errors import CogtuneError
-from cogtune.system.reading import problems_in, read_object
+from cogtune.system.files import special_files
+from cogtune.system.reading import problems_in, read_object, refuse
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ def expected_shapes(transformer: Path) -> dict[str, tuple[int, ...]]:
         raise CogtuneError(f"no transformer can be made from {path}: {error}", "restore the file") from error
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
+
+_OF_HUB = "snapshots"
+"""Folder of the Hub's cache whose files are links to others beside it."""
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -140,8 +145,21 @@ def add_base_files(found: Base, folder: Path, place: Path, components: Sequence[
 
 
 def _add_component(source: Path, target: Path, copy: bool) -> None:
-    """Copy a component, or link it by its absolute path, so that the result may be moved."""
+    """Copy a component, or link it by its absolute path, so that the result may be moved.
+
+    Raises:
+        CogtuneError: it is to be copied, and a link in it leads to what is no part of the model: a copy would pass for
+            a file of the model's own, and might be published.
+    """
     if copy:
+        refuse(special_files(source), "download or copy the base model again")
+        places = [source.resolve(), *(parent.parent for parent in source.resolve().parents if parent.name == _OF_HUB)]
+        links = [
+            path
+            for path in sorted(source.rglob("*"))
+            if path.is_symlink() and all(leads_out(path, place) for place in places)
+        ]
+        refuse_links(links, source, "replace the link with a copy of what it leads to, if that belongs to the model")
         shutil.copytree(source, target)
     else:
         target.symlink_to(source.resolve(), target_is_directory=True)

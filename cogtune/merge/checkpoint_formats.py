@@ -9,6 +9,7 @@ from cogtune.merge.sources import SavedWeights
 from cogtune.merge.zero import AGAIN, is_of_deepspeed, read_zero
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained
+from cogtune.system.numbers import whole_number
 
 _NO_WEIGHTS = ("optimizer", "scheduler", "sampler", "random_states", "scaler")
 """How the names of accelerate's other files begin."""
@@ -102,5 +103,5 @@ def _what_instead(folder: Path, sharded: list[Path]) -> str:
 
 
 def _number(checkpoint: Path) -> int:
-    number = checkpoint.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() else -1
+    number = whole_number(checkpoint.name.rpartition("-")[2])
+    return -1 if number is None else number

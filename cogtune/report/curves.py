@@ -11,6 +11,7 @@ from typing import Any
 from cogtune.report.charts import Point, Series, ceiling_of, line_chart
 from cogtune.report.page import Html, join, section, tag
 from cogtune.run.metrics import MovingAverage
+from cogtune.system.numbers import whole_number
 
 _BY_TIMESTEP = "_by_timestep"
 
@@ -64,8 +65,9 @@ def curves(lines: Iterable[Mapping[str, Any]]) -> Curves:
                 plain[name][step] = value
             elif name.endswith(_BY_TIMESTEP) and isinstance(value, dict):
                 for timestep, loss in value.items():
-                    if str(timestep).isdigit() and _is_finite(loss):
-                        nested[name.removesuffix(_BY_TIMESTEP)][int(timestep)][step] = loss
+                    number = whole_number(str(timestep))
+                    if number is not None and _is_finite(loss):
+                        nested[name.removesuffix(_BY_TIMESTEP)][number][step] = loss
     return Curves(
         {name: sorted(points.items()) for name, points in plain.items()},
         {

@@ -11,6 +11,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cogtune.system.numbers import whole_number
+
 _LIBRARY = "libnvidia-ml.so.1"
 _NAME_BYTES = 96
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -54,8 +56,8 @@ def _library() -> ctypes.CDLL | None:
 def _handle(library: ctypes.CDLL, word: str) -> ctypes.c_void_p | None:
     """Return the GPU that a word of ``CUDA_VISIBLE_DEVICES`` refers to by number or UUID."""
     handle = ctypes.c_void_p()
-    if word.isdigit():
-        failed = library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(word)), ctypes.byref(handle))
+    if (number := whole_number(word)) is not None:
+        failed = library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(number), ctypes.byref(handle))
     else:
         failed = library.nvmlDeviceGetHandleByUUID(word.encode(), ctypes.byref(handle))
     return None if failed else handle

@@ -29,15 +29,25 @@ def read_json(path: Path) -> Any:
     """
     data = read_bytes(path, MOST_JSON)
     try:
-        value = json.loads(data.decode("utf-8-sig"))
-        if _is_deep(value):
-            raise RecursionError
-        if b"\\ud" in data.lower():  # a lone surrogate can be read, but not written
-            json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError as error:
-        raise CogtuneError(f"{path} is not valid JSON: nested too deeply", _RESTORE) from error
+        return parse_json(data.decode("utf-8-sig"))
     except ValueError as error:
         raise CogtuneError(f"{path} is not valid JSON: {error}", _RESTORE) from error
+
+
+def parse_json(text: str) -> Any:
+    """Return the JSON value in a text that anyone may have written.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, or contains a lone surrogate.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if _is_deep(value):
+        raise ValueError("nested too deeply")
+    if "\\ud" in text.lower():  # a lone surrogate can be read, but not written
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 

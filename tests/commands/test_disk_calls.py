@@ -78,10 +78,11 @@ def assert_nothing_lost(found: list[dict[str, Any]]) -> None:
 
 
 KINDS = ("merge", "lora", "sft", "zero", "stream", "cache", "infer", "report", "push")
+OF_LORAS = ("convert", "adapter", "blend", "extract", "fuse")
 
 
 @pytest.mark.timeout(1200)  # two processes that import torch, and two merges a trial, beside whatever else is at work
-@pytest.mark.parametrize("what", ["merge", "lora", "stream", "cache", "push"])
+@pytest.mark.parametrize("what", ["merge", "lora", "stream", "cache", "push", *OF_LORAS])
 @pytest.mark.slow
 def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
     found = trials(what, library, clips, tmp_path, share=12)
@@ -91,7 +92,7 @@ def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_p
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("what", KINDS)
+@pytest.mark.parametrize("what", [*KINDS, *OF_LORAS])
 def test_a_fault_at_every_disk_call(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
     found = trials(what, library, clips, tmp_path, share=None)
     assert_nothing_lost(found)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -535,3 +537,60 @@ def test_fuse_and_show_name_the_model_that_a_lora_fits(tiny: Tiny, tmp_path: Pat
     save_file(tensors, tmp_path / "real.safetensors")
     (told,) = commands.show([tmp_path / "real.safetensors"])
     assert told["fits"] == ["2b"]
+
+
+def test_a_folder_with_anything_but_an_adapter_is_never_replaced(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's own folder as --output, say: its checkpoints would be deleted."""
+    run_folder = tmp_path / "out"
+    checkpoint = run_folder / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    transformer = base(tiny("2b"))
+    add_lora(transformer, rank=RANK, alpha=ALPHA, target_modules=TARGETS, seed=1)
+    save_lora(run_folder / "pytorch_lora_weights.safetensors", moved(transformer), {})
+    words = ("lora", "convert", run_folder, "--to", "peft", "--force", "--output")
+    told = run(capsys, *words, run_folder, status=2).err
+    assert "contains checkpoint-5, which is no part of an adapter" in " ".join(told.split())
+    assert checkpoint.is_dir()
+    run(capsys, *words, tmp_path / "adapter")
+    run(capsys, *words, tmp_path / "adapter")  # an adapter may be
+
+
+@pytest.mark.parametrize("place", ["vae/config.json", "tokenizer/added_tokens.json"])
+@pytest.mark.parametrize("kind", ["link", "device", "pipe"])
+def test_what_links_bring_into_a_base_is_not_copied(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, place: str
+) -> None:
+    """A copy of a private file would be published by `cogtune push` as the model's own."""
+    private, model = tmp_path / "private.json", tmp_path / "model"
+    private.write_text('{"auth": "secret"}')
+    shutil.copytree(tiny("2b"), model)
+    (model / place).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(model / place)
+    else:
+        (model / place).symlink_to(private if kind == "link" else "/dev/zero")
+    transformer = base(tiny("2b"))
+    add_lora(transformer, rank=RANK, alpha=ALPHA, target_modules=TARGETS, seed=1)
+    save_lora(tmp_path / "x.safetensors", moved(transformer), {})
+    words = ("lora", "fuse", tmp_path / "x.safetensors", "--model", model, "--copy-base", "--output", tmp_path / "new")
+    told = run(capsys, *words, status=1).err
+    assert str(model / place) in "".join(told.split()) or place in told
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_base_in_the_hubs_cache_is_copied(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its files are links to blobs beside the snapshots."""
+    model, blobs = tmp_path / "models--x" / "snapshots" / "abc", tmp_path / "models--x" / "blobs"
+    shutil.copytree(tiny("2b"), model)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(path for path in model.rglob("*") if path.is_file())):
+        path.rename(blobs / str(number))
+        path.symlink_to(os.path.relpath(blobs / str(number), path.parent))
+    transformer = base(tiny("2b"))
+    add_lora(transformer, rank=RANK, alpha=ALPHA, target_modules=TARGETS, seed=1)
+    save_lora(tmp_path / "x.safetensors", moved(transformer), {})
+    words = ("lora", "fuse", tmp_path / "x.safetensors", "--model", model, "--copy-base", "--output", tmp_path / "new")
+    run(capsys, *words)
+    assert not any(path.is_symlink() for path in (tmp_path / "new").rglob("*"))

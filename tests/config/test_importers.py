@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cogtune.cli import _status
 from cogtune.commands import importing
-from cogtune.config.importers import Imported
+from cogtune.config.importers import Imported, read, translate
 from cogtune.config.importers.flags import BETTER, DEFAULTS, KEPT, KNOWN, NOTHING, TOGETHER
 from cogtune.config.importers.shell import Script, follow
 from cogtune.config.run_config import RunConfig
@@ -493,3 +494,57 @@ def test_what_is_not_known_stays_and_is_marked() -> None:
     assert script.unknown == {"$NONE", "${#B[@]}", "$(c d)", "`e`"}
     assert script.commands[-1].words == ("b",)
     assert [remark.split(":")[0] for remark in script.remarks] == ["line 2", "line 3"]
+
+
+SECRETS = {"HF_TOKEN": "hf_TokenOfAnnaForWriting12", "MY_PASSWORD": "hunter2", "PROXY": "http://anna:hunter2@proxy"}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secrets_of_the_environment_are_not_expanded(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script from elsewhere may name any variable where a flag's value is kept, shown, and later published."""
+    monkeypatch.setenv(name, SECRETS[name])
+    script, output = tmp_path / "train.sh", tmp_path / "run.yaml"
+    flags = f'--id_token "${name}" --validation_prompt "a dog, ${{{name}}}" --output_dir $NOWHERE/${name}'
+    script.write_text(
+        "accelerate launch train_cogvideox_lora.py --pretrained_model_name_or_path THUDM/CogVideoX-2b "
+        f"--instance_data_root data --max_train_steps 100 {flags}\n"
+    )
+    words = ("import", str(script), "--output", str(output))
+    status = _status([*words], False)
+    printed = capsys.readouterr()
+    written = output.read_text() if output.exists() else ""
+    assert SECRETS[name] not in written + printed.out + printed.err
+    assert f"${name}" in written + printed.out + printed.err
+    assert status in (0, 2)
+
+
+HUGE = {
+    "variables that contain each other": "a=xxxxxxxxxx\n" + "a=$a$a\n" * 45,
+    "arrays that contain each other": "a=(x x)\n" + 'a=("${a[@]}" "${a[@]}")\n' * 45,
+    "eval of itself": 'a=\'eval "$a; $a"\'\neval "$a"\n',
+    "arrays in arrays": "a=" + "(a=" * 20_000 + ")" * 20_000 + "\n",
+    "loops in loops": "for i in 1; do\n" * 2000 + "done\n" * 2000,
+    "branches in branches": "if [ 1 = 1 ]; then\n" * 2000 + "fi\n" * 2000,
+    "a long script": "x=1\n" * 250_000,
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_a_script_that_would_take_for_ever_is_refused(case: str, tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(HUGE[case])
+    with pytest.raises(CogtuneError, match=r"nested too deeply|more than [\d,]+ char|array inside an array|too large"):
+        read(script)
+
+
+def test_numbers_that_are_none_are_no_numbers(tmp_path: Path) -> None:
+    """``str.isdigit`` takes a superscript two for a digit, ``int`` does not; of 5,000 digits, neither is a number."""
+    for word in ("\u00b2", "9" * 5000):
+        script = tmp_path / "train.sh"
+        script.write_text(
+            f"accelerate launch --num_processes {word} train_cogvideox_lora.py --max_train_steps 100 "
+            "--pretrained_model_name_or_path THUDM/CogVideoX-2b --instance_data_root data\n"
+        )
+        assert "num_processes" not in translate(read(script)).values

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from cogtune.commands.resume import resume_from_hub
+from cogtune.config.run_config import RunConfig
 from cogtune.encoding import jobs
 from cogtune.hub import push_checkpoints
 from cogtune.hub.resume import fetch_checkpoint, find_checkpoint, is_repository
@@ -262,3 +265,50 @@ def test_words_of_the_command(hub: Hub, pushed: Path, tmp_path: Path, capsys: py
     told = in_process.run(capsys, "train", *other, "--data", tmp_path, status=2).err
     assert "holds checkpoint-30" in " ".join(told.split())
     assert not (tmp_path / "other" / "checkpoint-10").exists()
+
+
+@pytest.mark.parametrize("commit", ["/../../data", "../../../x", "", "A" * 40])
+def test_a_commit_that_is_a_path_is_refused(
+    hub: Hub, pushed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit: str
+) -> None:
+    """A download is kept in a folder that the commit names, which is deleted in the end."""
+    monkeypatch.setattr(type(hub.repositories[REPO]), "sha", lambda *_: commit)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(CogtuneError, match=r"the server's answer .* is invalid|contains no checkpoint"):
+        fetch(tmp_path / "other")
+    assert (tmp_path / "data").is_dir()
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_settings_from_the_hub_name_no_path_or_address(hub: Hub, pushed: Path, tmp_path: Path) -> None:
+    """A run.yaml that somebody uploaded by hand decides neither what is read here, nor who is connected to."""
+    (tmp_path / "mine.txt").write_text("of mine\n")
+    evil = {
+        "model": str(tmp_path),
+        "validation_prompts": str(tmp_path / "mine.txt"),
+        "validation_images": str(tmp_path / "mine.txt"),
+        "allow_outside": True,
+        "main_process_ip": "192.0.2.1",
+        "main_process_port": 22,
+        "rank": 7,
+    }
+    for prompts in (evil["validation_prompts"], "mine.txt", "~/mine.TXT"):
+        text = yaml.safe_dump(evil | {"validation_prompts": prompts}).encode()
+        hub.repositories[REPO].files(BRANCH)["run.yaml"] = text
+        flags = {"data": tmp_path, "output": tmp_path / "other"}
+        config = resume_from_hub(REPO, preset_name=None, file=None, flags=flags, overwrite=True)[0].config
+        assert config.rank == 7
+        for key in evil.keys() - {"rank"}:
+            assert getattr(config, key) == RunConfig.model_fields[key].default, key
+
+
+def test_the_address_of_a_machine_is_not_published(hub: Hub, tmp_path: Path) -> None:
+    run = tmp_path / "out"
+    write_checkpoint(run, 10)
+    path = run / "checkpoint-10" / "state.json"
+    state = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "checksum"}
+    state["config"] = {**state.get("config", {}), "main_process_ip": "192.0.2.1", "model": "5b"}
+    write_json(path, sealed(state))
+    (run / "run.yaml").write_text("model: 5b\nmain_process_ip: 192.0.2.1\n")
+    push_checkpoints(run, REPO, every=0)
+    assert b"192.0.2.1" not in b"".join(hub.repositories[REPO].files(BRANCH).values())

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cogtune.cli import main as cogtune
 from cogtune.data.synthetic import draw_dataset
@@ -30,7 +30,9 @@ from cogtune.data.validation import inspection
 from cogtune.encoding import jobs
 from cogtune.encoding import worker as encoding
 from cogtune.merge import merge_checkpoint
+from cogtune.merge.base import stored_weights
 from cogtune.modeling import encoders
+from cogtune.models.locate import locate
 from cogtune.run.checkpoints import changed_files, checkpoints, read_state
 from cogtune.system import console, processes
 from cogtune.system.digests import fingerprint_file
@@ -311,6 +313,50 @@ def pushing(root: Path) -> Work:
     return Work(prepare, lambda _trial: push(), stands)
 
 
+def editing(name: str, *words: object) -> Callable[[Path], Work]:
+    """A command that writes LoRAs or a fused model over what it wrote of another one.
+
+    Args:
+        name: of what it writes.
+        words: the command; ``LORA`` stands for a LoRA file, ``MODEL`` and ``OTHER`` for models.
+    """
+
+    def make(root: Path) -> Work:
+        files = {}
+        for seed, which in enumerate(("old", "new")):
+            torch.manual_seed(seed)
+            base = "transformer.transformer_blocks.0.attn1.to_q.lora_"
+            width = model_width()
+            matrices = {f"{base}A.weight": torch.randn(4, width), f"{base}B.weight": torch.randn(width, 4)}
+            files[which] = root / f"{which}.safetensors"
+            save_file(matrices, files[which])
+            run("lora", "fuse", files[which], "--model", "tiny:2b", "--output", root / f"{which}-model")
+
+        def write(which: str, folder: Path) -> None:
+            def word_of(word: object) -> object:
+                text = str(word).replace("LORA", str(files[which]))
+                return text.replace("OTHER", str(root / f"{which}-model"))
+
+            run(*(word_of(word) for word in words), "--output", folder / name, "--force")
+
+        for which in ("old", "new"):
+            (root / f"{which}-made").mkdir()
+            write(which, root / f"{which}-made")
+        known = [tree(root / f"{which}-made") for which in ("old", "new")]
+        return Work(
+            lambda trial: shutil.copytree(root / "old-made", trial, dirs_exist_ok=True, symlinks=True),
+            lambda trial: write("new", trial),
+            lambda trial: standing({k: v for k, v in tree(trial).items() if k.startswith(name)}, *known),
+        )
+
+    return make
+
+
+def model_width() -> int:
+    """How many inputs a layer of attention has in the tiny model."""
+    return int(stored_weights(locate("tiny:2b") / "transformer")["transformer_blocks.0.attn1.to_q.weight"].shape[1])
+
+
 KINDS: dict[str, Callable[[Path], Work]] = {
     "merge": merging,
     "lora": saving("lora"),
@@ -321,6 +367,11 @@ KINDS: dict[str, Callable[[Path], Work]] = {
     "infer": inferring,
     "report": reporting,
     "push": pushing,
+    "convert": editing("x.safetensors", "lora", "convert", "LORA", "--to", "kohya"),
+    "adapter": editing("adapter", "lora", "convert", "LORA", "--to", "peft"),
+    "blend": editing("x.safetensors", "lora", "merge", "LORA:0.5", "LORA:2", "--rank", 2),
+    "extract": editing("x.safetensors", "lora", "extract", "OTHER", "tiny:2b", "--rank", 4),
+    "fuse": editing("fused", "lora", "fuse", "LORA", "--model", "tiny:2b"),
 }
 
 

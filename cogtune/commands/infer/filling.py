@@ -39,10 +39,11 @@ from cogtune.models.variants import Precision, SamplingScheduler
 from cogtune.planning.estimate import CONTEXT
 from cogtune.planning.sampling_memory import arrangement_for, decoding_bytes, plan_sampling
 from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
+from cogtune.run.facts import checked_facts
 from cogtune.run.folder import AVERAGE_NAME, MERGE_NAME, RUN_NAME
 from cogtune.system import console
 from cogtune.system.errors import UsageError
-from cogtune.system.json_files import read_json
+from cogtune.system.reading import Schema, read_as
 
 SURE = 1.15
 """On a CPU, the VAE works in tiles if this times its estimate is more than the free memory."""
@@ -207,7 +208,7 @@ def _model(request: InferRequest, given: Given) -> Model | None:
         transformer, facts = trained
         name = None
     elif name is not None and (Path(name) / MERGE_NAME).is_file():
-        facts = {**(read_json(Path(name) / MERGE_NAME).get("run") or {}), "model_path": name, "base_model": name}
+        facts = {**_facts_of_merge(Path(name) / MERGE_NAME), "model_path": name, "base_model": name}
     elif name is not None:
         refuse_shards(Path(name))
     name = name or facts.get("base_model")
@@ -250,17 +251,34 @@ def _pushed_transformer(repo_id: str) -> tuple[Path, Mapping[str, Any]]:
 def _trained_transformer(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
     """Find the fully trained transformer of a run, a checkpoint or a pushed run, with the run's facts."""
     if folder.name == AVERAGE_NAME and (folder / "transformer").is_dir() and (folder.parent / STATE_NAME).is_file():
-        return folder / "transformer", read_state(folder.parent)
+        return folder / "transformer", checked_facts(read_state(folder.parent), folder.parent / STATE_NAME)
     for candidate in (folder, *reversed(checkpoints(folder))):
         if not (candidate / "transformer").is_dir():
             continue
         if (candidate / STATE_NAME).is_file():
-            return candidate / "transformer", read_state(candidate)
+            return candidate / "transformer", checked_facts(read_state(candidate), candidate / STATE_NAME)
         if (candidate / RUN_NAME).is_file() and not (candidate / "model_index.json").is_file():
             values = read_mapping(candidate / RUN_NAME)
             said = {key: values[key] for key in ("size", "fps", "precision", "id_token") if values.get(key) is not None}
-            return candidate / "transformer", {**said, "base_model": values.get("model")}
+            facts = {**said, "base_model": values.get("model")}
+            return candidate / "transformer", checked_facts(facts, candidate / RUN_NAME)
     return None
+
+
+def _facts_of_merge(path: Path) -> Mapping[str, Any]:
+    """Return what the record of a merge says of the run.
+
+    Raises:
+        CogtuneError: it is damaged.
+    """
+    record = read_as(path, _MergeRecord)
+    return checked_facts(record.run or {}, path)
+
+
+class _MergeRecord(Schema):
+    """The record of a merge, so far as sampling goes by it."""
+
+    run: dict[str, Any] | None = None
 
 
 def _with_token(prompts: list[str], request: InferRequest, facts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -279,7 +297,7 @@ def _frames(
 ) -> tuple[Size, dict[Path, ClipView], float]:
     """Return the size and rate of the videos, and which frames of each clip are used."""
     spec, facts = model.spec, model.facts
-    size = Size.parse(facts["size"]) if "size" in facts else spec.native
+    size = Size.parse(facts["size"]) if facts.get("size") else spec.native
     fps = float(request.fps or facts.get("fps") or spec.variant.fps)
     with problems.gathered():
         size = size_asked(request, size)

@@ -19,9 +19,12 @@ from cogtune.data.video.generated import SUFFIXES
 from cogtune.models.geometry import Size
 from cogtune.models.variants import Precision, SamplingScheduler
 from cogtune.system.errors import CogtuneError, UsageError, counted
-from cogtune.system.files import os_errors_explained
+from cogtune.system.files import os_errors_explained, read_bytes
 
 WRONG = "cannot sample this video"
+
+_MOST_PROMPTS = 1 << 24
+"""Bytes of the largest file of prompts that is read."""
 
 STRENGTH = 0.8
 """Of a video made of another, when nobody says: diffusers' default."""
@@ -193,8 +196,7 @@ def prompts_asked(request: InferRequest, problems: Problems) -> list[str]:
 
 def _in_file(path: Path, problems: Problems) -> list[str]:
     try:
-        with os_errors_explained(path, "read"):
-            data = path.read_bytes()
+        data = read_bytes(path, _MOST_PROMPTS)
     except CogtuneError as error:
         raise UsageError(f"--prompt: {error.message}{look_alike(path)}", error.hint) from error
     try:

@@ -8,6 +8,7 @@ from cogtune.config.importers.translating import Imported, Remark
 from cogtune.config.optimizers import is_compatible
 from cogtune.config.resolving import read_mapping
 from cogtune.config.strategies import STRATEGIES
+from cogtune.system.numbers import whole_number
 
 _OF_COGKIT = {"ddp": "ddp", "shard_grad_op": "zero2", "full_shard": "zero3", "hybrid_shard": "zero3"}
 _OF_COGKIT |= {"no_shard": "ddp", "_hybrid_shard_zero2": "zero2"}
@@ -157,4 +158,4 @@ def _degree(made: Imported, flag: str) -> int:
 
 
 def _number(word: str) -> int | None:
-    return int(word) if word.isdigit() else None
+    return whole_number(word)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cogtune.config.importers.shell import Command, follow
-from cogtune.config.resolving import MOST_YAML, read_mapping
+from cogtune.config.resolving import read_mapping
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import read_bytes
 from cogtune.system.json_files import read_json
@@ -20,6 +20,9 @@ _YAML = (".yaml", ".yml")
 _LAUNCHERS = ("accelerate", "torchrun", "python", "python3", "deepspeed")
 _ABOVE = 8
 """Parent folders of a script in which files are searched: it may be started from any of them."""
+
+_MOST_SCRIPT = 1 << 17
+"""Bytes of the longest shell script that is read."""
 
 _CONFIG_FLAGS = ("yaml", "config")
 _OF_A_SCRIPT = "pass the shell script that starts the training, or CogKit's config.yaml"
@@ -67,7 +70,7 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Given:
             raise UsageError(f"{path} is not a mapping of keys to values", _OF_A_SCRIPT)
         flags = as_flags(values)
         return Given(path, _program(path, "", flags), "", flags)
-    data = read_bytes(path, MOST_YAML)
+    data = read_bytes(path, _MOST_SCRIPT)
     try:
         script = follow(data.decode("utf-8-sig"), str(path), environment)
     except UnicodeDecodeError as error:

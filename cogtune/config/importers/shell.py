@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 
 from cogtune.config.importers.shell_words import Part, Token, tokens
 from cogtune.system.errors import UsageError
+from cogtune.system.secrets import is_secret
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?=)(.*)", re.DOTALL)
 _BUILTINS = ("export", "declare", "local", "readonly", "typeset")
 _NOT_UNDERSTOOD = ("while", "until", "case", "select", "function")
 _TOO_DEEP = 20
+_MOST_TEXT = 1 << 22
+"""Characters that all words of a script may expand to: variables that contain each other grow exponentially."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Script:
     unknown: set[str] = field(default_factory=set)
     """Placeholders left in words for unknown values."""
     variables: dict[str, str | list[str]] = field(default_factory=dict)
+    expanded: int = 0
+    """Characters that words have expanded to so far."""
 
 
 def follow(text: str, name: str, environment: Mapping[str, str] | None = None) -> Script:
@@ -44,7 +49,7 @@ def follow(text: str, name: str, environment: Mapping[str, str] | None = None) -
 
     Args:
         name: of the script, for messages.
-        environment: variables from outside; this process's when None.
+        environment: variables from outside; this process's when None. Those that hold secrets count as unknown.
 
     Raises:
         UsageError: it has a construct that is not supported.
@@ -61,6 +66,9 @@ class _Runner:
         self._script, self._name, self._environment, self._depth = script, name, environment, depth
 
     def run(self, found: Sequence[Token]) -> None:
+        if self._depth > _TOO_DEEP:
+            line = found[0].line if found else 0
+            raise UsageError(f"{self._name} line {line}: nested too deeply", "write the command out in full")
         at = 0
         while at < len(found):
             token = found[at]
@@ -85,6 +93,9 @@ class _Runner:
                 self._simple(found[at:end])
                 at = end
 
+    def _deeper(self) -> _Runner:
+        return _Runner(self._script, self._name, self._environment, self._depth + 1)
+
     def _end(self, found: Sequence[Token], start: int, opening: str, closing: str) -> int:
         depth = 0
         for at in range(start, len(found)):
@@ -107,7 +118,7 @@ class _Runner:
             )
         if fields:
             self._script.variables[variable] = fields[0]
-            self.run(found[body + 1 : end])
+            self._deeper().run(found[body + 1 : end])
         return end + 1
 
     def _if(self, found: Sequence[Token], at: int) -> int:
@@ -127,7 +138,7 @@ class _Runner:
             branches.append((found[begin + 1 : then], found[then + 1 : stop]))
         for condition, body in branches:
             if condition is None or self._holds(condition):
-                self.run(body)
+                self._deeper().run(body)
                 break
         return end + 1
 
@@ -161,12 +172,7 @@ class _Runner:
         if not fields:
             return
         if fields[0] == "eval":
-            if self._depth > _TOO_DEEP:
-                raise UsageError(
-                    f"{self._name} line {line}: `eval` is nested too deeply", "write the command out in full"
-                )
-            inner = _Runner(self._script, self._name, self._environment, self._depth + 1)
-            inner.run(tokens(" ".join(fields[1:]), self._name))
+            self._deeper().run(tokens(" ".join(fields[1:]), self._name))
         elif fields[0] in ("source", "."):
             self._script.remarks.append(f"line {line}: `{' '.join(fields)}` is ignored")
         else:
@@ -188,6 +194,7 @@ class _Runner:
         quoted = tuple(Part(p.kind, p.text, True, p.every, p.otherwise) for p in rest.parts)
         value = " ".join(self.fields(Token(token.line, quoted)))
         old = variables.get(name, "") if match[2] == "+=" else ""
+        self._spend(sum(map(len, old)), token.line)
         variables[name] = (old if isinstance(old, str) else " ".join(old)) + value
         return True
 
@@ -198,6 +205,7 @@ class _Runner:
 
         def add(text: str) -> None:
             nonlocal open_field
+            self._spend(len(text) + 1, token.line)
             if open_field:
                 found[-1] += text
             else:
@@ -230,8 +238,19 @@ class _Runner:
                     open_field = False
         return found
 
+    def _spend(self, characters: int, line: int) -> None:
+        self._script.expanded += characters
+        if self._script.expanded > _MOST_TEXT:
+            raise UsageError(
+                f"{self._name} line {line}: its variables expand to more than {_MOST_TEXT:,} characters",
+                "write the command out in full",
+            )
+
     def _value(self, part: Part) -> str | list[str]:
-        value = self._script.variables.get(part.text, self._environment.get(part.text))
+        value = self._script.variables.get(part.text)
+        if value is None:
+            outside = self._environment.get(part.text)
+            value = None if outside is None or is_secret(part.text, outside) else outside
         if value is None or (value == "" and part.otherwise is not None):
             if part.otherwise is not None:
                 return part.otherwise

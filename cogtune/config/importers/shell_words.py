@@ -5,6 +5,7 @@ Source: the POSIX shell's grammar, and bash's manual for arrays.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -54,6 +55,8 @@ def tokens(text: str, name: str) -> list[Token]:
 class _Lexer:
     def __init__(self, text: str, name: str) -> None:
         self._text, self._name, self._at, self._heredocs = text, name, 0, list[str]()
+        self._counted = (0, 1)
+        self._in_array = False
 
     def all(self) -> list[Token]:
         found: list[Token] = []
@@ -65,7 +68,10 @@ class _Lexer:
 
     @property
     def _line(self) -> int:
-        return self._text.count("\n", 0, self._at) + 1
+        """The line, counted on from the last one that was asked for."""
+        before, line = self._counted
+        self._counted = (self._at, line + self._text.count("\n", before, self._at))
+        return self._counted[1]
 
     def fail(self, what: str) -> UsageError:
         return UsageError(f"{self._name} line {self._line}: {what}", "close it, or write the command out in full")
@@ -118,11 +124,9 @@ class _Lexer:
                 break
             parts += self._piece(char)
         merged: list[Part] = []
-        for part in parts:
-            if merged and part.kind == merged[-1].kind == "text" and part.quoted == merged[-1].quoted:
-                merged[-1] = Part("text", merged[-1].text + part.text, part.quoted)
-            else:
-                merged.append(part)
+        for (kind, quoted), group in itertools.groupby(parts, key=lambda part: (part.kind, part.quoted)):
+            alike = list(group)
+            merged += [Part("text", "".join(part.text for part in alike), quoted)] if kind == "text" else alike
         return Token(line, tuple(merged))
 
     def _piece(self, char: str) -> list[Part]:
@@ -193,13 +197,16 @@ class _Lexer:
         raise self.fail(f"unclosed {opening}")
 
     def _array(self) -> tuple[Token, ...]:
-        self._at += 1
+        if self._in_array:
+            raise self.fail("an array inside an array")
+        self._at, self._in_array = self._at + 1, True
         found: list[Token] = []
         while True:
             token = self._next()
             if token is None:
                 raise self.fail("unclosed array")
             if token.operator == ")":
+                self._in_array = False
                 return tuple(found)
             if not token.operator:
                 found.append(token)

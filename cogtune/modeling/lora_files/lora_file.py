@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import pickle
 import warnings
@@ -20,14 +19,18 @@ from torch import Tensor
 
 from cogtune.models.download import snapshot
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.run.checkpoints import checkpoints, refuse_shards
+from cogtune.run.checkpoints import FACTS, checkpoints, refuse_shards
+from cogtune.run.facts import checked_facts
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.files import open_regular, os_errors_explained
-from cogtune.system.json_files import read_json
+from cogtune.system.json_files import parse_json, read_json
 from cogtune.system.sniffing import HEAD, sniff
 
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's settings in an adapter folder."""
+
+OF_ADAPTER = (ADAPTER_CONFIG, "adapter_model.safetensors", "README.md")
+"""The files of a folder that PEFT writes."""
 
 FILE_NAMES = (LORA_WEIGHTS_NAME, "adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin")
 """The file names of diffusers and PEFT for a LoRA in a folder, in order of preference."""
@@ -38,6 +41,11 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 WITHOUT_ALPHA = "cogtune_without_alpha"
 """The header's key for the layers, as a JSON list, whose alpha was not known where a format must say one; all if empty.
 """
+
+_MOST_PICKLE = 1 << 21
+"""Bytes of the description of the tensors in a file of ``torch.save``; a LoRA for every layer of 5b has 200 KB."""
+
+_SAVE = "save it again with the program that made it"
 
 _WRAPPERS = ("state_dict", "module", "model", "lora", "network", "weights")
 """Keys under which a file of ``torch.save`` may hold its weights."""
@@ -57,12 +65,12 @@ class LoraFile:
     @property
     def facts(self) -> dict[str, Any]:
         """What cogtune wrote about the run; empty for a file made by another program."""
-        return _json(self.header.get("cogtune"))
+        return checked_facts(_settings(self.path, self.header, FACTS), self.path)
 
     def says_no_alpha(self, layer: str) -> bool:
         """Return whether the alpha that the settings say of a layer is a stand-in for one that was not known."""
         try:
-            layers = json.loads(self.header.get(WITHOUT_ALPHA, "null"))
+            layers = parse_json(self.header.get(WITHOUT_ALPHA, "null"))
         except ValueError:
             return False
         return isinstance(layers, list) and (not layers or layer in layers)
@@ -171,16 +179,20 @@ def _refuse_text(path: Path, start: bytes, size: int) -> None:
 
 
 def _refuse_archive(path: Path) -> None:
-    """Reject files packed together, which ``torch.save`` did not do.
+    """Reject files packed together, which ``torch.save`` did not do, and what would take more room than it has.
 
     Raises:
         CogtuneError: it is such an archive.
     """
-    names: list[str] = []
+    records: list[zipfile.ZipInfo] = []
     with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged one may raise anything
-        names = archive.namelist()
-    if names and not any(name.endswith("data.pkl") for name in names):
-        raise CogtuneError(f"{path} is a zip archive with {names[0]} in it, not weights", "unpack it first")
+        records = archive.infolist()
+    if records and not any(record.filename.endswith("data.pkl") for record in records):
+        raise CogtuneError(f"{path} is a zip archive with {records[0].filename} in it, not weights", "unpack it first")
+    if any(record.file_size > _MOST_PICKLE for record in records if record.filename.endswith("data.pkl")):
+        raise CogtuneError(f"{path} describes more than the tensors of a LoRA", _SAVE)
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise CogtuneError(f"{path} is compressed, which torch.save never does", _SAVE)
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -210,15 +222,29 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             f"{path} contains more than weights, and loading it could execute code",
             "save it as a .safetensors file with the program that made it",
         ) from error
+    except CogtuneError:
+        raise
     except Exception as error:  # a damaged pickle may raise anything
         reason = (str(error).splitlines() or ["it is truncated"])[0]
         raise CogtuneError(f"cannot read {path}: {reason}", "copy or download it again") from error
-    while isinstance(value, dict) and not any(isinstance(item, Tensor) for item in value.values()):
-        inner = next((value[name] for name in _WRAPPERS if isinstance(value.get(name), dict)), None)
-        if inner is None:
+    for _ in _WRAPPERS:  # a dict may hold itself
+        if not isinstance(value, dict) or any(isinstance(item, Tensor) for item in value.values()):
             break
-        value = inner
-    return dict(_numbers(value)) if isinstance(value, dict) else {}
+        value = next((value[name] for name in _WRAPPERS if isinstance(value.get(name), dict)), value)
+    found = dict(_numbers(value)) if isinstance(value, dict) else {}
+    if odd := [key for key, tensor in found.items() if not _is_plain(tensor)]:
+        raise CogtuneError(
+            f"{path} has {len(odd)} tensors that are not stored number by number: {odd[0]}",
+            "save dense tensors, such as `tensor.contiguous()`, as a .safetensors file",
+        )
+    return found
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether all of a tensor's numbers are in memory. Of others it is not known how many there would be."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
 
 
 def _numbers(value: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -226,17 +252,19 @@ def _numbers(value: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
         if isinstance(item, Tensor):
             yield str(key), item
         elif isinstance(item, (int, float)) and str(key).endswith("alpha"):
-            yield str(key), torch.tensor(float(item))
+            with contextlib.suppress(OverflowError):  # then it is infinite, which is rejected
+                item = float(item)
+            yield str(key), torch.tensor(item if isinstance(item, float) else math.inf)
 
 
 def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     """Return PEFT's settings: from the header, as diffusers or finetrainers write them, or from the adapter's
     folder."""
-    written = _json(header.get(LORA_ADAPTER_METADATA_KEY))
+    written = _settings(path, header, LORA_ADAPTER_METADATA_KEY)
     if written:
         prefix = "transformer."
         return {key.removeprefix(prefix): value for key, value in written.items() if key.startswith(prefix)} or written
-    if config := _json(header.get("lora_config")):
+    if config := _settings(path, header, "lora_config"):
         return config
     beside = path.with_name(ADAPTER_CONFIG)
     if beside.is_file() and (path.name.startswith("adapter_model") or _is_alone(path)):
@@ -252,9 +280,16 @@ def _is_alone(path: Path) -> bool:
     return [other for other in path.parent.iterdir() if other.suffix in SUFFIXES] == [path]
 
 
-def _json(text: str | None) -> dict[str, Any]:
+def _settings(path: Path, header: Mapping[str, str], key: str) -> dict[str, Any]:
+    """Return the JSON object that a header has under ``key``; empty if it has none.
+
+    Raises:
+        CogtuneError: it is no object, so that what it says would be ignored.
+    """
     try:
-        value = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        value = parse_json(header.get(key) or "{}")
+    except ValueError as error:
+        raise CogtuneError(f"{path} is damaged: {key} in its header is not valid JSON: {error}", _SAVE) from error
+    if not isinstance(value, dict):
+        raise CogtuneError(f"{path} is damaged: {key} in its header is not an object", _SAVE)
+    return value

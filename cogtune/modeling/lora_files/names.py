@@ -76,7 +76,9 @@ _OTHER_NAMES = {
 }
 """DiffSynth-Studio's names of layers, with dots as underscores."""
 
-_BLOCK = re.compile(r"(?:transformer_)?blocks_(\d+)_(.+)")
+_BLOCK = re.compile(r"(?:transformer_)?blocks_([0-9]{1,4})_(.+)")
+_LONGEST = 500
+"""Characters of a name: each of its prefixes is taken off one by one."""
 _FIRST = "transformer_blocks.0."
 
 OTHER_METHODS = {
@@ -109,6 +111,8 @@ class TensorName:
 
 def parse_name(key: str) -> TensorName | None:
     """Parse the name of a LoRA's tensor; None if it is no part of an adapter, or of no CogVideoX layer."""
+    if len(key) > _LONGEST:
+        return None
     key = _PROCESSOR.sub(r".\1.lora.", _WRAPPERS.sub("", key))
     match = _KEY.fullmatch(key)
     if match is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections import Counter
@@ -11,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from cogtune.modeling.lora_files.alphas import Alphas
 from cogtune.modeling.lora_files.lora_file import LoraFile, open_file
-from cogtune.modeling.lora_files.names import OTHER_METHODS, TensorName, layer_name, parse_name, source_format_of
+from cogtune.modeling.lora_files.names import OTHER_METHODS, Part, TensorName, layer_name, parse_name, source_format_of
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.variants import VARIANTS
@@ -172,7 +173,7 @@ def _sorted(opened: LoraFile) -> tuple[dict[str, dict[str, tuple[str, TensorName
             adapters.add(named.adapter)
         if tensor.numel() == 0:
             empty.append(key)
-        elif not tensor.is_floating_point() and named.part != "alpha":
+        elif not _has_numbers(tensor, named.part):
             broken.append(f"{key} ({tensor.dtype})")
         elif not bool(tensor.float().isfinite().all()):
             broken.append(key)
@@ -195,11 +196,19 @@ def _sorted(opened: LoraFile) -> tuple[dict[str, dict[str, tuple[str, TensorName
     return parts, problems
 
 
+def _has_numbers(tensor: Tensor, part: Part) -> bool:
+    """Return whether a tensor's values are numbers of a kind that can be computed with."""
+    if part == "alpha" and not tensor.is_complex():
+        return tensor.dtype != torch.bool
+    return tensor.is_floating_point() and not str(tensor.dtype).endswith("_x2")  # which packs two numbers into a byte
+
+
 def _paired(
     parts: Mapping[str, Mapping[str, tuple[str, TensorName, Tensor]]], opened: LoraFile
 ) -> tuple[dict[str, Pair], list[str]]:
     """Return the adapter of each layer, and which are not whole."""
-    pairs, halves, ranks, problems = {}, [], [], []
+    pairs, halves, ranks, problems = {}, [], [], list[str]()
+    said = Alphas(opened, problems)
     for layer, found in parts.items():
         if "down" not in found or "up" not in found:
             halves.append(next(iter(found.values()))[0])
@@ -218,50 +227,13 @@ def _paired(
                     f"{key} has shape {_by(tensor.shape)}; DoRA needs one magnitude for each of the "
                     f"{up.shape[0]} outputs"
                 )
-        alpha = _alpha_of(layer, found, opened, problems)
+        alpha = said.of(layer, found.get("alpha"))
         pairs[layer] = Pair(down, up, alpha, magnitude)
     kinds = (
         (halves, f"{len(halves)} layers have an incomplete adapter"),
         (ranks, f"the two matrices of {len(ranks)} layers have different ranks"),
     )
     return pairs, [*(f"{told}{_example(which)}" for which, told in kinds if which), *problems]
-
-
-def _alpha_of(
-    layer: str, found: Mapping[str, tuple[str, TensorName, Tensor]], opened: LoraFile, problems: list[str]
-) -> float | None:
-    """Return alpha of a layer: from its own tensor, else from PEFT's settings, kohya's header, or what cogtune
-    wrote."""
-    if "alpha" in found:
-        key, _, tensor = found["alpha"]
-        if tensor.numel() != 1 or float(tensor) <= 0:
-            value = f"{float(tensor):g}" if tensor.numel() == 1 else f"of shape {_by(tensor.shape)}"
-            problems.append(f"{key} is {value}, not a positive number")
-            return None
-        return float(tensor)
-    if opened.says_no_alpha(layer):
-        return None
-    settings = opened.config
-    said = _of_pattern(settings.get("alpha_pattern"), layer)
-    said = settings.get("lora_alpha") if said is None else said
-    if said is not None:
-        if isinstance(said, (int, float)) and math.isfinite(said) and said > 0:
-            return float(said)
-        told = f"the alpha in its settings is {said!r}, not a positive number"
-        if told not in problems:
-            problems.append(told)
-        return None
-    ours = opened.facts.get("alpha")
-    return opened.network_alpha or (float(ours) if isinstance(ours, (int, float)) else None)
-
-
-def _of_pattern(pattern: Any, layer: str) -> Any:
-    """Return what PEFT's ``alpha_pattern`` says of a layer, None if nothing."""
-    for key, value in pattern.items() if isinstance(pattern, dict) else ():
-        with contextlib.suppress(re.error):
-            if re.match(rf"(.*\.)?({key})$", layer):  # as PEFT reads it
-                return value
-    return None
 
 
 def check_fits(lora: Lora, spec: ModelSpec, base: str) -> Lora:
