@@ -83,7 +83,7 @@ def _boxes(handle: BinaryIO, start: int, end: int) -> Iterator[_Part]:
         start += size
 
 
-def _chunks(handle: BinaryIO, start: int, end: int) -> Iterator[_Part]:
+def _chunks(handle: BinaryIO, start: int, _end: int) -> Iterator[_Part]:
     """Yield the outer chunks of an AVI, each named by its form: ``AVI`` at the beginning, ``AVIX`` where it goes on."""
     for _ in range(_MOST_PARTS):
         handle.seek(start)
@@ -95,7 +95,7 @@ def _chunks(handle: BinaryIO, start: int, end: int) -> Iterator[_Part]:
         start += size + size % 2
 
 
-def _objects(handle: BinaryIO, start: int, end: int) -> Iterator[_Part]:
+def _objects(handle: BinaryIO, start: int, _end: int) -> Iterator[_Part]:
     """Yield the top-level objects of an ASF (WMV)."""
     for _ in range(_MOST_PARTS):
         handle.seek(start)
@@ -107,7 +107,7 @@ def _objects(handle: BinaryIO, start: int, end: int) -> Iterator[_Part]:
         start += size
 
 
-def _tags(handle: BinaryIO, start: int, end: int) -> Iterator[_Part]:
+def _tags(handle: BinaryIO, start: int, _end: int) -> Iterator[_Part]:
     """Yield the headers and tags of an FLV."""
     for _ in range(_MOST_PARTS):
         handle.seek(start)
@@ -130,9 +130,7 @@ _FLV = b"FLV"
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 
 _JOINABLE: tuple[
-    tuple[
-        Callable[[bytes], bool], Callable[[BinaryIO, int, int], Iterator[_Part]], Callable[[_Part], bool]
-    ], ...
+    tuple[Callable[[bytes], bool], Callable[[BinaryIO, int, int], Iterator[_Part]], Callable[[_Part], bool]], ...
 ] = (
     (lambda start: start[4:8] == b"ftyp", _boxes, lambda part: part.name == b"ftyp"),
     (lambda start: start[:4] == b"RIFF" and start[8:12] == b"AVI ", _chunks, lambda part: part.name == b"AVI "),
