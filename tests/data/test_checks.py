@@ -30,6 +30,7 @@ from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import Reshape, Size
 from cogtune.models.variants import VARIANTS
 from tests.support import broken_decoder
+from tests.support.containers import CLAP, with_clean_aperture
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)
 
@@ -186,6 +187,16 @@ def _stray_caption(root: Path) -> ValidationReport:
     (root / "good.txt").write_text("A black frame.")
     (root / "bad.txt").write_text("A black frame.")
     return check(root)
+
+
+def _twice(path: Path) -> None:
+    clip(path)
+    path.write_bytes(path.read_bytes() * 2)
+
+
+def _cropped_by_its_container(path: Path) -> None:
+    special_clip(path)
+    with_clean_aperture(path, CLAP)
 
 
 def _bad_image(root: Path) -> ValidationReport:
@@ -376,6 +387,16 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
     ),
     "several-pictures": (_several_pictures, "bad", "has an image that holds 3 pictures; the first is used"),
     "image-shape": (_odd_image, "bad", "has an image of 64x64 and a clip of 64x96, so they are cropped differently"),
+    "joined": (
+        _with_clip(_twice),
+        "bad",
+        "is 2 files joined end to end, of which 12 frames are read",
+    ),
+    "trimmed": (
+        _with_clip(_cropped_by_its_container),
+        "bad",
+        "is cropped to 48x64 by its container, as players show it",
+    ),
     "rotated": (
         _with_clip(lambda path: special_clip(path, rotation=90)),
         "bad",
@@ -569,6 +590,8 @@ def test_a_report_is_json_with_a_stable_schema(tmp_path: Path) -> None:
                 "mirrored": False,
                 "interlaced": False,
                 "rate_told": True,
+                "files": 1,
+                "trimmed": False,
             }
         ],
     }

@@ -52,6 +52,17 @@ def check_clip(where: str, info: VideoInfo, settings: FrameSettings, *, any_fram
             "if that is wrong, the model learns too fast or too slow motion: remux it with its frame rate, "
             "ffmpeg -r RATE -i IN -c copy OUT.mp4",
         )
+    if info.files > 1:
+        yield finding(
+            "joined",
+            where,
+            f"is {info.files} files joined end to end, of which {counted(info.num_frames, 'frame')} are read",
+            "split it, or join the files with FFmpeg: ffmpeg -f concat -i LIST.txt -c copy OUT.mp4",
+        )
+    if info.trimmed:
+        yield finding(
+            "trimmed", where, f"is cropped to {info.height}x{info.width} by its container, as players show it"
+        )
     if info.rotation or info.mirrored:
         ways = ["mirrored"] if info.mirrored else []
         ways += [f"rotated by {info.rotation} degrees"] if info.rotation else []

@@ -41,6 +41,7 @@ from cogtune.data.video.container import (
 from cogtune.data.video.orientation import orientation_of, turned_by_rotation
 from cogtune.data.video.probing import probe
 from cogtune.data.video.stamp import FileChanged, Stamp, check_unchanged
+from cogtune.data.video.structure import crop_of
 from cogtune.system.errors import CogtuneError, counted, did_you_mean
 from cogtune.system.files import write_atomic
 
@@ -156,14 +157,16 @@ def write_video(
 def _iter_pyav(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator[Pixels]:
     if not wanted:
         return
-    position, shape, count = 0, None, 0
+    position, shape, count, crop = 0, None, 0, None
     with opened(path, stamp) as (container, stream):
+        number = container.streams.video.index(stream)
         for count, frame in enumerate(decoded_frames(path, container, stream), start=1):
             if count - 1 < wanted[position]:
                 continue
             # swscale's own threads cost more than they bring at these sizes
             stored: Any = frame.to_ndarray(format="rgb24", threads=1, src_colorspace=_colour_matrix(frame))
-            pixels = orientation_of(frame).apply(stored)
+            crop = crop if shape else crop_of(path, number, (frame.height, frame.width))
+            pixels = orientation_of(frame).apply(crop.apply(stored) if crop else stored)
             shape = shape or pixels.shape
             if pixels.shape != shape:
                 raise ChangesSize(path, f"changes its frame size at frame {count - 1}")
@@ -212,7 +215,8 @@ def _iter_decord(path: Path, wanted: list[int], stamp: Stamp | None) -> Iterator
         )
     with opened(path, stamp) as (container, stream):
         first = next(decoded_frames(path, container, stream))
-        fits = _decord_reads(container, first)
+        number = container.streams.video.index(stream)
+        fits = _decord_reads(container, first) and crop_of(path, number, (first.height, first.width)) is None
     reader = _open_decord(path) if fits else None
     check_unchanged(path, stamp)
     if reader is None or len(reader) != available:

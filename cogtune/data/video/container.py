@@ -102,6 +102,8 @@ class VideoInfo:
         mirrored: whether players mirror it before they rotate it.
         interlaced: whether each frame has two fields.
         rate_told: whether the file has a frame rate; if not, ``fps`` is a guess.
+        files: number of files that are joined end to end in this one; 1 is usual.
+        trimmed: whether the container's cropping rectangle is applied.
         times: seconds from the first frame to each, ascending; empty if they are evenly spaced at ``fps``.
     """
 
@@ -121,6 +123,8 @@ class VideoInfo:
     mirrored: bool = False
     interlaced: bool = False
     rate_told: bool = True
+    files: int = 1
+    trimmed: bool = False
     times: tuple[float, ...] = ()
 
     @classmethod

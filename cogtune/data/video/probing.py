@@ -7,6 +7,7 @@ the frames that they refer to were cut away. If the packets are ambiguous, the c
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from cogtune.data.video.container import DamagedVideo, VideoInfo, decoded_frames, demuxed, import_av, opened
 from cogtune.data.video.orientation import orientation_of
+from cogtune.data.video.structure import crop_of, files_in
 from cogtune.data.video.timing import Timing, measure
+from cogtune.system.files import open_regular
 
 if TYPE_CHECKING:
     import av.container
@@ -39,7 +42,10 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
         bare = bool(container.format.flags & import_av().format.Flags.no_timestamps.value)
         timing = _told_timing(stream) if bare else _timing(stream, count, ticks)
         shown = orientation_of(frame)
-        height, width = (frame.width, frame.height) if shown.on_its_side else (frame.height, frame.width)
+        crop = crop_of(path, container.streams.video.index(stream), (frame.height, frame.width))
+        height, width = (crop.height, crop.width) if crop else (frame.height, frame.width)
+        if shown.on_its_side:
+            height, width = width, height
         aspect = float(stream.sample_aspect_ratio or 1)
         return VideoInfo(
             num_frames=count,
@@ -58,8 +64,15 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
             mirrored=shown.mirrored,
             interlaced=_is_interlaced(path, container, stream, frame),
             rate_told=not bare or bool(stream.codec_context.framerate),
+            files=_files_in(path),
+            trimmed=crop is not None,
             times=timing.times,
         )
+
+
+def _files_in(path: Path) -> int:
+    with open_regular(path) as handle:
+        return files_in(handle, os.fstat(handle.fileno()).st_size)
 
 
 _PROGRESSIVE = frozenset({"av1", "gif", "png", "apng", "theora", "vp8", "vp9", "webp"})
