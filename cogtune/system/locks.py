@@ -70,7 +70,7 @@ def exclusive_folder(folder: Path, name: str = LOCK, *, wait: bool = False, wait
         waiting: remark for the user if the wait takes longer than a moment.
 
     Raises:
-        CogtuneError: another process holds the lock, or the lock is a link out of the folder.
+        CogtuneError: another process holds the lock, or a link in the folder leads out of it.
     """
     path = folder / name
     with os_errors_explained(path):
