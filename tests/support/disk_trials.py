@@ -369,8 +369,8 @@ KINDS: dict[str, Callable[[Path], Work]] = {
     "push": pushing,
     "convert": editing("x.safetensors", "lora", "convert", "LORA", "--to", "kohya", "--lora-alpha", 4),
     "adapter": editing("adapter", "lora", "convert", "LORA", "--to", "peft", "--lora-alpha", 4),
-    "blend": editing("x.safetensors", "lora", "merge", "LORA:0.5", "LORA:2", "--rank", 2),
-    "extract": editing("x.safetensors", "lora", "extract", "OTHER", "tiny:2b", "--rank", 4),
+    "blend": editing("x.safetensors", "lora", "merge", "LORA:0.5", "LORA:2", "--rank", 2, "--to", "kohya"),
+    "extract": editing("x.safetensors", "lora", "extract", "OTHER", "tiny:2b", "--rank", 4, "--to", "kohya"),
     "fuse": editing("fused", "lora", "fuse", "LORA", "--model", "tiny:2b"),
 }
 
