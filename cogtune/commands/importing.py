@@ -11,6 +11,7 @@ from cogtune.planning.estimate import check_arrangement
 from cogtune.run.plan import check_config
 from cogtune.system.errors import UsageError
 from cogtune.system.files import write_text
+from cogtune.system.folders import remove_leftovers
 
 
 def import_run(path: Path, output: Path, *, leave_out: Sequence[str] = (), force: bool = False) -> Imported:
@@ -31,5 +32,6 @@ def import_run(path: Path, output: Path, *, leave_out: Sequence[str] = (), force
     config = resolve(flags=made.values).config
     check_config(config, made.spec)
     check_arrangement(config, made.spec)
+    remove_leftovers(output.parent, output.name)
     write_text(output, made.to_yaml())
     return made

@@ -211,7 +211,7 @@ def write(lora: Lora, output: Path, lora_format: LoraFormatName, *, force: bool 
     from cogtune.modeling.lora_files.writing import differences, write_lora
 
     _check_free(output, lora_format, force)
-    for told in write_lora(lora, output, lora_format):
+    for told in write_lora(lora, output, lora_format, warn=console.warn):
         console.note(told)
     if wrong := differences(lora, read_lora(find_lora(output)), LORA_FORMATS[lora_format]):
         raise CogtuneError(f"{output} differs from what was written", "check the disk", details=wrong[:5])

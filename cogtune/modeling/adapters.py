@@ -14,7 +14,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cogtune.run.checkpoints import FACTS, lora_facts
@@ -111,7 +111,7 @@ def save_lora(
     config["lora_dropout"] = 0.0  # diffusers leaves a loaded adapter in training mode: it would drop while sampling
     adapter = json.dumps({f"{_PREFIX}{key}": value for key, value in config.items()}, default=str)
     metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: adapter, FACTS: lora_facts(facts, adapter)}
-    write_atomic(path, lambda aside: save_file(weights, aside, metadata))
+    write_atomic(path, lambda aside: aside.write_bytes(save(weights, metadata)))
 
 
 def load_lora(path: Path, transformer: CogVideoXTransformer3DModel) -> None:

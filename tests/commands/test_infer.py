@@ -246,6 +246,13 @@ def test_a_strength_without_a_lora_is_refused() -> None:
     assert [line.split()[0] for line in caught.value.details] == ["--lora-scale", "--lora-alpha"]
 
 
+@pytest.mark.parametrize("weight", ["nan", "inf", "-1e400"])
+def test_a_weight_that_is_no_number_is_refused(weight: str, lora: Callable[..., str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        fill_in(InferRequest(loras=(f"{lora()}:{weight}",), prompts=("x",)))
+    assert "is not a finite number" in " ".join((caught.value.message, *caught.value.details))
+
+
 def test_a_foreign_lora_without_a_model_names_what_it_fits(tmp_path: Path) -> None:
     name = "transformer.transformer_blocks.0.attn1.to_q.lora_"
     save_file(

@@ -318,13 +318,13 @@ def editing(name: str, *words: object) -> Callable[[Path], Work]:
 
     Args:
         name: of what it writes.
-        words: the command; ``LORA`` stands for a LoRA file, ``MODEL`` and ``OTHER`` for models.
+        words: the command; ``LORA`` stands for a LoRA file, ``OTHER`` for a fine-tuned model.
     """
 
     def make(root: Path) -> Work:
         files = {}
         for seed, which in enumerate(("old", "new")):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed)  # a header with several keys is written in a new order each time, so there is one
             base = "transformer.transformer_blocks.0.attn1.to_q.lora_"
             width = model_width()
             matrices = {f"{base}A.weight": torch.randn(4, width), f"{base}B.weight": torch.randn(width, 4)}
@@ -367,10 +367,10 @@ KINDS: dict[str, Callable[[Path], Work]] = {
     "infer": inferring,
     "report": reporting,
     "push": pushing,
-    "convert": editing("x.safetensors", "lora", "convert", "LORA", "--to", "kohya"),
-    "adapter": editing("adapter", "lora", "convert", "LORA", "--to", "peft"),
-    "blend": editing("x.safetensors", "lora", "merge", "LORA:0.5", "LORA:2", "--rank", 2),
-    "extract": editing("x.safetensors", "lora", "extract", "OTHER", "tiny:2b", "--rank", 4),
+    "convert": editing("x.safetensors", "lora", "convert", "LORA", "--to", "kohya", "--lora-alpha", 4),
+    "adapter": editing("adapter", "lora", "convert", "LORA", "--to", "peft", "--lora-alpha", 4),
+    "blend": editing("x.safetensors", "lora", "merge", "LORA:0.5", "LORA:2", "--rank", 2, "--to", "kohya"),
+    "extract": editing("x.safetensors", "lora", "extract", "OTHER", "tiny:2b", "--rank", 4, "--to", "kohya"),
     "fuse": editing("fused", "lora", "fuse", "LORA", "--model", "tiny:2b"),
 }
 

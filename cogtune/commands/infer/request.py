@@ -123,6 +123,7 @@ def number_problems(request: InferRequest) -> list[str]:
         ("--lora-alpha", request.lora_alpha),
         ("--strength", request.strength),
         *(("--lora-scale", scale) for scale in request.lora_scales),
+        *((f"--lora {text}", lora_and_weight(text)[1]) for text in request.loras),
     ]
     found = [
         f"{name}: {value} is not a finite number"

@@ -72,11 +72,11 @@ class Store:
         Raises:
             CogtuneError: it cannot be written; nothing is left behind.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save  # its save_file leaves a file of a name of its own when it is killed
 
         target, whole = self.path(kind, key), tensor.contiguous()
         metadata = {_CHECKSUM: _checksums(whole, f"{kind}/{key}")[0]}
-        write_atomic(target, lambda aside: save_file({"data": whole}, aside, metadata))
+        write_atomic(target, lambda aside: aside.write_bytes(save({"data": whole}, metadata)))
 
     def read(self, kind: EntryKind, key: str) -> Tensor:
         """Return the tensor stored under ``key``: latent moments ``[2C, F, h, w]``, text ``[L, D]``, image ``[3, H,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
@@ -123,6 +124,8 @@ def same_name(name: str, there: Iterable[str], others: Sequence[str] = ()) -> st
 
 def look_alike(path: Path) -> str:
     """Return the hint about a missing file of the user: the nearest name in its folder, or empty."""
+    if os.path.lexists(path):  # what is wrong with it is something else
+        return ""
     try:
         names = [other.name for other in itertools.islice(path.parent.iterdir(), _MOST_COMPARED)]
     except OSError:

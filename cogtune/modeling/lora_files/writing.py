@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from cogtune.modeling.lora_files.applying import peft_config
@@ -20,8 +20,8 @@ from cogtune.modeling.lora_files.reading import Lora, Pair
 from cogtune.models.lora_formats import LORA_FORMATS, LoraFormat, LoraFormatName
 from cogtune.run.checkpoints import FACTS, lora_facts
 from cogtune.system.errors import CogtuneError
-from cogtune.system.files import write_atomic
-from cogtune.system.folders import written_folder
+from cogtune.system.files import os_errors_explained, write_atomic
+from cogtune.system.folders import remove_leftovers, written_folder
 from cogtune.system.json_files import CHECKSUM, write_json
 
 _CONVOLUTION = "patch_embed.proj"
@@ -54,8 +54,13 @@ def in_format(lora: Lora, lora_format: LoraFormatName) -> tuple[dict[str, Tensor
     return tensors, sorted(told)
 
 
-def write_lora(lora: Lora, path: Path, lora_format: LoraFormatName) -> list[str]:
-    """Write a LoRA to ``path``: atomically: a file, or for PEFT an adapter's folder.
+def write_lora(
+    lora: Lora, path: Path, lora_format: LoraFormatName, *, warn: Callable[[str], object] | None = None
+) -> list[str]:
+    """Write a LoRA to ``path``, atomically: a file, or for PEFT an adapter's folder.
+
+    Args:
+        warn: told what is left of a folder that was replaced, if that cannot be deleted.
 
     Returns:
         Remarks on what the format cannot say.
@@ -90,10 +95,11 @@ def write_lora(lora: Lora, path: Path, lora_format: LoraFormatName) -> list[str]
     if lora.facts:
         header[FACTS] = lora_facts({**_own(lora.facts), **_strength(lora)}, adapter)
     if where != "folder":
-        write_atomic(path, lambda aside: save_file(tensors, aside, header))
+        remove_leftovers(path.parent, path.name)
+        write_atomic(path, lambda aside: aside.write_bytes(save(tensors, header)))
         return told
-    with written_folder(path) as folder:
-        save_file(tensors, folder / "adapter_model.safetensors", header)
+    with written_folder(path, warn) as folder, os_errors_explained(path):
+        (folder / "adapter_model.safetensors").write_bytes(save(tensors, header))
         base = lora.facts.get("base_model")
         settings = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": base, **config}
         write_json(folder / ADAPTER_CONFIG, settings)
