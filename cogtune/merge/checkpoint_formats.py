@@ -19,6 +19,9 @@ _WHOLE = (
     "as transformer/diffusion_pytorch_model.safetensors (.bin if they are a file of torch.save)"
 )
 
+_ADAPTER = "adapter_model"
+"""How PEFT calls the file of an adapter."""
+
 _FSDP = "pytorch_model_fsdp"
 """What accelerate calls a model's files and folders under FSDP."""
 
@@ -39,10 +42,10 @@ def read_checkpoint(checkpoint: Path) -> SavedWeights:
     if (checkpoint / "latest").exists():
         tag = _named_by(checkpoint / "latest")
         _refuse_universal(checkpoint / tag)
-        return read_zero(checkpoint, tag)
+        return _not_of_sat(read_zero(checkpoint, tag), checkpoint)
     whole = checkpoint.resolve()
     if any(is_of_deepspeed(path.name) for path in checkpoint.iterdir()):
-        return read_zero(whole.parent, whole.name)
+        return _not_of_sat(read_zero(whole.parent, whole.name), checkpoint)
     if (checkpoint / METADATA).exists():
         inside = whole.name.startswith(_FSDP)
         return read_sharded(whole.parent, whole.name) if inside else read_sharded(checkpoint, "")
@@ -51,6 +54,20 @@ def read_checkpoint(checkpoint: Path) -> SavedWeights:
     if (checkpoint / f"{_FSDP}.bin").exists():
         return read_full(checkpoint, f"{_FSDP}.bin")
     raise CogtuneError(f"{checkpoint} is neither a ZeRO nor an FSDP checkpoint", _what_instead(checkpoint, sharded))
+
+
+def _not_of_sat(saved: SavedWeights, checkpoint: Path) -> SavedWeights:
+    """Return ``saved``, unless CogVideo's SAT wrote it, which saves with DeepSpeed under names of its own."""
+    names = [name for name in (*saved.trained, *saved.kept) if "diffusion_model." in name]
+    if not any(".transformer.layers." in name or ".mixins." in name for name in names):
+        return saved
+    adapter = any(".matrix_A." in name for name in names)
+    convert = "tools/export_sat_lora_weight.py" if adapter else "tools/convert_weight_sat2hf.py"
+    then = "pass what it writes as --lora" if adapter else "pass a model's folder with what it writes as --model"
+    raise CogtuneError(
+        f"{checkpoint} is a checkpoint of CogVideo's SAT, {'with a LoRA, ' if adapter else ''}which is not supported",
+        f"convert it with CogVideo's {convert}, and {then}",
+    )
 
 
 def _named_by(latest: Path) -> str:
@@ -97,6 +114,10 @@ def _what_instead(folder: Path, sharded: list[Path]) -> str:
         )
     kinds = ("*.safetensors", "transformer/*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*/*.pt")
     weights = [path for kind in kinds for path in sorted(folder.glob(kind)) if not path.name.startswith(_NO_WEIGHTS)]
+    if weights and (_ADAPTER in weights[0].name or "lora" in weights[0].name.lower()):
+        return f"it holds {weights[0].relative_to(folder)}: a LoRA needs no merging; pass it to `cogtune infer --lora`"
+    if (folder / "model_index.json").is_file():
+        return "it is a complete model, which needs no merging: pass it as --model"
     if weights:
         return f"it holds {weights[0].relative_to(folder)}: {_WHOLE}"
     return "pass a folder written by Accelerator.save_state or DeepSpeed's save_checkpoint"

@@ -34,10 +34,7 @@ def locate(reference: str, *, weights: bool = True) -> Path:
     if folder.is_dir():
         return folder.absolute()
     if folder.is_file():
-        raise UsageError(
-            f"--model {reference} is a file, not a folder",
-            "pass a LoRA as --lora to `cogtune infer` or as --init-lora to `cogtune train`, and its base as --model",
-        )
+        raise UsageError(f"--model {reference} is a file, not a folder", _in_place_of(folder))
     if reference.startswith(TINY):
         name = reference.removeprefix(TINY)
         if name not in VARIANTS:
@@ -110,3 +107,27 @@ def loading(folder: Path) -> Iterator[None]:
     finally:
         if torch is not None:
             torch.set_default_dtype(dtype)  # diffusers leaves it as it was needed when a config cannot be used
+
+
+_AS_LORA = "pass a LoRA as --lora to `cogtune infer` or as --init-lora to `cogtune train`, and its base as --model"
+_AS_TRANSFORMER = (
+    "put a transformer's weights, by diffusers' names, into a copy of its base model's folder, as "
+    "transformer/diffusion_pytorch_model.safetensors, and pass that folder"
+)
+
+
+def _in_place_of(file: Path) -> str:
+    """Return the hint about a file that was given as a model: by the names of its tensors, if it is of safetensors."""
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        if start.startswith(b"GGUF"):
+            return "GGUF files are not supported; use the model as diffusers' folder of safetensors files"
+        length = int.from_bytes(start, "little")
+        head = opened.read(min(length, _MOST_HEADER))
+    if not head.startswith(b"{"):
+        return _AS_LORA
+    return _AS_LORA if b"lora" in head else _AS_TRANSFORMER
+
+
+_MOST_HEADER = 100_000_000
+"""Longest header of a safetensors file, as that library limits it."""

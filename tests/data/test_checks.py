@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -30,7 +31,7 @@ from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import Reshape, Size
 from cogtune.models.variants import VARIANTS
 from tests.support import broken_decoder
-from tests.support.containers import CLAP, with_clean_aperture
+from tests.support.containers import with_clean_aperture
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)
 
@@ -195,8 +196,14 @@ def _twice(path: Path) -> None:
 
 
 def _cropped_by_its_container(path: Path) -> None:
-    special_clip(path)
-    with_clean_aperture(path, CLAP)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = 80, 112, "yuv420p"
+        for _ in range(12):
+            container.mux(stream.encode(av.VideoFrame(112, 80, "yuv420p")))
+        container.mux(stream.encode(None))
+    with_clean_aperture(path, struct.pack(">IIIIiIiI", 96, 1, 64, 1, 0, 1, 0, 1))
 
 
 def _bad_image(root: Path) -> ValidationReport:
@@ -395,7 +402,7 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
     "trimmed": (
         _with_clip(_cropped_by_its_container),
         "bad",
-        "is cropped to 48x64 by its container, as players show it",
+        "is cropped to 64x96 by its container, as players show it",
     ),
     "rotated": (
         _with_clip(lambda path: special_clip(path, rotation=90)),

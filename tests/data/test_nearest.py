@@ -9,12 +9,16 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cogtune.config.run_config import RunConfig
 from cogtune.data.findings import Finding
+from cogtune.data.frames import FrameSettings
 from cogtune.data.prompts import choose_prompts
 from cogtune.data.sources import Dataset, LayoutOptions, Sample, read_dataset
+from cogtune.data.validation.checks import check_dataset
 from cogtune.data.validation.quarantine import without_quarantined
+from cogtune.models.geometry import Size
 from cogtune.system.errors import CogtuneError, UsageError
 
 COMPOSED = unicodedata.normalize("NFC", "videos/Zürich é.mp4")
@@ -431,3 +435,47 @@ def test_what_is_given_in_place_of_a_folder_is_named(
     with pytest.raises(CogtuneError) as caught:
         read_dataset(Path(given))
     assert caught.value.hint == hint.replace("ROOT", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("listed", "said", "pattern"),
+    [
+        ("a/frame_%05d.png", "does not exist", "-i a/frame_%05d.png a.mp4"),
+        ("a/%d.png", "does not exist", "-i a/%d.png a.mp4"),
+        ("a/*.png", "does not exist", "-pattern_type glob -i 'a/*.png' a.mp4"),
+        ("a", "is a folder, not a file", "-i a/frame_%05d.png a.mp4"),
+        ("a/frame_00001.png", "is an image, not a clip", "-i frame_%05d.png OUT.mp4"),
+        ("a/first.jpg", "is an image, not a clip", "-i %04d.png OUT.mp4"),
+    ],
+)
+def test_numbered_images_in_place_of_a_clip_are_told(tmp_path: Path, listed: str, said: str, pattern: str) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("frame_00001.png", "frame_00002.png"):
+        Image.new("RGB", (96, 64)).save(tmp_path / "a" / name)
+    if listed.endswith(".jpg"):
+        Image.new("RGB", (96, 64)).save(tmp_path / listed)
+    (tmp_path / "videos.txt").write_text(f"{listed}\n")
+    (tmp_path / "prompts.txt").write_text("A boat on a river.\n")
+    (found,) = [
+        found
+        for found in check_dataset(read_dataset(tmp_path), FrameSettings(size=Size(9, 64, 96), fps=8), None).findings
+        if found.severity == "error"
+    ]
+    assert said in found.message
+    assert found.hint.endswith(pattern)
+
+
+def test_a_pattern_in_place_of_an_image_gets_no_advice_on_clips(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "metadata.csv").write_text("file_name,text,image\na.mp4,A boat on a river.,a/%d.png\n")
+    (found,) = [found for found in read_dataset(tmp_path).findings if found.code == "missing-image"]
+    assert "ffmpeg" not in found.hint
+
+
+def test_a_table_in_a_subfolder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").touch()
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "OpenVid-1M.csv").write_text("video,caption\na.mp4,A boat on a river.\n")
+    with pytest.raises(CogtuneError, match=r"data/train/OpenVid-1M.csv: move the table to the folder itself"):
+        read_dataset(tmp_path)

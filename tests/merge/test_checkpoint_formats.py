@@ -332,3 +332,39 @@ def test_a_tensor_of_a_shape_that_is_none_is_damage(tmp_path: Path, base: Path, 
     start, stop = cut[place]
     rewrite(path, description[:start] + half + description[stop:])
     assert refusal(checkpoint, base).details == (f"{path.name} is damaged: its index cannot be read",)
+
+
+SAT = {
+    "weights": ("transformer.layers.0.attention.query_key_value.weight", "tools/convert_weight_sat2hf.py"),
+    "lora": ("mixins.lora.layers.0.attention.query_key_value.matrix_A.0", "tools/export_sat_lora_weight.py"),
+}
+
+
+@pytest.mark.parametrize("kind", SAT)
+@pytest.mark.parametrize("given", ["", "1000"])
+def test_a_checkpoint_of_sat_is_told_for_what_it_is(tmp_path: Path, base: Path, kind: str, given: str) -> None:
+    name, converter = SAT[kind]
+    (tmp_path / "1000").mkdir()
+    (tmp_path / "latest").write_text("1000")
+    module = {
+        f"model.diffusion_model.{name}": torch.ones(4, 8),
+        "model.diffusion_model.mixins.patch_embed.proj.weight": torch.ones(2, 2),
+        "first_stage_model.encoder.conv_in.weight": torch.ones(2, 2),
+    }
+    torch.save(
+        {"module": module, "iteration": 1000, "dp_world_size": 8}, tmp_path / "1000" / "mp_rank_00_model_states.pt"
+    )
+    error = refusal(tmp_path / given, base)
+    assert "is a checkpoint of CogVideo's SAT" in str(error)
+    assert converter in error.hint
+    assert not error.details
+
+
+def test_what_needs_no_merging_is_told_how_it_is_used(tmp_path: Path, base: Path) -> None:
+    for name, advice in (("adapter_model.safetensors", "infer --lora"), ("boat_lora.safetensors", "infer --lora")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(b"x")
+        assert advice in refusal(tmp_path / name, base).hint
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text("{}")
+    assert "pass it as --model" in refusal(tmp_path / "model", base).hint

@@ -377,6 +377,22 @@ REFUSED: dict[str, tuple[Writer, str]] = {
         ),
         "in SAT format; convert it",
     ),
+    "SAT's LoRA": (
+        lambda to, ours: torch_saved(
+            to,
+            {
+                "module": {
+                    f"model.diffusion_model.mixins.lora.layers.0.attention.query_key_value.matrix_{side}.0": values
+                    for side, values in (("A", torch.ones(4, 8)), ("B", torch.ones(8, 4)))
+                }
+            },
+        ),
+        "in SAT format; convert it",
+    ),
+    "a training that diverged": (
+        lambda to, ours: written(to, {name: value * torch.nan for name, value in bare(ours).items()}),
+        r"not finite.*\n.*its training diverged",
+    ),
     "DoRA without magnitudes": (
         lambda to, ours: written(to, bare(ours), {"lora_config": '{"use_dora": true}'}),
         "its settings say DoRA, but it has no magnitudes",
@@ -410,6 +426,9 @@ def test_what_would_be_left_out_is_refused_by_name(
     assert re.search(told, str(caught.value), re.DOTALL), caught.value
 
 
+_HEADER = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
@@ -424,6 +443,12 @@ def test_what_would_be_left_out_is_refused_by_name(
         ("a.pt", b"PK\x03\x04 and no more", "cannot read"),
         ("a.pt", b"\x80\x02 nor this", "cannot read|more than weights"),
         ("a.bin", b"nothing known", "is not a LoRA file"),
+        ("a.gguf", b"GGUF\x03\0\0\0" + bytes(100), "is a GGUF file"),
+        (
+            "a.safetensors",
+            len(_HEADER).to_bytes(8, "little") + _HEADER + b"\0" * 8,
+            "a.safetensors is incomplete",
+        ),
     ],
 )
 def test_what_is_no_file_of_weights_is_told_for_what_it_is(

@@ -199,3 +199,22 @@ def test_a_tiny_model_that_is_there_is_found_without_torch(tiny: Callable[[str],
     tiny("5b")
     program = "import sys; from cogtune.models.locate import spec_of; spec_of('tiny:5b'); print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("lora.safetensors", b'{"transformer.a.lora_A.weight":{}}', "pass a LoRA as --lora"),
+        ("5b.safetensors", b'{"transformer_blocks.0.attn1.to_q.weight":{}}', "transformer/diffusion_pytorch_model"),
+        ("5b-Q4.gguf", None, "GGUF files are not supported"),
+        ("a.bin", b"nothing known", "pass a LoRA as --lora"),
+    ],
+)
+def test_a_file_given_as_the_model_gets_advice_for_what_it_is(
+    tmp_path: Path, name: str, content: bytes | None, hint: str
+) -> None:
+    start = b"GGUF\x03\0\0\0" if content is None else len(content).to_bytes(8, "little")
+    (tmp_path / name).write_bytes(start + (content or b""))
+    with pytest.raises(UsageError, match="is a file, not a folder") as caught:
+        locate(str(tmp_path / name))
+    assert hint in caught.value.hint

@@ -162,8 +162,13 @@ def to_samples(
         for code, located in ((f"missing-{role}", video), ("missing-image", image)):
             if located is not None and located.hint:
                 where = sample_id if role == "video" else entry.video.where
-                findings.append(finding(code, where, f"{located.path} does not exist", located.hint))
+                findings.append(finding(code, where, f"{located.path} {_state(located.file)}", located.hint))
     return samples
+
+
+def _state(file: Path) -> str:
+    """Return why a listed file is missing."""
+    return "is a folder, not a file" if file.is_dir() else "does not exist"
 
 
 class _Paths:
@@ -190,7 +195,7 @@ class _Paths:
         if leaves:
             findings.append(self._outside(place, path))
             return None
-        hint = "" if there else self._nearest.where_to_look(path)
+        hint = "" if there else self._nearest.where_to_look(path, image=image)
         return _Located(PurePosixPath(path), self.folder.root / path, hint)
 
     def _found(self, text: str, where: str, *, image: bool) -> tuple[str, bool, bool]:

@@ -14,6 +14,7 @@ from cogtune.data.findings import listed
 from cogtune.data.layouts.folder import Folder
 from cogtune.data.layouts.media import is_clip, is_image, may_be_clip
 from cogtune.data.layouts.spelling import nfc, normal, unquoted
+from cogtune.data.video.numbered import as_clip, is_pattern
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -25,6 +26,7 @@ _MOST_ALIKE = 20
 
 _TABLES = {".xlsx", ".xls", ".ods", ".xml", ".yaml", ".yml", ".db", ".sqlite", ".feather"}
 _WITH_TEXT = {".csv", ".json", ".jsonl", ".md", ".srt", ".toml", ".tsv", ".txt", ".vtt"}
+_READ_AT_THE_TOP = {".csv", ".jsonl", ".parquet", ".tsv"}
 _PACKED = {".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"}
 
 
@@ -65,9 +67,17 @@ class Nearest:
             return alike[0], "paths found in another Unicode form (NFC or NFD)"
         return alike[0], "paths found in different upper and lower case"
 
-    def where_to_look(self, text: str) -> str:
-        """Return the hint about a missing path: the nearest file, or the folder that paths are relative to."""
+    def where_to_look(self, text: str, *, image: bool = False) -> str:
+        """Return the hint about a missing path: the nearest file, or the folder that paths are relative to.
+
+        Args:
+            image: whether the file is an image, not a clip.
+        """
         path = PurePosixPath(posixpath.normpath(unquoted(text).replace("\\", "/")))
+        if not image and is_pattern(str(path)):
+            return f"clips are videos, not numbered images; {as_clip(str(path))}"
+        if not image and (images := self._images_in(path)):
+            return f"clips are videos, not folders of images; {as_clip(str(images[0]))}"
         if found := self.elsewhere(text):
             return f"paths are relative to the dataset's folder; use {found}"
         if _URL.match(text):
@@ -79,6 +89,12 @@ class Nearest:
             if near := self._misspelt(path):
                 return f"did you mean {near}?"
         return f"paths are relative to {self.folder.root}"
+
+    def _images_in(self, path: PurePosixPath) -> list[PurePosixPath]:
+        """Return the images in a folder of the dataset."""
+        if path.is_absolute() or ".." in path.parts or not (self.folder.root / path).is_dir():
+            return []
+        return [path / name for name in self.folder.files_in(str(path)) if is_image(PurePosixPath(name))]
 
     def elsewhere(self, text: str) -> str:
         """Return the only file in another folder of the dataset that a path can mean; else empty."""
@@ -152,6 +168,7 @@ def in_place_of_folder(path: Path) -> str:
 def what_is_there(folder: Folder) -> str:
     """Return what a folder that is not a dataset contains, with how to make it one; else empty."""
     tables = [name for name in folder.top if PurePosixPath(name).suffix.lower() in _TABLES]
+    deeper = [file for file in folder.files if len(file.parts) > 1 and file.suffix.lower() in _READ_AT_THE_TOP]
     objects = [name for name in folder.top if name.lower().endswith(".json")]
     packed = [name for name in folder.top if PurePosixPath(name).suffix.lower() in _PACKED]
     shards = [name for name in folder.top if name.lower().endswith((".tar", ".arrow"))]
@@ -166,10 +183,12 @@ def what_is_there(folder: Folder) -> str:
         return f"it contains {listed(tables, 3)}: save it as CSV"
     if objects:
         return f"it contains {listed(objects, 3)}, but not an array of objects, one for each sample"
+    if deeper:
+        return f"it contains {listed(deeper, 3)}: move the table to the folder itself, or pass its folder"
     if packed:
         return f"it contains {listed(packed, 3)}: unpack it first"
     if pictures and not any(is_clip(file) for file in folder.files):
-        return f"it contains {listed(pictures, 3)}, but clips are videos: `ffmpeg -framerate 8 -i %04d.png a.mp4`"
+        return f"it contains {listed(pictures, 3)}, but clips are videos; {as_clip(str(pictures[0]))}"
     return (
         f"it contains {listed(others, 3)}, {'which is' if len(others) == 1 else 'which are'} in no known format"
         if others

@@ -14,7 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogtune.data.video.container import DamagedVideo, VideoInfo, decoded_frames, demuxed, import_av, opened
+from cogtune.data.video.container import DamagedVideo, NotAVideo, VideoInfo, decoded_frames, demuxed, import_av, opened
+from cogtune.data.video.numbered import as_clip
 from cogtune.data.video.orientation import orientation_of
 from cogtune.data.video.structure import crop_of, files_in
 from cogtune.data.video.timing import Timing, measure
@@ -39,6 +40,8 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
         start = _start(path, container, stream)
         frame = start.frame
         count, ticks = _shown_frames(path, container, stream, start, tick)
+        if count == 1 and _is_picture(path, container):
+            raise NotAVideo(path, "is an image, not a clip", f"if it is one of numbered images, {as_clip(path.name)}")
         bare = bool(container.format.flags & import_av().format.Flags.no_timestamps.value)
         timing = _told_timing(stream) if bare else _timing(stream, count, ticks)
         shown = orientation_of(frame)
@@ -68,6 +71,16 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
             trimmed=crop is not None,
             times=timing.times,
         )
+
+
+def _is_picture(path: Path, container: av.container.InputContainer) -> bool:
+    """Return whether a file of one frame is a still: by its format, or by its name if clips have that format, too."""
+    name = container.format.name
+    return name == "image2" or name.endswith("_pipe") or path.suffix.lower() in _STILLS_IN_MP4
+
+
+_STILLS_IN_MP4 = (".avif", ".heic", ".heif")
+"""Suffixes of images in the container of clips."""
 
 
 def _files_in(path: Path) -> int:

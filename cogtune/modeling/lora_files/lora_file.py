@@ -94,6 +94,10 @@ def _file_in(folder: Path) -> Path | None:
     return others[0] if len(others) == 1 and others[0].suffix == ".safetensors" else None
 
 
+_OF_TRAINING = ("optimizer", "scheduler", "sampler", "random_states", "scaler")
+"""How the names of accelerate's files without weights begin."""
+
+
 def find_lora(path: Path) -> Path:
     """Return the LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
 
@@ -114,7 +118,11 @@ def find_lora(path: Path) -> Path:
     if (path / "model_index.json").is_file():
         raise UsageError(f"{path} is a complete model, not a LoRA", "pass it as --model")
     below = [file for name in FILE_NAMES for file in path.glob(f"*/{name}")]
-    here = [file for file in path.glob("*") if file.suffix in SUFFIXES and file.is_file()]
+    here = [
+        file
+        for file in path.glob("*")
+        if file.suffix in SUFFIXES and file.is_file() and not file.name.startswith(_OF_TRAINING)
+    ]
     candidates = sorted(here) or sorted(below)
     raise UsageError(
         f"{path} contains no checkpoint, and it is unclear which LoRA file to use",
@@ -174,6 +182,8 @@ def _refuse_text(path: Path, start: bytes, size: int) -> None:
     """Reject what a failed download may have left instead of weights."""
     if size == 0:
         raise CogtuneError(f"{path} is empty", "copy or download it again")
+    if start.startswith(b"GGUF"):
+        raise CogtuneError(f"{path} is a GGUF file, which is not supported", "use the LoRA as .safetensors")
     if (instead := sniff(start)) is not None:
         raise CogtuneError(f"{path} is {instead.what}, not weights", instead.advice)
 
@@ -200,6 +210,8 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with os_errors_explained(path, "read"), safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
+        if "incomplete" in str(error):
+            raise CogtuneError(f"{path} is incomplete", "copy or download it again") from error
         raise CogtuneError(
             f"{path} is not a LoRA file: {error}", "pass a run folder, or a LoRA as .safetensors, .bin or .pt"
         ) from error

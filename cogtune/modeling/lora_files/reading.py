@@ -99,6 +99,9 @@ class Lora:
         return replace(self, pairs={name: replace(pair, alpha=alpha) for name, pair in self.pairs.items()})
 
 
+_NOT_FINITE = "values that are not finite"
+
+
 def read_lora(path: Path) -> Lora:
     """Read the LoRA in ``path``, if all of its tensors belong to layers that a CogVideoX transformer may have.
 
@@ -122,6 +125,10 @@ def read_lora(path: Path) -> Lora:
     elif not problems and without and opened.config.get("use_dora"):
         problems.append("its settings say DoRA, but it has no magnitudes")
     if problems:
+        if any(_NOT_FINITE in problem for problem in problems):
+            raise CogtuneError(
+                f"cannot use {path}", "its training diverged; use an earlier checkpoint", details=problems
+            )
         raise CogtuneError(f"cannot use {path}: a part of it would be ignored", _what_now(opened), details=problems)
     return Lora(
         path=path,
@@ -187,7 +194,7 @@ def _sorted(opened: LoraFile) -> tuple[dict[str, dict[str, tuple[str, TensorName
         (lost, f"{len(lost)} of its {count} tensors belong to no CogVideoX layer that a LoRA can change"),
         (doubled, "two tensors are for the same part of one layer"),
         (empty, f"{len(empty)} tensors are empty; they were not gathered from all GPUs before saving"),
-        (broken, f"{len(broken)} tensors have values that are not finite"),
+        (broken, f"{len(broken)} tensors have {_NOT_FINITE}"),
     )
     problems = [f"{told}{_example(found)}" for found, told in kinds if found]
     if len(adapters) > 1:
@@ -314,6 +321,8 @@ def _what_now(opened: LoraFile) -> str:
             return f"it contains {method} tensors, which are not supported; use a LoRA or DoRA"
     if any(key.startswith(("lora_te", "text_encoder")) for key in keys):
         return "it also adapts a text encoder, so it was probably made for another model"
+    if any(re.search(r"\.matrix_[AB]\.", key) for key in keys):
+        return "it is in SAT format; convert it with CogVideo's tools/export_sat_lora_weight.py"
     if any("lora" in key for key in keys) and any(".base_layer." in key for key in keys):
         return "it also has the base's weights: save only the adapter, with PEFT's get_peft_model_state_dict"
     if opened.config.get("bias", "none") != "none":
@@ -322,8 +331,6 @@ def _what_now(opened: LoraFile) -> str:
         return "it also has whole layers (PEFT's modules_to_save): merge it into its base, and pass that as --model"
     if any("lora" in key for key in keys):
         return "it was made for another model, or by an unsupported program"
-    if any(".matrix_A." in key for key in keys):
-        return "it is in SAT format; convert it with CogVideo's tools/export_sat_lora_weight.py"
     if not keys:
         return "copy or download it again, or save it again with the program that made it"
     return "pass complete weights as --model: a run, a checkpoint or a merged folder"
