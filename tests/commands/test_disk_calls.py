@@ -65,12 +65,14 @@ def trials(what: str, library: Path, clips: Path, folder: Path, *, share: int | 
         return [first, *(outcome(at, fault) for at, fault in chosen)]
 
 
-def assert_nothing_lost(found: list[dict[str, Any]]) -> None:
+def assert_nothing_lost(what: str, found: list[dict[str, Any]]) -> None:
     assert [one for one in found if one["stands"] == "neither"] == []
     assert [one["error"] for one in found if re.search("unforeseen|unexpected error", one.get("error", ""))] == []
     # who was told of a success has the new, and who was told of a failure still has the old
     assert [one for one in found if one.get("error") == "" and "new" not in one["stands"]] == []
-    assert [one for one in found if one.get("error") and "old" not in one["stands"]] == []
+    # (or, of a cache, whose entries come one by one and replace nothing, all entries already)
+    with_error = [one for one in found if one.get("error") and not (what == "cache" and one["stands"] == "new")]
+    assert [one for one in with_error if "old" not in one["stands"]] == []
     assert [one for one in found if one["killed"] != (one["fault"] == 0 and one["at"] > 0)] == []
     again = [(one["at"], one["fault"], one["again"], one["again_error"], one["left"]) for one in found]
     assert [one for one in again if one[2:] != ("new", "", [])] == []
@@ -87,7 +89,7 @@ OF_LORAS = ("convert", "adapter", "blend", "extract", "fuse")
 def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
     found = trials(what, library, clips, tmp_path, share=12)
     assert found[0]["calls"] > 5
-    assert_nothing_lost(found)
+    assert_nothing_lost(what, found)
 
 
 @pytest.mark.exhaustive
@@ -95,5 +97,5 @@ def test_a_fault_at_some_disk_calls(what: str, library: Path, clips: Path, tmp_p
 @pytest.mark.parametrize("what", [*KINDS, *OF_LORAS])
 def test_a_fault_at_every_disk_call(what: str, library: Path, clips: Path, tmp_path: Path) -> None:
     found = trials(what, library, clips, tmp_path, share=None)
-    assert_nothing_lost(found)
+    assert_nothing_lost(what, found)
     print(f"{what}: {found[0]['calls']} calls, {len(found) - 1} faults")
