@@ -117,7 +117,8 @@ def probe() -> dict[str, Any]:
             cwd=STANDARD_LIBRARY,
             env={**os.environ, "PYTHONPATH": paths},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_SECONDS,
             check=False,
         )

@@ -165,6 +165,8 @@ def test_a_probe_that_dies_is_told_by_its_last_line(tmp_path: Path, monkeypatch:
     assert doctor.probe() == {"error": "ImportError: libcudart.so.12"}
     script.write_text("#!/bin/sh\nkill -SEGV $$\n")
     assert doctor.probe() == {"error": "exit status -11"}
+    script.write_text("#!/bin/sh\nprintf 'kaputt \\351\\n' >&2\nexit 1\n")
+    assert doctor.probe() == {"error": "kaputt \ufffd"}
 
 
 def test_the_drivers_version_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

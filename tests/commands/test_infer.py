@@ -274,6 +274,8 @@ def test_what_the_model_cannot_do_is_told_at_once_and_before_it_is_loaded(tmp_pa
     assert [line.split(":")[0] for line in told] == ["--size 10x64x96", "--precision fp16", "--steps 1001"]
     assert "overflows in fp16" in told[1]
     assert "must not exceed the model's 1000 timesteps" in told[2]
+    with pytest.raises(UsageError, match="--num-videos must be at most 100,000, got 1,000,000,000,000"):
+        fill_in(InferRequest(model="tiny:2b", prompts=("x",), num_videos=10**12))
     missing = tmp_path / "missing.png"
     (line,) = refused(model="tiny:5b-i2v", images=(missing,))
     assert line == f"--image: no such file: {missing}"

@@ -72,7 +72,7 @@ class SamplingConfig:
     steps: int
     guidance: float
     strength: float
-    seeds: tuple[int, ...]
+    seeds: Sequence[int]
     scales: tuple[float, ...]
     arrangement: SamplingArrangement
     room: int | None
@@ -183,7 +183,7 @@ def _filled(request: InferRequest, given: Given, model: Model, problems: Problem
         steps=request.steps,
         guidance=request.guidance,
         strength=STRENGTH if request.strength is None else request.strength,
-        seeds=tuple(range(request.seed, request.seed + request.num_videos)),
+        seeds=range(request.seed, request.seed + request.num_videos),
         scales=request.lora_scales or (1.0,),
         arrangement=SamplingArrangement(),
         room=None,

@@ -30,6 +30,8 @@ STRENGTH = 0.8
 """Of a video made of another, when nobody says: diffusers' default."""
 
 MOST_SEED = 2**63 - 1
+MOST_VIDEOS = 100_000
+"""Maximum number of videos per prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,9 @@ def number_problems(request: InferRequest) -> list[str]:
         found.append(f"--strength must be greater than 0 and at most 1, got {request.strength:g}")
     if request.strength is not None and not request.videos:
         found.append("--strength requires --video")
-    if request.seed + request.num_videos - 1 > MOST_SEED:
+    if request.num_videos > MOST_VIDEOS:
+        found.append(f"--num-videos must be at most {MOST_VIDEOS:,}, got {request.num_videos:,}")
+    elif request.seed + request.num_videos - 1 > MOST_SEED:
         found.append(
             f"--seed {request.seed} is too large for --num-videos {request.num_videos}: seeds end at {MOST_SEED}"
         )
