@@ -207,8 +207,8 @@ STRATEGIES = ("ddp", "zero2", "zero2-offload", "zero3", "zero3-offload")
 @pytest.mark.parametrize(
     ("kind", "strategies"),
     sampled(
-        [("sft", STRATEGIES), ("lora", STRATEGIES), ("sft", ("zero3",)), ("lora", ("zero2-offload",))],
-        ("sft", ("zero3",)), ("lora", ("zero2-offload",)),
+        [("sft", STRATEGIES), ("lora", STRATEGIES), ("sft", ("zero3",)), ("lora", ("zero2-offload", "zero3"))],
+        ("sft", ("zero3",)), ("lora", ("zero2-offload", "zero3")),
     ),
 )  # fmt: skip
 def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
