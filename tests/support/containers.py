@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -24,7 +25,10 @@ def with_clean_aperture(path: Path, content: bytes) -> Path:
 def with_pixel_crop(path: Path, bottom: int, top: int, left: int, right: int) -> Path:
     """A Matroska file with cropping elements in place of its colours."""
     data = path.read_bytes()
-    begin = data.index(b"\x55\xb0")
+    # the element of colours with one of its own first: the random numbers of a file may have its two bytes, too
+    found = re.search(rb"\x55\xb0[\x80-\xfe]\x55[\xb1-\xbd]", data)
+    assert found is not None
+    begin = found.start()
     length = data[begin + 2] & 0x7F
     sides = zip((0xAA, 0xBB, 0xCC, 0xDD), (bottom, top, left, right), strict=True)
     crop = b"".join(bytes((0x54, side, 0x81, pixels)) for side, pixels in sides)
