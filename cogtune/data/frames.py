@@ -81,6 +81,7 @@ class ClipView:
         size: frames, height and width of the result.
         source: height and width of the clip's frames.
         reshape, place: arguments of :func:`cogtune.models.geometry.fit`.
+        trimmed: whether the clip's frames are what its container's cropping rectangle leaves of them.
     """
 
     indices: tuple[int, ...]
@@ -88,6 +89,7 @@ class ClipView:
     source: tuple[int, int]
     reshape: Reshape = "center"
     place: float = 0.5
+    trimmed: bool = False
 
     @property
     def crop(self) -> Crop:
@@ -181,6 +183,7 @@ def view(info: VideoInfo, settings: FrameSettings, clip_digest: str = "") -> Cli
         (info.height, info.width),
         mine.reshape,
         _drawn(mine.seed, clip_digest, "place") if mine.reshape == "random" else 0.5,
+        info.trimmed,
     )
 
 

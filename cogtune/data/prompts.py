@@ -101,7 +101,7 @@ def _view_of(store: Store, file: Path, frames: FrameSettings, *, from_video: boo
     if not from_video:
         return ClipView((0,), size, (size.height, size.width))
     seen = view(store.facts.probe(file), frames, store.facts.digest(file))
-    return ClipView(seen.indices[:1], size, seen.source)
+    return ClipView(seen.indices[:1], size, seen.source, trimmed=seen.trimmed)
 
 
 def choose_prompts(config: RunConfig, samples: Sequence[Sample], *, with_image: bool) -> tuple[Prompt, ...]:

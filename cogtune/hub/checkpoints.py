@@ -41,7 +41,7 @@ def is_checkpoint_file(name: str) -> bool:
 
 
 def is_shard(name: str) -> bool:
-    """Return whether DeepSpeed writes files of this name to a checkpoint; they may contain code."""
+    """Return whether DeepSpeed writes files of this name to a checkpoint; one of them is a script."""
     return bool(_SHARDS.fullmatch(name))
 
 

@@ -152,8 +152,8 @@ def _wanted(remote: RemoteCheckpoint, saved: Sequence[str]) -> Sequence[str]:
     """
     if any(map(is_shard, saved)):
         raise CogtuneError(
-            f"{remote.name} in {remote.repo_id} consists of ZeRO shards, which can run code when they are loaded",
-            f"if you trust its author: run `hf download {remote.repo_id} --revision {remote.commit} --local-dir DIR`, "
+            f"{remote.name} in {remote.repo_id} consists of ZeRO shards, which are not resumed from the Hub",
+            f"run `hf download {remote.repo_id} --revision {remote.commit} --local-dir DIR`, "
             f"then use --resume DIR/{remote.name}",
         )
     problems = [f"{name!r} is not a file of a checkpoint" for name in saved if not is_checkpoint_file(name)]

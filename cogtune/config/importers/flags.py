@@ -148,25 +148,19 @@ NOTHING: dict[str, str] = {
 }
 """Flags that have no counterpart, and what happens instead."""
 
+_COGVIDEO = {
+    "learning_rate": ["2e-5"],
+    "lr_warmup_steps": ["100"],
+    "lora_alpha": ["64"],
+    "checkpointing_steps": ["200"],
+    "checkpointing_limit": ["10"],
+    "mixed_precision": ["no"],
+}
+"""What CogKit has taken over from CogVideo's scripts."""
+
 DEFAULTS: dict[Program, dict[str, list[str]]] = {
-    "CogVideo": {
-        "train_epochs": ["10"],
-        "learning_rate": ["2e-5"],
-        "lr_warmup_steps": ["100"],
-        "lora_alpha": ["64"],
-        "checkpointing_steps": ["200"],
-        "checkpointing_limit": ["10"],
-        "mixed_precision": ["no"],
-    },
-    "CogKit": {
-        "train_epochs": ["1"],
-        "learning_rate": ["2e-5"],
-        "lr_warmup_steps": ["100"],
-        "lora_alpha": ["64"],
-        "checkpointing_steps": ["200"],
-        "checkpointing_limit": ["10"],
-        "mixed_precision": ["no"],
-    },
+    "CogVideo": {"train_epochs": ["10"], **_COGVIDEO},
+    "CogKit": {"train_epochs": ["1"], **_COGVIDEO},
     "diffusers": {
         "num_train_epochs": ["1"],
         "train_batch_size": ["4"],

@@ -196,7 +196,8 @@ def _view_of(store: Store, sample: Sample, recipe: CacheKeySettings) -> ClipView
 def _fitted(seen: ClipView) -> list[Any]:
     """Return what the pixels of a clip's frames depend on besides the choice of frames."""
     crop = seen.crop
-    return [seen.size.height, seen.size.width, *crop.resized, crop.top, crop.left]
+    trimmed = ["trimmed"] if seen.trimmed else []  # earlier versions encoded such clips with what is cropped now
+    return [seen.size.height, seen.size.width, *crop.resized, crop.top, crop.left, *trimmed]
 
 
 def jobs(store: Store, samples: Sequence[Sample], index: Index, recipe: CacheKeySettings) -> EncodeJobs:

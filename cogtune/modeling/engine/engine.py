@@ -17,8 +17,9 @@ from torch import Tensor
 from cogtune.config.arrangement import Arrangement, AttentionKernel, Keep
 from cogtune.modeling.engine.activations import SMALLEST, OffloadedActivations
 from cogtune.modeling.engine.attention import FLASH_4, FlashAttention4Processor, flash_attention_4, using
+from cogtune.modeling.engine.block_weights import BlockWeights
 from cogtune.modeling.engine.compute import BlockFunction, Rotary, block_function
-from cogtune.modeling.engine.frozen_weights import BlockWeights, FrozenWeights
+from cogtune.modeling.engine.frozen_weights import FrozenWeights
 from cogtune.modeling.engine.host import HostArena
 from cogtune.modeling.engine.streamed_parameters import StreamedParameters
 

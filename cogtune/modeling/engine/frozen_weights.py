@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from cogtune.modeling.engine.block_weights import BlockWeights
 from cogtune.modeling.engine.copies import CopyLane, wait_for
 from cogtune.modeling.engine.host import HostArena, aligned
 
@@ -15,20 +15,7 @@ _TOGETHER = 8
 """Blocks whose host memory is asked for at once."""
 
 
-class BlockWeights(Protocol):
-    """What the engine asks of weights that are not always on the GPU; only streamed blocks are counted."""
-
-    def need(self, number: int) -> None:
-        """Ensure that a block's weights are in place before the next computation."""
-
-    def after_forward(self, number: int, *, with_backward: bool) -> None:
-        """React to a block's forward pass having been enqueued."""
-
-    def after_backward(self, number: int) -> None:
-        """React to a block's backward pass having been enqueued."""
-
-
-class FrozenWeights:
+class FrozenWeights(BlockWeights):
     """The frozen weights of some blocks: one host buffer for each, copied as a whole into slot number i mod n.
 
     A block's parameters are views into its slot from then on, so that compiled code and saved tensors see addresses
@@ -39,20 +26,19 @@ class FrozenWeights:
         self, blocks: Sequence[torch.nn.Module], *, slots: int, device: torch.device, arena: HostArena
     ) -> None:
         """Move the frozen parameters of ``blocks`` to the host, and load the first of them."""
-        self._count = len(blocks)
-        slots = min(slots, self._count)
+        super().__init__(len(blocks), slots)
         frozen = [[p for p in block.parameters() if not p.requires_grad] for block in blocks]
         sizes = [sum(aligned(_bytes(p)) for p in parameters) for parameters in frozen]
         self._lane = CopyLane(device)
-        self._slots = [torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(slots)]
-        self._held: list[int | None] = [None] * slots
-        self._loaded: list[torch.cuda.Event | None] = [None] * slots
+        self._slots = [torch.empty(max(sizes), dtype=torch.uint8, device=device) for _ in range(self._turns)]
+        self._held: list[int | None] = [None] * self._turns
+        self._loaded: list[torch.cuda.Event | None] = [None] * self._turns
         self._host = []
         for number, (parameters, size) in enumerate(zip(frozen, sizes, strict=True)):
             if number % _TOGETHER == 0:
                 arena.reserve(sum(sizes[number : number + _TOGETHER]))
             host, start = arena.take(size), 0
-            slot = self._slots[number % slots]
+            slot = self._slots[number % self._turns]
             for parameter in parameters:
                 end = start + _bytes(parameter)
                 _typed(host[start:end], parameter).copy_(parameter.data)
@@ -74,26 +60,10 @@ class FrozenWeights:
     def need(self, number: int) -> None:
         """Ensure that the weights of streamed block ``number`` are in their slot before the next computation."""
         self._load(number)
-        wait_for(self._loaded[number % len(self._slots)])
-
-    def after_forward(self, number: int, *, with_backward: bool) -> None:
-        """Fetch what is needed next, now that the forward pass of ``number`` is enqueued."""
-        if number + len(self._slots) < self._count:
-            self._load(number + len(self._slots))
-        elif number == self._count - 1 and not with_backward:
-            self._load_first()
-
-    def after_backward(self, number: int) -> None:
-        """Fetch what is needed next, now that the backward pass of ``number`` is enqueued."""
-        if number >= len(self._slots):
-            self._load(number - len(self._slots))
-
-    def _load_first(self) -> None:
-        for number in range(len(self._slots)):
-            self._load(number)
+        wait_for(self._loaded[number % self._turns])
 
     def _load(self, number: int) -> None:
-        slot = number % len(self._slots)
+        slot = number % self._turns
         if self._held[slot] != number:
             host = self._host[number]
             self._held[slot] = number

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from cogtune.modeling.engine.block_weights import BlockWeights
 from cogtune.modeling.engine.copies import CopyLane, wait_for
 from cogtune.modeling.engine.flat_adam import AVERAGE, FlatAdam, Step
 from cogtune.modeling.engine.flat_buffer import FlatBufferSpec, Piece
@@ -69,7 +70,7 @@ class _StateSlot:
     free: Event = None
 
 
-class StreamedParameters:
+class StreamedParameters(BlockWeights):
     """All parameters of a transformer, trained from host memory.
 
     The last part holds the weights outside of all blocks; it stays on the GPU, and its state does not.
@@ -95,10 +96,10 @@ class StreamedParameters:
             accumulates: whether gradients of several passes are added up, in fp32.
             progress: called when a part is on the host.
         """
+        super().__init__(len(blocks), slots)
         self.optimizer = optimizer
         self._device = device
         self._group = group or ShardGroup()
-        self._count = len(blocks)
         self._up, self._down = CopyLane(device), CopyLane(device)
         self._accumulates = accumulates
         self._in_fp32 = accumulates or self._group.size > 1
@@ -114,7 +115,7 @@ class StreamedParameters:
         self.parts: list[Part] = []
         specs = [FlatBufferSpec([p.shape for p in part.values()], self._group.size) for part in members]
         largest = max(spec.size for spec in specs[: self._count])
-        self._slots = [_Slot(self._empty(largest, optimizer.weight_dtype)) for _ in range(min(slots, self._count))]
+        self._slots = [_Slot(self._empty(largest, optimizer.weight_dtype)) for _ in range(self._turns)]
         self._rest = _Slot(self._empty(specs[-1].size, optimizer.weight_dtype), held=self._count)
         for number, (own, spec) in enumerate(zip(members, specs, strict=True)):
             self.parts.append(self._moved(own, spec, self._slot(number).memory, arena))
@@ -151,18 +152,10 @@ class StreamedParameters:
         self._load(number)
         wait_for(self._slot(number).loaded)
 
-    def after_forward(self, number: int, *, with_backward: bool) -> None:
-        """Fetch what is needed next, now that the forward pass of block ``number`` is enqueued."""
-        if number + len(self._slots) < self._count:
-            self._load(number + len(self._slots))
-        elif number == self._count - 1 and not with_backward:
-            self._load_first()
-
     def after_backward(self, number: int) -> None:
         """Send the gradients of block ``number`` away, now that its backward pass is enqueued, and fetch the next."""
         self._collect(number)
-        if number >= len(self._slots):
-            self._load(number - len(self._slots))
+        super().after_backward(number)
         if number == 0:
             self._collect(self._count)
             self._passes += 1
@@ -273,10 +266,6 @@ class StreamedParameters:
         self._load(self._count)
         wait_for(self._rest.loaded)
         self._load_first()
-
-    def _load_first(self) -> None:
-        for number in range(len(self._slots)):
-            self._load(number)
 
     def _load(self, number: int) -> None:
         """Start to load the weights of a part into their slot, unless a pending step is about to write them."""
