@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 from cogtune.config.choices import Decoder
+from cogtune.data.cache.index import image_key
+from cogtune.data.frames import FrameSettings, view
 from cogtune.data.video.clips import probe, read_frames, write_video
 from cogtune.data.video.structure import Crop, crop_of
+from cogtune.models.geometry import Size
 from tests.support.containers import CLAP, with_clean_aperture, with_pixel_crop
 
 HEIGHT, WIDTH = 64, 96
@@ -87,3 +91,14 @@ def test_the_rectangle_is_that_of_the_track(tmp_path: Path) -> None:
     path = with_clean_aperture(clip(tmp_path / "a.mp4"), CLAP)
     assert crop_of(path, 0, (HEIGHT, WIDTH)) == Crop(top=10, left=12, height=48, width=64)
     assert crop_of(path, 1, (HEIGHT, WIDTH)) is None
+
+
+def test_a_clip_that_was_cached_with_what_is_cropped_is_encoded_again(tmp_path: Path) -> None:
+    """A square cut out of a square is fitted alike, and shows other pixels."""
+    settings = FrameSettings(size=Size(9, 64, 96), fps=8)
+    path = clip(tmp_path / "a.mp4")
+    whole = view(replace(probe(path), height=80, width=112), settings)
+    cropped = view(replace(probe(with_clean_aperture(path, CLAP)), height=80, width=112), settings)
+    assert (whole.trimmed, cropped.trimmed) == (False, True)
+    assert replace(cropped, trimmed=False) == whole
+    assert image_key("a", cropped, from_video=True) != image_key("a", whole, from_video=True)

@@ -53,6 +53,15 @@ def refusal(checkpoint: Path, base: Path) -> CogtuneError:
 # ---- the programs themselves
 
 
+def assert_lora_merges(checkpoint: Path, base: Path) -> None:
+    """The merged LoRA of a checkpoint is the one that its processes held."""
+    held = load_file(checkpoint / "held.safetensors")
+    result = merge_checkpoint(checkpoint, base=base, lora_alpha=6)
+    wanted = {f"transformer.{key.replace('.default', '')}": held[key] for key in held if "lora_" in key}
+    assert (result.kind, len(wanted)) == ("lora", 16)
+    assert_same(load_file(result.weights), wanted)
+
+
 @pytest.mark.slow
 def test_deepspeed_without_zero(tmp_path: Path) -> None:
     launch(tmp_path, 0)
@@ -64,11 +73,7 @@ def test_deepspeed_without_zero(tmp_path: Path) -> None:
         got = load_file(result.weights / "diffusion_pytorch_model.safetensors")
         assert_same(got, {key: value.to(got[key].dtype) for key, value in held.items()})
     for name in ("lora", "lora-only"):
-        held = load_file(tmp_path / name / "held.safetensors")
-        result = merge_checkpoint(tmp_path / name, base=tmp_path / "base", lora_alpha=6)
-        wanted = {f"transformer.{key.replace('.default', '')}": held[key] for key in held if "lora_" in key}
-        assert (result.kind, len(wanted)) == ("lora", 16)
-        assert_same(load_file(result.weights), wanted)
+        assert_lora_merges(tmp_path / name, tmp_path / "base")
     alone = merge_checkpoint(tmp_path / "sft" / "pytorch_model", base=tmp_path / "base")  # the folder of the tag
     assert alone.output == tmp_path.resolve() / "sft-merged"
 
@@ -97,11 +102,7 @@ def test_fsdp_in_every_format(tmp_path: Path) -> None:
         assert_same(got, held)
         assert [key for key, value in got.items() if torch.equal(value.float(), start[key].float())] in ([], [BUFFER])
     for name in ("lora", "lora-full"):
-        held = load_file(tmp_path / name / "held.safetensors")
-        result = merge_checkpoint(tmp_path / name, base=tmp_path / "base", lora_alpha=6)
-        wanted = {f"transformer.{key.replace('.default', '')}": held[key] for key in held if "lora_" in key}
-        assert (result.kind, len(wanted)) == ("lora", 16)
-        assert_same(load_file(result.weights), wanted)
+        assert_lora_merges(tmp_path / name, tmp_path / "base")
     inside = merge_checkpoint(tmp_path / "sharded" / "pytorch_model_fsdp_0", base=tmp_path / "base")
     assert inside.output == tmp_path.resolve() / "sharded-merged"
 

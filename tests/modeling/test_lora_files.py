@@ -672,6 +672,9 @@ def test_a_folder_without_a_lora_names_those_below_it(ours: CogVideoXTransformer
     assert [Path(line).name for line in caught.value.details] == ["a.safetensors", "b.safetensors"]
     (tmp_path / "both" / "a.safetensors").unlink()
     assert find_lora(tmp_path / "both").name == "b.safetensors"
+    for name in ("optimizer.bin", "scheduler.bin", "random_states_0.bin"):  # what accelerate saves beside weights
+        (tmp_path / "both" / name).touch()
+    assert find_lora(tmp_path / "both").name == "b.safetensors"
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model_index.json").touch()
     with pytest.raises(UsageError, match="is a complete model") as caught:
