@@ -85,17 +85,23 @@ class LoraFile:
         return alpha if math.isfinite(alpha) and alpha > 0 else None
 
 
+_OF_TRAINING = ("optimizer", "scheduler", "sampler", "random_states", "scaler")
+"""How the names of accelerate's files without weights begin."""
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """Return the files of a folder that may be a LoRA, by their names."""
+    files = (path for path in folder.glob("*") if path.suffix in SUFFIXES and path.is_file())
+    return sorted(path for path in files if not path.name.startswith(_OF_TRAINING))
+
+
 def _file_in(folder: Path) -> Path | None:
     """Return the LoRA file directly in ``folder``: by diffusers' or PEFT's name, or the only one that may be it."""
     for name in FILE_NAMES:
         if (folder / name).is_file():
             return folder / name
-    others = [path for path in folder.glob("*") if path.suffix in SUFFIXES and path.is_file()]
+    others = _weights_in(folder)
     return others[0] if len(others) == 1 and others[0].suffix == ".safetensors" else None
-
-
-_OF_TRAINING = ("optimizer", "scheduler", "sampler", "random_states", "scaler")
-"""How the names of accelerate's files without weights begin."""
 
 
 def find_lora(path: Path) -> Path:
@@ -118,12 +124,7 @@ def find_lora(path: Path) -> Path:
     if (path / "model_index.json").is_file():
         raise UsageError(f"{path} is a complete model, not a LoRA", "pass it as --model")
     below = [file for name in FILE_NAMES for file in path.glob(f"*/{name}")]
-    here = [
-        file
-        for file in path.glob("*")
-        if file.suffix in SUFFIXES and file.is_file() and not file.name.startswith(_OF_TRAINING)
-    ]
-    candidates = sorted(here) or sorted(below)
+    candidates = _weights_in(path) or sorted(below)
     raise UsageError(
         f"{path} contains no checkpoint, and it is unclear which LoRA file to use",
         "pass one of these files" if candidates else "pass a run folder, a checkpoint or a LoRA file",
