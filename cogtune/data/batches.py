@@ -13,10 +13,10 @@ is seen at least E times, and no bucket gets more passes than that requires. The
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Integers = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+_Prepared = TypeVar("_Prepared")
 
 LOOKAHEAD = 2
 """The number of batches that are prefetched."""
@@ -136,20 +138,31 @@ def load_batch(store: Store, rows: Sequence[SampleKeys], ordinals: tuple[int, ..
     return Batch(moments, text, torch.stack(images) if images else None, tuple(row.id for row in rows), ordinals)
 
 
-def batches(store: Store, index: Index, share: RankSampler, first_step: int, last_step: int) -> Iterator[list[Batch]]:
-    """Yield the batches of each optimizer step from ``first_step`` up to ``last_step``, prefetched."""
+def batches(
+    store: Store,
+    index: Index,
+    share: RankSampler,
+    first_step: int,
+    last_step: int,
+    prepare: Callable[[Batch], _Prepared],
+) -> Iterator[list[_Prepared]]:
+    """Yield what ``prepare`` makes of the batches of each optimizer step from ``first_step`` up to ``last_step``.
 
+    They are read and prepared ahead of their use, in threads.
+    """
     buckets = list(index.buckets.values())
     counts = tuple(len(bucket) for bucket in buckets)
 
-    def load(step: int) -> list[Batch]:
+    def load(step: int) -> list[_Prepared]:
         return [
-            load_batch(store, [index.rows[buckets[one.bucket][place]] for place in one.positions], one.ordinals)
+            prepare(
+                load_batch(store, [index.rows[buckets[one.bucket][place]] for place in one.positions], one.ordinals)
+            )
             for one in share.passes(step, counts)
         ]
 
-    with ThreadPoolExecutor(1, "cogtune-batches") as reader:
-        pending: list[Future[list[Batch]]] = []
+    with ThreadPoolExecutor(LOOKAHEAD + 1, "cogtune-batches") as reader:
+        pending: list[Future[list[_Prepared]]] = []
         for step in range(first_step, last_step):
             while len(pending) <= LOOKAHEAD and step + len(pending) < last_step:
                 pending.append(reader.submit(load, step + len(pending)))

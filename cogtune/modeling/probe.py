@@ -33,10 +33,12 @@ def _attention(device: Any) -> dict[str, float]:
 
 
 def _link(device: Any) -> dict[str, float]:
-    """Return GB/s between pinned host memory and the GPU, each way."""
+    """Return GB/s between host memory as the engine pins it and the GPU, each way."""
     import torch
 
-    host = torch.empty(_LINK_BYTES, dtype=torch.uint8, pin_memory=True)
+    from cogtune.modeling.engine.host import HostArena
+
+    host = HostArena(pin=True).take(_LINK_BYTES)
     card = torch.empty_like(host, device=device)
     found = {}
     for way, to, source in (("up", card, host), ("down", host, card)):

@@ -58,7 +58,7 @@ def evaluate(
             position, row, timestep = work[number % len(work)]
             ordinal = -1 - position * len(timesteps) - timesteps.index(timestep)
             batch = load_batch(store, [row], (ordinal,))
-            loss = objective.losses(transformer, batch, timesteps=[timestep], training=False)[0]
+            loss = objective.losses(transformer, batch, objective.draw(batch, [timestep]), training=False)[0]
             if number < len(work):
                 sums[:, timesteps.index(timestep)] += torch.stack(
                     [loss.double(), torch.ones_like(loss, dtype=torch.float64)]

@@ -21,7 +21,7 @@ from cogtune.system.errors import CogtuneError
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import TrainState
 from cogtune.training.monitor import EvalSchedule, monitored
-from cogtune.training.objective import Objective
+from cogtune.training.objective import NoiseDraws, Objective
 from cogtune.training.optimizers import learning_rate_at
 
 
@@ -67,6 +67,9 @@ def train(run: Training) -> bool:
     rate = learning_rate_at(config, total)
     done = run.first_step
 
+    def prepare(batch: Batch) -> tuple[Batch, NoiseDraws]:
+        return batch, run.objective.draw(batch)
+
     with (
         compiling(run.most_graphs),
         monitored(
@@ -76,11 +79,11 @@ def train(run: Training) -> bool:
         if not watch.before_training(done):
             return False
         train_state.model.train()
-        for passes in batches(run.store, run.index, share, done, total):
+        for passes in batches(run.store, run.index, share, done, total, prepare):
             learning_rate = rate(done)
             train_state.set_learning_rate(learning_rate)
-            loss = sum(_forward_backward(run, batch, done) for batch in passes) / len(passes)
-            grad_norm = _update(train_state, config, passes, done)
+            loss = sum(_forward_backward(run, batch, draws, done) for batch, draws in passes) / len(passes)
+            grad_norm = _update(train_state, config, [batch for batch, _ in passes], done)
             done += 1
 
             loss = float(accelerator.reduce(torch.tensor(loss, device=accelerator.device), "mean"))
@@ -112,11 +115,11 @@ def _save(run: Training, done: int) -> None:
         checkpoint.save(run.train_state, run.config, done, {**run.facts, "step": done})
 
 
-def _forward_backward(run: Training, batch: Batch, step: int) -> float:
+def _forward_backward(run: Training, batch: Batch, draws: NoiseDraws, step: int) -> float:
     """Run one forward and backward pass; return the mean loss of its samples."""
     train_state, config = run.train_state, run.config
     with train_state.accelerator.accumulate(train_state.model):
-        loss = run.objective.losses(train_state.model, batch).mean()
+        loss = run.objective.losses(train_state.model, batch, draws).mean()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _not_finite(f"the loss is {value}", batch.ids, config, step)

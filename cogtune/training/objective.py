@@ -170,22 +170,13 @@ class Objective:
         self.null_text = null_text.to(device, dtype)
         self.alphas = _alphas_cumprod(checkpoint).to(device)
 
-    def losses(
-        self,
-        transformer: torch.nn.Module,
-        batch: Batch,
-        *,
-        timesteps: Sequence[int] | None = None,
-        training: bool = True,
-    ) -> Tensor:
-        """Compute the loss of each sample, ``[B]`` in fp32.
+    def draw(self, batch: Batch, timesteps: Sequence[int] | None = None) -> NoiseDraws:
+        """Draw the random numbers of ``batch``; may be called from any thread.
 
         Args:
             timesteps: fixed timesteps, one per sample, for evaluation.
-            training: False turns off caption dropout and image noise.
-                With True, torch's random state is seeded, so that a resumed run has the same dropout.
         """
-        draws = draw_noise(
+        return draw_noise(
             batch,
             self.spec,
             seed=self.seed,
@@ -193,6 +184,22 @@ class Objective:
             sampling=self.sampling,
             timesteps=timesteps,
         )
+
+    def losses(
+        self,
+        transformer: torch.nn.Module,
+        batch: Batch,
+        draws: NoiseDraws,
+        *,
+        training: bool = True,
+    ) -> Tensor:
+        """Compute the loss of each sample, ``[B]`` in fp32.
+
+        Args:
+            draws: of :meth:`draw` for the same batch.
+            training: False turns off caption dropout and image noise.
+                With True, torch's random state is seeded, so that a resumed run has the same dropout.
+        """
         posterior, noise = draws.posterior.to(self.device), draws.noise.to(self.device)
         clean = sample_posterior(batch.moments.to(self.device), posterior)
         clean = pad_front(scale_video_latents(clean, self.spec), self.spec)

@@ -42,6 +42,9 @@ from cogtune.training.optimizers import build_optimizer
 from cogtune.training.sample_videos import ValidationVideos
 from cogtune.training.stream import stored_dtype
 
+_ENTRIES_IN_MEMORY = 2**29
+"""Bytes of the cache that each process keeps in memory: all of it for small clips."""
+
 
 def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | None = None) -> Training:
     """Load, resume and prepare everything a run needs. Collective: every process calls it.
@@ -57,7 +60,7 @@ def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | No
     require_same_settings(plan)
     require_shared_output(accelerator, plan)
     train_state, arrangement = _train_state(plan, accelerator, base_dtype)
-    store, index = Store(plan.config.cache_folder), Index.read(plan.index)
+    store, index = Store(plan.config.cache_folder, in_memory=_ENTRIES_IN_MEMORY), Index.read(plan.index)
     validation = Index.read(plan.validation) if plan.validation else None
     return Training(
         train_state=train_state,

@@ -75,7 +75,8 @@ def test_only_the_adapter_is_fp32_and_trained(dtype: torch.dtype, tiny: Callable
 def gradients(transformer: CogVideoXTransformer3DModel, folder: Path, *, first: int = 0) -> list[torch.Tensor]:
     """The adapter's gradients for the batch that starts at sample ``first`` of a run."""
     transformer.zero_grad()
-    losses = objective(folder).losses(transformer, batch_of(read_spec(folder), 1, first=first), timesteps=[500])
+    of, batch = objective(folder), batch_of(read_spec(folder), 1, first=first)
+    losses = of.losses(transformer, batch, of.draw(batch, [500]))
     losses.mean().backward()
     return [parameter.grad.clone() for parameter in transformer.parameters() if parameter.grad is not None]
 

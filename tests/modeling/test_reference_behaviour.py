@@ -137,7 +137,7 @@ def test_the_objective_hands_over_what_sampling_would(name: str, tiny: Callable[
     """What the pipelines' recordings hold the pieces to, put together as training puts them."""
     spec, of, model = read_spec(tiny(name)), objective(tiny(name)), Fake()
     batch = batch_of(spec)
-    of.losses(model, batch, training=False)
+    of.losses(model, batch, of.draw(batch), training=False)
     noisy = model.given["hidden_states"]
     expected = conditioning_of(noisy, spec)
     given = model.given["image_rotary_emb"]

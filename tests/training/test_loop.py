@@ -172,7 +172,9 @@ def test_a_run_with_buckets_resumes_within_an_epoch_to_the_bit(
 
     index, seen = Index.read(plan.index), Counter[str]()
     share = RankSampler(seed=plan.config.seed, batch_size=2, accumulation=1, world_size=1, rank=0)
-    for passes in batches(Store(plan.config.cache_dir or Path()), index, share, 0, plan.total_steps):
+    for passes in batches(
+        Store(plan.config.cache_dir or Path()), index, share, 0, plan.total_steps, lambda batch: batch
+    ):
         for batch in passes:
             seen.update(batch.ids)
             sizes = {row.size for row in index.rows if row.id in batch.ids}

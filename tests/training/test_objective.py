@@ -23,7 +23,8 @@ PINNED_LOGIT_NORMAL = [169, 404, 762, 412, 157, 420]
 def test_noise_target_and_loss_are_the_checkpoints_schedulers(name: str, tiny: Callable[[str], Path]) -> None:
     spec = read_spec(tiny(name))
     batch, model = batch_of(spec), Fake()
-    losses = objective(tiny(name)).losses(model, batch)
+    of = objective(tiny(name))
+    losses = of.losses(model, batch, of.draw(batch))
     scheduler = CogVideoXDDIMScheduler.from_pretrained(tiny(name), subfolder="scheduler")
     draws = draw_noise(batch, spec, seed=5, caption_dropout=0.0)
     clean = batch.moments[:, :16].permute(0, 2, 1, 3, 4) * spec.scaling_factor
@@ -37,7 +38,7 @@ def test_noise_target_and_loss_are_the_checkpoints_schedulers(name: str, tiny: C
 def test_it_equals_the_x0_error_weighted_by_one_over_one_minus_alpha(tiny: Callable[[str], Path]) -> None:
     spec = read_spec(tiny("5b"))
     batch, model, of = batch_of(spec), Fake(), objective(tiny("5b"))
-    losses = of.losses(model, batch)
+    losses = of.losses(model, batch, of.draw(batch))
     draws = draw_noise(batch, spec, seed=5, caption_dropout=0.0)
     alpha = of.alphas[draws.timesteps].view(-1, 1, 1, 1, 1)
     noisy = model.given["hidden_states"]
@@ -58,7 +59,7 @@ def test_in_bf16_the_first_timestep_still_has_noise_and_loss(tiny: Callable[[str
         def forward(self, **given: Any) -> tuple[torch.Tensor]:
             return (torch.zeros_like(given["hidden_states"]),)
 
-    losses = of.losses(Zero(), batch_of(spec), timesteps=[0, 1])
+    losses = of.losses(Zero(), batch_of(spec), of.draw(batch_of(spec), [0, 1]))
     draws = draw_noise(batch_of(spec), spec, seed=5, caption_dropout=0.0)
     clean = batch_of(spec).moments[:, :16].permute(0, 2, 1, 3, 4) * spec.scaling_factor
     exact = alpha**0.5 * draws.noise[0] - (1 - alpha) ** 0.5 * clean[0]
@@ -147,8 +148,9 @@ def test_caption_dropout_drops_the_text_and_nothing_else(tiny: Callable[[str], P
     spec = read_spec(tiny("5b-i2v"))
     kept, dropped = Fake(), Fake()
     batch = batch_of(spec)
-    objective(tiny("5b-i2v")).losses(kept, batch)
-    objective(tiny("5b-i2v"), dropout=1.0).losses(dropped, batch)
+    for model, dropout in ((kept, 0.0), (dropped, 1.0)):
+        of = objective(tiny("5b-i2v"), dropout=dropout)
+        of.losses(model, batch, of.draw(batch))
     assert torch.equal(kept.given["encoder_hidden_states"], batch.text)
     assert torch.equal(dropped.given["encoder_hidden_states"], torch.full((2, 226, 32), -1.0))
     assert torch.equal(kept.given["hidden_states"], dropped.given["hidden_states"])
@@ -167,10 +169,10 @@ def test_evaluation_neither_drops_captions_nor_noises_images(tiny: Callable[[str
     spec, folder = read_spec(tiny("5b-i2v")), tiny("5b-i2v")
     batch, model = batch_of(spec), Fake()
     of = objective(folder, dropout=1.0)
-    of.losses(model, batch, training=False)
+    of.losses(model, batch, of.draw(batch), training=False)
     assert torch.equal(model.given["encoder_hidden_states"], batch.text)
     clean = model.given["hidden_states"][:, :, 16:]
-    of.losses(model, batch)
+    of.losses(model, batch, of.draw(batch))
     noised = model.given["hidden_states"][:, :, 16:]
     assert not torch.equal(clean, noised)
     assert torch.equal(clean[:, 1:], torch.zeros_like(clean[:, 1:]))
@@ -183,7 +185,7 @@ def test_1_5_latents_are_padded_in_front_with_the_first_frame(
     spec, model = read_spec(tiny("1.5-5b")), Fake()
     of = objective(tiny("1.5-5b"))
     batch = batch_of(spec, frames=frames)
-    of.losses(model, batch, timesteps=[0, 0])
+    of.losses(model, batch, of.draw(batch, [0, 0]))
     noise = draw_noise(batch, spec, seed=5, caption_dropout=0.0).noise
     alpha = of.alphas[0]
     clean = (model.given["hidden_states"] - (1 - alpha).sqrt() * noise) / alpha.sqrt()

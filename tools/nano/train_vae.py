@@ -22,7 +22,7 @@ from cogtune.models.geometry import Size
 from tools.nano.common import Deadline, best_device, load_state, machine, note, save_state, say
 
 _MEASURED = 20
-"""Steps after which the number of steps that fit is decided."""
+"""Steps after which the number of steps that fit is first estimated; then again every 100, since the pace varies."""
 _HELD_OUT_SEED = 987_654
 
 
@@ -145,11 +145,13 @@ def main() -> None:
     path = given.parts / "vae-state.pt"
     state = load_state(path, device)
     step, total, losses, spent = 0, given.steps, [], 0.0
+    fitted = total is None
     sums = torch.zeros(2, device=device)
     if state is not None:
         vae.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, total, losses, spent = state["step"], state["total"], state["losses"], state["seconds"]
+        fitted = False
         sums = state["sums"]
         say(f"goes on at step {step} of {total}")
     if given.compile:
@@ -157,6 +159,7 @@ def main() -> None:
         vae.decoder.compile()
     torch.manual_seed(given.seed + step)
     began = measured = time.monotonic()
+    since = step
     while (total is None or step < total) and not deadline:
         rate = given.learning_rate * min(1.0, (step + 1) / 100)
         if total is not None:  # level for the first 40 %, then down to nothing
@@ -173,11 +176,13 @@ def main() -> None:
         optimizer.step()
         sums += torch.stack([loss.detach(), squared])
         step += 1
-        if total is None and step == _MEASURED // 2:
-            measured = float(sums[0]) * 0 + time.monotonic()  # reading a sum waits for the device
-        if total is None and step == _MEASURED:
-            pace = (float(sums[0]) * 0 + time.monotonic() - measured) / (_MEASURED - _MEASURED // 2)
-            total = step + int(deadline.left / pace * 0.97)
+        if fitted and step == _MEASURED // 2:
+            measured, since = float(sums[0]) * 0 + time.monotonic(), step  # reading a sum waits for the device
+        if fitted and (step == _MEASURED or step % 100 == 0):
+            now = float(sums[0]) * 0 + time.monotonic()
+            pace = (now - measured) / (step - since)
+            total = step + int(max(0.0, deadline.left) / pace * 0.98)
+            measured, since = now, step
             say(f"{pace * 1000:.0f} ms a step: {total} steps fit")
         every = 10 if step <= 100 else 100
         if step % every == 0:

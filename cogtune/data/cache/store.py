@@ -43,9 +43,16 @@ class Store:
     ``facts`` has facts about the files that entries are made from.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, in_memory: int = 0) -> None:
+        """Open a folder, which need not exist.
+
+        Args:
+            in_memory: bytes of entries to keep in memory once they were read, for a process that reads them often.
+        """
         self.root = root
         self.facts = Facts(root / names.FACTS)
+        self._room = in_memory
+        self._kept: dict[tuple[EntryKind, str], Tensor] = {}
 
     def path(self, kind: EntryKind, key: str) -> Path:
         """Return the path of an entry, whether it exists or not."""
@@ -80,11 +87,13 @@ class Store:
 
     def read(self, kind: EntryKind, key: str) -> Tensor:
         """Return the tensor stored under ``key``: latent moments ``[2C, F, h, w]``, text ``[L, D]``, image ``[3, H,
-        W]``.
+        W]``. It is not to be changed. Threads may read at once.
 
         Raises:
             CogtuneError: the entry is missing or damaged.
         """
+        if (kept := self._kept.get((kind, key))) is not None:
+            return kept
         tensor, why = self._look(kind, key)
         if tensor is None or why:
             raise CogtuneError(
@@ -92,6 +101,9 @@ class Store:
                 "run `cogtune dataset cache --verify` to delete damaged entries, then `cogtune dataset cache` to add "
                 "missing ones, both with the run's run.yaml as --config",
             )
+        if tensor.nbytes <= self._room:
+            self._room -= tensor.nbytes
+            self._kept[kind, key] = tensor
         return tensor
 
     def _look(self, kind: EntryKind, key: str) -> tuple[Tensor | None, str]:

@@ -134,7 +134,7 @@ class FlatAdam:
             [moments[0]],
             [moments[1]],
             [],
-            [torch.tensor(float(step.number - 1), device=weights.device)],
+            [torch.full((), float(step.number - 1), device=weights.device)],  # a copy would wait for the GPU
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],

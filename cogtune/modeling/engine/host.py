@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+import os
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +18,8 @@ _PORTABLE = 1
 """``cudaHostRegisterPortable``: pinned for every context of the process."""
 
 SMALLEST_REGION = 2**28
+_MOST_THREADS = 8
+"""That bring in the pages of a region."""
 _OF_LARGE = 8.4
 """A new region has room for so many tensors like the one that asked for it: eight, and the small ones between them."""
 
@@ -63,7 +69,7 @@ class HostArena:
         return region.memory[region.used - room : region.used - room + size]
 
     def reserve(self, size: int) -> _Region:
-        """Ask the system for a region of ``size`` bytes at once."""
+        """Ask the system for a region of ``size`` bytes at once; they are zero."""
         self._regions.append(_Region(self._allocate(size)))
         return self._regions[-1]
 
@@ -73,8 +79,9 @@ class HostArena:
             region.used = 0
 
     def _allocate(self, size: int) -> Tensor:
-        region = torch.empty(size, dtype=torch.uint8)
+        region = _mapped(size)
         if self._pin:
+            _bring_in(region)
             problem = _register(region)
             if problem is not None:
                 self._pin = False
@@ -83,6 +90,21 @@ class HostArena:
                     "computation up"
                 )
         return region
+
+
+def _mapped(size: int) -> Tensor:
+    """Return ``size`` bytes of zeros, in huge pages where the system has them: they are pinned and copied faster."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _bring_in(region: Tensor) -> None:
+    """Have the system give the pages of ``region``: several threads are faster at it than CUDA, which pins with one."""
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(Tensor.zero_, region.chunk(threads)))
 
 
 def _register(region: Tensor) -> str | None:

@@ -242,10 +242,8 @@ class StreamedParameters(BlockWeights):
         gradients = torch.float32 if self._in_fp32 else self.optimizer.weight_dtype
         wanted = {"weights": (self.optimizer.weight_dtype, spec.shard_size), **self.optimizer.state_of(spec.shard_size)}
         wanted["gradient"] = (gradients, spec.shard_size)
-        arena.reserve(sum(aligned(size * dtype.itemsize) for dtype, size in wanted.values()))
+        arena.reserve(sum(aligned(size * dtype.itemsize) for dtype, size in wanted.values()))  # of zeros
         host = {name: arena.take(size * dtype.itemsize).view(dtype) for name, (dtype, size) in wanted.items()}
-        for buffer in host.values():
-            buffer.zero_()
         weights, gradient = host.pop("weights"), host.pop("gradient")
         names, parameters = list(own), list(own.values())
         part = Part(names, parameters, spec, spec.pieces(self._group.rank), weights, host, gradient)
