@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cogtune.bench import stage, watch, worker
+from cogtune.bench.profile import EXTRA_STEPS
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig, tagged
 from cogtune.data.cache.index import Index
@@ -64,6 +65,8 @@ class BenchRequest:
     command: str
     against: tuple[str, Resolved] | None = None
     """A preset of the same model to measure after it, by name."""
+    trace: Path | None = None
+    """A file for a trace of one more step of the first measurement."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def bench(request: BenchRequest, recipes: Sequence[Recipe] = ("preset",)) -> Ite
         for recipe in recipes:
             try:
                 yield _measure(request, made, recipe, is_last=recipe == recipes[-1] and other is None)
+                request = replace(request, trace=None)
             except StoppedError:
                 raise
             except CogtuneError as error:
@@ -157,7 +161,9 @@ def _other(request: BenchRequest) -> BenchRequest | None:
             f"--compare {name}: it trains {theirs.model} at {size}, and this run {mine.model} at {mine.size}",
             "compare presets of one model, at one size",
         )
-    return _narrowed(replace(request, preset=name, resolved=resolved, changes={}, alone=False, against=None))
+    return _narrowed(
+        replace(request, preset=name, resolved=resolved, changes={}, alone=False, against=None, trace=None)
+    )
 
 
 def _narrowed(request: BenchRequest) -> BenchRequest:
@@ -227,6 +233,7 @@ def _measure(request: BenchRequest, made: _Stage, recipe: Recipe, *, is_last: bo
     began = time.time()
     with watch.watched() as peaks, _log_outlived(files.log):
         words = [*(["--plain"] if recipe == "plain" else []), *(["--alone"] if request.alone else [])]
+        words += ["--trace", str(request.trace.absolute())] if request.trace is not None else []
         missed = stage.NOTHING if recipe == "preset" else f"{recipe} was not measured"
         launch.start(present, files, "cogtune.bench.worker", *words, if_stopped=missed, is_last=is_last)
     return _measurement(request, plan, files, recipe, peaks, began)
@@ -248,7 +255,7 @@ def _log_outlived(log: Path) -> Iterator[None]:
 
 
 def _plan(request: BenchRequest, made: _Stage, recipe: Recipe) -> Plan:
-    steps = request.warmup + request.steps
+    steps = request.warmup + request.steps + (0 if request.trace is None else EXTRA_STEPS)
     never = steps + 1
     changes: dict[str, Any] = {
         "data": made.folder,
@@ -284,7 +291,7 @@ def _measurement(
     config = plan.config
     ranks = [read_json(worker.memory_file(files, rank)) for rank in range(_present(request, config).num_processes)]
     seconds = ranks[0]["seconds"]
-    timed = seconds[request.warmup :]
+    timed = seconds[request.warmup : request.warmup + request.steps]
     step = statistics.median(timed)
     tokens = (plan.tokens + plan.spec.max_text_seq_length) * config.global_batch
     cards = gpus()
@@ -311,6 +318,7 @@ def _measurement(
         versions=versions(),
         command=request.command,
         arrangement=ranks[0]["arrangement"],
+        retries=max(rank["retries"] for rank in ranks),
     )
 
 

@@ -24,8 +24,20 @@ def memory_file(files: LaunchFiles, rank: int) -> Path:
     return files.folder / f"bench-{rank}.json"
 
 
-def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: bool, alone: bool) -> bool:
+def run(
+    plan: Plan,
+    files: LaunchFiles,
+    rank: int,
+    stop: StopRequest,
+    *,
+    plain: bool,
+    alone: bool,
+    trace: Path | None = None,
+) -> bool:
     """Train as planned and write down the time of each step and this process's peak memory; False when stopped.
+
+    Args:
+        trace: of the step before the last, written by the first process.
 
     Raises:
         CogtuneError: as for :func:`cogtune.training.worker.explain_out_of_memory`.
@@ -35,12 +47,19 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
     if alone:
         _without_the_others(plan.config.num_processes)
 
+    from cogtune.bench.profile import traced
     from cogtune.training.loop import train
     from cogtune.training.setup import set_up
 
     # What would fit is not the guides' recipe, nor one of several processes.
-    with contextlib.nullcontext() if plain or alone else explain_out_of_memory(plan):
-        training = set_up(plan, lambda: bool(stop), base_dtype=torch.float32 if plain else None)
+    explained = contextlib.nullcontext() if plain or alone else explain_out_of_memory(plan)
+    with explained, traced(trace if rank == 0 else None, plan.total_steps) as after_step:
+
+        def stopped() -> bool:
+            after_step()
+            return bool(stop)
+
+        training = set_up(plan, stopped, base_dtype=torch.float32 if plain else None)
         ready, at_start = time.time(), _peaks()
         finished = train(replace(training, saves=False))
     write_json(
@@ -51,6 +70,7 @@ def run(plan: Plan, files: LaunchFiles, rank: int, stop: StopRequest, *, plain: 
             "reserved_at_start": at_start[0],
             "reserved": _peaks()[0],
             "allocated": _peaks()[1],
+            "retries": torch.cuda.memory_stats()["num_alloc_retries"] if torch.cuda.is_available() else 0,
             "arrangement": training.arrangement.to_dict() if training.arrangement is not None else None,
         },
     )
@@ -91,12 +111,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("plan", type=Path, help="plan.json of a bench")
     parser.add_argument("--plain", action="store_true", help="load the base in fp32, as the guides' trainer does")
     parser.add_argument("--alone", action="store_true", help="be one of the plan's processes, without the others")
+    parser.add_argument("--trace", type=Path, help="file for a trace of the step before the last")
     given: Any = parser.parse_args(arguments)
     files, rank = LaunchFiles(given.plan.parent), int(os.environ.get("RANK", "0"))
     return run_worker(
         files.report(rank),
         files.log,
-        lambda stop: run(Plan.read(given.plan), files, rank, stop, plain=given.plain, alone=given.alone),
+        lambda stop: run(
+            Plan.read(given.plan), files, rank, stop, plain=given.plain, alone=given.alone, trace=given.trace
+        ),
     )
 
 

@@ -63,6 +63,16 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            help="Also trace one step with PyTorch's profiler: a file for Perfetto or chrome://tracing, such as "
+            "step.json, with a summary next to it.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="Write the measurements to this file, or to stdout with -.", show_default=False),
@@ -90,6 +100,7 @@ def bench(
         keep=keep,
         command=command_of(preset, flags, more),
         against=against,
+        trace=trace,
     )
     done: list[Measurement] = []
     try:
@@ -143,6 +154,8 @@ def table(done: list[Measurement], run: int | None = None) -> tuple[list[str], l
         ("start-up, s", [row.start_s for row in done], ".1f"),
         ("first step, s", [row.first_step_s for row in done], ".1f"),
     ]
+    if any(row.retries for row in done):
+        figures.append(("waits for memory to be freed", [row.retries for row in done], ",.0f"))
     if run is not None:
         figures.append((f"hours for the run's {run:,} steps", [row.step_s * run / 3600 for row in done], ".2f"))
     rows = []

@@ -66,6 +66,8 @@ class Measurement:
     command: str
     arrangement: Mapping[str, Any] | None = None
     """Of the memory engine (the fields of :class:`cogtune.config.arrangement.Arrangement`), where the run used it."""
+    retries: int | None = None
+    """How often PyTorch had to free memory it had kept, and wait for the GPU, to get more: each takes time."""
 
     @property
     def config(self) -> RunConfig:

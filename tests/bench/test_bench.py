@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gzip
 import json
 import os
 import signal
@@ -516,3 +517,15 @@ def test_another_preset_is_measured_beside_it(tmp_path: Path) -> None:
     assert columns[1:] == ["cpu-sft-tiny", "cpu-lora-tiny", "cpu-lora-tiny / cpu-sft-tiny"]
     with pytest.raises(UsageError, match="--compare 4090-lora-5b: it trains THUDM/CogVideoX-5b"):
         bench(replace(request(tmp_path), against=("4090-lora-5b", resolve(preset_name="4090-lora-5b"))))
+
+
+def test_a_step_is_traced_and_summed_up(tmp_path: Path, cogtune: Cogtune) -> None:
+    trace = tmp_path / "traces" / "step.json.gz"
+    words = ["--preset", "cpu-lora-tiny", "--steps", 1, "--warmup", 0, "--trace", trace]
+    (row,) = json.loads(cogtune("bench", *words, "--json", "-").out)
+    assert row["step_s_range"][0] == row["step_s_range"][1]  # of one step, which is not the one that was traced
+    names = [event["name"] for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+    assert [name for name in names if name.startswith("ProfilerStep")] == ["ProfilerStep#1"]
+    assert "aten::addmm" in names
+    assert "aten::addmm" in (tmp_path / "traces" / "step.txt").read_text()
+    assert sorted(file.name for file in trace.parent.iterdir()) == ["step.json.gz", "step.txt"]
