@@ -100,6 +100,8 @@ class Workload:
     compiled: bool
     host_state: int = 0
     """Of trained weights that are streamed: on the host, with gradients and the optimizer's state."""
+    lent: int = 0
+    """Of that, the gradients of one block, whose place its activations take in between."""
     update_up: int = 0
     """Of those, what comes to the GPU for an optimizer step."""
     update_down: int = 0
@@ -159,7 +161,9 @@ def card_bytes(work: Workload, arrangement: Arrangement) -> int:
 def host_bytes(work: Workload, arrangement: Arrangement) -> int:
     """Return the host memory that one process's weights and activations take."""
     weights = work.host_state or arrangement.streamed_blocks * work.block_weights
-    return int(weights + _REGIONS * _offloaded(work, arrangement))
+    saved = _offloaded(work, arrangement)
+    borrowed = min(saved, arrangement.offloaded_blocks * work.lent)
+    return int(weights + _REGIONS * (saved - borrowed))
 
 
 def _offloaded(work: Workload, arrangement: Arrangement) -> float:

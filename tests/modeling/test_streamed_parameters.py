@@ -15,11 +15,12 @@ from cogtune.config.arrangement import Arrangement
 from cogtune.config.stream import MasterWeights, Moments, state_bytes
 from cogtune.modeling.conditioning import conditioning_of, predict
 from cogtune.modeling.engine import attach
+from cogtune.modeling.engine.activations import OffloadedActivations
 from cogtune.modeling.engine.blockwise_quantization import BLOCK, dequantize, quantize
 from cogtune.modeling.engine.engine import blocks_of
 from cogtune.modeling.engine.flat_adam import FlatAdam, _joined, _round, _split
 from cogtune.modeling.engine.flat_buffer import ALIGNMENT, FlatBufferSpec
-from cogtune.modeling.engine.host import HostArena
+from cogtune.modeling.engine.host import HostArena, LentMemory
 from cogtune.modeling.engine.streamed_parameters import StreamedParameters
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size, latent_shape
@@ -215,6 +216,42 @@ def test_fifty_steps_are_those_of_plain_adamw(name: str, passes: int, tiny: Call
 )
 def test_every_arrangement_steps_alike(case: Case, arrangement: Arrangement, tiny: Callable[[str], Path]) -> None:
     assert_same(streamed(tiny("5b"), case, arrangement), plainly(tiny("5b"), case))
+
+
+def test_activations_use_the_memory_of_gradients_meanwhile(tiny: Callable[[str], Path]) -> None:
+    folder, arrangement = tiny("5b"), Arrangement(streamed_blocks=BLOCKS, offloaded_blocks=BLOCKS, keep="inputs")
+    transformer = model(folder, Case())
+    trained = stream(transformer, Case(), arrangement)
+    assert trained.lent is not None
+    taken: list[bytes] = []
+
+    def update(step: int) -> float:
+        trained.learning_rate = rate(step)
+        return trained.step(NORM)
+
+    def look(*_: object) -> None:  # between the forward and the backward pass
+        assert trained.lent is not None
+        taken.append(trained.lent.memory.numpy().tobytes())
+
+    hook = transformer.register_forward_hook(look)
+    losses = losses_of(folder, transformer, Case(), update)
+    hook.remove()
+    assert losses == plainly(folder, Case())[0]
+    gradients = trained._gradients.view(torch.uint8).numpy().tobytes()
+    assert all(one != gradients and any(one[: trained.lent.ends[0]]) for one in taken)
+    assert stream(model(folder, Case(passes=2)), Case(passes=2), arrangement).lent is None  # gradients are added up
+
+
+def test_lent_memory_is_taken_as_it_becomes_free() -> None:
+    lent = LentMemory(torch.zeros(2048, dtype=torch.uint8), (512, 1024, 2048))
+    arena = HostArena(pin=False)
+    kept = OffloadedActivations(device=CPU, arena=arena, lent=lent, smallest=0)
+    kept.begin(())
+    rooms = [kept._room(kept._pass, block, size) for block, size in ((0, 200), (0, 400), (1, 400), (2, 250))]
+    first = lent.memory.data_ptr()
+    places = [room.data_ptr() - first if 0 <= room.data_ptr() - first < 2048 else None for room in rooms]
+    assert places == [0, None, 256, 768]  # 256 + 400 is more than is free with the first block
+    assert arena.size > 0
 
 
 def test_split_weights_are_the_fp32_ones() -> None:

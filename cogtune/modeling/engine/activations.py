@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cogtune.modeling.engine.copies import CopyLane, wait_for
-from cogtune.modeling.engine.host import HostArena
+from cogtune.modeling.engine.host import HostArena, LentMemory, aligned
 
 SMALLEST = 2**20
 """Bytes below which a tensor stays where it is."""
@@ -43,15 +43,26 @@ class _Pass:
     """GPU tensors that are being copied, by block."""
     resident: set[int] = field(default_factory=set)
     """Addresses of storages that stay on the GPU."""
+    borrowed: int = 0
+    """Bytes taken of the lent memory."""
     over: bool = False
 
 
 class OffloadedActivations:
     """The saved tensors of a transformer's blocks, on the host between a block's forward and backward pass."""
 
-    def __init__(self, *, device: torch.device, arena: HostArena, smallest: int = SMALLEST) -> None:
+    def __init__(
+        self, *, device: torch.device, arena: HostArena, lent: LentMemory | None = None, smallest: int = SMALLEST
+    ) -> None:
+        """Keep saved tensors in ``arena``.
+
+        Args:
+            lent: memory to use before that.
+            smallest: bytes from which on a tensor is moved.
+        """
         self._device = device
         self._arena = arena
+        self._lent = lent
         self._smallest = smallest
         self._down, self._up = CopyLane(device), CopyLane(device)
         self._pass = _Pass(over=True)
@@ -89,8 +100,9 @@ class OffloadedActivations:
             self._fetch(moved)
 
     def release(self, block: int) -> None:
-        """Free on the GPU what a block kept, once its backward pass is enqueued."""
+        """Free what a block kept, once its backward pass is enqueued."""
         for moved in self._pass.moved.get(block, ()):
+            wait_for(moved.up)  # of one that was not needed: the host's memory may be written from here on
             moved.card = None
 
     def _pack(self, run: _Pass, block: int, known: dict[object, _Moved], tensor: Tensor) -> Tensor | _Moved:
@@ -105,12 +117,20 @@ class OffloadedActivations:
             return tensor
         key = (tensor.data_ptr(), tensor.dtype, tensor.shape, strides)
         if key not in known:
-            host = self._arena.take(size).view(tensor.dtype).view(dense.shape)
+            host = self._room(run, block, size).view(tensor.dtype).view(dense.shape)
             moved = _Moved(host, order, self._down.copy(host, dense))
             run.leaving.append((block, moved.down, tensor))
             run.moved[block].append(moved)
             known[key] = moved
         return known[key]
+
+    def _room(self, run: _Pass, block: int, size: int) -> Tensor:
+        """Return ``size`` bytes of the host's memory."""
+        start = run.borrowed
+        if self._lent is None or start + size > self._lent.ends[block]:
+            return self._arena.take(size)
+        run.borrowed = start + aligned(size)
+        return self._lent.memory[start : start + size]
 
     def _unpack(self, run: _Pass, saved: Tensor | _Moved) -> Tensor:
         if run.over:

@@ -81,7 +81,8 @@ class Engine:
         if self._offloaded_blocks:
             arena = HostArena(pin=pin, tell=tell)
             self._arenas.append(arena)
-            self._activations = OffloadedActivations(device=device, arena=arena, smallest=smallest)
+            lent = trained.lent if trained is not None else None
+            self._activations = OffloadedActivations(device=device, arena=arena, lent=lent, smallest=smallest)
         keeps = {arrangement.keep_of(block, count) for block in range(count)}
         self._functions: dict[Keep, BlockFunction] = {keep: block_function(keep, backend=backend) for keep in keeps}
         self._inference = block_function("everything", backend=backend)

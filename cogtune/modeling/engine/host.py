@@ -29,6 +29,16 @@ def aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
+@dataclass(frozen=True)
+class LentMemory:
+    """Host memory that is free between the forward and the backward pass of blocks: a little more with each block."""
+
+    memory: Tensor
+    """uint8"""
+    ends: tuple[int, ...]
+    """Bytes of it that are free from the forward pass of each block until its backward pass has ended."""
+
+
 @dataclass
 class _Region:
     memory: Tensor

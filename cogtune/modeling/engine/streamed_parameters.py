@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from cogtune.modeling.engine.block_weights import BlockWeights
 from cogtune.modeling.engine.copies import CopyLane, wait_for
 from cogtune.modeling.engine.flat_adam import AVERAGE, FlatAdam, Step
 from cogtune.modeling.engine.flat_buffer import FlatBufferSpec, Piece
-from cogtune.modeling.engine.host import HostArena, aligned
+from cogtune.modeling.engine.host import HostArena, LentMemory, aligned
 from cogtune.modeling.engine.shard_group import ShardGroup
 
 _STATES = 2
@@ -117,15 +118,21 @@ class StreamedParameters(BlockWeights):
         largest = max(spec.size for spec in specs[: self._count])
         self._slots = [_Slot(self._empty(largest, optimizer.weight_dtype)) for _ in range(self._turns)]
         self._rest = _Slot(self._empty(specs[-1].size, optimizer.weight_dtype), held=self._count)
+        gradients = torch.float32 if self._in_fp32 else optimizer.weight_dtype
+        ends = list(accumulate(spec.shard_size for spec in specs))
+        arena.reserve(aligned(ends[-1] * gradients.itemsize))
+        self._gradients = arena.take(ends[-1] * gradients.itemsize).view(gradients)
+        self.lent = self._lent(ends[: self._count])
+        """Host memory of gradients that each block's activations may use from its update to its next backward pass."""
         for number, (own, spec) in enumerate(zip(members, specs, strict=True)):
-            self.parts.append(self._moved(own, spec, self._slot(number).memory, arena))
+            room = self._gradients[ends[number] - spec.shard_size : ends[number]]
+            self.parts.append(self._moved(own, spec, self._slot(number).memory, room, arena))
             progress()
         widest = max(spec.shard_size for spec in specs)
         spare = {name: self._empty(size, dtype) for name, (dtype, size) in optimizer.state_of(widest).items()}
         self._states = [_StateSlot(spare)]
         for _ in range(_STATES - 1):
             self._states.append(_StateSlot({name: torch.empty_like(one) for name, one in spare.items()}))
-        gradients = torch.float32 if self._in_fp32 else optimizer.weight_dtype
         for slot in self._states:
             slot.memory["gradient"] = self._empty(widest, gradients)
         self._staging = [self._empty(max(spec.size for spec in specs), gradients) for _ in range(_STATES)]
@@ -235,16 +242,30 @@ class StreamedParameters(BlockWeights):
         """Return the offset in its parameter at which a piece begins."""
         return part.spec.first(piece, self._group.rank)
 
+    def _lent(self, ends: Sequence[int]) -> LentMemory | None:
+        """Return the blocks' gradients as memory for other uses; not if they are added up over several passes.
+
+        Args:
+            ends: of each block's gradients among all, in numbers.
+        """
+        if self._accumulates:
+            return None
+        size = self._gradients.element_size()
+        return LentMemory(self._gradients.view(torch.uint8), tuple(end * size for end in ends))
+
     def _moved(
-        self, own: Mapping[str, torch.nn.Parameter], spec: FlatBufferSpec, memory: Tensor, arena: HostArena
+        self,
+        own: Mapping[str, torch.nn.Parameter],
+        spec: FlatBufferSpec,
+        memory: Tensor,
+        gradient: Tensor,
+        arena: HostArena,
     ) -> Part:
         """Move a part to the host; its parameters become views of ``memory``."""
-        gradients = torch.float32 if self._in_fp32 else self.optimizer.weight_dtype
         wanted = {"weights": (self.optimizer.weight_dtype, spec.shard_size), **self.optimizer.state_of(spec.shard_size)}
-        wanted["gradient"] = (gradients, spec.shard_size)
         arena.reserve(sum(aligned(size * dtype.itemsize) for dtype, size in wanted.values()))  # of zeros
         host = {name: arena.take(size * dtype.itemsize).view(dtype) for name, (dtype, size) in wanted.items()}
-        weights, gradient = host.pop("weights"), host.pop("gradient")
+        weights = host.pop("weights")
         names, parameters = list(own), list(own.values())
         part = Part(names, parameters, spec, spec.pieces(self._group.rank), weights, host, gradient)
         for piece in part.pieces:
