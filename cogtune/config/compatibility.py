@@ -78,6 +78,8 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
         problems.append(f"{given}: only supported for strategies ddp and stream, not {config.strategy}")
     if config.dora and config.compile:
         problems.append(f"compile: DoRA layers cannot be compiled with {given}; remove compile")
+    if config.base_precision is not None:
+        problems += _base_precision_problems(config)
     for key in ("stream_blocks", "keep_everything", "offload_activations"):
         value = getattr(config, key)
         if value is not None and value > spec.num_layers:
@@ -89,6 +91,17 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
                 f"keep_everything {config.keep_everything} and offload_activations {config.offload_activations} "
                 f"add up to {both} blocks, but {spec.variant.name} has {spec.num_layers}"
             )
+    return problems
+
+
+def _base_precision_problems(config: RunConfig) -> list[str]:
+    problems = []
+    if config.sharding.streams:
+        problems.append("base_precision: only supported where weights are frozen, not for strategy stream")
+    if config.dora:
+        problems.append("base_precision: not supported with dora, which reads the frozen weights in full precision")
+    if config.precision == "fp32":
+        problems.append("base_precision: only supported for precision bf16 and fp16, not fp32")
     return problems
 
 

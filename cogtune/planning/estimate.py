@@ -231,6 +231,7 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
         extra=extra,
         context=_context(config) + PINNING,
         compiled=config.compiles_blocks() and not config.dora,  # PEFT's DoRA stops the tracer inside of a checkpoint
+        float8=config.base_precision == "fp8",
     )
     if not config.sharding.streams:
         return frozen

@@ -152,6 +152,10 @@ def changed_files(
     return problems
 
 
+_NOT_BY_DEFAULT = ("base_precision",)
+"""Of a fingerprint: what is only there if it is set."""
+
+
 def check_fits(
     checkpoint: Path,
     state: Mapping[str, Any],
@@ -174,7 +178,7 @@ def check_fits(
         raise CogtuneError(
             f"{checkpoint} has no moving average of the weights", "remove --ema, or start over in another --output"
         )
-    unknown = [key for key in fingerprint if key not in before]
+    unknown = [key for key in fingerprint if key not in before and key not in _NOT_BY_DEFAULT]
     if unknown and before.get("strategy") == fingerprint.get("strategy"):  # keys differ between strategies
         raise CogtuneError(
             f"{checkpoint} was written by another version of cogtune: it does not record {', '.join(unknown)}",
@@ -184,11 +188,11 @@ def check_fits(
     then = {"model": state.get("base_model"), "data": dataset.get("samples") if isinstance(dataset, dict) else None}
     now = {"model": model, "data": samples}
     wrong = []
-    for key, value in fingerprint.items():
-        if key not in before or before[key] == value:
+    for key, value in {**dict.fromkeys(_NOT_BY_DEFAULT), **fingerprint}.items():
+        if (key not in before and key not in _NOT_BY_DEFAULT) or before.get(key) == value:
             continue
         if key not in _CHANGED:
-            wrong.append(f"{key}: {before[key]!r} in the checkpoint, {value!r} now")
+            wrong.append(f"{key}: {before.get(key)!r} in the checkpoint, {value!r} now")
         elif None in (then.get(key), now.get(key)) or then[key] == now[key]:
             if key != "data" or before.get("model") == fingerprint.get("model"):  # each model encodes it for itself
                 wrong.append(f"{key}: {_CHANGED[key]}")

@@ -219,8 +219,7 @@ def resume_fingerprint(config: RunConfig, *, base: str, data: str) -> dict[str, 
         "model": base,
         "data": data,
     }
-    if config.ema is not None:
-        fingerprint["ema"] = config.ema
+    fingerprint |= {key: values[key] for key in ("ema", "base_precision") if values[key] is not None}
     if config.sharding.uses_deepspeed:  # ZeRO shards belong to a number of processes
         fingerprint["num_processes"] = config.num_processes
     if config.sharding.streams:  # each process has a share of the state, in its format

@@ -10,6 +10,8 @@ from cogtune.config.arrangement import Arrangement, AttentionKernel
 from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.engine import attach
 from cogtune.modeling.engine.attention import FLASH_4, fastest, has_flash_4
+from cogtune.modeling.engine.engine import blocks_of
+from cogtune.modeling.engine.float8 import supported, use_float8
 from cogtune.modeling.engine.streamed_parameters import StreamedParameters
 from cogtune.models.download import home
 from cogtune.models.geometry import video_tokens
@@ -34,6 +36,7 @@ def attach_engine(
     config, spec, device = plan.config, plan.spec, accelerator.device
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())  # with its number, which a limit on memory needs
+    quantized = _in_float8(plan, transformer, device) if config.base_precision == "fp8" else []
     kernel = _kernel(plan, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     arrangement, _ = plan_arrangement(config, spec, gpu=name, kernel=kernel)
@@ -55,8 +58,24 @@ def attach_engine(
         trained=trained,
     )
     # DDP would send every process the slots' content, whichever blocks they hold.
-    transformer._ddp_params_and_buffers_to_ignore = engine.streamed_names()
+    transformer._ddp_params_and_buffers_to_ignore = [*engine.streamed_names(), *quantized]
     return arrangement, trained
+
+
+def _in_float8(plan: Plan, transformer: CogVideoXTransformer3DModel, device: torch.device) -> list[str]:
+    """Let the frozen weights of the blocks be in fp8; return the names of the parameters.
+
+    Raises:
+        UsageError: the GPU has no fp8.
+    """
+    if not supported(device):
+        raise UsageError(
+            f"--base-precision fp8: {torch.cuda.get_device_name(device)} has no fp8 arithmetic",
+            "use a GPU of compute capability 8.9 or later (RTX 40, H100), or remove --base-precision",
+        )
+    layers = use_float8(blocks_of(transformer), dtype=DTYPES[plan.config.precision], device=device)
+    inside = tuple(f"transformer_blocks.{layer}." for layer in layers)
+    return [name for name, _ in transformer.named_parameters() if name.startswith(inside)]
 
 
 def _kernel(plan: Plan, device: torch.device) -> AttentionKernel | None:

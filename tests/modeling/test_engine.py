@@ -29,6 +29,8 @@ from cogtune.modeling.adapters import add_lora
 from cogtune.modeling.conditioning import conditioning_of, predict
 from cogtune.modeling.engine import attach
 from cogtune.modeling.engine.attention import FlashAttention4Processor, fastest
+from cogtune.modeling.engine.engine import blocks_of
+from cogtune.modeling.engine.float8 import use_float8
 from cogtune.modeling.engine.host import SMALLEST_REGION, HostArena
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec, read_spec
 from cogtune.models.geometry import Size, latent_shape
@@ -150,6 +152,22 @@ def test_every_arrangement_trains_as_plainly(
 ) -> None:
     assert len({float(value) for value in plain["losses"]}) == STEPS * (PASSES + 1)  # they tell steps apart
     assert_same(trained(tiny("5b"), engine_of(replace(ARRANGEMENTS[name], keep=keep))), plain)
+
+
+def in_float8(arrangement: Arrangement) -> Attach:
+    def put_in(transformer: CogVideoXTransformer3DModel) -> None:
+        use_float8(blocks_of(transformer), dtype=torch.float32, device=CPU)
+        attach(transformer, arrangement, device=CPU, smallest=0)
+
+    return put_in
+
+
+@pytest.mark.parametrize("name", ["one slot", "some offloaded", "all at once"])
+def test_every_arrangement_trains_alike_in_fp8(name: str, plain: dict[str, Any], tiny: Callable[[str], Path]) -> None:
+    here = trained(tiny("5b"), in_float8(Arrangement()))
+    assert_same(trained(tiny("5b"), in_float8(ARRANGEMENTS[name])), here)
+    assert here["losses"] == pytest.approx(plain["losses"], rel=0.02)
+    assert here["losses"] != plain["losses"]
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -429,6 +447,12 @@ def test_amounts_of_memory_are_read(text: str, size: int) -> None:
     ("flags", "told"),
     [
         ({"type": "sft", "vram": "8GB"}, "vram: only supported for type lora or strategy stream, not sft"),
+        ({"base_precision": "fp8", "dora": True, "compile": False}, "base_precision: not supported with dora"),
+        ({"base_precision": "fp8", "precision": "fp32"}, "base_precision: only supported for precision bf16 and fp16"),
+        (
+            {"base_precision": "fp8", "type": "sft", "strategy": "stream"},
+            "base_precision: only supported where weights",
+        ),
         (
             {"strategy": "zero2", "keep_activations": "inputs"},
             "keep_activations: only supported for strategies ddp and stream, not zero2",

@@ -97,6 +97,13 @@ class MemoryFields(BaseModel):
         tags=("machine", "engine"),
     )
 
+    base_precision: Literal["fp8"] | None = _memory(
+        None,
+        help_text="Precision of the matrix products with frozen weights: fp8 is faster on GPUs of compute capability "
+        "8.9 and later. The adapter keeps its precision. [default: that of --precision]",
+        tags=("engine",),
+    )
+
     host_memory: str | None = _memory(
         None,
         help_text="Host memory limit of strategy stream, such as 64GB. Decides the formats of the optimizer's state. "
