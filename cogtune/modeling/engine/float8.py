@@ -75,7 +75,8 @@ class Float8Linear(nn.Module):
         self.weight = _frozen(weight.to(home))
         self.transposed = _frozen(weight.t().contiguous().to(home))
         self.scale = _frozen(scale.to(home))
-        self.bias = None if linear.bias is None else _frozen(linear.bias.data.to(dtype))
+        bias: Tensor | None = linear.bias  # as the layer was made with or without one
+        self.bias = None if bias is None else _frozen(bias.data.to(dtype))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's outputs ``[..., out]`` for ``inputs [..., in]``."""
