@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -30,6 +31,16 @@ load_collectives()
 with building(ADAM):
     CPUAdamBuilder().load()
 """
+
+
+gc.disable()  # a quarter of the time in which all test modules are imported is the search for garbage that is not there
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Collect garbage from here on, but not among what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

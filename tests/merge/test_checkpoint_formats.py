@@ -23,8 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import MOST_DESCRIPTION, read_archive
 from cogtune.system.errors import CogtuneError
-from tests.support import fsdp_script
-from tests.support.forked_workers import run_ranks
+from tests.support.forked_workers import run_script
 from tests.support.merging import Bomb, assert_same, loaded, rank_file, train_with_deepspeed
 from tests.support.zero_checkpoints import BUFFER, Weights, random_model, random_weights, write_zero
 
@@ -81,7 +80,7 @@ def test_deepspeed_without_zero(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fsdp_in_every_format(tmp_path: Path) -> None:
-    run_ranks(fsdp_script.main, tmp_path)
+    run_script("fsdp_script", tmp_path)
     start = load_file(tmp_path / "base" / "diffusion_pytorch_model.safetensors")
     ranks = {"sharded": 2, "dcp": 2, "full": 1, "sharded-bf16": 2}
     for name, count in ranks.items():

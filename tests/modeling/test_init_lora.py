@@ -18,6 +18,7 @@ from cogtune.run.checkpoints import read_lora_facts, read_state
 from cogtune.run.run_yaml import read_run
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.conftest import Cogtune
+from tests.support.forked_workers import run_workers
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, train_here
 from tests.support.sampling import sampled
 
@@ -175,17 +176,13 @@ def test_a_lora_on_some_blocks_alone_is_named_layer_by_layer(clips: Path, tmp_pa
     assert len(load_file(tmp_path / "out" / LORA_WEIGHTS_NAME)) == 2
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("strategy", sampled(["ddp", "zero2"], "zero2"))
 def test_two_processes_begin_with_it_too(
-    strategy: str, trained: tuple[Path, float], clips: Path, tmp_path: Path, cogtune: Cogtune
+    strategy: str, trained: tuple[Path, float], clips: Path, tmp_path: Path
 ) -> None:
-    words = ["--preset", "cpu-lora-tiny", "--data", clips, "--steps", 1, "--learning-rate", 1e-12, "--eval-every", 1]
     run, _ = trained
-    cogtune(
-        "train", *words, "--init-lora", run, "--output", tmp_path / "out", "--num-processes", 2, "--strategy", strategy,
-        "--seed", 1, seconds=900,
-    )  # fmt: skip
+    flags: dict[str, Any] = {"steps": 1, "learning_rate": 1e-12, "eval_every": 1, "seed": 1}
+    run_workers(plan_for(clips, tmp_path / "out", init_lora=run, num_processes=2, strategy=strategy, **flags))
     ours, theirs = load_file(tmp_path / "out" / LORA_WEIGHTS_NAME), load_file(run / LORA_WEIGHTS_NAME)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():

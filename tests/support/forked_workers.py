@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import socket
 import sys
 import time
@@ -110,16 +111,20 @@ def run_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> None:
     _join(start_workers(plan, prepare), LaunchFiles(plan.config.output / "launch").log)
 
 
-def run_ranks(do: Callable[[Path], None], folder: Path, *, count: int = 2, deepspeed: Path | None = None) -> None:
-    """Call a script's function in processes of its own, with the environment that ``accelerate launch`` gives them.
+def _run_script(name: str, folder: Path) -> None:
+    pkgutil.resolve_name(f"tests.support.{name}:main")(folder)
+
+
+def run_script(name: str, folder: Path, *, count: int = 2, deepspeed: Path | None = None) -> None:
+    """Run a script of this package in several processes, with the environment that ``accelerate launch`` gives them.
 
     Args:
-        folder: what ``do`` is called with; the processes' output goes to ``log.N`` in it.
+        folder: what its ``main`` is called with; the processes' output goes to ``log.N`` in it.
         deepspeed: as for :func:`rank_variables`.
     """
     port, log = free_port(), folder / "log"
     variables = [rank_variables(rank, count, port, deepspeed) for rank in range(count)]
-    words = [(do, (folder,), own, f"{log}.{rank}") for rank, own in enumerate(variables)]
+    words = [(_run_script, (name, folder), own, f"{log}.{rank}") for rank, own in enumerate(variables)]
     started: list[BaseProcess] = [ForkedProcess(target=_called, args=each) for each in words]
     for process in started:
         process.start()

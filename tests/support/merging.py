@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from tests.support import zero_script
-from tests.support.forked_workers import run_ranks
+from tests.support.forked_workers import run_script
 from tests.support.zero_checkpoints import Weights
 
 
@@ -50,4 +49,4 @@ def train_with_deepspeed(folder: Path, stage: int) -> None:
         "zero_optimization": {"stage": stage},
     }
     (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
-    run_ranks(zero_script.main, folder, deepspeed=folder / "deepspeed.json")
+    run_script("zero_script", folder, deepspeed=folder / "deepspeed.json")
