@@ -26,11 +26,13 @@ from cogtune.encoding import jobs
 from cogtune.merge import merge_checkpoint
 from cogtune.models.locate import locate
 from cogtune.models.variants import LORA_WEIGHTS_NAME
+from cogtune.run import launch
 from cogtune.run.checkpoints import checkpoints
 from tests.conftest import Cogtune
 from tests.support.forked_workers import run_workers
+from tests.support.in_process import run
 from tests.support.infer_frames import render_request
-from tests.support.runs_in_process import fill_here, plan_for, train_here
+from tests.support.runs_in_process import fill_here, plan_for, start_here, train_here
 from tests.support.sampling import sampled
 
 FOREVER = ["--steps", "100000", "--checkpoint-every", "1", "--eval-every", "1000000"]
@@ -170,12 +172,13 @@ def test_a_run_killed_at_any_moment_goes_on(clips: Path, tmp_path: Path, cogtune
 
 @pytest.mark.slow
 def test_the_lora_in_plain_diffusers_gives_the_same_frames(
-    cogtune: Cogtune, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Alpha is a quarter of the rank, so a loader that takes it for the rank shows it."""
     monkeypatch.setattr(jobs, "fill_cache", fill_here)
     train_here(plan_for(clips, tmp_path / "out", steps=8, eval_every=0, rank=8, alpha=2, learning_rate=0.01))
-    cogtune("infer", "--lora", "out", "--steps", 3, "--prompt", "a red disc", "--output", "ours.mp4")
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "infer", "--lora", "out", "--steps", 3, "--prompt", "a red disc", "--output", "ours.mp4")
 
     pipeline = CogVideoXPipeline.from_pretrained(locate("tiny:2b"), dtype=torch.float32)
     pipeline.scheduler = CogVideoXDDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
@@ -218,6 +221,7 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     clips: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Two processes against one with twice the accumulation: the same batches, so the same losses to 2e-4.
 
@@ -274,7 +278,8 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     told = cogtune("train", "--resume", "latest", "--output", "zero3", "--steps", 6, status=1).err
     assert "is not the file that was saved with this checkpoint" in told
     where = ["--lora", "zero3-merged"] if kind == "lora" else ["--model", "zero3-merged"]
-    cogtune("infer", *where, "--prompt", "a disc", "--steps", 2, "--size", "9x64x96")
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "infer", *where, "--prompt", "a disc", "--steps", 2, "--size", "9x64x96")
     assert probe(tmp_path / "a-disc-42.mp4").num_frames == 9
 
 
@@ -285,12 +290,15 @@ def measured(output: Path, name: str = "loss") -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_the_demo(cogtune: Cogtune, tmp_path: Path) -> None:
-    told = cogtune("demo").out
+def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
+    monkeypatch.setattr(launch, "start", start_here)
+    monkeypatch.chdir(tmp_path)
+    told = run(capsys, "demo").out
     video = tmp_path / "cogtune-demo" / "video.mp4"
     info = probe(video)
     assert (info.num_frames, info.height, info.width, info.codec) == (9, 64, 96, "h264")
     assert str(Path("cogtune-demo") / "video.mp4") in told
     assert "next, with a 24 GB GPU" in told
     (tmp_path / "mine").mkdir()
-    assert "already exists" in cogtune("demo", "mine", status=2).err
+    assert "already exists" in run(capsys, "demo", "mine", status=2).err

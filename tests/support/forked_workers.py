@@ -37,7 +37,10 @@ class ForkedProcess(ForkServerProcess):
 
 
 ForkedProcess.server.set_forkserver_preload(
-    ["cogtune.training.worker", "cogtune.training.setup", "deepspeed", "deepspeed.ops.adam"]
+    [
+        *("cogtune.training.worker", "cogtune.training.setup", "deepspeed", "deepspeed.ops.adam"),
+        *("cogtune.encoding.worker", "cogtune.modeling.encoders"),
+    ]
 )
 
 
@@ -55,6 +58,15 @@ def _work(plan: str, prepare: Callable[[], None]) -> int:
 
 
 def _nothing() -> None: ...
+
+
+def start_process(
+    do: Callable[..., object], *words: object, log: str | Path, variables: dict[str, str] | None = None
+) -> BaseProcess:
+    """Call a module's function in a process of its own, which exits with what it returns and prints into ``log``."""
+    process = ForkedProcess(target=_called, args=(do, words, variables or {}, str(log)))
+    process.start()
+    return process
 
 
 def free_port() -> str:
@@ -100,9 +112,7 @@ def start_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> list[Ba
     for rank in range(count):
         files.report(rank).reserve()
         own = launch_variables(plan, rank, port) if count > 1 else {"RANK": "0", "LOCAL_RANK": "0"}
-        words = (_work, (str(files.plan), prepare), own, f"{files.log}.{rank}")
-        workers.append(ForkedProcess(target=_called, args=words))
-        workers[-1].start()
+        workers.append(start_process(_work, str(files.plan), prepare, log=f"{files.log}.{rank}", variables=own))
     return workers
 
 
@@ -124,10 +134,10 @@ def run_script(name: str, folder: Path, *, count: int = 2, deepspeed: Path | Non
     """
     port, log = free_port(), folder / "log"
     variables = [rank_variables(rank, count, port, deepspeed) for rank in range(count)]
-    words = [(_run_script, (name, folder), own, f"{log}.{rank}") for rank, own in enumerate(variables)]
-    started: list[BaseProcess] = [ForkedProcess(target=_called, args=each) for each in words]
-    for process in started:
-        process.start()
+    started = [
+        start_process(_run_script, name, folder, log=f"{log}.{rank}", variables=own)
+        for rank, own in enumerate(variables)
+    ]
     _join(started, log)
 
 
