@@ -402,7 +402,7 @@ def test_every_command_ends_its_help_with_examples_that_it_would_take() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "warned"), [("error", False), *sampled([("", False), ("warning", True)], ("", False))]
+    ("level", "warned"), sampled([("error", False), ("", False), ("warning", True)], ("error", False), ("", False))
 )
 def test_a_first_use_of_a_tiny_model_shows_no_librarys_warning(
     level: str, warned: bool, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

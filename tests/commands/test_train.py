@@ -28,7 +28,9 @@ from cogtune.models.locate import locate
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run import launch
 from cogtune.run.checkpoints import checkpoints
+from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
 from tests.conftest import Cogtune
+from tests.support import runs_in_process
 from tests.support.forked_workers import run_workers
 from tests.support.in_process import run
 from tests.support.infer_frames import render_request
@@ -231,6 +233,7 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     """
     monkeypatch.setattr(jobs, "fill_cache", fill_here)
     monkeypatch.setattr("cogtune.config.launchers.REDUCE_BUCKET", {2: 3000, 3: 3000})
+    monkeypatch.setattr(runs_in_process, "EVALUATED_SAMPLES", MOST_TRAINING_SAMPLES)  # as in the real program
     shared: dict[str, Any] = {
         "type": kind,
         "learning_rate": 1e-4,

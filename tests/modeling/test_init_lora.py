@@ -19,6 +19,7 @@ from cogtune.run.run_yaml import read_run
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.conftest import Cogtune
 from tests.support.forked_workers import run_workers
+from tests.support.in_process import run
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, train_here
 from tests.support.sampling import sampled
 
@@ -189,11 +190,12 @@ def test_two_processes_begin_with_it_too(
         torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.slow
-def test_plan_shows_the_adapter_of_the_file(trained: tuple[Path, float], clips: Path, cogtune: Cogtune) -> None:
+def test_plan_shows_the_adapter_of_the_file(
+    trained: tuple[Path, float], clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--preset", "cpu-lora-tiny", "--data", clips, "--init-lora", trained[0]]
-    cogtune("plan", *words)
-    told = cogtune("plan", *words, "--rank", 9, status=2).err
+    run(capsys, "plan", *words)
+    told = run(capsys, "plan", *words, "--rank", 9, status=2).err
     assert "rank: 9 (--rank), but the file has 4" in told
 
 

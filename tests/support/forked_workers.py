@@ -18,6 +18,8 @@ from unittest import mock
 from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import Plan
 from cogtune.training import worker
+from tests.conftest import KERNELS
+from tests.support import runs_in_process
 
 
 class _Popen(popen_forkserver.Popen):
@@ -52,9 +54,11 @@ def _called(do: Callable[..., object], words: tuple[object, ...], environment: d
     sys.exit(do(*words))
 
 
-def _work(plan: str, prepare: Callable[[], None]) -> int:
+def _work(plan: str, prepare: Callable[[], None], evaluated: int) -> int:
     prepare()
-    return worker.main([plan])
+    runs_in_process.EVALUATED_SAMPLES = evaluated
+    with runs_in_process.few_evaluated():
+        return worker.main([plan])
 
 
 def _nothing() -> None: ...
@@ -112,7 +116,8 @@ def start_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> list[Ba
     for rank in range(count):
         files.report(rank).reserve()
         own = launch_variables(plan, rank, port) if count > 1 else {"RANK": "0", "LOCAL_RANK": "0"}
-        workers.append(start_process(_work, str(files.plan), prepare, log=f"{files.log}.{rank}", variables=own))
+        words = (str(files.plan), prepare, runs_in_process.EVALUATED_SAMPLES)
+        workers.append(start_process(_work, *words, log=f"{files.log}.{rank}", variables=own))
     return workers
 
 
@@ -133,7 +138,8 @@ def run_script(name: str, folder: Path, *, count: int = 2, deepspeed: Path | Non
         deepspeed: as for :func:`rank_variables`.
     """
     port, log = free_port(), folder / "log"
-    variables = [rank_variables(rank, count, port, deepspeed) for rank in range(count)]
+    built = {"TORCH_EXTENSIONS_DIR": str(KERNELS)}
+    variables = [rank_variables(rank, count, port, deepspeed) | built for rank in range(count)]
     started = [
         start_process(_run_script, name, folder, log=f"{log}.{rank}", variables=own)
         for rank, own in enumerate(variables)
