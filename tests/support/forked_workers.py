@@ -25,7 +25,7 @@ from tests.support import runs_in_process
 class _Popen(popen_forkserver.Popen):
     def _launch(self, process_obj: ForkedProcess) -> None:
         with mock.patch.object(forkserver, "connect_to_new_process", process_obj.server.connect_to_new_process):
-            super()._launch(process_obj)
+            super()._launch(process_obj)  # type: ignore[misc] # typeshed leaves it out
 
 
 class ForkedProcess(ForkServerProcess):
@@ -34,7 +34,8 @@ class ForkedProcess(ForkServerProcess):
     server: ClassVar = forkserver.ForkServer()
 
     @staticmethod
-    def _Popen(process_obj: ForkedProcess) -> popen_forkserver.Popen:
+    def _Popen(process_obj: BaseProcess) -> popen_forkserver.Popen:
+        assert isinstance(process_obj, ForkedProcess)
         return _Popen(process_obj)
 
 
@@ -46,7 +47,7 @@ ForkedProcess.server.set_forkserver_preload(
 )
 
 
-def _called(do: Callable[..., object], words: tuple[object, ...], environment: dict[str, str], log: str) -> None:
+def _called(do: Callable[..., int | None], words: tuple[object, ...], environment: dict[str, str], log: str) -> None:
     with Path(log).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -65,7 +66,7 @@ def _nothing() -> None: ...
 
 
 def start_process(
-    do: Callable[..., object], *words: object, log: str | Path, variables: dict[str, str] | None = None
+    do: Callable[..., int | None], *words: object, log: str | Path, variables: dict[str, str] | None = None
 ) -> BaseProcess:
     """Call a module's function in a process of its own, which exits with what it returns and prints into ``log``."""
     process = ForkedProcess(target=_called, args=(do, words, variables or {}, str(log)))
