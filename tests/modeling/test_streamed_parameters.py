@@ -78,11 +78,10 @@ def losses_of(
     frames, channels, height, width = latent_shape(Size.parse("9x32x48"), spec.out_channels, spec.patch_size_t)
     if spec.learned_positions:
         frames, channels, height, width = latent_shape(Size.parse("9x64x96"), spec.out_channels, spec.patch_size_t)
-    tokens = spec.max_text_seq_length if spec.learned_positions else 26  # a short text, which takes less time
 
     def loss(step: int) -> torch.Tensor:
         noisy = torch.randn(1, frames, channels, height, width, generator=random).to(case.dtype)
-        text = torch.randn(1, tokens, spec.text_embed_dim, generator=random).to(case.dtype)
+        text = torch.randn(1, spec.max_text_seq_length, spec.text_embed_dim, generator=random).to(case.dtype)
         image = torch.randn(noisy.shape, generator=random).to(case.dtype) if spec.image_to_video else None
         with torch.autocast("cpu", dtype=case.dtype, enabled=case.dtype != torch.float32):
             answer = predict(transformer, noisy, text, torch.tensor([500 + step]), image, conditioning_of(noisy, spec))
