@@ -200,7 +200,8 @@ def _draw(
 
 
 def _to_pixels(colours: npt.NDArray[np.floating]) -> Pixels:
-    return np.clip(colours + 0.5, 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(colours + 0.5, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _distance(shape: str, x: Plane, y: Plane, radius: float, turn: float) -> Plane:
