@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from cogtune.run.launch import ENVIRONMENT
 EXTENSIONS = Path(os.environ.get("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions"))
 """What DeepSpeed compiles, a minute each: another environment, or another ninja, would do it over and over."""
 
+KERNELS = EXTENSIONS / f"cogtune-{sys.implementation.cache_tag}-torch-{version('torch')}"
+"""Where cogtune has them compiled; a bare script takes them from there."""
+
 BUILD = """
 from cogtune.training.deepspeed_ops import ADAM, building, load_collectives
 from deepspeed.ops.op_builder import CPUAdamBuilder
@@ -32,12 +36,21 @@ with building(ADAM):
 """
 
 
+gc.disable()  # a quarter of the time in which all test modules are imported is the search for garbage that is not there
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Collect garbage from here on, but not among what was imported."""
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Compile DeepSpeed's kernels before the first test, in whose time limit the minutes that it takes would fall."""
     if os.environ.get("PYTEST_XDIST_WORKER") or session.config.option.collectonly or not find_spec("deepspeed"):
         return
-    built = EXTENSIONS / f"cogtune-{sys.implementation.cache_tag}-torch-{version('torch')}"
-    if all((built / name).is_file() for name in ("cpu_adam/cpu_adam.so", "deepspeed_shm_comm/deepspeed_shm_comm.so")):
+    if all((KERNELS / name).is_file() for name in ("cpu_adam/cpu_adam.so", "deepspeed_shm_comm/deepspeed_shm_comm.so")):
         return
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     ours = {"TORCH_EXTENSIONS_DIR": str(EXTENSIONS), "PATH": path, "DS_ACCELERATOR": "cpu"}

@@ -48,6 +48,9 @@ BACKGROUNDS = {
 Plane = npt.NDArray[np.floating]
 """One value per pixel, ``[H, W]``."""
 
+_REACH = 1.8
+"""How far from its centre a shape and its shadow change the background at most, in units of the shape's radius."""
+
 
 # Signed distances in units of the shape's radius, negative inside; x to the right and y down.
 # The square, the triangle and the star are inscribed in about the same circle.
@@ -176,18 +179,29 @@ def _draw(
     down = (y / height)[..., np.newaxis]
     canvas = top * (1 - down) + bottom * down
     paint = np.array(COLOURS[colour], np.float32)
+    unpainted = _to_pixels(canvas)
     for index in range(num_frames):
         pose = MOTIONS[motion](index / (num_frames - 1))
         radius = 0.2 * min(height, width) * pose.scale
-        across, along = x - pose.x * width, y - pose.y * height
+        part = tuple(
+            slice(max(0, int(centre - _REACH * radius)), int(centre + _REACH * radius) + 2)
+            for centre in (pose.y * height, pose.x * width)
+        )
+        across, along = x[part] - pose.x * width, y[part] - pose.y * height
         shadow = _distance(shape, across - 0.1 * radius, along - 0.22 * radius, radius, pose.turn)
         shade = 0.3 * np.clip(0.5 - shadow / (0.5 * radius), 0, 1)[..., np.newaxis]
         cover = np.clip(0.5 - _distance(shape, across, along, radius, pose.turn), 0, 1)[..., np.newaxis]
         # lit from the upper left, so that the shape does not look cut out of paper
         light = np.clip(-(across + along) / (2.4 * radius), -1, 1)[..., np.newaxis]
         lit = paint * (1 - 0.16 * np.maximum(-light, 0)) + (255 - paint) * 0.22 * np.maximum(light, 0)
-        frame = canvas * (1 - shade) * (1 - cover) + lit * cover
-        yield np.clip(frame + 0.5, 0, 255).astype(np.uint8)
+        frame = unpainted.copy()
+        frame[part] = _to_pixels(canvas[part] * (1 - shade) * (1 - cover) + lit * cover)
+        yield frame
+
+
+def _to_pixels(colours: npt.NDArray[np.floating]) -> Pixels:
+    pixels: Pixels = np.clip(colours + 0.5, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _distance(shape: str, x: Plane, y: Plane, radius: float, turn: float) -> Plane:

@@ -24,6 +24,7 @@ from cogtune.models.geometry import Size
 from cogtune.run.launch import LaunchFiles
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError
+from cogtune.system.garbage import no_collections
 from cogtune.system.json_files import write_json
 from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 from cogtune.system.processes import StopRequest, run_worker
@@ -122,7 +123,8 @@ def encode(job: EncodePlan, stop: StopRequest, *, rank: int = 0, device: torch.d
 
 
 def _encode(job: EncodePlan, stop: StopRequest, rank: int, device: torch.device | None) -> EncodeOutcome:
-    from cogtune.modeling.devices import best_device
+    with no_collections():
+        from cogtune.modeling.devices import best_device
 
     device = device or best_device()
     processes = job.options.processes
@@ -157,8 +159,9 @@ def _encode_texts(
     writer: Writer,
     outcome: EncodeOutcome,
 ) -> bool:
-    from cogtune.modeling.devices import DTYPES
-    from cogtune.modeling.encoders import TextEncoder
+    with no_collections():
+        from cogtune.modeling.devices import DTYPES
+        from cogtune.modeling.encoders import TextEncoder
 
     if not texts:
         return True

@@ -27,6 +27,7 @@ from cogtune.system import console
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import AGAIN, DiskFull, os_errors_explained, write_atomic, write_text
 from cogtune.system.folders import remove_folder, remove_partials
+from cogtune.system.garbage import no_collections
 from cogtune.system.json_files import is_sealed, read_json
 from cogtune.system.locks import WORKER_LOCK, exclusive_folder
 from cogtune.system.out_of_memory import cannot_pin, is_out_of_memory, out_of_memory, room_of
@@ -39,9 +40,10 @@ def run(plan: Plan, files: LaunchFiles, stop: StopRequest) -> bool:
     Raises:
         CogtuneError: anything the user can act on.
     """
-    from cogtune.training.loop import train
-    from cogtune.training.sample_videos import remove_later_samples
-    from cogtune.training.setup import set_up
+    with no_collections():
+        from cogtune.training.loop import train
+        from cogtune.training.sample_videos import remove_later_samples
+        from cogtune.training.setup import set_up
 
     with explain_out_of_memory(plan):
         training = set_up(plan, lambda: bool(stop))

@@ -26,6 +26,7 @@ ALL_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^ *```(?P<language>\w*)\n(?P<body>.*?)^ *```", re.M | re.S)
 OWN_PRESETS = {"mine"}
 """What pages call a preset of the reader's own."""
+CLI: Any = get_command(app)
 INLINE = re.compile(r"`(cogtune [^`]+)`")
 
 
@@ -101,7 +102,7 @@ def commands(page: Path) -> Iterator[tuple[str, bool]]:
 
 def problem_of(line: str, *, whole: bool) -> str:
     """What the program would not take of a command; empty if it takes it."""
-    at: Any = get_command(app)
+    at = CLI
     words = shlex.split(line, comments=True)[1:]
     name = "cogtune"
     while words and hasattr(at, "commands"):

@@ -227,7 +227,7 @@ def test_slurms_script_trains_on_two_machines(clips: Path, tmp_path: Path, cogtu
     """Slurm's programs stand-in here; the two machines are this one, and share their output."""
     port = free_port()
     cogtune(
-        "train", "--preset", "cpu-lora-tiny", "--data", clips, "--cache-dir", tmp_path / "cache", "--steps", 2,
+        "train", "--preset", "cpu-lora-tiny", "--data", clips, "--steps", 2,
         "--eval-every", 0, "--num-processes", 2, "--num-machines", 2, "--main-process-port", port, "--slurm", "job.sh",
     )  # fmt: skip
     for name, text in (("srun", FAKE_SRUN), ("scontrol", "#!/bin/sh\necho 127.0.0.1\n")):
@@ -257,7 +257,7 @@ def test_a_process_that_is_killed_ends_the_run(clips: Path, tmp_path: Path) -> N
     running = subprocess.Popen(
         [
             sys.executable, "-m", "cogtune", "train", "--preset", "cpu-lora-tiny", "--data", clips, "--output", out,
-            "--cache-dir", tmp_path / "cache", "--num-processes", "2", "--steps", "100000", "--eval-every", "0",
+            "--num-processes", "2", "--steps", "100000", "--eval-every", "0",
             "--checkpoint-every", "100000",
         ],
         stderr=subprocess.PIPE,

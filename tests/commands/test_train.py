@@ -26,11 +26,15 @@ from cogtune.encoding import jobs
 from cogtune.merge import merge_checkpoint
 from cogtune.models.locate import locate
 from cogtune.models.variants import LORA_WEIGHTS_NAME
+from cogtune.run import launch
 from cogtune.run.checkpoints import checkpoints
+from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
 from tests.conftest import Cogtune
+from tests.support import runs_in_process
 from tests.support.forked_workers import run_workers
+from tests.support.in_process import run
 from tests.support.infer_frames import render_request
-from tests.support.runs_in_process import fill_here, plan_for, train_here
+from tests.support.runs_in_process import fill_here, plan_for, start_here, train_here
 from tests.support.sampling import sampled
 
 FOREVER = ["--steps", "100000", "--checkpoint-every", "1", "--eval-every", "1000000"]
@@ -111,7 +115,7 @@ def test_a_run_can_be_started_by_hand_from_its_launch_files(cogtune: Cogtune, cl
     assert done.returncode == 0, done.stderr
     assert "loss at fixed noise" in done.stdout
     after = load_file(tmp_path / "by hand" / LORA_WEIGHTS_NAME)
-    cogtune(*run)
+    train_here(plan_for(clips, tmp_path / "out", steps=2, cache_dir=tmp_path / "a cache"))
     before = load_file(tmp_path / "out" / LORA_WEIGHTS_NAME)
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -155,7 +159,7 @@ def test_a_run_killed_at_any_moment_goes_on(clips: Path, tmp_path: Path, cogtune
     moments = random.Random(7)
     output = tmp_path / "out"
     reached = 0
-    for attempt in range(3):  # test_resume.py has twenty, on two processes, without the launcher
+    for attempt in range(2):  # test_resume.py has twenty, on two processes, without the launcher
         resume = ["--resume", "latest"] if attempt else ["--preset", "cpu-lora-tiny", "--data", clips]
         running = start(tmp_path, "train", *resume, *FOREVER)
         wait_for_checkpoints(output, running, reached + 1)
@@ -170,12 +174,13 @@ def test_a_run_killed_at_any_moment_goes_on(clips: Path, tmp_path: Path, cogtune
 
 @pytest.mark.slow
 def test_the_lora_in_plain_diffusers_gives_the_same_frames(
-    cogtune: Cogtune, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Alpha is a quarter of the rank, so a loader that takes it for the rank shows it."""
     monkeypatch.setattr(jobs, "fill_cache", fill_here)
     train_here(plan_for(clips, tmp_path / "out", steps=8, eval_every=0, rank=8, alpha=2, learning_rate=0.01))
-    cogtune("infer", "--lora", "out", "--steps", 3, "--prompt", "a red disc", "--output", "ours.mp4")
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "infer", "--lora", "out", "--steps", 3, "--prompt", "a red disc", "--output", "ours.mp4")
 
     pipeline = CogVideoXPipeline.from_pretrained(locate("tiny:2b"), dtype=torch.float32)
     pipeline.scheduler = CogVideoXDDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
@@ -218,6 +223,7 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     clips: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Two processes against one with twice the accumulation: the same batches, so the same losses to 2e-4.
 
@@ -227,6 +233,7 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     """
     monkeypatch.setattr(jobs, "fill_cache", fill_here)
     monkeypatch.setattr("cogtune.config.launchers.REDUCE_BUCKET", {2: 3000, 3: 3000})
+    monkeypatch.setattr(runs_in_process, "EVALUATED_SAMPLES", MOST_TRAINING_SAMPLES)  # as in the real program
     shared: dict[str, Any] = {
         "type": kind,
         "learning_rate": 1e-4,
@@ -274,7 +281,8 @@ def test_every_strategy_on_two_ranks_trains_resumes_and_merges_as_one_rank_does(
     told = cogtune("train", "--resume", "latest", "--output", "zero3", "--steps", 6, status=1).err
     assert "is not the file that was saved with this checkpoint" in told
     where = ["--lora", "zero3-merged"] if kind == "lora" else ["--model", "zero3-merged"]
-    cogtune("infer", *where, "--prompt", "a disc", "--steps", 2, "--size", "9x64x96")
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "infer", *where, "--prompt", "a disc", "--steps", 2, "--size", "9x64x96")
     assert probe(tmp_path / "a-disc-42.mp4").num_frames == 9
 
 
@@ -285,12 +293,15 @@ def measured(output: Path, name: str = "loss") -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_the_demo(cogtune: Cogtune, tmp_path: Path) -> None:
-    told = cogtune("demo").out
+def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
+    monkeypatch.setattr(launch, "start", start_here)
+    monkeypatch.chdir(tmp_path)
+    told = run(capsys, "demo").out
     video = tmp_path / "cogtune-demo" / "video.mp4"
     info = probe(video)
     assert (info.num_frames, info.height, info.width, info.codec) == (9, 64, 96, "h264")
     assert str(Path("cogtune-demo") / "video.mp4") in told
     assert "next, with a 24 GB GPU" in told
     (tmp_path / "mine").mkdir()
-    assert "already exists" in cogtune("demo", "mine", status=2).err
+    assert "already exists" in run(capsys, "demo", "mine", status=2).err

@@ -18,9 +18,12 @@ from cogtune.data.layouts.datasets_library import takes_every_file
 from cogtune.data.sources import Dataset, LayoutOptions, read_dataset
 from cogtune.data.validation.quarantine import write_quarantine
 from cogtune.data.video.clips import write_video
+from cogtune.encoding import jobs
+from cogtune.run import launch
 from cogtune.run.checkpoints import checkpoints
 from cogtune.system.errors import CogtuneError, UsageError
-from tests.conftest import Cogtune
+from tests.support.in_process import run
+from tests.support.runs_in_process import fill_here, start_here
 from tests.support.sampling import sampled
 
 
@@ -79,15 +82,17 @@ def test_only_what_looks_like_a_run_is_passed_by(tmp_path: Path) -> None:
     assert dataset.findings == ()
 
 
-@pytest.mark.e2e
-@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("where", sampled(["data/out", "data"], "data"))
-def test_a_run_inside_its_dataset_goes_on(tmp_path: Path, cogtune: Cogtune, where: str) -> None:
+def test_a_run_inside_its_dataset_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
+    monkeypatch.setattr(launch, "start", start_here)
     data, output = sidecar(tmp_path / "data", "a", "b"), tmp_path / where
     before = ids(read_dataset(data))
     flags = ["--data", data, "--output", output, "--preset", "cpu-lora-tiny", "--size", "9x64x96"]
     every = ["--checkpoint-every", "1", "--sample-every", "1", "--sample-steps", "1"]
-    cogtune("train", *flags, *every, "--steps", "2", seconds=900)
+    run(capsys, "train", *flags, *every, "--steps", 2)
     assert [path.name for path in checkpoints(output)] == ["checkpoint-1", "checkpoint-2"]
     videos = [path for path in output.rglob("*.mp4") if own_files.is_generated(path)]
     assert videos
@@ -95,10 +100,10 @@ def test_a_run_inside_its_dataset_goes_on(tmp_path: Path, cogtune: Cogtune, wher
     assert ids(dataset) == before
     assert [found.code for found in dataset.findings] == ["own-files"]
     shutil.copy(videos[0], data / "video.mp4")
-    cogtune("train", "--output", output, "--resume", "latest", "--steps", "3", seconds=900)
+    run(capsys, "train", "--output", output, "--resume", "latest", "--steps", 3)
     assert [path.name for path in checkpoints(output)][-1] == "checkpoint-3"
     assert ids(read_dataset(data)) == before
-    validated = json.loads(cogtune("dataset", "validate", data, "--size", "9x64x96", "--json").out)
+    validated = json.loads(run(capsys, "dataset", "validate", data, "--size", "9x64x96", "--json").out)
     assert validated["counts"]["samples"] == 2
     assert validated["counts"]["error"] == 0
 

@@ -8,8 +8,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,6 +36,7 @@ from cogtune.system.errors import CogtuneError
 from cogtune.system.pool import Pool
 from tests.conftest import Cogtune
 from tests.support.decoders import die_or_hang, speck
+from tests.support.forked_workers import start_process
 from tests.support.runs_in_process import Stop
 
 pytestmark = pytest.mark.usefixtures("torch_forked")
@@ -268,19 +267,17 @@ def test_two_processes_share_the_work(cogtune: Cogtune, clips: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_where_it_was(job: Jobs) -> None:
+def test_killed_at_any_moment_it_goes_on_where_it_was(job: Jobs, tmp_path: Path) -> None:
     work = job("5b-i2v")
     path = work.store.root / "job" / "plan.json"
     work.write(path)
     moments = iter((1, 9, 14))  # entries that are there when the process is killed: captions, images, clips
     for count in moments:
-        running = subprocess.Popen(
-            [sys.executable, "-m", "cogtune.encoding.worker", str(path)], stderr=subprocess.DEVNULL
-        )
-        while sum(1 for _ in work.store.entries()) < count and running.poll() is None:
+        running = start_process(worker.main, [str(path)], log=tmp_path / "log")
+        while sum(1 for _ in work.store.entries()) < count and running.is_alive():
             time.sleep(0.001)
         running.kill()
-        running.wait()
+        running.join()
         assert [found for entry in work.store.entries() if (found := work.store.problem(entry.kind, entry.key))] == []
         left = missing(work.store, work.todo)
         assert len(left) == 19 - sum(1 for _ in work.store.entries())

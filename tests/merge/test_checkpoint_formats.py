@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import MOST_DESCRIPTION, read_archive
 from cogtune.system.errors import CogtuneError
-from tests.support import SUPPORT
-from tests.support.merging import Bomb, assert_same, launch, loaded, rank_file
+from tests.support.forked_workers import run_script
+from tests.support.merging import Bomb, assert_same, loaded, rank_file, train_with_deepspeed
 from tests.support.zero_checkpoints import BUFFER, Weights, random_model, random_weights, write_zero
 
 
@@ -64,7 +64,7 @@ def assert_lora_merges(checkpoint: Path, base: Path) -> None:
 
 @pytest.mark.slow
 def test_deepspeed_without_zero(tmp_path: Path) -> None:
-    launch(tmp_path, 0)
+    train_with_deepspeed(tmp_path, 0)
     for name in ("sft", "sft-bf16"):
         held = load_file(tmp_path / name / "held.safetensors")
         result = merge_checkpoint(tmp_path / name, base=tmp_path / "base")
@@ -80,17 +80,7 @@ def test_deepspeed_without_zero(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fsdp_in_every_format(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *(str(SUPPORT / "fsdp_script.py"), str(tmp_path)),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT.parents[1])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_script("fsdp_script", tmp_path)
     start = load_file(tmp_path / "base" / "diffusion_pytorch_model.safetensors")
     ranks = {"sharded": 2, "dcp": 2, "full": 1, "sharded-bf16": 2}
     for name, count in ranks.items():
@@ -109,7 +99,7 @@ def test_fsdp_in_every_format(tmp_path: Path) -> None:
 
 @pytest.mark.exhaustive
 def test_a_universal_checkpoint_is_named_as_one(tmp_path: Path) -> None:
-    launch(tmp_path, 3)
+    train_with_deepspeed(tmp_path, 3)
     made_from = tmp_path / "sft" / "pytorch_model"
     universal = tmp_path / "sft" / "universal"
     subprocess.run(

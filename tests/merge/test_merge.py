@@ -33,7 +33,7 @@ from cogtune.modeling.adapters import save_lora
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.checkpoints import fingerprints, read_lora_facts
 from cogtune.system.errors import CogtuneError, UsageError
-from tests.support.merging import Bomb, assert_same, launch, loaded, rank_file
+from tests.support.merging import Bomb, assert_same, loaded, rank_file, train_with_deepspeed
 from tests.support.sampling import sampled
 from tests.support.zero_checkpoints import BUFFER, CONFIG, random_model, random_weights, write_zero
 
@@ -885,7 +885,7 @@ def test_what_a_lora_file_cannot_hold_is_refused(tmp_path: Path, base: Path) -> 
 
 @pytest.mark.parametrize("stage", sampled([2, 3], 3))
 def test_every_weight_is_what_the_ranks_held(tmp_path: Path, stage: int) -> None:
-    launch(tmp_path, stage)
+    train_with_deepspeed(tmp_path, stage)
     base = tmp_path / "base"
     held = {name: load_file(tmp_path / name / "held.safetensors") for name in ("sft", "sft-bf16", "lora", "lora-only")}
     start = load_file(base / "diffusion_pytorch_model.safetensors")

@@ -18,6 +18,8 @@ from cogtune.run.checkpoints import read_lora_facts, read_state
 from cogtune.run.run_yaml import read_run
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.conftest import Cogtune
+from tests.support.forked_workers import run_workers
+from tests.support.in_process import run
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, train_here
 from tests.support.sampling import sampled
 
@@ -175,28 +177,25 @@ def test_a_lora_on_some_blocks_alone_is_named_layer_by_layer(clips: Path, tmp_pa
     assert len(load_file(tmp_path / "out" / LORA_WEIGHTS_NAME)) == 2
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("strategy", sampled(["ddp", "zero2"], "zero2"))
 def test_two_processes_begin_with_it_too(
-    strategy: str, trained: tuple[Path, float], clips: Path, tmp_path: Path, cogtune: Cogtune
+    strategy: str, trained: tuple[Path, float], clips: Path, tmp_path: Path
 ) -> None:
-    words = ["--preset", "cpu-lora-tiny", "--data", clips, "--steps", 1, "--learning-rate", 1e-12, "--eval-every", 1]
     run, _ = trained
-    cogtune(
-        "train", *words, "--init-lora", run, "--output", tmp_path / "out", "--num-processes", 2, "--strategy", strategy,
-        "--seed", 1, seconds=900,
-    )  # fmt: skip
+    flags: dict[str, Any] = {"steps": 1, "learning_rate": 1e-12, "eval_every": 1, "seed": 1}
+    run_workers(plan_for(clips, tmp_path / "out", init_lora=run, num_processes=2, strategy=strategy, **flags))
     ours, theirs = load_file(tmp_path / "out" / LORA_WEIGHTS_NAME), load_file(run / LORA_WEIGHTS_NAME)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.slow
-def test_plan_shows_the_adapter_of_the_file(trained: tuple[Path, float], clips: Path, cogtune: Cogtune) -> None:
+def test_plan_shows_the_adapter_of_the_file(
+    trained: tuple[Path, float], clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--preset", "cpu-lora-tiny", "--data", clips, "--init-lora", trained[0]]
-    cogtune("plan", *words)
-    told = cogtune("plan", *words, "--rank", 9, status=2).err
+    run(capsys, "plan", *words)
+    told = run(capsys, "plan", *words, "--rank", 9, status=2).err
     assert "rank: 9 (--rank), but the file has 4" in told
 
 

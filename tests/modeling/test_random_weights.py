@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +35,9 @@ from cogtune.models.tiny_models import tiny_model
 from cogtune.models.variants import VARIANTS
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError, UsageError
+from tests.support.forked_workers import start_process
 from tests.support.sampling import sampled
+from tests.support.waiting import wait_until
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
@@ -426,24 +426,20 @@ def test_the_slower_of_two_takes_what_the_faster_made(tmp_path: Path, monkeypatc
     assert list((tmp_path / "tiny").iterdir()) == [folder]
 
 
+def ask(folder: Path, number: int) -> None:
+    (folder / f"ready{number}").touch()
+    wait_until(lambda: len(list(folder.glob("ready*"))) == 2)
+    (folder / f"path{number}").write_text(str(tiny_model("5b")))
+
+
 @pytest.mark.slow
-def test_two_processes_may_ask_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COGTUNE_HOME", str(tmp_path / "home"))
-    program = (
-        "import sys, time; from pathlib import Path\n"
-        "from cogtune.models.tiny_models import tiny_model\n"
-        "here = Path(sys.argv[1]); (here / sys.argv[2]).touch()\n"
-        "while len(list(here.glob('ready*'))) < 2: time.sleep(0.005)\n"
-        "print(tiny_model('5b'))"
-    )
-    words = [sys.executable, "-W", "ignore", "-c", program, str(tmp_path)]
-    both = [
-        subprocess.Popen([*words, f"ready{number}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for number in range(2)
-    ]
-    outputs = [process.communicate(timeout=600) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    paths = {output.splitlines()[-1] for output, _ in outputs}
+def test_two_processes_may_ask_at_once(tmp_path: Path) -> None:
+    home = {"COGTUNE_HOME": str(tmp_path / "home")}
+    both = [start_process(ask, tmp_path, number, log=tmp_path / "log", variables=home) for number in range(2)]
+    for process in both:
+        process.join(600)
+    assert [process.exitcode for process in both] == [0, 0], (tmp_path / "log").read_text()
+    paths = {path.read_text() for path in tmp_path.glob("path*")}
     assert len(paths) == 1
     folder = Path(paths.pop())
     assert list((tmp_path / "home" / "tiny").iterdir()) == [folder]

@@ -1,7 +1,7 @@
 """Runs one piece of work again and again in processes forked from this one, each with another disk call that fails.
 
-Started by ``test_disk_calls.py`` with ``disk_faults.so`` in LD_PRELOAD: ``disk_trials.py WHAT FOLDER`` reads lines
-``N ERRNO`` (0: kill) from stdin and writes what came of each as a line of JSON. A first line ``0 0`` counts the calls.
+``test_disk_calls.py`` starts the processes, whose server has ``disk_faults.so`` in LD_PRELOAD. Each reads pairs of a
+call and an error number (0: kill) from its connection and answers what came of each; a first (0, 0) counts the calls.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import io
 import json
 import os
 import shutil
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.forkserver import ForkServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -41,7 +42,7 @@ from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained
 from cogtune.system.folders import remove_partials
 from cogtune.training import checkpoint
-from tests.support.forked_workers import free_port, launch_variables
+from tests.support.forked_workers import ForkedProcess, free_port, launch_variables
 from tests.support.hub_server import Hub, serve
 from tests.support.runs_in_process import fill_here, plan_for, set_up_here, train_here
 from tests.support.zero_checkpoints import random_model, random_weights, write_zero
@@ -414,16 +415,13 @@ def names(trial: Path) -> set[str]:
     return {str(path.relative_to(trial)) for path in trial.rglob("*")}
 
 
-def main() -> None:
-    """One trial for each line."""
-    what, root = sys.argv[1], Path(sys.argv[2])
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+def serve_trials(what: str, root: Path, data: Path, connection: Connection) -> None:
+    """One trial for each request, until there are no more."""
+    os.environ["DISK_TRIALS_DATA"] = str(data)
     work = KINDS[what](root)
     said = root / "said"
     usual: set[str] = set()
-    for number, line in enumerate(sys.stdin):
-        at, fault = map(int, line.split())
+    for number, (at, fault) in enumerate(iter(connection.recv, None)):
         trial = root / f"trial-{number}"
         trial.mkdir()
         work.prepare(trial)
@@ -436,12 +434,15 @@ def main() -> None:
         work.clean(trial)
         _, again = attempt(work, trial, said, 0, 0)
         outcome |= {"again": work.stands(trial), "again_error": again["error"]}
-        outcome |= {"left": sorted(names(trial) - usual)}
-        answers.write(f"{json.dumps(outcome)}\n")
-        answers.flush()
+        connection.send(outcome | {"left": sorted(names(trial) - usual)})
         shutil.rmtree(trial)
     os._exit(0)
 
 
-if __name__ == "__main__":
-    main()
+class TrialsProcess(ForkedProcess):
+    """A process of trials, which starts with what they need imported."""
+
+    server: ClassVar = ForkServer()
+
+
+TrialsProcess.server.set_forkserver_preload(["tests.support.disk_trials"])

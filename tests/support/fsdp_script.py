@@ -1,15 +1,14 @@
 """A bare training program with FSDP2 on CPUs, as anyone might write it; it does not use cogtune.
 
-``torchrun tests/support/fsdp_script.py OUT`` trains a small CogVideoX transformer on every process, saves it by what
-``Accelerator.save_state`` calls in each of its formats, and with ``torch.distributed.checkpoint`` alone, and leaves
-beside every checkpoint what the ranks held at that moment (``held.safetensors``: full values). (Accelerate itself
-takes FSDP for GPUs alone.)
+Its processes have the environment that ``torchrun`` gives them. It trains a small CogVideoX transformer on every
+process, saves it by what ``Accelerator.save_state`` calls in each of its formats, and with
+``torch.distributed.checkpoint`` alone, and leaves beside every checkpoint what the ranks held at that moment
+(``held.safetensors``: full values). (Accelerate itself takes FSDP for GPUs alone.)
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,15 +53,10 @@ def train(output: Path, make: Callable[[], Any], names: dict[str, str], dtype: t
             )
 
 
-def main() -> None:
+def main(output: Path) -> None:
     """Train the whole model and a LoRA."""
-    output = Path(sys.argv[1])
     if int(os.environ["RANK"]) == 0:
         new_model().save_pretrained(output / "base")
     train(output, new_model, {"SHARDED_STATE_DICT": "sharded", "FULL_STATE_DICT": "full", "dcp": "dcp"})
     train(output, new_model, {"SHARDED_STATE_DICT": "sharded-bf16"}, torch.bfloat16)
     train(output, lora_model, {"SHARDED_STATE_DICT": "lora", "FULL_STATE_DICT": "lora-full"})
-
-
-if __name__ == "__main__":
-    main()

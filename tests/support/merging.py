@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from tests.support import SUPPORT
+from tests.support.forked_workers import run_script
 from tests.support.zero_checkpoints import Weights
 
 
@@ -43,11 +39,8 @@ class Bomb:
         return (eval, (f"__import__('pathlib').Path({str(self.path)!r}).touch()",))
 
 
-def launch(folder: Path, stage: int) -> None:
-    """Run the bare training program with two processes under ``accelerate launch``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def train_with_deepspeed(folder: Path, stage: int) -> None:
+    """Run the bare training program with two processes."""
     deepspeed = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -56,25 +49,4 @@ def launch(folder: Path, stage: int) -> None:
         "zero_optimization": {"stage": stage},
     }
     (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
-    accelerate = {
-        "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "DEEPSPEED",
-        "deepspeed_config": {"deepspeed_config_file": str(folder / "deepspeed.json"), "zero3_init_flag": False},
-        "num_machines": 1,
-        "machine_rank": 0,
-        "num_processes": 2,
-        "main_process_port": port,
-    }
-    (folder / "accelerate.yaml").write_text(json.dumps(accelerate))  # JSON is YAML
-    binaries = Path(sys.executable).parent  # DeepSpeed builds an extension, with a ninja that may be there
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
-    done = subprocess.run(
-        [*command, str(SUPPORT / "zero_script.py"), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1000,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_script("zero_script", folder, deepspeed=folder / "deepspeed.json")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -16,9 +18,12 @@ from cogtune.encoding import jobs
 from cogtune.encoding import worker as encoding
 from cogtune.run.launch import LaunchFiles
 from cogtune.run.plan import Plan
-from cogtune.training import worker
+from cogtune.training import setup, worker
 from cogtune.training.loop import Training
 from cogtune.training.setup import set_up
+
+EVALUATED_SAMPLES = 1
+"""Training samples that an evaluation measures; with the program's own four, it takes longer than most tests' steps."""
 
 
 class Stop:
@@ -67,10 +72,18 @@ class StopWhen:
         return self.condition()
 
 
+@contextlib.contextmanager
+def few_evaluated() -> Iterator[None]:
+    """Let runs measure only :data:`EVALUATED_SAMPLES`."""
+    with mock.patch.object(setup, "MOST_TRAINING_SAMPLES", EVALUATED_SAMPLES):
+        yield
+
+
 def set_up_here(plan: Plan) -> Training:
     """What a run of this process works with."""
     forget_earlier_runs()
-    return set_up(plan, lambda: False)
+    with few_evaluated():
+        return set_up(plan, lambda: False)
 
 
 def train_here(
@@ -87,7 +100,8 @@ def train_here(
         return stop_when() or (stop_after is not None and is_done(plan.config.output, stop_after))
 
     forget_earlier_runs()
-    worker.run(plan, LaunchFiles(plan.config.output / "launch"), StopWhen(asked))  # type: ignore[arg-type]
+    with few_evaluated():
+        worker.run(plan, LaunchFiles(plan.config.output / "launch"), StopWhen(asked))  # type: ignore[arg-type]
     return read_lines(plan.config.output)
 
 
@@ -111,4 +125,5 @@ def start_here(plan: Plan, files: LaunchFiles, *_worker: str, **_more: object) -
     """Stands in for :func:`cogtune.run.launch.start`: the run, done in this process."""
     forget_earlier_runs()
     files.report(0).write("running")
-    worker.run(Plan.read(files.plan), files, StopWhen(lambda: False))  # type: ignore[arg-type]
+    with few_evaluated():
+        worker.run(Plan.read(files.plan), files, StopWhen(lambda: False))  # type: ignore[arg-type]

@@ -1,14 +1,13 @@
 """A bare accelerate + DeepSpeed training program, as anyone might write it; it does not use cogtune.
 
-``accelerate launch --config_file ... tests/support/zero_script.py OUT`` trains a small CogVideoX transformer several
-ways under the stage that the DeepSpeed config names, saves each with ``Accelerator.save_state``, and leaves
+Its processes have the environment that ``accelerate launch`` gives them. It trains a small CogVideoX transformer
+several ways under the stage that the DeepSpeed config names, saves each with ``Accelerator.save_state``, and leaves
 beside every checkpoint what the ranks held at that moment (``held.safetensors``: full fp32 values).
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,15 +125,10 @@ def train(
     engine.destroy()
 
 
-def main() -> None:
+def main(output: Path) -> None:
     """Train every case under the stage of the DeepSpeed config that accelerate was given."""
-    output = Path(sys.argv[1])
     if int(os.environ["RANK"]) == 0:
         new_model().save_pretrained(output / "base")
     train(output, new_model, {"sft": {}})
     train(output, new_model, {"sft-bf16": {}}, bf16=True, by_engine=True)
     train(output, lora_model, {"lora": {}, "lora-only": {"exclude_frozen_parameters": True}})
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -35,13 +37,20 @@ def hostile(clips: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *words: object) -> Ran:
-    """The installed program in that folder; none of the modules there ran."""
-    done = subprocess.run([PROGRAM, *map(str, words)], cwd=folder, capture_output=True, text=True, check=False)
+def run(folder: Path, *words: object, look: Callable[[psutil.Process], None] = lambda _program: None) -> Ran:
+    """The installed program in that folder, looked at while it runs; none of the modules there ran."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        running = psutil.Popen([PROGRAM, *map(str, words)], cwd=folder, stdout=out, stderr=err)
+        while running.poll() is None:
+            time.sleep(0.1)
+            with contextlib.suppress(psutil.Error):  # it ended
+                look(running)
+        out.seek(0), err.seek(0)
+        done = Ran(running.returncode, out.read(), err.read())
     ran = folder.parent / "ran"
     assert not ran.exists(), f"{words}: {ran.read_text()} ran"
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Ran(done.returncode, done.stdout, done.stderr)
+    assert done.status == 0, done.out + done.err
+    return done
 
 
 def test_the_modules_would_run(hostile: Path) -> None:
@@ -55,35 +64,26 @@ def test_looking_at_a_dataset_runs_nothing_in_it(hostile: Path) -> None:
     assert "0 errors" in run(hostile, "dataset", "validate", ".", "--preset", "cpu-lora-tiny", "--report", "p.html").out
 
 
+STARTED = (
+    "cogtune.encoding.worker",
+    "cogtune.training.launcher",
+    "cogtune.training.worker",
+    "multiprocessing",
+)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_no_command_runs_what_lies_in_the_working_folder(hostile: Path, tmp_path: Path) -> None:
-    """Nor a process that one of them starts: decoders, accelerate's launcher, its workers, what compiles for them."""
-    cache = ["--cache-dir", tmp_path / "cache"]
-    run(hostile, "dataset", "cache", ".", "--preset", "cpu-lora-tiny", "--workers", 2, *cache)
-    two = ["--num-processes", 2, "--strategy", "zero2"]
-    run(hostile, "train", *TINY, *cache, "--steps", 1, *two, "--output", tmp_path / "zero")
-    run(hostile, "merge-zero", tmp_path / "zero" / "checkpoint-1", "--output", tmp_path / "merged")
-    run(hostile, "infer", "--lora", tmp_path / "merged", "--steps", 1, "--output", tmp_path / "video.mp4")
-    run(hostile, "push", tmp_path / "zero", "someone/something", "--dry-run")
-    run(hostile, "bench", "--preset", "cpu-lora-tiny", "--steps", 2)  # trains in one process
-    run(hostile, "dataset", "bench", "--model", "tiny:2b", "--clips", 2, "--size", "9x64x96")
+    """Nor a process that one of them starts: decoders, accelerate's launcher, its workers, what compiles for them.
 
-
-@pytest.mark.slow
-def test_every_process_starts_where_there_is_nothing_to_import(clips: Path, tmp_path: Path) -> None:
-    """The only thing that helps on Python 3.10, which puts the folder that a process starts in first on its path."""
+    Each starts where there is nothing to import, the only thing that helps on Python 3.10, which puts the folder that a
+    process starts in first on its path.
+    """
     seen = set()
-    running = subprocess.Popen(
-        [
-            sys.executable, "-m", "cogtune", "train", "--preset", "cpu-lora-tiny", "--data", clips, "--steps", "1",
-            "--num-processes", "2", "--workers", "1", "--cache-dir", tmp_path / "cache", "--output", tmp_path / "out",
-        ],
-        cwd=tmp_path,
-    )  # fmt: skip
-    while running.poll() is None:
-        time.sleep(0.1)
-        for process in psutil.Process(running.pid).children(recursive=True):
+
+    def look(command: psutil.Process) -> None:
+        for process in command.children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it ended
                 words = " ".join(process.cmdline())
                 parent = process.parent()
@@ -91,17 +91,22 @@ def test_every_process_starts_where_there_is_nothing_to_import(clips: Path, tmp_
                     continue  # forked by a server that started there; its path is that of the process that asked for it
                 kind = next((kind for kind in STARTED if kind in words), words)
                 seen.add((kind, process.cwd()))
-    assert running.returncode == 0
+
+    cache = ["--cache-dir", tmp_path / "cache"]
+    two = ["--num-processes", 2, "--strategy", "zero2", "--workers", 2]
+    run(hostile, "train", *TINY, *cache, "--steps", 1, *two, "--output", tmp_path / "zero", look=look)
     assert {kind for kind, _ in seen} >= {*STARTED}
     assert {folder for kind, folder in seen if kind in STARTED} == {os.path.realpath(STANDARD_LIBRARY)}
+    assert "nothing to do" in run(hostile, "dataset", "cache", ".", "--preset", "cpu-lora-tiny", *cache).out
+    run(hostile, "merge-zero", tmp_path / "zero" / "checkpoint-1", "--output", tmp_path / "merged")
+    run(hostile, "infer", "--lora", tmp_path / "merged", "--steps", 1, "--output", tmp_path / "video.mp4")
+    run(hostile, "push", tmp_path / "zero", "someone/something", "--dry-run")
 
 
-STARTED = (
-    "cogtune.encoding.worker",
-    "cogtune.training.launcher",
-    "cogtune.training.worker",
-    "multiprocessing",
-)
+@pytest.mark.exhaustive
+def test_no_bench_runs_what_lies_in_the_working_folder(hostile: Path) -> None:
+    run(hostile, "bench", "--preset", "cpu-lora-tiny", "--steps", 2)  # trains in one process
+    run(hostile, "dataset", "bench", "--model", "tiny:2b", "--clips", 2, "--size", "9x64x96")
 
 
 def test_the_path_of_a_process_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

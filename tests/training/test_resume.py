@@ -41,29 +41,29 @@ def encode_here(monkeypatch: pytest.MonkeyPatch) -> None:
     sampled_pairs(["lora", "sft"], ["ddp", "zero2", "zero3"], ("lora", "ddp"), ("sft", "zero3")),
 )
 def test_two_processes_go_on_to_the_bit(kind: str, strategy: str, clips: Path, tmp_path: Path) -> None:
-    """Broken off after step 10 of 20: sample 40 of a dataset of 6, with accumulation, so in the middle of an epoch."""
+    """Broken off after step 4 of 8: sample 16 of a dataset of 6, with accumulation, so in the middle of an epoch."""
     flags: dict[str, Any] = {
         **(LORA if kind == "lora" else SFT),
         "strategy": strategy,
         "num_processes": 2,
-        "checkpoint_every": 10,
+        "checkpoint_every": 4,
     }
     flags |= {"gradient_accumulation_steps": 2, "caption_dropout": 0.5, "lr_scheduler": "cosine", "warmup_steps": 1}
-    run_workers(plan_for(clips, tmp_path / "straight", steps=20, **flags))
-    before = str(tmp_path / "straight" / "checkpoint-10")
-    run_workers(plan_for(clips, tmp_path / "resumed", steps=20, resume=before, **flags))
-    one, other = (held(tmp_path / name / "checkpoint-20") for name in ("straight", "resumed"))
+    run_workers(plan_for(clips, tmp_path / "straight", steps=8, **flags))
+    before = str(tmp_path / "straight" / "checkpoint-4")
+    run_workers(plan_for(clips, tmp_path / "resumed", steps=8, resume=before, **flags))
+    one, other = (held(tmp_path / name / "checkpoint-8") for name in ("straight", "resumed"))
     assert len(one) >= 2
     assert differing(one, other) == []
     straight, resumed = (
-        [line for line in read_lines(tmp_path / name) if line["step"] > 10] for name in ("straight", "resumed")
+        [line for line in read_lines(tmp_path / name) if line["step"] > 4] for name in ("straight", "resumed")
     )
     assert resumed == straight
-    assert len(straight) == 11
-    moved = held(tmp_path / "straight" / "checkpoint-10")
+    assert len(straight) == 5
+    moved = held(tmp_path / "straight" / "checkpoint-4")
     assert differing(one, moved) != []
     if kind == "lora" and strategy != "ddp":
-        merged = merge_checkpoint(tmp_path / "resumed" / "checkpoint-20", output=tmp_path / "merged")
+        merged = merge_checkpoint(tmp_path / "resumed" / "checkpoint-8", output=tmp_path / "merged")
         assert differing(load_file(merged.weights), load_file(tmp_path / "resumed" / LORA_WEIGHTS_NAME)) == []
 
 
