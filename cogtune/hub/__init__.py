@@ -16,13 +16,12 @@ from cogtune.hub.local import (
     newest_samples,
     read_stamp,
     refuse_files_elsewhere,
-    run_folder,
     weight_files,
 )
 from cogtune.hub.public import public_file, public_run_yaml
 from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address, upload
 from cogtune.hub.watch import push_checkpoints
-from cogtune.run.folder import RUN_NAME, RunFolder
+from cogtune.run.folder import RUN_NAME, RunFolder, run_folder
 from cogtune.run.sample_videos import prompt_of, said_of
 from cogtune.system.containment import links_out
 from cogtune.system.scratch import scratch_folder

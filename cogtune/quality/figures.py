@@ -35,7 +35,7 @@ def measure_video(frames: Pixels) -> MeasuredVideo:
 def unit_of(scenes: Sequence[Scene], base: Sequence[MeasuredVideo]) -> float:
     """Return the unit of distance: the mean between the base's videos of different prompts.
 
-    With a single prompt it is what two videos without anything in common but their contrast are apart.
+    Where they are alike, as with a single prompt, it is half of what two videos are apart that have nothing in common.
     """
     apart = [
         distance(base[one].small, base[other].small)
@@ -43,9 +43,8 @@ def unit_of(scenes: Sequence[Scene], base: Sequence[MeasuredVideo]) -> float:
         for other in range(one)
         if scenes[one].prompt != scenes[other].prompt
     ]
-    if not apart:
-        apart = [math.sqrt(2) * float(video.small.std()) for video in base]
-    return max(_LEAST_UNIT, float(np.mean(apart)))
+    strangers = math.sqrt(2) * float(np.mean([video.small.std() for video in base]))
+    return max(_LEAST_UNIT, strangers / 2, float(np.mean(apart)) if apart else 0.0)
 
 
 def figures_of(

@@ -1,4 +1,7 @@
-"""Every limit by which a sign is named, each with its reason. ``tools/calibrate_compare.py`` counts how well they do."""
+"""Every limit by which a sign is named, each with its reason.
+
+``tools/nano/calibrate_compare.py`` counts how often they are right.
+"""
 
 from __future__ import annotations
 

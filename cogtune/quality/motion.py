@@ -101,7 +101,8 @@ def _step(before: Tensor, warped: Tensor) -> Tensor:
     xx, yy = xx + _REGULAR, yy + _REGULAR
     determinant = xx * yy - xy * xy
     step = torch.cat([yy * x - xy * y, xx * y - xy * x], dim=1) / determinant
-    return step.clip(-1, 1)
+    clipped: Tensor = step.clip(-1, 1)
+    return clipped
 
 
 def _slopes(picture: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,4 +131,5 @@ def _warped(picture: Tensor, flow: Tensor) -> Tensor:
     across = (x + flow[:, 0] + 0.5) / width * 2 - 1
     along = (y + flow[:, 1] + 0.5) / height * 2 - 1
     grid = torch.stack([across, along], dim=-1)
-    return functional.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    warped: Tensor = functional.grid_sample(picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return warped

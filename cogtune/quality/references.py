@@ -33,13 +33,20 @@ class ClipReference:
 _REFERENCES = TypeAdapter(tuple[ClipReference, ...])
 
 
-def choose_clips(samples: Sequence[Sample], settings: FrameSettings, most: int) -> tuple[ClipReference, ...]:
-    """Return at most ``most`` of the training clips, spread evenly, as far as their frames do not have to be drawn.
+def choose_clips(
+    samples: Sequence[Sample],
+    settings: FrameSettings,
+    most: int,
+    tell: Callable[[str], object] = lambda _: None,
+) -> tuple[ClipReference, ...]:
+    """Return at most ``most`` of the training clips, spread evenly.
 
-    Raises:
-        CogtuneError: a clip cannot be read.
+    Where frames are drawn at random, those at the beginning are taken: they look alike.
+
+    Args:
+        tell: called with a remark about each clip that cannot be read or is too short, which is left out.
     """
-    if settings.draws:  # the frames depend on the clip's bytes; those at its beginning look the same
+    if settings.draws:
         settings = FrameSettings(size=settings.size, fps=settings.fps, buckets=settings.buckets)
     count = min(most, len(samples))
     chosen = [samples[number * len(samples) // count] for number in range(count)]
@@ -47,8 +54,10 @@ def choose_clips(samples: Sequence[Sample], settings: FrameSettings, most: int) 
     for sample in chosen:
         try:
             found.append(ClipReference(sample.id, sample.video, view(probe(sample.video), settings)))
+        except CogtuneError as error:
+            tell(f"not compared with {sample.id}: {error.message}")
         except ValueError as error:
-            raise CogtuneError(f"{sample.video} {error}", "use a longer clip") from error
+            tell(f"not compared with {sample.id}: it {error}")
     return tuple(found)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cogtune.quality import limits
-from cogtune.run.comparison import Figures, Range, Sign
+from cogtune.run.comparison import Figures, Range, Row, Sign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,29 @@ def find_signs(figures: Figures, reference: Reference) -> list[Sign]:
     return [sign for look in looks if (sign := look(figures, reference)) is not None]
 
 
+def with_signs(rows: Sequence[Row], base: Row, clips: Mapping[str, Range], settings: Settings) -> list[Row]:
+    """Return rows with the signs that their figures show."""
+    judged = []
+    for row in rows:
+        weaker = [loss_of(other.figures) for other in rows if _is_weaker(other, row)]
+        reference = Reference(
+            base=base.figures,
+            clips=clips,
+            strength=1.0 if row.strength is None else row.strength,
+            weaker_loss=min((loss for loss in weaker if loss is not None), default=None),
+            settings=settings,
+        )
+        judged.append(row.model_copy(update={"signs": find_signs(row.figures, reference)}))
+    return judged
+
+
+def _is_weaker(other: Row, row: Row) -> bool:
+    """Return whether two rows are of the same weights, the first at a lower strength."""
+    if other.strength is None or row.strength is None:
+        return False
+    return other.label == row.label and other.strength < row.strength
+
+
 def _no_effect(figures: Figures, reference: Reference) -> Sign | None:
     if figures.change is None or figures.change >= limits.LEAST_CHANGE.value:
         return None
@@ -78,7 +101,7 @@ def _too_strong(figures: Figures, reference: Reference) -> Sign | None:
         whys.append(f"the loss is {loss:.4g}, and {weaker:.4g} at a lower strength")
     usual = reference.highest("flicker")
     if figures.flicker >= max(limits.LEAST_FLICKER.value, limits.MOST_FLICKER.value * usual):
-        whys.append(f"the flicker is {figures.flicker:.3g} of 255, at most {usual:.3g} in the base's and training clips")
+        whys.append(f"the flicker is {figures.flicker:.3g} of 255{_usually('at most', usual)}")
     if not whys:
         return None
     return Sign(name="too strong", why="; ".join(whys), advice="; ".join(_less(reference)))
@@ -88,8 +111,11 @@ def _frozen(figures: Figures, reference: Reference) -> Sign | None:
     usual = reference.lowest("motion")
     if usual < limits.JUDGED_MOTION.value or figures.motion >= limits.LEAST_MOTION.value * usual:
         return None
-    why = f"the motion is {figures.motion:.2g} pixels per frame, at least {usual:.2g} in the base's and training clips"
-    advice = ["check that the clips move within the frames that training reads (`--fps`, `--frames`)", *_less(reference)]
+    why = f"the motion is {figures.motion:.2g} pixels per frame{_usually('at least', usual)}"
+    advice = [
+        "check that the clips move within the frames that training reads (--fps, --frames)",
+        *_less(reference),
+    ]
     return Sign(name="frozen", why=why, advice="; ".join(advice))
 
 
@@ -98,10 +124,10 @@ def _burnt(figures: Figures, reference: Reference) -> Sign | None:
     for look in ("saturation", "contrast"):
         value, usual = getattr(figures, look), reference.highest(look)
         if value > limits.MOST_COLOUR.value * usual:
-            whys.append(f"the {look} is {value:.2g}, at most {usual:.2g} in the base's and training clips")
+            whys.append(f"the {look} is {value:.2g}{_usually('at most', usual)}")
     usual = reference.highest("clipped")
     if figures.clipped > usual + limits.MOST_CLIPPED.value:
-        whys.append(f"{figures.clipped:.0%} of the pixels are clipped, at most {usual:.0%} in the base's and clips")
+        whys.append(f"{figures.clipped:.0%} of the pixels are clipped{_usually('at most', usual)}")
     return Sign(name="burnt", why="; ".join(whys), advice="; ".join(_less(reference))) if whys else None
 
 
@@ -167,6 +193,10 @@ def _shorter(reference: Reference) -> list[str]:
     if settings.rank and settings.rank > 16:
         found.append(f"use a lower --rank, such as {settings.rank // 2} instead of {settings.rank}")
     return found
+
+
+def _usually(bound: str, value: float) -> str:
+    return f", {bound} {value:.2g} in the base's videos and the training clips"
 
 
 def _rate(settings: Settings) -> str:

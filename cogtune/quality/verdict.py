@@ -71,5 +71,5 @@ def _none(rows: Sequence[Row]) -> str:
     least = min(rows, key=lambda row: (len(row.signs), loss_of(row.figures) or 0.0))
     signs = " and ".join(sign.name for sign in least.signs)
     each = "It has" if len(rows) == 1 else "All of them have"
-    rest = "" if len(rows) == 1 else f" The fewest has {least.title}: {signs}."
+    rest = "" if len(rows) == 1 else f" {least.title} has the fewest: {signs}."
     return f"{each} signs of a problem: {', '.join(names)}.{rest}"

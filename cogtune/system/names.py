@@ -17,6 +17,7 @@ LOGS = "logs"
 SAMPLES = "samples"
 CHECKPOINT = "checkpoint-"
 SMOKE = "smoke"
+COMPARISON = "compare"
 
 # In the folders of launch files, of a checkpoint, of a step's sample videos, of merged weights.
 PLAN = "plan.json"

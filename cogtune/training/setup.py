@@ -64,7 +64,9 @@ def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | No
     validation = Index.read(plan.validation) if plan.validation else None
     return Training(
         train_state=train_state,
-        objective=_objective(plan, accelerator, store.read("text", index.null_text)),
+        objective=objective_of(
+            plan, accelerator.device, DTYPES[plan.config.precision], store.read("text", index.null_text)
+        ),
         store=store,
         index=index,
         config=plan.config,
@@ -189,8 +191,12 @@ def _resume(plan: Plan, train_state: TrainState) -> int:
     return int(state["step"])
 
 
-def _objective(plan: Plan, accelerator: Accelerator, null_text: torch.Tensor) -> Objective:
-    device, dtype = accelerator.device, DTYPES[plan.config.precision]
+def objective_of(plan: Plan, device: torch.device, dtype: torch.dtype, null_text: torch.Tensor) -> Objective:
+    """Return the loss of a run.
+
+    Args:
+        null_text: the empty caption's embedding, ``[L, D]``.
+    """
     return Objective(
         plan.spec,
         plan.base_model_dir,
