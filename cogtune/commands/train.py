@@ -26,6 +26,7 @@ from cogtune.models.geometry import Size
 from cogtune.models.locate import locate
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.planning.host_memory import with_state
+from cogtune.quality.references import choose_clips, write_clips
 from cogtune.run import launch
 from cogtune.run.checkpoints import check_fits, checkpoints, checkpoints_after, choose_checkpoint, read_state
 from cogtune.run.folder import RUN_NAME, RunFolder
@@ -36,6 +37,9 @@ from cogtune.system import console, names
 from cogtune.system.containment import refuse_links_out
 from cogtune.system.errors import UsageError
 from cogtune.system.locks import WORKER_LOCK, exclusive_folder
+
+WATCHED_CLIPS = 16
+"""Training clips that a run's sample videos are compared with."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,9 @@ def prepare_run(
     files = launch.write_files(plan, resolved.to_yaml(), folder)
     _warn_of_overlap(prepared)
     _write_lists(plan, prepared)
+    if plan.prompts is not None:  # what the sample videos are compared with
+        clips = choose_clips(dataset.samples, jobs.frame_settings(config, spec), WATCHED_CLIPS)
+        write_clips(launch_folder / names.CLIPS, clips)
     return PreparedRun(plan, files, left)
 
 

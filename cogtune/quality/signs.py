@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from cogtune.config.run_config import RunConfig
 from cogtune.quality import limits
 from cogtune.run.comparison import Figures, Range, Row, Sign
 
@@ -18,6 +19,18 @@ class Settings:
     rank: int | None = None
     alpha: float | None = None
     clips: int | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig, *, steps: int | None, clips: int | None) -> Settings:
+        """Return those of a configuration."""
+        lora = config.type == "lora"
+        return cls(
+            learning_rate=config.learning_rate,
+            steps=steps,
+            rank=config.rank if lora else None,
+            alpha=config.lora_alpha if lora else None,
+            clips=clips,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ from cogtune.training.memory import attach_engine
 from cogtune.training.monitor import EvalSchedule
 from cogtune.training.objective import Objective, TimestepSampling
 from cogtune.training.optimizers import build_optimizer
+from cogtune.training.sample_signs import SampleSigns
 from cogtune.training.sample_videos import ValidationVideos
 from cogtune.training.stream import stored_dtype
 
@@ -229,15 +230,17 @@ def _about(validation: Index) -> dict[str, Any]:
 
 def _eval_schedule(plan: Plan, store: Store, index: Index, validation: Index | None) -> EvalSchedule:
     config = plan.config
+    videos = _validation_videos(plan, store)
     measured = {"eval_loss": index.rows[:MOST_TRAINING_SAMPLES]}
     if validation is not None:
         measured["validation_loss"] = validation.rows
     return EvalSchedule(
         measured=measured,
         eval_every=config.eval_interval,
-        validation_videos=_validation_videos(plan, store),
+        validation_videos=videos,
         sample_every=config.sample_interval(*plan.buckets.values()),
         total_steps=plan.total_steps,
+        new_signs_at=SampleSigns(plan, index, videos.prompts).new_at if videos else lambda _: (),
     )
 
 

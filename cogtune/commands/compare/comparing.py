@@ -57,17 +57,7 @@ def compare(request: CompareRequest) -> tuple[Comparison, Path]:
     paths = sample_batches([batch for _, batch in batches], losses)
     entries = [Entry(one, batch, tuple(places)) for (one, batch), places in zip(batches, paths, strict=True)]
     recipe = entries[0].batch.recipe
-    scenes = [
-        Scene(
-            prompt=one.prompt,
-            kind=one.kind,
-            seed=seed,
-            image=one.image.name if one.image else None,
-            trained=one.trained,
-        )
-        for one in asked
-        for seed in recipe.seeds
-    ]
+    scenes = [one.scene(seed) for one in asked for seed in recipe.seeds]
     clips = _clips(data, recipe)
     base, *rows = measured_rows(entries, scenes, clips, losses, clip_model, output)
     ranges = ranges_of(clips.looks)
@@ -186,17 +176,10 @@ def _clips(data: RunData, recipe: SamplingConfig) -> MeasuredClips:
 
 
 def _settings(data: RunData) -> Settings:
-    config = data.config
-    if config is None:
+    if data.config is None:
         return Settings()
-    lora = config.type == "lora"
-    return Settings(
-        learning_rate=config.learning_rate,
-        steps=None if config.epochs else config.steps,
-        rank=config.rank if lora else None,
-        alpha=config.lora_alpha if lora else None,
-        clips=len(data.samples) or None,
-    )
+    steps = None if data.config.epochs else data.config.steps
+    return Settings.of(data.config, steps=steps, clips=len(data.samples) or None)
 
 
 def _grid(scenes: Sequence[Scene], entries: Sequence[Entry], titles: Sequence[str], output: Path) -> Path:

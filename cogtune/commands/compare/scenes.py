@@ -20,7 +20,7 @@ from cogtune.data.video.clips import Pixels, probe
 from cogtune.encoding.jobs import frame_settings
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import Size
-from cogtune.run.comparison import SceneKind
+from cogtune.run.comparison import Scene, SceneKind
 from cogtune.run.run_yaml import read_run
 from cogtune.system import console
 from cogtune.system.digests import digest, digest_file
@@ -37,6 +37,11 @@ class Asked:
     image: Path | None = None
     trained: bool = False
     """Whether the prompt, or the first frame, is from the training data."""
+
+    def scene(self, seed: int) -> Scene:
+        """Return it with a seed, as it is written down."""
+        image = None if self.image is None else self.image.name
+        return Scene(prompt=self.prompt, kind=self.kind, seed=seed, image=image, trained=self.trained)
 
 
 @dataclass(frozen=True)
