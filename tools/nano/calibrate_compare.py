@@ -2,10 +2,10 @@
 
     python -m tools.nano.calibrate_compare --model nano:2b --work build/calibrate --seeds 10
 
-Every case is trained by `cogtune train`, compared by `cogtune compare`, and counted. A failure is *named* if its weights
-have one of the signs that are expected of it, and a good run is *accused* if it has any sign. What is done is not done
-again, so the command can be stopped and repeated. The table is written to WORK/calibration.md, and all figures to
-WORK/calibration.json, from which the limits in ``cogtune/quality/limits.py`` can be set.
+Every case is trained by `cogtune train`, compared by `cogtune compare`, and counted. A failure is *named* if its
+weights have one of the signs that are expected of it, and a good run is *accused* if it has any sign. What is done is
+not done again, so the command can be stopped and repeated. The table is written to WORK/calibration.md, and all
+figures to WORK/calibration.json, from which the limits in ``cogtune/quality/limits.py`` can be set.
 """
 
 from __future__ import annotations
