@@ -203,10 +203,7 @@ def prepare_run(
     )
     files = launch.write_files(plan, resolved.to_yaml(), folder)
     _warn_of_overlap(prepared)
-    _write_lists(plan, prepared)
-    if plan.prompts is not None:  # what the sample videos are compared with
-        clips = choose_clips(dataset.samples, jobs.frame_settings(config, spec), WATCHED_CLIPS)
-        write_clips(launch_folder / names.CLIPS, clips)
+    _write_lists(plan, prepared, dataset)
     return PreparedRun(plan, files, left)
 
 
@@ -232,13 +229,15 @@ def _nothing_prepared(config: RunConfig) -> jobs.PreparedCache:
     return jobs.PreparedCache(Store(config.output), nothing, nothing, (), none, none)
 
 
-def _write_lists(plan: Plan, prepared: jobs.PreparedCache) -> None:
-    """Write the lists that the plan names: samples, validation samples, prompts."""
+def _write_lists(plan: Plan, prepared: jobs.PreparedCache, dataset: Dataset) -> None:
+    """Write the lists that the plan names (samples, validation samples, prompts), and that of clips to compare with."""
     prepared.index.write(plan.index)
     if plan.validation is not None:
         prepared.validation.write(plan.validation)
     if plan.prompts is not None:
         write_prompts(plan.prompts, prepared.prompts, prepared.index.null_text)
+        clips = choose_clips(dataset.samples, jobs.frame_settings(plan.config, plan.spec), WATCHED_CLIPS)
+        write_clips(plan.index.parent / names.CLIPS, clips)
 
 
 def _as_before(resolved: Resolved, start_from: Path | None) -> Resolved:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Losses:
             self._known = read_sealed(self._path, "delete it, and run the command again")["losses"]
 
     def _require_entries(self) -> None:
-        """Check that the cache has the entries of the samples.
+        """Check that the cache has the entries of the samples, which are few.
 
         Raises:
             CogtuneError: one is missing.
@@ -67,8 +68,9 @@ class Losses:
         self._store.read("text", self._null_text)
         for row in {row for rows in self._samples.values() for row in rows}:
             self._store.read("text", row.text)
-            if not self._store.holds("latents", row.latents):
-                self._store.read("latents", row.latents)  # says what to do
+            self._store.read("latents", row.latents)
+            if row.image is not None:
+                self._store.read("image", row.image)
 
     def _give_up(self, error: CogtuneError) -> None:
         console.warn(f"comparing without the loss at fixed noise: {error.message}")
@@ -79,7 +81,11 @@ class Losses:
         return self._plan is not None and self._key(batch) not in self._known
 
     def measure(self, batch: Batch, transformer: Any) -> None:
-        """Measure the losses of a batch's weights at its scale."""
+        """Measure the losses of a batch's weights at its scale.
+
+        Raises:
+            CogtuneError: one is not finite.
+        """
         from cogtune.modeling.devices import DTYPES, best_device
         from cogtune.training.evaluate import evaluate
         from cogtune.training.setup import objective_of
@@ -93,6 +99,11 @@ class Losses:
         console.note("measuring the loss at fixed noise")
         for name, rows in self._samples.items():
             found[name] = evaluate(transformer, objective, self._store, rows).loss
+            if not math.isfinite(found[name]):
+                where = batch.request.loras[0] if batch.request.loras else batch.request.model
+                raise CogtuneError(
+                    f"the loss of {where} is {found[name]}: its training diverged", "leave it out of the comparison"
+                )
         self._known[self._key(batch)] = found
         write_sealed(self._path, {"losses": self._known})
 
