@@ -61,7 +61,7 @@ def _cell(height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
         _LARGEST[0] / (columns * width),
         (_LARGEST[1] - _STRIP * (rows + 1)) / (rows * height),
     )
-    return max(2, round(scale * height / 2) * 2), max(2, int(scale * width / 2) * 2)
+    return max(2, int(scale * height / 2) * 2), max(2, int(scale * width / 2) * 2)
 
 
 def _fitted(frame: Pixels, height: int, width: int) -> Pixels:

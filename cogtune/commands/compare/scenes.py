@@ -107,8 +107,10 @@ def scenes_of(
     found += _unrelated(request, spec, frames)
     if spec.image_to_video:
         found = [one for one in found if one.image is not None]
-    known = [replace(one, trained=one.trained or one.prompt in trained) for one in found]
-    return list({(one.prompt, one.image): one for one in reversed(known)}.values())[::-1]
+    unique: dict[tuple[str, Path | None], Asked] = {}
+    for one in found:
+        unique.setdefault((one.prompt, one.image), replace(one, trained=one.trained or one.prompt in trained))
+    return list(unique.values())
 
 
 def _related(
