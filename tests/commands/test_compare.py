@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from cogtune.report.comparison import COLUMNS
 from cogtune.run.comparison import Comparison, read_comparison
 from cogtune.run.metrics import read_metrics
 from cogtune.system.errors import UsageError
+from cogtune.training import worker
 from tests.support.drawn import disc
 from tests.support.html_pages import Element, parse
 from tests.support.in_process import run
@@ -236,6 +238,15 @@ def test_a_lora_alone_is_compared_without_what_is_not_known(
     figures = found.rows[0].figures
     assert (figures.loss, figures.training_loss, figures.nearest, found.clips) == (None, None, None, {})
     assert figures.drift is not None
+
+
+@pytest.mark.parametrize(("first_step", "overwrite"), [(0, True), (5, True), (0, False)])
+def test_a_run_that_starts_over_deletes_the_comparison(first_step: int, overwrite: bool, tmp_path: Path) -> None:
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / "compare.json").write_text("{}")
+    plan: Any = SimpleNamespace(config=SimpleNamespace(output=tmp_path), overwrite=overwrite)
+    worker._delete_later_checkpoints(plan, first_step)
+    assert (tmp_path / "compare").exists() == (first_step == 5 or not overwrite)
 
 
 # ------------------------------------------------------------------------------------------------------ mistakes
