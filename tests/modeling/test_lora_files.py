@@ -221,7 +221,7 @@ def test_loras_are_switched_on_and_off_in_one_model(dora: bool, tiny: Callable[[
     add_all(model, {"one": (one, 1.0), "other": (other, 1.0)})
     model.eval()
     both = answer(model)
-    expected = (
+    expected: tuple[tuple[dict[str, float], torch.Tensor], ...] = (
         ({}, alone),  # DoRA's magnitudes are off as well, which a strength of 0 would not do
         ({"one": 1.0}, effect(one, tiny("2b"))),
         ({"other": 2.0}, effect(other, tiny("2b"), scale=2.0)),

@@ -89,7 +89,7 @@ def cogtune(log: Path, *words: object) -> None:
 
 def trained(given: argparse.Namespace, case: Case, seed: int) -> Path:
     """Train a case with a seed, unless it is done; return the run's folder."""
-    folder = given.work / f"seed-{seed}"
+    folder: Path = given.work / f"seed-{seed}"
     output = folder / case.name.replace(" ", "-")
     if RunFolder(output).lora.is_file():
         return output
