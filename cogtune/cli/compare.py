@@ -210,6 +210,6 @@ def compare(
     for row in found.rows:
         for sign in row.signs:
             console.say(f"{row.title}: {sign.name}: {sign.why}")
-            console.say(f"  to change it: {sign.advice}")
+            console.say(f"  to change it, {sign.advice}")
     console.say(found.verdict)
     console.say(str(page))

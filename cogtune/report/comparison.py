@@ -132,7 +132,7 @@ def _signs(rows: Sequence[Row]) -> Html:
             "li",
             tag("b", f"{row.title}: {sign.name}"),
             tag("div", sign.why),
-            tag("div", f"To change it: {sign.advice}.", class_="hint"),
+            tag("div", f"To change it, {sign.advice}.", class_="hint"),
             class_="warning",
         )
         for row in rows

@@ -244,7 +244,8 @@ class TrainMonitor:
             console.warn(f"cannot measure the sample videos: {error}")
             return
         for sign in signs:
-            console.warn(f"step {step}: the sample videos look {_LOOKS[sign.name]}: {sign.why}. {sign.advice}")
+            told = f"the sample videos look {_LOOKS[sign.name]}: {sign.why}; to change it, {sign.advice}"
+            console.warn(f"step {step}: {told}")
         if signs:
             self._metrics.write({"step": step, SIGNS: [sign.name for sign in signs]})
 

@@ -126,7 +126,7 @@ def test_a_run_warns_of_each_sign_once_and_goes_on(
     settings: dict[str, Any] = {"validation_prompts": "A disc.", "sample_every": 1, "sample_steps": 1, "eval_every": 0}
     output = tmp_path / "out"
     lines = train_here(plan_for(clips, output, steps=2, **settings))
-    told = "the sample videos look frozen: nothing moves. train on clips that move"
+    told = "the sample videos look frozen: nothing moves; to change it, train on clips that move"
     assert capsys.readouterr().err.count(told) == 1
     assert [line for line in lines if SIGNS in line] == [{"step": 1, "signs": ["frozen"]}]
     broken = ValueError("no such codec")
