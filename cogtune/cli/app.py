@@ -8,6 +8,7 @@ import typer
 
 from cogtune.cli import (
     bench,
+    compare,
     dataset,
     demo,
     doctor,
@@ -66,6 +67,7 @@ app.command("train", epilog=epilog("train"))(train.train)
 app.command("report", epilog=epilog("report"))(report.report)
 app.command("merge-zero", epilog=epilog("merge-zero"))(merge.merge_zero)
 app.command("infer", epilog=epilog("infer"))(infer.infer)
+app.command("compare", epilog=epilog("compare"))(compare.compare)
 app.command("push", epilog=epilog("push"))(push.push)
 app.command("presets", epilog=epilog("presets"))(presets.presets)
 app.command("plan", epilog=epilog("plan"))(plan.plan)

@@ -31,6 +31,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cogtune infer --lora out/ --prompt prompts.txt --num-videos 4 --lora-scale 0.5,1 --grid --output videos/",
         'cogtune infer --model 5b-i2v --image first.png --prompt "the boat leaves the pier" --vram 8GB',
     ),
+    "compare": (
+        "cogtune compare out/",
+        "cogtune compare out/ other/ style.safetensors --lora-scale 0.5,1,1.5 --num-videos 2",
+        'cogtune compare out/checkpoint-500 --prompt "a red fox in snow" --unrelated "a city at night" --steps 30',
+    ),
     "lora show": ("cogtune lora show style.safetensors", "cogtune lora show out/ other/adapter --json"),
     "lora convert": (
         "cogtune lora convert out/ --to comfyui --output boats-comfyui.safetensors",

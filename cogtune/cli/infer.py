@@ -212,7 +212,7 @@ def infer(
         steps=steps,
         guidance=guidance,
         scheduler=scheduler,
-        lora_scales=_numbers(lora_scale),
+        lora_scales=numbers_of(lora_scale),
         lora_alpha=lora_alpha,
         vram=vram,
         output=output,
@@ -224,8 +224,8 @@ def infer(
         console.say(f"{made.path}: {made.size} at {made.fps:g} fps: {made.prompt or 'no prompt'}")
 
 
-def _numbers(text: str | None) -> tuple[float, ...]:
-    """Parse ``0.5,1,1.5``.
+def numbers_of(text: str | None) -> tuple[float, ...]:
+    """Parse ``0.5,1,1.5``, the value of ``--lora-scale``.
 
     Raises:
         UsageError: one of them is none.

@@ -26,6 +26,7 @@ from cogtune.models.geometry import Size
 from cogtune.models.locate import locate
 from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.planning.host_memory import with_state
+from cogtune.quality.references import choose_clips, write_clips
 from cogtune.run import launch
 from cogtune.run.checkpoints import check_fits, checkpoints, checkpoints_after, choose_checkpoint, read_state
 from cogtune.run.folder import RUN_NAME, RunFolder
@@ -36,6 +37,9 @@ from cogtune.system import console, names
 from cogtune.system.containment import refuse_links_out
 from cogtune.system.errors import UsageError
 from cogtune.system.locks import WORKER_LOCK, exclusive_folder
+
+WATCHED_CLIPS = 16
+"""Training clips that a run's sample videos are compared with."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,7 @@ def prepare_run(
     )
     files = launch.write_files(plan, resolved.to_yaml(), folder)
     _warn_of_overlap(prepared)
-    _write_lists(plan, prepared)
+    _write_lists(plan, prepared, dataset)
     return PreparedRun(plan, files, left)
 
 
@@ -225,13 +229,15 @@ def _nothing_prepared(config: RunConfig) -> jobs.PreparedCache:
     return jobs.PreparedCache(Store(config.output), nothing, nothing, (), none, none)
 
 
-def _write_lists(plan: Plan, prepared: jobs.PreparedCache) -> None:
-    """Write the lists that the plan names: samples, validation samples, prompts."""
+def _write_lists(plan: Plan, prepared: jobs.PreparedCache, dataset: Dataset) -> None:
+    """Write the lists that the plan names (samples, validation samples, prompts), and that of clips to compare with."""
     prepared.index.write(plan.index)
     if plan.validation is not None:
         prepared.validation.write(plan.validation)
     if plan.prompts is not None:
         write_prompts(plan.prompts, prepared.prompts, prepared.index.null_text)
+        clips = choose_clips(dataset.samples, jobs.frame_settings(plan.config, plan.spec), WATCHED_CLIPS)
+        write_clips(plan.index.parent / names.CLIPS, clips)
 
 
 def _as_before(resolved: Resolved, start_from: Path | None) -> Resolved:

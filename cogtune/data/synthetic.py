@@ -148,10 +148,31 @@ def draw_dataset(root: Path, *, clips: int = 6, seed: int = 0) -> Path:
     Raises:
         CogtuneError: a file cannot be written.
     """
+    captions, names = [], []
+    for index, (caption, shape, motion, colour, background) in enumerate(_scenes(clips, seed)):
+        height, width, fps = FORMATS[index % len(FORMATS)]
+        captions.append(caption)
+        names.append(f"videos/{index + 1:02d}-{colour}-{shape}.mp4")
+        frames = _draw(shape, motion, colour, background, height, width, round(SECONDS * fps))
+        write_video(root / names[-1], frames, fps)
+    write_text(root / VIDEOS, "".join(f"{name}\n" for name in names))
+    write_text(root / CAPTIONS, "".join(f"{caption}\n" for caption in captions))
+    return root
+
+
+def draw_stills(count: int, height: int, width: int, *, seed: int = 0) -> list[tuple[str, Pixels]]:
+    """Return captions of drawn clips, each with the clip's first frame, ``uint8 [H, W, 3]``."""
+    return [
+        (caption, next(_draw(shape, motion, colour, background, height, width, 2)))
+        for caption, shape, motion, colour, background in _scenes(count, seed)
+    ]
+
+
+def _scenes(clips: int, seed: int) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield captions, shapes, motions, colours and backgrounds."""
     random = np.random.default_rng(seed)
     shapes = list(SHAPES)
     colours, backgrounds = random.permutation(list(COLOURS)), random.permutation(list(BACKGROUNDS))
-    captions, names = [], []
     for index in range(clips):
         lap, place = divmod(index, len(shapes))
         shape = shapes[place]
@@ -160,15 +181,8 @@ def draw_dataset(root: Path, *, clips: int = 6, seed: int = 0) -> Path:
         # each lap pairs shapes, colours and backgrounds anew
         colour = str(colours[(place + lap) % len(colours)])
         background = str(backgrounds[(place + 2 * lap) % len(backgrounds)])
-        height, width, fps = FORMATS[index % len(FORMATS)]
         article = "An" if colour[0] in "aeiou" else "A"
-        captions.append(f"{article} {colour} {shape} {motion} {background}.")
-        names.append(f"videos/{index + 1:02d}-{colour}-{shape}.mp4")
-        frames = _draw(shape, motion, colour, background, height, width, round(SECONDS * fps))
-        write_video(root / names[-1], frames, fps)
-    write_text(root / VIDEOS, "".join(f"{name}\n" for name in names))
-    write_text(root / CAPTIONS, "".join(f"{caption}\n" for caption in captions))
-    return root
+        yield f"{article} {colour} {shape} {motion} {background}.", shape, motion, colour, background
 
 
 def _draw(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cogtune.config.resolving import read_mapping
 from cogtune.hub.card import SampleVideo, gather_facts, model_card
+from cogtune.hub.compared import compared, comparison_section
 from cogtune.hub.local import (
     Weights,
     check_tensors,
@@ -16,13 +17,12 @@ from cogtune.hub.local import (
     newest_samples,
     read_stamp,
     refuse_files_elsewhere,
-    run_folder,
     weight_files,
 )
 from cogtune.hub.public import public_file, public_run_yaml
 from cogtune.hub.remote import Target, access_token, check_repo_id, hub_address, upload
 from cogtune.hub.watch import push_checkpoints
-from cogtune.run.folder import RUN_NAME, RunFolder
+from cogtune.run.folder import RUN_NAME, RunFolder, run_folder
 from cogtune.run.sample_videos import prompt_of, said_of
 from cogtune.system.containment import links_out
 from cogtune.system.scratch import scratch_folder
@@ -98,6 +98,10 @@ def push(
         )
     samples = tuple(SampleVideo(path, prompt_of(video)) for path, video in videos.items())
     facts = gather_facts(repo_id, weights.kind, weights.path, stamp, config, samples)
+    found, remarks = compared(weights, folder)
+    notes += remarks
+    if found is not None:
+        facts = replace(facts, comparison=comparison_section(found))
 
     endpoint = hub_address()
     url = f"{endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
@@ -115,13 +119,13 @@ def push(
         if dry_run:
             return PushResult(url, files, None, notes=tuple(notes))
         value, origin = access_token(token)
-        commit, removed, remarks = upload(
+        commit, removed, said = upload(
             contents,
             Target(repo_id, endpoint, revision, private, message.strip() or MESSAGE, weights.kind),
             value,
             origin,
         )
-    return PushResult(url, files, commit, removed, (*notes, *remarks))
+    return PushResult(url, files, commit, removed, (*notes, *said))
 
 
 def _refuse_files_elsewhere(run: Path, folder: Path | None, weights: Weights) -> None:

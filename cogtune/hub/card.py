@@ -68,6 +68,8 @@ class CardFacts:
     dataset_digest: str | None = None
     cogtune_version: str | None = None
     samples: tuple[SampleVideo, ...] = ()
+    comparison: str = ""
+    """The section about the comparison with the base model, in Markdown."""
 
 
 def gather_facts(
@@ -229,6 +231,8 @@ def _sections(facts: CardFacts) -> list[str]:
             f"## Trigger word\n\nStart the prompt with {_code(facts.trigger)}, as all training captions do."
         )
     sections.append(f"## Training\n\n{_table(facts)}")
+    if facts.comparison:
+        sections.append(f"## Compared with the base model\n\n{facts.comparison}")
     sections.append(f"## Use with cogtune\n\n{_cogtune_use(facts)}")
     sections.append(f"## Use with diffusers\n\n{_diffusers_use(facts)}")
     if facts.samples:

@@ -175,16 +175,6 @@ def check_tensors(files: Mapping[str, Path]) -> None:
         )
 
 
-def run_folder(run: Path) -> Path | None:
-    """Return the weights' run folder: the given folder or its parent."""
-    place = run.absolute() if run.is_dir() else run.absolute().parent
-    if RunFolder(place).run_yaml.is_file():
-        return place
-    if RunFolder(place.parent).run_yaml.is_file() and RunFolder(place.parent).launch().is_dir():
-        return place.parent
-    return None
-
-
 def newest_samples(run: Path, step: object) -> dict[str, Path]:
     """List the videos of the newest ``samples/step-N`` up to ``step``, by their path in the repository.
 

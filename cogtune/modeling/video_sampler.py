@@ -56,6 +56,8 @@ class SampleInputs:
     guidance: float
     lora_scale: float = 1.0
     """What the strengths of all LoRAs are multiplied by."""
+    loras: tuple[int, ...] | None = None
+    """The numbers of the LoRAs in use, of those that are loaded; None for all."""
     image: Tensor | None = None
     """First frame ``[3, H, W]`` uint8, for an image-to-video model."""
     clip: Tensor | None = None
@@ -75,7 +77,7 @@ class VideoSampler:
         """Encode ``texts`` and load the rest.
 
         Args:
-            texts: every prompt and negative prompt that will be asked for.
+            texts: every prompt and negative prompt that will be asked for; without any, no text encoder is loaded.
             tell: called with remarks for the user.
 
         Raises:
@@ -87,7 +89,7 @@ class VideoSampler:
         if setup.room is not None and self.device.type == "cuda":
             total = torch.cuda.get_device_properties(self.device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, setup.room / total), torch.cuda.current_device())
-        self._texts = self._encoded(texts)
+        self._texts = self._encoded(texts) if texts else {}
         self._transformer = self._loaded_transformer()
         self._pipeline = self._made_pipeline()
 
@@ -100,8 +102,7 @@ class VideoSampler:
         Raises:
             NotFinite: the model or the VAE overflowed.
         """
-        if self.setup.loras:
-            scale_all(self._transformer, {_name(n): w * inputs.lora_scale for n, w in enumerate(self._weights)})
+        self.transformer_with(inputs.loras, inputs.lora_scale)
         given: dict[str, Any] = {
             "prompt_embeds": self._texts[inputs.prompt],
             "negative_prompt_embeds": self._texts[inputs.negative_prompt],
@@ -121,9 +122,18 @@ class VideoSampler:
             **given,
         )
 
-    @property
-    def _weights(self) -> list[float]:
-        return [weight for _, weight in self.setup.loras]
+    def transformer_with(self, loras: Sequence[int] | None, scale: float = 1.0) -> CogVideoXTransformer3DModel:
+        """Return the transformer with these of its LoRAs in use, and all others off.
+
+        Args:
+            loras: the numbers of the LoRAs; None for all, none for the base.
+            scale: what their strengths are multiplied by.
+        """
+        weights = [weight for _, weight in self.setup.loras]
+        if weights:
+            used = range(len(weights)) if loras is None else loras
+            scale_all(self._transformer, {_name(number): weights[number] * scale for number in used})
+        return self._transformer
 
     def _encoded(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Encode texts to ``[1, L, D]`` on the device; one by one if the encoder fits, as the pipelines do."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cogtune import __version__
+from cogtune.report.comparison import comparison_section
 from cogtune.report.curves import Curves, change, curves, loss_charts, smooth, step_charts, window_of
 from cogtune.report.page import Html, facts, section, table, tag, write_page
 from cogtune.report.videos import video_section
@@ -67,6 +68,7 @@ def _parts(output: Path, found: Curves, state: State) -> Iterator[Html]:
     yield _header(output, plan, found, state)
     yield from loss_charts(found)
     yield from video_section(output)
+    yield from comparison_section(RunFolder(output).comparison)
     yield from step_charts(found)
     yield from _configuration(RunFolder(output).run_yaml)
     yield from _made_from(output, plan)

@@ -74,26 +74,46 @@ def _strip(output: Path, scene: Scene, steps: list[int], by_step: dict[int, Path
     figures = []
     for step in [*steps[:1], *reversed(steps[1:])]:
         label = "before training" if step == 0 else f"step {step:,}"
-        video = tag(
-            "video",
-            src=quote(by_step[step].relative_to(output).as_posix()),
-            poster=_poster(by_step[step], most_bytes),
-            aria_label=f"{label}: {scene.prompt or 'no prompt'}",
-            controls=True,
-            muted=True,
-            loop=True,
-            playsinline=True,
-            preload="metadata",
-        )
-        figures.append(tag("figure", video, tag("figcaption", label)))
+        figures.append(video_figure(by_step[step], output, label, scene.prompt, most_bytes))
     about = [f"seed {scene.seed}" if scene.seed is not None else None, f"from {scene.image}" if scene.image else None]
     about += ["moving average of the weights"] if scene.averaged else []
+    return strip(scene.prompt, " · ".join(filter(None, about)), figures, label="Videos by step")
+
+
+def video_figure(video: Path, folder: Path, label: str, prompt: str, most_bytes: int) -> Html:
+    """Return a video with its label.
+
+    Args:
+        folder: that of the page, from which the video is loaded.
+        most_bytes: of the picture that is shown before it plays.
+    """
+    shown = tag(
+        "video",
+        src=quote(video.relative_to(folder).as_posix()),
+        poster=_poster(video, most_bytes),
+        aria_label=f"{label}: {prompt or 'no prompt'}",
+        controls=True,
+        muted=True,
+        loop=True,
+        playsinline=True,
+        preload="metadata",
+    )
+    return tag("figure", shown, tag("figcaption", label))
+
+
+def strip(prompt: str, about: str, figures: list[Html], *, label: str) -> Html:
+    """Return videos of one prompt side by side, of which the first stays in place.
+
+    Args:
+        about: what else they have in common.
+        label: description for screen readers.
+    """
     return tag(
         "article",
-        tag("p", scene.prompt or "no prompt", class_="prompt", dir="auto"),
-        tag("p", " · ".join(filter(None, about)), class_="what"),
+        tag("p", prompt or "no prompt", class_="prompt", dir="auto"),
+        tag("p", about, class_="what"),
         tag("button", "Play all", type="button", hidden=True),
-        tag("div", figures, class_="strip", role="group", tabindex="0", aria_label="Videos by step"),
+        tag("div", figures, class_="strip", role="group", tabindex="0", aria_label=label),
         class_="samples",
     )
 

@@ -11,6 +11,7 @@ out/
   pytorch_lora_weights.safetensors        the finished LoRA
   ema/pytorch_lora_weights.safetensors    the moving average of its weights, with --ema
   report.html
+  compare/                                videos, figures and page of `cogtune compare` (run.comparison)
   smoke/                                  the same of a trial run
 ```
 """
@@ -92,6 +93,11 @@ class RunFolder:
         return self.root / names.REPORT
 
     @property
+    def comparison(self) -> Path:
+        """The folder of `cogtune compare`."""
+        return self.root / names.COMPARISON
+
+    @property
     def smoke(self) -> Path:
         """The folder of a trial run."""
         return self.root / names.SMOKE
@@ -109,3 +115,13 @@ class RunFolder:
     def is_run(self) -> bool:
         """Whether a run was started here."""
         return self.run_yaml.is_file() or self.plan.is_file()
+
+
+def run_folder(weights: Path) -> Path | None:
+    """Return the run's folder of a file or folder of weights: the folder itself or its parent; None if neither is."""
+    place = weights.absolute() if weights.is_dir() else weights.absolute().parent
+    if RunFolder(place).run_yaml.is_file():
+        return place
+    if RunFolder(place.parent).run_yaml.is_file() and RunFolder(place.parent).launch().is_dir():
+        return place.parent
+    return None

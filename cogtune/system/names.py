@@ -17,11 +17,13 @@ LOGS = "logs"
 SAMPLES = "samples"
 CHECKPOINT = "checkpoint-"
 SMOKE = "smoke"
+COMPARISON = "compare"
 
 # In the folders of launch files, of a checkpoint, of a step's sample videos, of merged weights.
 PLAN = "plan.json"
 MACHINE = "machine.json"
 TRACKERS = "trackers.json"
+CLIPS = "clips.json"
 STATE = "state.json"
 SAMPLES_LIST = "samples.json"
 MERGE = "merge.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.index import SampleKeys
 from cogtune.data.cache.store import Store
 from cogtune.modeling.devices import gib_in_use
+from cogtune.run.comparison import Sign, SignName
 from cogtune.run.folder import RunFolder
 from cogtune.run.metrics import WINDOW, MetricsFile, MovingAverage, read_metrics
 from cogtune.run.sample_videos import step_folder
@@ -25,6 +26,7 @@ from cogtune.system.out_of_memory import is_out_of_memory, out_of_memory
 from cogtune.training.checkpoint import TrainState
 from cogtune.training.evaluate import evaluate
 from cogtune.training.objective import Objective
+from cogtune.training.sample_signs import SIGNS
 from cogtune.training.sample_videos import ValidationVideos, render_validation_videos
 from cogtune.training.trackers import TrackedVideo, Trackers
 
@@ -36,6 +38,16 @@ _OF = {
     "ema_eval_loss": "of the average",
     "ema_validation_loss": "of the average on the validation data",
 }
+
+_LOOKS: Mapping[SignName, str] = {
+    "no effect": "as before training",
+    "too strong": "distorted",
+    "frozen": "frozen",
+    "burnt": "burnt",
+    "memorised": "memorised",
+    "forgot": "as if the base were forgotten",
+}
+"""How sample videos with a sign look, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +64,8 @@ class EvalSchedule:
     total_steps: int
     after_each: Callable[[], None] = lambda: None
     """Called in this process after each evaluation and each round of sample videos."""
+    new_signs_at: Callable[[int], Sequence[Sign]] = lambda _step: ()
+    """Returns the signs of a problem in the sample videos of a step that were not told before."""
 
     def evaluates_at(self, step: int) -> bool:
         """Return whether the losses at fixed noise are evaluated at ``step``."""
@@ -218,7 +232,22 @@ class TrainMonitor:
         folder = step_folder(self._config.output, step)
         console.note(f"step {step}: {counted} in {folder}")
         fps = self._eval_schedule.validation_videos.fps
+        if self._train_state.accelerator.is_main_process:
+            self._tell_signs(step)
         self._trackers.show([TrackedVideo(video["prompt"], folder / video["file"], fps) for video in videos], step)
+
+    def _tell_signs(self, step: int) -> None:
+        """Warn of signs of a problem in the sample videos; a failure to look for them is only a warning."""
+        try:
+            signs = self._eval_schedule.new_signs_at(step)
+        except Exception as error:  # videos that cannot be measured must never stop a run
+            console.warn(f"cannot measure the sample videos: {error}")
+            return
+        for sign in signs:
+            told = f"the sample videos look {_LOOKS[sign.name]}: {sign.why}; to change it, {sign.advice}"
+            console.warn(f"step {step}: {told}")
+        if signs:
+            self._metrics.write({"step": step, SIGNS: [sign.name for sign in signs]})
 
     def _as_on_main(self, seen: bool) -> bool:
         """Return a value read from the run's folder by the main process; other machines may not see that folder."""

@@ -39,6 +39,7 @@ from cogtune.training.memory import attach_engine
 from cogtune.training.monitor import EvalSchedule
 from cogtune.training.objective import Objective, TimestepSampling
 from cogtune.training.optimizers import build_optimizer
+from cogtune.training.sample_signs import SampleSigns
 from cogtune.training.sample_videos import ValidationVideos
 from cogtune.training.stream import stored_dtype
 
@@ -64,7 +65,9 @@ def set_up(plan: Plan, stop: Callable[[], bool], *, base_dtype: torch.dtype | No
     validation = Index.read(plan.validation) if plan.validation else None
     return Training(
         train_state=train_state,
-        objective=_objective(plan, accelerator, store.read("text", index.null_text)),
+        objective=objective_of(
+            plan, accelerator.device, DTYPES[plan.config.precision], store.read("text", index.null_text)
+        ),
         store=store,
         index=index,
         config=plan.config,
@@ -189,8 +192,12 @@ def _resume(plan: Plan, train_state: TrainState) -> int:
     return int(state["step"])
 
 
-def _objective(plan: Plan, accelerator: Accelerator, null_text: torch.Tensor) -> Objective:
-    device, dtype = accelerator.device, DTYPES[plan.config.precision]
+def objective_of(plan: Plan, device: torch.device, dtype: torch.dtype, null_text: torch.Tensor) -> Objective:
+    """Return the loss of a run.
+
+    Args:
+        null_text: the empty caption's embedding, ``[L, D]``.
+    """
     return Objective(
         plan.spec,
         plan.base_model_dir,
@@ -223,15 +230,17 @@ def _about(validation: Index) -> dict[str, Any]:
 
 def _eval_schedule(plan: Plan, store: Store, index: Index, validation: Index | None) -> EvalSchedule:
     config = plan.config
+    videos = _validation_videos(plan, store)
     measured = {"eval_loss": index.rows[:MOST_TRAINING_SAMPLES]}
     if validation is not None:
         measured["validation_loss"] = validation.rows
     return EvalSchedule(
         measured=measured,
         eval_every=config.eval_interval,
-        validation_videos=_validation_videos(plan, store),
+        validation_videos=videos,
         sample_every=config.sample_interval(*plan.buckets.values()),
         total_steps=plan.total_steps,
+        new_signs_at=SampleSigns(plan, index, videos.prompts).new_at if videos else lambda _: (),
     )
 
 

@@ -140,6 +140,9 @@ def _delete_later_checkpoints(plan: Plan, first_step: int) -> None:
         if left := remove_folder(path):
             console.warn(left)
     if plan.overwrite:
+        stale = first_step == 0 and RunFolder(output).comparison.is_dir()
+        if stale and (left := remove_folder(RunFolder(output).comparison)):
+            console.warn(left)
         (output / LORA_WEIGHTS_NAME).unlink(missing_ok=True)
         RunFolder(output).averaged_lora.unlink(missing_ok=True)
 

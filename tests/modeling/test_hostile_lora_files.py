@@ -173,7 +173,7 @@ def test_a_list_of_prompts_is_a_file(kind: str, tmp_path: Path, home: Path) -> N
     else:
         path.symlink_to("/dev/zero")
     with pytest.raises(CogtuneError, match=r"--prompt: .*prompts\.txt"):
-        _in_file(path, Problems())
+        _in_file(path, Problems(), "--prompt")
     problems: list[str] = []
     assert _listed(str(path), "validation_prompts", problems) == []
     assert "prompts.txt" in problems[0]

@@ -20,12 +20,14 @@ from safetensors.torch import save_file
 from cogtune.modeling.adapters import add_lora, save_lora
 from cogtune.modeling.lora_files import (
     Lora,
+    add_all,
     add_to,
     check_applied,
     check_fits,
     find_lora,
     fitting_models,
     read_lora,
+    scale_all,
     start_from,
 )
 from cogtune.modeling.lora_files.names import layer_name, parse_name
@@ -203,6 +205,32 @@ def test_doras_magnitudes_are_applied(naming: str, rslora: bool, tiny: Callable[
     lora = of(path, tiny("2b"))
     assert lora.dora
     assert torch.equal(effect(lora, tiny("2b")), answer(transformer))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_loras_are_switched_on_and_off_in_one_model(dora: bool, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    loras = []
+    for name, targets, kind in (("one", ["to_q"], {"dora": dora}), ("other", ["to_q", "to_out.0"], {})):
+        transformer = base(tiny("2b"))
+        add_lora(transformer, rank=RANK, alpha=ALPHA, target_modules=targets, seed=1, **kind)
+        save_lora(tmp_path / f"{name}.safetensors", moved(transformer), {})
+        loras.append(of(tmp_path / f"{name}.safetensors", tiny("2b")))
+    one, other = loras
+    model = base(tiny("2b"))
+    alone = answer(model)
+    add_all(model, {"one": (one, 1.0), "other": (other, 1.0)})
+    model.eval()
+    both = answer(model)
+    expected: tuple[tuple[dict[str, float], torch.Tensor], ...] = (
+        ({}, alone),  # DoRA's magnitudes are off as well, which a strength of 0 would not do
+        ({"one": 1.0}, effect(one, tiny("2b"))),
+        ({"other": 2.0}, effect(other, tiny("2b"), scale=2.0)),
+        ({}, alone),
+        ({"one": 1.0, "other": 1.0}, both),
+    )
+    for scales, wanted in expected:
+        scale_all(model, scales)
+        assert torch.equal(answer(model), wanted), scales
 
 
 @pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float64])

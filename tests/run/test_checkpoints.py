@@ -19,6 +19,7 @@ from cogtune.data.cache.index import Index
 from cogtune.data.prompts import load_prompts
 from cogtune.encoding import jobs
 from cogtune.models.variants import LORA_WEIGHTS_NAME
+from cogtune.quality.references import read_clips
 from cogtune.run import launch
 from cogtune.run.checkpoints import check_fits, checkpoints, read_lora_facts, read_state
 from cogtune.run.plan import Plan
@@ -261,6 +262,7 @@ def test_what_a_run_writes_for_its_processes_is_read_as_it_was_or_refused(clips:
         "plan.json": Plan.read,
         "index.json": Index.read,
         "prompts.json": load_prompts,
+        "clips.json": read_clips,
     }
     for seed, (name, read) in enumerate(readers.items()):
         path = launch_files / name

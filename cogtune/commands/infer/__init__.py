@@ -4,8 +4,9 @@
 :mod:`.outputs` names the files, :mod:`.making` samples what is not there yet.
 """
 
-from cogtune.commands.infer.filling import SamplingConfig, fill_in
+from cogtune.commands.infer.filling import fill_in
 from cogtune.commands.infer.making import Made, generate
 from cogtune.commands.infer.request import InferRequest
+from cogtune.commands.infer.sampling_config import SamplingConfig
 
 __all__ = ["InferRequest", "Made", "SamplingConfig", "fill_in", "generate"]

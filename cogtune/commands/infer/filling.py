@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cogtune.commands.infer.remarks import Remarks
 from cogtune.commands.infer.request import (
     STRENGTH,
     InferRequest,
     Problems,
-    Row,
     files_asked,
     lora_and_weight,
     names_frames,
@@ -21,21 +21,20 @@ from cogtune.commands.infer.request import (
     rows_of,
     size_asked,
 )
+from cogtune.commands.infer.sampling_config import SamplingConfig
 from cogtune.config.arrangement import SamplingArrangement
 from cogtune.config.choices import parse_bytes
 from cogtune.config.resolving import read_mapping
 from cogtune.data.frames import ClipView, FrameSettings, available_frames, load_image, view
 from cogtune.data.video.clips import probe
-from cogtune.data.video.images import image_warnings
 from cogtune.modeling.devices import best_device, free_bytes
 from cogtune.modeling.lora_files import Lora, check_fits, fitting_models, lora_at, read_lora
 from cogtune.modeling.pipelines import steps_taken
-from cogtune.models.checkpoint_configs import ModelSpec, fingerprint, read_spec
+from cogtune.models.checkpoint_configs import ModelSpec, read_spec
 from cogtune.models.download import snapshot
 from cogtune.models.geometry import FRAME_STEP, Size
 from cogtune.models.locate import locate
-from cogtune.models.tokens import cut_short, token_counter
-from cogtune.models.variants import Precision, SamplingScheduler
+from cogtune.models.variants import Precision
 from cogtune.planning.estimate import CONTEXT
 from cogtune.planning.sampling_memory import arrangement_for, decoding_bytes, plan_sampling
 from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
@@ -47,41 +46,6 @@ from cogtune.system.reading import Schema, read_as
 
 SURE = 1.15
 """On a CPU, the VAE works in tiles if this times its estimate is more than the free memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """A request with everything filled in."""
-
-    name: str
-    """What the user calls the base model."""
-    base: Path
-    transformer: Path | None
-    """A folder of fine-tuned weights in place of the base's own."""
-    loras: tuple[tuple[Lora, float], ...]
-    """Each with its weight."""
-    spec: ModelSpec
-    rows: tuple[Row, ...]
-    negative_prompt: str
-    size: Size
-    views: Mapping[Path, ClipView]
-    """What is taken of each clip that videos are made of."""
-    fps: float
-    precision: Precision
-    scheduler: SamplingScheduler
-    steps: int
-    guidance: float
-    strength: float
-    seeds: Sequence[int]
-    scales: tuple[float, ...]
-    arrangement: SamplingArrangement
-    room: int | None
-    """Bytes of the GPU that PyTorch may take; all that is free when None."""
-
-    @property
-    def adapters(self) -> int:
-        """Numbers in all LoRAs together."""
-        return sum(pair.down.numel() + pair.up.numel() for lora, _ in self.loras for pair in lora.pairs.values())
 
 
 @dataclass(frozen=True)
@@ -108,10 +72,13 @@ class Given:
     loras: list[tuple[Lora, float]]
 
 
-def fill_in(request: InferRequest) -> SamplingConfig:
+def fill_in(request: InferRequest, remarks: Remarks | None = None) -> SamplingConfig:
     """Return a request with everything filled in from the run's facts and the model's configs.
 
     The weights of the base model are downloaded last, once nothing is wrong.
+
+    Args:
+        remarks: those that were made of other requests, which are not repeated.
 
     Raises:
         UsageError: with everything that is wrong, or that the model cannot do.
@@ -128,10 +95,25 @@ def fill_in(request: InferRequest) -> SamplingConfig:
         raise AssertionError("a model that is not found is a problem")
     recipe = _filled(request, given, model, problems)
     problems.refuse()
-    loras = tuple((_with_alpha(lora, request.lora_alpha), weight) for lora, weight in recipe.loras)
+    remarks = remarks or Remarks()
+    loras = tuple((remarks.with_alpha(lora, request.lora_alpha), weight) for lora, weight in recipe.loras)
     recipe = replace(recipe, base=locate(model.folder), loras=loras)
-    _advise(recipe, given.images)
+    remarks.advise(recipe, given.images)
     return recipe
+
+
+def model_of(request: InferRequest) -> Model:
+    """Return the base model of a request, and what its weights say of their run; no weights of the base are fetched.
+
+    Raises:
+        CogtuneError: nothing says which model, or something cannot be read.
+    """
+    problems = Problems()
+    given = _given(request, problems)
+    problems.refuse()
+    model = _model(request, given)
+    assert model is not None  # all LoRAs were read
+    return model
 
 
 def _given(request: InferRequest, problems: Problems) -> Given:
@@ -141,7 +123,7 @@ def _given(request: InferRequest, problems: Problems) -> Given:
             name, weight = lora_and_weight(text)
             loras.append((read_lora(lora_at(name)), weight))
     return Given(
-        prompts_asked(request, problems),
+        prompts_asked(request.prompts, problems),
         files_asked("--image", request.images, problems),
         files_asked("--video", request.videos, problems),
         loras,
@@ -190,7 +172,7 @@ def _filled(request: InferRequest, given: Given, model: Model, problems: Problem
     )
     if not problems.lines:
         with problems.gathered():
-            return _arranged(recipe, request.vram)
+            return arranged(recipe, request.vram)
     return recipe
 
 
@@ -335,7 +317,7 @@ def _check_inputs(request: InferRequest, spec: ModelSpec, given: Given, size: Si
         problems.lines.append(f"--strength {strength:g} leaves none of {request.steps} steps; use more --steps")
 
 
-def _arranged(recipe: SamplingConfig, vram: str | None) -> SamplingConfig:
+def arranged(recipe: SamplingConfig, vram: str | None) -> SamplingConfig:
     """Return the request with what has to be done in less memory.
 
     Raises:
@@ -352,42 +334,3 @@ def _arranged(recipe: SamplingConfig, vram: str | None) -> SamplingConfig:
         tiles = decoding_bytes(recipe.size, recipe.precision, tiles=False) * SURE > free
         return replace(recipe, arrangement=SamplingArrangement(vae_tiles=tiles))
     return replace(recipe, arrangement=plan_sampling(*what, free + CONTEXT, adapters=recipe.adapters)[0])
-
-
-def _with_alpha(lora: Lora, alpha: float | None) -> Lora:
-    """Return the LoRA with the alpha that is asked for, and warn of what is assumed."""
-    if lora.changes_nothing:
-        console.warn(f"{lora.path} has no effect: all of its B matrices are zero, as in an untrained LoRA")
-    silent, rank = lora.without_alpha, lora.ranks[0]
-    if alpha is None:
-        if silent:
-            whole = "" if len(silent) == len(lora.pairs) else f" of {len(silent)} of its {len(lora.pairs)} layers"
-            console.warn(
-                f"{lora.path} does not record the alpha{whole}; assuming the rank, {rank} (full strength). "
-                f"If it was trained with another alpha, such as {rank / 2:g}, pass it as --lora-alpha"
-            )
-        return lora
-    if not silent and any(said != alpha for said in lora.alphas):
-        told = ", ".join(f"{said:g}" for said in lora.alphas)
-        console.note(f"using --lora-alpha {alpha:g} instead of {told}, which {lora.path} records")
-    return lora.with_alpha(alpha)
-
-
-def _advise(recipe: SamplingConfig, images: Sequence[Path]) -> None:
-    """Warn of what is allowed but may be a mistake."""
-    weights = recipe.transformer or recipe.base / "transformer"
-    for lora, _ in recipe.loras:
-        trained_on = (lora.facts.get("identity") or {}).get("model")
-        if trained_on is not None and trained_on != fingerprint(weights.parent, weights.name):
-            console.warn(
-                f"the LoRA was trained on {lora.facts.get('base_model')}, whose weights differ from those in "
-                f"{weights.parent}; the video may be poor"
-            )
-    for advice in recipe.spec.size_advice(recipe.size):
-        console.note(f"size {advice}")
-    prompts = list(dict.fromkeys(row.prompt for row in recipe.rows))
-    for told in cut_short(prompts, recipe.spec.max_text_seq_length, token_counter(str(recipe.base))):
-        console.warn(f"--prompt: {told}")
-    for image in images:
-        for told in image_warnings(image):
-            console.warn(told)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
-from cogtune.commands.infer.filling import SamplingConfig, fill_in
+from cogtune.commands.infer.filling import arranged, fill_in
 from cogtune.commands.infer.outputs import PlannedVideo, free_name, grid_path, plan_videos
+from cogtune.commands.infer.remarks import Remarks
 from cogtune.commands.infer.request import InferRequest, Row, names_file
+from cogtune.commands.infer.sampling_config import SamplingConfig
 from cogtune.data.frames import load_clip, load_image
 from cogtune.data.layouts import own_files
 from cogtune.data.video.generated import frames_of, side_by_side, write_generated
-from cogtune.modeling.pipelines import steps_taken
+from cogtune.modeling.lora_files import Lora
+from cogtune.modeling.pipelines import Frames, steps_taken
 from cogtune.modeling.video_sampler import SampleInputs, VideoSampler, VideoSamplerSetup
 from cogtune.models.geometry import Size
 from cogtune.planning.sampling_memory import what_fits
@@ -38,6 +42,32 @@ class Made:
     fps: float
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A request with everything filled in, and its videos."""
+
+    request: InferRequest
+    recipe: SamplingConfig
+    videos: tuple[PlannedVideo, ...]
+
+    @property
+    def todo(self) -> tuple[PlannedVideo, ...]:
+        """The videos that do not exist yet."""
+        return tuple(video for video in self.videos if not video.done)
+
+
+class Measurement(Protocol):
+    """What else is measured with the models that are loaded for sampling."""
+
+    def due(self, batch: Batch) -> bool:
+        """Return whether something is to be measured with a batch's weights at its first scale."""
+        ...
+
+    def measure(self, batch: Batch, transformer: Any) -> None:
+        """Measure it."""
+        ...
+
+
 def generate(request: InferRequest) -> list[Made]:
     """Sample the videos of a request that do not exist yet; replace nothing unless the request says so.
 
@@ -47,19 +77,47 @@ def generate(request: InferRequest) -> list[Made]:
     """
     if request.output is not None and names_file(request.output):
         remove_leftovers(request.output.parent, request.output.name)
-    recipe = fill_in(request)
-    videos = plan_videos(recipe, request)
-    for video in videos:
+    batch = plan_batch(request)
+    for video in batch.videos:
         if video.done:
             console.note(f"{video.path} already exists: skipped (--force makes it again)")
-    todo = [video for video in videos if not video.done]
-    paths = {video: video.path for video in videos if video.done}
-    if todo:
-        paths |= _sample(recipe, todo, request)
-    made = [Made(paths[video], video.row.prompt, recipe.size, recipe.fps) for video in videos]
-    if request.grid and len(videos) > 1:
-        made.append(_grid(recipe, videos, [paths[video] for video in videos]))
+    (paths,) = sample_batches([batch])
+    recipe = batch.recipe
+    made = [
+        Made(path, video.row.prompt, recipe.size, recipe.fps) for video, path in zip(batch.videos, paths, strict=True)
+    ]
+    if request.grid and len(paths) > 1:
+        made.append(_grid(recipe, batch.videos, paths))
     return made
+
+
+def plan_batch(request: InferRequest, remarks: Remarks | None = None) -> Batch:
+    """Return a request with everything filled in, and its videos.
+
+    Raises:
+        CogtuneError: as :func:`fill_in`, or a file cannot be written.
+    """
+    recipe = fill_in(request, remarks)
+    return Batch(request, recipe, tuple(plan_videos(recipe, request)))
+
+
+def sample_batches(batches: Sequence[Batch], also: Measurement | None = None) -> list[list[Path]]:
+    """Sample the videos that do not exist yet, and return the path of each video of each batch.
+
+    Batches with the same weights share one model, in which their LoRAs are switched on and off.
+
+    Raises:
+        CogtuneError: a video cannot be written, or the GPU's memory is not enough.
+    """
+    paths = {video: video.path for batch in batches for video in batch.videos}
+    groups: dict[Any, list[Batch]] = {}
+    for batch in batches:
+        recipe = batch.recipe
+        groups.setdefault((recipe.base, recipe.transformer, recipe.precision, recipe.scheduler), []).append(batch)
+    for group in groups.values():
+        if any(batch.todo or (also is not None and also.due(batch)) for batch in group):
+            paths |= _sample(group, also)
+    return [[paths[video] for video in batch.videos] for batch in batches]
 
 
 def setup_of(recipe: SamplingConfig) -> VideoSamplerSetup:
@@ -100,28 +158,54 @@ def load_inputs(recipe: SamplingConfig, row: Row, seed: int, scale: float = 1.0)
     )
 
 
-def _sample(recipe: SamplingConfig, videos: Sequence[PlannedVideo], request: InferRequest) -> dict[PlannedVideo, Path]:
-    """Sample videos, write each as soon as it is finished, and return their paths."""
+def _sample(batches: Sequence[Batch], also: Measurement | None) -> dict[PlannedVideo, Path]:
+    """Sample videos with one model, write each as soon as it is finished, and return their paths."""
+    first = batches[0]
+    recipe = first.recipe
+    loras = {_key(lora): lora for batch in batches for lora in batch.recipe.loras}
+    if len(batches) > 1:
+        recipe = arranged(replace(recipe, loras=tuple(loras.values())), first.request.vram)
     if recipe.arrangement != type(recipe.arrangement)():
         console.note(f"sampling: {recipe.arrangement.describe(recipe.spec.num_layers)}")
-    texts = [recipe.negative_prompt, *(video.row.prompt for video in videos)]
-    strength = recipe.strength if recipe.views else 1.0
-    steps = steps_taken(recipe.steps, strength)
-    paths = {}
-    with _memory_explained(recipe), console.progress("sampling", steps * len(videos)) as progress:
+    todo = [video for batch in batches for video in batch.todo]
+    texts = [
+        text for batch in batches for video in batch.todo for text in (batch.recipe.negative_prompt, video.row.prompt)
+    ]
+    steps = sum(len(batch.todo) * _steps_of(batch.recipe) for batch in batches)
+    paths: dict[PlannedVideo, Path] = {}
+    with _memory_explained(recipe), console.progress("sampling", steps) as progress:
         sampler = VideoSampler(setup_of(recipe), texts, console.warn)
-        for number, video in enumerate(videos, 1):
-            status = f"video {number} of {len(videos)}"
-            inputs = load_inputs(recipe, video.row, video.seed, video.scale)
-            frames = sampler.sample(inputs, partial(_advance, progress, status))
-            remove_leftovers(video.path.parent, video.path.name)
-            # Another program may have written one meanwhile.
-            path = video.path if request.force or not os.path.lexists(video.path) else free_name(video.path)
-            write_generated(path, frames, recipe.fps, video.facts, own_files.MARK)
-            paths[video] = path
-            if len(videos) > 1:
-                console.note(f"{path} ({number} of {len(videos)})")
+        for batch in batches:
+            used = tuple(list(loras).index(_key(lora)) for lora in batch.recipe.loras)
+            if also is not None and also.due(batch):
+                also.measure(batch, sampler.transformer_with(used, batch.recipe.scales[0]))
+            for video in batch.todo:
+                status = f"video {len(paths) + 1} of {len(todo)}"
+                inputs = replace(load_inputs(batch.recipe, video.row, video.seed, video.scale), loras=used)
+                frames = sampler.sample(inputs, partial(_advance, progress, status))
+                paths[video] = _written(batch, video, frames)
+                if len(todo) > 1:
+                    console.note(f"{paths[video]} ({len(paths)} of {len(todo)})")
     return paths
+
+
+def _key(lora: tuple[Lora, float]) -> Any:
+    """Return what distinguishes a LoRA and its weight from others."""
+    return lora[0].path, lora[0].alphas[0], lora[1]
+
+
+def _steps_of(recipe: SamplingConfig) -> int:
+    """Return the denoising steps of each video."""
+    return steps_taken(recipe.steps, recipe.strength if recipe.views else 1.0)
+
+
+def _written(batch: Batch, video: PlannedVideo, frames: Frames) -> Path:
+    """Write a video; return its path, which is another one if a program has written that file meanwhile."""
+    remove_leftovers(video.path.parent, video.path.name)
+    taken = os.path.lexists(video.path) and not batch.request.force
+    path = free_name(video.path) if taken else video.path
+    write_generated(path, frames, batch.recipe.fps, video.facts, own_files.MARK)
+    return path
 
 
 def _advance(progress: console.Progress, status: str, _step: int) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cogtune import __version__
-from cogtune.commands.infer.filling import SamplingConfig
 from cogtune.commands.infer.request import InferRequest, Row, names_file
+from cogtune.commands.infer.sampling_config import SamplingConfig
 from cogtune.data.video.generated import facts_of
 from cogtune.models.checkpoint_configs import fingerprint
 from cogtune.system.digests import digest, digest_file
@@ -112,6 +112,11 @@ def _deciding(facts: Any) -> Any:
     if isinstance(facts, Mapping):
         return {key: _deciding(value) for key, value in facts.items() if key not in _NAMES and key != "comment"}
     return [_deciding(value) for value in facts] if isinstance(facts, list) else facts
+
+
+def weights_of(facts: Mapping[str, Any]) -> str:
+    """Return a digest of the weights, their strengths and the number format that a video was made with."""
+    return digest(_deciding({key: facts.get(key) for key in ("weights", "loras", "precision")}))
 
 
 class _Digests(dict[Path, str]):

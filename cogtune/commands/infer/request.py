@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -187,35 +187,35 @@ def names_frames(request: InferRequest) -> bool:
     return request.frames is not None or len(re.findall("[xX×]", request.size or "")) > 1
 
 
-def prompts_asked(request: InferRequest, problems: Problems) -> list[str]:
-    """Return the prompts of a request, including those in files."""
+def prompts_asked(prompts: Sequence[str], problems: Problems, option: str = "--prompt") -> list[str]:
+    """Return the prompts that an option names, including those in files."""
     found: list[str] = []
-    for text in request.prompts:
+    for text in prompts:
         if not is_list_file(text):
             found.append(text)
             continue
         with problems.gathered():
-            found += _in_file(Path(text), problems)
+            found += _in_file(Path(text), problems, option)
     return found
 
 
-def _in_file(path: Path, problems: Problems) -> list[str]:
+def _in_file(path: Path, problems: Problems, option: str) -> list[str]:
     try:
         data = read_bytes(path, _MOST_PROMPTS)
     except CogtuneError as error:
-        raise UsageError(f"--prompt: {error.message}{look_alike(path)}", error.hint) from error
+        raise UsageError(f"{option}: {error.message}{look_alike(path)}", error.hint) from error
     try:
         data, _ = as_utf8(data)
     except NotTextError as error:
-        problems.lines.append(f"--prompt: {path} {error}")
+        problems.lines.append(f"{option}: {path} {error}")
         return []
     lines = listed_lines(data)
     wrong = [number for number, line in enumerate(lines, 1) if not isinstance(line, str)]
     if wrong:
-        problems.lines.append(f"--prompt: {path} is not UTF-8 in line {', '.join(map(str, wrong))}")
+        problems.lines.append(f"{option}: {path} is not UTF-8 in line {', '.join(map(str, wrong))}")
     prompts = [line for line in lines if isinstance(line, str) and line]
     if not lines:
-        problems.lines.append(f"--prompt: {path} is empty")
+        problems.lines.append(f"{option}: {path} is empty")
     return prompts
 
 

@@ -80,7 +80,14 @@ def add_all(transformer: CogVideoXTransformer3DModel, loras: Mapping[str, tuple[
 
 
 def scale_all(transformer: CogVideoXTransformer3DModel, scales: Mapping[str, float]) -> None:
-    """Set what the strengths of a transformer's adapters are multiplied by; adapters not named are off."""
+    """Set what the strengths of a transformer's adapters are multiplied by; adapters not named are off.
+
+    Without any, the model is its base: also for DoRA, whose magnitudes act at a strength of 0, too.
+    """
+    if not scales:
+        transformer.disable_adapters()
+        return
+    transformer.enable_adapters()
     transformer.set_adapters(list(scales), list(scales.values()))
 
 

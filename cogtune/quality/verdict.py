@@ -1,0 +1,75 @@
+"""The checkpoint and strength to take, and why, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from cogtune.quality.limits import SAME_LOSS
+from cogtune.quality.signs import loss_of
+from cogtune.run.comparison import LOOKS, Range, Row
+
+
+def choose(rows: Sequence[Row], base: Row, clips: Mapping[str, Range]) -> tuple[int | None, str]:
+    """Return the number of the row to take, and why; None if all rows have signs.
+
+    Of the rows without signs it is that of the lowest loss at fixed noise; among equal ones that which changes
+    unrelated prompts least. Without losses it is the row that looks most like the training clips.
+    """
+    clean = [number for number, row in enumerate(rows) if not row.signs]
+    if not clean:
+        return None, _none(rows)
+    losses = {number: loss for number in clean if (loss := loss_of(rows[number].figures)) is not None}
+    if losses:
+        least = min(losses.values())
+        equal = [number for number, loss in losses.items() if loss <= least * (1 + SAME_LOSS)]
+        number = min(equal, key=lambda one: (rows[one].figures.drift or 0.0, rows[one].step or 0))
+    else:
+        number = min(clean, key=lambda one: outside(rows[one], clips) + (rows[one].figures.drift or 0.0))
+    return number, _why(rows[number], base, clips, len(rows) - len(clean))
+
+
+def outside(row: Row, clips: Mapping[str, Range]) -> float:
+    """Return how far a row's looks are outside the training clips' ranges: the sum of the ratios' logarithms."""
+    total = 0.0
+    for name in LOOKS:
+        value, usual = getattr(row.figures, name), clips.get(name)
+        if usual is not None and name != "clipped":
+            nearest = min(max(value, usual.low), usual.high)
+            total += abs(math.log((value + 1e-3) / (nearest + 1e-3)))
+    return total
+
+
+def _why(row: Row, base: Row, clips: Mapping[str, Range], accused: int) -> str:
+    figures, before = row.figures, base.figures
+    parts = []
+    loss, of_base = loss_of(figures), loss_of(before)
+    if loss is not None:
+        kind = "held-out loss" if figures.loss is not None else "loss on training samples"
+        less = f", {(loss - of_base) / of_base:+.0%} from the base's {of_base:.4g}" if of_base else ""
+        parts.append(f"the lowest {kind} of those without signs of a problem: {loss:.4g}{less}")
+    else:
+        parts.append("it looks most like the training clips")
+    if (usual := clips.get("motion")) is not None:
+        parts.append(
+            f"its motion is {figures.motion:.2g} pixels per frame (training clips: {usual.low:.2g} to {usual.high:.2g})"
+        )
+    if figures.drift is not None:
+        parts.append(f"unrelated prompts changed by {figures.drift:.2g}, where 1 is the difference of two prompts")
+    told = f"Take {row.title}: {'; '.join(parts)}."
+    if accused:
+        told += f" {accused} of the others {'has' if accused == 1 else 'have'} signs of a problem."
+    return told
+
+
+def _none(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(sign.name for row in rows for sign in row.signs))
+    if not names:
+        return "There is nothing to choose from: only the base was sampled."
+    if names == ["no effect"]:
+        return "None of them has an effect: their videos are those of the base."
+    least = min(rows, key=lambda row: (len(row.signs), loss_of(row.figures) or 0.0))
+    signs = " and ".join(sign.name for sign in least.signs)
+    each = "It has" if len(rows) == 1 else "All of them have"
+    rest = "" if len(rows) == 1 else f" {least.title} has the fewest: {signs}."
+    return f"{each} signs of a problem: {', '.join(names)}.{rest}"
