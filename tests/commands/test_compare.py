@@ -34,6 +34,8 @@ from cogtune.run.comparison import Comparison, read_comparison
 from cogtune.run.metrics import read_metrics
 from cogtune.system.errors import UsageError
 from cogtune.training import worker
+from cogtune.training.evaluate import MOST_TRAINING_SAMPLES
+from tests.support import runs_in_process
 from tests.support.drawn import disc
 from tests.support.html_pages import Element, parse
 from tests.support.in_process import run
@@ -60,6 +62,7 @@ def trained(home: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory) -
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "fill_cache", fill_here)
+        patch.setattr(runs_in_process, "EVALUATED_SAMPLES", MOST_TRAINING_SAMPLES)  # as in the real program
         train_here(plan_for(clips, root / "out", **settings))
     return root / "out"
 
