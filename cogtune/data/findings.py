@@ -60,6 +60,7 @@ FINDINGS: dict[str, FindingKind] = {
     "no-rate": FindingKind("warning", "A clip's file does not declare a frame rate, so it is a guess."),
     "variable-rate": FindingKind("warning", "A clip's picture freezes at times, which training does not reproduce."),
     "joined": FindingKind("warning", "A clip's file is several files joined end to end, not all of which may be read."),
+    "several-streams": FindingKind("warning", "A clip's file contains several video streams, of which one is read."),
     "trimmed": FindingKind("note", "A clip's container crops its frames; they are read as players show them."),
     "rotated": FindingKind("note", "A clip is stored rotated or mirrored; it is read as players show it."),
     "interlaced": FindingKind("warning", "A clip is interlaced, so the model learns combing artifacts."),

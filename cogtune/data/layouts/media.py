@@ -43,7 +43,7 @@ VIDEO_SUFFIXES = frozenset(
 ALSO_SUFFIXES = frozenset({".apng", ".avif", ".gif", ".m2ts", ".mts", ".ts", ".webp"})
 """Suffixes of clips and of other files: they are clips if they have a caption."""
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".exr", ".heic", ".heif", ".jpeg", ".jpg", ".jxl", ".png", ".tif", ".tiff"})
 
 CAPTION_SUFFIX = ".txt"
 
