@@ -18,6 +18,7 @@ from cogtune.modeling.lora_files.lora_file import LoraFile, open_file
 from cogtune.modeling.lora_files.names import OTHER_METHODS, Part, TensorName, layer_name, parse_name, source_format_of
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
+from cogtune.models.sat import refuse_sat_names
 from cogtune.models.variants import VARIANTS
 from cogtune.system.errors import CogtuneError
 
@@ -110,6 +111,7 @@ def read_lora(path: Path) -> Lora:
             problem, the number of tensors that have it, and examples.
     """
     opened = open_file(path)
+    refuse_sat_names(path, opened.tensors)
     method = str(opened.config.get("peft_type", "LORA")).upper()
     if method != "LORA":
         raise CogtuneError(f"{path} is a {method} adapter, which is not supported", "use a LoRA or DoRA")
@@ -321,8 +323,6 @@ def _what_now(opened: LoraFile) -> str:
             return f"it contains {method} tensors, which are not supported; use a LoRA or DoRA"
     if any(key.startswith(("lora_te", "text_encoder")) for key in keys):
         return "it also adapts a text encoder, so it was probably made for another model"
-    if any(re.search(r"\.matrix_[AB]\.", key) for key in keys):
-        return "it is in SAT format; convert it with CogVideo's tools/export_sat_lora_weight.py"
     if any("lora" in key for key in keys) and any(".base_layer." in key for key in keys):
         return "it also has the base's weights: save only the adapter, with PEFT's get_peft_model_state_dict"
     if opened.config.get("bias", "none") != "none":
