@@ -16,7 +16,10 @@ from huggingface_hub import close_session, constants
 from PIL import Image, ImageSequence
 from safetensors.torch import save_file
 
-from cogtune.commands.infer import InferRequest, fill_in, generate, making
+from cogtune.commands.infer import making
+from cogtune.commands.infer.filling import fill_in
+from cogtune.commands.infer.making import generate
+from cogtune.commands.infer.request import InferRequest
 from cogtune.data.layouts.own_files import is_generated
 from cogtune.data.video.clips import write_video
 from cogtune.data.video.generated import facts_of, frames_of, write_generated

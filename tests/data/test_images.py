@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import cogtune
-from cogtune.commands.infer import InferRequest, fill_in
+from cogtune.commands.infer.filling import fill_in
+from cogtune.commands.infer.request import InferRequest
 from cogtune.commands.validate import validation_set
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.facts import Facts

@@ -21,11 +21,13 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from cogtune.commands.infer import InferRequest, fill_in
+from cogtune.commands.infer.filling import fill_in
+from cogtune.commands.infer.request import InferRequest
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import MOST_DESCRIPTION, read_archive
-from cogtune.modeling.lora_files import find_lora, read_lora
+from cogtune.modeling.lora_files import read_lora
 from cogtune.models.locate import locate
+from cogtune.run.lora_paths import find_lora
 from cogtune.system.errors import CogtuneError
 from tests.support.forked_workers import run_script
 from tests.support.merging import Bomb, assert_same, loaded, rank_file, train_with_deepspeed

@@ -24,7 +24,6 @@ from cogtune.modeling.lora_files import (
     add_to,
     check_applied,
     check_fits,
-    find_lora,
     fitting_models,
     read_lora,
     scale_all,
@@ -35,6 +34,7 @@ from cogtune.models import layers
 from cogtune.models.checkpoint_configs import published_spec, read_spec
 from cogtune.models.lora_formats import LORA_FORMATS
 from cogtune.models.variants import VARIANTS
+from cogtune.run.lora_paths import find_lora
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.support.adapters import answer
 from tests.support.lora_files import (

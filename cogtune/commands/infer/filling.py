@@ -13,7 +13,6 @@ from cogtune.commands.infer.request import (
     InferRequest,
     Problems,
     files_asked,
-    lora_and_weight,
     names_frames,
     number_problems,
     output_problems,
@@ -28,7 +27,7 @@ from cogtune.config.resolving import read_mapping
 from cogtune.data.frames import ClipView, FrameSettings, available_frames, load_image, view
 from cogtune.data.video.clips import probe
 from cogtune.modeling.devices import best_device, free_bytes
-from cogtune.modeling.lora_files import Lora, check_fits, fitting_models, lora_at, read_lora
+from cogtune.modeling.lora_files import Lora, check_fits, fitting_models, read_lora
 from cogtune.modeling.pipelines import steps_taken
 from cogtune.models.checkpoint_configs import ModelSpec, read_spec
 from cogtune.models.download import snapshot
@@ -40,6 +39,7 @@ from cogtune.planning.sampling_memory import arrangement_for, decoding_bytes, pl
 from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
 from cogtune.run.facts import checked_facts
 from cogtune.run.folder import AVERAGE_NAME, MERGE_NAME, RUN_NAME
+from cogtune.run.lora_paths import file_and_weight, lora_at
 from cogtune.system import console
 from cogtune.system.errors import UsageError
 from cogtune.system.reading import Schema, read_as
@@ -120,7 +120,7 @@ def _given(request: InferRequest, problems: Problems) -> Given:
     loras: list[tuple[Lora, float]] = []
     for text in request.loras:
         with problems.gathered():
-            name, weight = lora_and_weight(text)
+            name, weight = file_and_weight(text)
             loras.append((read_lora(lora_at(name)), weight))
     return Given(
         prompts_asked(request.prompts, problems),

@@ -6,6 +6,8 @@ from pathlib import PurePosixPath
 
 VIDEO_SUFFIXES = frozenset(
     {
+        ".264",
+        ".265",
         ".3g2",
         ".3gp",
         ".asf",
@@ -14,6 +16,10 @@ VIDEO_SUFFIXES = frozenset(
         ".dv",
         ".f4v",
         ".flv",
+        ".h264",
+        ".h265",
+        ".hevc",
+        ".ivf",
         ".m1v",
         ".m2v",
         ".m4v",
@@ -27,6 +33,7 @@ VIDEO_SUFFIXES = frozenset(
         ".mpg",
         ".mxf",
         ".nut",
+        ".obu",
         ".ogm",
         ".ogv",
         ".qt",

@@ -8,10 +8,10 @@ from typing import Any
 
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
-from cogtune.modeling.lora_files.lora_file import find_lora
 from cogtune.modeling.lora_files.reading import Lora, check_fits, read_lora
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec
+from cogtune.run.lora_paths import find_lora
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import UsageError
 
