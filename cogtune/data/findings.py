@@ -63,7 +63,7 @@ FINDINGS: dict[str, FindingKind] = {
     "several-streams": FindingKind("warning", "A clip's file contains several video streams, of which one is read."),
     "trimmed": FindingKind("note", "A clip's container crops its frames; they are read as players show them."),
     "rotated": FindingKind("note", "A clip is stored rotated or mirrored; it is read as players show it."),
-    "interlaced": FindingKind("warning", "A clip is interlaced, so the model learns combing artifacts."),
+    "interlaced": FindingKind("warning", "A clip is interlaced, so its frames have combing artifacts."),
     "pixel-aspect": FindingKind("warning", "A clip's pixels are not square, so its frames are distorted."),
     "upscaled": FindingKind("warning", "A clip is smaller than the training size and is upscaled."),
     "cropped": FindingKind("warning", "More than a quarter of each frame is cropped to fit the training size."),

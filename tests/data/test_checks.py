@@ -374,7 +374,7 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
     "interlaced": (
         _with_clip(lambda path: special_clip(path, flags=_INTERLACED)),
         "bad",
-        "is interlaced, so the model learns combing artifacts",
+        "is interlaced, so its frames have combing artifacts",
     ),
     "deep-colour": (
         _with_clip(lambda path: special_clip(path, pixel_format="yuv420p10le")),

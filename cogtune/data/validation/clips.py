@@ -88,7 +88,7 @@ def check_clip(where: str, info: VideoInfo, settings: FrameSettings, *, any_fram
         yield finding(
             "interlaced",
             where,
-            "is interlaced, so the model learns combing artifacts",
+            "is interlaced, so its frames have combing artifacts",
             "deinterlace it: ffmpeg -i IN -vf bwdif=mode=send_frame OUT",
         )
     yield from _check_shape(where, (info.height, info.width), settings)
