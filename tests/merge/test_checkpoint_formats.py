@@ -353,8 +353,12 @@ def test_a_checkpoint_of_sat_is_told_for_what_it_is(tmp_path: Path, base: Path, 
 def test_as_a_model_or_a_lora_too(tmp_path: Path, kind: str, given: str) -> None:
     """Its own folder, its numbered one, the file, and the folder of a published model."""
     sat_checkpoint(tmp_path / "transformer", kind)
-    ways: list[Callable[[Path], Any]] = [lambda path: locate(str(path)), lambda path: read_lora(find_lora(path))]
-    for read in (*ways, lambda path: fill_in(InferRequest(model=str(path), prompts=("x",)))):
+    ways: list[Callable[[Path], Any]] = [
+        lambda path: locate(str(path)),
+        lambda path: read_lora(find_lora(path)),
+        lambda path: fill_in(InferRequest(model=str(path), prompts=("x",))),
+    ]
+    for read in ways:
         with pytest.raises(CogtuneError, match="is a checkpoint of CogVideo's SAT") as caught:
             read(tmp_path / given)
         assert SAT[kind][1] in f"{caught.value}"
