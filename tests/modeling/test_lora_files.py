@@ -319,7 +319,7 @@ REFUSED: dict[str, tuple[Writer, str]] = {
     ),
     "quantised": (
         damaged(lambda tensors: tensors.update({DOWN: torch.ones(4, 256, dtype=torch.int8)})),
-        "values that are not finite: .*int8",
+        "number format that is not supported: .*int8",
     ),
     "not gathered": (
         damaged(lambda tensors: tensors.update({DOWN: torch.ones(0)})),
@@ -417,6 +417,10 @@ REFUSED: dict[str, tuple[Writer, str]] = {
             },
         ),
         r"is a checkpoint of CogVideo's SAT, with a LoRA.*\n.*tools/export_sat_lora_weight\.py",
+    ),
+    "quantised weights": (
+        lambda to, ours: written(to, {name: (value * 100).to(torch.int8) for name, value in bare(ours).items()}),
+        r"number format that is not supported: .*int8.*\n.*save it again in fp32",
     ),
     "a training that diverged": (
         lambda to, ours: written(to, {name: value * torch.nan for name, value in bare(ours).items()}),

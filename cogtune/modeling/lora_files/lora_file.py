@@ -149,7 +149,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     except CogtuneError:
         raise
     except Exception as error:  # a damaged pickle may raise anything
-        reason = (str(error).splitlines() or ["it is truncated"])[0]
+        reason = (str(error).splitlines() or [""])[0]
+        if not reason or "zip archive" in reason:  # which goes on with advice to users of PyTorch
+            reason = "it is truncated or damaged"
         raise CogtuneError(f"cannot read {path}: {reason}", "copy or download it again") from error
     for _ in _WRAPPERS:  # a dict may hold itself
         if not isinstance(value, dict) or any(isinstance(item, Tensor) for item in value.values()):
