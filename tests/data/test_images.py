@@ -28,6 +28,7 @@ from cogtune.data.video.stamp import FileChanged, stamp_of
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
 from cogtune.system.errors import CogtuneError, UsageError
+from tests.support import containers
 
 RAMP = np.linspace(0, 65535, 64 * 48).round().astype(np.uint16).reshape(48, 64)
 """Grey of 16 bits from black to white."""
@@ -125,6 +126,19 @@ def test_a_format_that_is_not_read_is_named(tmp_path: Path, start: bytes, kind: 
         assert "save it as a PNG" in caught.value.hint
     with pytest.raises(NotAVideo, match=f"is {kind}, not a clip"):
         probe(path)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.webm", "a.wmv", "a.flv"])
+def test_a_clip_in_place_of_an_image_is_called_a_video(tmp_path: Path, name: str) -> None:
+    path = containers.clip(tmp_path / name).rename(tmp_path / "a.png")
+    with pytest.raises(CogtuneError, match=r"a\.png is a video, not an image"):
+        read_image(path)
+
+
+def test_an_empty_image_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(CogtuneError, match=r"a\.png: it is empty"):
+        read_image(tmp_path / "a.png")
 
 
 # -------------------------------------------------------------------------------------------------- orientation

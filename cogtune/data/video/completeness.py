@@ -32,6 +32,11 @@ def has_boxes(start: bytes) -> bool:
     return start[4:8] in _BOXES
 
 
+def begins_like_clip(start: bytes) -> bool:
+    """Return whether a file begins like a clip in one of the most common containers."""
+    return has_boxes(start) or _is_avi(start) or start.startswith((EBML, OGG, FLV, ASF_HEADER))
+
+
 def missing_part(handle: BinaryIO, length: int) -> str:
     """Return what is missing of an incomplete file of ``length`` bytes, by the sizes in it; else empty."""
     handle.seek(0)
