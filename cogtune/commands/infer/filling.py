@@ -23,7 +23,7 @@ from cogtune.commands.infer.sampling_config import SamplingConfig
 from cogtune.config.arrangement import SamplingArrangement
 from cogtune.config.choices import parse_bytes
 from cogtune.config.resolving import read_mapping
-from cogtune.data.frames import ClipView, load_image
+from cogtune.data.frames import load_image
 from cogtune.modeling.devices import best_device, free_bytes
 from cogtune.modeling.lora_files import Lora, check_fits, fitting_models, read_lora
 from cogtune.modeling.pipelines import steps_taken

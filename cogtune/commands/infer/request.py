@@ -175,7 +175,7 @@ def refuse_missing(request: InferRequest) -> None:
         with problems.gathered():
             locate(request.model, weights=False)
     if problems.errors:
-        prompts_asked(request, problems)
+        prompts_asked(request.prompts, problems)
         files_asked("--image", request.images, problems)
         files_asked("--video", request.videos, problems)
         problems.refuse()
