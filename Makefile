@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist wo
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test quick check format bench-data site docs lock clean
+.PHONY: help demo test quick check format bench-data site docs pictures lock clean
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,9 @@ docs: $(RUNTIME)  ## regenerate docs/commands.md and docs/vram.md
 	mv $(VENV)/commands.md docs/commands.md
 	$(BIN)/python -m tools.vram_page > $(VENV)/vram.md
 	mv $(VENV)/vram.md docs/vram.md
+
+pictures: $(RUNTIME)  ## record the terminals in docs/images again
+	$(BIN)/python -m tools.record_terminal
 
 lock: $(BIN)/python  ## resolve .ci/constraints.txt again; LOCK_FLAGS=--upgrade upgrades everything
 	$(PIP) install -c $(LOCK) uv

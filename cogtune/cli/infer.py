@@ -192,7 +192,7 @@ def infer(
     ] = False,
 ) -> None:
     """Sample videos; model, prompt, size and LoRA strength come from the run."""
-    from cogtune.commands.infer import InferRequest, generate
+    from cogtune.commands.infer.request import InferRequest, refuse_missing
 
     request = InferRequest(
         loras=tuple(lora or ()),
@@ -220,6 +220,9 @@ def infer(
         grid=grid,
         force=force,
     )
+    refuse_missing(request)
+    from cogtune.commands.infer.making import generate  # which imports torch
+
     for made in generate(request):
         console.say(f"{made.path}: {made.size} at {made.fps:g} fps: {made.prompt or 'no prompt'}")
 

@@ -85,6 +85,7 @@ def train(
     from cogtune.planning.estimate import check_arrangement
     from cogtune.planning.fit import fitted, local_hardware, refuse_unfit
     from cogtune.planning.host_memory import with_state
+    from cogtune.run.lora_paths import find_lora
 
     use_decoder(decoder)
     if smoke and (resume is not None or dry_run):
@@ -98,6 +99,7 @@ def train(
         resolved = runs.configure(preset_name=preset, file=config, flags=flags, resume=resume)
     spec, machine = spec_of(resolved.config.model), local_hardware()
     if resume is None and resolved.config.init_lora is not None:
+        find_lora(resolved.config.init_lora)  # before torch is imported
         from cogtune.modeling.lora_files import with_init_lora
 
         resolved = with_init_lora(resolved, spec, console.warn)

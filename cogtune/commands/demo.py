@@ -45,7 +45,8 @@ def run(folder: Path) -> Iterator[str]:
     console.note(f"4/5 training a LoRA: cogtune train --preset {PRESET} --data {data} --output {output}")
     made = train.train(resolved, resume=None, overwrite=False)
     console.note(f"5/5 sampling a video: cogtune infer --lora {output} --output {video}")
-    from cogtune.commands.infer import InferRequest, generate
+    from cogtune.commands.infer.making import generate
+    from cogtune.commands.infer.request import InferRequest
 
     (sampled,) = generate(InferRequest(loras=(str(output),), steps=10, output=video))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cogtune.models.lora_formats import LORA_FORMATS, LoraFormatName
 from cogtune.models.variants import Precision
+from cogtune.run.lora_paths import OF_ADAPTER, file_and_weight, find_lora
 from cogtune.system import console
 from cogtune.system.errors import CogtuneError, UsageError, counted
 
@@ -25,18 +26,10 @@ def weighted(text: str) -> Weighted:
     """Return the path and the weight that ``FILE`` or ``FILE:WEIGHT`` means.
 
     Raises:
-        UsageError: what follows the last colon is no number, and no file has such a name.
+        UsageError: as for :func:`file_and_weight`.
     """
-    path, colon, number = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), 1.0
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
-    if not path or not math.isfinite(weight):
-        raise UsageError(f"no such LoRA: '{text}'", "write FILE or FILE:WEIGHT, such as style.safetensors:0.8")
-    return Path(path), weight
+    file, weight = file_and_weight(text)
+    return Path(file), weight
 
 
 def read(path: Path, alpha: float | None = None) -> Lora:
@@ -49,11 +42,12 @@ def read(path: Path, alpha: float | None = None) -> Lora:
         CogtuneError: it cannot be read.
         UsageError: there is none, or it says its alpha itself, or ``alpha`` is not above 0.
     """
-    from cogtune.modeling.lora_files import find_lora, read_lora
-
     if alpha is not None and not 0 < alpha < math.inf:
         raise UsageError(f"--lora-alpha {alpha:g}: must be greater than 0", "a common choice is the rank")
-    lora = read_lora(find_lora(path))
+    file = find_lora(path)
+    from cogtune.modeling.lora_files import read_lora  # which imports torch
+
+    lora = read_lora(file)
     if alpha is None:
         return lora
     if not lora.without_alpha:
@@ -70,19 +64,19 @@ def show(files: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         CogtuneError: with all files that cannot be read.
     """
-    from cogtune.modeling.lora_files.describing import describe
-
-    found, failures = [], []
+    loras, failures = [], []
     for file in files:
         try:
-            found.append(describe(read(file)))
+            loras.append(read(file))
         except CogtuneError as error:
             failures.append(error)
     if len(failures) == 1:
         raise failures[0]
     if failures:
         raise CogtuneError(f"cannot read {len(failures)} files", details=[str(error) for error in failures])
-    return found
+    from cogtune.modeling.lora_files.describing import describe
+
+    return [describe(lora) for lora in loras]
 
 
 def convert(
@@ -116,9 +110,10 @@ def resize(
     Raises:
         CogtuneError, UsageError: as for :func:`convert`; the rank would not be lower.
     """
+    lora = read(file, alpha)
     from cogtune.modeling.lora_files.editing import resize as cut
 
-    made = cut(read(file, alpha), rank, dtype=_dtype(dtype))
+    made = cut(lora, rank, dtype=_dtype(dtype))
     write(made.lora, output, lora_format, force=force)
     return made
 
@@ -138,9 +133,10 @@ def merge(
     Raises:
         CogtuneError, UsageError: as for :func:`convert`; they do not go together.
     """
+    loras = _read_all(files, alpha)
     from cogtune.modeling.lora_files.editing import blend
 
-    made = blend(_read_all(files, alpha), output, rank=rank, dtype=_dtype(dtype))
+    made = blend(loras, output, rank=rank, dtype=_dtype(dtype))
     write(made.lora, output, lora_format, force=force)
     return made
 
@@ -162,10 +158,10 @@ def fuse(
     Raises:
         CogtuneError, UsageError: as that does.
     """
+    loras = _read_all(files, alpha)
     from cogtune.merge.fuse import fuse as write_fused
     from cogtune.models.locate import locate
 
-    loras = _read_all(files, alpha)
     return write_fused(loras, locate(model), output, progress=progress, warn=console.warn, **options)
 
 
@@ -207,7 +203,7 @@ def write(lora: Lora, output: Path, lora_format: LoraFormatName, *, force: bool 
         UsageError: ``output`` is there already, or not of the kind that the format needs.
         CogtuneError: it cannot be written, or comes back as another.
     """
-    from cogtune.modeling.lora_files import find_lora, read_lora
+    from cogtune.modeling.lora_files import read_lora
     from cogtune.modeling.lora_files.writing import differences, write_lora
 
     _check_free(output, lora_format, force)
@@ -218,7 +214,6 @@ def write(lora: Lora, output: Path, lora_format: LoraFormatName, *, force: bool 
 
 
 def _check_free(output: Path, lora_format: LoraFormatName, force: bool) -> None:
-    from cogtune.modeling.lora_files.lora_file import OF_ADAPTER
 
     folder = LORA_FORMATS[lora_format].alpha == "folder"
     if not folder and output.suffix != ".safetensors":

@@ -29,8 +29,13 @@ _WEIGHTS = re.escape(LORA_WEIGHTS_NAME)
 _TRANSFORMER = r"config\.json|diffusion_pytorch_model(-\d{5}-of-\d{5})?\.safetensors"
 _INDEX = r"diffusion_pytorch_model\.safetensors\.index\.json"
 _STATE = r"optimizer\.pt|stream-state-\d+\.safetensors"
-_FILES = re.compile(rf"({AVERAGE_NAME}/)?({_WEIGHTS}|transformer/({_TRANSFORMER}|{_INDEX}))|{_STATE}", re.ASCII)
-_SHARDS = re.compile(r"latest|zero_to_\w+\.py|pytorch_model/\w+\.pt", re.ASCII)
+_SHARDS = r"latest|pytorch_model/\w+\.pt"
+_FILES = re.compile(
+    rf"({AVERAGE_NAME}/)?({_WEIGHTS}|transformer/({_TRANSFORMER}|{_INDEX}))|{_STATE}|{_SHARDS}", re.ASCII
+)
+_SCRIPTS = re.compile(r"zero_to_\w+\.py", re.ASCII)
+"""DeepSpeed's scripts in a checkpoint, which no resume needs; code is neither published nor downloaded."""
+
 CHECKPOINT_STATE = re.compile(rf"({names.CHECKPOINT}([0-9]{{1,12}}))/{re.escape(STATE_NAME)}")
 """Pattern of the path of a checkpoint's ``state.json`` in a repository, with the folder's name and the step."""
 
@@ -38,11 +43,6 @@ CHECKPOINT_STATE = re.compile(rf"({names.CHECKPOINT}([0-9]{{1,12}}))/{re.escape(
 def is_checkpoint_file(name: str) -> bool:
     """Return whether training writes files of this name, a path in a checkpoint's folder, and resumes from them."""
     return bool(_FILES.fullmatch(name))
-
-
-def is_shard(name: str) -> bool:
-    """Return whether DeepSpeed writes files of this name to a checkpoint; one of them is a script."""
-    return bool(_SHARDS.fullmatch(name))
 
 
 def files_of(checkpoint: Path, state: Mapping[str, Any]) -> list[str]:
@@ -75,8 +75,8 @@ def public_checkpoint(checkpoint: Path, repo_id: str, aside: Path) -> dict[str, 
         CogtuneError: the checkpoint is damaged, or contains a file that resuming does not need.
     """
     state = read_state(checkpoint)
-    saved = files_of(checkpoint, state)
-    if unknown := [name for name in saved if not is_checkpoint_file(name) and not is_shard(name)]:
+    saved = [name for name in files_of(checkpoint, state) if not _SCRIPTS.fullmatch(name)]
+    if unknown := [name for name in saved if not is_checkpoint_file(name)]:
         raise CogtuneError(
             f"{checkpoint} contains files that no resume needs",
             "resume from it with this version of cogtune, and push the next checkpoint",
@@ -96,7 +96,8 @@ def public_checkpoint(checkpoint: Path, repo_id: str, aside: Path) -> dict[str, 
             target.parent.mkdir(parents=True, exist_ok=True)
             if _place(public_file(checkpoint / name, facts.base_model, aside), checkpoint / name, target):
                 changed.append(target)
-    write_sealed(folder / STATE_NAME, public_state(state, fingerprints(changed, folder)))
+    published = {name: state["files"][name] for name in saved}
+    write_sealed(folder / STATE_NAME, public_state({**state, "files": published}, fingerprints(changed, folder)))
     contents: dict[str, Path | bytes] = {f"{checkpoint.name}/{name}": folder / name for name in (STATE_NAME, *saved)}
     if config:
         contents[RUN_NAME] = public_run_yaml(config, facts)

@@ -13,7 +13,7 @@ from typing import Any
 
 from cogtune.config.resolving import read_mapping
 from cogtune.data.sources import is_on_hub
-from cogtune.hub.checkpoints import BRANCH, files_of, is_checkpoint_file, is_shard, newest_step
+from cogtune.hub.checkpoints import BRANCH, files_of, is_checkpoint_file, newest_step
 from cogtune.hub.redaction import redacted
 from cogtune.hub.remote import check_repo_id, http_error, hub_address, quiet_client
 from cogtune.run.checkpoints import STATE_NAME, changed_files, read_state
@@ -150,12 +150,6 @@ def _wanted(remote: RemoteCheckpoint, saved: Sequence[str]) -> Sequence[str]:
     Raises:
         CogtuneError: one of them is missing from the Hub, or is not a file that resuming may read.
     """
-    if any(map(is_shard, saved)):
-        raise CogtuneError(
-            f"{remote.name} in {remote.repo_id} consists of ZeRO shards, which are not resumed from the Hub",
-            f"run `hf download {remote.repo_id} --revision {remote.commit} --local-dir DIR`, "
-            f"then use --resume DIR/{remote.name}",
-        )
     problems = [f"{name!r} is not a file of a checkpoint" for name in saved if not is_checkpoint_file(name)]
     problems += [f"{name} is missing" for name in saved if f"{remote.name}/{name}" not in remote.files]
     if problems:

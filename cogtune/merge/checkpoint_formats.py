@@ -7,6 +7,7 @@ from pathlib import Path
 from cogtune.merge.fsdp import METADATA, read_full, read_sharded
 from cogtune.merge.sources import SavedWeights
 from cogtune.merge.zero import AGAIN, is_of_deepspeed, read_zero
+from cogtune.models.sat import refuse_sat_names
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained
 from cogtune.system.numbers import whole_number
@@ -58,16 +59,8 @@ def read_checkpoint(checkpoint: Path) -> SavedWeights:
 
 def _not_of_sat(saved: SavedWeights, checkpoint: Path) -> SavedWeights:
     """Return ``saved``, unless CogVideo's SAT wrote it, which saves with DeepSpeed under names of its own."""
-    names = [name for name in (*saved.trained, *saved.kept) if "diffusion_model." in name]
-    if not any(".transformer.layers." in name or ".mixins." in name for name in names):
-        return saved
-    adapter = any(".matrix_A." in name for name in names)
-    convert = "tools/export_sat_lora_weight.py" if adapter else "tools/convert_weight_sat2hf.py"
-    then = "pass what it writes as --lora" if adapter else "pass a model's folder with what it writes as --model"
-    raise CogtuneError(
-        f"{checkpoint} is a checkpoint of CogVideo's SAT, {'with a LoRA, ' if adapter else ''}which is not supported",
-        f"convert it with CogVideo's {convert}, and {then}",
-    )
+    refuse_sat_names(checkpoint, (*saved.trained, *saved.kept))
+    return saved
 
 
 def _named_by(latest: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec, read_spec
 from cogtune.models.download import cached_file, snapshot
+from cogtune.models.sat import refuse_sat
 from cogtune.models.tiny_models import tiny_model
 from cogtune.models.variants import TINY, VARIANTS, Variant, published
 from cogtune.system.errors import CogtuneError, UsageError, did_you_mean, said_by
@@ -28,9 +29,11 @@ def locate(reference: str, *, weights: bool = True) -> Path:
 
     Raises:
         UsageError: the reference is none of these.
-        CogtuneError: the download failed.
+        CogtuneError: the download failed, or it is a checkpoint of CogVideo's SAT.
     """
     folder = Path(reference).expanduser()
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        refuse_sat(folder)
     if folder.is_dir():
         return folder.absolute()
     if folder.is_file():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cogtune.models.sat import refuse_sat
 from cogtune.run.folder import RunFolder, step_of_checkpoint
 from cogtune.system import names
 from cogtune.system.digests import digest, fingerprint_file
@@ -33,11 +34,12 @@ def checkpoints_after(output: Path, step: int) -> list[Path]:
 
 
 def refuse_shards(path: Path) -> None:
-    """Reject a checkpoint, or a run, whose weights are only in ZeRO shards.
+    """Reject a checkpoint, or a run, whose weights are only in ZeRO shards, or that is of another program.
 
     Raises:
-        UsageError: it is one.
+        CogtuneError: it is one.
     """
+    refuse_sat(path)
     for folder in (path, *checkpoints(path)[-1:]):
         latest = folder / "latest"  # DeepSpeed's, with the name of the folder of shards
         if latest.is_file() and (folder / latest.read_text(errors="replace").strip()).is_dir():

@@ -17,7 +17,8 @@ from cogtune.cli import _status
 from cogtune.commands.compare import CompareRequest, grid
 from cogtune.commands.compare.candidates import find_candidates
 from cogtune.commands.compare.scenes import RunData, scenes_of
-from cogtune.commands.infer import InferRequest, making
+from cogtune.commands.infer import making
+from cogtune.commands.infer.request import InferRequest
 from cogtune.data.cache.index import caption_of
 from cogtune.data.frames import FrameSettings, load_clip, view
 from cogtune.data.prompts import Prompt

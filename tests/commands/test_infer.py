@@ -16,7 +16,10 @@ from huggingface_hub import close_session, constants
 from PIL import Image, ImageSequence
 from safetensors.torch import save_file
 
-from cogtune.commands.infer import InferRequest, fill_in, generate, making
+from cogtune.commands.infer import making
+from cogtune.commands.infer.filling import fill_in
+from cogtune.commands.infer.making import generate
+from cogtune.commands.infer.request import InferRequest
 from cogtune.data.layouts.own_files import is_generated
 from cogtune.data.video.clips import write_video
 from cogtune.data.video.generated import facts_of, frames_of, write_generated
@@ -27,6 +30,7 @@ from cogtune.models.variants import LORA_WEIGHTS_NAME
 from cogtune.run.metrics import read_metrics
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError, UsageError
+from tests.support import containers
 from tests.support.hub_server import Hub, Repository, serve
 from tests.support.infer_frames import first_of
 
@@ -523,6 +527,15 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, lora: Callable[..., s
         )
         if sign not in told
     ] == []
+
+
+def test_what_is_wrong_with_a_clip_is_told_as_of_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = containers.clip(tmp_path / "a.mkv", streams=2)
+    path.write_bytes(path.read_bytes() * 2)
+    fill_in(InferRequest(model="tiny:5b", prompts=("x",), videos=(path,), size="9x64x96"))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "a.mkv is 2 files joined end to end" in told
+    assert "a.mkv contains 2 video streams" in told
 
 
 def test_what_a_video_is_made_of_decides_its_frames(

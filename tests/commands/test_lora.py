@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from cogtune.commands import lora as commands
 from cogtune.commands.lora import weighted
 from cogtune.modeling.adapters import add_lora, save_lora
-from cogtune.modeling.lora_files import Lora, Pair, find_lora, read_lora
+from cogtune.modeling.lora_files import Lora, Pair, read_lora
 from cogtune.modeling.lora_files.editing import blend, matrices, resize
 from cogtune.modeling.lora_files.writing import write_lora
 from cogtune.models.lora_formats import LORA_FORMATS, LoraFormatName
+from cogtune.run.lora_paths import find_lora
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.support.adapters import answer
 from tests.support.in_process import run

@@ -19,7 +19,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors.torch import load_file
 
-from cogtune.commands.infer import InferRequest
+from cogtune.commands.infer.request import InferRequest
 from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video.clips import probe, read_frames
 from cogtune.encoding import jobs

@@ -30,8 +30,7 @@ from cogtune.data.video.clips import write_video
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import Reshape, Size
 from cogtune.models.variants import VARIANTS
-from tests.support import broken_decoder
-from tests.support.containers import with_clean_aperture
+from tests.support import broken_decoder, containers
 
 SETTINGS = FrameSettings(size=Size(9, 64, 96), fps=8)
 
@@ -203,7 +202,7 @@ def _cropped_by_its_container(path: Path) -> None:
         for _ in range(12):
             container.mux(stream.encode(av.VideoFrame(112, 80, "yuv420p")))
         container.mux(stream.encode(None))
-    with_clean_aperture(path, struct.pack(">IIIIiIiI", 96, 1, 64, 1, 0, 1, 0, 1))
+    containers.with_clean_aperture(path, struct.pack(">IIIIiIiI", 96, 1, 64, 1, 0, 1, 0, 1))
 
 
 def _bad_image(root: Path) -> ValidationReport:
@@ -375,7 +374,7 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
     "interlaced": (
         _with_clip(lambda path: special_clip(path, flags=_INTERLACED)),
         "bad",
-        "is interlaced, so the model learns combing artifacts",
+        "is interlaced, so its frames have combing artifacts",
     ),
     "deep-colour": (
         _with_clip(lambda path: special_clip(path, pixel_format="yuv420p10le")),
@@ -398,6 +397,11 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
         _with_clip(_twice),
         "bad",
         "is 2 files joined end to end, of which 12 frames are read",
+    ),
+    "several-streams": (
+        _with_clip(lambda path: containers.clip(path, streams=2)),
+        "bad",
+        "contains 2 video streams; the largest, or the first of equal ones, is read",
     ),
     "trimmed": (
         _with_clip(_cropped_by_its_container),
@@ -599,6 +603,7 @@ def test_a_report_is_json_with_a_stable_schema(tmp_path: Path) -> None:
                 "rate_told": True,
                 "files": 1,
                 "trimmed": False,
+                "streams": 1,
             }
         ],
     }

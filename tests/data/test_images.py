@@ -14,19 +14,21 @@ import pytest
 from PIL import Image
 
 import cogtune
-from cogtune.commands.infer import InferRequest, fill_in
+from cogtune.commands.infer.filling import fill_in
+from cogtune.commands.infer.request import InferRequest
 from cogtune.commands.validate import validation_set
 from cogtune.config.run_config import RunConfig
 from cogtune.data.cache.facts import Facts
 from cogtune.data.frames import FrameSettings
 from cogtune.data.sources import Dataset, read_dataset
 from cogtune.data.validation.checks import ValidationReport, check_dataset
-from cogtune.data.video.clips import write_video
+from cogtune.data.video.clips import NotAVideo, probe, write_video
 from cogtune.data.video.images import ImageInfo, image_warnings, measure_image, read_image
 from cogtune.data.video.stamp import FileChanged, stamp_of
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
 from cogtune.system.errors import CogtuneError, UsageError
+from tests.support import containers
 
 RAMP = np.linspace(0, 65535, 64 * 48).round().astype(np.uint16).reshape(48, 64)
 """Grey of 16 bits from black to white."""
@@ -99,6 +101,44 @@ def test_lab_colours_are_refused(tmp_path: Path) -> None:
     Image.new("LAB", (8, 8)).save(tmp_path / "a.tiff")
     with pytest.raises(CogtuneError, match=r"its pixels are CIE L\*a\*b\*"):
         read_image(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf", "a HEIC image"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
+        (b"\xff\x0a\x01", "a JPEG XL image"),
+        (b"\x76\x2f\x31\x01\x02\0\0\0", "an OpenEXR image"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\x01", "a camera's raw image"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg">', "an SVG drawing"),
+        (b"#?RADIANCE\n", "a Radiance HDR image"),
+        (b"%PDF-1.7\n", "a PDF"),
+    ],
+)
+def test_a_format_that_is_not_read_is_named(tmp_path: Path, start: bytes, kind: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(start + bytes(600))
+    for read in (read_image, lambda path: measure_image(path, full=False)):
+        with pytest.raises(CogtuneError, match=rf"a\.png: it is {kind}, which is not supported") as caught:
+            read(path)
+        assert "save it as a PNG" in caught.value.hint
+    with pytest.raises(NotAVideo, match=f"is {kind}, not a clip"):
+        probe(path)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.webm", "a.wmv", "a.flv"])
+def test_a_clip_in_place_of_an_image_is_called_a_video(tmp_path: Path, name: str) -> None:
+    path = containers.clip(tmp_path / name).rename(tmp_path / "a.png")
+    with pytest.raises(CogtuneError, match=r"a\.png is a video, not an image"):
+        read_image(path)
+
+
+def test_an_empty_image_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(CogtuneError, match=r"a\.png: it is empty"):
+        read_image(tmp_path / "a.png")
 
 
 # -------------------------------------------------------------------------------------------------- orientation

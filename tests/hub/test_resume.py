@@ -22,6 +22,7 @@ from cogtune.run import launch
 from cogtune.run.checkpoints import changed_files, checkpoints, read_state
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.json_files import sealed, write_json
+from tests.conftest import Cogtune
 from tests.hub.conftest import REPO
 from tests.hub.test_watch import BRANCH, write_checkpoint
 from tests.support import in_process
@@ -96,6 +97,33 @@ def test_a_run_resumed_from_the_hub_is_the_one_resumed_from_disk_to_the_bit(
     assert find_checkpoint(REPO).step == 4
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_so_is_a_zero_run_of_two_processes(hub: Hub, clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
+    first, disk, other = tmp_path / "first", tmp_path / "disk", tmp_path / "other"
+    cache = ["--cache-dir", tmp_path / "cache"]
+    cogtune(
+        "train", "--preset", "cpu-lora-tiny", "--data", clips, "--output", first, *cache, "--steps", 4,
+        "--num-processes", 2, "--strategy", "zero2", "--checkpoint-every", 2, "--sample-every", 0,
+    )  # fmt: skip
+    whole = held(first / "checkpoint-4")
+    shutil.rmtree(first / "checkpoint-4")  # as if the machine was lost before it was there
+    push_checkpoints(first, REPO, every=0)
+    sent = hub.repositories[REPO].files(BRANCH)
+    assert len([path for path in sent if "optim_states" in path]) == 2
+    assert not [path for path in sent if path.endswith(".py")]
+    shutil.copytree(first, disk)
+    cogtune("train", "--resume", "latest", "--output", disk)
+    ran = cogtune(
+        "train", "--resume", REPO, "--output", other, "--data", clips, *cache,
+        env={"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
+    )  # fmt: skip
+    assert f"downloaded checkpoint-2 of {REPO}" in " ".join(ran.err.split())
+    assert differing(held(disk / "checkpoint-4"), whole) == []
+    assert differing(held(other / "checkpoint-4"), whole) == []
+    assert read_lines(other) == read_lines(disk)
+
+
 def test_a_checkpoint_arrives_as_it_was_pushed(hub: Hub, pushed: Path, tmp_path: Path) -> None:
     folder = fetch(tmp_path / "other")
     assert folder == tmp_path / "other" / "checkpoint-10"
@@ -151,6 +179,8 @@ def with_files(pushed: Path, hub: Hub, **files: str) -> None:
         "notes.txt",
         "transformer/../../x.safetensors",
         "model.py",
+        "zero_to_fp32.py",
+        "pytorch_model/../latest.pt",
         "transformer/diffusion_pytorch_model.bin",
         "ema/optimizer.pt",
         "optimizer.pt\n",
@@ -167,16 +197,6 @@ def test_only_files_of_a_checkpoint_are_downloaded(hub: Hub, pushed: Path, tmp_p
     assert not [line for line in hub.requests if "evil" in line or "passwd" in line]
     assert checkpoints(tmp_path / "other") == []
     assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"evil"] == []
-
-
-def test_shards_that_could_run_code_are_not_downloaded(hub: Hub, pushed: Path, tmp_path: Path) -> None:
-    name = "pytorch_model/zero_pp_rank_0_mp_rank_00_optim_states.pt"
-    with_files(pushed, hub, **{name: "0"})
-    altered(hub, lambda files: files.update({f"checkpoint-10/{name}": b"evil"}))
-    with pytest.raises(CogtuneError, match="consists of ZeRO shards, which are not resumed from the Hub") as caught:
-        fetch(tmp_path / "other")
-    assert f"hf download {REPO}" in caught.value.hint
-    assert not [line for line in hub.requests if "zero_pp" in line and "resolve" in line]
 
 
 def test_damaged_and_incomplete_checkpoints_are_refused(hub: Hub, pushed: Path, tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_only_files_that_a_resume_needs_are_pushed(hub: Hub, run: Path, tmp_path
         push_checkpoints(run, "anna/other", every=0)
 
 
-def test_the_shards_of_a_zero_run_are_pushed(hub: Hub, run: Path) -> None:
+def test_the_shards_of_a_zero_run_are_pushed_without_scripts(hub: Hub, run: Path) -> None:
     folder = write_checkpoint(run, 10)
     state = read_state(folder)
     shards = ("latest", "zero_to_fp32.py", "pytorch_model/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
@@ -241,7 +241,10 @@ def test_the_shards_of_a_zero_run_are_pushed(hub: Hub, run: Path) -> None:
     files = {**state["files"], **fingerprints([folder / name for name in shards], folder)}
     write_sealed(folder / "state.json", {**state, "files": files})
     push_checkpoints(run, REPO, every=0)
-    assert set(tree(hub)) == {*names_of(10), *(f"checkpoint-10/{name}" for name in shards)}
+    wanted = [name for name in shards if not name.endswith(".py")]
+    assert set(tree(hub)) == {*names_of(10), *(f"checkpoint-10/{name}" for name in wanted)}
+    published = json.loads(hub.repositories[REPO].files(BRANCH)["checkpoint-10/state.json"])["files"]
+    assert set(published) == {*state["files"], *wanted}
 
 
 def test_the_command(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

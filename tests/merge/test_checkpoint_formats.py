@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,13 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from cogtune.commands.infer.filling import fill_in
+from cogtune.commands.infer.request import InferRequest
 from cogtune.merge import merge_checkpoint
 from cogtune.merge.archive import MOST_DESCRIPTION, read_archive
+from cogtune.modeling.lora_files import read_lora
+from cogtune.models.locate import locate
+from cogtune.run.lora_paths import find_lora
 from cogtune.system.errors import CogtuneError
 from tests.support.forked_workers import run_script
 from tests.support.merging import Bomb, assert_same, loaded, rank_file, train_with_deepspeed
@@ -334,21 +340,41 @@ SAT = {
 @pytest.mark.parametrize("kind", SAT)
 @pytest.mark.parametrize("given", ["", "1000"])
 def test_a_checkpoint_of_sat_is_told_for_what_it_is(tmp_path: Path, base: Path, kind: str, given: str) -> None:
-    name, converter = SAT[kind]
-    (tmp_path / "1000").mkdir()
-    (tmp_path / "latest").write_text("1000")
+    error = refusal(sat_checkpoint(tmp_path, kind) / given, base)
+    assert "is a checkpoint of CogVideo's SAT" in str(error)
+    assert SAT[kind][1] in error.hint
+    assert not error.details
+
+
+@pytest.mark.parametrize("kind", SAT)
+@pytest.mark.parametrize(
+    "given", ["", "transformer", "transformer/1000", "transformer/1000/mp_rank_00_model_states.pt"]
+)
+def test_as_a_model_or_a_lora_too(tmp_path: Path, kind: str, given: str) -> None:
+    """Its own folder, its numbered one, the file, and the folder of a published model."""
+    sat_checkpoint(tmp_path / "transformer", kind)
+    ways: list[Callable[[Path], Any]] = [
+        lambda path: locate(str(path)),
+        lambda path: read_lora(find_lora(path)),
+        lambda path: fill_in(InferRequest(model=str(path), prompts=("x",))),
+    ]
+    for read in ways:
+        with pytest.raises(CogtuneError, match="is a checkpoint of CogVideo's SAT") as caught:
+            read(tmp_path / given)
+        assert SAT[kind][1] in f"{caught.value}"
+
+
+def sat_checkpoint(folder: Path, kind: str) -> Path:
+    name, _ = SAT[kind]
+    (folder / "1000").mkdir(parents=True)
+    (folder / "latest").write_text("1000")
     module = {
         f"model.diffusion_model.{name}": torch.ones(4, 8),
         "model.diffusion_model.mixins.patch_embed.proj.weight": torch.ones(2, 2),
         "first_stage_model.encoder.conv_in.weight": torch.ones(2, 2),
     }
-    torch.save(
-        {"module": module, "iteration": 1000, "dp_world_size": 8}, tmp_path / "1000" / "mp_rank_00_model_states.pt"
-    )
-    error = refusal(tmp_path / given, base)
-    assert "is a checkpoint of CogVideo's SAT" in str(error)
-    assert converter in error.hint
-    assert not error.details
+    torch.save({"module": module, "iteration": 1000, "dp_world_size": 8}, folder / "1000/mp_rank_00_model_states.pt")
+    return folder
 
 
 def test_what_needs_no_merging_is_told_how_it_is_used(tmp_path: Path, base: Path) -> None:

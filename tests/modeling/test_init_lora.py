@@ -165,6 +165,7 @@ def test_layers_of_several_ranks_cannot_be_one_runs(clips: Path, tmp_path: Path)
     save_file(tensors, tmp_path / "two.safetensors")
     error = refused(clips, tmp_path, init_lora=tmp_path / "two.safetensors")
     assert error.details == ("its layers have different ranks, 1 to 2, but a run has one rank",)
+    assert "cogtune lora resize" in error.hint
 
 
 def test_a_lora_on_some_blocks_alone_is_named_layer_by_layer(clips: Path, tmp_path: Path) -> None:

@@ -24,16 +24,17 @@ from cogtune.modeling.lora_files import (
     add_to,
     check_applied,
     check_fits,
-    find_lora,
     fitting_models,
     read_lora,
     scale_all,
     start_from,
 )
-from cogtune.modeling.lora_files.names import layer_name, parse_name
+from cogtune.modeling.lora_files.names import layer_name, parse_name, source_format_of
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import published_spec, read_spec
+from cogtune.models.lora_formats import LORA_FORMATS
 from cogtune.models.variants import VARIANTS
+from cogtune.run.lora_paths import find_lora
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.support.adapters import answer
 from tests.support.lora_files import (
@@ -318,7 +319,7 @@ REFUSED: dict[str, tuple[Writer, str]] = {
     ),
     "quantised": (
         damaged(lambda tensors: tensors.update({DOWN: torch.ones(4, 256, dtype=torch.int8)})),
-        "values that are not finite: .*int8",
+        "number format that is not supported: .*int8",
     ),
     "not gathered": (
         damaged(lambda tensors: tensors.update({DOWN: torch.ones(0)})),
@@ -403,7 +404,7 @@ REFUSED: dict[str, tuple[Writer, str]] = {
         lambda to, ours: torch_saved(
             to, {"module": {"model.diffusion_model.transformer.layers.0.attention.dense.matrix_A.0": torch.ones(4, 8)}}
         ),
-        "in SAT format; convert it",
+        r"is a checkpoint of CogVideo's SAT, with a LoRA.*\n.*tools/export_sat_lora_weight\.py",
     ),
     "SAT's LoRA": (
         lambda to, ours: torch_saved(
@@ -415,7 +416,11 @@ REFUSED: dict[str, tuple[Writer, str]] = {
                 }
             },
         ),
-        "in SAT format; convert it",
+        r"is a checkpoint of CogVideo's SAT, with a LoRA.*\n.*tools/export_sat_lora_weight\.py",
+    ),
+    "quantised weights": (
+        lambda to, ours: written(to, {name: (value * 100).to(torch.int8) for name, value in bare(ours).items()}),
+        r"number format that is not supported: .*int8.*\n.*save it again in fp32",
     ),
     "a training that diverged": (
         lambda to, ours: written(to, {name: value * torch.nan for name, value in bare(ours).items()}),
@@ -640,6 +645,35 @@ def test_every_layer_is_understood_under_every_name() -> None:
                     (name, "up"),
                     (name, "alpha"),
                 ]
+
+
+LAYER = "transformer_blocks.0.attn1.to_q"
+
+SCHEMES = {
+    "lora_transformer_transformer_blocks_0_attn1_to_q.lora_down.weight": "OneTrainer",
+    "lycoris_transformer_blocks_0_attn1_to_q.lora_up.weight": "LyCORIS",
+    "pipe.dit.blocks.0.attn1.to_q.lora_A.default.weight": "DiffSynth-Studio",
+    "model.base_model.model.transformer_blocks.0.attn1.to_q.lora_A.default.weight": "PEFT",
+    "_forward_module.base_model.model.transformer_blocks.0.attn1.to_q.lora_A.default.weight": "PEFT",
+    "transformer.transformer_blocks.0.attn1.processor.to_q_lora.down.weight": "diffusers before 0.22",
+    "transformer_blocks.0.attn1.to_q.lora_A.weight": "diffusers' layer names",
+    "pipeline.transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": "an unknown program",
+}
+
+
+@pytest.mark.parametrize("key", SCHEMES)
+def test_the_scheme_of_names_is_known_by_its_program(key: str) -> None:
+    named = parse_name(key)
+    assert named is not None
+    assert named.layer == LAYER
+    assert source_format_of([key]) == SCHEMES[key]
+
+
+def test_what_is_written_for_a_program_is_known_as_its() -> None:
+    for name, lora_format in LORA_FORMATS.items():
+        program = source_format_of([lora_format.key(LAYER, "down")])
+        same = {"finetrainers": "diffusers", "diffsynth": "diffsynth-studio"}.get(name, name)
+        assert same in program.lower()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ from diffusers import (
 )
 from PIL import Image
 
-from cogtune.commands.infer import InferRequest, fill_in, making
+from cogtune.commands.infer import making
+from cogtune.commands.infer.filling import fill_in
+from cogtune.commands.infer.request import InferRequest
 from cogtune.config.arrangement import SamplingArrangement
 from cogtune.data.video.clips import read_frames, write_video
 from cogtune.modeling.adapters import add_lora, save_lora

@@ -18,7 +18,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from cogtune.commands.infer import InferRequest
+from cogtune.commands.infer.request import InferRequest
 from cogtune.data.cache.index import Index
 from cogtune.data.cache.store import Store
 from cogtune.encoding import jobs

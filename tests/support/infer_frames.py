@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cogtune.commands.infer import InferRequest, fill_in
+from cogtune.commands.infer.filling import fill_in
 from cogtune.commands.infer.making import load_inputs, setup_of
+from cogtune.commands.infer.request import InferRequest
 from cogtune.commands.infer.sampling_config import SamplingConfig
 from cogtune.modeling.pipelines import Frames
 from cogtune.modeling.video_sampler import VideoSampler

@@ -18,7 +18,8 @@ import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from cogtune.commands.infer import InferRequest, generate
+from cogtune.commands.infer.making import generate
+from cogtune.commands.infer.request import InferRequest
 from cogtune.data.cache.facts import Facts
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.locate import loading

@@ -463,7 +463,8 @@ def test_plans_survive_the_disk(clips: Path, tmp_path: Path) -> None:
 
 
 def test_full_fine_tuning_is_sampled_from_its_run_with_the_runs_size_and_prompt(clips: Path, tmp_path: Path) -> None:
-    from cogtune.commands.infer import InferRequest, fill_in
+    from cogtune.commands.infer.filling import fill_in
+    from cogtune.commands.infer.request import InferRequest
 
     train_here(plan_for(clips, tmp_path / "out", type="sft", steps=2, learning_rate=1e-2))
     request = InferRequest(model=str(tmp_path / "out"), steps=1)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cogtune.commands.infer import InferRequest
+from cogtune.commands.infer.request import InferRequest
 from cogtune.data.cache.index import Index
 from cogtune.data.prompts import load_prompts
 from cogtune.data.synthetic import draw_dataset

@@ -3,10 +3,3 @@
 :mod:`.request` is what is asked for, :mod:`.filling` adds what the run and the model know and finds all that is wrong,
 :mod:`.outputs` names the files, :mod:`.making` samples what is not there yet.
 """
-
-from cogtune.commands.infer.filling import fill_in
-from cogtune.commands.infer.making import Made, generate
-from cogtune.commands.infer.request import InferRequest
-from cogtune.commands.infer.sampling_config import SamplingConfig
-
-__all__ = ["InferRequest", "Made", "SamplingConfig", "fill_in", "generate"]

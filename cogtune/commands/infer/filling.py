@@ -7,32 +7,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cogtune.commands.infer.clips import frames_of
 from cogtune.commands.infer.remarks import Remarks
 from cogtune.commands.infer.request import (
     STRENGTH,
     InferRequest,
     Problems,
     files_asked,
-    lora_and_weight,
-    names_frames,
     number_problems,
     output_problems,
     prompts_asked,
     rows_of,
-    size_asked,
 )
 from cogtune.commands.infer.sampling_config import SamplingConfig
 from cogtune.config.arrangement import SamplingArrangement
 from cogtune.config.choices import parse_bytes
 from cogtune.config.resolving import read_mapping
-from cogtune.data.frames import ClipView, FrameSettings, available_frames, load_image, view
-from cogtune.data.video.clips import probe
+from cogtune.data.frames import load_image
 from cogtune.modeling.devices import best_device, free_bytes
-from cogtune.modeling.lora_files import Lora, check_fits, fitting_models, lora_at, read_lora
+from cogtune.modeling.lora_files import Lora, check_fits, fitting_models, read_lora
 from cogtune.modeling.pipelines import steps_taken
 from cogtune.models.checkpoint_configs import ModelSpec, read_spec
 from cogtune.models.download import snapshot
-from cogtune.models.geometry import FRAME_STEP, Size
+from cogtune.models.geometry import Size
 from cogtune.models.locate import locate
 from cogtune.models.variants import Precision
 from cogtune.planning.estimate import CONTEXT
@@ -40,6 +37,7 @@ from cogtune.planning.sampling_memory import arrangement_for, decoding_bytes, pl
 from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
 from cogtune.run.facts import checked_facts
 from cogtune.run.folder import AVERAGE_NAME, MERGE_NAME, RUN_NAME
+from cogtune.run.lora_paths import file_and_weight, lora_at
 from cogtune.system import console
 from cogtune.system.errors import UsageError
 from cogtune.system.reading import Schema, read_as
@@ -120,7 +118,7 @@ def _given(request: InferRequest, problems: Problems) -> Given:
     loras: list[tuple[Lora, float]] = []
     for text in request.loras:
         with problems.gathered():
-            name, weight = lora_and_weight(text)
+            name, weight = file_and_weight(text)
             loras.append((read_lora(lora_at(name)), weight))
     return Given(
         prompts_asked(request.prompts, problems),
@@ -137,7 +135,7 @@ def _filled(request: InferRequest, given: Given, model: Model, problems: Problem
     if not request.prompts:
         prompts = [facts["prompt"]] if facts.get("prompt") is not None else []
         problems.lines[:0] = [] if prompts else ["--prompt is required"]
-    size, views, fps = _frames(request, model, given.clips, problems)
+    size, views, fps = frames_of(request, spec, facts, given.clips, problems)
     precision = request.precision or facts.get("precision") or spec.variant.trained_in
     problems.lines += [f"--size {size}: {problem}" for problem in spec.size_problems(size)]
     problems.lines += [f"--precision {problem}" for problem in spec.precision_problems(precision)]
@@ -272,34 +270,6 @@ def _with_token(prompts: list[str], request: InferRequest, facts: Sequence[Mappi
             console.note(f"adding the run's id token '{token}' to the prompt; --id-token '' leaves it out")
         prompts = [f"{token} {prompt}" if prompt in lacking else prompt for prompt in prompts]
     return prompts
-
-
-def _frames(
-    request: InferRequest, model: Model, clips: Sequence[Path], problems: Problems
-) -> tuple[Size, dict[Path, ClipView], float]:
-    """Return the size and rate of the videos, and which frames of each clip are used."""
-    spec, facts = model.spec, model.facts
-    size = Size.parse(facts["size"]) if facts.get("size") else spec.native
-    fps = float(request.fps or facts.get("fps") or spec.variant.fps)
-    with problems.gathered():
-        size = size_asked(request, size)
-    infos = {}
-    for clip in clips:
-        with problems.gathered():
-            infos[clip] = probe(clip)
-    if infos and not names_frames(request) and not spec.learned_positions:
-        least = min(available_frames(info, FrameSettings(size=size, fps=fps)) for info in infos.values())
-        most = (least - 1) // FRAME_STEP * FRAME_STEP + 1
-        if 1 <= most < size.num_frames:
-            console.note(f"making {most} frames instead of {size.num_frames}: --video has {least} at {fps:g} fps")
-            size = replace(size, num_frames=most)
-    views = {}
-    for clip, info in infos.items():
-        try:
-            views[clip] = view(info, FrameSettings(size=size, fps=fps))
-        except ValueError as error:
-            problems.lines.append(f"--video {clip}: {error}")
-    return size, views, fps
 
 
 def _check_inputs(request: InferRequest, spec: ModelSpec, given: Given, size: Size, problems: Problems) -> None:

@@ -17,7 +17,9 @@ from cogtune.data.layouts.media import is_image, may_be_clip
 from cogtune.data.layouts.nearest import look_alike
 from cogtune.data.video.generated import SUFFIXES
 from cogtune.models.geometry import Size
+from cogtune.models.locate import locate
 from cogtune.models.variants import Precision, SamplingScheduler
+from cogtune.run.lora_paths import file_and_weight, find_lora, is_on_hub
 from cogtune.system.errors import CogtuneError, UsageError, counted
 from cogtune.system.files import os_errors_explained, read_bytes
 
@@ -125,7 +127,6 @@ def number_problems(request: InferRequest) -> list[str]:
         ("--lora-alpha", request.lora_alpha),
         ("--strength", request.strength),
         *(("--lora-scale", scale) for scale in request.lora_scales),
-        *((f"--lora {text}", lora_and_weight(text)[1]) for text in request.loras),
     ]
     found = [
         f"{name}: {value} is not a finite number"
@@ -157,13 +158,31 @@ def number_problems(request: InferRequest) -> list[str]:
     return found
 
 
-def lora_and_weight(text: str) -> tuple[str, float]:
-    """Split what ``--lora`` names from the weight after its colon, 1 without."""
-    name, colon, weight = text.rpartition(":")
-    if colon and not Path(text).exists():
-        with contextlib.suppress(ValueError):
-            return name, float(weight)
-    return text, 1.0
+def refuse_missing(request: InferRequest) -> None:
+    """Reject a request for a LoRA or model that does not exist. Needs no torch, so that it takes no time.
+
+    Raises:
+        UsageError: with all that is wrong with the request, as far as it can be known without them.
+        CogtuneError: the only problem, if it came as an error of its own.
+    """
+    problems = Problems(number_problems(request))
+    for text in request.loras:
+        with problems.gathered():
+            name, _ = file_and_weight(text)
+            if not is_on_hub(name):
+                find_lora(Path(name).expanduser())
+    if request.model is not None and request.model.startswith(_PATHS):
+        with problems.gathered():
+            locate(request.model, weights=False)
+    if problems.errors:
+        prompts_asked(request.prompts, problems)
+        files_asked("--image", request.images, problems)
+        files_asked("--video", request.videos, problems)
+        problems.refuse()
+
+
+_PATHS = (".", "/", "~")
+"""How a model begins that can only be a folder."""
 
 
 def size_asked(request: InferRequest, default: Size) -> Size:

@@ -6,6 +6,8 @@ from pathlib import PurePosixPath
 
 VIDEO_SUFFIXES = frozenset(
     {
+        ".264",
+        ".265",
         ".3g2",
         ".3gp",
         ".asf",
@@ -14,6 +16,10 @@ VIDEO_SUFFIXES = frozenset(
         ".dv",
         ".f4v",
         ".flv",
+        ".h264",
+        ".h265",
+        ".hevc",
+        ".ivf",
         ".m1v",
         ".m2v",
         ".m4v",
@@ -27,6 +33,7 @@ VIDEO_SUFFIXES = frozenset(
         ".mpg",
         ".mxf",
         ".nut",
+        ".obu",
         ".ogm",
         ".ogv",
         ".qt",
@@ -43,7 +50,7 @@ VIDEO_SUFFIXES = frozenset(
 ALSO_SUFFIXES = frozenset({".apng", ".avif", ".gif", ".m2ts", ".mts", ".ts", ".webp"})
 """Suffixes of clips and of other files: they are clips if they have a caption."""
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".exr", ".heic", ".heif", ".jpeg", ".jpg", ".jxl", ".png", ".tif", ".tiff"})
 
 CAPTION_SUFFIX = ".txt"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cogtune.data.findings import Finding, finding
 from cogtune.data.frames import FrameSettings, available_frames, settings_for, view
-from cogtune.data.video.container import VideoInfo
+from cogtune.data.video.container import SPLIT_OR_JOIN, VideoInfo
 from cogtune.data.video.images import ImageInfo
 from cogtune.data.video.timing import standstill
 from cogtune.models.geometry import FRAME_STEP, Reshape, fit, legal_frame_counts, nearest_below, shape_loss
@@ -57,7 +57,14 @@ def check_clip(where: str, info: VideoInfo, settings: FrameSettings, *, any_fram
             "joined",
             where,
             f"is {info.files} files joined end to end, of which {counted(info.num_frames, 'frame')} are read",
-            "split it, or join the files with FFmpeg: ffmpeg -f concat -i LIST.txt -c copy OUT.mp4",
+            SPLIT_OR_JOIN,
+        )
+    if info.streams > 1:
+        yield finding(
+            "several-streams",
+            where,
+            f"contains {info.streams} video streams; the largest, or the first of equal ones, is read",
+            "to train on another one, extract it: ffmpeg -i IN -map 0:v:1 -c copy OUT",
         )
     if info.trimmed:
         yield finding(
@@ -81,7 +88,7 @@ def check_clip(where: str, info: VideoInfo, settings: FrameSettings, *, any_fram
         yield finding(
             "interlaced",
             where,
-            "is interlaced, so the model learns combing artifacts",
+            "is interlaced, so its frames have combing artifacts",
             "deinterlace it: ffmpeg -i IN -vf bwdif=mode=send_frame OUT",
         )
     yield from _check_shape(where, (info.height, info.width), settings)

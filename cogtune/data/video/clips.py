@@ -38,10 +38,10 @@ from cogtune.data.video.container import (
     opened,
     reason_of,
 )
+from cogtune.data.video.cropping import crop_of
 from cogtune.data.video.orientation import orientation_of, turned_by_rotation
 from cogtune.data.video.probing import probe
 from cogtune.data.video.stamp import FileChanged, Stamp, check_unchanged
-from cogtune.data.video.structure import crop_of
 from cogtune.system.errors import CogtuneError, counted, did_you_mean
 from cogtune.system.files import write_atomic
 

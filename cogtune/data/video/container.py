@@ -10,12 +10,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from cogtune.data.video.completeness import has_boxes, missing_part
+from cogtune.data.video.numbered import as_clip
 from cogtune.data.video.stamp import Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError, counted
 from cogtune.system.files import open_regular
-from cogtune.system.sniffing import HEAD, sniff
+from cogtune.system.sniffing import HEAD, image_kind, sniff
 
 if TYPE_CHECKING:
     import av.container
@@ -58,6 +60,13 @@ class NotAVideo(VideoError):
     advice = "convert it to mp4 (H.264), or remove it"
 
 
+class IsImage(NotAVideo):
+    """A still."""
+
+    def __init__(self, path: Path, what: str = "an image") -> None:
+        super().__init__(path, f"is {what}, not a clip", f"if it is one of numbered images, {as_clip(path.name)}")
+
+
 class NoVideoStream(VideoError):
     """A file with audio or data, but without video."""
 
@@ -82,6 +91,17 @@ class ChangesSize(DamagedVideo):
     advice = "encode it again at one size with `ffmpeg -i IN OUT`, or remove it"
 
 
+SPLIT_OR_JOIN = "split it, or join the files with FFmpeg: ffmpeg -f concat -i LIST.txt -c copy OUT.mp4"
+"""What to do about files that are joined end to end."""
+
+
+class CannotReadJoined(DamagedVideo):
+    """Several files that are joined end to end, which cannot be decoded as one."""
+
+    def __init__(self, path: Path, files: int, reason: str) -> None:
+        super().__init__(path, f"is {files} files joined end to end, and {reason}", SPLIT_OR_JOIN)
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """A clip's properties.
@@ -104,6 +124,7 @@ class VideoInfo:
         rate_told: whether the file has a frame rate; if not, ``fps`` is a guess.
         files: number of files that are joined end to end in this one; 1 is usual.
         trimmed: whether the container's cropping rectangle is applied.
+        streams: number of video streams, without stills; the largest is read, or the first of these.
         times: seconds from the first frame to each, ascending; empty if they are evenly spaced at ``fps``.
     """
 
@@ -125,6 +146,7 @@ class VideoInfo:
     rate_told: bool = True
     files: int = 1
     trimmed: bool = False
+    streams: int = 1
     times: tuple[float, ...] = ()
 
     @classmethod
@@ -244,12 +266,16 @@ def opened(
             length = os.fstat(handle.fileno()).st_size
             if length == 0:
                 raise EmptyVideo(path, "is empty")
-            if (instead := sniff(handle.read(HEAD))) is not None:  # FFmpeg would open whatever a list names
+            start = handle.read(HEAD)
+            if (instead := sniff(start)) is not None:  # FFmpeg would open whatever a list names
                 raise NotAVideo(path, f"is {instead.what}, not a clip", instead.advice)
-            has_boxes = _check_boxes(path, handle, length)
+            if (kind := image_kind(start)) and kind != "an AVIF image":  # which may be an animation
+                raise IsImage(path, kind)
+            if missing := missing_part(handle, length):
+                raise CutShort(path, f"is incomplete: {missing}")
         container = av.open(str(path.absolute()), metadata_errors="replace")
     except av.InvalidDataError as error:
-        if has_boxes:
+        if has_boxes(start):
             raise DamagedVideo(path, "cannot be opened: its header is damaged") from error
         raise NotAVideo(path, "is not a video") from error
     except (OSError, av.FFmpegError) as error:
@@ -287,48 +313,19 @@ def moving_pictures(container: av.container.InputContainer) -> list[av.video.Vid
     """
     kinds = import_av().stream.Disposition
     streams = [stream for stream in container.streams.video if not stream.disposition & kinds.attached_pic]
-
-    def rank(stream: av.video.VideoStream) -> tuple[bool, bool, int]:
-        context: Any = stream.codec_context
-        still = stream.frames == 1 or bool(stream.disposition & kinds.timed_thumbnails)
-        return context is not None, not still, context.width * context.height if context is not None else 0
-
-    return sorted(streams, key=rank, reverse=True)
+    return sorted(streams, key=_rank, reverse=True)
 
 
-_BOXES = frozenset(b"ftyp moov mdat moof free skip wide uuid meta sidx mfra styp".split())
+def count_films(container: av.container.InputContainer) -> int:
+    """Return the number of video streams that can be decoded and are no stills."""
+    return sum(_rank(stream)[:2] == (True, True) for stream in moving_pictures(container))
 
 
-def _check_boxes(path: Path, handle: BinaryIO, length: int) -> bool:
-    """Return whether the file is an MP4 or MOV; if so, its boxes must be complete.
-
-    Decoders report all frames for an incomplete file, or do not recognise it; the boxes tell.
-
-    Raises:
-        CutShort: a top-level box runs past the end of the file, or there is no index.
-    """
-    position, seen = 0, set()
-    while position < length:
-        handle.seek(position)
-        header = handle.read(16)
-        kind = header[4:8]
-        if kind not in _BOXES:
-            break
-        seen.add(kind)
-        size = int.from_bytes(header[:4], "big")
-        if size == 1:  # the length is in the 64 bits that follow
-            size = int.from_bytes(header[8:16], "big")
-        elif size == 0:  # the box goes on to the end of the file
-            size = length - position
-        if size < 8:
-            break
-        position += size
-        if position > length:
-            raise CutShort(path, f"is incomplete: {position - length:,} of {position:,} bytes are missing")
-    else:
-        if not seen & {b"moov", b"moof", b"meta"}:  # a still (AVIF, HEIC) has the last alone
-            raise CutShort(path, "is incomplete: it has no index, as its end was never written")
-    return bool(seen)
+def _rank(stream: av.video.VideoStream) -> tuple[bool, bool, int]:
+    """Return whether a stream can be decoded, whether it moves, and its number of pixels."""
+    context: Any = stream.codec_context
+    still = stream.frames == 1 or bool(stream.disposition & import_av().stream.Disposition.timed_thumbnails)
+    return context is not None, not still, context.width * context.height if context is not None else 0
 
 
 def reason_of(error: Exception) -> str:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cogtune.data.video.completeness import begins_like_clip
 from cogtune.data.video.stamp import FileChanged, Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular
-from cogtune.system.sniffing import HEAD, sniff
+from cogtune.system.sniffing import HEAD, image_kind, sniff
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,16 +67,29 @@ def opened_image(path: Path, stamp: Stamp | None = None) -> Iterator[Image.Image
                 yield image
         check_unchanged(path, stamp)
     except UnidentifiedImageError as error:
-        with open_regular(path) as handle:
-            instead = sniff(handle.read(HEAD))
-        if instead is not None:
-            raise CogtuneError(f"{path} is {instead.what}, not an image", instead.advice) from error
-        raise CogtuneError(f"cannot read the image {path}: it is in no known image format", HINT) from error
+        raise _not_readable(path) from error
     except Image.DecompressionBombError as error:
         raise _too_large(path, error) from error
     except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is damaged"
         raise CogtuneError(f"cannot read the image {path}: {reason}", HINT) from error
+
+
+def _not_readable(path: Path) -> CogtuneError:
+    """Return the error for a file that Pillow does not know."""
+    with open_regular(path) as handle:
+        start = handle.read(HEAD)
+    if not start:
+        return CogtuneError(f"cannot read the image {path}: it is empty", "copy or download it again")
+    if (instead := sniff(start)) is not None:
+        return CogtuneError(f"{path} is {instead.what}, not an image", instead.advice)
+    if kind := image_kind(start):
+        return CogtuneError(f"cannot read the image {path}: it is {kind}, which is not supported", HINT)
+    if begins_like_clip(start):
+        return CogtuneError(
+            f"{path} is a video, not an image", "use one of its frames: ffmpeg -i VIDEO -frames:v 1 IMAGE.png"
+        )
+    return CogtuneError(f"cannot read the image {path}: it is in no known image format", HINT)
 
 
 @contextlib.contextmanager

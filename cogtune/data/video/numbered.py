@@ -16,7 +16,7 @@ def as_clip(image: str) -> str:
         image: such as ``a/frame_00001.png``, ``a/frame_%05d.png`` or ``a/*.png``.
     """
     folder, slash, name = image.rpartition("/")
-    number = [*_NUMBER.finditer(name)]
+    number = [*_NUMBER.finditer(PurePosixPath(name).stem)]
     if not number:
         return "make a clip of them with ffmpeg -framerate RATE -i %04d.png OUT.mp4"
     found = number[-1]

@@ -14,10 +14,20 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogtune.data.video.container import DamagedVideo, NotAVideo, VideoInfo, decoded_frames, demuxed, import_av, opened
-from cogtune.data.video.numbered import as_clip
+from cogtune.data.video.completeness import files_in
+from cogtune.data.video.container import (
+    CannotReadJoined,
+    DamagedVideo,
+    IsImage,
+    VideoInfo,
+    count_films,
+    decoded_frames,
+    demuxed,
+    import_av,
+    opened,
+)
+from cogtune.data.video.cropping import crop_of
 from cogtune.data.video.orientation import orientation_of
-from cogtune.data.video.structure import crop_of, files_in
 from cogtune.data.video.timing import Timing, measure
 from cogtune.system.files import open_regular
 
@@ -36,12 +46,21 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
     Raises:
         VideoError: the clip is missing, empty, not a video, incomplete or damaged.
     """
+    try:
+        return _probe(path, tick)
+    except DamagedVideo as error:
+        if (files := _files_in(path)) > 1:
+            raise CannotReadJoined(path, files, error.reason) from error
+        raise
+
+
+def _probe(path: Path, tick: Callable[[], None]) -> VideoInfo:
     with opened(path) as (container, stream):
         start = _start(path, container, stream)
         frame = start.frame
         count, ticks = _shown_frames(path, container, stream, start, tick)
         if count == 1 and _is_picture(path, container):
-            raise NotAVideo(path, "is an image, not a clip", f"if it is one of numbered images, {as_clip(path.name)}")
+            raise IsImage(path)
         bare = bool(container.format.flags & import_av().format.Flags.no_timestamps.value)
         timing = _told_timing(stream) if bare else _timing(stream, count, ticks)
         shown = orientation_of(frame)
@@ -69,6 +88,7 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
             rate_told=not bare or bool(stream.codec_context.framerate),
             files=_files_in(path),
             trimmed=crop is not None,
+            streams=count_films(container),
             times=timing.times,
         )
 
@@ -76,7 +96,7 @@ def probe(path: Path, tick: Callable[[], None] = lambda: None) -> VideoInfo:
 def _is_picture(path: Path, container: av.container.InputContainer) -> bool:
     """Return whether a file of one frame is a still: by its format, or by its name if clips have that format, too."""
     name = container.format.name
-    return name == "image2" or name.endswith("_pipe") or path.suffix.lower() in _STILLS_IN_MP4
+    return name in ("ico", "image2") or name.endswith("_pipe") or path.suffix.lower() in _STILLS_IN_MP4
 
 
 _STILLS_IN_MP4 = (".avif", ".heic", ".heif")

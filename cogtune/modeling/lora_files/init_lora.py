@@ -8,10 +8,10 @@ from typing import Any
 
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
-from cogtune.modeling.lora_files.lora_file import find_lora
 from cogtune.modeling.lora_files.reading import Lora, check_fits, read_lora
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec
+from cogtune.run.lora_paths import find_lora
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import UsageError
 
@@ -40,7 +40,8 @@ def with_init_lora(resolved: Resolved, spec: ModelSpec, tell: Callable[[str], No
     file = find_lora(config.init_lora)
     lora = check_fits(read_lora(file), spec, config.model)
     found = _adapter_of(lora, spec)
-    problems = _limits(lora)
+    limits = _limits(lora)
+    problems = [*limits]
     values: dict[str, Any] = {"init_lora": file}
     provenance = dict(resolved.provenance)
     for key, (value, told, same) in found.items():
@@ -49,7 +50,12 @@ def with_init_lora(resolved: Resolved, spec: ModelSpec, tell: Callable[[str], No
         elif not same(config):
             problems.append(f"{key}: {_shown(getattr(config, key))} ({provenance[key]}), but the file has {told}")
     if problems:
-        raise UsageError(f"cannot start from {file}", "remove these options to use the file's values", details=problems)
+        hint = "remove these options to use the file's values"
+        if limits and len(lora.ranks) > 1:
+            hint = f"give it one rank first: cogtune lora resize {file} --rank {min(lora.ranks)} --output NEW"
+        elif limits:
+            hint = "use a LoRA with the same alpha for all layers"
+        raise UsageError(f"cannot start from {file}", hint, details=problems)
     if lora.without_alpha and "alpha" in found and values.get("alpha") is not None:
         tell(f"{file} does not record the alpha; assuming the rank, {lora.ranks[0]}. Use --alpha to change it")
     return replace(resolved, config=config.model_copy(update=values), provenance=provenance)

@@ -17,26 +17,13 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cogtune.models.download import snapshot
-from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.run.checkpoints import FACTS, checkpoints, refuse_shards
+from cogtune.run.checkpoints import FACTS
 from cogtune.run.facts import checked_facts
-from cogtune.system.errors import CogtuneError, UsageError
+from cogtune.run.lora_paths import ADAPTER_CONFIG, SUFFIXES
+from cogtune.system.errors import CogtuneError
 from cogtune.system.files import open_regular, os_errors_explained
 from cogtune.system.json_files import parse_json, read_json
 from cogtune.system.sniffing import HEAD, sniff
-
-ADAPTER_CONFIG = "adapter_config.json"
-"""PEFT's settings in an adapter folder."""
-
-OF_ADAPTER = (ADAPTER_CONFIG, "adapter_model.safetensors", "README.md")
-"""The files of a folder that PEFT writes."""
-
-FILE_NAMES = (LORA_WEIGHTS_NAME, "adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin")
-"""The file names of diffusers and PEFT for a LoRA in a folder, in order of preference."""
-
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-"""Suffixes of LoRA files."""
 
 WITHOUT_ALPHA = "cogtune_without_alpha"
 """The header's key for the layers, as a JSON list, whose alpha was not known where a format must say one; all if empty.
@@ -83,82 +70,6 @@ class LoraFile:
         except ValueError:
             return None
         return alpha if math.isfinite(alpha) and alpha > 0 else None
-
-
-_OF_TRAINING = ("optimizer", "scheduler", "sampler", "random_states", "scaler")
-"""How the names of accelerate's files without weights begin."""
-
-
-def _weights_in(folder: Path) -> list[Path]:
-    """Return the files of a folder that may be a LoRA, by their names."""
-    files = (path for path in folder.glob("*") if path.suffix in SUFFIXES and path.is_file())
-    return sorted(path for path in files if not path.name.startswith(_OF_TRAINING))
-
-
-def _file_in(folder: Path) -> Path | None:
-    """Return the LoRA file directly in ``folder``: by diffusers' or PEFT's name, or the only one that may be it."""
-    for name in FILE_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    others = _weights_in(folder)
-    return others[0] if len(others) == 1 and others[0].suffix == ".safetensors" else None
-
-
-def find_lora(path: Path) -> Path:
-    """Return the LoRA file that ``path`` means: itself, or the one in a run, a checkpoint or an adapter's folder.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if path.is_file():
-        return path
-    for folder in (path, *reversed(checkpoints(path))):
-        if (found := _file_in(folder)) is not None:
-            return found
-    refuse_shards(path)
-    if not path.exists():
-        raise UsageError(
-            f"no such file or folder: {path}",
-            "pass a run folder, a checkpoint, a LoRA file, or the id of a LoRA on the Hub (user/name)",
-        )
-    if (path / "model_index.json").is_file():
-        raise UsageError(f"{path} is a complete model, not a LoRA", "pass it as --model")
-    below = [file for name in FILE_NAMES for file in path.glob(f"*/{name}")]
-    candidates = _weights_in(path) or sorted(below)
-    raise UsageError(
-        f"{path} contains no checkpoint, and it is unclear which LoRA file to use",
-        "pass one of these files" if candidates else "pass a run folder, a checkpoint or a LoRA file",
-        details=[str(file) for file in candidates],
-    )
-
-
-def lora_at(reference: str) -> Path:
-    """Return the LoRA file that ``reference`` means: as :func:`find_lora`, or ``user/name[/FILE]`` on the Hub.
-
-    Raises:
-        UsageError: there is none.
-        CogtuneError: the download failed.
-    """
-    path = Path(reference).expanduser()
-    parts = reference.split("/")
-    is_id = len(parts) > 1 and all(parts[:2]) and not parts[1].endswith(SUFFIXES)
-    if not is_id or reference.startswith((".", "/", "~")) or Path(parts[0]).exists():
-        return find_lora(path)
-    repo_id, name = "/".join(parts[:2]), "/".join(parts[2:])
-    folder = snapshot(
-        repo_id,
-        "model",
-        patterns=[name] if name else [*FILE_NAMES, ADAPTER_CONFIG],
-        otherwise=f"check the network, and the path if you meant a file: {path} does not exist",
-    )
-    if name and not (folder / name).is_file():
-        raise UsageError(f"the model {repo_id} on the Hub has no file {name}", "check the spelling")
-    if not name and not any((folder / usual).is_file() for usual in FILE_NAMES):
-        raise UsageError(
-            f"the model {repo_id} on the Hub has no LoRA by one of the names {', '.join(FILE_NAMES)}",
-            f"pass the file too: {repo_id}/FILE.safetensors",
-        )
-    return find_lora(folder / name if name else folder)
 
 
 def open_file(path: Path) -> LoraFile:
@@ -238,7 +149,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     except CogtuneError:
         raise
     except Exception as error:  # a damaged pickle may raise anything
-        reason = (str(error).splitlines() or ["it is truncated"])[0]
+        reason = (str(error).splitlines() or [""])[0]
+        if not reason or "zip archive" in reason:  # which goes on with advice to users of PyTorch
+            reason = "it is truncated or damaged"
         raise CogtuneError(f"cannot read {path}: {reason}", "copy or download it again") from error
     for _ in _WRAPPERS:  # a dict may hold itself
         if not isinstance(value, dict) or any(isinstance(item, Tensor) for item in value.values()):

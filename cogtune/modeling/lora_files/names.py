@@ -4,8 +4,8 @@ Sources, for CogVideoX: diffusers' ``save_lora_weights`` (``transformer.LAYER.lo
 ``attn1.processor.to_q_lora.down.weight``); PEFT
 (``base_model.model.LAYER.lora_A.weight``, in a raw state dict ``lora_A.default.weight``); kohya's sd-scripts and
 musubi-tuner (``lora_unet_LAYER.lora_down.weight`` with the layer's dots as underscores, and ``.alpha``); VideoX-Fun
-(the same with ``lora_unet__``); ComfyUI (``diffusion_model.LAYER``); DiffSynth-Studio (``blocks.N``, ``to_out``,
-``ff.0``).
+(the same with ``lora_unet__``), OneTrainer (with ``lora_transformer_``) and LyCORIS (with ``lycoris_``); ComfyUI
+(``diffusion_model.LAYER``); DiffSynth-Studio (``blocks.N``, ``to_out``, ``ff.0``).
 """
 
 from __future__ import annotations
@@ -53,12 +53,20 @@ _PREFIXES = (
     "diffusion_model_",
     "lora_unet_",
     "lora_transformer_",
+    "lora_dit_",
+    "lora_layers_",
     "lycoris_",
-    "pipe_dit_",
+    "pipe_",
+    "pipeline_",
     "dit_",
     "unet_",
     "denoiser_",
+    "generator_",
+    "student_",
+    "network_",
+    "state_dict_",
     "module_",
+    "forward_module_",
     "model_",
     "transformer_",
     "_",
@@ -161,17 +169,24 @@ def _names() -> tuple[dict[str, str], dict[str, str]]:
     return {name.replace(".", "_"): name for name in outside}, {name.replace(".", "_"): name for name in inside}
 
 
+_SIGNS = {
+    r"lora_unet__": "VideoX-Fun",
+    r"lora_unet_": "kohya, musubi-tuner",
+    r"lora_transformer_": "OneTrainer",
+    r"lycoris_": "LyCORIS",
+    r"diffusion_model\.": "ComfyUI",
+    r"(pipe\.dit\.)?blocks\.": "DiffSynth-Studio",
+    r"(\w+\.)?base_model\.": "PEFT",
+    r".*\.processor\.to_": "diffusers before 0.22",
+    r"transformer\.": "diffusers",
+    r"transformer_blocks\.|(patch|time|ofs)_embed|norm_out\.|proj_out\.": "diffusers' layer names",
+}
+"""How the names of tensors begin, and which programs use them."""
+
+
 def source_format_of(keys: list[str]) -> str:
     """Return the naming scheme, as the programs that use it."""
-    signs = (
-        ("lora_unet__", "VideoX-Fun"),
-        ("lora_unet_", "kohya, musubi-tuner"),
-        ("base_model.", "PEFT"),
-        ("diffusion_model.", "ComfyUI"),
-        ("transformer.", "diffusers"),
-        ("blocks.", "DiffSynth-Studio"),
-    )
-    for sign, name in signs:
-        if any(key.startswith(sign) for key in keys):
+    for sign, name in _SIGNS.items():
+        if any(re.match(sign, key) for key in keys):
             return name
-    return "names without a prefix"
+    return "an unknown program"

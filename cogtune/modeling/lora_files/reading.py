@@ -18,6 +18,7 @@ from cogtune.modeling.lora_files.lora_file import LoraFile, open_file
 from cogtune.modeling.lora_files.names import OTHER_METHODS, Part, TensorName, layer_name, parse_name, source_format_of
 from cogtune.models import layers
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
+from cogtune.models.sat import refuse_sat_names
 from cogtune.models.variants import VARIANTS
 from cogtune.system.errors import CogtuneError
 
@@ -100,6 +101,7 @@ class Lora:
 
 
 _NOT_FINITE = "values that are not finite"
+_NOT_NUMBERS = "stored in a number format that is not supported"
 
 
 def read_lora(path: Path) -> Lora:
@@ -110,6 +112,7 @@ def read_lora(path: Path) -> Lora:
             problem, the number of tensors that have it, and examples.
     """
     opened = open_file(path)
+    refuse_sat_names(path, opened.tensors)
     method = str(opened.config.get("peft_type", "LORA")).upper()
     if method != "LORA":
         raise CogtuneError(f"{path} is a {method} adapter, which is not supported", "use a LoRA or DoRA")
@@ -125,6 +128,8 @@ def read_lora(path: Path) -> Lora:
     elif not problems and without and opened.config.get("use_dora"):
         problems.append("its settings say DoRA, but it has no magnitudes")
     if problems:
+        if any(_NOT_NUMBERS in problem for problem in problems):
+            raise CogtuneError(f"cannot use {path}", "save it again in fp32, fp16 or bf16", details=problems)
         if any(_NOT_FINITE in problem for problem in problems):
             raise CogtuneError(
                 f"cannot use {path}", "its training diverged; use an earlier checkpoint", details=problems
@@ -170,7 +175,7 @@ def _not_applied(settings: Mapping[str, Any]) -> list[str]:
 def _sorted(opened: LoraFile) -> tuple[dict[str, dict[str, tuple[str, TensorName, Tensor]]], list[str]]:
     """Return the tensors by layer and part, and what is wrong with their names and values."""
     parts: dict[str, dict[str, tuple[str, TensorName, Tensor]]] = {}
-    lost, doubled, empty, broken, adapters = [], [], [], [], set()
+    lost, doubled, empty, foreign, broken, adapters = [], [], [], [], [], set()
     for key, tensor in opened.tensors.items():
         named = parse_name(key)
         if named is None:
@@ -181,7 +186,7 @@ def _sorted(opened: LoraFile) -> tuple[dict[str, dict[str, tuple[str, TensorName
         if tensor.numel() == 0:
             empty.append(key)
         elif not _has_numbers(tensor, named.part):
-            broken.append(f"{key} ({tensor.dtype})")
+            foreign.append(f"{key} ({tensor.dtype})")
         elif not bool(tensor.float().isfinite().all()):
             broken.append(key)
         if named.part in (of_layer := parts.setdefault(named.layer, {})):
@@ -194,6 +199,7 @@ def _sorted(opened: LoraFile) -> tuple[dict[str, dict[str, tuple[str, TensorName
         (lost, f"{len(lost)} of its {count} tensors belong to no CogVideoX layer that a LoRA can change"),
         (doubled, "two tensors are for the same part of one layer"),
         (empty, f"{len(empty)} tensors are empty; they were not gathered from all GPUs before saving"),
+        (foreign, f"{len(foreign)} tensors are {_NOT_NUMBERS}"),
         (broken, f"{len(broken)} tensors have {_NOT_FINITE}"),
     )
     problems = [f"{told}{_example(found)}" for found, told in kinds if found]
@@ -321,8 +327,6 @@ def _what_now(opened: LoraFile) -> str:
             return f"it contains {method} tensors, which are not supported; use a LoRA or DoRA"
     if any(key.startswith(("lora_te", "text_encoder")) for key in keys):
         return "it also adapts a text encoder, so it was probably made for another model"
-    if any(re.search(r"\.matrix_[AB]\.", key) for key in keys):
-        return "it is in SAT format; convert it with CogVideo's tools/export_sat_lora_weight.py"
     if any("lora" in key for key in keys) and any(".base_layer." in key for key in keys):
         return "it also has the base's weights: save only the adapter, with PEFT's get_peft_model_state_dict"
     if opened.config.get("bias", "none") != "none":

@@ -15,10 +15,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cogtune.modeling.lora_files.applying import peft_config
-from cogtune.modeling.lora_files.lora_file import ADAPTER_CONFIG, WITHOUT_ALPHA
+from cogtune.modeling.lora_files.lora_file import WITHOUT_ALPHA
 from cogtune.modeling.lora_files.reading import Lora, Pair
 from cogtune.models.lora_formats import LORA_FORMATS, LoraFormat, LoraFormatName
 from cogtune.run.checkpoints import FACTS, lora_facts
+from cogtune.run.lora_paths import ADAPTER_CONFIG
 from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained, write_atomic
 from cogtune.system.folders import remove_leftovers, written_folder

@@ -1,4 +1,4 @@
-"""cogtune.data.video.structure: files joined end to end, and cropping rectangles of containers."""
+"""Cropping rectangles of containers are applied."""
 
 from __future__ import annotations
 
@@ -6,56 +6,15 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 
 from cogtune.config.choices import Decoder
 from cogtune.data.cache.index import image_key
 from cogtune.data.frames import FrameSettings, view
-from cogtune.data.video.clips import probe, read_frames, write_video
-from cogtune.data.video.structure import Crop, crop_of
+from cogtune.data.video.clips import probe, read_frames
+from cogtune.data.video.cropping import Crop, crop_of
 from cogtune.models.geometry import Size
-from tests.support.containers import CLAP, with_clean_aperture, with_pixel_crop
-
-HEIGHT, WIDTH = 64, 96
-
-
-def picture() -> np.ndarray:
-    across, down = np.meshgrid(np.arange(WIDTH) * 2, np.arange(HEIGHT) * 3)
-    return np.stack([across, down, np.full_like(across, 128)], axis=-1).astype(np.uint8)
-
-
-def clip(path: Path) -> Path:
-    """A clip in the container that the suffix names."""
-    plain = path.with_name("plain.mp4")
-    write_video(plain, [picture()] * 12, 8)
-    if path.suffix in (".wmv", ".avi", ".flv"):
-        with av.open(str(path), "w") as made:
-            stream = made.add_stream({".wmv": "wmv2", ".avi": "mpeg4", ".flv": "flv"}[path.suffix], rate=8)
-            assert isinstance(stream, av.VideoStream)
-            stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
-            for _ in range(12):
-                made.mux(stream.encode(av.VideoFrame.from_ndarray(picture(), format="rgb24")))
-            made.mux(stream.encode(None))
-        return path
-    options = {"movflags": "frag_keyframe+empty_moov"} if path.stem == "fragments" else {}
-    with av.open(str(plain)) as source, av.open(str(path), "w", options=options) as copy:
-        stream = copy.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                copy.mux(packet)
-    return path
-
-
-@pytest.mark.parametrize("name", ["a.mp4", "fragments.mp4", "a.mov", "a.3gp", "a.avi", "a.wmv", "a.flv"])
-def test_files_joined_end_to_end_are_counted(tmp_path: Path, name: str) -> None:
-    one = clip(tmp_path / name)
-    assert probe(one).files == 1
-    three = tmp_path / f"three{one.suffix}"
-    three.write_bytes(one.read_bytes() * 3)
-    assert probe(three).files == 3
+from tests.support.containers import CLAP, HEIGHT, WIDTH, clip, with_clean_aperture, with_pixel_crop
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
