@@ -88,7 +88,9 @@ def test_the_architecture_and_the_recipes_name_what_is_there() -> None:
 
 
 def test_the_container_gets_the_files_that_it_copies() -> None:
-    copied = [words.split()[:-1] for words in re.findall(r"^COPY (.+)$", (ROOT / "Dockerfile").read_text(), re.M)]
+    copied = [
+        words.split()[:-1] for words in re.findall(r"^COPY (.+)$", (ROOT / "tools" / "Dockerfile").read_text(), re.M)
+    ]
     sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert {name for names in copied for name in names} == sent
     assert [name for name in sent if not (ROOT / name).exists()] == []
