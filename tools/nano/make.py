@@ -63,10 +63,10 @@ def foundations(given: argparse.Namespace, gpus: list[int | None]) -> bool:
         more = ["--steps", 20, "--batch-size", 16] if given.smoke else ["--steps", 4000, "--batch-size", 128]
         started.append(Started(given.parts, gpus[-1], "train_text", "--parts", given.parts, *more))
     if not record.get("vae", {}).get("done"):
-        more = (
-            ["--steps", 12, "--judge", 2, "--batch-size", given.vae_batch_size, "--reserve", 20] if given.smoke else []
-        )
+        more = ["--steps", 12, "--judge", 2, "--reserve", 20] if given.smoke else []
+        more += ["--batch-size", given.vae_batch_size]
         more += [] if given.vae_crop is None else ["--crop", given.vae_crop]
+        more += [] if given.start is None else ["--start", given.start]
         arguments = ["--parts", given.parts, "--seconds", given.vae_seconds, *more]
         started.append(Started(given.parts, gpus[0], "train_vae", *arguments))
     return all_well(started)
@@ -76,6 +76,7 @@ def transformers(given: argparse.Namespace, gpus: list[int | None], deadline: De
     """One run for each variant that is not done. Caches are filled one variant after another where they share one."""
     left = [name for name in given.variants if transformer_part(name) not in recorded(given.parts)]
     common = ["--parts", given.parts, "--data", given.data]
+    common += [] if given.start is None else ["--start", given.start]
     if cache_only:
         # 2b, 5b and 5b-i2v read the same latents, one after the other; 1.5 has a cache of its own
         groups = [[name for name in left if name.startswith("1.5") == own] for own in (False, True)]
@@ -141,6 +142,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=580.0, help="of this call")
     parser.add_argument("--vae-seconds", type=float, default=300.0)
     parser.add_argument("--total-seconds", type=float, help="of training a transformer, over all calls")
+    parser.add_argument("--start", type=Path, help="parts to start from, in place of random weights: tools/nano/parts")
     parser.add_argument("--until", choices=["foundations", "cache", "train", "score"], default="score")
     parser.add_argument("--variants", type=lambda text: text.split(","), default=list(NANO_VARIANTS))
     parser.add_argument("--archive", type=Path, help="folder for archives of what was made")

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKLCogVideoX
 from cogtune.data.nano import world
 from cogtune.modeling.nano import new_vae, normalise_latents
 from cogtune.models.geometry import Size
-from tools.nano.common import Deadline, best_device, load_state, machine, note, save_state, say
+from tools.nano.common import Deadline, best_device, folder_hashes, load_state, machine, note, save_state, say
 
 _MEASURED = 20
 """Steps after which the number of steps that fit is first estimated; then again every 100, since the pace varies."""
@@ -130,13 +130,19 @@ def main() -> None:
     parser.add_argument(
         "--crop", type=Size.parse, help="train on parts of clips, such as 9x32x32; for a trial on a CPU"
     )
+    parser.add_argument("--start", type=Path, help="parts whose VAE to start from, in place of random weights")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device")
     given = parser.parse_args()
     device, deadline = best_device(given.device), Deadline(given.seconds - given.reserve)
     half = device.type == "cuda"
     torch.backends.cudnn.benchmark = True
-    vae = new_vae(given.seed).to(device)
+    vae = new_vae(given.seed)
+    if given.start is not None:
+        vae.load_state_dict(
+            AutoencoderKLCogVideoX.from_pretrained(given.start / "vae", dtype=torch.float32).state_dict()
+        )
+    vae.to(device)
     if half:
         for parameter in vae.parameters():
             if parameter.dim() == 5:
@@ -222,6 +228,7 @@ def main() -> None:
         "seconds": round(spent, 1),
         "losses": losses,
         "psnr": figures,
+        "started_from": {} if given.start is None else folder_hashes(given.start / "vae"),
         **machine(device),
     }
     note(given.parts, "vae", facts)
