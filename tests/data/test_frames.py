@@ -405,7 +405,7 @@ def test_any_kind_of_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
     ("content", "reason"),
     [
         (None, "No such file or directory"),
-        (b"", "it is in no known image format"),
+        (b"", "it is empty"),
         (b"not an image", "it is in no known image format"),
         (b"\x89PNG\r\n\x1a\n and then nothing", "it is in no known image format"),
     ],
