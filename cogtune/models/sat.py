@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cogtune.system.containment import leads_out
 from cogtune.system.errors import CogtuneError
 
 _STATES = "mp_rank_00_model_states.pt"
@@ -45,9 +46,10 @@ def refuse_sat_names(checkpoint: Path, names: Iterable[str]) -> None:
 
 
 def _states_in(path: Path) -> Iterator[Path]:
-    """Yield the files of weights in a folder, its transformer's, and those that their ``latest`` names."""
+    """Yield the files of weights in a folder, its transformer's, and their subfolders; no links to files elsewhere."""
     for folder in (path, path / "transformer"):
-        yield from (file for file in (folder / _STATES, *folder.glob(f"*/{_STATES}")) if file.is_file())
+        files = (folder / _STATES, *folder.glob(f"*/{_STATES}"))
+        yield from (file for file in files if file.is_file() and not leads_out(file, path))
 
 
 def _description(file: Path) -> str:
