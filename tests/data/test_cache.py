@@ -77,6 +77,21 @@ def test_entries_hold_what_training_reads(fill: Callable[..., PreparedCache]) ->
     assert counts(prepared) == (6, 7, 6)  # a caption each, and the empty one
 
 
+def test_entries_that_fit_are_read_once(tmp_path: Path) -> None:
+    keys = ["aa" * 16, "bb" * 16, "cc" * 16]
+    for number, key in enumerate(keys):
+        Store(tmp_path).write("text", key, torch.full((4,), float(number)))
+    store = Store(tmp_path, in_memory=40)  # two of 16 bytes each
+    before = [store.read("text", key) for key in keys]
+    for key in keys:
+        Store(tmp_path).delete("text", key)
+    assert all(torch.equal(store.read("text", key), value) for key, value in zip(keys[:2], before[:2], strict=True))
+    with pytest.raises(CogtuneError, match="missing or damaged"):
+        store.read("text", keys[2])
+    with pytest.raises(CogtuneError, match="missing or damaged"):
+        Store(tmp_path).read("text", keys[0])
+
+
 def test_a_second_look_finds_nothing_to_do(
     fill: Callable[..., PreparedCache], look: Callable[..., PreparedCache]
 ) -> None:

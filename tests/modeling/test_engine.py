@@ -286,6 +286,7 @@ def test_an_arena_hands_out_what_does_not_overlap_and_takes_it_back() -> None:
         arena.reset()
     assert arena.size == taken
     assert taken <= SMALLEST_REGION + 8.4 * 70_000_000 + 4096
+    assert not HostArena(pin=False).take(5000).any()  # new memory is zero
 
 
 def test_blocks_that_are_streamed_are_spread() -> None:
