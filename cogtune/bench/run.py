@@ -117,6 +117,8 @@ def bench(request: BenchRequest, recipes: Sequence[Recipe] = ("preset",)) -> Ite
         StoppedError: it was stopped.
         CogtuneError: the run cannot be made, or failed.
     """
+    if request.trace is not None and request.trace.is_dir():
+        raise UsageError(f"--trace: {request.trace} is a folder", "pass a file, such as step.json")
     request = _narrowed(request)
     other = _other(request)
     if request.alone:

@@ -7,12 +7,24 @@ from typing import Annotated
 
 import typer
 
-from cogtune.cli.infer import numbers_of
 from cogtune.cli.options import Json
-from cogtune.models.variants import Precision, SamplingScheduler
+from cogtune.cli.sampling_options import (
+    SHOWN,
+    Fps,
+    Frames,
+    Guidance,
+    NumberFormat,
+    NumVideos,
+    Scheduler,
+    Seed,
+    Steps,
+    VideoSize,
+    Vram,
+    numbers_of,
+)
 from cogtune.system import console
 
-_SHOWN, _SAMPLING, _MEASURED = "What to show", "How it is sampled", "What is measured"
+_MEASURED = "What is measured"
 
 
 def compare(
@@ -51,7 +63,7 @@ def compare(
             help=r"Prompt, or a .txt file with one per line. \[default: those of the run's sample videos, or its "
             "first caption]",
             show_default=False,
-            rich_help_panel=_SHOWN,
+            rich_help_panel=SHOWN,
         ),
     ] = None,
     image: Annotated[
@@ -60,13 +72,13 @@ def compare(
             "--image",
             help="First frame of each --prompt, for image-to-video models. One serves all.",
             show_default=False,
-            rich_help_panel=_SHOWN,
+            rich_help_panel=SHOWN,
         ),
     ] = None,
     held_out: Annotated[
         int,
         typer.Option(
-            "--held-out", help="Number of captions of the run's validation data.", min=0, rich_help_panel=_SHOWN
+            "--held-out", help="Number of captions of the run's validation data.", min=0, rich_help_panel=SHOWN
         ),
     ] = 4,
     unrelated: Annotated[
@@ -76,83 +88,19 @@ def compare(
             help=r"Prompt that has nothing to do with the training data, or a .txt file of them. \[default: three of "
             "everyday scenes]",
             show_default=False,
-            rich_help_panel=_SHOWN,
+            rich_help_panel=SHOWN,
         ),
     ] = None,
-    num_videos: Annotated[
-        int, typer.Option("--num-videos", help="Videos per prompt.", min=1, rich_help_panel=_SHOWN)
-    ] = 1,
-    seed: Annotated[
-        int,
-        typer.Option(
-            "--seed",
-            help="Seed of each prompt's first video; further ones count up from it.",
-            min=0,
-            max=2**63 - 1,
-            rich_help_panel=_SHOWN,
-        ),
-    ] = 42,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            "--size",
-            help=r"Height x width, or frames x height x width. \[default: as trained]",
-            show_default=False,
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            "--frames",
-            help=r"Number of frames. \[default: as trained]",
-            show_default=False,
-            min=1,
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(
-            "--fps",
-            help=r"Frames per second. \[default: as trained]",
-            min=1,
-            show_default=False,
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", min=1, rich_help_panel=_SAMPLING)] = 50,
-    guidance: Annotated[
-        float,
-        typer.Option("--guidance", help="How closely to follow the prompt.", min=1, rich_help_panel=_SAMPLING),
-    ] = 6.0,
-    scheduler: Annotated[
-        SamplingScheduler | None,
-        typer.Option(
-            "--scheduler",
-            help=r"DPM-Solver++ with dynamic guidance, or DDIM. \[default: as for cogtune infer]",
-            show_default=False,
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    precision: Annotated[
-        Precision | None,
-        typer.Option(
-            "--precision",
-            help=r"Number format. \[default: as trained]",
-            show_default=False,
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    vram: Annotated[
-        str | None,
-        typer.Option(
-            "--vram",
-            help=r"GPU memory limit, such as 8GB. \[default: the free memory]",
-            show_default=False,
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
+    num_videos: NumVideos = 1,
+    seed: Seed = 42,
+    size: VideoSize = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    steps: Steps = 50,
+    guidance: Guidance = 6.0,
+    scheduler: Scheduler = None,
+    precision: NumberFormat = None,
+    vram: Vram = None,
     data: Annotated[
         Path | None,
         typer.Option(

@@ -7,11 +7,25 @@ from typing import Annotated
 
 import typer
 
+from cogtune.cli.sampling_options import (
+    SAMPLING,
+    SHOWN,
+    Fps,
+    Frames,
+    Guidance,
+    NumberFormat,
+    NumVideos,
+    Scheduler,
+    Seed,
+    Steps,
+    VideoSize,
+    Vram,
+    numbers_of,
+)
 from cogtune.config.choices import VideoFormat
-from cogtune.models.variants import Precision, SamplingScheduler
 from cogtune.system import console
 
-_INPUTS, _SAMPLING, _FILES = "What to show", "How it is sampled", "Files"
+_FILES = "Files"
 
 
 def infer(
@@ -49,7 +63,7 @@ def infer(
             "--image",
             help="First frame, for image-to-video models. Several, or a folder of images, make one video each.",
             show_default=False,
-            rich_help_panel=_INPUTS,
+            rich_help_panel=SHOWN,
         ),
     ] = None,
     video: Annotated[
@@ -58,7 +72,7 @@ def infer(
             "--video",
             help="Clip to transform. Several, or a folder of clips, make one video each.",
             show_default=False,
-            rich_help_panel=_INPUTS,
+            rich_help_panel=SHOWN,
         ),
     ] = None,
     strength: Annotated[
@@ -67,13 +81,13 @@ def infer(
             "--strength",
             help=r"How much --video is changed, from 0 to 1. \[default: 0.8]",
             show_default=False,
-            rich_help_panel=_INPUTS,
+            rich_help_panel=SHOWN,
         ),
     ] = None,
     negative_prompt: Annotated[
         str,
         typer.Option(
-            "--negative-prompt", help="What the video should not show.", show_default=False, rich_help_panel=_INPUTS
+            "--negative-prompt", help="What the video should not show.", show_default=False, rich_help_panel=SHOWN
         ),
     ] = "",
     id_token: Annotated[
@@ -82,47 +96,17 @@ def infer(
             "--id-token",
             help=r"Trigger word put in front of the prompts; '' for none. \[default: as trained]",
             show_default=False,
-            rich_help_panel=_INPUTS,
+            rich_help_panel=SHOWN,
         ),
     ] = None,
-    num_videos: Annotated[
-        int, typer.Option("--num-videos", help="Videos per prompt.", min=1, rich_help_panel=_INPUTS)
-    ] = 1,
-    seed: Annotated[
-        int,
-        typer.Option(
-            "--seed", help="Seed of each prompt's first video; further ones count up from it.", min=0, max=2**63 - 1
-        ),
-    ] = 42,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            "--size", help=r"Height x width, or frames x height x width. \[default: as trained]", show_default=False
-        ),
-    ] = None,
-    frames: Annotated[
-        int | None,
-        typer.Option("--frames", help=r"Number of frames. \[default: as trained]", show_default=False, min=1),
-    ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option("--fps", help=r"Frames per second of the file. \[default: as trained]", min=1),
-    ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Denoising steps.", min=1, rich_help_panel=_SAMPLING)] = 50,
-    guidance: Annotated[
-        float,
-        typer.Option("--guidance", help="How closely to follow the prompt.", min=1, rich_help_panel=_SAMPLING),
-    ] = 6.0,
-    scheduler: Annotated[
-        SamplingScheduler | None,
-        typer.Option(
-            "--scheduler",
-            help="DPM-Solver++ with dynamic guidance, or DDIM. "
-            r"\[default: ddim for 2b, dpm for the rest, as in the public CogVideoX fine-tuning guides]",
-            show_default=False,
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
+    num_videos: NumVideos = 1,
+    seed: Seed = 42,
+    size: VideoSize = None,
+    frames: Frames = None,
+    fps: Fps = None,
+    steps: Steps = 50,
+    guidance: Guidance = 6.0,
+    scheduler: Scheduler = None,
     lora_scale: Annotated[
         str | None,
         typer.Option(
@@ -130,7 +114,7 @@ def infer(
             help=r"Factor on the strength of all LoRAs. Several, as in 0.5,1,1.5, make one video each. "
             r"\[default: 1, as trained]",
             show_default=False,
-            rich_help_panel=_SAMPLING,
+            rich_help_panel=SAMPLING,
         ),
     ] = None,
     lora_alpha: Annotated[
@@ -140,28 +124,11 @@ def infer(
             help=r"Alpha the LoRA was trained with, if its file does not record it. "
             r"\[default: the file's alpha, or else its rank]",
             show_default=False,
-            rich_help_panel=_SAMPLING,
+            rich_help_panel=SAMPLING,
         ),
     ] = None,
-    precision: Annotated[
-        Precision | None,
-        typer.Option(
-            "--precision",
-            help=r"Number format. \[default: as trained]",
-            show_default=False,
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    vram: Annotated[
-        str | None,
-        typer.Option(
-            "--vram",
-            help=r"GPU memory limit, such as 8GB; weights that do not fit are streamed from host memory. "
-            r"\[default: the free memory]",
-            show_default=False,
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
+    precision: NumberFormat = None,
+    vram: Vram = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -225,17 +192,3 @@ def infer(
 
     for made in generate(request):
         console.say(f"{made.path}: {made.size} at {made.fps:g} fps: {made.prompt or 'no prompt'}")
-
-
-def numbers_of(text: str | None) -> tuple[float, ...]:
-    """Parse ``0.5,1,1.5``, the value of ``--lora-scale``.
-
-    Raises:
-        UsageError: one of them is none.
-    """
-    from cogtune.system.errors import UsageError
-
-    try:
-        return tuple(float(part) for part in text.split(",")) if text is not None else ()
-    except ValueError:
-        raise UsageError(f"--lora-scale: '{text}' is not a list of numbers", "write it as 0.5,1,1.5") from None

@@ -26,7 +26,7 @@ def choose(rows: Sequence[Row], base: Row, clips: Mapping[str, Range]) -> tuple[
         number = min(equal, key=lambda one: (rows[one].figures.drift or 0.0, rows[one].step or 0))
     else:
         number = min(clean, key=lambda one: outside(rows[one], clips) + (rows[one].figures.drift or 0.0))
-    return number, _why(rows[number], base, clips, len(rows) - len(clean))
+    return number, _why(rows[number], base, clips, min(losses.values(), default=None), len(rows) - len(clean))
 
 
 def outside(row: Row, clips: Mapping[str, Range]) -> float:
@@ -40,14 +40,15 @@ def outside(row: Row, clips: Mapping[str, Range]) -> float:
     return total
 
 
-def _why(row: Row, base: Row, clips: Mapping[str, Range], accused: int) -> str:
+def _why(row: Row, base: Row, clips: Mapping[str, Range], least: float | None, accused: int) -> str:
     figures, before = row.figures, base.figures
     parts = []
     loss, of_base = loss_of(figures), loss_of(before)
     if loss is not None:
         kind = "held-out loss" if figures.loss is not None else "loss on training samples"
         less = f", {(loss - of_base) / of_base:+.0%} from the base's {of_base:.4g}" if of_base else ""
-        parts.append(f"the lowest {kind} of those without signs of a problem: {loss:.4g}{less}")
+        low = f"the lowest {kind}" if loss == least else f"a {kind} within {SAME_LOSS:.0%} of the lowest"
+        parts.append(f"{low} of those without signs of a problem: {loss:.4g}{less}")
     else:
         parts.append("it looks most like the training clips")
     if (usual := clips.get("motion")) is not None:

@@ -12,7 +12,7 @@ from cogtune.report.page import Child, Html, facts, join, section, table, tag, w
 from cogtune.report.pictures import bytes_each
 from cogtune.report.videos import strip, video_figure
 from cogtune.run.comparison import LOOKS, PAGE, Comparison, Row, SceneKind, read_comparison
-from cogtune.system import console
+from cogtune.system import console, names
 from cogtune.system.errors import CogtuneError, counted
 
 
@@ -81,7 +81,7 @@ def write_comparison_page(folder: Path, comparison: Comparison) -> Path:
     Raises:
         CogtuneError: it cannot be written.
     """
-    name = folder.absolute().parent.name if folder.name == "compare" else folder.absolute().name
+    name = folder.absolute().parent.name if folder.name == names.COMPARISON else folder.absolute().name
     write_page(folder / PAGE, f"{name} · comparison", _parts(folder, name, comparison))
     return folder / PAGE
 

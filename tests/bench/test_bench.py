@@ -436,6 +436,8 @@ def test_the_table_shows_what_was_measured_and_what_was_not() -> None:
     assert ["whole GPU without NCCL, GB of 10^9", "22.20"] in table([alone])[1]
     assert table([row()])[1][-1] == ["promised by the public guides, GB of 10^9", "42.00"]
     assert ["hours for the run's 1,000 steps", "0.89"] in table([row()], 1000)[1]
+    assert ["waits for memory to be freed", "3"] in table([row(retries=3)])[1]
+    assert "waits for memory to be freed" not in {cells[0] for cells in table([row(retries=0)])[1]}
     assert table([row(changes={"size": "9x64x96"})])[1][-1][0] == "reserved by each process, GiB"
     ((_, measured, estimated, off),) = vram.errors([row(gpus=4)])
     assert measured == "41.26"
@@ -517,6 +519,11 @@ def test_another_preset_is_measured_beside_it(tmp_path: Path) -> None:
     assert columns[1:] == ["cpu-sft-tiny", "cpu-lora-tiny", "cpu-lora-tiny / cpu-sft-tiny"]
     with pytest.raises(UsageError, match="--compare 4090-lora-5b: it trains THUDM/CogVideoX-5b"):
         bench(replace(request(tmp_path), against=("4090-lora-5b", resolve(preset_name="4090-lora-5b"))))
+
+
+def test_a_trace_is_not_written_to_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--trace: {tmp_path} is a folder"):
+        bench(replace(request(tmp_path), trace=tmp_path))
 
 
 def test_a_step_is_traced_and_summed_up(tmp_path: Path, cogtune: Cogtune) -> None:

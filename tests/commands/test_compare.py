@@ -265,7 +265,11 @@ def test_mistakes_are_told_before_a_model_is_loaded(
     shutil.copyfile(trained / "run.yaml", tmp_path / "new" / "run.yaml")
     assert "has no weights yet" in run(capsys, "compare", tmp_path / "new", status=2).err
     assert "hf download" in run(capsys, "compare", trained, "--clip", "openai/none", status=2).err
-    assert "--image is not supported" in run(capsys, "compare", trained, "--image", __file__, status=2).err
+    said = run(capsys, "compare", trained, "--image", __file__, status=2).err
+    assert "--image is not supported" in said
+    assert "there is no --prompt that it could be the first frame of" in said
+    missing = run(capsys, "compare", trained, "--prompt", tmp_path / "missing.txt", status=2).err
+    assert "missing.txt" in missing
     assert "not a list of numbers" in run(capsys, "compare", trained, "--lora-scale", "1;2", status=2).err
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -112,7 +112,11 @@ def test_the_lowest_loss_without_signs_is_chosen() -> None:
 
 
 def test_of_equal_losses_the_one_that_changes_least_is_chosen() -> None:
-    assert verdict(row("a", loss=0.380, drift=0.5), row("b", loss=0.382, drift=0.2))[0] == "b"
+    chosen, words = verdict(row("a", loss=0.380, drift=0.5), row("b", loss=0.382, drift=0.2))
+    assert chosen == "b"
+    assert words.startswith(
+        "Take b: a held-out loss within 1% of the lowest of those without signs of a problem: 0.382"
+    )
     assert verdict(row("a", loss=0.38, step=200), row("b", loss=0.38, step=100))[0] == "b"
 
 

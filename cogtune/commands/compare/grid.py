@@ -48,7 +48,7 @@ def write_grid(
         for _ in range(min(lengths)):
             lines = [head]
             for title, row in zip(titles, readers, strict=True):
-                lines += [title, np.concatenate([_fitted(next(one), height, width) for one in row], axis=1)]
+                lines += [title, np.concatenate([shrink(next(one), height, width) for one in row], axis=1)]
             yield np.concatenate(lines)
 
     write_video(path, frames(), fps, own_files.MARK, facts)
@@ -62,10 +62,6 @@ def _cell(height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
         (_LARGEST[1] - _STRIP * (rows + 1)) / (rows * height),
     )
     return max(2, int(scale * height / 2) * 2), max(2, int(scale * width / 2) * 2)
-
-
-def _fitted(frame: Pixels, height: int, width: int) -> Pixels:
-    return shrink(frame, height, width)
 
 
 def _text(words: str, width: int) -> Pixels:

@@ -24,7 +24,7 @@ from cogtune.run.comparison import Scene, SceneKind
 from cogtune.run.run_yaml import read_run
 from cogtune.system import console
 from cogtune.system.digests import digest, digest_file
-from cogtune.system.errors import CogtuneError, UsageError
+from cogtune.system.errors import CogtuneError
 from cogtune.system.files import write_atomic
 
 
@@ -122,12 +122,13 @@ def _related(
     images = files_asked("--image", request.images, problems)
     if images and not spec.image_to_video:
         problems.lines.append("--image is not supported by a text-to-video model")
-    if images and len(images) not in (1, len(prompts)):
+    if images and not prompts:
+        problems.lines.append("--image: there is no --prompt that it could be the first frame of")
+    elif images and len(images) not in (1, len(prompts)):
         problems.lines.append(f"--image: {len(images)} images for {len(prompts)} prompts; pass one, or one for each")
     if prompts and spec.image_to_video and not images and not run.samples:
         problems.lines.append("--image is required for an image-to-video model, with --prompt")
-    if problems.lines:
-        raise UsageError("cannot compare", details=problems.lines)
+    problems.refuse()
     token = str(facts.get("id_token") or "")
     for number, prompt in enumerate(prompts):
         with_token = prompt if token.lower() in prompt.lower() else f"{token} {prompt}"
