@@ -11,7 +11,6 @@ _ANYWHERE = ("--debug", "--quiet")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run cogtune and exit with its status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
-    status: object
     try:
         from cogtune.system.safe_path import leave_working_folder_out
 
@@ -24,11 +23,15 @@ def main(arguments: list[str] | None = None) -> None:
         words = [word for word in words if word not in _ANYWHERE]
         if "--quiet" in flags:
             words.insert(0, "--quiet")
-        status = _status(words, "--debug" in flags)
+        _exit(_status(words, "--debug" in flags))
     except KeyboardInterrupt:  # while the program itself was still loading
-        status = 130  # errors.EXIT_INTERRUPTED, which may not be loaded
+        _exit(130)  # errors.EXIT_INTERRUPTED, which may not be loaded
     except SystemExit as end:
-        status = end.code
+        _exit(end.code)
+
+
+def _exit(status: object) -> None:
+    """Exit with ``status``, from within the block that handles what ended the program: there no signal is raised again."""
     ending = sys.modules.get("cogtune.cli.signals")
     if ending is None:  # Ctrl-C came before it was loaded
         sys.exit(130)

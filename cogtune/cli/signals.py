@@ -19,6 +19,8 @@ _INSISTS = 1.0
 _asked: list[int] = []
 _again = threading.Event()
 _ended = threading.Event()
+_saying = threading.Lock()
+"""Held while the signal is sent again, so that none is under way when the program stops listening."""
 
 
 def raise_on_signals() -> None:
@@ -31,16 +33,21 @@ def raise_on_signals() -> None:
 
 
 def exit_now(status: Any) -> NoReturn:
-    """Exit with ``status``; Ctrl-C during Python's clean-up ends it without a traceback."""
+    """Exit with ``status``; a signal during Python's clean-up ends it without a traceback."""
     _ended.set()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with _saying:
+        for number in [number for number in signal.Signals if signal.getsignal(number) is _hear]:
+            signal.signal(number, signal.SIG_IGN)  # drops one that is pending, which the default would obey
+            signal.signal(number, signal.SIG_DFL)
     sys.exit(status)
 
 
 def _hear(number: int, _frame: FrameType | None) -> None:
+    if _ended.is_set():
+        return
     if _again.is_set():  # it is we who say it again
         _again.clear()
-        if _ended.is_set() or _is_on_its_way():
+        if _is_on_its_way():
             return
     elif not _asked:
         _asked.append(number)
@@ -52,11 +59,14 @@ def _hear(number: int, _frame: FrameType | None) -> None:
 
 def _insist() -> None:
     while not _ended.wait(_INSISTS):
-        _again.set()
-        if hasattr(signal, "pthread_kill"):  # ends a wait, too
-            signal.pthread_kill(threading.main_thread().ident or 0, _asked[0])
-        else:
-            _thread.interrupt_main()
+        with _saying:
+            if _ended.is_set():
+                return
+            _again.set()
+            if hasattr(signal, "pthread_kill"):  # ends a wait, too
+                signal.pthread_kill(threading.main_thread().ident or 0, _asked[0])
+            else:
+                _thread.interrupt_main()
 
 
 def _is_on_its_way() -> bool:

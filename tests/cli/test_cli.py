@@ -257,6 +257,45 @@ def test_no_library_keeps_the_program_from_ending(number: int) -> None:
     assert (running.returncode, out, err) == (128 + number, "at work\n" * 3 + "in good order\n", "")
 
 
+REPEATED_AT_THE_END = """
+import atexit, sys, threading, time
+import cogtune.cli
+from cogtune.cli import signals
+
+class Late(threading.Event):
+    def set(self):
+        signals._ended.wait()
+        time.sleep(0.5)  # the program goes on to its end, if it does not wait for this thread
+        super().set()
+
+def work(*_):
+    print("at work", flush=True)
+    try:
+        time.sleep(1000)
+    except BaseException:
+        time.sleep(0.5)  # until the signal is about to be sent again
+        raise
+
+atexit.register(time.sleep, 2)
+signals._INSISTS, signals._again = 0.1, Late()
+cogtune.cli._status = work
+cogtune.cli.main([])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_repeated_as_the_program_ends_changes_nothing(number: int, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(REPEATED_AT_THE_END)
+    running = subprocess.Popen(
+        [sys.executable, tmp_path / "program.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == "at work\n"
+    running.send_signal(number)
+    out, err = running.communicate(timeout=600)
+    assert (running.returncode, out, err) == (128 + number, "", "")
+
+
 def test_a_cache_that_cannot_be_written_is_told_with_what_puts_it_elsewhere(
     cogtune: Cogtune, clips: Path, tmp_path: Path
 ) -> None:
