@@ -83,6 +83,9 @@ FINDINGS: dict[str, FindingKind] = {
     "empty-caption": FindingKind("warning", "A caption is empty."),
     "one-word-caption": FindingKind("warning", "A caption is a single word."),
     "long-caption": FindingKind("warning", "A caption is longer than the text encoder's limit, so its end is ignored."),
+    "not-text": FindingKind(
+        "warning", "A caption contains control characters, or the mark of a character that was lost in decoding."
+    ),
     "not-english": FindingKind(
         "warning", "A caption does not seem to be in English, which the models were trained on."
     ),

@@ -457,6 +457,11 @@ CASES: dict[str, tuple[Callable[[Path], ValidationReport], str, str]] = {
         "bad",
         "has the same caption as bad#2 and bad#3",
     ),
+    "not-text": (
+        _with_caption("A mouse\0 whistles, \ufffdsteering."),
+        "bad",
+        r"has a caption with characters that are not text (U+0000 and U+FFFD): 'A mouse\x00 whistles, \ufffdsteering.'",
+    ),
     "not-english": (
         _with_caption("Ein Dampfer fährt auf dem Fluss und pfeift."),
         "bad",

@@ -20,7 +20,7 @@ from cogtune.data.validation.clips import check_clip
 from cogtune.data.validation.inspection import InspectionJob, inspect
 from cogtune.data.video import clips, container, probing
 from cogtune.data.video.clips import probe, read_frames
-from cogtune.data.video.container import NotAVideo, VideoInfo, check_decoded, decode_all
+from cogtune.data.video.container import CutShort, DamagedVideo, NotAVideo, VideoInfo, check_decoded, decode_all
 from cogtune.data.video.images import measure_image
 from cogtune.data.video.orientation import orientation_of
 from cogtune.models.geometry import Size
@@ -227,6 +227,22 @@ def test_a_bare_stream_without_a_rate_is_taken_for_what_libav_assumes(tmp_path: 
     path = encode(tmp_path / "a.mjpeg", numbered(40), codec="mjpeg", pixel_format="yuvj420p", rate=16, form="mjpeg")
     info = probe(path)
     assert (info.num_frames, info.fps, info.rate_told) == (40, 25, False)
+
+
+def test_jpegs_as_a_camera_sends_them_end_with_a_boundary(tmp_path: Path) -> None:
+    """FFmpeg reads every frame of its own file, then calls the last boundary invalid."""
+    path = encode(tmp_path / "a.mjpeg", numbered(20), codec="mjpeg", pixel_format="yuvj420p", rate=16, form="mpjpeg")
+    info = probe(path)
+    assert (info.num_frames, info.fps, info.rate_told) == (20, 25, False)
+    assert decode_all(path).frames == 20
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(CutShort, match="is incomplete: it ends in the middle of a picture, after byte"):
+        decode_all(path)
+    middle = whole.index(b"Content-type", len(whole) // 2)
+    path.write_bytes(whole[:middle] + b"X" * 200 + whole[middle + 200 :])
+    with pytest.raises(DamagedVideo, match="cannot be read completely"):
+        decode_all(path)
 
 
 def test_an_animated_webp_is_named(tmp_path: Path) -> None:

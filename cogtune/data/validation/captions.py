@@ -25,6 +25,9 @@ _UNPARTED = re.compile(
 _BATCH = 1000
 _LATIN = ("LATIN", "FULLWIDTH LATIN", "MODIFIER LETTER")
 
+_NOT_TEXT = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")
+"""Control characters other than white space, and U+FFFD, which stands for one that could not be decoded."""
+
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
@@ -93,6 +96,14 @@ def _check_words(sample: Sample, words: int) -> Iterator[Finding]:
             sample.id,
             f"has a caption of one word: '{sample.caption[:60]}'",
             "describe what the clip shows in a sentence or more",
+        )
+    if odd := sorted(set(_NOT_TEXT.findall(sample.caption))):
+        names = listed([f"U+{ord(character):04X}" for character in odd])
+        yield finding(
+            "not-text",
+            sample.id,
+            f"has a caption with characters that are not text ({names}): {sample.caption[:60]!a}",
+            "remove them, or save the captions again as UTF-8",
         )
     if reason := not_english(sample.caption):
         yield finding(

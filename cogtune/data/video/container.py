@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,19 +343,38 @@ def demuxed(
 
     Raises:
         DamagedVideo: the file cannot be read completely.
+        CutShort: it ends early.
     """
     av = import_av()
     leading: list[Any] | None = []
+    end = 0
     try:
         for packet in container.demux(stream):
+            end = (packet.pos or 0) + packet.size
             if leading is None or packet.is_keyframe:
                 leading = None
                 yield packet
             else:
                 leading.append(packet)
     except av.FFmpegError as error:
-        raise DamagedVideo(path, f"cannot be read completely: {reason_of(error)}") from error
+        if container.format.name != _MIME_PARTS or not _is_last_boundary(path, end):
+            raise DamagedVideo(path, f"cannot be read completely: {reason_of(error)}") from error
+    else:
+        if container.format.name == _MIME_PARTS and not _is_last_boundary(path, end):
+            raise CutShort(path, f"is incomplete: it ends in the middle of a picture, after byte {end}")
     yield from leading or ()
+
+
+_MIME_PARTS = "mpjpeg"
+"""FFmpeg's name of JPEGs as network cameras send them. To it, the last boundary is invalid, half a picture the end."""
+
+
+def _is_last_boundary(path: Path, end: int) -> bool:
+    """Return whether nothing but a boundary follows byte ``end``, where a JPEG ends."""
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read(100)
+    return re.fullmatch(rb"\s*(--[^\r\n]*\s*)?", rest) is not None
 
 
 def decoded_frames(

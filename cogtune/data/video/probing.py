@@ -297,7 +297,7 @@ def _told_timing(stream: av.video.VideoStream) -> Timing:
 
     Without one, it is libav's default.
     """
-    return Timing(float(stream.codec_context.framerate or stream.average_rate or 1))
+    return Timing(float(stream.codec_context.framerate or stream.average_rate or stream.guessed_rate or 1))
 
 
 def _timing(stream: av.video.VideoStream, count: int, ticks: Sequence[int]) -> Timing:
