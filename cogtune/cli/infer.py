@@ -10,6 +10,7 @@ import typer
 from cogtune.cli.sampling_options import (
     SAMPLING,
     SHOWN,
+    BasePrecision,
     Fps,
     Frames,
     Guidance,
@@ -18,6 +19,7 @@ from cogtune.cli.sampling_options import (
     Scheduler,
     Seed,
     Steps,
+    TextEncoderPrecision,
     VideoSize,
     Vram,
     numbers_of,
@@ -128,6 +130,8 @@ def infer(
         ),
     ] = None,
     precision: NumberFormat = None,
+    base_precision: BasePrecision = None,
+    text_encoder_precision: TextEncoderPrecision = None,
     vram: Vram = None,
     output: Annotated[
         Path | None,
@@ -174,6 +178,8 @@ def infer(
         frames=frames,
         fps=fps,
         precision=precision,
+        base_precision=base_precision,
+        text_encoder_precision=text_encoder_precision,
         num_videos=num_videos,
         seed=seed,
         steps=steps,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogtune.models.variants import Precision, SamplingScheduler
+from cogtune.models.variants import FrozenPrecision, Precision, SamplingScheduler
 
 SHOWN, SAMPLING = "What to show", "How it is sampled"
 """Panels of ``--help``."""
@@ -51,6 +51,26 @@ NumberFormat = Annotated[
     typer.Option(
         "--precision",
         help=r"Number format. \[default: as trained]",
+        show_default=False,
+        rich_help_panel=SAMPLING,
+    ),
+]
+BasePrecision = Annotated[
+    FrozenPrecision | None,
+    typer.Option(
+        "--base-precision",
+        help="Precision of the matrix products with the base model's weights: fp8 halves them, on GPUs of compute "
+        r"capability 8.9 and later. \[default: that of --precision]",
+        show_default=False,
+        rich_help_panel=SAMPLING,
+    ),
+]
+TextEncoderPrecision = Annotated[
+    FrozenPrecision | None,
+    typer.Option(
+        "--text-encoder-precision",
+        help="Precision in which most of the text encoder's weights are stored: fp8 takes 5.9 GB instead of 9.5. "
+        r"\[default: that of --precision]",
         show_default=False,
         rich_help_panel=SAMPLING,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from diffusers.hooks import apply_layerwise_casting
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
@@ -79,12 +81,15 @@ class TextEncoder:
         max_tokens: int,
         device: torch.device,
         dtype: torch.dtype,
+        float8: bool = False,
         room: int | None = None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Load them.
 
         Args:
+            float8: whether to store the weights of attention and of the feed-forward layer's inputs as e4m3, which
+                halves them; products are in ``dtype``.
             room: bytes of the device's memory that may be used; what is free when None.
             tell: told what was decided.
         """
@@ -92,12 +97,16 @@ class TextEncoder:
         with loading(checkpoint / "tokenizer"):
             self.tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
         with loading(folder):
-            weights = _weight_bytes(folder, dtype)
+            weights = _weight_bytes(folder, dtype, float8=float8)
         free = free_bytes(device) if room is None else room
         fits = weights + TEXT_ROOM <= free or (device.type == "cpu" and room is None)
         home = device if fits else torch.device("cpu")
         with loading(folder):
-            self.model = T5EncoderModel.from_pretrained(folder, dtype=dtype, device_map={"": str(home)}).eval()
+            start = torch.device("cpu") if float8 else home
+            self.model = T5EncoderModel.from_pretrained(folder, dtype=dtype, device_map={"": str(start)}).eval()
+        if float8:
+            _store_as_float8(self.model, dtype, stored=fits)
+            self.model.to(home)
         self.device = device
         self.in_layers = not fits
         self.batch = TEXT_BATCH if fits else OFFLOADED_TEXT_BATCH
@@ -127,8 +136,28 @@ class TextEncoder:
         return embeddings.cpu()
 
 
-def _weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Return the bytes of a component's weights in ``dtype``; T5 keeps one matrix per layer in fp32 with fp16."""
+_FLOAT8 = re.compile(r"\.(SelfAttention\.[qkvo]|DenseReluDense\.wi(_[01])?)$")
+"""Layers of T5 that are stored in 8 bits. The feed-forward layer's output is not: its inputs have outliers, for which
+transformers keeps it in higher precision."""
+
+
+def _store_as_float8(model: T5EncoderModel, dtype: torch.dtype, *, stored: bool) -> None:
+    """Round weights of a text encoder to e4m3, and unless ``stored`` back to ``dtype``: the numbers are the same."""
+    for name, module in model.named_modules():
+        if not _FLOAT8.search(name):
+            continue
+        if stored:
+            apply_layerwise_casting(module, storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+        else:
+            module.weight.data = module.weight.data.to(torch.float8_e4m3fn).to(dtype)
+
+
+def _weight_bytes(folder: Path, dtype: torch.dtype, *, float8: bool = False) -> int:
+    """Return the bytes of a component's weights in ``dtype``; T5 keeps one matrix per layer in fp32 with fp16.
+
+    Args:
+        float8: whether those that can be are stored in 8 bits.
+    """
     from safetensors import safe_open
 
     total = 0
@@ -136,10 +165,11 @@ def _weight_bytes(folder: Path, dtype: torch.dtype) -> int:
         with safe_open(file, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118 (not a mapping)
                 wide = dtype == torch.float16 and name.endswith(".wo.weight")
+                narrow = float8 and _FLOAT8.search(name.removesuffix(".weight"))
                 count = 1
                 for length in weights.get_slice(name).get_shape():
                     count *= length
-                total += count * (4 if wide else dtype.itemsize)
+                total += count * (4 if wide else 1 if narrow else dtype.itemsize)
     return total
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from cogtune.config.arrangement import SamplingArrangement
 from cogtune.modeling.devices import DTYPES, best_device
 from cogtune.modeling.encoders import OFFLOADED_TEXT_BATCH, TextEncoder
 from cogtune.modeling.engine import attach
+from cogtune.modeling.engine.engine import blocks_of
+from cogtune.modeling.engine.float8 import use_float8
 from cogtune.modeling.lora_files import Lora, add_all, scale_all
 from cogtune.modeling.pipelines import Frames, UnbatchedGuidance, pipeline_class, render, scheduler_for, unit_image
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.configs import TransformerConfig
 from cogtune.models.geometry import Size
 from cogtune.models.locate import loading
-from cogtune.models.variants import Precision, SamplingScheduler
+from cogtune.models.variants import FrozenPrecision, Precision, SamplingScheduler
 from cogtune.system.json_files import read_json
 from cogtune.system.reading import read_as
 
@@ -38,10 +40,18 @@ class VideoSamplerSetup:
     """Each with its weight."""
     spec: ModelSpec
     precision: Precision
+    base_precision: FrozenPrecision | None = None
+    text_encoder_precision: FrozenPrecision | None = None
     scheduler: SamplingScheduler
     arrangement: SamplingArrangement = field(default_factory=SamplingArrangement)
     room: int | None = None
     """Bytes of the GPU that PyTorch may take; all that is free when None."""
+
+    @property
+    def model(self) -> Hashable:
+        """What distinguishes the model from others, whatever its LoRAs and the memory for it."""
+        formats = self.precision, self.base_precision, self.text_encoder_precision
+        return self.base, self.transformer, formats, self.scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +153,7 @@ class VideoSampler:
             max_tokens=setup.spec.max_text_seq_length,
             device=self.device,
             dtype=self._dtype,
+            float8=setup.text_encoder_precision == "fp8",
             room=setup.room,
             tell=self._tell,
         )
@@ -167,6 +178,8 @@ class VideoSampler:
         if setup.loras:
             add_all(transformer, {_name(number): pair for number, pair in enumerate(setup.loras)})
         transformer.requires_grad_(False).eval()
+        if setup.base_precision == "fp8":
+            use_float8(blocks_of(transformer), dtype=self._dtype, device=self.device, differentiable=False)
         if setup.arrangement.streamed_blocks:
             arrangement = setup.arrangement.of_transformer
             attach(transformer, arrangement, device=self.device, tell=self._tell)

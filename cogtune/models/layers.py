@@ -71,6 +71,12 @@ def names(spec: ModelSpec) -> list[str]:
     ]
 
 
+def product_parameters(spec: ModelSpec) -> int:
+    """Return the number of weights of one block whose products are over all tokens: attention and feed-forward."""
+    parts = (f"{_BLOCK}0.attn1.", f"{_BLOCK}0.ff.")
+    return sum(inputs * outputs for name, (inputs, outputs) in layers(spec).items() if name.startswith(parts))
+
+
 def block_parameters(spec: ModelSpec) -> int:
     """Return the number of parameters in one block."""
     width = spec.num_attention_heads * spec.attention_head_dim

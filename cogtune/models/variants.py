@@ -13,6 +13,8 @@ from cogtune.models.geometry import Size
 from cogtune.system.errors import UsageError, did_you_mean
 
 Precision = Literal["bf16", "fp16", "fp32"]
+FrozenPrecision = Literal["fp8"]
+"""Number formats of weights that are not trained, besides those."""
 
 SamplingScheduler = Literal["dpm", "ddim"]
 """What denoises a video: DPM-Solver++ with dynamic guidance, or DDIM; both with trailing spacing."""

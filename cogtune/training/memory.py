@@ -11,7 +11,7 @@ from cogtune.modeling.devices import DTYPES
 from cogtune.modeling.engine import attach
 from cogtune.modeling.engine.attention import FLASH_4, fastest, has_flash_4
 from cogtune.modeling.engine.engine import blocks_of
-from cogtune.modeling.engine.float8 import supported, use_float8
+from cogtune.modeling.engine.float8 import use_float8
 from cogtune.modeling.engine.streamed_parameters import StreamedParameters
 from cogtune.models.download import home
 from cogtune.models.geometry import video_tokens
@@ -31,7 +31,7 @@ def attach_engine(
         The arrangement, and under strategy ``stream`` the trained weights.
 
     Raises:
-        UsageError: the requested attention kernel cannot be used here.
+        UsageError: the requested attention kernel, or fp8, cannot be used here.
     """
     config, spec, device = plan.config, plan.spec, accelerator.device
     if device.type == "cuda":
@@ -63,16 +63,7 @@ def attach_engine(
 
 
 def _in_float8(plan: Plan, transformer: CogVideoXTransformer3DModel, device: torch.device) -> list[str]:
-    """Let the frozen weights of the blocks be in fp8; return the names of the parameters.
-
-    Raises:
-        UsageError: the GPU has no fp8.
-    """
-    if not supported(device):
-        raise UsageError(
-            f"--base-precision fp8: {torch.cuda.get_device_name(device)} has no fp8 arithmetic",
-            "use a GPU of compute capability 8.9 or later (RTX 40, H100), or remove --base-precision",
-        )
+    """Let the frozen weights of the blocks be in fp8; return the names of the parameters."""
     layers = use_float8(blocks_of(transformer), dtype=DTYPES[plan.config.precision], device=device)
     inside = tuple(f"transformer_blocks.{layer}." for layer in layers)
     return [name for name, _ in transformer.named_parameters() if name.startswith(inside)]

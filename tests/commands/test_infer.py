@@ -392,6 +392,13 @@ def test_what_is_there_is_not_made_again_and_one_model_makes_all_the_rest(
     assert fake.loaded == 3
     made(prompts=("a boat",), force=True)
     assert fake.loaded == 4
+    for formats in ({"base_precision": "fp8"}, {"text_encoder_precision": "fp8"}):
+        (name,) = made(prompts=("a boat",), **formats)
+        facts = facts_of(tmp_path / name)
+        assert facts is not None
+        assert formats.items() <= facts.items()
+        assert made(prompts=("a boat",), **formats) == [name]
+    assert fake.loaded == 6
 
 
 def test_a_video_says_what_it_was_made_of(

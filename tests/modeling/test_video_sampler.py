@@ -31,10 +31,11 @@ from cogtune.commands.infer.request import InferRequest
 from cogtune.config.arrangement import SamplingArrangement
 from cogtune.data.video.clips import read_frames, write_video
 from cogtune.modeling.adapters import add_lora, save_lora
+from cogtune.modeling.encoders import TextEncoder
 from cogtune.modeling.video_sampler import VideoSampler
 from cogtune.models.checkpoint_configs import published_spec
 from cogtune.models.variants import VARIANTS
-from cogtune.planning.sampling_memory import GB, arrangement_for, plan_sampling, sampling_bytes, what_fits
+from cogtune.planning.sampling_memory import GB, SamplingTask, arrangement_for, plan_sampling, sampling_bytes, what_fits
 from cogtune.run.checkpoints import FORMAT
 from cogtune.system.errors import CogtuneError, UsageError
 from tests.support.infer_frames import first_of, render_request
@@ -267,6 +268,54 @@ def test_guidance_one_by_one_and_tiles_change_next_to_nothing(tiny: Callable[[st
     assert tiles.shape == plain.shape
 
 
+def test_a_base_in_fp8_changes_frames_a_little_wherever_it_is(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    lora = lora_of(tiny("5b"), tmp_path / "lora.safetensors")
+    request = InferRequest(model="tiny:5b", loras=(str(lora),), prompts=(PROMPT,), steps=2, precision="fp32")
+    plain = first_of(fill_in(request)).astype(int)
+    recipe = fill_in(replace(request, base_precision="fp8"))
+    quantized = first_of(recipe)
+    off = np.abs(quantized - plain)
+    assert 0 < off.mean() < 4, off.mean()
+    streamed = first_of(replace(recipe, arrangement=SamplingArrangement(streamed_blocks=9)))
+    assert np.array_equal(streamed, quantized)
+
+
+def test_a_text_encoder_in_fp8_has_rounded_weights_wherever_it_is(tiny: Callable[[str], Path]) -> None:
+    folder = tiny("5b")
+    texts = [PROMPT, "a boat on a river"]
+    given: dict[str, Any] = {"max_tokens": 226, "device": torch.device("cpu"), "dtype": torch.bfloat16}
+    plain = TextEncoder(folder, **given).encode(texts)
+    stored = TextEncoder(folder, float8=True, **given)
+    assert not stored.in_layers
+    embeddings = stored.encode(texts)
+    assert not torch.equal(embeddings, plain)
+    in_layers = TextEncoder(folder, float8=True, room=2**20, **given)
+    assert in_layers.in_layers
+    assert torch.equal(in_layers.encode(texts), embeddings)
+
+    rounded = TextEncoder(folder, **given)
+    names = ("q.weight", "k.weight", "v.weight", "o.weight", "wi_0.weight", "wi_1.weight")
+    wanted = {name for name, _ in rounded.model.named_parameters() if name.endswith(tuple(f".{end}" for end in names))}
+    assert len(wanted) == 6 * rounded.model.config.num_layers
+    for name, parameter in rounded.model.named_parameters():
+        if name in wanted:
+            parameter.data = parameter.data.to(torch.float8_e4m3fn).to(torch.bfloat16)
+    assert torch.equal(rounded.encode(texts), embeddings)
+    held = {name for name, weight in stored.model.named_parameters() if weight.dtype == torch.float8_e4m3fn}
+    assert held == wanted
+
+
+def test_fp8_halves_a_blocks_products(tiny: Callable[[str], Path]) -> None:
+    """Of 5b's 5.57 billion weights 4.76 are attention's and the feed-forward layers': 12 squares of 3072 a block."""
+    spec = published_spec(VARIANTS["5b"])
+    task = SamplingTask(spec, spec.native, "bf16")
+    whole, quantized = (sampling_bytes(what, SamplingArrangement()) for what in (task, replace(task, float8=True)))
+    assert whole - quantized == 42 * 12 * 3072**2
+    streamed = SamplingArrangement(streamed_blocks=42)
+    whole, quantized = (sampling_bytes(what, streamed) for what in (task, replace(task, float8=True)))
+    assert whole - quantized == 2 * 12 * 3072**2
+
+
 def test_a_vae_that_is_out_of_memory_goes_on_in_tiles(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,33 +337,35 @@ def test_a_vae_that_is_out_of_memory_goes_on_in_tiles(
 @MODELS
 def test_the_less_memory_the_more_is_given_up_and_never_more_than_asked_for(name: str) -> None:
     spec = published_spec(VARIANTS[name])
-    native, before = spec.native, 10**12
+    task, before = SamplingTask(spec, spec.native, "bf16", adapters=100_000_000), 10**12
     for budget in (80, 48, 24, 16, 12, 10):
-        arrangement, needed, fits = plan_sampling(spec, native, "bf16", budget * GB, adapters=100_000_000)
+        arrangement, needed, fits = plan_sampling(task, budget * GB)
         assert fits
-        assert needed == sampling_bytes(spec, native, "bf16", arrangement, adapters=100_000_000) <= budget * GB
+        assert needed == sampling_bytes(task, arrangement) <= budget * GB
         assert needed <= before
         before = needed
-    assert plan_sampling(spec, native, "bf16", 80 * GB)[0] == SamplingArrangement()
+    assert plan_sampling(SamplingTask(spec, spec.native, "bf16"), 80 * GB)[0] == SamplingArrangement()
     assert arrangement.streamed_blocks > 0
     assert arrangement.vae_tiles
 
 
 def test_a_budget_that_is_not_enough_is_told_with_the_least_that_is() -> None:
     spec = published_spec(VARIANTS["5b"])
+    task = SamplingTask(spec, spec.native, "bf16")
     with pytest.raises(UsageError, match="--vram 4GB is too small") as caught:
-        arrangement_for(spec, spec.native, "bf16", 4 * GB)
+        arrangement_for(task, 4 * GB)
     least = float(caught.value.hint.split("GB")[0].split()[-1])
-    assert arrangement_for(spec, spec.native, "bf16", int(least * GB)).streamed_blocks == spec.num_layers
+    assert arrangement_for(task, int(least * GB)).streamed_blocks == spec.num_layers
 
 
 def test_out_of_memory_says_what_is_free_and_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full-size 5b on an H200 of which other programs leave 7.7 GB."""
     spec = published_spec(VARIANTS["5b"])
-    told = what_fits(spec, spec.native, "bf16", int(7.9 * GB), tried=SamplingArrangement())
+    task = SamplingTask(spec, spec.native, "bf16")
+    told = what_fits(task, int(7.9 * GB), tried=SamplingArrangement())
     assert told.startswith("use --vram 7.9GB, an estimated 7.")
     assert "of 42 blocks streamed from the host" in told
-    told = what_fits(spec, spec.native, "bf16", 3 * GB, tried=SamplingArrangement())
+    told = what_fits(task, 3 * GB, tried=SamplingArrangement())
     assert told.startswith("use a smaller --size or fewer --frames, or free memory on the GPU")
 
     error = torch.OutOfMemoryError(

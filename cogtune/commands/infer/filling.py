@@ -31,7 +31,6 @@ from cogtune.models.checkpoint_configs import ModelSpec, read_spec
 from cogtune.models.download import snapshot
 from cogtune.models.geometry import Size
 from cogtune.models.locate import locate
-from cogtune.models.variants import Precision
 from cogtune.planning.estimate import CONTEXT
 from cogtune.planning.sampling_memory import arrangement_for, decoding_bytes, plan_sampling
 from cogtune.run.checkpoints import STATE_NAME, checkpoints, read_state, refuse_shards
@@ -159,6 +158,8 @@ def _filled(request: InferRequest, given: Given, model: Model, problems: Problem
         views=views,
         fps=fps,
         precision=precision,
+        base_precision=request.base_precision,
+        text_encoder_precision=request.text_encoder_precision,
         scheduler=request.scheduler or spec.sampled_with,
         steps=request.steps,
         guidance=request.guidance,
@@ -293,14 +294,13 @@ def arranged(recipe: SamplingConfig, vram: str | None) -> SamplingConfig:
     Raises:
         UsageError: the budget is not enough.
     """
-    what: tuple[ModelSpec, Size, Precision] = recipe.spec, recipe.size, recipe.precision
     if vram is not None:
         budget = parse_bytes(vram)
-        arrangement = arrangement_for(*what, budget, adapters=recipe.adapters)
+        arrangement = arrangement_for(recipe.task, budget)
         return replace(recipe, arrangement=arrangement, room=budget - CONTEXT)
     device = best_device()
     free = free_bytes(device)
     if device.type == "cpu":
         tiles = decoding_bytes(recipe.size, recipe.precision, tiles=False) * SURE > free
         return replace(recipe, arrangement=SamplingArrangement(vae_tiles=tiles))
-    return replace(recipe, arrangement=plan_sampling(*what, free + CONTEXT, adapters=recipe.adapters)[0])
+    return replace(recipe, arrangement=plan_sampling(recipe.task, free + CONTEXT)[0])

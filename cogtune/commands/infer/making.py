@@ -112,8 +112,7 @@ def sample_batches(batches: Sequence[Batch], also: Measurement | None = None) ->
     paths = {video: video.path for batch in batches for video in batch.videos}
     groups: dict[Any, list[Batch]] = {}
     for batch in batches:
-        recipe = batch.recipe
-        groups.setdefault((recipe.base, recipe.transformer, recipe.precision, recipe.scheduler), []).append(batch)
+        groups.setdefault(setup_of(batch.recipe).model, []).append(batch)
     for group in groups.values():
         if any(batch.todo or (also is not None and also.due(batch)) for batch in group):
             paths |= _sample(group, also)
@@ -128,6 +127,8 @@ def setup_of(recipe: SamplingConfig) -> VideoSamplerSetup:
         loras=recipe.loras,
         spec=recipe.spec,
         precision=recipe.precision,
+        base_precision=recipe.base_precision,
+        text_encoder_precision=recipe.text_encoder_precision,
         scheduler=recipe.scheduler,
         arrangement=recipe.arrangement,
         room=recipe.room,
@@ -229,14 +230,7 @@ def _memory_explained(recipe: SamplingConfig) -> Iterator[None]:
         room = room_of(error)
         fits = "use a smaller --size or fewer --frames"
         if room is not None:
-            fits = what_fits(
-                recipe.spec,
-                recipe.size,
-                recipe.precision,
-                room.free,
-                tried=recipe.arrangement,
-                adapters=recipe.adapters,
-            )
+            fits = what_fits(recipe.task, room.free, tried=recipe.arrangement)
         raise out_of_memory(error, fits, doing="sampling") from error
 
 

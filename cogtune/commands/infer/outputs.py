@@ -116,7 +116,7 @@ def _deciding(facts: Any) -> Any:
 
 def weights_of(facts: Mapping[str, Any]) -> str:
     """Return a digest of the weights, their strengths and the number format that a video was made with."""
-    return digest(_deciding({key: facts.get(key) for key in ("weights", "loras", "precision")}))
+    return digest(_deciding({key: facts.get(key) for key in ("weights", "loras", *_FORMATS)}))
 
 
 class _Digests(dict[Path, str]):
@@ -135,11 +135,18 @@ def _shared_facts(recipe: SamplingConfig) -> dict[str, Any]:
         "weights": fingerprint(weights.parent, weights.name),
         "size": str(recipe.size),
         "fps": recipe.fps,
-        "precision": recipe.precision,
+        **_formats(recipe),
         "scheduler": recipe.scheduler,
         "steps": recipe.steps,
         "guidance": recipe.guidance,
     }
+
+
+_FORMATS = ("precision", "base_precision", "text_encoder_precision")
+
+
+def _formats(recipe: SamplingConfig) -> dict[str, Any]:
+    return {name: value for name in _FORMATS if (value := getattr(recipe, name)) is not None}
 
 
 def _facts(recipe: SamplingConfig, row: Row, seed: int, scale: float, digests: _Digests) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from cogtune.data.layouts.nearest import look_alike
 from cogtune.data.video.generated import SUFFIXES
 from cogtune.models.geometry import Size
 from cogtune.models.locate import locate
-from cogtune.models.variants import Precision, SamplingScheduler
+from cogtune.models.variants import FrozenPrecision, Precision, SamplingScheduler
 from cogtune.run.lora_paths import file_and_weight, find_lora, is_on_hub
 from cogtune.system.errors import CogtuneError, UsageError, counted
 from cogtune.system.files import os_errors_explained, read_bytes
@@ -59,6 +59,10 @@ class InferRequest:
     frames: int | None = None
     fps: float | None = None
     precision: Precision | None = None
+    base_precision: FrozenPrecision | None = None
+    """Of the matrix products with the base model's weights."""
+    text_encoder_precision: FrozenPrecision | None = None
+    """In which the text encoder's weights are stored."""
     num_videos: int = 1
     seed: int = 42
     """Of the first video of each prompt; each other has the next one."""

@@ -12,7 +12,8 @@ from cogtune.data.frames import ClipView
 from cogtune.modeling.lora_files import Lora
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import Size
-from cogtune.models.variants import Precision, SamplingScheduler
+from cogtune.models.variants import FrozenPrecision, Precision, SamplingScheduler
+from cogtune.planning.sampling_memory import SamplingTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class SamplingConfig:
     """What is taken of each clip that videos are made of."""
     fps: float
     precision: Precision
+    base_precision: FrozenPrecision | None
+    text_encoder_precision: FrozenPrecision | None
     scheduler: SamplingScheduler
     steps: int
     guidance: float
@@ -45,6 +48,7 @@ class SamplingConfig:
     """Bytes of the GPU that PyTorch may take; all that is free when None."""
 
     @property
-    def adapters(self) -> int:
-        """Numbers in all LoRAs together."""
-        return sum(pair.down.numel() + pair.up.numel() for lora, _ in self.loras for pair in lora.pairs.values())
+    def task(self) -> SamplingTask:
+        """What decides the memory that sampling takes."""
+        adapters = sum(pair.down.numel() + pair.up.numel() for lora, _ in self.loras for pair in lora.pairs.values())
+        return SamplingTask(self.spec, self.size, self.precision, adapters, self.base_precision == "fp8")

@@ -14,6 +14,7 @@ from cogtune.config.choices import TimestepDistribution, parse_bytes
 from cogtune.config.fields import option
 from cogtune.config.presets import TrainingType
 from cogtune.config.stream import MasterWeights, Moments
+from cogtune.models.variants import FrozenPrecision
 
 _training = functools.partial(option, panel="Training")
 _lora = functools.partial(option, panel="LoRA")
@@ -97,7 +98,7 @@ class MemoryFields(BaseModel):
         tags=("machine", "engine"),
     )
 
-    base_precision: Literal["fp8"] | None = _memory(
+    base_precision: FrozenPrecision | None = _memory(
         None,
         help_text="Precision of the matrix products with frozen weights: fp8 is faster on GPUs of compute capability "
         "8.9 and later. The adapter keeps its precision. [default: that of --precision]",

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cogtune.system.errors import UsageError
+
 WEIGHTS, GRADIENTS = torch.float8_e4m3fn, torch.float8_e5m2
 
 _MULTIPLE = 16
@@ -61,11 +63,14 @@ class _Product(torch.autograd.Function):
 class Float8Linear(nn.Module):
     """A linear layer with a frozen weight in 8 bits."""
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, linear: nn.Linear, dtype: torch.dtype, device: torch.device, *, differentiable: bool = True
+    ) -> None:
         """Quantize a layer's weight on ``device``; it stays where it was.
 
         Args:
             dtype: of the layer's inputs and outputs.
+            differentiable: whether a backward pass is needed, which takes the weight's transpose, too.
         """
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -73,7 +78,7 @@ class Float8Linear(nn.Module):
         weight, scale = quantize(linear.weight.data.to(device), WEIGHTS)
         home = linear.weight.device
         self.weight = _frozen(weight.to(home))
-        self.transposed = _frozen(weight.t().contiguous().to(home))
+        self.transposed = _frozen(weight.t().contiguous().to(home)) if differentiable else None
         self.scale = _frozen(scale.to(home))
         bias: Tensor | None = linear.bias  # as the layer was made with or without one
         self.bias = None if bias is None else _frozen(bias.data.to(dtype))
@@ -81,8 +86,12 @@ class Float8Linear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's outputs ``[..., out]`` for ``inputs [..., in]``."""
         flat = inputs.to(self.dtype).reshape(-1, self.in_features)
-        product: Any = _Product.apply
-        outputs: Tensor = product(flat, self.weight, self.transposed, self.scale)
+        if self.transposed is None:
+            numbers, own = quantize(flat, WEIGHTS)
+            outputs = _product(numbers, self.weight, (own, self.scale), flat.dtype)
+        else:
+            product: Any = _Product.apply
+            outputs = product(flat, self.weight, self.transposed, self.scale)
         if self.bias is not None:
             outputs = outputs + self.bias
         return outputs.view(*inputs.shape[:-1], self.out_features)
@@ -101,21 +110,34 @@ def _replaceable(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
-def use_float8(blocks: nn.ModuleList, *, dtype: torch.dtype, device: torch.device) -> list[str]:
+def use_float8(
+    blocks: nn.ModuleList, *, dtype: torch.dtype, device: torch.device, differentiable: bool = True
+) -> list[str]:
     """Replace the frozen linear layers of attention and feed-forward by ones in 8 bits.
 
     Args:
         blocks: a transformer's, with their adapters in place.
         dtype: of activations.
         device: where weights are quantized.
+        differentiable: whether there will be backward passes.
 
     Returns:
         The names of the new layers, counted from ``blocks``.
+
+    Raises:
+        UsageError: the GPU has no fp8.
     """
+    if not supported(device):
+        raise UsageError(
+            f"--base-precision fp8: {torch.cuda.get_device_name(device)} has no fp8 arithmetic",
+            "use a GPU of compute capability 8.9 or later (RTX 40, H100), or remove --base-precision",
+        )
     replaced = []
     for number, block in enumerate(blocks):
         for name, linear in list(_replaceable(block)):
             parent, _, own = name.rpartition(".")
-            setattr(block.get_submodule(parent), own, Float8Linear(linear, dtype, device))
+            setattr(
+                block.get_submodule(parent), own, Float8Linear(linear, dtype, device, differentiable=differentiable)
+            )
             replaced.append(f"{number}.{name}")
     return replaced
