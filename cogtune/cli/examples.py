@@ -63,7 +63,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cogtune push out/checkpoint-500 user/name --private",
         "cogtune push out/ user/name --private --every 10",
     ),
-    "presets": ("cogtune presets", "cogtune presets 4090-lora-5b"),
+    "presets": ("cogtune presets --here", "cogtune presets", "cogtune presets 4090-lora-5b"),
     "plan": ("cogtune plan --preset 4090-lora-5b", "cogtune plan --preset a100-sft-5b-zero2-offload --fit"),
     "bench": (
         "cogtune bench --preset 4090-lora-5b",

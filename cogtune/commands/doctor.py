@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from cogtune import __version__
 from cogtune.config.optimizers import OPTIMIZERS
 from cogtune.models.download import home
-from cogtune.planning.fit import GB, Hardware, local_hardware
+from cogtune.planning.fit import GB, Hardware, estimate_on, local_hardware
 from cogtune.system.errors import CogtuneError
 from cogtune.system.gpus import Driver, driver
 from cogtune.system.safe_path import STANDARD_LIBRARY
@@ -343,23 +343,16 @@ def _rest(machine: Machine) -> Iterator[Line]:
 
 
 def fitting_presets(hardware: Hardware) -> tuple[str, ...]:
-    """Return the presets whose estimate this hardware has room for."""
+    """Return the presets whose estimate this hardware has room for; tiny models run anywhere."""
     from cogtune.config.presets import PRESETS
     from cogtune.config.run_config import RunConfig
-    from cogtune.models.checkpoint_configs import published_spec
     from cogtune.models.variants import VARIANTS
-    from cogtune.planning.estimate import estimate
-    from cogtune.planning.fit import problems
 
-    found = []
-    for name, row in PRESETS.items():
-        if row.model not in VARIANTS:  # a tiny model, which runs anywhere
-            found.append(name)
-            continue
-        config, spec = RunConfig.model_validate(row.values()), published_spec(VARIANTS[row.model])
-        if not problems(config, estimate(config, spec), hardware, sure=1.0):
-            found.append(name)
-    return tuple(found)
+    return tuple(
+        name
+        for name, row in PRESETS.items()
+        if row.model not in VARIANTS or estimate_on(RunConfig.model_validate(row.values()), hardware)
+    )
 
 
 def _presets_line(machine: Machine, presets: tuple[str, ...]) -> Line:

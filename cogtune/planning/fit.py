@@ -15,7 +15,7 @@ from cogtune.config.run_config import RunConfig
 from cogtune.config.strategies import STRATEGIES
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import Size
-from cogtune.models.variants import VARIANTS
+from cogtune.models.variants import VARIANTS, published
 from cogtune.planning.estimate import GIB, Estimate, estimate
 from cogtune.planning.host_memory import limited, with_formats
 from cogtune.system import console
@@ -27,8 +27,6 @@ SURE = 0.92
 
 MOST_FLOPS_ON_CPU = 2e13
 """Of one step; a CPU takes minutes for it."""
-
-"""The strategies, fastest first."""
 
 GB = 10**9
 
@@ -209,6 +207,17 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
         )
     changed = [key for key in ("strategy", "num_processes") if getattr(config, key) != getattr(chosen, key)]
     return replace(resolved, config=chosen, provenance={**resolved.provenance, **dict.fromkeys(changed, "--fit")})
+
+
+def estimate_on(config: RunConfig, machine: Hardware) -> Estimate | None:
+    """Return the estimate of a run of a published model if the whole of it fits ``machine``, else None."""
+    row = published(config.model)
+    if row is None:
+        return None
+    spec = published_spec(row)
+    config = with_formats(config, spec, machine.host)
+    needs = estimate(config, spec, gpu=machine.cards[0].name if machine.cards else "")
+    return None if problems(config, needs, machine, sure=1.0) else needs
 
 
 def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Preset | None:

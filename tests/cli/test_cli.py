@@ -21,6 +21,13 @@ from cogtune.cli import main
 from cogtune.cli.app import app
 from cogtune.cli.examples import EXAMPLES
 from cogtune.config.presets import PRESETS
+from cogtune.config.run_config import RunConfig
+from cogtune.models.checkpoint_configs import published_spec
+from cogtune.models.variants import VARIANTS
+from cogtune.planning import fit
+from cogtune.planning.estimate import estimate
+from cogtune.planning.fit import Hardware
+from cogtune.system.gpus import Gpu
 from tests.conftest import Cogtune
 from tests.support.in_process import run
 from tests.support.sampling import sampled
@@ -168,6 +175,35 @@ def test_presets_are_listed_and_shown(cogtune: Cogtune) -> None:
     shown = cogtune("presets", "8x4090-sft-2b-zero3").out
     assert "strategy\tzero3\tpreset 8x4090-sft-2b-zero3" in shown
     assert "seed\t42\tdefault" in shown
+
+
+def test_presets_that_fit_this_machine_are_listed_with_what_they_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cogtune" / "presets"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("model: 5b\nvram: 7GB\nprecision: bf16\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    gpu = Gpu("NVIDIA GeForce RTX 4060", 8 * 10**9, 0)
+    monkeypatch.setattr(fit, "local_hardware", lambda: Hardware((gpu,), 64 * 2**30))
+    rows = json.loads(run(capsys, "presets", "--here", "--json").out)
+    assert [row["preset"] for row in rows] == [
+        "6gb-lora-2b", "8gb-lora-5b", "8gb-lora-5b-i2v", "12gb-sft-5b", "12gb-sft-5b-i2v", "cpu-lora-tiny",
+        "cpu-sft-tiny", "mine",
+    ]  # fmt: skip
+    spec = published_spec(VARIANTS["5b"])
+    needs = estimate(RunConfig.model_validate(PRESETS["8gb-lora-5b"].values()), spec)
+    told = {key: rows[1][key] for key in ("model", "GPU memory", "host memory")}
+    assert told == {"model": "5b", "GPU memory": f"{needs.memory.card / 1e9:.1f} GB", "host memory": "28 GiB"}
+    listed = run(capsys, "presets", "--here")
+    assert "this machine: 1 x NVIDIA GeForce RTX 4060 of 8.0 GB, 64 GiB of host memory" in listed.err
+    assert "no preset" not in listed.err
+
+    monkeypatch.setattr(fit, "local_hardware", lambda: Hardware((), 64 * 2**30))
+    listed = run(capsys, "presets", "--here")
+    assert [line.split("\t")[0] for line in listed.out.splitlines()] == ["preset", "cpu-lora-tiny", "cpu-sft-tiny"]
+    assert "no preset of a published model fits" in listed.err
+    assert "--here lists presets" in run(capsys, "presets", "8gb-lora-5b", "--here", status=2).err
 
 
 def test_a_preset_of_ones_own_has_a_name_too(cogtune: Cogtune, tmp_path: Path) -> None:
