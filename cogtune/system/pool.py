@@ -38,6 +38,10 @@ _BEATS = 0.1
 
 _TRACEBACK_LINES = 20
 
+_REAPING = threading.Lock()
+"""Held where exit codes are read, since multiprocessing is not safe there: a thread that starts a process asks for those
+of all others, too, and whoever reads one second gets 255."""
+
 
 @dataclass(frozen=True)
 class Lost:
@@ -198,7 +202,8 @@ class _Process(Generic[Job, Result]):
     def __init__(self, context: Context, do: Callable[[Job, Beat], Result], prepare: Callable[[], None]) -> None:
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs, do, prepare), daemon=True)
-        self.process.start()
+        with _REAPING:
+            self.process.start()
         self.ready = False
         theirs.close()
 
@@ -239,7 +244,8 @@ class _Process(Generic[Job, Result]):
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.join()
+        with _REAPING:
+            self.process.join()
         self.connection.close()
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,8 @@ import numpy.typing as npt
 import psutil
 import pytest
 
+from cogtune.system import pool
+from cogtune.system.children import forking
 from cogtune.system.errors import CogtuneError
 from cogtune.system.pool import Beat, Lost, PoolOptions, processing
 
@@ -104,6 +109,33 @@ def test_jobs_are_taken_up_as_there_is_room_and_nothing_is_left_at_work() -> Non
         assert len(taken) <= 6  # held, one given out, one looked at
     left = [one for child in psutil.Process().children() for one in child.children()]
     assert left == []
+
+
+def dies(job: int, beat: Beat) -> None:
+    os.abort()
+
+
+def test_a_death_is_told_while_another_process_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that starts a process reads the exit codes of all others; who reads one second gets 255."""
+    read, reading = forkserver.read_signed, threading.Event()
+
+    def slowly(descriptor: int) -> int:
+        reading.set()
+        time.sleep(0.3)
+        code: int = read(descriptor)
+        return code
+
+    context = forking(["numpy"], deaf=True)
+    first = pool._Process(context, dies, pool._nothing)
+    monkeypatch.setattr(forkserver, "read_signed", slowly)
+    ends: list[Lost | None] = []
+    thread = threading.Thread(target=lambda: ends.append(first.do(0, 60)))
+    thread.start()
+    assert reading.wait(60)
+    second = pool._Process(context, dies, pool._nothing)
+    thread.join()
+    assert [*ends, second.do(0, 60)] == [Lost("SIGABRT"), Lost("SIGABRT")]
+    assert first.process.exitcode == -signal.SIGABRT
 
 
 def test_an_error_of_the_job_itself_is_one_of_ours() -> None:
