@@ -39,8 +39,8 @@ _BEATS = 0.1
 _TRACEBACK_LINES = 20
 
 _REAPING = threading.Lock()
-"""Held where exit codes are read, since multiprocessing is not safe there: a thread that starts a process asks for those
-of all others, too, and whoever reads one second gets 255."""
+"""Held where exit codes are read, since multiprocessing is not safe there: a thread that starts a process asks for
+those of all others, too, and whoever reads one second gets 255."""
 
 
 @dataclass(frozen=True)
