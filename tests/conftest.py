@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import forkserver
@@ -20,6 +19,8 @@ from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video.clips import write_video
 from cogtune.models.locate import locate
 from cogtune.run.launch import ENVIRONMENT
+from tests.support.in_process import Ran
+from tests.support.in_process import run as run_in_process
 
 EXTENSIONS = Path(os.environ.get("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions"))
 """What DeepSpeed compiles, a minute each: another environment, or another ninja, would do it over and over."""
@@ -117,16 +118,20 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a run of the program gave."""
-
-    status: int
-    out: str
-    err: str
-
-
 Cogtune = Callable[..., Ran]
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cogtune:
+    """Run a command in an empty folder and in this process, which has imported everything; for what it answers."""
+
+    def run(*words: object, status: int = 0, env: dict[str, str] | None = None) -> Ran:
+        monkeypatch.chdir(tmp_path)
+        for name, value in (env or {}).items():
+            monkeypatch.setenv(name, value)
+        return run_in_process(capsys, *words, status=status)
+
+    return run
 
 
 @pytest.fixture

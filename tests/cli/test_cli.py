@@ -89,24 +89,24 @@ def test_version_and_bare_call_tell_what_there_is(cogtune: Cogtune) -> None:
     assert cogtune("--version").out == "cogtune 0.2.0\n"
 
 
-def test_typos_get_the_nearest_word(cogtune: Cogtune, tmp_path: Path) -> None:
-    assert "--preset" in cogtune("train", "--presett", "x", status=2).err
-    assert "did you mean '4090-lora-5b'" in cogtune("train", "--preset", "4090-lora-5", status=2).err
-    assert "did you mean" in cogtune("merge-zeros", status=2).err.lower()
+def test_typos_get_the_nearest_word(command: Cogtune, tmp_path: Path) -> None:
+    assert "--preset" in command("train", "--presett", "x", status=2).err
+    assert "did you mean '4090-lora-5b'" in command("train", "--preset", "4090-lora-5", status=2).err
+    assert "did you mean" in command("merge-zeros", status=2).err.lower()
 
 
-def test_a_file_with_three_mistakes_gets_three_answers(cogtune: Cogtune, tmp_path: Path) -> None:
+def test_a_file_with_three_mistakes_gets_three_answers(command: Cogtune, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("rnak: 64\nsteps: none\nstrategy: zero4\n")
-    told = cogtune("train", "--config", "run.yaml", status=2).err
+    told = command("train", "--config", "run.yaml", status=2).err
     assert "3 errors in the configuration" in told
     assert "did you mean 'rank'?" in told
     assert "steps: " in told
     assert "strategy: " in told
 
 
-def test_a_missing_dataset_is_told(cogtune: Cogtune, tmp_path: Path) -> None:
+def test_a_missing_dataset_is_told(command: Cogtune, tmp_path: Path) -> None:
     for words in (["dataset", "validate"], ["dataset", "cache", "--preset", "cpu-lora-tiny"]):
-        told = cogtune(*words, "nowhere", status=1).err
+        told = command(*words, "nowhere", status=1).err
         assert "nowhere" in told
         assert "hint: " in told
 
@@ -120,7 +120,7 @@ def test_a_name_too_long_for_a_file_is_told(capsys: pytest.CaptureFixture[str]) 
     assert "caption caption" in capsys.readouterr().err
 
 
-def test_an_unreadable_clip_is_told_and_stops_training(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
+def test_an_unreadable_clip_is_told_and_stops_training(command: Cogtune, clips: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "videos").mkdir(parents=True)
     (data / "videos" / "bad.mp4").write_bytes(b"no film at all" * 100)
@@ -128,38 +128,38 @@ def test_an_unreadable_clip_is_told_and_stops_training(cogtune: Cogtune, clips: 
     (data / good).write_bytes((clips / good).read_bytes())
     (data / "videos.txt").write_text(f"videos/bad.mp4\n{good}\nvideos/lost.mp4\n")
     (data / "prompts.txt").write_text("one caption here\ntwo captions here\nthree captions here\n")
-    ran = cogtune("dataset", "validate", "data", "--preset", "cpu-lora-tiny", "--json", status=1)
+    ran = command("dataset", "validate", "data", "--preset", "cpu-lora-tiny", "--json", status=1)
     found = {
         finding["where"]: finding["code"]
         for finding in json.loads(ran.out)["findings"]
         if finding["severity"] == "error"
     }
     assert found == {"videos/bad": "not-a-video", "videos/lost": "missing-video"}
-    told = cogtune("train", "--preset", "cpu-lora-tiny", status=1).err
+    told = command("train", "--preset", "cpu-lora-tiny", status=1).err
     assert "videos/bad" in told
     assert "videos/lost" in told
     assert not (tmp_path / "out" / "launch").exists()
 
 
-def test_wrong_models_and_sizes_are_told_together(cogtune: Cogtune, clips: Path) -> None:
-    told = cogtune(
+def test_wrong_models_and_sizes_are_told_together(command: Cogtune, clips: Path) -> None:
+    told = command(
         "train", "--preset", "cpu-lora-tiny", "--data", clips, "--size", "10x60x90", "--precision", "fp16",
         "--model", "tiny:5b", status=2,
     ).err  # fmt: skip
     assert "overflows in fp16" in told
     assert told.count("10x60x90") == 3
-    told = cogtune("train", "--model", "7b", "--data", clips, status=2).err
+    told = command("train", "--model", "7b", "--data", clips, status=2).err
     assert "unknown model '7b'" in told
 
 
-def test_a_model_that_cannot_be_downloaded_is_told(cogtune: Cogtune, clips: Path) -> None:
-    told = cogtune("train", "--preset", "4090-lora-5b", "--data", clips, "--force", status=1).err
+def test_a_model_that_cannot_be_downloaded_is_told(command: Cogtune, clips: Path) -> None:
+    told = command("train", "--preset", "4090-lora-5b", "--data", clips, "--force", status=1).err
     assert "cannot download the model THUDM/CogVideoX-5b" in told
     assert "--model" in told
 
 
-def test_presets_are_listed_and_shown(cogtune: Cogtune) -> None:
-    rows = json.loads(cogtune("presets", "--json").out)
+def test_presets_are_listed_and_shown(command: Cogtune) -> None:
+    rows = json.loads(command("presets", "--json").out)
     assert len(rows) == len(PRESETS)
     assert rows[1] == {
         "preset": "4090-lora-5b",
@@ -172,7 +172,7 @@ def test_presets_are_listed_and_shown(cogtune: Cogtune) -> None:
         "guides' VRAM": "24 GB",
         "measured VRAM": rows[1]["measured VRAM"],
     }
-    shown = cogtune("presets", "8x4090-sft-2b-zero3").out
+    shown = command("presets", "8x4090-sft-2b-zero3").out
     assert "strategy\tzero3\tpreset 8x4090-sft-2b-zero3" in shown
     assert "seed\t42\tdefault" in shown
 
@@ -206,25 +206,25 @@ def test_presets_that_fit_this_machine_are_listed_with_what_they_take(
     assert "--here lists presets" in run(capsys, "presets", "8gb-lora-5b", "--here", status=2).err
 
 
-def test_a_preset_of_ones_own_has_a_name_too(cogtune: Cogtune, tmp_path: Path) -> None:
+def test_a_preset_of_ones_own_has_a_name_too(command: Cogtune, tmp_path: Path) -> None:
     folder = tmp_path / "config" / "cogtune" / "presets"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("model: 5b\nrank: 7\nsize: 49x480x720\n")
     (folder / "4090-lora-5b.yaml").write_text("rank: 9\n")  # a built-in name stays what it is
     env = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
-    rows = json.loads(cogtune("presets", "--json", env=env).out)
+    rows = json.loads(command("presets", "--json", env=env).out)
     assert len(rows) == len(PRESETS) + 1
     (folder / "broken.yaml").write_text("rank: [1\n")
     (folder / "typo.yml").write_text("rnak: 1\n")
-    told = cogtune("presets", env=env)
+    told = command("presets", env=env)
     assert "unknown key; did you mean 'rank'?" in told.err
     assert "broken.yaml line 2 is not valid YAML" in told.err
     assert "4090-lora-5b.yaml is ignored" in told.err
     assert "mine\tyour own" in told.out
     assert (rows[-1]["preset"], rows[-1]["hardware"], rows[-1]["size"]) == ("mine", "your own", "49x480x720")
-    assert "rank\t7\tpreset mine" in cogtune("presets", "mine", env=env).out
-    assert "rank\t128\tpreset 4090-lora-5b" in cogtune("presets", "4090-lora-5b", env=env).out
-    assert "did you mean 'mine'" in cogtune("plan", "--preset", "mime", env=env, status=2).err
+    assert "rank\t7\tpreset mine" in command("presets", "mine", env=env).out
+    assert "rank\t128\tpreset 4090-lora-5b" in command("presets", "4090-lora-5b", env=env).out
+    assert "did you mean 'mine'" in command("plan", "--preset", "mime", env=env, status=2).err
 
 
 HALF_WRITTEN = """
@@ -254,8 +254,9 @@ def test_what_is_terminated_leaves_nothing_half_written(tmp_path: Path) -> None:
 
 
 SWALLOWED = """
-import sys, time
+import time
 import cogtune.cli
+from cogtune.cli import signals
 
 def work(*_):
     for _ in range(3):
@@ -272,19 +273,21 @@ def work(*_):
         print("at work", flush=True)
         time.sleep(1000)
     finally:
-        time.sleep(3)
+        time.sleep(1)
         print("in good order", flush=True)
 
+signals._INSISTS = 0.2
 cogtune.cli._status = work
 cogtune.cli.main([])
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_no_library_keeps_the_program_from_ending(number: int) -> None:
+def test_no_library_keeps_the_program_from_ending(number: int, tmp_path: Path) -> None:
     """Each swallows what one signal raises; and it leaves in peace, though that takes longer than it insists."""
+    (tmp_path / "program.py").write_text(SWALLOWED)
     running = subprocess.Popen(
-        [sys.executable, "-c", SWALLOWED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, tmp_path / "program.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert running.stdout is not None
     assert running.stdout.readline() == "at work\n"
@@ -333,13 +336,13 @@ def test_a_signal_that_is_repeated_as_the_program_ends_changes_nothing(number: i
 
 
 def test_a_cache_that_cannot_be_written_is_told_with_what_puts_it_elsewhere(
-    cogtune: Cogtune, clips: Path, tmp_path: Path
+    command: Cogtune, clips: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(clips, data, ignore=shutil.ignore_patterns(".cogtune"))
     (data / ".cogtune").touch()
     for words in (["dataset", "cache", data], ["train", "--data", data]):
-        told = cogtune(*words, "--preset", "cpu-lora-tiny", status=1).err
+        told = command(*words, "--preset", "cpu-lora-tiny", status=1).err
         assert f"error: cannot write {data / '.cogtune'}" in told
         assert "put the cache elsewhere with --cache-dir" in told
 
@@ -368,14 +371,14 @@ def test_infer_refuses_numbers_without_end(capsys: pytest.CaptureFixture[str]) -
     assert "--seed" in run(capsys, "infer", "--seed", 2**63, status=2).err
 
 
-def test_an_unknown_preset_is_sent_to_the_list(cogtune: Cogtune) -> None:
-    told = cogtune("presets", "4090-lora-5", status=2).err
+def test_an_unknown_preset_is_sent_to_the_list(command: Cogtune) -> None:
+    told = command("presets", "4090-lora-5", status=2).err
     assert "did you mean '4090-lora-5b'" in told
     assert "run `cogtune presets` to list all presets" in told
 
 
-def test_the_help_of_merge_zero_shows_its_defaults(cogtune: Cogtune) -> None:
-    shown = cogtune("merge-zero", "--help", env={"COLUMNS": "200"}).out
+def test_the_help_of_merge_zero_shows_its_defaults(command: Cogtune) -> None:
+    shown = command("merge-zero", "--help", env={"COLUMNS": "200"}).out
     assert "[default: CHECKPOINT-merged]" in shown
     assert "[default: the run's]" in shown
 

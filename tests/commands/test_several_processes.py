@@ -32,7 +32,8 @@ from cogtune.run.plan import check_config
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.training import machines
 from cogtune.training.machines import require_same_settings, require_shared_output
-from tests.conftest import Cogtune, Ran
+from tests.conftest import Cogtune
+from tests.support.in_process import Ran
 
 TWO = {"num_processes": 16, "num_machines": 2, "machine_rank": 1, "main_process_ip": "10.0.0.1"}
 
@@ -184,12 +185,12 @@ def test_a_job_asks_for_what_the_run_needs(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "logs").is_dir()
 
 
-def test_a_job_takes_no_files_place_and_carries_its_flags(clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
+def test_a_job_takes_no_files_place_and_carries_its_flags(clips: Path, tmp_path: Path, command: Cogtune) -> None:
     mine = tmp_path / "job.yaml"
     mine.write_text("steps: 7  # mine")
     run = ("train", "--preset", "cpu-sft-tiny", "--data", clips, "--config", mine, "--slurm")
     for _ in range(2):  # the same again is no change
-        cogtune(*run, "job.sh", "--resume", "latest", "--force", "--decoder", "pyav")
+        command(*run, "job.sh", "--resume", "latest", "--force", "--decoder", "pyav")
     assert mine.read_text() == "steps: 7  # mine"
     flags = "--force --decoder pyav --resume latest"
     assert f"--config {tmp_path / 'job.sh.yaml'} {flags}" in (tmp_path / "job.sh").read_text()
@@ -197,19 +198,19 @@ def test_a_job_takes_no_files_place_and_carries_its_flags(clips: Path, tmp_path:
         script.write("# --partition\n")
     for place in ("job.sh", "job.yaml", "folder"):
         (tmp_path / "folder").mkdir(exist_ok=True)
-        assert f"{place} already exists" in cogtune(*run, place, status=2).err
+        assert f"{place} already exists" in command(*run, place, status=2).err
     assert not (tmp_path / "folder.yaml").exists()
-    assert "--slurm cannot be used with --smoke" in cogtune(*run, "smoke.sh", "--smoke", status=2).err
-    said = cogtune(*run, "a job.sh", "--output", tmp_path / "an output of 5%").out
+    assert "--slurm cannot be used with --smoke" in command(*run, "smoke.sh", "--smoke", status=2).err
+    said = command(*run, "a job.sh", "--output", tmp_path / "an output of 5%").out
     assert "sbatch 'a job.sh'" in said
     log = f'#SBATCH --output="{tmp_path}/an output of 5%%/logs/slurm-%j.log"\n'
     assert log in (tmp_path / "a job.sh").read_text()
 
 
-def test_a_job_that_cannot_run_is_not_written(tmp_path: Path, cogtune: Cogtune) -> None:
-    told = cogtune("train", "--preset", "cpu-sft-tiny", "--strategy", "zero3", "--slurm", "job.sh", status=2).err
+def test_a_job_that_cannot_run_is_not_written(tmp_path: Path, command: Cogtune) -> None:
+    told = command("train", "--preset", "cpu-sft-tiny", "--strategy", "zero3", "--slurm", "job.sh", status=2).err
     assert "strategy zero3 shards weights over GPUs" in told
-    told = cogtune("train", "--preset", "8xa100-sft-5b-zero3", "--fit", "--slurm", "job.sh", status=2).err
+    told = command("train", "--preset", "8xa100-sft-5b-zero3", "--fit", "--slurm", "job.sh", status=2).err
     assert "--fit requires an NVIDIA GPU" in told
     assert not (tmp_path / "job.sh").exists()
 

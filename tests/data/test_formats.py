@@ -630,7 +630,7 @@ def test_without_the_hub_the_reference_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.e2e
-def test_the_flags_reach_the_reader(tmp_path: Path, clips: Path, cogtune: Cogtune) -> None:
+def test_the_flags_reach_the_reader(tmp_path: Path, clips: Path, command: Cogtune) -> None:
     root = tmp_path / "data"
     root.mkdir()
     videos = [clips / line for line in (clips / "videos.txt").read_text().splitlines()[:2]]
@@ -638,7 +638,7 @@ def test_the_flags_reach_the_reader(tmp_path: Path, clips: Path, cogtune: Cogtun
     table(root, json_lines(ROWS), "x.jsonl")
     flags = ["--size", "9x64x96", "--fps", "8", "--json"]
     columns = ["--format", "csv", "--video-column", "where", "--caption-column", "says"]
-    report = json.loads(cogtune("dataset", "validate", root, *flags, *columns, "--allow-outside").out)
+    report = json.loads(command("dataset", "validate", root, *flags, *columns, "--allow-outside").out)
     assert (report["layout"], report["counts"]["samples"], report["ok"]) == ("x.csv: where, says", 2, True)
-    refused = json.loads(cogtune("dataset", "validate", root, *flags, *columns, status=1).out)
+    refused = json.loads(command("dataset", "validate", root, *flags, *columns, status=1).out)
     assert [found["code"] for found in refused["findings"] if found["severity"] == "error"] == ["outside-folder"] * 2

@@ -475,11 +475,11 @@ def test_no_kernel_is_measured_without_a_gpu(tmp_path: Path) -> None:
     assert not (tmp_path / "attention.json").exists()
 
 
-def test_a_plan_shows_the_arrangement_and_refuses_a_budget_too_small(cogtune: Cogtune) -> None:
-    shown = cogtune("plan", "--preset", "8gb-lora-5b", "--samples", 1).out
+def test_a_plan_shows_the_arrangement_and_refuses_a_budget_too_small(command: Cogtune) -> None:
+    shown = command("plan", "--preset", "8gb-lora-5b", "--samples", 1).out
     assert "weights of 42 of 42 blocks streamed from the host" in shown
     assert "the fastest by the estimate that fits 8GB" in shown
-    plan = json.loads(cogtune("plan", "--preset", "8gb-lora-5b", "--samples", 1, "--json").out)
+    plan = json.loads(command("plan", "--preset", "8gb-lora-5b", "--samples", 1, "--json").out)
     assert plan["arrangement"]["streamed_blocks"] == 42
     assert plan["gpu_memory"]["card"] < 8 * 10**9
-    assert "--vram 3GB is not enough" in cogtune("plan", "--preset", "8gb-lora-5b", "--vram", "3GB", status=2).err
+    assert "--vram 3GB is not enough" in command("plan", "--preset", "8gb-lora-5b", "--vram", "3GB", status=2).err

@@ -200,5 +200,5 @@ def test_plan_shows_the_adapter_of_the_file(
     assert "rank: 9 (--rank), but the file has 4" in told
 
 
-def test_bench_has_no_such_flag(cogtune: Cogtune, tiny: Callable[[str], Path]) -> None:
-    assert "--init-lora" in cogtune("bench", "--init-lora", "x", status=2).err
+def test_bench_has_no_such_flag(command: Cogtune, tiny: Callable[[str], Path]) -> None:
+    assert "--init-lora" in command("bench", "--init-lora", "x", status=2).err

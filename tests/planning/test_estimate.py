@@ -328,24 +328,24 @@ def test_steps_of_epochs_are_counted_size_by_size(clips: Path) -> None:
     assert (found.samples, found.counted, found.steps) == (6, True, 3)
 
 
-def test_a_plan_needs_no_data_and_no_model(cogtune: Cogtune) -> None:
-    plan = json.loads(cogtune("plan", "--preset", "8xa100-sft-1.5-5b-zero3", "--json").out)
+def test_a_plan_needs_no_data_and_no_model(command: Cogtune) -> None:
+    plan = json.loads(command("plan", "--preset", "8xa100-sft-1.5-5b-zero3", "--json").out)
     assert plan["samples"] == 100
     assert plan["gpu_memory"]["card"] < 55 * GB
-    shown = cogtune("plan", "--preset", "4090-lora-5b", "--samples", 7).out
+    shown = command("plan", "--preset", "4090-lora-5b", "--samples", 7).out
     assert "for 7 samples" in shown
 
 
-def test_train_refuses_before_it_downloads(cogtune: Cogtune, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_refuses_before_it_downloads(command: Cogtune, monkeypatch: pytest.MonkeyPatch) -> None:
     if fit.local_hardware().cards:
         pytest.skip("there is a GPU here")
-    told = cogtune("train", "--preset", "8xa100-sft-5b-zero3", status=2).err
+    told = command("train", "--preset", "8xa100-sft-5b-zero3", status=2).err
     assert "8xa100-sft-5b-zero3 does not fit this machine" in told
     assert "--force" in told
 
 
-def test_what_is_not_there_to_resume_is_told_before_what_does_not_fit(cogtune: Cogtune) -> None:
-    told = cogtune("train", "--resume", "latest", "--output", "nowhere", status=2).err
+def test_what_is_not_there_to_resume_is_told_before_what_does_not_fit(command: Cogtune) -> None:
+    told = command("train", "--resume", "latest", "--output", "nowhere", status=2).err
     assert "nowhere has no checkpoint to resume from" in told
 
 

@@ -283,9 +283,9 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         write_dataset_report(tmp_path / "file" / "report.html", looked, workers=0)
 
 
-def test_the_command_writes_the_page_and_prints_where(cogtune: Cogtune, clips: Path, tmp_path: Path) -> None:
+def test_the_command_writes_the_page_and_prints_where(command: Cogtune, clips: Path, tmp_path: Path) -> None:
     words = ("dataset", "validate", clips, "--preset", "cpu-lora-tiny", "--report", "r/page.html", "--report-clips", 2)
-    assert cogtune(*words).out.splitlines()[-1] == "written to r/page.html"
+    assert command(*words).out.splitlines()[-1] == "written to r/page.html"
     page = parse(tmp_path / "r" / "page.html")
     assert len(page.all("article")) == 2
     assert "Showing 2 of 6" in page.text

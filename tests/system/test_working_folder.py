@@ -20,7 +20,8 @@ from cogtune.cli import main
 from cogtune.system import safe_path
 from cogtune.system.children import PARENT_PID, environment
 from cogtune.system.safe_path import STANDARD_LIBRARY, search_path
-from tests.conftest import Cogtune, Ran
+from tests.conftest import Cogtune
+from tests.support.in_process import Ran
 
 PROGRAM = Path(sys.executable).with_name("cogtune")
 TINY = ["--preset", "cpu-lora-tiny", "--data", "."]
