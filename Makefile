@@ -11,8 +11,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 RUNTIME := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-# auto is one process a core; past eight, importing torch in each costs more than it brings.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(PYTEST_FLAGS)
+PYTEST := $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

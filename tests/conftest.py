@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -35,6 +36,22 @@ load_collectives()
 with building(ADAM):
     CPUAdamBuilder().load()
 """
+
+
+MOST_WORKERS = 8
+"""Beyond these, importing torch in each costs more than it brings."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Spread whole folders of tests over processes, half as many again as cores: many tests wait for a process."""
+    options = config.option
+    if os.environ.get("PYTEST_XDIST_WORKER") or not config.pluginmanager.hasplugin("xdist"):  # itself such a process
+        return
+    folders = all(Path(argument.partition("::")[0]).is_dir() for argument in config.args)
+    if folders and options.numprocesses is None and not (options.collectonly or options.usepdb):
+        options.numprocesses = min(MOST_WORKERS, math.ceil(1.5 * len(os.sched_getaffinity(0))))
+        options.dist = "worksteal"
 
 
 gc.disable()  # a quarter of the time in which all test modules are imported is the search for garbage that is not there
