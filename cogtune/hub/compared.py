@@ -7,25 +7,10 @@ from pathlib import Path
 
 from cogtune.hub.local import Weights
 from cogtune.models.checkpoint_configs import fingerprint
-from cogtune.run.comparison import Comparison, Row, read_comparison
+from cogtune.run.comparison import FIGURES, Comparison, Row, read_comparison
 from cogtune.run.folder import RunFolder
 from cogtune.system.digests import digest_file
 from cogtune.system.errors import CogtuneError
-
-_FIGURES = {
-    "loss": ("Held-out loss at fixed noise", "{:.4f}"),
-    "training_loss": ("Training loss at fixed noise", "{:.4f}"),
-    "motion": ("Motion, pixels per frame", "{:.2f}"),
-    "flicker": ("Flicker, of 255", "{:.2f}"),
-    "saturation": ("Saturation, 0 to 1", "{:.3f}"),
-    "contrast": ("Contrast, 0 to 1", "{:.3f}"),
-    "sharpness": ("Sharpness, 0 to 1", "{:.3f}"),
-    "change": ("Change of related prompts, in distances of two prompts", "{:.2f}"),
-    "drift": ("Change of unrelated prompts, in distances of two prompts", "{:.2f}"),
-    "nearest": ("Distance to the nearest training clip, in distances of two clips", "{:.2f}"),
-    "clip": ("CLIP similarity", "{:.3f}"),
-}
-"""The figures on the card, each with its heading and its format."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +61,13 @@ def comparison_section(found: Compared) -> str:
     elif row.signs:
         said += f" Signs of a problem: {', '.join(sign.name for sign in row.signs)}."
     lines = ["| | base model | this model | training clips |", "|---|---|---|---|"]
-    for name, (title, form) in _FIGURES.items():
+    for figure in FIGURES:
+        name, form = figure.name, figure.form
         value, before = getattr(row.figures, name), getattr(base.figures, name)
         if value is None:
             continue
         usual = clips.get(name)
-        cells = ["" if before is None or name in ("change", "drift") else form.format(before), form.format(value)]
-        cells.append(f"{form.format(usual.low)} to {form.format(usual.high)}" if usual else "")
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        cells = ["" if before is None or name in ("change", "drift") else form(before), form(value)]
+        cells.append(f"{form(usual.low)} to {form(usual.high)}" if usual else "")
+        lines.append(f"| {figure.heading} | {' | '.join(cells)} |")
     return "\n".join([said, "", *lines])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cogtune import __version__
@@ -11,62 +10,9 @@ from cogtune.quality.limits import LIMITS
 from cogtune.report.page import Child, Html, facts, join, section, table, tag, write_page
 from cogtune.report.pictures import bytes_each
 from cogtune.report.videos import strip, video_figure
-from cogtune.run.comparison import LOOKS, PAGE, Comparison, Row, SceneKind, read_comparison
+from cogtune.run.comparison import FIGURES, LOOKS, PAGE, Comparison, FigureKind, Row, SceneKind, read_comparison
 from cogtune.system import console, names
 from cogtune.system.errors import CogtuneError, counted
-
-
-@dataclass(frozen=True)
-class Column:
-    """A figure on the page: its heading, one line that explains it, and how it is written."""
-
-    name: str
-    """Its name in ``compare.json``."""
-    title: str
-    meaning: str
-    form: Callable[[float], str] = "{:.3g}".format
-
-
-COLUMNS = (
-    Column(
-        "loss",
-        "held-out loss",
-        "Loss at fixed noise of the validation samples: lower is better, and it can be compared between rows.",
-        "{:.4f}".format,
-    ),
-    Column(
-        "training_loss",
-        "training loss",
-        "The same of the first training samples. If only this one falls, the clips are learned by heart.",
-        "{:.4f}".format,
-    ),
-    Column("motion", "motion", "Mean optical flow in pixels per frame, where there is something to see."),
-    Column("flicker", "flicker", "Mean change of brightness between frames, of 255, that motion does not explain."),
-    Column("saturation", "saturation", "Mean spread of a pixel's red, green and blue, from 0 to 1."),
-    Column("contrast", "contrast", "Standard deviation of the brightness in a frame, from 0 to 1."),
-    Column("sharpness", "sharpness", "Standard deviation of the Laplacian of the brightness: fine edges and noise."),
-    Column("clipped", "clipped", "Pixels with a channel at its lowest or highest value.", "{:.1%}".format),
-    Column(
-        "change",
-        "change",
-        "Distance from the base's videos of related prompts; 1 is the distance between videos of two prompts.",
-        "{:.2f}".format,
-    ),
-    Column(
-        "drift",
-        "drift",
-        "The same for unrelated prompts: what the training changed beyond its subject. Lower is better.",
-        "{:.2f}".format,
-    ),
-    Column(
-        "nearest",
-        "nearest clip",
-        "Distance to the nearest training clip, of prompts that were not trained on; 1 is that between two clips.",
-        "{:.2f}".format,
-    ),
-    Column("clip", "CLIP", "Mean CLIP similarity of frames and prompt, from -1 to 1: higher is better."),
-)
-"""In the order of the table."""
 
 _KINDS: dict[SceneKind, str] = {
     "prompt": "prompt",
@@ -143,10 +89,10 @@ def _signs(rows: Sequence[Row]) -> Html:
     return section("Signs of a problem", tag("ul", items, class_="findings"))
 
 
-def _known(found: Comparison) -> list[Column]:
+def _known(found: Comparison) -> list[FigureKind]:
     """Return the columns of which something was measured."""
     rows = (found.base, *found.rows)
-    return [one for one in COLUMNS if any(getattr(row.figures, one.name) is not None for row in rows)]
+    return [one for one in FIGURES if any(getattr(row.figures, one.name) is not None for row in rows)]
 
 
 def _table(found: Comparison) -> Html:
@@ -161,7 +107,7 @@ def _table(found: Comparison) -> Html:
     return table(("", "signs", *(one.title for one in columns)), rows, label="Figures", sortable=True)
 
 
-def _cell(row: Row, base: Row, column: Column) -> Child:
+def _cell(row: Row, base: Row, column: FigureKind) -> Child:
     value, before = getattr(row.figures, column.name), getattr(base.figures, column.name)
     if value is None:
         return "-"
@@ -171,7 +117,7 @@ def _cell(row: Row, base: Row, column: Column) -> Child:
     return join(written, tag("small", f" {(value - before) / before:+.0%}"))
 
 
-def _range(found: Comparison, column: Column) -> str:
+def _range(found: Comparison, column: FigureKind) -> str:
     usual = found.clips.get(column.name)
     return "-" if usual is None else f"{column.form(usual.low)} to {column.form(usual.high)}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +59,86 @@ class Figures(Look):
     """The training clip that most of these videos are nearest to."""
     clip: float | None = None
     """Mean CLIP similarity of frames and prompt, from -1 to 1."""
+
+
+@dataclass(frozen=True)
+class FigureKind:
+    """A figure for people: its heading, one line that explains it, and how it is written."""
+
+    name: str
+    """Its name in :class:`Figures`."""
+    title: str
+    meaning: str
+    form: Callable[[float], str] = "{:.3g}".format
+    unit: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The title with its unit, for a table without explanations."""
+        title = self.title[0].upper() + self.title[1:]
+        return f"{title}, {self.unit}" if self.unit else title
+
+
+FIGURES = (
+    FigureKind(
+        "loss",
+        "held-out loss",
+        "Loss at fixed noise of the validation samples: lower is better, and it can be compared between rows.",
+        "{:.4f}".format,
+        unit="at fixed noise",
+    ),
+    FigureKind(
+        "training_loss",
+        "training loss",
+        "The same of the first training samples. If only this one falls, the clips are learned by heart.",
+        "{:.4f}".format,
+        unit="at fixed noise",
+    ),
+    FigureKind(
+        "motion",
+        "motion",
+        "Mean optical flow in pixels per frame, where there is something to see.",
+        unit="pixels per frame",
+    ),
+    FigureKind(
+        "flicker",
+        "flicker",
+        "Mean change of brightness between frames, of 255, that motion does not explain.",
+        unit="of 255",
+    ),
+    FigureKind("saturation", "saturation", "Mean spread of a pixel's red, green and blue, from 0 to 1.", unit="0 to 1"),
+    FigureKind("contrast", "contrast", "Standard deviation of the brightness in a frame, from 0 to 1.", unit="0 to 1"),
+    FigureKind(
+        "sharpness",
+        "sharpness",
+        "Standard deviation of the Laplacian of the brightness: fine edges and noise.",
+        unit="0 to 1",
+    ),
+    FigureKind("clipped", "clipped", "Pixels with a channel at its lowest or highest value.", "{:.1%}".format),
+    FigureKind(
+        "change",
+        "change",
+        "Distance from the base's videos of related prompts; 1 is the distance between videos of two prompts.",
+        "{:.2f}".format,
+        unit="of related prompts, in distances of two prompts",
+    ),
+    FigureKind(
+        "drift",
+        "drift",
+        "The same for unrelated prompts: what the training changed beyond its subject. Lower is better.",
+        "{:.2f}".format,
+        unit="the change of unrelated prompts",
+    ),
+    FigureKind(
+        "nearest",
+        "nearest clip",
+        "Distance to the nearest training clip, of prompts that were not trained on; 1 is that between two clips.",
+        "{:.2f}".format,
+        unit="in distances of two clips",
+    ),
+    FigureKind("clip", "CLIP", "Mean CLIP similarity of frames and prompt, from -1 to 1: higher is better."),
+)
+"""In the order of tables."""
 
 
 class Range(Schema):

@@ -30,8 +30,7 @@ from cogtune.encoding import jobs
 from cogtune.models.checkpoint_configs import ModelSpec, read_spec
 from cogtune.models.geometry import Size
 from cogtune.models.variants import LORA_WEIGHTS_NAME
-from cogtune.report.comparison import COLUMNS
-from cogtune.run.comparison import Comparison, read_comparison
+from cogtune.run.comparison import FIGURES, Comparison, read_comparison
 from cogtune.run.metrics import read_metrics
 from cogtune.system.errors import UsageError
 from cogtune.training import worker
@@ -149,7 +148,7 @@ def test_the_page_shows_and_explains_everything(compared: Path) -> None:
     page, found = parse(compared / "compare.html"), found_in(compared)
     assert page.all("p", "verdict")[0].text.replace(":  ", ": ") == found.verdict
     explained = [item.partition(": ")[0] for item in texts(page, "li")]
-    measured = [one.title for one in COLUMNS if getattr(found.base.figures, one.name) is not None]
+    measured = [one.title for one in FIGURES if getattr(found.base.figures, one.name) is not None]
     assert "CLIP" not in measured
     assert set(measured) <= set(explained)
     assert texts(page, "th")[: 2 + len(measured)] == ["", "signs", *measured]
