@@ -212,7 +212,7 @@ def test_the_runs_page_and_the_model_card_show_it(
     assert row.is_best == (best is not None and best.label == "checkpoint-2")
     card = comparison_section(row)
     assert f"| {row.comparison.base.figures.loss:.4f} | {row.row.figures.loss:.4f} |" in card
-    assert "Training loss at fixed noise" in card
+    assert "Training loss, at fixed noise" in card
 
 
 def test_a_damaged_comparison_is_told_and_left_out(

@@ -22,11 +22,11 @@ from cogtune.run import launch
 from cogtune.run.checkpoints import changed_files, checkpoints, read_state
 from cogtune.system.errors import CogtuneError, UsageError
 from cogtune.system.json_files import sealed, write_json
-from tests.conftest import Cogtune
 from tests.hub.conftest import REPO
 from tests.hub.test_watch import BRANCH, write_checkpoint
 from tests.support import in_process
 from tests.support.checkpoint_contents import differing, held
+from tests.support.forked_workers import run_workers, start_forked
 from tests.support.hub_server import Cut, Hub
 from tests.support.runs_in_process import fill_here, plan_for, read_lines, start_here, train_here
 
@@ -99,13 +99,13 @@ def test_a_run_resumed_from_the_hub_is_the_one_resumed_from_disk_to_the_bit(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_so_is_a_zero_run_of_two_processes(hub: Hub, clips: Path, tmp_path: Path, cogtune: Cogtune) -> None:
+def test_so_is_a_zero_run_of_two_processes(
+    hub: Hub, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(jobs, "fill_cache", fill_here)
+    monkeypatch.setattr(launch, "start", start_forked)
     first, disk, other = tmp_path / "first", tmp_path / "disk", tmp_path / "other"
-    cache = ["--cache-dir", tmp_path / "cache"]
-    cogtune(
-        "train", "--preset", "cpu-lora-tiny", "--data", clips, "--output", first, *cache, "--steps", 4,
-        "--num-processes", 2, "--strategy", "zero2", "--checkpoint-every", 2, "--sample-every", 0,
-    )  # fmt: skip
+    run_workers(plan_for(clips, first, steps=4, num_processes=2, strategy="zero2", checkpoint_every=2))
     whole = held(first / "checkpoint-4")
     shutil.rmtree(first / "checkpoint-4")  # as if the machine was lost before it was there
     push_checkpoints(first, REPO, every=0)
@@ -113,11 +113,8 @@ def test_so_is_a_zero_run_of_two_processes(hub: Hub, clips: Path, tmp_path: Path
     assert len([path for path in sent if "optim_states" in path]) == 2
     assert not [path for path in sent if path.endswith(".py")]
     shutil.copytree(first, disk)
-    cogtune("train", "--resume", "latest", "--output", disk)
-    ran = cogtune(
-        "train", "--resume", REPO, "--output", other, "--data", clips, *cache,
-        env={"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
-    )  # fmt: skip
+    in_process.run(capsys, "train", "--resume", "latest", "--output", disk)
+    ran = in_process.run(capsys, "train", "--resume", REPO, "--output", other, "--data", clips)
     assert f"downloaded checkpoint-2 of {REPO}" in " ".join(ran.err.split())
     assert differing(held(disk / "checkpoint-4"), whole) == []
     assert differing(held(other / "checkpoint-4"), whole) == []

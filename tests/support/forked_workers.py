@@ -127,6 +127,11 @@ def run_workers(plan: Plan, prepare: Callable[[], None] = _nothing) -> None:
     _join(start_workers(plan, prepare), LaunchFiles(plan.config.output / "launch").log)
 
 
+def start_forked(_plan: Plan, files: LaunchFiles, *_worker: str, **_more: object) -> None:
+    """Stands in for :func:`cogtune.run.launch.start`: the run's processes, forked."""
+    run_workers(Plan.read(files.plan))
+
+
 def _run_script(name: str, folder: Path) -> None:
     pkgutil.resolve_name(f"tests.support.{name}:main")(folder)
 
