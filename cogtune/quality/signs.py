@@ -44,6 +44,8 @@ class Reference:
     """What the LoRA's strength is multiplied by."""
     weaker_loss: float | None = None
     """The lowest loss of the same weights at a lower strength."""
+    has_earlier: bool = True
+    """Whether there may be a checkpoint that was trained less."""
     settings: Settings = Settings()
 
     def highest(self, look: str) -> float:
@@ -80,6 +82,7 @@ def with_signs(rows: Sequence[Row], base: Row, clips: Mapping[str, Range], setti
             clips=clips,
             strength=1.0 if row.strength is None else row.strength,
             weaker_loss=min((loss for loss in weaker if loss is not None), default=None),
+            has_earlier=row.step is None or any(other.step is not None and other.step < row.step for other in rows),
             settings=settings,
         )
         judged.append(row.model_copy(update={"signs": find_signs(row.figures, reference)}))
@@ -166,7 +169,8 @@ def _forgot(figures: Figures, reference: Reference) -> Sign | None:
         f"videos of unrelated prompts differ from the base's by {figures.drift:.2g}, where 1 is the difference of two "
         "prompts"
     )
-    return Sign(name="forgot", why=why, advice="; ".join([*_shorter(reference), *_less(reference)[:1]]))
+    advice = dict.fromkeys([*_shorter(reference), *_less(reference)[:1]])
+    return Sign(name="forgot", why=why, advice="; ".join(advice))
 
 
 def _more(reference: Reference) -> Iterator[str]:
@@ -186,7 +190,8 @@ def _less(reference: Reference) -> list[str]:
     """Return what makes weights weaker."""
     settings, found = reference.settings, []
     if reference.strength > 0.5:
-        found.append(f"use a lower --lora-scale than {reference.strength:g}, or an earlier checkpoint")
+        found.append(f"use a lower --lora-scale than {reference.strength:g}")
+        found += _earlier(reference)
     if reference.strength <= 1:
         rate = "a lower --learning-rate"
         if settings.learning_rate is not None:
@@ -197,10 +202,14 @@ def _less(reference: Reference) -> list[str]:
     return found
 
 
+def _earlier(reference: Reference) -> list[str]:
+    return ["use an earlier checkpoint"] if reference.has_earlier else []
+
+
 def _shorter(reference: Reference) -> list[str]:
     """Return what makes weights learn less by heart."""
     settings = reference.settings
-    found = ["use an earlier checkpoint"]
+    found = _earlier(reference)
     if settings.steps:
         found.append(f"train for fewer --steps than {settings.steps:,}")
     if settings.rank and settings.rank > 16:

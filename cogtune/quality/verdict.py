@@ -69,8 +69,15 @@ def _none(rows: Sequence[Row]) -> str:
         return "There is nothing to choose from: only the base was sampled."
     if names == ["no effect"]:
         return "None of them has an effect: their videos are those of the base."
-    least = min(rows, key=lambda row: (len(row.signs), loss_of(row.figures) or 0.0))
-    signs = " and ".join(sign.name for sign in least.signs)
-    each = "It has" if len(rows) == 1 else "All of them have"
-    rest = "" if len(rows) == 1 else f" {least.title} has the fewest: {signs}."
-    return f"{each} signs of a problem: {', '.join(names)}.{rest}"
+    if len(rows) == 1:
+        return f"It has signs of a problem: {', '.join(names)}."
+    told = f"All of them have signs of a problem: {', '.join(names)}."
+    fewest = min(len(row.signs) for row in rows)
+    few = [row for row in rows if len(row.signs) == fewest]
+    signs = " and ".join(sign.name for sign in few[0].signs)
+    if len(few) == 1:
+        return f"{told} {few[0].title} has the fewest: {signs}."
+    losses = {row.title: loss for row in few if (loss := loss_of(row.figures)) is not None}
+    if len(losses) < len(few):
+        return told
+    return f"{told} {min(losses, key=losses.__getitem__)} has the lowest loss of the {len(few)} with the fewest."

@@ -104,7 +104,7 @@ def _table(found: Comparison) -> Html:
         rows.append([title, signs, *(_cell(row, found.base, one) for one in columns)])
     if found.clips:
         rows.append(["training clips", "-", *(_range(found, one) for one in columns)])
-    return table(("", "signs", *(one.title for one in columns)), rows, label="Figures", sortable=True)
+    return table(("", "signs", *(one.title for one in columns)), rows, label="Figures", sortable=True, compact=True)
 
 
 def _cell(row: Row, base: Row, column: FigureKind) -> Child:

@@ -91,6 +91,7 @@ def table(
     label: str,
     wide: Container[int] = (),
     sortable: bool = False,
+    compact: bool = False,
 ) -> Html:
     """Return a table in a scrolling box.
 
@@ -100,6 +101,7 @@ def table(
         label: description of the table for screen readers.
         wide: the columns, from 0, with sentences.
         sortable: whether a click on a heading sorts by it.
+        compact: whether cells are as wide as what is in them, on one line.
     """
 
     def row(cells: Iterable[Child]) -> Html:
@@ -114,7 +116,8 @@ def table(
 
     names = tuple(columns)
     head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in names])) if names else None
-    whole = tag("table", head, tag("tbody", [row(cells) for cells in rows]), class_="sortable" if sortable else None)
+    classes = " ".join(name for name, has in (("sortable", sortable), ("compact", compact)) if has) or None
+    whole = tag("table", head, tag("tbody", [row(cells) for cells in rows]), class_=classes)
     return tag("div", whole, class_="scroll", role="region", aria_label=label, tabindex="0")
 
 

@@ -140,8 +140,24 @@ def test_where_none_is_good_none_is_taken() -> None:
     chosen, words = verdict(row("a", motion=0.1, drift=0.9), row("b", motion=0.1))
     assert chosen is None
     assert words == "All of them have signs of a problem: frozen, forgot. b has the fewest: frozen."
+    alike = [row("a", drift=0.9, loss=0.5), row("b", drift=0.9, loss=0.4), row("c", drift=0.9, motion=0.1)]
+    words = verdict(*alike)[1]
+    assert words == (
+        "All of them have signs of a problem: forgot, frozen. b has the lowest loss of the 2 with the fewest."
+    )
+    assert verdict(alike[0])[1] == "It has signs of a problem: forgot."
     assert verdict(row("a", change=0.0, loss=0.5))[1].startswith("None of them has an effect")
     assert verdict()[1] == "There is nothing to choose from: only the base was sampled."
+
+
+def test_only_a_checkpoint_that_has_an_earlier_one_is_told_of_it() -> None:
+    rows = with_signs([row("a", step=100, drift=0.9), row("b", step=200, drift=0.9)], OF_BASE, CLIPS, SETTINGS)
+    first, second = ([part for sign in one.signs for part in sign.advice.split("; ")] for one in rows)
+    assert "use an earlier checkpoint" not in first
+    assert second.count("use an earlier checkpoint") == 1
+    assert "use a lower --lora-scale than 1" in first
+    alone = with_signs([row("a", step=None, drift=0.9)], OF_BASE, CLIPS, SETTINGS)
+    assert "use an earlier checkpoint" in alone[0].signs[0].advice
 
 
 def test_the_limits_are_in_the_documentation() -> None:
