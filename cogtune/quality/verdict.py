@@ -80,4 +80,5 @@ def _none(rows: Sequence[Row]) -> str:
     losses = {row.title: loss for row in few if (loss := loss_of(row.figures)) is not None}
     if len(losses) < len(few):
         return told
-    return f"{told} {min(losses, key=losses.__getitem__)} has the lowest loss of the {len(few)} with the fewest."
+    of_them = "" if len(few) == len(rows) else f" of the {len(few)} with the fewest"
+    return f"{told} {min(losses, key=losses.__getitem__)} has the lowest loss{of_them}."

@@ -145,6 +145,7 @@ def test_where_none_is_good_none_is_taken() -> None:
     assert words == (
         "All of them have signs of a problem: forgot, frozen. b has the lowest loss of the 2 with the fewest."
     )
+    assert verdict(*alike[:2])[1] == "All of them have signs of a problem: forgot. b has the lowest loss."
     assert verdict(alike[0])[1] == "It has signs of a problem: forgot."
     assert verdict(row("a", change=0.0, loss=0.5))[1].startswith("None of them has an effect")
     assert verdict()[1] == "There is nothing to choose from: only the base was sampled."
