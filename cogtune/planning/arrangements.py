@@ -165,12 +165,12 @@ def card_bytes(work: Workload, arrangement: Arrangement) -> int:
     return memory.weights + memory.activations + memory.workspace + work.trained + work.gradients + work.context
 
 
-def host_bytes(work: Workload, arrangement: Arrangement) -> int:
-    """Return the host memory that one process's weights and activations take."""
-    weights = work.host_state or arrangement.streamed_blocks * work.block_weights
+def host_bytes(work: Workload, arrangement: Arrangement, processes: int = 1) -> int:
+    """Return the host memory that weights and activations of a machine's processes take; they share frozen weights."""
+    weights = processes * work.host_state or arrangement.streamed_blocks * work.block_weights
     saved = _offloaded(work, arrangement)
     borrowed = min(saved, arrangement.offloaded_blocks * work.lent)
-    return int(weights + _REGIONS * (saved - borrowed))
+    return int(weights + processes * _REGIONS * (saved - borrowed))
 
 
 def _offloaded(work: Workload, arrangement: Arrangement) -> float:

@@ -157,7 +157,7 @@ def _with_engine(config: RunConfig, spec: ModelSpec, gpu: str, arrangement: Arra
     timed = speed is not None and config.precision != "fp32" and not work.trains_blocks  # of which none was measured
     return Estimate(
         memory=memory,
-        host=_host(config, spec) + config.local_processes * arrangements.host_bytes(work, arrangement),
+        host=_host(config, spec) + arrangements.host_bytes(work, arrangement, config.local_processes),
         cache_per_sample=_cache(config, spec),
         checkpoint=_checkpoint(config, spec),
         flops=_flops(config, spec),

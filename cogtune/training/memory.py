@@ -12,6 +12,7 @@ from cogtune.modeling.engine import attach
 from cogtune.modeling.engine.attention import FLASH_4, fastest, has_flash_4
 from cogtune.modeling.engine.engine import blocks_of
 from cogtune.modeling.engine.float8 import use_float8
+from cogtune.modeling.engine.machine_group import MachineGroup
 from cogtune.modeling.engine.streamed_parameters import StreamedParameters
 from cogtune.models.download import home
 from cogtune.models.geometry import video_tokens
@@ -56,6 +57,7 @@ def attach_engine(
         backend="inductor" if compiled else None,
         tell=console.warn,
         trained=trained,
+        group=MachineGroup(accelerator.process_index, config.local_processes) if config.local_processes > 1 else None,
     )
     # DDP would send every process the slots' content, whichever blocks they hold.
     transformer._ddp_params_and_buffers_to_ignore = [*engine.streamed_names(), *quantized]

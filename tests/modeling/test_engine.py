@@ -42,7 +42,8 @@ from cogtune.run.plan import check_config
 from cogtune.system.errors import UsageError
 from cogtune.training import memory
 from tests.conftest import Cogtune
-from tests.support.forked_workers import run_workers
+from tests.support import shared_weights_script as script
+from tests.support.forked_workers import run_script, run_workers
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, read_lines, set_up_here, train_here
 from tests.support.sampling import sampled
 
@@ -367,7 +368,34 @@ def test_two_processes_with_the_engine_train_as_one_does(clips: Path, tmp_path: 
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_processes_of_a_machine_keep_one_copy_of_frozen_weights(tmp_path: Path, shared: bool) -> None:
+    """Each has other weights, so it shows: those of the first are used, or each one's own where nothing is shared."""
+    if not shared:
+        (tmp_path / "without").touch()
+    run_script("shared_weights_script", tmp_path)
+    for rank in range(2):
+        seen, mapped, size = torch.load(tmp_path / f"rank-{rank}.pt")
+        assert seen == [[script.weight(0 if shared else rank, block)] for block in range(script.BLOCKS)]
+        assert bool(mapped) is shared
+        assert size >= script.BLOCKS * script.WIDTH**2 * 4
+
+
 # What is planned
+
+
+def test_frozen_weights_on_the_host_are_counted_once_a_machine() -> None:
+    one, eight = (planned("8gb-lora-5b", "10GB", num_processes=count, stream_blocks=42) for count in (1, 8))
+    spec = spec_for("8gb-lora-5b")
+    assert one[0] == eight[0]
+    hosts = [estimate(config, spec, arrangement=arrangement).host for arrangement, config in (one, eight)]
+    work = workload(one[1], spec)
+    weights = one[0].streamed_blocks * work.block_weights
+    alone = arrangements.host_bytes(work, one[0])
+    assert weights > 8 * 2**30
+    assert arrangements.host_bytes(work, one[0], 8) == pytest.approx(weights + 8 * (alone - weights))
+    assert hosts[1] - hosts[0] < 7 * hosts[0] - 6.9 * weights
 
 
 def spec_for(preset: str) -> ModelSpec:

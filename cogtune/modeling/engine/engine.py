@@ -21,6 +21,7 @@ from cogtune.modeling.engine.block_weights import BlockWeights
 from cogtune.modeling.engine.compute import BlockFunction, Rotary, block_function
 from cogtune.modeling.engine.frozen_weights import FrozenWeights
 from cogtune.modeling.engine.host import HostArena
+from cogtune.modeling.engine.machine_group import MachineGroup
 from cogtune.modeling.engine.streamed_parameters import StreamedParameters
 
 
@@ -59,6 +60,7 @@ class Engine:
         smallest: int,
         tell: Callable[[str], None],
         trained: StreamedParameters | None,
+        group: MachineGroup | None,
     ) -> None:
         self._transformer = transformer
         self._blocks = list(blocks_of(transformer))
@@ -72,7 +74,7 @@ class Engine:
         self._weights: BlockWeights | None = trained
         self._arenas = []
         if streamed and trained is None:
-            arena = HostArena(pin=pin, tell=tell)
+            arena = HostArena(pin=pin, tell=tell, group=group)
             self._arenas.append(arena)
             self._weights = FrozenWeights(
                 [self._blocks[block] for block in streamed], slots=arrangement.slots, device=device, arena=arena
@@ -184,6 +186,7 @@ def attach(
     smallest: int = SMALLEST,
     tell: Callable[[str], None] = lambda _: None,
     trained: StreamedParameters | None = None,
+    group: MachineGroup | None = None,
 ) -> Engine:
     """Put an engine between a CogVideoX transformer and its blocks.
 
@@ -197,6 +200,7 @@ def attach(
         smallest: bytes from which on a saved tensor is moved to the host.
         tell: told what the user should know, such as that the system does not give pinned memory.
         trained: the weights of all blocks, where they are trained; the arrangement streams every block then.
+        group: processes that keep one copy of streamed frozen weights together; each calls this at the same time.
     """
     if kernel == FLASH_4:
         transformer.set_attn_processor(FlashAttention4Processor(flash_attention_4()))  # type: ignore[operator]
@@ -209,6 +213,7 @@ def attach(
         smallest=smallest,
         tell=tell,
         trained=trained,
+        group=group,
     )
     if trained is not None:
         transformer.register_forward_pre_hook(lambda _module, _inputs: trained.begin())

@@ -25,7 +25,10 @@ class FrozenWeights(BlockWeights):
     def __init__(
         self, blocks: Sequence[torch.nn.Module], *, slots: int, device: torch.device, arena: HostArena
     ) -> None:
-        """Move the frozen parameters of ``blocks`` to the host, and load the first of them."""
+        """Move the frozen parameters of ``blocks`` to the host, and load the first of them.
+
+        Processes whose arenas share memory have to hold the same parameters, of which one process's are moved.
+        """
         super().__init__(len(blocks), slots)
         frozen = [[p for p in block.parameters() if not p.requires_grad] for block in blocks]
         sizes = [sum(aligned(_bytes(p)) for p in parameters) for parameters in frozen]
@@ -41,10 +44,12 @@ class FrozenWeights(BlockWeights):
             slot = self._slots[number % self._turns]
             for parameter in parameters:
                 end = start + _bytes(parameter)
-                _typed(host[start:end], parameter).copy_(parameter.data)
+                if arena.is_filled_here:
+                    _typed(host[start:end], parameter).copy_(parameter.data)
                 parameter.data = _typed(slot[start:end], parameter)
                 start = aligned(end)
             self._host.append(host)
+        arena.wait_until_filled()
         self._load_first()
 
     @property

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cogtune.modeling.engine.machine_group import MachineGroup
+
 _ALIGNMENT = 256
 _PORTABLE = 1
 """``cudaHostRegisterPortable``: pinned for every context of the process."""
@@ -51,16 +53,31 @@ class HostArena:
     PyTorch rounds each pinned allocation up to a power of two; here pages are registered with CUDA as they are.
     """
 
-    def __init__(self, *, pin: bool, tell: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, *, pin: bool, tell: Callable[[str], None] = lambda _: None, group: MachineGroup | None = None
+    ) -> None:
         """Create an empty arena.
 
         Args:
             pin: whether to register the memory with CUDA, so that copies run beside the computation.
             tell: told once when the system does not give pinned memory.
+            group: processes that share the memory where the system allows it. They have to ask for the same regions.
         """
         self._pin = pin
         self._tell = tell
+        self._group = group
+        self._fillers = group
         self._regions: list[_Region] = []
+
+    @property
+    def is_filled_here(self) -> bool:
+        """Whether this process is to write what the memory is to hold, which others may share."""
+        return self._group is None or self._group.writes
+
+    def wait_until_filled(self) -> None:
+        """Wait for the process that fills shared memory. Collective."""
+        if self._fillers is not None:
+            self._fillers.wait()
 
     @property
     def size(self) -> int:
@@ -89,9 +106,13 @@ class HostArena:
             region.used = 0
 
     def _allocate(self, size: int) -> Tensor:
-        region = _mapped(size)
+        region = self._group.map(size) if self._group is not None else None
+        if region is None:
+            self._group = None
+            region = _mapped(size)
         if self._pin:
-            _bring_in(region)
+            if self.is_filled_here:  # elsewhere the same pages may hold weights already
+                _bring_in(region)
             problem = _register(region)
             if problem is not None:
                 self._pin = False
