@@ -20,6 +20,7 @@ from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video.clips import write_video
 from cogtune.models.locate import locate
 from cogtune.run.launch import ENVIRONMENT
+from cogtune.system.pool import usable_cores
 from tests.support.in_process import Ran
 from tests.support.in_process import run as run_in_process
 
@@ -50,7 +51,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     folders = all(Path(argument.partition("::")[0]).is_dir() for argument in config.args)
     if folders and options.numprocesses is None and not (options.collectonly or options.usepdb):
-        options.numprocesses = min(MOST_WORKERS, math.ceil(1.5 * len(os.sched_getaffinity(0))))
+        options.numprocesses = min(MOST_WORKERS, math.ceil(1.5 * usable_cores()))
         options.dist = "worksteal"
 
 

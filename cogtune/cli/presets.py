@@ -55,7 +55,7 @@ Rows = list[tuple[str, ...]]
 def _listing_here() -> tuple[tuple[str, ...], Rows]:
     """Build the columns and rows of the presets that fit this machine; say what the machine is."""
     from cogtune.config.resolving import resolve
-    from cogtune.models.variants import TINY
+    from cogtune.models.variants import TINY, published
     from cogtune.planning.estimate import GIB
     from cogtune.planning.fit import GB, estimate_on, local_hardware
 
@@ -65,12 +65,21 @@ def _listing_here() -> tuple[tuple[str, ...], Rows]:
     found: Rows = []
     for row in rows:
         config = resolve(preset_name=row[0]).config
-        if config.model.startswith(TINY):
+        if published(config.model) is None:
+            console.note(f"{row[0]} is left out: `cogtune plan --preset {row[0]}` reads the files of {config.model}")
+        elif config.model.startswith(TINY):
             found.append((row[0], *row[2:6], "", "", ""))
-        elif (needs := estimate_on(config, machine)) is not None:
-            step = f"{needs.seconds:.2f} s" if needs.seconds is not None else ""
-            found.append((row[0], *row[2:6], f"{needs.memory.card / GB:.1f} GB", f"{needs.host / GIB:.0f} GiB", step))
-    if all(not row[5] for row in found):
+        else:
+            try:
+                needs = estimate_on(config, machine)
+            except CogtuneError as error:
+                console.warn(f"{row[0]} is left out: " + "; ".join((error.message, *error.details)))
+                continue
+            if needs is not None:
+                gpu = f"{needs.memory.card / GB:.1f} GB" if machine.cards else ""
+                step = f"{needs.seconds:.2f} s" if needs.seconds is not None else ""
+                found.append((row[0], *row[2:6], gpu, f"{needs.host / GIB:.0f} GiB", step))
+    if all(not row[6] for row in found):
         console.note("no preset of a published model fits; `cogtune plan --preset NAME` says what one takes")
     return ("preset", *columns[2:6], "GPU memory", "host memory", "step"), found
 

@@ -7,6 +7,9 @@ it: in an import, or in a finalizer. So it is raised again until the program is 
 from __future__ import annotations
 
 import _thread
+import atexit
+import contextlib
+import os
 import signal
 import sys
 import threading
@@ -17,6 +20,7 @@ _INSISTS = 1.0
 """Seconds after which a swallowed exception is raised again, and again."""
 
 _asked: list[int] = []
+_status: list[Any] = []
 _again = threading.Event()
 _ended = threading.Event()
 _saying = threading.Lock()
@@ -30,25 +34,31 @@ def raise_on_signals() -> None:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not so under nohup
         signal.signal(signal.SIGHUP, _hear)
     sys.unraisablehook = _unraisable
+    atexit.register(_ignore)
 
 
 def exit_now(status: Any) -> NoReturn:
-    """Exit with ``status``; a signal during Python's clean-up ends it without a traceback."""
+    """Exit with ``status``; a signal during Python's clean-up cuts it short, with the same status."""
+    _status.append(status)
     _ended.set()
-    with _saying:
-        for number in [number for number in signal.Signals if signal.getsignal(number) is _hear]:
-            signal.signal(number, signal.SIG_IGN)  # drops one that is pending, which the default would obey
-            signal.signal(number, signal.SIG_DFL)
-    sys.exit(status)
+    with _saying:  # none of ours is on its way any more
+        sys.exit(status)
+
+
+def _ignore() -> None:
+    """Ignore Ctrl-C from here on: Python restores the default handlers and only then takes its modules apart."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _hear(number: int, _frame: FrameType | None) -> None:
-    if _ended.is_set():
-        return
     if _again.is_set():  # it is we who say it again
         _again.clear()
-        if _is_on_its_way():
+        if _ended.is_set() or _is_on_its_way():
             return
+    elif _ended.is_set():
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+        os._exit(_status[0] if isinstance(_status[0], int) else int(_status[0] is not None))
     elif not _asked:
         _asked.append(number)
         threading.Thread(target=_insist, daemon=True, name="cogtune-ending").start()

@@ -18,6 +18,7 @@ from cogtune.models.geometry import Size
 from cogtune.models.variants import VARIANTS, published
 from cogtune.planning.estimate import GIB, Estimate, estimate
 from cogtune.planning.host_memory import limited, with_formats
+from cogtune.run.plan import check_config
 from cogtune.system import console
 from cogtune.system.errors import UsageError
 from cogtune.system.gpus import Gpu, gpus
@@ -210,11 +211,16 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
 
 
 def estimate_on(config: RunConfig, machine: Hardware) -> Estimate | None:
-    """Return the estimate of a run of a published model if the whole of it fits ``machine``, else None."""
+    """Return the estimate of a run of a published model if the whole of it fits ``machine``, else None.
+
+    Raises:
+        UsageError: the configuration cannot be run.
+    """
     row = published(config.model)
     if row is None:
         return None
     spec = published_spec(row)
+    check_config(config, spec)
     config = with_formats(config, spec, machine.host)
     needs = estimate(config, spec, gpu=machine.cards[0].name if machine.cards else "")
     return None if problems(config, needs, machine, sure=1.0) else needs

@@ -183,6 +183,8 @@ def test_presets_that_fit_this_machine_are_listed_with_what_they_take(
     folder = tmp_path / "cogtune" / "presets"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("model: 5b\nvram: 7GB\nprecision: bf16\n")
+    (folder / "odd.yaml").write_text("model: 5b\nsize: 1x2x3\n")
+    (folder / "none.yaml").write_text("model: tiny:6b\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     gpu = Gpu("NVIDIA GeForce RTX 4060", 8 * 10**9, 0)
     monkeypatch.setattr(fit, "local_hardware", lambda: Hardware((gpu,), 64 * 2**30))
@@ -198,6 +200,8 @@ def test_presets_that_fit_this_machine_are_listed_with_what_they_take(
     listed = run(capsys, "presets", "--here")
     assert "this machine: 1 x NVIDIA GeForce RTX 4060 of 8.0 GB, 64 GiB of host memory" in listed.err
     assert "no preset" not in listed.err
+    assert "odd is left out: invalid configuration; size 1x2x3: height 2 must be a multiple of 16" in listed.err
+    assert "none is left out: `cogtune plan --preset none` reads the files of tiny:6b" in listed.err
 
     monkeypatch.setattr(fit, "local_hardware", lambda: Hardware((), 64 * 2**30))
     listed = run(capsys, "presets", "--here")
@@ -333,6 +337,34 @@ def test_a_signal_that_is_repeated_as_the_program_ends_changes_nothing(number: i
     running.send_signal(number)
     out, err = running.communicate(timeout=600)
     assert (running.returncode, out, err) == (128 + number, "", "")
+
+
+SLOW_TO_END = """
+import atexit, time
+import cogtune.cli
+
+def ending():
+    print("ending", flush=True)
+    time.sleep(1000)
+
+def work(*_):
+    atexit.register(ending)
+    print("no newline, ", end="")
+    return 7
+
+cogtune.cli._status = work
+cogtune.cli.main([])
+"""
+
+
+def test_ctrl_c_while_the_program_ends_cuts_that_short(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(SLOW_TO_END)
+    running = subprocess.Popen([sys.executable, tmp_path / "program.py"], stdout=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    assert running.stdout.readline() == "no newline, ending\n"
+    running.send_signal(signal.SIGINT)
+    assert running.wait(600) == 7
+    running.stdout.close()
 
 
 def test_a_cache_that_cannot_be_written_is_told_with_what_puts_it_elsewhere(

@@ -236,8 +236,15 @@ def test_jpegs_as_a_camera_sends_them_end_with_a_boundary(tmp_path: Path) -> Non
     assert (info.num_frames, info.fps, info.rate_told) == (20, 25, False)
     assert decode_all(path).frames == 20
     whole = path.read_bytes()
+    boundary = b"\r\n--ffmpeg\r\n"
+    assert whole.endswith(boundary)
+    pictures = whole.removesuffix(boundary)
+    ends = (b"", b"\r\n--ffmpeg", boundary[:-2] + b"--", boundary + b"Content-type: image/jpeg\r\n\r\n", b"\0\0\n")
+    for end in ends:
+        path.write_bytes(pictures + end)
+        assert (decode_all(path).frames, probe(path).num_frames) == (20, 20), end
     path.write_bytes(whole[:-100])
-    with pytest.raises(CutShort, match="is incomplete: it ends in the middle of a picture, after byte"):
+    with pytest.raises(CutShort, match="is incomplete: it ends in the middle of a picture"):
         decode_all(path)
     middle = whole.index(b"Content-type", len(whole) // 2)
     path.write_bytes(whole[:middle] + b"X" * 200 + whole[middle + 200 :])

@@ -278,6 +278,8 @@ def test_a_base_in_fp8_changes_frames_a_little_wherever_it_is(tiny: Callable[[st
     assert 0 < off.mean() < 4, off.mean()
     streamed = first_of(replace(recipe, arrangement=SamplingArrangement(streamed_blocks=9)))
     assert np.array_equal(streamed, quantized)
+    split = first_of(replace(recipe, arrangement=SamplingArrangement(split_guidance=True)))
+    assert np.abs(split.astype(int) - quantized).max() <= 1, "a sample has its own scale, whatever is beside it"
 
 
 def test_a_text_encoder_in_fp8_has_rounded_weights_wherever_it_is(tiny: Callable[[str], Path]) -> None:

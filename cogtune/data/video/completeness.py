@@ -6,6 +6,7 @@ FFmpeg reads what there is of an incomplete file. Joining with ``cat`` makes one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from cogtune.data.video.parts import (
@@ -50,6 +51,21 @@ def missing_part(handle: BinaryIO, length: int) -> str:
         outer = next(chunks(handle, 0, length))
         end = max((part.end for part in riff_chunks(handle, outer.start, outer.end)), default=0)
     return f"{end - length:,} of {end:,} bytes are missing" if end > length else ""
+
+
+_MOST_BOUNDARY = 100
+"""Bytes of a boundary that FFmpeg may count to the picture before it, where no header says how long that is."""
+_MOST_EPILOGUE = 4096
+"""Bytes after the last of several JPEGs in MIME parts: a boundary, and headers or text behind it."""
+
+
+def ends_with_jpeg(path: Path, end: int) -> bool:
+    """Return whether a JPEG ends at about byte ``end`` of a file, and no other one begins after it."""
+    with path.open("rb") as file:
+        file.seek(max(0, end - _MOST_BOUNDARY))
+        rest = file.read(_MOST_BOUNDARY + _MOST_EPILOGUE + 1)
+    _, ended, after = rest.rpartition(b"\xff\xd9")
+    return bool(ended) and len(after) <= _MOST_EPILOGUE and b"\xff\xd8" not in after
 
 
 def _first_parts(handle: BinaryIO, length: int) -> Iterator[Part]:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cogtune.data.video.completeness import has_boxes, missing_part
+from cogtune.data.video.completeness import ends_with_jpeg, has_boxes, missing_part
 from cogtune.data.video.numbered import as_clip
 from cogtune.data.video.stamp import Stamp, check_unchanged
 from cogtune.system.errors import CogtuneError, counted
@@ -350,31 +349,23 @@ def demuxed(
     end = 0
     try:
         for packet in container.demux(stream):
-            end = (packet.pos or 0) + packet.size
+            end = packet.pos + packet.size if packet.pos is not None and packet.size else end
             if leading is None or packet.is_keyframe:
                 leading = None
                 yield packet
             else:
                 leading.append(packet)
     except av.FFmpegError as error:
-        if container.format.name != _MIME_PARTS or not _is_last_boundary(path, end):
+        if container.format.name != _MIME_PARTS or not ends_with_jpeg(path, end):
             raise DamagedVideo(path, f"cannot be read completely: {reason_of(error)}") from error
     else:
-        if container.format.name == _MIME_PARTS and not _is_last_boundary(path, end):
-            raise CutShort(path, f"is incomplete: it ends in the middle of a picture, after byte {end}")
+        if container.format.name == _MIME_PARTS and not ends_with_jpeg(path, end):
+            raise CutShort(path, "is incomplete: it ends in the middle of a picture")
     yield from leading or ()
 
 
 _MIME_PARTS = "mpjpeg"
 """FFmpeg's name of JPEGs as network cameras send them. To it, the last boundary is invalid, half a picture the end."""
-
-
-def _is_last_boundary(path: Path, end: int) -> bool:
-    """Return whether nothing but a boundary follows byte ``end``, where a JPEG ends."""
-    with path.open("rb") as file:
-        file.seek(end)
-        rest = file.read(100)
-    return re.fullmatch(rb"\s*(--[^\r\n]*\s*)?", rest) is not None
 
 
 def decoded_frames(

@@ -85,16 +85,21 @@ class Float8Linear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's outputs ``[..., out]`` for ``inputs [..., in]``."""
-        flat = inputs.to(self.dtype).reshape(-1, self.in_features)
-        if self.transposed is None:
-            numbers, own = quantize(flat, WEIGHTS)
-            outputs = _product(numbers, self.weight, (own, self.scale), flat.dtype)
+        if self.transposed is None:  # a scale for each sample, so that a batch changes none of them
+            samples = inputs if inputs.dim() > 2 else inputs.unsqueeze(0)
+            outputs = torch.cat([self._inferred(sample) for sample in samples])
         else:
+            flat = inputs.to(self.dtype).reshape(-1, self.in_features)
             product: Any = _Product.apply
             outputs = product(flat, self.weight, self.transposed, self.scale)
         if self.bias is not None:
             outputs = outputs + self.bias
         return outputs.view(*inputs.shape[:-1], self.out_features)
+
+    def _inferred(self, inputs: Tensor) -> Tensor:
+        flat = inputs.to(self.dtype).reshape(-1, self.in_features)
+        numbers, own = quantize(flat, WEIGHTS)
+        return _product(numbers, self.weight, (own, self.scale), flat.dtype)
 
 
 def _frozen(numbers: Tensor) -> nn.Parameter:
