@@ -49,8 +49,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     options = config.option
     if os.environ.get("PYTEST_XDIST_WORKER") or not config.pluginmanager.hasplugin("xdist"):  # itself such a process
         return
+    on_gpu = "gpu" in options.markexpr.replace("not gpu", "")  # one after another, since they measure its memory
     folders = all(Path(argument.partition("::")[0]).is_dir() for argument in config.args)
-    if folders and options.numprocesses is None and not (options.collectonly or options.usepdb):
+    if folders and not on_gpu and options.numprocesses is None and not (options.collectonly or options.usepdb):
         options.numprocesses = min(MOST_WORKERS, math.ceil(1.5 * usable_cores()))
         options.dist = "worksteal"
 

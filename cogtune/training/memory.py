@@ -46,6 +46,7 @@ def attach_engine(
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, (config.vram_bytes - context) / total), device)
     console.note(arrangement.describe(spec.num_layers))
+    several = accelerator.num_processes > 1 and config.local_processes > 1  # a bench measures one of several alone
     trained = None
     if config.sharding.streams:
         trained = stream_weights(plan, transformer, accelerator, slots=arrangement.slots)
@@ -57,7 +58,7 @@ def attach_engine(
         backend="inductor" if compiled else None,
         tell=console.warn,
         trained=trained,
-        group=MachineGroup(accelerator.process_index, config.local_processes) if config.local_processes > 1 else None,
+        group=MachineGroup(accelerator.process_index, config.local_processes) if several else None,
     )
     # DDP would send every process the slots' content, whichever blocks they hold.
     transformer._ddp_params_and_buffers_to_ignore = [*engine.streamed_names(), *quantized]
