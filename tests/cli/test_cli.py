@@ -231,7 +231,15 @@ def test_a_preset_of_ones_own_has_a_name_too(command: Cogtune, tmp_path: Path) -
     assert "did you mean 'mine'" in command("plan", "--preset", "mime", env=env, status=2).err
 
 
-HALF_WRITTEN = """
+FOREVER = """
+import time
+
+def forever():
+    while True:  # a signal that comes just before a sleep is heard when that is over
+        time.sleep(0.05)
+"""
+
+HALF_WRITTEN = f"""{FOREVER}
 import sys, time
 from pathlib import Path
 import cogtune.cli
@@ -240,7 +248,7 @@ from cogtune.system.folders import written_folder
 def work(*_):
     with written_folder(Path(sys.argv[1])):
         print("at work", flush=True)
-        time.sleep(1000)
+        forever()
 
 cogtune.cli._status = work
 cogtune.cli.main([])
@@ -257,7 +265,7 @@ def test_what_is_terminated_leaves_nothing_half_written(tmp_path: Path) -> None:
     running.stdout.close()
 
 
-SWALLOWED = """
+SWALLOWED = f"""{FOREVER}
 import time
 import cogtune.cli
 from cogtune.cli import signals
@@ -266,16 +274,16 @@ def work(*_):
     for _ in range(3):
         try:
             print("at work", flush=True)
-            time.sleep(1000)
+            forever()
         except BaseException:
             pass
     class Odd:
         def __del__(self):
-            time.sleep(1000)
+            forever()
     Odd()
     try:
         print("at work", flush=True)
-        time.sleep(1000)
+        forever()
     finally:
         time.sleep(1)
         print("in good order", flush=True)
@@ -300,7 +308,7 @@ def test_no_library_keeps_the_program_from_ending(number: int, tmp_path: Path) -
     assert (running.returncode, out, err) == (128 + number, "at work\n" * 3 + "in good order\n", "")
 
 
-REPEATED_AT_THE_END = """
+REPEATED_AT_THE_END = f"""{FOREVER}
 import atexit, sys, threading, time
 import cogtune.cli
 from cogtune.cli import signals
@@ -314,7 +322,7 @@ class Late(threading.Event):
 def work(*_):
     print("at work", flush=True)
     try:
-        time.sleep(1000)
+        forever()
     except BaseException:
         time.sleep(0.5)  # until the signal is about to be sent again
         raise
@@ -339,13 +347,13 @@ def test_a_signal_that_is_repeated_as_the_program_ends_changes_nothing(number: i
     assert (running.returncode, out, err) == (128 + number, "", "")
 
 
-SLOW_TO_END = """
+SLOW_TO_END = f"""{FOREVER}
 import atexit, time
 import cogtune.cli
 
 def ending():
     print("ending", flush=True)
-    time.sleep(1000)
+    forever()
 
 def work(*_):
     atexit.register(ending)
