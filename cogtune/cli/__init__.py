@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _exit(status: object) -> None:
-    """Exit with ``status``; called while what ended the program is being handled, when no signal is raised again."""
+    """Exit with ``status``; within :func:`main`'s blocks, so that a signal that is sent again until then is caught."""
     ending = sys.modules.get("cogtune.cli.signals")
     if ending is None:  # Ctrl-C came before it was loaded
         sys.exit(130)

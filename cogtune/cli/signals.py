@@ -56,7 +56,7 @@ def _hear(number: int, _frame: FrameType | None) -> None:
         if _ended.is_set() or _is_on_its_way():
             return
     elif _ended.is_set():
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # closed, or being flushed
             sys.stdout.flush()
         os._exit(_status[0] if isinstance(_status[0], int) else int(_status[0] is not None))
     elif not _asked:

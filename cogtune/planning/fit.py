@@ -75,8 +75,14 @@ def problems(config: RunConfig, needs: Estimate, machine: Hardware, *, sure: flo
 
 def _fits_whole(config: RunConfig, spec: ModelSpec, machine: Hardware) -> bool:
     """Return whether a run may be proposed: the whole of its estimate fits."""
+    return _estimate_that_fits(config, spec, machine) is not None
+
+
+def _estimate_that_fits(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Estimate | None:
+    """Return the estimate of a run if the whole of it fits ``machine``."""
     config = with_formats(config, spec, machine.host)
-    return not problems(config, estimate(config, spec), machine, sure=1.0)
+    needs = estimate(config, spec, gpu=machine.cards[0].name if machine.cards else "")
+    return None if problems(config, needs, machine, sure=1.0) else needs
 
 
 def why_not_tried(config: RunConfig, needs: Estimate, machine: Hardware) -> list[str]:
@@ -221,9 +227,7 @@ def estimate_on(config: RunConfig, machine: Hardware) -> Estimate | None:
         return None
     spec = published_spec(row)
     check_config(config, spec)
-    config = with_formats(config, spec, machine.host)
-    needs = estimate(config, spec, gpu=machine.cards[0].name if machine.cards else "")
-    return None if problems(config, needs, machine, sure=1.0) else needs
+    return _estimate_that_fits(config, spec, machine)
 
 
 def nearest_preset(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Preset | None:

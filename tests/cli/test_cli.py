@@ -239,8 +239,22 @@ def forever():
         time.sleep(0.05)
 """
 
+
+def ended(folder: Path, program: str, says: str, number: int) -> tuple[int, str, str]:
+    """Send a program a signal once it has said its first line; its status, the rest that it prints, and its errors."""
+    (folder / "program.py").write_text(program)
+    running = subprocess.Popen(
+        [sys.executable, folder / "program.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == says
+    running.send_signal(number)
+    out, err = running.communicate(timeout=600)
+    return running.returncode, out, err
+
+
 HALF_WRITTEN = f"""{FOREVER}
-import sys, time
+import sys
 from pathlib import Path
 import cogtune.cli
 from cogtune.system.folders import written_folder
@@ -266,7 +280,6 @@ def test_what_is_terminated_leaves_nothing_half_written(tmp_path: Path) -> None:
 
 
 SWALLOWED = f"""{FOREVER}
-import time
 import cogtune.cli
 from cogtune.cli import signals
 
@@ -297,19 +310,11 @@ cogtune.cli.main([])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_no_library_keeps_the_program_from_ending(number: int, tmp_path: Path) -> None:
     """Each swallows what one signal raises; and it leaves in peace, though that takes longer than it insists."""
-    (tmp_path / "program.py").write_text(SWALLOWED)
-    running = subprocess.Popen(
-        [sys.executable, tmp_path / "program.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert running.stdout is not None
-    assert running.stdout.readline() == "at work\n"
-    running.send_signal(number)
-    out, err = running.communicate(timeout=600)
-    assert (running.returncode, out, err) == (128 + number, "at work\n" * 3 + "in good order\n", "")
+    assert ended(tmp_path, SWALLOWED, "at work\n", number) == (128 + number, "at work\n" * 3 + "in good order\n", "")
 
 
 REPEATED_AT_THE_END = f"""{FOREVER}
-import atexit, sys, threading, time
+import atexit, threading
 import cogtune.cli
 from cogtune.cli import signals
 
@@ -336,19 +341,11 @@ cogtune.cli.main([])
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_is_repeated_as_the_program_ends_changes_nothing(number: int, tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(REPEATED_AT_THE_END)
-    running = subprocess.Popen(
-        [sys.executable, tmp_path / "program.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert running.stdout is not None
-    assert running.stdout.readline() == "at work\n"
-    running.send_signal(number)
-    out, err = running.communicate(timeout=600)
-    assert (running.returncode, out, err) == (128 + number, "", "")
+    assert ended(tmp_path, REPEATED_AT_THE_END, "at work\n", number) == (128 + number, "", "")
 
 
 SLOW_TO_END = f"""{FOREVER}
-import atexit, time
+import atexit
 import cogtune.cli
 
 def ending():
@@ -366,13 +363,7 @@ cogtune.cli.main([])
 
 
 def test_ctrl_c_while_the_program_ends_cuts_that_short(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(SLOW_TO_END)
-    running = subprocess.Popen([sys.executable, tmp_path / "program.py"], stdout=subprocess.PIPE, text=True)
-    assert running.stdout is not None
-    assert running.stdout.readline() == "no newline, ending\n"
-    running.send_signal(signal.SIGINT)
-    assert running.wait(600) == 7
-    running.stdout.close()
+    assert ended(tmp_path, SLOW_TO_END, "no newline, ending\n", signal.SIGINT) == (7, "", "")
 
 
 def test_a_cache_that_cannot_be_written_is_told_with_what_puts_it_elsewhere(

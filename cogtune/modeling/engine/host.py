@@ -66,7 +66,7 @@ class HostArena:
         self._pin = pin
         self._tell = tell
         self._group = group
-        self._fillers = group
+        self._fillers = group  # also where a later region is not shared any more: an earlier one may be
         self._regions: list[_Region] = []
 
     @property

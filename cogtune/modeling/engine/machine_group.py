@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,10 @@ class MachineGroup:
     Args:
         rank: among all processes of the job.
         size: processes on each machine.
-        gather: returns what every process of the job passed, by rank.
     """
 
     rank: int
     size: int
-    gather: Callable[[str], list[str]] = _gather
 
     @property
     def writes(self) -> bool:
@@ -41,7 +38,7 @@ class MachineGroup:
 
     def wait(self) -> None:
         """Wait until all processes of the job are here. Collective."""
-        self.gather("")
+        _gather("")
 
     def map(self, size: int) -> Tensor | None:
         """Return ``size`` bytes of zeros as uint8 that the processes of this machine share. Collective.
@@ -52,9 +49,9 @@ class MachineGroup:
             None in every process of the job where a system does not have such memory.
         """
         descriptor, path = _anonymous(size) if self.writes else (None, "")
-        path = self.gather(path)[self.rank - self.rank % self.size]
+        path = _gather(path)[self.rank - self.rank % self.size]
         memory = _mapped(path, size)
-        shared = all(self.gather("yes" if memory is not None else ""))
+        shared = all(_gather("yes" if memory is not None else ""))
         if descriptor is not None:
             os.close(descriptor)
         return memory if shared else None
