@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ import torch
 from torch import Tensor
 
 from cogtune.modeling.engine.machine_group import MachineGroup
+from cogtune.modeling.engine.pages import Pages
 
 _ALIGNMENT = 256
-_PORTABLE = 1
-"""``cudaHostRegisterPortable``: pinned for every context of the process."""
 
 SMALLEST_REGION = 2**28
 _MOST_THREADS = 8
@@ -106,14 +104,15 @@ class HostArena:
             region.used = 0
 
     def _allocate(self, size: int) -> Tensor:
-        region = self._group.map(size) if self._group is not None else None
-        if region is None:
+        pages = self._group.map(size) if self._group is not None else None
+        if pages is None:
             self._group = None
-            region = _mapped(size)
+            pages = _mapped(size)
+        region = torch.frombuffer(pages, dtype=torch.uint8)
         if self._pin:
             if self.is_filled_here:  # elsewhere the same pages may hold weights already
                 _bring_in(region)
-            problem = _register(region)
+            problem = pages.pin(region.data_ptr())
             if problem is not None:
                 self._pin = False
                 self._tell(
@@ -123,12 +122,12 @@ class HostArena:
         return region
 
 
-def _mapped(size: int) -> Tensor:
+def _mapped(size: int) -> Pages:
     """Return ``size`` bytes of zeros, in huge pages where the system has them: they are pinned and copied faster."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages = Pages(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(AttributeError, OSError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
 
 
 def _bring_in(region: Tensor) -> None:
@@ -136,18 +135,3 @@ def _bring_in(region: Tensor) -> None:
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(Tensor.zero_, region.chunk(threads)))
-
-
-def _register(region: Tensor) -> str | None:
-    """Pin the pages of ``region`` until it is freed; CUDA's own words where it refuses."""
-    runtime = torch.cuda.cudart()
-    status = runtime.cudaHostRegister(region.data_ptr(), region.numel(), _PORTABLE)
-    if int(status) != 0:
-        return str(runtime.cudaGetErrorString(status))
-    weakref.finalize(region, _unregister, region.data_ptr()).atexit = False
-    return None
-
-
-def _unregister(address: int) -> None:
-    torch.cuda.synchronize()  # a copy may be under way
-    torch.cuda.cudart().cudaHostUnregister(address)

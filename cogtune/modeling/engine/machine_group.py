@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from cogtune.modeling.engine.pages import Pages
 
 
 def _gather(value: str) -> list[str]:
@@ -40,8 +40,8 @@ class MachineGroup:
         """Wait until all processes of the job are here. Collective."""
         _gather("")
 
-    def map(self, size: int) -> Tensor | None:
-        """Return ``size`` bytes of zeros as uint8 that the processes of this machine share. Collective.
+    def map(self, size: int) -> Pages | None:
+        """Return ``size`` bytes of zeros that the processes of this machine share. Collective.
 
         The memory is anonymous, so it needs no room in ``/dev/shm`` and is free when its last process ends.
 
@@ -69,12 +69,11 @@ def _anonymous(size: int) -> tuple[int | None, str]:
     return descriptor, f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
-def _mapped(path: str, size: int) -> Tensor | None:
+def _mapped(path: str, size: int) -> Pages | None:
     if not path:
         return None
     try:
         with Path(path).open("r+b") as file:
-            memory = mmap.mmap(file.fileno(), size)
+            return Pages(file.fileno(), size)
     except (OSError, ValueError):  # another user's, or a container's own numbers of processes
         return None
-    return torch.frombuffer(memory, dtype=torch.uint8)
