@@ -5,26 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from safetensors.torch import load_file
 
 from cogtune.data.nano import world
-from cogtune.modeling.nano import SHARED_PARTS, new_transformer, transformer_part
+from cogtune.modeling.nano import SHARED_PARTS
 from tools.nano.common import folder_hashes, recorded
 from tools.nano.train_vae import quality
 
 PARTS = Path(__file__).parents[2] / "tools" / "nano" / "parts"
-VARIANTS = ("5b", "5b-i2v")
 
 
 def test_files_are_those_of_the_records() -> None:
     records = recorded(PARTS)
-    assert records.keys() == {*SHARED_PARTS, *(transformer_part(name) for name in VARIANTS)}
+    assert records.keys() == set(SHARED_PARTS)
     for part, record in records.items():
         assert record["files"] == folder_hashes(PARTS / part), part
-    assert records["transformer-5b"]["data"]["world"] == world.WORLD_VERSION
+    assert records["vae"]["world"] == records["text_encoder"]["world"] == world.WORLD_VERSION
 
 
 def test_the_vae_keeps_what_it_was_not_trained_on() -> None:
@@ -33,13 +30,5 @@ def test_the_vae_keeps_what_it_was_not_trained_on() -> None:
     random = np.random.default_rng(1)
     scenes = [world.scene_of(subject, random) for subject, _ in world.held_out_prompts()[:4]]
     values = quality(vae, scenes, torch.device("cpu"))
-    assert np.mean(values) > 25
+    assert np.mean(values) > 32
     assert min(values) >= recorded_psnr["least"] - 1
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_transformer_is_built_as_the_code_builds_one(name: str) -> None:
-    saved = load_file(PARTS / transformer_part(name) / "diffusion_pytorch_model.safetensors")
-    built = new_transformer(name).state_dict()
-    assert {key: value.shape for key, value in saved.items()} == {key: value.shape for key, value in built.items()}
-    assert all(bool(torch.isfinite(value).all()) for value in saved.values())

@@ -57,7 +57,9 @@ def foundations(given: argparse.Namespace, gpus: list[int | None]) -> bool:
     """Text encoder, VAE and clips."""
     record = recorded(given.parts)
     started = [
-        Started(given.parts, gpus[0], "prepare", "--data", given.data, *(["--rounds", 0.004] if given.smoke else []))
+        Started(
+            given.parts, gpus[0], "prepare", "--data", given.data, "--rounds", 0.004 if given.smoke else given.rounds
+        )
     ]
     if "text_encoder" not in record:
         more = ["--steps", 20, "--batch-size", 16] if given.smoke else ["--steps", 4000, "--batch-size", 128]
@@ -66,7 +68,7 @@ def foundations(given: argparse.Namespace, gpus: list[int | None]) -> bool:
         more = ["--steps", 12, "--judge", 2, "--reserve", 20] if given.smoke else []
         more += ["--batch-size", given.vae_batch_size]
         more += [] if given.vae_crop is None else ["--crop", given.vae_crop]
-        more += [] if given.start is None else ["--start", given.start]
+        more += [] if given.vae_start is None else ["--start", given.vae_start]
         arguments = ["--parts", given.parts, "--seconds", given.vae_seconds, *more]
         started.append(Started(given.parts, gpus[0], "train_vae", *arguments))
     return all_well(started)
@@ -76,7 +78,7 @@ def transformers(given: argparse.Namespace, gpus: list[int | None], deadline: De
     """One run for each variant that is not done. Caches are filled one variant after another where they share one."""
     left = [name for name in given.variants if transformer_part(name) not in recorded(given.parts)]
     common = ["--parts", given.parts, "--data", given.data]
-    common += [] if given.start is None else ["--start", given.start]
+    common += ["--batch-size", given.batch_size, "--learning-rate", given.learning_rate]
     if cache_only:
         # 2b, 5b and 5b-i2v read the same latents, one after the other; 1.5 has a cache of its own
         groups = [[name for name in left if name.startswith("1.5") == own] for own in (False, True)]
@@ -142,13 +144,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=580.0, help="of this call")
     parser.add_argument("--vae-seconds", type=float, default=300.0)
     parser.add_argument("--total-seconds", type=float, help="of training a transformer, over all calls")
-    parser.add_argument("--start", type=Path, help="parts to start from, in place of random weights: tools/nano/parts")
+    parser.add_argument("--vae-start", type=Path, help="parts whose VAE to start from, in place of random weights")
     parser.add_argument("--until", choices=["foundations", "cache", "train", "score"], default="score")
     parser.add_argument("--variants", type=lambda text: text.split(","), default=list(NANO_VARIANTS))
     parser.add_argument("--archive", type=Path, help="folder for archives of what was made")
     parser.add_argument("--restore", type=Path, help="folder of such archives, to go on from")
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--vae-batch-size", type=int, default=16)
+    parser.add_argument(
+        "--rounds", type=float, default=4.0, help="how often each subject is drawn for the transformers"
+    )
+    parser.add_argument("--vae-batch-size", type=int, default=24)
+    parser.add_argument("--batch-size", type=int, default=384, help="of the transformers")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="of the transformers")
     parser.add_argument("--vae-crop", help="for a trial on a CPU, such as 9x32x32")
     given = parser.parse_args()
     given.data = given.data or given.parts / "data"

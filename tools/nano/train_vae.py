@@ -1,20 +1,26 @@
 """Train nano's VAE: python -m tools.nano.train_vae --parts build/nano --seconds 420
 
 Every batch is drawn on the device, so that there is no data to prepare. Half of it is what the world shows, half is
-made stranger (channels exchanged, mirrored, one clip's shape put into another), so that the VAE keeps things that it
-was not trained on. It stops in time, saves its state, and goes on from it when it is started again. At the end latents
-get the deviation that the models' scaling factor asks for, and weights are written in fp16.
+made stranger (other paths, channels exchanged, mirrored, one clip's shape put into another), so that the VAE keeps
+things that it was not trained on. It stops in time, saves its state, and goes on from it when it is started again. At
+the end latents get the deviation that the models' scaling factor asks for, and weights are written in fp16.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXResnetBlock3D, CogVideoXSpatialNorm3D
 
 from cogtune.data.nano import world
 from cogtune.modeling.nano import new_vae, normalise_latents
@@ -23,6 +29,8 @@ from tools.nano.common import Deadline, best_device, folder_hashes, load_state, 
 
 _MEASURED = 20
 """Steps after which the number of steps that fit is first estimated; then again every 100, since the pace varies."""
+_EAGER_STEPS = 3
+"""Steps before a CUDA graph is recorded: compilation and the choice of kernels are over."""
 _HELD_OUT_SEED = 987_654
 
 
@@ -31,11 +39,29 @@ def foreground(clips: torch.Tensor) -> torch.Tensor:
     return ((clips - clips[..., :1]).abs().amax(dim=1, keepdim=True) > 0.1).to(clips.dtype)
 
 
+def restless(scene: world.Scene, random: np.random.Generator) -> world.Scene:
+    """Return the scene with another path, whose shape moves by up to ten pixels from frame to frame and changes its
+    size: fast motions of the world are rare, and the hardest to keep."""
+    time_of_frame = np.linspace(0.0, 1.0, world.SIZE.num_frames)
+    waves = [
+        np.sin(2 * np.pi * (random.uniform(0.3, 1.3) * time_of_frame + random.uniform())) * random.uniform(0.3, 1.0)
+        for _ in range(3)
+    ]
+    radius = random.uniform(9.5, 14) * (1 + 0.2 * waves[2])
+    across, along = world.SIZE.width / 2 - 14, world.SIZE.height / 2 - 14
+    poses = np.stack(
+        [world.SIZE.width / 2 + across * waves[0], world.SIZE.height / 2 + along * waves[1], radius], axis=1
+    )
+    return replace(scene, poses=poses)
+
+
 def batch_at(step: int, size: int, seed: int, device: torch.device) -> torch.Tensor:
     """Clips ``[B, 3, F, H, W]`` in [-1, 1]: a function of the seed and the step."""
-    clips = world.draw_batch(world.training_scenes(seed, range(step * size, (step + 1) * size)), device)
     random = np.random.default_rng([seed, step, 2])
     half = size // 2
+    scenes = world.training_scenes(seed, range(step * size, (step + 1) * size))
+    scenes[half:] = [restless(scene, random) if random.random() < 0.6 else scene for scene in scenes[half:]]
+    clips = world.draw_batch(scenes, device)
     strange = clips[half:]
     strange = strange[:, random.permutation(3).tolist()]
     mirrored = [dim for dim in (2, 3, 4) if random.random() < 0.5]
@@ -61,11 +87,10 @@ def cropped(clips: torch.Tensor, crop: Size | None, step: int) -> torch.Tensor:
     return clips[:, :, : crop.num_frames, height : height + crop.height, width : width + crop.width]
 
 
-def loss_of(
-    vae: AutoencoderKLCogVideoX, clips: torch.Tensor, there: torch.Tensor, kl_weight: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_of(vae: AutoencoderKLCogVideoX, clips: torch.Tensor, kl_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss, and the mean squared error alone. The shape, a twentieth of the frame, counts four times."""
-    posterior = vae.encode(clips).latent_dist
+    there = foreground(clips)
+    posterior = vae.encode(clips.to(vae.dtype)).latent_dist
     decoded = vae.decode(posterior.sample()).sample.float()
     weight = 1 + 3 * there
     error = decoded - clips
@@ -73,6 +98,125 @@ def loss_of(
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return rebuilt + kl_weight * kl, error.detach().square().mean()
+
+
+def modulated(
+    norm: CogVideoXSpatialNorm3D,
+    f: torch.Tensor,
+    zq: torch.Tensor,
+    conv_cache: object = None,  # noqa: ARG001 (a 1x1 convolution has none)
+) -> tuple[torch.Tensor, dict[str, None]]:
+    """Compute what ``CogVideoXSpatialNorm3D.forward`` does, with its 1x1 convolutions before the enlargement of
+    ``zq [B, C, F, h, w]`` to the size of ``f``, not after it: the same values for a fraction of the memory traffic."""
+    scale, shift = norm.conv_y.conv(zq), norm.conv_b.conv(zq)
+    normed = norm.norm_layer(f)
+    if f.shape[2] > 1 and f.shape[2] % 2 == 1:  # the first frame stands for itself
+        parts = [_modulated(normed[:, :, at], scale[:, :, at], shift[:, :, at]) for at in (slice(0, 1), slice(1, None))]
+        return torch.cat(parts, dim=2), {}
+    return _modulated(normed, scale, shift), {}
+
+
+def _modulated(normed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    small = scale.shape[2:]
+    ratios = [large // one for large, one in zip(normed.shape[2:], small, strict=True)]
+    view = [part for pair in zip(small, ratios, strict=True) for part in pair]
+    one = [part for size in small for part in (size, 1)]
+    batch, channels = normed.shape[:2]
+    large = normed.reshape(batch, channels, *view)
+    moved = torch.addcmul(shift.reshape(batch, channels, *one), large, scale.reshape(batch, channels, *one))
+    return moved.reshape(normed.shape)
+
+
+class Steps:
+    """Optimizer steps of a VAE whose weights are kept in fp32.
+
+    On a GPU the forward and the backward pass are in bf16, and the whole step is recorded once as a CUDA graph: it has
+    some ten thousand kernels, most of which are shorter than it takes to start one.
+    """
+
+    def __init__(self, vae: AutoencoderKLCogVideoX, given: argparse.Namespace, shape: tuple[int, ...]) -> None:
+        self._vae, self._kl_weight = vae, given.kl_weight
+        device = next(vae.parameters()).device
+        self._on_gpu = device.type == "cuda"
+        self._working = copy.deepcopy(vae).to(torch.bfloat16) if self._on_gpu else vae
+        if given.channels_last:
+            for parameter in (*vae.parameters(), *self._working.parameters()):
+                if parameter.dim() == 5:
+                    parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
+        for module in self._working.modules():
+            if isinstance(module, CogVideoXSpatialNorm3D):
+                module.forward = functools.partial(modulated, module)
+        if given.compile:
+            torch._dynamo.config.cache_size_limit = 64
+            for module in self._working.modules():
+                if isinstance(module, CogVideoXResnetBlock3D) and module.out_channels <= given.compile:
+                    module.compile(dynamic=False)
+        self.rate = torch.tensor(0.0, device=device)
+        self.optimizer = torch.optim.AdamW(
+            vae.parameters(),
+            lr=self.rate if self._on_gpu else 0.0,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            fused=self._on_gpu,
+            capturable=self._on_gpu,
+        )
+        self.sums = torch.zeros(2, device=device)
+        """Of loss and mean squared error, since they were last set to zero."""
+        self._clips = torch.zeros(shape, device=device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._eager = 0
+        self._use_graph = self._on_gpu and given.graph
+
+    def load_optimizer(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate if self._on_gpu else 0.0
+
+    def take(self, clips: torch.Tensor, rate: float) -> None:
+        """Make one step with ``clips [B, 3, F, H, W]``."""
+        self.rate.fill_(rate)
+        if not self._on_gpu:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+        self._clips.copy_(clips)
+        if self._graph is not None:
+            self._graph.replay()
+        elif self._use_graph and self._eager >= _EAGER_STEPS:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._step()
+            self._graph.replay()  # recording computes nothing
+        else:
+            self._in_side_stream(self._step)
+            self._eager += 1
+
+    def _in_side_stream(self, step: Callable[[], None]) -> None:
+        """Run a step as recording wants the first ones to be."""
+        if not self._use_graph:
+            step()
+            return
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def _step(self) -> None:
+        weights, working = list(self._vae.parameters()), list(self._working.parameters())
+        if self._on_gpu:
+            with torch.no_grad():
+                torch._foreach_copy_(working, weights)
+        for parameter in working:
+            parameter.grad = None
+        loss, squared = loss_of(self._working, self._clips, self._kl_weight)
+        loss.backward()
+        if self._on_gpu:
+            for weight, parameter in zip(weights, working, strict=True):
+                assert parameter.grad is not None  # every weight takes part
+                weight.grad = parameter.grad.float()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        self.optimizer.step()
+        self.sums += torch.stack([loss.detach(), squared])
 
 
 @torch.no_grad()
@@ -131,38 +275,35 @@ def main() -> None:
         "--crop", type=Size.parse, help="train on parts of clips, such as 9x32x32; for a trial on a CPU"
     )
     parser.add_argument("--start", type=Path, help="parts whose VAE to start from, in place of random weights")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", type=int, default=0, metavar="N", help="compile blocks of up to N channels")
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--choose-kernels", action=argparse.BooleanOptionalAction, default=True, help="by timing them")
+    parser.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True, help="on a GPU")
     parser.add_argument("--device")
     given = parser.parse_args()
     device, deadline = best_device(given.device), Deadline(given.seconds - given.reserve)
-    half = device.type == "cuda"
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = given.choose_kernels
     vae = new_vae(given.seed)
     if given.start is not None:
         vae.load_state_dict(
             AutoencoderKLCogVideoX.from_pretrained(given.start / "vae", dtype=torch.float32).state_dict()
         )
     vae.to(device)
-    if half:
-        for parameter in vae.parameters():
-            if parameter.dim() == 5:
-                parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=given.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    size = given.crop or world.SIZE
+    shape = (given.batch_size, 3, size.num_frames, size.height, size.width)
+    steps = Steps(vae, given, shape)
     path = given.parts / "vae-state.pt"
     state = load_state(path, device)
     step, total, losses, spent = 0, given.steps, [], 0.0
     fitted = total is None
-    sums = torch.zeros(2, device=device)
+    sums = steps.sums
     if state is not None:
         vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        steps.load_optimizer(state["optimizer"])
         step, total, losses, spent = state["step"], state["total"], state["losses"], state["seconds"]
         fitted = False
-        sums = state["sums"]
+        sums.copy_(state["sums"])
         say(f"goes on at step {step} of {total}")
-    if given.compile:
-        vae.encoder.compile()
-        vae.decoder.compile()
     torch.manual_seed(given.seed + step)
     began = measured = time.monotonic()
     since = step
@@ -170,17 +311,8 @@ def main() -> None:
         rate = given.learning_rate * min(1.0, (step + 1) / 100)
         if total is not None:  # level for the first 40 %, then down to nothing
             rate *= min(1.0, max(0.01, (total - step) / (0.6 * total)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         clips = batch_at(step, given.batch_size, given.seed, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            there = cropped(foreground(clips), given.crop, step)
-            loss, squared = loss_of(vae, cropped(clips, given.crop, step), there, given.kl_weight)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        sums += torch.stack([loss.detach(), squared])
+        steps.take(cropped(clips, given.crop, step), rate)
         step += 1
         if fitted and step == _MEASURED // 2:
             measured, since = float(sums[0]) * 0 + time.monotonic(), step  # reading a sum waits for the device
@@ -201,7 +333,7 @@ def main() -> None:
         path,
         {
             "model": vae.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizer": steps.optimizer.state_dict(),
             "step": step,
             "sums": sums,
             "total": total,
