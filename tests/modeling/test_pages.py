@@ -75,3 +75,30 @@ def test_memory_that_cuda_refuses_to_pin_is_used_as_it_is(runtime: Runtime, monk
     del arena
     gc.collect()
     assert runtime.registered == {}
+
+
+def test_announced_regions_are_pinned_ahead_and_in_order(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards: list[int] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", cards.append)
+    sizes = [2**20, 2**21, 2**20, 2**22]
+    arena = HostArena(pin=True)
+    arena.reserve_ahead(sizes)
+    taken = []
+    for size in sizes:
+        arena.reserve(size)
+        taken.append(arena.take(size))
+        taken[-1].fill_(1)
+    assert [runtime.registered[one.data_ptr()] for one in taken] == sizes
+    assert cards == [1] * len(sizes), "the thread pins for this process's GPU"
+    assert arena.size == sum(sizes)
+    arena.reserve(2**19)  # after those that were announced
+    assert len(runtime.registered) == len(sizes) + 1
+
+
+def test_a_region_that_the_system_does_not_give_is_an_error_where_it_is_reserved() -> None:
+    arena = HostArena(pin=False)
+    arena.reserve_ahead([2**20, 2**60])
+    arena.reserve(2**20)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        arena.reserve(2**60)

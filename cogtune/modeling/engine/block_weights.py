@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
 
 
 class BlockWeights(ABC):
@@ -36,3 +39,16 @@ class BlockWeights(ABC):
     def _load_first(self) -> None:
         for number in range(self._turns):
             self._load(number)
+
+
+def parameters_by_block(
+    transformer: torch.nn.Module, blocks: Sequence[torch.nn.Module]
+) -> list[dict[str, torch.nn.Parameter]]:
+    """Return the parameters of each block by their names in the transformer, and last those outside of the blocks."""
+    named = dict(transformer.named_parameters())
+    members: list[dict[str, torch.nn.Parameter]] = []
+    for block in blocks:
+        own = {id(parameter) for parameter in block.parameters()}
+        members.append({name: parameter for name, parameter in named.items() if id(parameter) in own})
+    inside = {name for own in members for name in own}
+    return [*members, {name: parameter for name, parameter in named.items() if name not in inside}]

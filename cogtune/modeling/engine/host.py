@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ _ALIGNMENT = 256
 SMALLEST_REGION = 2**28
 _MOST_THREADS = 8
 """That bring in the pages of a region."""
+_AHEAD = 2
+"""Announced regions that are asked for before they are needed."""
 _OF_LARGE = 8.4
 """A new region has room for so many tensors like the one that asked for it: eight, and the small ones between them."""
 
@@ -66,6 +69,9 @@ class HostArena:
         self._group = group
         self._fillers = group  # also where a later region is not shared any more: an earlier one may be
         self._regions: list[_Region] = []
+        self._thread: ThreadPoolExecutor | None = None
+        self._coming: Iterator[int] = iter(())
+        self._ahead: deque[Future[Tensor]] = deque()
 
     @property
     def is_filled_here(self) -> bool:
@@ -95,21 +101,50 @@ class HostArena:
 
     def reserve(self, size: int) -> _Region:
         """Ask the system for a region of ``size`` bytes at once; they are zero."""
-        self._regions.append(_Region(self._allocate(size)))
+        memory = self._ahead.popleft().result() if self._ahead else self._allocate(size)
+        assert memory.numel() == size  # regions are reserved in the order that was announced
+        self._regions.append(_Region(memory))
+        self._go_ahead()
         return self._regions[-1]
+
+    def reserve_ahead(self, sizes: Iterable[int]) -> None:
+        """Announce the next regions: two at a time are asked for in a thread, until each is reserved.
+
+        The system gives and pins about 2 GiB a second, in which time the region before can be filled.
+        """
+        assert self._group is None  # shared memory is mapped by all processes together
+        self._coming = iter(sizes)
+        self._thread = ThreadPoolExecutor(1, "cogtune-host-memory")
+        for _ in range(_AHEAD):
+            self._go_ahead()
+
+    def _go_ahead(self) -> None:
+        """Ask for one more of the announced regions."""
+        if self._thread is None:
+            return
+        size = next(self._coming, None)
+        if size is not None:
+            card = torch.cuda.current_device() if self._pin else None
+            self._ahead.append(self._thread.submit(self._allocate, size, card))
+        elif not self._ahead:
+            self._thread.shutdown()
+            self._thread = None
 
     def reset(self) -> None:
         """Hand out from the front again: what was taken is free."""
         for region in self._regions:
             region.used = 0
 
-    def _allocate(self, size: int) -> Tensor:
+    def _allocate(self, size: int, card: int | None = None) -> Tensor:
+        """Map a region and pin it, in a thread for the GPU ``card``."""
         pages = self._group.map(size) if self._group is not None else None
         if pages is None:
             self._group = None
             pages = _mapped(size)
         region = torch.frombuffer(pages, dtype=torch.uint8)
         if self._pin:
+            if card is not None:
+                torch.cuda.set_device(card)  # that of a thread is the first one at first
             if self.is_filled_here:  # elsewhere the same pages may hold weights already
                 _bring_in(region)
             problem = pages.pin(region.data_ptr())

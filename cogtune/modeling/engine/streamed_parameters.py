@@ -18,7 +18,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from cogtune.modeling.engine.block_weights import BlockWeights
+from cogtune.modeling.engine.block_weights import BlockWeights, parameters_by_block
 from cogtune.modeling.engine.copies import CopyLane, wait_for
 from cogtune.modeling.engine.flat_adam import AVERAGE, FlatAdam, Step
 from cogtune.modeling.engine.flat_buffer import FlatBufferSpec, Piece
@@ -111,7 +111,7 @@ class StreamedParameters(BlockWeights):
         self._step: Step | None = None
         self._pending: set[int] = set()
         self._averaged = False
-        members = _members(transformer, blocks)
+        members = parameters_by_block(transformer, blocks)
         self._order = [name for name, _ in transformer.named_parameters()]
         self.parts: list[Part] = []
         specs = [FlatBufferSpec([p.shape for p in part.values()], self._group.size) for part in members]
@@ -120,7 +120,9 @@ class StreamedParameters(BlockWeights):
         self._rest = _Slot(self._empty(specs[-1].size, optimizer.weight_dtype), held=self._count)
         gradients = torch.float32 if self._in_fp32 else optimizer.weight_dtype
         ends = list(accumulate(spec.shard_size for spec in specs))
-        arena.reserve(aligned(ends[-1] * gradients.itemsize))
+        of_gradients = aligned(ends[-1] * gradients.itemsize)
+        arena.reserve_ahead([of_gradients, *(self._host_bytes(spec) for spec in specs)])
+        arena.reserve(of_gradients)
         self._gradients = arena.take(ends[-1] * gradients.itemsize).view(gradients)
         self.lent = self._lent(ends[: self._count])
         """Host memory of gradients that each block's activations may use from its update to its next backward pass."""
@@ -253,6 +255,14 @@ class StreamedParameters(BlockWeights):
         size = self._gradients.element_size()
         return LentMemory(self._gradients.view(torch.uint8), tuple(end * size for end in ends))
 
+    def _wanted(self, spec: FlatBufferSpec) -> dict[str, tuple[torch.dtype, int]]:
+        """Return type and length of what a part has on the host, its gradient aside."""
+        own = spec.shard_size
+        return {"weights": (self.optimizer.weight_dtype, own), **self.optimizer.state_of(own)}
+
+    def _host_bytes(self, spec: FlatBufferSpec) -> int:
+        return sum(aligned(size * dtype.itemsize) for dtype, size in self._wanted(spec).values())
+
     def _moved(
         self,
         own: Mapping[str, torch.nn.Parameter],
@@ -262,9 +272,10 @@ class StreamedParameters(BlockWeights):
         arena: HostArena,
     ) -> Part:
         """Move a part to the host; its parameters become views of ``memory``."""
-        wanted = {"weights": (self.optimizer.weight_dtype, spec.shard_size), **self.optimizer.state_of(spec.shard_size)}
-        arena.reserve(sum(aligned(size * dtype.itemsize) for dtype, size in wanted.values()))  # of zeros
-        host = {name: arena.take(size * dtype.itemsize).view(dtype) for name, (dtype, size) in wanted.items()}
+        arena.reserve(self._host_bytes(spec))  # of zeros
+        host = {
+            name: arena.take(size * dtype.itemsize).view(dtype) for name, (dtype, size) in self._wanted(spec).items()
+        }
         weights = host.pop("weights")
         names, parameters = list(own), list(own.values())
         part = Part(names, parameters, spec, spec.pieces(self._group.rank), weights, host, gradient)
@@ -383,14 +394,3 @@ class StreamedParameters(BlockWeights):
             return self._group.all_reduce(by_parameter.square()).sum().sqrt()
         norm: Tensor = torch.linalg.vector_norm(by_parameter)
         return norm
-
-
-def _members(transformer: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> list[dict[str, torch.nn.Parameter]]:
-    """List the parameters of each block by their names in the transformer, and last those outside of the blocks."""
-    named = dict(transformer.named_parameters())
-    members: list[dict[str, torch.nn.Parameter]] = []
-    for block in blocks:
-        own = {id(parameter) for parameter in block.parameters()}
-        members.append({name: parameter for name, parameter in named.items() if id(parameter) in own})
-    inside = {name for own in members for name in own}
-    return [*members, {name: parameter for name, parameter in named.items() if name not in inside}]
