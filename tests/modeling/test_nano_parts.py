@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSpatialNorm3D
 
 from cogtune.data.nano import world
-from cogtune.modeling.nano import SHARED_PARTS
+from cogtune.modeling.nano import SHARED_PARTS, new_vae
 from tools.nano.common import folder_hashes, recorded
-from tools.nano.train_vae import quality
+from tools.nano.train_vae import modulated, quality
 
 PARTS = Path(__file__).parents[2] / "tools" / "nano" / "parts"
 
@@ -32,3 +35,16 @@ def test_the_vae_keeps_what_it_was_not_trained_on() -> None:
     values = quality(vae, scenes, torch.device("cpu"))
     assert np.mean(values) > 32
     assert min(values) >= recorded_psnr["least"] - 1
+
+
+@pytest.mark.parametrize("frames", [5, 2])
+def test_the_norm_that_training_uses_computes_the_same(frames: int) -> None:
+    vae = new_vae().double().eval()
+    latents = torch.randn(2, 16, frames, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = vae.decode(latents).sample
+        replaced = [module for module in vae.modules() if isinstance(module, CogVideoXSpatialNorm3D)]
+        for module in replaced:
+            module.forward = partial(modulated, module)
+        assert replaced
+        assert (vae.decode(latents).sample - expected).abs().max() < 1e-12

@@ -153,7 +153,7 @@ def main() -> int:
     parser.add_argument(
         "--rounds", type=float, default=4.0, help="how often each subject is drawn for the transformers"
     )
-    parser.add_argument("--vae-batch-size", type=int, default=24)
+    parser.add_argument("--vae-batch-size", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=384, help="of the transformers")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="of the transformers")
     parser.add_argument("--vae-crop", help="for a trial on a CPU, such as 9x32x32")

@@ -12,7 +12,6 @@ import argparse
 import copy
 import functools
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXResnetBlock3D, CogVideoXSpatialNorm3D
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSpatialNorm3D
 
 from cogtune.data.nano import world
 from cogtune.modeling.nano import new_vae, normalise_latents
@@ -30,7 +29,7 @@ from tools.nano.common import Deadline, best_device, folder_hashes, load_state, 
 _MEASURED = 20
 """Steps after which the number of steps that fit is first estimated; then again every 100, since the pace varies."""
 _EAGER_STEPS = 3
-"""Steps before a CUDA graph is recorded: compilation and the choice of kernels are over."""
+"""Steps before a CUDA graph is recorded, in which kernels are loaded and the optimizer makes its state."""
 _HELD_OUT_SEED = 987_654
 
 
@@ -130,27 +129,18 @@ def _modulated(normed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -
 class Steps:
     """Optimizer steps of a VAE whose weights are kept in fp32.
 
-    On a GPU the forward and the backward pass are in bf16, and the whole step is recorded once as a CUDA graph: it has
-    some ten thousand kernels, most of which are shorter than it takes to start one.
+    On a GPU the forward and the backward pass are in bf16, and the whole step is recorded once as a CUDA graph, since
+    its many short kernels would wait for Python to start them.
     """
 
-    def __init__(self, vae: AutoencoderKLCogVideoX, given: argparse.Namespace, shape: tuple[int, ...]) -> None:
-        self._vae, self._kl_weight = vae, given.kl_weight
+    def __init__(self, vae: AutoencoderKLCogVideoX, kl_weight: float, shape: tuple[int, ...]) -> None:
+        self._vae, self._kl_weight = vae, kl_weight
         device = next(vae.parameters()).device
         self._on_gpu = device.type == "cuda"
         self._working = copy.deepcopy(vae).to(torch.bfloat16) if self._on_gpu else vae
-        if given.channels_last:
-            for parameter in (*vae.parameters(), *self._working.parameters()):
-                if parameter.dim() == 5:
-                    parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
         for module in self._working.modules():
             if isinstance(module, CogVideoXSpatialNorm3D):
                 module.forward = functools.partial(modulated, module)
-        if given.compile:
-            torch._dynamo.config.cache_size_limit = 64
-            for module in self._working.modules():
-                if isinstance(module, CogVideoXResnetBlock3D) and module.out_channels <= given.compile:
-                    module.compile(dynamic=False)
         self.rate = torch.tensor(0.0, device=device)
         self.optimizer = torch.optim.AdamW(
             vae.parameters(),
@@ -165,9 +155,9 @@ class Steps:
         self._clips = torch.zeros(shape, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager = 0
-        self._use_graph = self._on_gpu and given.graph
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
+        """Go on from the optimizer's state of an earlier call."""
         self.optimizer.load_state_dict(state)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate if self._on_gpu else 0.0
@@ -175,30 +165,27 @@ class Steps:
     def take(self, clips: torch.Tensor, rate: float) -> None:
         """Make one step with ``clips [B, 3, F, H, W]``."""
         self.rate.fill_(rate)
-        if not self._on_gpu:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
         self._clips.copy_(clips)
-        if self._graph is not None:
+        if not self._on_gpu:
+            self.optimizer.param_groups[0]["lr"] = rate
+            self._step()
+        elif self._graph is not None:
             self._graph.replay()
-        elif self._use_graph and self._eager >= _EAGER_STEPS:
+        elif self._eager < _EAGER_STEPS:
+            self._step_aside()
+            self._eager += 1
+        else:
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
                 self._step()
             self._graph.replay()  # recording computes nothing
-        else:
-            self._in_side_stream(self._step)
-            self._eager += 1
 
-    def _in_side_stream(self, step: Callable[[], None]) -> None:
-        """Run a step as recording wants the first ones to be."""
-        if not self._use_graph:
-            step()
-            return
+    def _step_aside(self) -> None:
+        """Make a step in another stream, as the steps before a recording have to be."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            step()
+            self._step()
         torch.cuda.current_stream().wait_stream(stream)
 
     def _step(self) -> None:
@@ -275,14 +262,9 @@ def main() -> None:
         "--crop", type=Size.parse, help="train on parts of clips, such as 9x32x32; for a trial on a CPU"
     )
     parser.add_argument("--start", type=Path, help="parts whose VAE to start from, in place of random weights")
-    parser.add_argument("--compile", type=int, default=0, metavar="N", help="compile blocks of up to N channels")
-    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--choose-kernels", action=argparse.BooleanOptionalAction, default=True, help="by timing them")
-    parser.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True, help="on a GPU")
     parser.add_argument("--device")
     given = parser.parse_args()
     device, deadline = best_device(given.device), Deadline(given.seconds - given.reserve)
-    torch.backends.cudnn.benchmark = given.choose_kernels
     vae = new_vae(given.seed)
     if given.start is not None:
         vae.load_state_dict(
@@ -291,7 +273,7 @@ def main() -> None:
     vae.to(device)
     size = given.crop or world.SIZE
     shape = (given.batch_size, 3, size.num_frames, size.height, size.width)
-    steps = Steps(vae, given, shape)
+    steps = Steps(vae, given.kl_weight, shape)
     path = given.parts / "vae-state.pt"
     state = load_state(path, device)
     step, total, losses, spent = 0, given.steps, [], 0.0
