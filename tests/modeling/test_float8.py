@@ -56,6 +56,15 @@ def test_a_product_on_a_cpu_is_pytorchs() -> None:
     torch.testing.assert_close(_product(left, right, (one, other), torch.float32), theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_without_gradients_a_sample_has_its_own_scale_whatever_is_beside_it() -> None:
+    layer = Float8Linear(torch.nn.Linear(64, 96), torch.float32, CPU, differentiable=False)
+    samples = torch.randn(2, 40, 64) * torch.tensor([1.0, 50.0]).view(2, 1, 1)
+    together = layer(samples)
+    for number in range(2):
+        assert torch.equal(together[number], layer(samples[number : number + 1])[0])
+        assert torch.equal(together[number], layer(samples[number]))
+
+
 def test_zeros_stay_zeros() -> None:
     numbers, scale = quantize(torch.zeros(4, 16), WEIGHTS)
     assert torch.equal(numbers.float() * scale, torch.zeros(4, 16))

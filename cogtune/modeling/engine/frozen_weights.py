@@ -37,9 +37,11 @@ class FrozenWeights(BlockWeights):
         self._held: list[int | None] = [None] * self._turns
         self._loaded: list[torch.cuda.Event | None] = [None] * self._turns
         self._host = []
+        regions = [sum(sizes[first : first + _TOGETHER]) for first in range(0, len(sizes), _TOGETHER)]
+        arena.reserve_ahead(regions)
         for number, (parameters, size) in enumerate(zip(frozen, sizes, strict=True)):
             if number % _TOGETHER == 0:
-                arena.reserve(sum(sizes[number : number + _TOGETHER]))
+                arena.reserve(regions[number // _TOGETHER])
             host, start = arena.take(size), 0
             slot = self._slots[number % self._turns]
             for parameter in parameters:

@@ -110,9 +110,11 @@ class HostArena:
     def reserve_ahead(self, sizes: Iterable[int]) -> None:
         """Announce the next regions: two at a time are asked for in a thread, until each is reserved.
 
-        The system gives and pins about 2 GiB a second, in which time the region before can be filled.
+        The system gives and pins about 2 GiB a second, in which time the region before can be filled. Shared memory is
+        not asked for ahead, since all processes map it together.
         """
-        assert self._group is None  # shared memory is mapped by all processes together
+        if self._group is not None:
+            return
         self._coming = iter(sizes)
         self._thread = ThreadPoolExecutor(1, "cogtune-host-memory")
         for _ in range(_AHEAD):
