@@ -29,7 +29,7 @@ from diffusers import CogVideoXTransformer3DModel
 from cogtune.data.nano import world
 from cogtune.modeling.nano import NANO_VARIANTS, SHARED_PARTS, new_transformer, transformer_part, write_nano
 from cogtune.run.checkpoints import checkpoints
-from tools.nano.common import Deadline, best_device, folder_hashes, machine, note, say
+from tools.nano.common import Deadline, best_device, machine, note, say
 
 _PROBE_STEPS = 120
 _STOP_SECONDS = 25.0
@@ -102,18 +102,10 @@ def with_new_transformer(given: argparse.Namespace, folder: Path) -> Path:
         for part in SHARED_PARTS:
             shutil.copytree(given.parts / part, aside / part)
         transformer = new_transformer(given.variant, given.seed)
-        if given.start is not None:
-            before = CogVideoXTransformer3DModel.from_pretrained(_start_of(given), dtype=torch.float32)
-            transformer.load_state_dict(before.state_dict())
         transformer.save_pretrained(aside / transformer_part(given.variant))
         write_nano(given.variant, aside, target)
         shutil.rmtree(aside)
     return target
-
-
-def _start_of(given: argparse.Namespace) -> Path:
-    part: Path = given.start / transformer_part(given.variant)
-    return part
 
 
 def finish(given: argparse.Namespace, output: Path, steps: int) -> None:
@@ -129,7 +121,6 @@ def finish(given: argparse.Namespace, output: Path, steps: int) -> None:
         "data": json.loads((given.data / "world.json").read_text()),
         "seconds_a_step": round(pace(output), 4),
         "losses": losses(output),
-        "started_from": {} if given.start is None else folder_hashes(_start_of(given)),
         **machine(best_device(None)),
     }
     note(given.parts, transformer_part(given.variant), facts)
@@ -146,7 +137,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=560.0, help="of this call")
     parser.add_argument("--total-seconds", type=float, help="of training in all calls together [default: SECONDS]")
     parser.add_argument("--steps", type=int, help="in all; by default as many as fit into the total")
-    parser.add_argument("--start", type=Path, help="parts whose transformer to start from, in place of random weights")
     parser.add_argument("--cache-only", action="store_true", help="fill the cache and stop")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)

@@ -47,7 +47,7 @@ def restless(scene: world.Scene, random: np.random.Generator) -> world.Scene:
         for _ in range(3)
     ]
     radius = random.uniform(9.5, 14) * (1 + 0.2 * waves[2])
-    across, along = world.SIZE.width / 2 - 14, world.SIZE.height / 2 - 14
+    across, along = world.SIZE.width / 2 - 20, world.SIZE.height / 2 - 14  # foreground() wants the left edge free
     poses = np.stack(
         [world.SIZE.width / 2 + across * waves[0], world.SIZE.height / 2 + along * waves[1], radius], axis=1
     )

@@ -110,8 +110,8 @@ class HostArena:
     def reserve_ahead(self, sizes: Iterable[int]) -> None:
         """Announce the next regions: two at a time are asked for in a thread, until each is reserved.
 
-        The system gives and pins about 2 GiB a second, in which time the region before can be filled. Shared memory is
-        not asked for ahead, since all processes map it together.
+        That takes a while (2 GiB a second in an H200's virtual machine), in which the region before can be filled.
+        Shared memory is not asked for ahead, since all processes map it together.
         """
         if self._group is not None:
             return
