@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -64,6 +65,15 @@ def pytest_runtestloop() -> None:
     """Collect garbage from here on, but not among what was imported."""
     gc.freeze()
     gc.enable()
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start be hung up and interrupted, also where the tests run under nohup or in a
+    script's background: a signal that is ignored there would be ignored by them as well, which a handler is not."""
+    for name in ("SIGHUP", "SIGINT", "SIGQUIT"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

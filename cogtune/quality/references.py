@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -12,11 +13,12 @@ from pydantic import TypeAdapter
 from cogtune.data.frames import ClipView, FrameSettings, load_clip, view
 from cogtune.data.layouts.base import Sample
 from cogtune.data.video.clips import probe
-from cogtune.quality.likeness import Thumbnail, thumbnail
-from cogtune.quality.looks import measure_look
 from cogtune.run.comparison import Look
 from cogtune.system.errors import CogtuneError
 from cogtune.system.json_files import read_sealed, write_sealed
+
+if TYPE_CHECKING:
+    from cogtune.quality.likeness import Thumbnail
 
 FORMAT = 1
 
@@ -95,6 +97,9 @@ def measure_clips(
         tell: called with a remark about each clip that cannot be read, which is left out.
         each: called after each clip.
     """
+    from cogtune.quality.likeness import thumbnail  # the command that starts a training needs no torch
+    from cogtune.quality.looks import measure_look
+
     ids, looks, thumbnails = [], [], []
     for clip in clips:
         try:

@@ -208,6 +208,12 @@ def test_the_lora_in_plain_diffusers_gives_the_same_frames(
 STRATEGIES = ("ddp", "zero2", "zero2-offload", "zero3", "zero3-offload")
 
 
+def test_the_command_that_starts_a_training_needs_no_torch() -> None:
+    """Its worker processes do, and importing it twice costs three seconds and 200 MB."""
+    program = "import sys, cogtune.commands.train; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\n"
+
+
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize(
     ("kind", "strategies"),

@@ -9,7 +9,6 @@ badly, to see that it runs.
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import subprocess
 import sys
@@ -80,17 +79,15 @@ def transformers(given: argparse.Namespace, gpus: list[int | None], deadline: De
     common = ["--parts", given.parts, "--data", given.data]
     common += ["--batch-size", given.batch_size, "--learning-rate", given.learning_rate]
     if cache_only:
-        # 2b, 5b and 5b-i2v read the same latents, one after the other; 1.5 has a cache of its own
+        # 2b, 5b and 5b-i2v read the same entries, of which image-to-video needs the most; 1.5 has a cache of its own
         groups = [[name for name in left if name.startswith("1.5") == own] for own in (False, True)]
-        for names in itertools.zip_longest(*groups):
-            turn = [
+        most = [max(names, key=lambda name: name.endswith("-i2v")) for names in groups if names]
+        return all_well(
+            [
                 Started(given.parts, gpus[number % len(gpus)], "train_transformer", name, *common, "--cache-only")
-                for number, name in enumerate(names)
-                if name is not None
+                for number, name in enumerate(most)
             ]
-            if not all_well(turn):
-                return False
-        return True
+        )
     if given.smoke:
         common += ["--steps", 8, "--batch-size", 4]
     elif given.total_seconds is not None:
@@ -98,10 +95,20 @@ def transformers(given: argparse.Namespace, gpus: list[int | None], deadline: De
     common += ["--seconds", max(60.0, deadline.left)]
     return all_well(
         [
-            Started(given.parts, gpus[number % len(gpus)], "train_transformer", name, *common)
+            Started(given.parts, gpus[number % len(gpus)], "train_transformer", name, *common, *paced(given, name))
             for number, name in enumerate(left)
         ]
     )
+
+
+def paced(given: argparse.Namespace, name: str) -> list[object]:
+    """The flag for a transformer whose pace is known."""
+    return ["--pace", given.paces[name]] if name in given.paces else []
+
+
+def paces(text: str) -> dict[str, float]:
+    """Read such as ``2b=0.06,5b=0.06``."""
+    return {name: float(seconds) for name, _, seconds in (part.partition("=") for part in text.split(","))}
 
 
 def scores(given: argparse.Namespace, gpus: list[int | None]) -> bool:
@@ -156,6 +163,7 @@ def main() -> int:
     parser.add_argument("--vae-batch-size", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=384, help="of the transformers")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="of the transformers")
+    parser.add_argument("--paces", type=paces, default={}, help="seconds of a step, such as 2b=0.06,5b=0.06")
     parser.add_argument("--vae-crop", help="for a trial on a CPU, such as 9x32x32")
     given = parser.parse_args()
     given.data = given.data or given.parts / "data"

@@ -4,8 +4,8 @@
 
 The text encoder and the VAE have to be among the parts. The first call writes a pipeline whose transformer is new,
 fills the cache, measures how fast a step is, and starts ``cogtune train --type sft``. When its time is up the run is
-stopped as by Ctrl-C, which saves a checkpoint; the same command goes on from there. When the last step is done, the
-transformer goes to the parts, in fp16.
+stopped as by Ctrl-C, which saves a checkpoint; the same command goes on from there. When the last step is done, or
+nearly, the transformer goes to the parts, in fp16.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ from tools.nano.common import Deadline, best_device, machine, note, say
 _PROBE_STEPS = 120
 _STOP_SECONDS = 25.0
 """What a stopped run may take to save, and what comes after it."""
+_START_SECONDS = 60.0
+"""What a run takes before its first step, with four of them at once."""
+_ENOUGH = 0.9
+"""Share of its steps after which a run that had to stop is done: its rate is a fortieth of the highest by then."""
 
 
 def cogtune(*arguments: str | Path, log: Path, deadline: Deadline | None = None) -> int | None:
@@ -108,13 +112,14 @@ def with_new_transformer(given: argparse.Namespace, folder: Path) -> Path:
     return target
 
 
-def finish(given: argparse.Namespace, output: Path, steps: int) -> None:
+def finish(given: argparse.Namespace, output: Path, done: int, planned: int) -> None:
     """Put the trained transformer among the parts, in fp16, and write down how it came to be."""
     folder = given.parts / transformer_part(given.variant)
     trained = CogVideoXTransformer3DModel.from_pretrained(checkpoints(output)[-1] / "transformer")
     trained.half().save_pretrained(folder)
     facts = {
-        "steps": steps,
+        "steps": done,
+        "steps_planned": planned,
         "batch_size": given.batch_size,
         "learning_rate": given.learning_rate,
         "seed": given.seed,
@@ -127,6 +132,17 @@ def finish(given: argparse.Namespace, output: Path, steps: int) -> None:
     say(f"{folder} written; loss {facts['losses'][-1][1]}")
 
 
+def probed_pace(given: argparse.Namespace, model: Path, work: Path, log: Path) -> float | None:
+    """Return the seconds of a step by a short run, or None if it failed."""
+    probe = work / "probe"
+    if cogtune("train", *settings(given, model, probe, _PROBE_STEPS), "--overwrite", log=log) != 0:
+        say(f"the probe failed: see {log}")
+        return None
+    seconds = pace(probe)
+    shutil.rmtree(probe)
+    return seconds
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("variant", choices=NANO_VARIANTS)
@@ -137,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=560.0, help="of this call")
     parser.add_argument("--total-seconds", type=float, help="of training in all calls together [default: SECONDS]")
     parser.add_argument("--steps", type=int, help="in all; by default as many as fit into the total")
+    parser.add_argument("--pace", type=float, help="seconds of a step, where they are known [default: measured]")
     parser.add_argument("--cache-only", action="store_true", help="fill the cache and stop")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -154,26 +171,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output, log, chosen = work / "out", work / "log.txt", work / "steps.json"
     model = with_new_transformer(given, work)
 
-    if given.cache_only or not chosen.is_file():
+    if given.cache_only:
         flags = settings(given, model, output, 1)
         fit = [flags[flags.index(name) + at] for name in _CACHED for at in (0, 1)]
         if cogtune("dataset", "cache", given.data, *fit, log=log) != 0:
             say(f"the cache could not be filled: see {log}")
             return 1
         say("the cache is full")
-    if given.cache_only:
         return 0
     if not chosen.is_file():
         steps = given.steps
         if steps is None:
-            probe = work / "probe"
-            if cogtune("train", *settings(given, model, probe, _PROBE_STEPS), "--overwrite", log=log) != 0:
-                say(f"the probe failed: see {log}")
+            seconds = given.pace or probed_pace(given, model, work, log)
+            if seconds is None:
                 return 1
-            seconds = pace(probe)
-            steps = int(0.96 * (given.total_seconds or deadline.left - 20) / seconds)
+            left = given.total_seconds or deadline.left - _START_SECONDS
+            steps = int(0.96 * left / seconds)
             say(f"{1000 * seconds:.0f} ms a step: {steps} steps fit")
-            shutil.rmtree(probe)
         chosen.write_text(json.dumps(steps))
     steps = json.loads(chosen.read_text())
     goes_on = bool(checkpoints(output))
@@ -183,11 +197,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else [*settings(given, model, output, steps), "--overwrite"]
     )
     code = cogtune("train", *how, log=log, deadline=deadline)
+    if code:
+        say(f"the run failed: see {log}")
+        return code
     done = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()][-1]
     say(f"step {done} of {steps}, loss {losses(output)[-1][1]}, {1000 * pace(output):.0f} ms a step")
-    if code == 0 and done == steps:
-        finish(given, output, steps)
-    return code or 0
+    if done == steps or (code is None and done >= _ENOUGH * steps):
+        finish(given, output, done, steps)
+    return 0
 
 
 _CACHED = ("--model", "--cache-dir", "--precision", "--fps", "--size")

@@ -109,7 +109,7 @@ class MemoryFields(BaseModel):
         None,
         help_text="Host memory limit of strategy stream, such as 64GB. Decides the formats of the optimizer's state. "
         "[default: what is free]",
-        tags=("machine", "stream", "untimed"),
+        tags=("machine", "stream"),
     )
     master_weights: MasterWeights | None = _memory(
         None,
