@@ -19,7 +19,8 @@ _HEAD = """# Memory and time of every preset
 Made by `make docs` from `cogtune/planning/measurements.json`. Each measurement is a run of `cogtune bench` (see
 [Bench](bench.md)), which trains on random weights of the real size; run the same command to repeat it. The estimates
 are those of `cogtune plan` (see [Plan](plan.md)), for as many GPUs as the preset names; a test holds them to within
-8 % of every measurement. GB are 10^9 bytes, as GPUs are sold, and count everything on the fullest GPU; GiB are 2^30
+8 % of every measurement. The LoRA presets use the memory engine; until they are measured with it, the figures are those
+without it (`--vram off`). GB are 10^9 bytes, as GPUs are sold, and count everything on the fullest GPU; GiB are 2^30
 bytes of PyTorch's reserved memory. *The guides* are the public CogVideoX fine-tuning guides."""
 
 _MEASURED = """## The measurements
@@ -35,7 +36,7 @@ def page(rows: Sequence[Measurement]) -> str:
     lines = [
         "| preset | the guides promise | measured, whole GPU | on | PyTorch | host | a step | estimated, whole GPU |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(_preset_line(row, of_preset(row.name, rows)) for row in PRESETS.values() if row.promised_gb is not None),
+        *(_preset_line(row, rows) for row in PRESETS.values() if row.promised_gb is not None),
     ]
     made = [
         "| command | recipe | on | whole GPU | PyTorch reserved | host | a step | start-up | date | versions |",
@@ -46,13 +47,17 @@ def page(rows: Sequence[Measurement]) -> str:
     return "\n\n".join([_HEAD, "\n".join(lines), _MEASURED, measured]) + "\n"
 
 
-def _preset_line(row: Preset, measured: Measurement | None) -> str:
+def _preset_line(row: Preset, rows: Sequence[Measurement]) -> str:
+    measured = of_preset(row.name, rows)
     spec = published_spec(VARIANTS[row.model])
     needs = estimate(resolve(preset_name=row.name).config, spec)
-    figures = ["not measured", "", "", "", ""]
+    figures, without = ["not measured", "", "", "", ""], ""
+    if measured is None:
+        same = [one for one in rows if (one.preset, one.recipe, one.changes) == (row.name, "preset", {"vram": "off"})]
+        measured, without = max(same, key=lambda one: one.date, default=None), " with `--vram off`"
     if measured is not None:
         figures = [
-            measured.whole_card,
+            measured.whole_card + without,
             measured.place,
             f"{measured.peak_gib:.1f} GiB",
             _gib(measured.host_gib),

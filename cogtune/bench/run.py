@@ -16,7 +16,7 @@ from typing import Any
 
 from cogtune.bench import stage, watch, worker
 from cogtune.bench.profile import EXTRA_STEPS
-from cogtune.config.resolving import Resolved
+from cogtune.config.resolving import FREE_MEMORY, Resolved
 from cogtune.config.run_config import RunConfig, tagged
 from cogtune.data.cache.index import Index
 from cogtune.models.checkpoint_configs import ModelSpec, read_spec
@@ -24,6 +24,7 @@ from cogtune.models.locate import spec_of
 from cogtune.models.variants import TINY, VARIANTS, published
 from cogtune.planning.estimate import check_arrangement, estimate
 from cogtune.planning.fit import local_hardware, why_not_tried
+from cogtune.planning.free_memory import with_free_memory
 from cogtune.planning.host_memory import with_state
 from cogtune.planning.measurements import GB, GIB, Measurement, Recipe
 from cogtune.run import launch
@@ -185,18 +186,22 @@ def _narrowed(request: BenchRequest) -> BenchRequest:
         }
     )
     check_config(config, spec)
-    config = with_state(replace(request.resolved, config=config), spec).config
+    machine = local_hardware()
+    resolved = with_free_memory(with_state(replace(request.resolved, config=config), spec), spec, machine)
+    config, changes = resolved.config, request.changes
+    found = [key for key in ("vram", "host_memory") if resolved.provenance[key] == FREE_MEMORY]
+    changes = {**changes, **{key: getattr(config, key) for key in found}}
     check_arrangement(config, spec)
     if request.alone:
         _check_alone(config)
-    if found := why_not_tried(_present(request, config), estimate(config, spec), local_hardware()):
+    if found := why_not_tried(_present(request, config), estimate(config, spec), machine):
         several = config.num_processes > 1 and not request.alone
         raise UsageError(
             f"cannot measure {request.preset or 'this run'} on this machine: {'; '.join(found)}",
             "use `cogtune plan` to estimate it without a GPU"
             + (", or --num-processes N to measure it on N GPUs" if several else ""),
         )
-    return replace(request, resolved=replace(request.resolved, config=config))
+    return replace(request, resolved=resolved, changes=changes)
 
 
 def _check_alone(config: RunConfig) -> None:

@@ -33,6 +33,7 @@ def plan(
     from cogtune.models.locate import spec_of
     from cogtune.planning.estimate import check_arrangement
     from cogtune.planning.fit import fitted, local_hardware
+    from cogtune.planning.free_memory import with_free_memory
     from cogtune.planning.host_memory import with_state
     from cogtune.planning.summary import estimate_run
     from cogtune.run.plan import advice, check_config
@@ -43,6 +44,7 @@ def plan(
         from cogtune.modeling.lora_files import with_init_lora
 
         resolved = with_init_lora(resolved, spec, console.warn)
+    resolved = with_free_memory(resolved, spec, machine)
     if fit:
         resolved = fitted(resolved, spec, machine)
     check_config(resolved.config, spec)

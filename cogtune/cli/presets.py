@@ -55,22 +55,27 @@ Rows = list[tuple[str, ...]]
 def _listing_here() -> tuple[tuple[str, ...], Rows]:
     """Build the columns and rows of the presets that fit this machine; say what the machine is."""
     from cogtune.config.resolving import resolve
+    from cogtune.models.checkpoint_configs import published_spec
     from cogtune.models.variants import TINY, published
     from cogtune.planning.estimate import GIB
     from cogtune.planning.fit import GB, estimate_on, local_hardware
+    from cogtune.planning.free_memory import with_free_memory
 
     machine = local_hardware()
     console.note(f"this machine: {machine}, {machine.host / GIB:.0f} GiB of host memory")
     columns, rows = listing()
     found: Rows = []
     for row in rows:
-        config = resolve(preset_name=row[0]).config
-        if published(config.model) is None:
+        resolved = resolve(preset_name=row[0])
+        config, variant = resolved.config, published(resolved.config.model)
+        if variant is None:
             console.note(f"{row[0]} is left out: `cogtune plan --preset {row[0]}` reads the files of {config.model}")
         elif config.model.startswith(TINY):
             found.append((row[0], *row[2:6], "", "", ""))
         else:
             try:
+                if not config.uses_engine:
+                    config = with_free_memory(resolved, published_spec(variant), machine).config
                 needs = estimate_on(config, machine)
             except CogtuneError as error:
                 console.warn(f"{row[0]} is left out: " + "; ".join((error.message, *error.details)))

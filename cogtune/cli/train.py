@@ -84,6 +84,7 @@ def train(
     from cogtune.models.locate import spec_of
     from cogtune.planning.estimate import check_arrangement
     from cogtune.planning.fit import fitted, local_hardware, refuse_unfit
+    from cogtune.planning.free_memory import with_free_memory
     from cogtune.planning.host_memory import with_state
     from cogtune.run.lora_paths import find_lora
 
@@ -103,6 +104,7 @@ def train(
         from cogtune.modeling.lora_files import with_init_lora
 
         resolved = with_init_lora(resolved, spec, console.warn)
+    resolved = with_free_memory(resolved, spec, machine)
     if fit:
         resolved = fitted(resolved, spec, machine)
     if slurm is not None:

@@ -13,7 +13,7 @@ from cogtune.commands.run_summary import results
 from cogtune.commands.validate import check_output, checked_dataset, validation_set, with_data_here
 from cogtune.config.choices import FORMER_FORMATS
 from cogtune.config.resolving import Resolved, resolve
-from cogtune.config.run_config import RunConfig
+from cogtune.config.run_config import RunConfig, tagged
 from cogtune.data.cache.index import EncodeJobs, Index, caption_of
 from cogtune.data.cache.store import Store
 from cogtune.data.frames import FrameSettings
@@ -25,6 +25,8 @@ from cogtune.models.checkpoint_configs import fingerprint as component_fingerpri
 from cogtune.models.geometry import Size
 from cogtune.models.locate import locate
 from cogtune.models.variants import LORA_WEIGHTS_NAME
+from cogtune.planning.fit import local_hardware
+from cogtune.planning.free_memory import with_free_memory
 from cogtune.planning.host_memory import with_state
 from cogtune.quality.references import choose_clips, write_clips
 from cogtune.run import launch
@@ -90,11 +92,15 @@ def _warn_of_changes(resolved: Resolved, checkpoint: Path, flags: Mapping[str, A
         return
     trained = trained | {"format": FORMER_FORMATS.get(trained.get("format"), trained.get("format"))}
     apart = ("output", "data", *flags)  # a run's folders may have moved, and flags are given again
+    of_the_machine = tagged("machine")  # which it decides anew where they are left open
     values = resolved.config.to_dict()
     changed = [
         f"{key}: {trained[key]!r} in {checkpoint.name}, {value!r} in {RUN_NAME}"
         for key, value in values.items()
-        if key in trained and trained[key] != value and key not in apart
+        if key in trained
+        and trained[key] != value
+        and key not in apart
+        and not (value is None and key in of_the_machine)
     ]
     if changed:
         console.warn(f"{RUN_NAME} has changed since {checkpoint.name} was saved: {'; '.join(changed)}")
@@ -161,7 +167,7 @@ def prepare_run(
     resolved, init_lora = _with_init_lora(resolved, spec, start_from)
     config = resolved.config
     check_config(config, spec)
-    resolved = with_state(_as_before(resolved, start_from), spec)
+    resolved = with_free_memory(with_state(_as_before(resolved, start_from), spec), spec, local_hardware())
     config = resolved.config
     for told in advice(config, spec):
         console.note(told)

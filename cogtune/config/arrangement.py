@@ -53,9 +53,11 @@ class Arrangement:
             "matmuls": "attention and matrix product outputs kept",
             "everything": "all activations kept",
         }[self.keep]
+        streamed = f"weights of {self.streamed_blocks} of {blocks} blocks streamed from the host"
+        offloaded = f", those of {self.offloaded_blocks} blocks on the host"
         parts = [
-            f"weights of {self.streamed_blocks} of {blocks} blocks streamed from the host",
-            f"{kept}, those of {self.offloaded_blocks} blocks on the host",
+            streamed if self.streamed_blocks else "all weights on the GPU",
+            kept + (offloaded if self.offloaded_blocks else ""),
         ]
         if self.kept_whole:
             parts.append(f"nothing recomputed in the last {self.kept_whole}")

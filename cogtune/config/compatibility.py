@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+from cogtune.config.groups.training import VRAM_OFF
 from cogtune.config.optimizers import OPTIMIZERS, why_not_with
 from cogtune.config.run_config import RunConfig, tagged
 from cogtune.models import layers
@@ -71,7 +72,9 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
     if not config.uses_engine:
         return []
     problems = []
-    given = ", ".join(key for key in tagged("engine") if getattr(config, key) is not None)
+    given = ", ".join(key for key in tagged("engine") if getattr(config, key) not in (None, VRAM_OFF))
+    if config.vram == VRAM_OFF:
+        problems.append(f"vram off: cannot be used with {given or f'strategy {config.strategy}'}")
     if config.type != "lora" and not config.sharding.streams:
         problems.append(f"{given}: only supported for type lora or strategy stream, not {config.type}")
     if config.sharding.uses_deepspeed:
@@ -108,6 +111,8 @@ def _base_precision_problems(config: RunConfig) -> list[str]:
 def _stream_problems(config: RunConfig) -> list[str]:
     if not config.sharding.streams:
         given = [key for key in tagged("stream") if getattr(config, key) is not None]
+        if config.uses_engine and "host_memory" in given:
+            given.remove("host_memory")
         return [f"{', '.join(given)}: only supported for strategy stream, not {config.strategy}"] if given else []
     problems = []
     if config.type != "sft":

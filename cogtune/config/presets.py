@@ -78,6 +78,7 @@ def _row(
     precision: Precision | None = None,
 ) -> Preset:
     row = VARIANTS[model]
+    engine = (("vram", f"{promised_gb:g}GB"),) if type == "lora" else ()
     hardware = card if gpus == 1 else f"{gpus}x{card}"
     tail = "" if strategy == "ddp" else f"-{strategy}"
     return Preset(
@@ -90,6 +91,7 @@ def _row(
         precision=precision or row.trained_in,
         size=row.native,
         promised_gb=promised_gb,
+        more=engine,
     )
 
 
@@ -150,13 +152,15 @@ _BUDGETS: tuple[Preset, ...] = (
     _budget("8gb", "5b"),
     _budget("8gb", "5b-i2v"),
     _budget("16gb", "1.5-5b"),
+    _budget("16gb", "1.5-5b-i2v"),
     _budget("12gb", "2b", "sft"),
     _budget("12gb", "5b", "sft"),
     _budget("12gb", "5b-i2v", "sft"),
     _budget("24gb", "1.5-5b", "sft"),
     _budget("24gb", "1.5-5b-i2v", "sft"),
 )
-"""Presets for GPUs smaller than those of the table, at the models' own sizes. Those of type sft are not measured."""
+"""Presets for GPUs smaller than those of the table, at the models' own sizes. Those of type sft and
+16gb-lora-1.5-5b-i2v are not measured."""
 
 
 def _trial(training_type: TrainingType, *more: tuple[str, Any]) -> Preset:

@@ -30,6 +30,10 @@ def yaml_text(value: Any, **layout: Any) -> str:
     return text if printable(text) == text else str(yaml.safe_dump(value, **layout))
 
 
+FREE_MEMORY = "what is free"
+"""Where a limit on memory came from that nobody set; another start decides anew."""
+
+
 @dataclass(frozen=True)
 class Resolved:
     """A configuration, and for each key where its value came from."""
@@ -41,6 +45,8 @@ class Resolved:
         """Return the configuration as ``run.yaml``: every key, each with its source as a comment."""
         lines = ["# The resolved configuration of this run. `cogtune train --config run.yaml` repeats it."]
         for key, value in self.config.to_dict().items():
+            if self.provenance[key] == FREE_MEMORY:
+                value = None
             text = yaml_text(value, default_flow_style=True, width=10_000)
             lines.append(f"{key}: {text.removesuffix(_YAML_END).strip()}  # {self.provenance[key]}")
         return "\n".join(lines) + "\n"
@@ -229,6 +235,9 @@ def resolve(
             if key in layer and weaker not in layer and values.get(weaker):
                 values[weaker] = fields[weaker].default
                 provenance[weaker] = provenance[key]
+    if provenance["vram"].startswith("preset ") and not _has_engine(values):  # the preset trains in another way
+        values.pop("vram")
+        provenance["vram"] = "default"
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -240,6 +249,12 @@ def resolve(
         count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
         raise UsageError(f"{count} in the configuration", "see `cogtune train --help` for all keys", details=problems)
     return Resolved(config, provenance)
+
+
+def _has_engine(values: Mapping[str, Any]) -> bool:
+    """Return whether the memory engine can run what is asked for; see :mod:`cogtune.config.compatibility`."""
+    strategy, kind = (values.get(key, RunConfig.model_fields[key].default) for key in ("strategy", "type"))
+    return bool(strategy == "stream" or (strategy == "ddp" and kind == "lora"))
 
 
 def _default_learning_rate(optimizer: Any) -> float:

@@ -15,7 +15,7 @@ from cogtune.config.groups.data import DataFields, ModelFields, SampleFields
 from cogtune.config.groups.machines import MachineFields
 from cogtune.config.groups.optimizer import OptimizerFields, ScheduleFields
 from cogtune.config.groups.output import EvaluationFields, OutputFields
-from cogtune.config.groups.training import LoraFields, MemoryFields, ObjectiveFields, TrainingFields
+from cogtune.config.groups.training import VRAM_OFF, LoraFields, MemoryFields, ObjectiveFields, TrainingFields
 from cogtune.config.strategies import STRATEGIES, StrategyFacts
 
 
@@ -61,6 +61,11 @@ class RunConfig(
         if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
             raise ValueError(f"input should be a number, not {str(value).lower()}")
         return value
+
+    @field_validator("image_noise", "vram", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
 
     @field_validator("target_modules", "buckets", "tracker", mode="before")
     @classmethod
@@ -116,12 +121,12 @@ class RunConfig(
     @property
     def uses_engine(self) -> bool:
         """Whether the memory engine runs the transformer's blocks: under ``stream``, or with any option of it set."""
-        return self.sharding.streams or any(getattr(self, key) is not None for key in tagged("engine"))
+        return self.sharding.streams or any(getattr(self, key) not in (None, VRAM_OFF) for key in tagged("engine"))
 
     @property
     def vram_bytes(self) -> int | None:
         """The run's budget of each GPU's memory; None for no limit."""
-        return None if self.vram is None else parse_bytes(self.vram)
+        return None if self.vram in (None, VRAM_OFF) else parse_bytes(self.vram)
 
     @property
     def host_memory_bytes(self) -> int | None:

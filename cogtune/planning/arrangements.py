@@ -5,6 +5,7 @@ Constants are fitted to recorded measurements, as those of :mod:`cogtune.plannin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -231,18 +232,34 @@ def unplanned(work: Workload, wanted: RequestedArrangement) -> Arrangement:
     )
 
 
-def arrange(work: Workload, budget: int, speed: Speed, wanted: RequestedArrangement) -> tuple[Arrangement, bool]:
+@dataclass(frozen=True)
+class HostRoom:
+    """Host memory that weights and activations may take, in bytes, and the processes of the machine that share it."""
+
+    limit: int
+    processes: int
+
+
+@functools.lru_cache(maxsize=64)
+def arrange(
+    work: Workload, budget: int, speed: Speed, wanted: RequestedArrangement, host: HostRoom | None = None
+) -> tuple[Arrangement, bool]:
     """Return the fastest arrangement whose estimate fits ``budget`` bytes of the GPU, and whether there is one that
     does.
 
     Of those that are as fast but for :data:`WORTH`, it is the one that takes the least of the GPU; without one that
-    fits, the one that takes the least of all.
+    fits, the one that takes the least of all. If ``host`` is too little for any, it is the one that takes the least of
+    the host.
     """
     room = budget * (1 - MARGIN)
     tried = [(card_bytes(work, one), seconds(work, one, speed), one) for one in _candidates(work, room, wanted)]
     fitting = [row for row in tried if row[0] <= room]
     if not fitting:
         return min(tried, key=lambda row: row[0])[2], False
+    if host is not None:
+        taken = [host_bytes(work, row[2], host.processes) for row in fitting]
+        most = max(host.limit, min(taken))
+        fitting = [row for row, bytes_ in zip(fitting, taken, strict=True) if bytes_ <= most]
     enough = min(row[1] for row in fitting) * (1 + WORTH)
     leanest = min((row for row in fitting if row[1] <= enough), key=lambda row: (row[0], row[2].kept_whole, row[1]))
     return leanest[2], True

@@ -17,7 +17,7 @@ from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.models.geometry import SPATIAL_COMPRESSION, latent_frames
 from cogtune.models.layers import block_parameters, layers, targeted, transformer_parameters
 from cogtune.planning import arrangements
-from cogtune.planning.arrangements import RequestedArrangement, Workload
+from cogtune.planning.arrangements import HostRoom, RequestedArrangement, Workload
 from cogtune.planning.speeds import SPEEDS, flops_of_step, seconds_of_step, speed_of, tokens_of
 from cogtune.planning.streaming import Numbers, checkpoint_bytes, trained_weights
 from cogtune.run.plan import size_of
@@ -184,14 +184,16 @@ def plan_arrangement(
         offloaded_blocks=config.offload_activations,
         attention=given or kernel,
     )
-    work = workload(config, spec)
+    work, host = workload(config, spec), None
     if config.vram_bytes is None:
         return arrangements.unplanned(work, wanted), True
-    return arrangements.arrange(work, config.vram_bytes, speed_of(gpu) or SPEEDS["4090"], wanted)
+    if config.host_memory_bytes is not None and not work.trains_blocks:
+        host = HostRoom(config.host_memory_bytes - _host(config, spec), config.local_processes)
+    return arrangements.arrange(work, config.vram_bytes, speed_of(gpu) or SPEEDS["4090"], wanted, host)
 
 
 def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None:
-    """Refuse a budget that no arrangement fits.
+    """Refuse a budget that no arrangement fits, of the GPU's memory or of the host's.
 
     Raises:
         UsageError: with what would be the least.
@@ -199,12 +201,27 @@ def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None
     if not config.uses_engine or config.vram_bytes is None:
         return
     arrangement, fits = plan_arrangement(config, spec, gpu=gpu)
+    if fits and config.host_memory_bytes is not None and not config.sharding.streams:
+        host = _host(config, spec) + arrangements.host_bytes(
+            workload(config, spec), arrangement, config.local_processes
+        )
+        if host > config.host_memory_bytes:
+            raise too_little_host_memory(config, host)
     if not fits:
         least = arrangements.card_bytes(workload(config, spec), arrangement) / (1 - arrangements.MARGIN)
         raise UsageError(
             f"--vram {config.vram} is not enough: this run is estimated to need at least {least / 1e9:.1f} GB",
             f"use --vram {least / 1e9 + 0.05:.1f}GB, or a smaller --size, --rank or --batch-size",
         )
+
+
+def too_little_host_memory(config: RunConfig, needed: int) -> UsageError:
+    """Return the error of a run that is estimated to need ``needed`` bytes of the host, more than its budget."""
+    return UsageError(
+        f"--host-memory {config.host_memory} is not enough: this run is estimated to need at least "
+        f"{needed / GIB:.1f} GiB",
+        f"use --host-memory {needed / GIB + 0.05:.1f}GiB, or fewer processes, or --vram for more on the GPU",
+    )
 
 
 def workload(config: RunConfig, spec: ModelSpec) -> Workload:

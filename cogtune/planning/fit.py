@@ -307,9 +307,9 @@ def _leaner(config: RunConfig, spec: ModelSpec, limit: int) -> Iterator[tuple[st
         yield changed("--precision bf16", precision="bf16")
     if config.size is not None and _volume(Size.parse(config.size)) > _volume(spec.native):
         yield changed(f"--size {spec.native}, the model's own,", size=None)
-    if config.type == "lora" and config.strategy == "ddp" and not config.uses_engine:
-        budget = f"{limit // GB}GB"
-        yield changed(f"--vram {budget}", vram=budget)
+    budget = config.vram_bytes if config.uses_engine else None
+    if config.type == "lora" and config.strategy == "ddp" and (budget or limit) >= limit > GB:
+        yield changed(f"--vram {limit // GB}GB", vram=f"{limit // GB}GB")
     if config.type == "sft":
         leaner = [name for name, facts in STRATEGIES.items() if config.num_processes >= facts.worthwhile_from]
         changes: list[dict[str, Any]] = [

@@ -13,8 +13,7 @@ import psutil
 from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig
 from cogtune.models.checkpoint_configs import ModelSpec
-from cogtune.planning.estimate import GIB, estimate
-from cogtune.system.errors import UsageError
+from cogtune.planning.estimate import estimate, too_little_host_memory
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -62,11 +61,7 @@ def with_state(resolved: Resolved, spec: ModelSpec) -> Resolved:
     chosen = with_formats(config, spec, free_host_memory() if budget is None else budget)
     needed = estimate(chosen, spec).host
     if budget is not None and needed > budget:
-        raise UsageError(
-            f"--host-memory {config.host_memory} is not enough: by the estimate this run takes "
-            f"{needed / GIB:.1f} GiB or more",
-            f"--host-memory {needed / GIB + 0.05:.1f}GiB, or fewer processes, or --vram for more on the GPU",
-        )
+        raise too_little_host_memory(config, needed)
     source = "--host-memory" if budget is not None else "the host's free memory"
     changed = [key for key in ("master_weights", "moments") if getattr(config, key) is None]
     return replace(resolved, config=chosen, provenance={**resolved.provenance, **dict.fromkeys(changed, source)})

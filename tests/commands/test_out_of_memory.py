@@ -30,10 +30,16 @@ def advice(preset: str, card_gb: int, cards: int = 1, *, host_gib: int = 512, **
 @pytest.mark.parametrize(
     ("preset", "cards", "card_gb", "flags", "told"),
     [
-        ("4090-lora-5b", 1, 24, {"gradient_checkpointing": False}, "--gradient-checkpointing takes"),
-        ("4090-lora-5b", 1, 24, {"batch_size": 4}, "--batch-size 1 --gradient-accumulation-steps 4 takes"),
-        ("4090-lora-5b", 1, 24, {"size": "49x768x1360"}, "--size 49x480x720, the model's own, takes"),
-        ("4090-lora-5b", 1, 24, {"precision": "fp32"}, "--precision bf16 takes"),
+        ("4090-lora-5b", 1, 24, {"vram": "off", "gradient_checkpointing": False}, "--gradient-checkpointing takes"),
+        (
+            "4090-lora-5b",
+            1,
+            24,
+            {"vram": "off", "batch_size": 4},
+            "--batch-size 1 --gradient-accumulation-steps 4 takes",
+        ),
+        ("4090-lora-5b", 1, 24, {"vram": "off", "size": "49x768x1360"}, "--size 49x480x720, the model's own, takes"),
+        ("4090-lora-5b", 1, 24, {"vram": "off", "precision": "fp32"}, "--precision bf16 takes"),
         ("a100-sft-5b-zero2-offload", 1, 80, {"strategy": "ddp"}, "--strategy zero2-offload takes"),
         ("8xa100-sft-5b-zero2", 8, 80, {"strategy": "ddp"}, "--strategy zero2 takes"),
         (
@@ -44,9 +50,17 @@ def advice(preset: str, card_gb: int, cards: int = 1, *, host_gib: int = 512, **
         ("8xa100-sft-5b-zero2", 8, 32, {}, "--strategy zero3 takes"),
         ("8x4090-sft-2b-zero3", 8, 15, {}, "--strategy zero2 takes"),
         ("4090-lora-5b", 1, 16, {}, "--vram 16GB takes"),
+        ("4090-lora-5b", 1, 24, {}, "--vram 20GB takes"),
+        ("4090-lora-5b", 1, 24, {"batch_size": 4}, "--vram 15GB takes"),
         ("8gb-lora-5b", 1, 6, {}, "no one option is enough; --preset 6gb-lora-2b takes"),
         ("4090-lora-5b", 1, 2, {}, "use a smaller --size"),
-        ("4090-lora-5b", 0, 0, {"batch_size": 2}, "--batch-size 1 --gradient-accumulation-steps 2 takes"),
+        (
+            "4090-lora-5b",
+            0,
+            0,
+            {"vram": "off", "batch_size": 2},
+            "--batch-size 1 --gradient-accumulation-steps 2 takes",
+        ),
     ],
 )
 def test_the_next_leaner_thing_that_fits(

@@ -106,7 +106,7 @@ def test_the_host_and_the_time_of_every_recorded_run_are_estimated(row: Measurem
 )
 def test_eager_steps_take_what_they_took_on_an_h200(preset: str, gib: float) -> None:
     """Peak reserved memory of five LoRA steps of ``tests/gpu/test_one_gpu.py``, nothing compiled."""
-    config = resolve(preset_name=preset, flags={"compile": False}).config
+    config = resolve(preset_name=preset, flags={"compile": False, "vram": "off"}).config
     needs = estimate(config, spec_for(PRESETS[preset].model))
     assert needs.memory.reserved / GIB == pytest.approx(gib, rel=WITHIN)
 
@@ -120,7 +120,7 @@ def test_an_estimates_parts_are_its_sum() -> None:
 
 def test_options_move_the_parts_they_should() -> None:
     def at(**flags: Any) -> Memory:
-        config = resolve(preset_name="4090-lora-5b", flags=flags).config
+        config = resolve(preset_name="4090-lora-5b", flags={"vram": "off", **flags}).config
         return estimate(config, spec_for("5b")).memory
 
     base = at()
@@ -169,6 +169,7 @@ def test_one_process_alone_has_no_nccl() -> None:
 
 def test_the_host_holds_weights_that_are_read_as_another_type() -> None:
     def host(preset: str, **flags: Any) -> int:
+        flags = {"vram": "off", **flags}
         return estimate(resolve(preset_name=preset, flags=flags).config, spec_for(PRESETS[preset].model)).host
 
     whole = transformer_parameters(spec_for("5b"))
@@ -180,7 +181,7 @@ def test_the_host_holds_weights_that_are_read_as_another_type() -> None:
 
 
 def test_time_is_known_where_the_card_is() -> None:
-    config = resolve(preset_name="4090-lora-5b").config
+    config = resolve(preset_name="4090-lora-5b", flags={"vram": "off"}).config
     assert estimate(config, spec_for("5b"), gpu="Some Other Card").seconds is None
     h200 = estimate(config, spec_for("5b"), gpu="NVIDIA H200").seconds
     assert h200 == pytest.approx(2.76, rel=0.1)  # measured, compiled, full checkpointing
@@ -197,8 +198,8 @@ def test_a_run_that_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
 
     assert "--preset 8gb-lora-5b," in told("4090-lora-5b", cards(1, 16.9))
     assert "--preset 6gb-lora-2b," in told("4090-lora-5b", cards(1, 6))
-    assert "this machine has 1 x NVIDIA Card of 24.0 GB" in told("a100-lora-1.5-5b", cards(1, 24))
-    assert "--preset 16gb-lora-1.5-5b," in told("a100-lora-1.5-5b", cards(1, 24))
+    assert "this machine has 1 x NVIDIA Card of 16.5 GB" in told("a100-lora-1.5-5b", cards(1, 16.5))
+    assert "--preset 16gb-lora-1.5-5b," in told("a100-lora-1.5-5b", cards(1, 16.5))
     assert "--strategy zero2-offload --num-processes 1" in told("8xa100-sft-5b-zero2", cards(1, 80))
     assert "needs 8 GPUs, but this machine has 4 x" in told("8x4090-sft-2b-zero2", cards(4, 24))
     assert "no preset fits" in told("4090-lora-5b", cards(1, 4))
@@ -301,9 +302,10 @@ def fit_card(card: str) -> int:
 
 def test_the_nearest_preset_is_of_the_same_kind() -> None:
     config = resolve(preset_name="a100-lora-1.5-5b-i2v").config
-    row = nearest_preset(config, spec_for("1.5-5b-i2v"), cards(1, 25.7))
-    assert row is not None
-    assert row.name == "4090-lora-5b-i2v"
+    for gb, name in ((25.7, "a100-lora-1.5-5b-i2v"), (16.5, "16gb-lora-1.5-5b-i2v"), (9, "8gb-lora-5b-i2v")):
+        row = nearest_preset(config, spec_for("1.5-5b-i2v"), cards(1, gb))
+        assert row is not None
+        assert row.name == name
 
 
 def test_an_outlook_counts_disk_and_time() -> None:

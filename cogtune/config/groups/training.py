@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, ValidationInfo, field_validator
 
 from cogtune.config.arrangement import AttentionKernel, Keep
 from cogtune.config.choices import TimestepDistribution, parse_bytes
@@ -55,13 +55,17 @@ class TrainingFields(BaseModel):
     )
 
 
+VRAM_OFF = "off"
+"""The value of ``vram`` for a LoRA run without the memory engine."""
+
+
 class MemoryFields(BaseModel):
     """The memory engine: where weights and activations are kept, and what is recomputed."""
 
     vram: str | None = _memory(
         None,
         help_text="Memory limit per GPU, such as 8GB. Weights and activations that do not fit are kept in host memory. "
-        "[default: no limit, everything on the GPU]",
+        "off trains a LoRA without the memory engine. [default: what is free, for a LoRA]",
         tags=("machine", "engine"),
     )
     stream_blocks: int | None = _memory(
@@ -107,8 +111,8 @@ class MemoryFields(BaseModel):
 
     host_memory: str | None = _memory(
         None,
-        help_text="Host memory limit of strategy stream, such as 64GB. Decides the formats of the optimizer's state. "
-        "[default: what is free]",
+        help_text="Host memory limit, such as 64GB, for strategy stream and for a LoRA with the memory engine. Under "
+        "stream, it decides the formats of the optimizer's state. [default: what is free]",
         tags=("machine", "stream"),
     )
     master_weights: MasterWeights | None = _memory(
@@ -125,7 +129,9 @@ class MemoryFields(BaseModel):
 
     @field_validator("vram", "host_memory")
     @classmethod
-    def _amount_reads(cls, text: str | None) -> str | None:
+    def _amount_reads(cls, text: str | None, info: ValidationInfo) -> str | None:
+        if text == VRAM_OFF and info.field_name == "vram":
+            return text
         if text is not None and parse_bytes(text) <= 0:
             raise ValueError(f"'{text}' is not an amount of memory; write it in GB or GiB, such as 8GB")
         return text
@@ -170,11 +176,6 @@ class ObjectiveFields(BaseModel):
         if text is not None and not re.fullmatch(r"\s*\d+\s*,\s*\d+\s*", text):
             raise ValueError(f"'{text}' is not a range; write LOW,HIGH, such as 500,999")
         return text
-
-    @field_validator("image_noise", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: Any) -> Any:
-        return "off" if value is False else value  # YAML reads a bare `off` as false
 
     @field_validator("image_noise")
     @classmethod

@@ -1,0 +1,56 @@
+"""The budgets of a LoRA run that sets none: what is free of this machine's GPUs, and of its host memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cogtune.config.resolving import FREE_MEMORY, Resolved
+from cogtune.models.checkpoint_configs import ModelSpec
+from cogtune.planning.estimate import GIB, estimate, plan_arrangement
+from cogtune.planning.fit import GB, Hardware
+from cogtune.planning.host_memory import free_host_memory
+from cogtune.system import console
+
+
+def with_free_memory(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
+    """Limit a LoRA run on a GPU to the memory that is free, as far as it sets no limits of its own.
+
+    ``vram`` is set if no option of the memory engine is, or if the budget of the run's preset is not free;
+    ``host_memory`` for every run with the engine. A run that does not fit into what is free is returned unchanged, to
+    be refused or warned about as it is.
+    """
+    config = resolved.config
+    if not machine.cards or config.type != "lora" or config.strategy != "ddp":
+        return resolved
+    if config.vram_bytes is None and (config.uses_engine or config.vram is not None):
+        return resolved  # arranged by hand, or without the engine
+    gpu, free = machine.cards[0].name, min(card.free for card in machine.cards)
+    if config.uses_engine and not _may_lower(resolved, spec, gpu, free):
+        return _with_host_memory(resolved, spec, gpu)
+    budget = int(10 * free / GB) / 10
+    lower = _with_host_memory(_limited(resolved, "vram", f"{budget:g}GB"), spec, gpu) if budget else resolved
+    if not budget or not plan_arrangement(lower.config, spec, gpu=gpu)[1]:
+        return resolved
+    if config.uses_engine:
+        console.note(f"--vram {lower.config.vram} in place of {config.vram}: no more of the GPU is free")
+    return lower
+
+
+def _may_lower(resolved: Resolved, spec: ModelSpec, gpu: str, free: int) -> bool:
+    """Return whether the budget is a preset's, and what is planned for it is not free."""
+    is_of_preset = resolved.provenance["vram"].startswith("preset ")
+    return is_of_preset and estimate(resolved.config, spec, gpu=gpu).memory.card > free
+
+
+def _with_host_memory(resolved: Resolved, spec: ModelSpec, gpu: str) -> Resolved:
+    """Limit the host memory to what is free, unless it is limited or that is too little."""
+    if resolved.config.host_memory is not None:
+        return resolved
+    free = int(10 * free_host_memory() / GIB) / 10
+    limited = _limited(resolved, "host_memory", f"{free:g}GiB")
+    return limited if estimate(limited.config, spec, gpu=gpu).host <= free * GIB else resolved
+
+
+def _limited(resolved: Resolved, key: str, value: str) -> Resolved:
+    config = resolved.config.model_copy(update={key: value})
+    return replace(resolved, config=config, provenance={**resolved.provenance, key: FREE_MEMORY})
