@@ -101,10 +101,12 @@ def _base_precision_problems(config: RunConfig) -> list[str]:
     problems = []
     if config.sharding.streams:
         problems.append("base_precision: only supported where weights are frozen, not for strategy stream")
+    if config.base_precision != "fp8":
+        return problems
     if config.dora:
-        problems.append("base_precision: not supported with dora, which reads the frozen weights in full precision")
+        problems.append("base_precision fp8: not supported with dora, which reads the frozen weights in full precision")
     if config.precision == "fp32":
-        problems.append("base_precision: only supported for precision bf16 and fp16, not fp32")
+        problems.append("base_precision fp8: only supported for precision bf16 and fp16, not fp32")
     return problems
 
 

@@ -17,6 +17,7 @@ from cogtune.config.groups.optimizer import OptimizerFields, ScheduleFields
 from cogtune.config.groups.output import EvaluationFields, OutputFields
 from cogtune.config.groups.training import VRAM_OFF, LoraFields, MemoryFields, ObjectiveFields, TrainingFields
 from cogtune.config.strategies import STRATEGIES, StrategyFacts
+from cogtune.models.variants import StoredPrecision
 
 
 def _absolute(path: Path) -> Path:
@@ -122,6 +123,17 @@ class RunConfig(
     def uses_engine(self) -> bool:
         """Whether the memory engine runs the transformer's blocks: under ``stream``, or with any option of it set."""
         return self.sharding.streams or any(getattr(self, key) not in (None, VRAM_OFF) for key in tagged("engine"))
+
+    @property
+    def is_arranged_by_hand(self) -> bool:
+        """Whether it is set what the memory engine keeps where."""
+        given = (self.stream_blocks, self.keep_activations, self.keep_everything, self.offload_activations)
+        return any(value is not None for value in given)
+
+    @property
+    def stored_precision(self) -> StoredPrecision | None:
+        """The format in which host memory holds the base model's weights, if it is not that of :attr:`precision`."""
+        return self.base_precision if self.base_precision in ("int8", "nf4") else None
 
     @property
     def vram_bytes(self) -> int | None:

@@ -15,6 +15,10 @@ from cogtune.system.errors import UsageError, did_you_mean
 Precision = Literal["bf16", "fp16", "fp32"]
 FrozenPrecision = Literal["fp8"]
 """Number formats of weights that are not trained, besides those."""
+StoredPrecision = Literal["int8", "nf4"]
+"""Those that weights only wait in: products are computed in another."""
+BasePrecision = Literal["fp8", "int8", "nf4"]
+"""Both."""
 
 SamplingScheduler = Literal["dpm", "ddim"]
 """What denoises a video: DPM-Solver++ with dynamic guidance, or DDIM; both with trailing spacing."""

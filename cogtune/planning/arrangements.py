@@ -45,6 +45,8 @@ _FORWARD = 0.3
 """The forward pass's share of a step."""
 _OFFLOAD_TAX = 0.012 / (9 * GIB)
 """Seconds that each byte of activations moved to the host and back costs where copies run beside the computation."""
+_RESTORING = 2**22 * 20
+"""Temporary memory in which stored weights are restored, four million at a time."""
 _STREAM_TAX = 0.004 / (20.8 * GIB)
 """The same of each byte of weights, copied twice a step."""
 
@@ -84,6 +86,8 @@ class Workload:
     blocks: int
     block_weights: int
     """Frozen weights of one block."""
+    block_stored: int
+    """The same on the host, where they may be in fewer bits."""
     other_weights: int
     """Frozen weights outside of the blocks."""
     trained: int
@@ -143,6 +147,8 @@ def card_memory(work: Workload, arrangement: Arrangement) -> CardMemory:
     streamed = min(arrangement.streamed_blocks, work.blocks)
     slots = min(arrangement.slots, streamed)
     weights = work.other_weights + work.block_weights * (work.blocks - streamed + slots)
+    if work.block_stored < work.block_weights:
+        weights += work.block_stored * slots + (_RESTORING if slots else 0)
     kept, whole = kept_bytes(work, arrangement.keep), arrangement.kept_whole
     offloaded = min(arrangement.offloaded_blocks, work.blocks - whole)
     here = (work.blocks - offloaded - whole) * kept
@@ -168,7 +174,7 @@ def card_bytes(work: Workload, arrangement: Arrangement) -> int:
 
 def host_bytes(work: Workload, arrangement: Arrangement, processes: int = 1) -> int:
     """Return the host memory that weights and activations of a machine's processes take; they share frozen weights."""
-    weights = processes * work.host_state or arrangement.streamed_blocks * work.block_weights
+    weights = processes * work.host_state or arrangement.streamed_blocks * work.block_stored
     saved = _offloaded(work, arrangement)
     borrowed = min(saved, arrangement.offloaded_blocks * work.lent)
     return int(weights + processes * _REGIONS * (saved - borrowed))
@@ -193,7 +199,7 @@ def seconds(work: Workload, arrangement: Arrangement, speed: Speed) -> float:
             + work.attention_flops * _ATTENTION_PASSES[keep] / rate
             + work.numbers * traffic / speed.memory
         )
-    weights = float(arrangement.streamed_blocks * work.block_weights)
+    weights = float(arrangement.streamed_blocks * work.block_stored)
     saved = _offloaded(work, arrangement)
     forward, backward = computing * _FORWARD, computing * (1 - _FORWARD)
     in_forward = max(0.0, max(weights, saved) / speed.link - forward)

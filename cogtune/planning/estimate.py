@@ -26,6 +26,8 @@ from cogtune.system.errors import UsageError
 GIB = 2**30
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+STORED_BYTES = {"int8": 1 + 4 / 256, "nf4": 1 / 2 + 4 / 64}
+"""Of a number with its share of a scale; all but 0.1 % of a block's are stored so."""
 VAE_PARAMETERS = 215_583_907
 
 """What an optimizer keeps on the GPU for each trained number."""
@@ -237,6 +239,7 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
     frozen = Workload(
         blocks=spec.num_layers,
         block_weights=block * item,
+        block_stored=int(block * (STORED_BYTES[config.stored_precision] if config.stored_precision else item)),
         other_weights=(whole - spec.num_layers * block) * item,
         trained=adapter * (4 + OPTIMIZERS[config.optimizer].state_bytes),
         gradients=adapter * 4 * (2 if config.num_processes > 1 else 1),

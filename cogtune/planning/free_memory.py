@@ -15,23 +15,23 @@ from cogtune.system import console
 def with_free_memory(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
     """Limit a LoRA run on a GPU to the memory that is free, as far as it sets no limits of its own.
 
-    ``vram`` is set if no option of the memory engine is, or if the budget of the run's preset is not free;
+    ``vram`` is set unless the run is arranged by hand, and if the budget of its preset is not free;
     ``host_memory`` for every run with the engine. A run that does not fit into what is free is returned unchanged, to
     be refused or warned about as it is.
     """
     config = resolved.config
     if not machine.cards or config.type != "lora" or config.strategy != "ddp":
         return resolved
-    if config.vram_bytes is None and (config.uses_engine or config.vram is not None):
-        return resolved  # arranged by hand, or without the engine
+    if config.vram_bytes is None and (config.is_arranged_by_hand or config.vram is not None):
+        return resolved  # or without the engine
     gpu, free = machine.cards[0].name, min(card.free for card in machine.cards)
-    if config.uses_engine and not _may_lower(resolved, spec, gpu, free):
+    if config.vram_bytes is not None and not _may_lower(resolved, spec, gpu, free):
         return _with_host_memory(resolved, spec, gpu)
     budget = int(10 * free / GB) / 10
     lower = _with_host_memory(_limited(resolved, "vram", f"{budget:g}GB"), spec, gpu) if budget else resolved
     if not budget or not plan_arrangement(lower.config, spec, gpu=gpu)[1]:
         return resolved
-    if config.uses_engine:
+    if config.vram_bytes is not None:
         console.note(f"--vram {lower.config.vram} in place of {config.vram}: no more of the GPU is free")
     return lower
 

@@ -59,6 +59,7 @@ def attach_engine(
         tell=console.warn,
         trained=trained,
         group=MachineGroup(accelerator.process_index, config.local_processes) if several else None,
+        stored=config.stored_precision,
     )
     # DDP would send every process the slots' content, whichever blocks they hold.
     transformer._ddp_params_and_buffers_to_ignore = [*engine.streamed_names(), *quantized]

@@ -369,17 +369,19 @@ def test_two_processes_with_the_engine_train_as_one_does(clips: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shared", [True, False])
-def test_the_processes_of_a_machine_keep_one_copy_of_frozen_weights(tmp_path: Path, shared: bool) -> None:
+@pytest.mark.parametrize(("shared", "stored"), [(True, False), (False, False), (True, True)])
+def test_the_processes_of_a_machine_keep_one_copy_of_frozen_weights(tmp_path: Path, shared: bool, stored: bool) -> None:
     """Each has other weights, so it shows: those of the first are used, or each one's own where nothing is shared."""
     if not shared:
         (tmp_path / "without").touch()
+    if stored:
+        (tmp_path / "stored").touch()
     run_script("shared_weights_script", tmp_path)
     for rank in range(2):
         seen, mapped, size = torch.load(tmp_path / f"rank-{rank}.pt")
         assert seen == [[script.weight(0 if shared else rank, block)] for block in range(script.BLOCKS)]
         assert bool(mapped) is shared
-        assert size >= script.BLOCKS * script.WIDTH**2 * 4
+        assert size >= script.BLOCKS * script.WIDTH**2 * (0.5 if stored else 4)
 
 
 # What is planned
@@ -477,8 +479,11 @@ def test_amounts_of_memory_are_read(text: str, size: int) -> None:
     ("flags", "told"),
     [
         ({"type": "sft", "vram": "8GB"}, "vram: only supported for type lora or strategy stream, not sft"),
-        ({"base_precision": "fp8", "dora": True, "compile": False}, "base_precision: not supported with dora"),
-        ({"base_precision": "fp8", "precision": "fp32"}, "base_precision: only supported for precision bf16 and fp16"),
+        ({"base_precision": "fp8", "dora": True, "compile": False}, "base_precision fp8: not supported with dora"),
+        (
+            {"base_precision": "fp8", "precision": "fp32"},
+            "base_precision fp8: only supported for precision bf16 and fp16",
+        ),
         (
             {"base_precision": "fp8", "type": "sft", "strategy": "stream"},
             "base_precision: only supported where weights",

@@ -84,9 +84,12 @@ def test_frozen_layers_of_attention_and_feed_forward_are_replaced_and_nothing_el
     assert {type(transformer.get_submodule(f"transformer_blocks.{name}")) for name in names} == {Float8Linear}
 
 
-def test_a_run_in_fp8_trains_streams_and_resumes(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["fp8", "int8", "nf4"])
+def test_a_run_on_a_smaller_base_trains_streams_and_resumes(
+    kind: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jobs, "fill_cache", fill_here)
-    flags: dict[str, Any] = {"precision": "bf16", "base_precision": "fp8", "steps": 3, "eval_every": 2}
+    flags: dict[str, Any] = {"precision": "bf16", "base_precision": kind, "steps": 3, "eval_every": 2}
     here = train_here(plan_for(clips, tmp_path / "here", **flags))
     train_here(plan_for(clips, tmp_path / "streamed", stream_blocks=2, **flags), stop_after=2)
     streamed = train_here(plan_for(clips, tmp_path / "streamed", stream_blocks=2, resume="latest", **flags))
@@ -96,7 +99,7 @@ def test_a_run_in_fp8_trains_streams_and_resumes(clips: Path, tmp_path: Path, mo
     assert saved.keys() == other.keys()
     assert [name for name in saved if not torch.equal(saved[name], other[name])] == []
     assert {value.dtype for value in saved.values()} == {torch.float32}
-    for before, now in (("'fp8'", None), ("None", "fp8")):
+    for before, now in ((repr(kind), None), ("None", kind)):
         output = tmp_path / f"before-{before}"
         if before == "None":
             train_here(plan_for(clips, output, precision="bf16", steps=1))

@@ -60,6 +60,11 @@ def test_a_lora_run_without_limits_takes_what_is_free() -> None:
     assert f"vram: null  # {FREE_MEMORY}" in found.to_yaml()
 
 
+@pytest.mark.parametrize("flags", [{"base_precision": "nf4"}, {"attention": "cudnn"}])
+def test_options_that_arrange_nothing_leave_the_limit_open(flags: dict[str, Any]) -> None:
+    assert limited(machine(7.78, total=8), model="5b", **flags).config.vram == "7.7GB"
+
+
 @pytest.mark.parametrize(
     ("here", "preset", "flags"),
     [

@@ -11,6 +11,7 @@ from cogtune.modeling.engine import machine_group
 from cogtune.modeling.engine.frozen_weights import FrozenWeights
 from cogtune.modeling.engine.host import HostArena
 from cogtune.modeling.engine.machine_group import MachineGroup
+from cogtune.models.variants import StoredPrecision
 
 BLOCKS, WIDTH = 10, 64
 
@@ -36,7 +37,8 @@ def main(folder: Path) -> None:
         for parameter in block.parameters():
             torch.nn.init.constant_(parameter, weight(rank, number))
     arena = HostArena(pin=False, group=MachineGroup(rank, size))
-    weights = FrozenWeights(blocks, slots=2, device=torch.device("cpu"), arena=arena)
+    stored: StoredPrecision | None = "nf4" if (folder / "stored").exists() else None
+    weights = FrozenWeights(blocks, slots=2, device=torch.device("cpu"), arena=arena, stored=stored)
     seen = []
     for number, block in enumerate(blocks):
         weights.need(number)

@@ -14,7 +14,7 @@ from cogtune.config.choices import TimestepDistribution, parse_bytes
 from cogtune.config.fields import option
 from cogtune.config.presets import TrainingType
 from cogtune.config.stream import MasterWeights, Moments
-from cogtune.models.variants import FrozenPrecision
+from cogtune.models.variants import BasePrecision
 
 _training = functools.partial(option, panel="Training")
 _lora = functools.partial(option, panel="LoRA")
@@ -102,10 +102,11 @@ class MemoryFields(BaseModel):
         tags=("machine", "engine"),
     )
 
-    base_precision: FrozenPrecision | None = _memory(
+    base_precision: BasePrecision | None = _memory(
         None,
-        help_text="Precision of the matrix products with frozen weights: fp8 is faster on GPUs of compute capability "
-        "8.9 and later. The adapter keeps its precision. [default: that of --precision]",
+        help_text="Precision of a LoRA's base model. fp8 computes the products with its weights in 8 bits, which is "
+        "faster on GPUs of compute capability 8.9 and later. int8 and nf4 hold the weights in 8 or 4 bits in host "
+        "memory. The adapter keeps its precision. [default: that of --precision]",
         tags=("engine",),
     )
 

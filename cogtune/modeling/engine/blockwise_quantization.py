@@ -52,3 +52,42 @@ def quantize(numbers: Tensor, codes: Tensor, scales: Tensor, *, signed: bool) ->
     torch.amax(blocks.abs(), dim=1, out=scales)
     scaled = blocks / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
     codes.copy_(torch.bucketize(scaled, bounds, out_int32=True).view(-1))
+
+
+NF4_BLOCK = 64
+"""Numbers that share a scale in nf4."""
+
+_NF4_OFFSET = 0.9677083
+"""The quantile of the largest value before all are divided by it."""
+
+
+@functools.cache
+def _nf4_table(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the 16 values of nf4, rising from -1 to 1, and the bounds halfway between neighbours.
+
+    They are quantiles of the normal distribution. Source: Dettmers et al. 2023, "QLoRA", and bitsandbytes'
+    ``create_normal_map``.
+    """
+    above = torch.special.ndtri(torch.linspace(_NF4_OFFSET, 0.5, 9, dtype=torch.float64)[:-1])
+    below = -torch.special.ndtri(torch.linspace(_NF4_OFFSET, 0.5, 8, dtype=torch.float64)[:-1])
+    values = torch.cat([above, torch.zeros(1, dtype=torch.float64), below]).sort().values
+    values = (values / values.max()).float()
+    return values.to(device), ((values[:-1] + values[1:]) / 2.0).to(device)
+
+
+def dequantize_nf4(codes: Tensor, scales: Tensor) -> Tensor:
+    """Return fp32 numbers ``[n]`` for uint8 ``codes [n / 2]``, the first of two in the high bits, and
+    ``scales [n / 64]``."""
+    values, _ = _nf4_table(codes.device)
+    pairs = torch.stack([codes >> 4, codes & 15], dim=1)
+    return (values[pairs.int()].view(-1, NF4_BLOCK) * scales.unsqueeze(1)).view(-1)
+
+
+def quantize_nf4(numbers: Tensor, codes: Tensor, scales: Tensor) -> None:
+    """Write fp32 ``numbers [n]`` into ``codes`` and ``scales`` of :func:`dequantize_nf4`, each as the nearest value."""
+    _, bounds = _nf4_table(numbers.device)
+    blocks = numbers.view(-1, NF4_BLOCK)
+    torch.amax(blocks.abs(), dim=1, out=scales)
+    scaled = blocks / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+    pairs = torch.bucketize(scaled, bounds, out_int32=True).view(-1, 2).to(torch.uint8)
+    codes.copy_((pairs[:, 0] << 4) | pairs[:, 1])

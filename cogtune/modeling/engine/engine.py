@@ -22,7 +22,9 @@ from cogtune.modeling.engine.compute import BlockFunction, Rotary, block_functio
 from cogtune.modeling.engine.frozen_weights import FrozenWeights
 from cogtune.modeling.engine.host import HostArena
 from cogtune.modeling.engine.machine_group import MachineGroup
+from cogtune.modeling.engine.stored_weights import round_weights
 from cogtune.modeling.engine.streamed_parameters import StreamedParameters
+from cogtune.models.variants import StoredPrecision
 
 
 class _BackwardBegins(torch.autograd.Function):
@@ -61,6 +63,7 @@ class Engine:
         tell: Callable[[str], None],
         trained: StreamedParameters | None,
         group: MachineGroup | None,
+        stored: StoredPrecision | None,
     ) -> None:
         self._transformer = transformer
         self._blocks = list(blocks_of(transformer))
@@ -77,8 +80,16 @@ class Engine:
             arena = HostArena(pin=pin, tell=tell, group=group)
             self._arenas.append(arena)
             self._weights = FrozenWeights(
-                [self._blocks[block] for block in streamed], slots=arrangement.slots, device=device, arena=arena
+                [self._blocks[block] for block in streamed],
+                slots=arrangement.slots,
+                device=device,
+                arena=arena,
+                stored=stored,
             )
+        if stored is not None:
+            for number, block in enumerate(self._blocks):
+                if number not in self._place:
+                    round_weights(block, stored, device)
         self._activations: OffloadedActivations | None = None
         if self._offloaded_blocks:
             arena = HostArena(pin=pin, tell=tell)
@@ -187,6 +198,7 @@ def attach(
     tell: Callable[[str], None] = lambda _: None,
     trained: StreamedParameters | None = None,
     group: MachineGroup | None = None,
+    stored: StoredPrecision | None = None,
 ) -> Engine:
     """Put an engine between a CogVideoX transformer and its blocks.
 
@@ -201,6 +213,8 @@ def attach(
         tell: told what the user should know, such as that the system does not give pinned memory.
         trained: the weights of all blocks, where they are trained; the arrangement streams every block then.
         group: processes that keep one copy of streamed frozen weights together; each calls this at the same time.
+        stored: format in which the host holds the frozen weights of linear layers. Those of blocks that stay on the
+            GPU are rounded to it, so that the arrangement changes no result.
     """
     if kernel == FLASH_4:
         transformer.set_attn_processor(FlashAttention4Processor(flash_attention_4()))  # type: ignore[operator]
@@ -214,6 +228,7 @@ def attach(
         tell=tell,
         trained=trained,
         group=group,
+        stored=stored,
     )
     if trained is not None:
         transformer.register_forward_pre_hook(lambda _module, _inputs: trained.begin())
