@@ -74,8 +74,10 @@ def _status(words: list[str], debug: bool) -> int:
             console.error(CogtuneError(told, "pass a file or a folder"))
             return EXIT_USAGE
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own word on wrong usage
-            if error.format_message():  # none where a command without words has shown its help
-                console.error(CogtuneError(error.format_message(), "run the command with --help to see its options"))
+            if told := error.format_message():  # none where a command without words has shown its help
+                told = told.replace("Value error, ", "").replace(": Input should", ": input should")  # pydantic's words
+                hint = "run the command with --help to see its options"
+                console.error(CogtuneError(told[0].lower() + told[1:], hint))
             return int(error.exit_code)
         if debug:
             raise

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from typer.main import get_command
@@ -93,6 +93,28 @@ def test_typos_get_the_nearest_word(command: Cogtune, tmp_path: Path) -> None:
     assert "--preset" in command("train", "--presett", "x", status=2).err
     assert "did you mean '4090-lora-5b'" in command("train", "--preset", "4090-lora-5", status=2).err
     assert "did you mean" in command("merge-zeros", status=2).err.lower()
+
+
+def _choices(kind: Any) -> list[str]:
+    """The values of a field that takes one of a few words."""
+    parts = [kind] if get_origin(kind) is Literal else () if get_origin(kind) is tuple else get_args(kind)
+    return [value for part in parts if get_origin(part) is Literal for value in get_args(part)]
+
+
+CHOICES = {name: _choices(field.annotation) for name, field in RunConfig.model_fields.items()}
+
+
+@pytest.mark.parametrize("name", [name for name, values in CHOICES.items() if values])
+def test_a_flag_takes_every_word_of_its_field_and_names_them_all(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    told = run(capsys, "train", flag, "nonsense", status=2).err
+    assert f"error: invalid value for '{flag}'" in told
+    assert "'nonsense' is not one of" in told
+    assert "Value error" not in told
+    for value in CHOICES[name]:
+        assert f"'{value}'" in told
+        told_of = run(capsys, "train", flag, value, "--steps", "nonsense", status=2).err
+        assert "error: invalid value for '--steps': input should be a valid integer" in told_of
 
 
 def test_a_file_with_three_mistakes_gets_three_answers(command: Cogtune, tmp_path: Path) -> None:

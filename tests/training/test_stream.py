@@ -164,7 +164,7 @@ def test_the_formats_follow_from_the_hosts_memory(room: str, formats: tuple[str,
 def test_too_little_host_memory_is_told() -> None:
     flags: dict[str, Any] = {"strategy": "stream", "host_memory": "20GiB"}
     resolved = resolve(preset_name="a100-sft-5b-zero2-offload", flags=flags)
-    with pytest.raises(UsageError, match="--host-memory 20GiB is not enough: by the estimate this run takes"):
+    with pytest.raises(UsageError, match="--host-memory 20GiB is not enough: this run is estimated to need"):
         with_state(resolved, published_spec(VARIANTS["5b"]))
 
 
