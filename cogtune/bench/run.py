@@ -187,7 +187,7 @@ def _narrowed(request: BenchRequest) -> BenchRequest:
     )
     check_config(config, spec)
     machine = local_hardware()
-    resolved = with_free_memory(with_state(replace(request.resolved, config=config), spec), spec, machine)
+    resolved = with_state(with_free_memory(replace(request.resolved, config=config), spec, machine), spec)
     config, changes = resolved.config, request.changes
     found = [key for key in ("vram", "host_memory") if resolved.provenance[key] == FREE_MEMORY]
     changes = {**changes, **{key: getattr(config, key) for key in found}}

@@ -167,7 +167,7 @@ def prepare_run(
     resolved, init_lora = _with_init_lora(resolved, spec, start_from)
     config = resolved.config
     check_config(config, spec)
-    resolved = with_free_memory(with_state(_as_before(resolved, start_from), spec), spec, local_hardware())
+    resolved = with_state(with_free_memory(_as_before(resolved, start_from), spec, local_hardware()), spec)
     config = resolved.config
     for told in advice(config, spec):
         console.note(told)

@@ -1,4 +1,4 @@
-"""The budgets of a LoRA run that sets none: what is free of this machine's GPUs, and of its host memory."""
+"""The budgets of a run that sets none: what is free of this machine's GPUs, and of its host memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from cogtune.system import console
 
 
 def with_free_memory(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
-    """Limit a LoRA run on a GPU to the memory that is free, as far as it sets no limits of its own.
+    """Limit a LoRA run, or one under ``stream``, to the memory that is free, as far as it sets no limits of its own.
 
-    ``vram`` is set unless the run is arranged by hand, and if the budget of its preset is not free;
-    ``host_memory`` for every run with the engine. A run that does not fit into what is free is returned unchanged, to
-    be refused or warned about as it is.
+    ``vram`` is set unless the run is arranged by hand, and if the budget of its preset is not free; ``host_memory`` for
+    every LoRA run with the engine (see :mod:`.host_memory` for the others). A run that does not fit into what is free
+    is returned unchanged, to be refused or warned about as it is.
     """
     config = resolved.config
-    if not machine.cards or config.type != "lora" or config.strategy != "ddp":
+    may_have_engine = config.sharding.streams or (config.type == "lora" and config.strategy == "ddp")
+    if not machine.cards or not may_have_engine:
         return resolved
     if config.vram_bytes is None and (config.is_arranged_by_hand or config.vram is not None):
         return resolved  # or without the engine
@@ -43,8 +44,8 @@ def _may_lower(resolved: Resolved, spec: ModelSpec, gpu: str, free: int) -> bool
 
 
 def _with_host_memory(resolved: Resolved, spec: ModelSpec, gpu: str) -> Resolved:
-    """Limit the host memory to what is free, unless it is limited or that is too little."""
-    if resolved.config.host_memory is not None:
+    """Limit the host memory of a LoRA run to what is free, unless it is limited or that is too little."""
+    if resolved.config.host_memory is not None or resolved.config.sharding.streams:
         return resolved
     free = int(10 * free_host_memory() / GIB) / 10
     limited = _limited(resolved, "host_memory", f"{free:g}GiB")

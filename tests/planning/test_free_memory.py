@@ -72,6 +72,7 @@ def test_options_that_arrange_nothing_leave_the_limit_open(flags: dict[str, Any]
         (machine(23), None, {"model": "5b", "vram": "off"}),
         (machine(23), None, {"model": "5b", "stream_blocks": 3}),
         (machine(23), None, {"model": "5b", "type": "sft"}),
+        (machine(23), "12gb-sft-5b", {}),
         (machine(23), "a100-sft-5b-zero2-offload", {}),
         (machine(3), None, {"model": "5b"}),  # to be refused in words of its own
         (machine(0), None, {"model": "5b"}),
@@ -90,6 +91,13 @@ def test_a_presets_budget_stands_if_it_is_free_and_gives_way_if_not(capsys: pyte
     assert limited(machine(12), "4090-lora-5b").config.vram == "12GB"
     assert "--vram 12GB in place of 24GB: no more of the GPU is free" in capsys.readouterr().err
     assert limited(machine(12), "4090-lora-5b", vram="24GB").config.vram == "24GB"  # who sets it is believed
+
+
+def test_full_fine_tuning_from_the_host_takes_what_is_free_too() -> None:
+    found = limited(machine(15.5), model="5b", type="sft", strategy="stream")
+    assert (found.config.vram, found.config.host_memory) == ("15.5GB", None)  # the state's formats go by the host
+    assert limited(machine(10.7), "12gb-sft-2b").config.vram == "12GB"  # takes 10.0 GB
+    assert limited(machine(8), "12gb-sft-2b").config.vram == "8GB"
 
 
 def test_host_memory_is_part_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:

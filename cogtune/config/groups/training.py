@@ -65,7 +65,7 @@ class MemoryFields(BaseModel):
     vram: str | None = _memory(
         None,
         help_text="Memory limit per GPU, such as 8GB. Weights and activations that do not fit are kept in host memory. "
-        "off trains a LoRA without the memory engine. [default: what is free, for a LoRA]",
+        "off trains a LoRA without the memory engine. [default: what is free, for a LoRA and strategy stream]",
         tags=("machine", "engine"),
     )
     stream_blocks: int | None = _memory(
