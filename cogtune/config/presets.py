@@ -76,9 +76,11 @@ def _row(
     strategy: Strategy = "ddp",
     gpus: int = 1,
     precision: Precision | None = None,
+    vram: int | None = None,
 ) -> Preset:
+    """Return a row of the guides' table; ``vram`` is its budget in GB, no more than any other trainer promises."""
     row = VARIANTS[model]
-    engine = (("vram", f"{promised_gb:g}GB"),) if type == "lora" else ()
+    engine = (("vram", f"{vram}GB"),) if vram is not None else ()
     hardware = card if gpus == 1 else f"{gpus}x{card}"
     tail = "" if strategy == "ddp" else f"-{strategy}"
     return Preset(
@@ -96,11 +98,11 @@ def _row(
 
 
 _TABLE: tuple[Preset, ...] = (
-    _row("4080", "lora", "2b", 16),
-    _row("4090", "lora", "5b", 24),
-    _row("4090", "lora", "5b-i2v", 24),
-    _row("a100", "lora", "1.5-5b", 35),
-    _row("a100", "lora", "1.5-5b-i2v", 35),
+    _row("4080", "lora", "2b", 16, vram=12),
+    _row("4090", "lora", "5b", 24, vram=24),
+    _row("4090", "lora", "5b-i2v", 24, vram=24),
+    _row("a100", "lora", "1.5-5b", 35, vram=32),
+    _row("a100", "lora", "1.5-5b-i2v", 35, vram=32),
     _row("a100", "sft", "2b", 36),
     _row("4090", "sft", "2b", 17, "zero2-offload"),
     _row("4090", "sft", "2b", 17, "zero2", 8),

@@ -198,8 +198,8 @@ def test_a_run_that_cannot_fit_is_refused_with_the_nearest_that_does() -> None:
 
     assert "--preset 8gb-lora-5b," in told("4090-lora-5b", cards(1, 16.9))
     assert "--preset 6gb-lora-2b," in told("4090-lora-5b", cards(1, 6))
-    assert "this machine has 1 x NVIDIA Card of 16.5 GB" in told("a100-lora-1.5-5b", cards(1, 16.5))
-    assert "--preset 16gb-lora-1.5-5b," in told("a100-lora-1.5-5b", cards(1, 16.5))
+    assert "this machine has 1 x NVIDIA Card of 12.0 GB" in told("a100-lora-1.5-5b", cards(1, 12))
+    assert "--preset 16gb-lora-1.5-5b," in told("a100-lora-1.5-5b", cards(1, 12))
     assert "--strategy zero2-offload --num-processes 1" in told("8xa100-sft-5b-zero2", cards(1, 80))
     assert "needs 8 GPUs, but this machine has 4 x" in told("8x4090-sft-2b-zero2", cards(4, 24))
     assert "no preset fits" in told("4090-lora-5b", cards(1, 4))
@@ -302,7 +302,7 @@ def fit_card(card: str) -> int:
 
 def test_the_nearest_preset_is_of_the_same_kind() -> None:
     config = resolve(preset_name="a100-lora-1.5-5b-i2v").config
-    for gb, name in ((25.7, "a100-lora-1.5-5b-i2v"), (16.5, "16gb-lora-1.5-5b-i2v"), (9, "8gb-lora-5b-i2v")):
+    for gb, name in ((25.7, "a100-lora-1.5-5b-i2v"), (14, "16gb-lora-1.5-5b-i2v"), (9, "8gb-lora-5b-i2v")):
         row = nearest_preset(config, spec_for("1.5-5b-i2v"), cards(1, gb))
         assert row is not None
         assert row.name == name
