@@ -16,7 +16,7 @@ from typing import Any
 
 from cogtune.bench import stage, watch, worker
 from cogtune.bench.profile import EXTRA_STEPS
-from cogtune.config.resolving import FREE_MEMORY, Resolved
+from cogtune.config.resolving import Resolved
 from cogtune.config.run_config import RunConfig, tagged
 from cogtune.data.cache.index import Index
 from cogtune.models.checkpoint_configs import ModelSpec, read_spec
@@ -189,8 +189,7 @@ def _narrowed(request: BenchRequest) -> BenchRequest:
     machine = local_hardware()
     resolved = with_state(with_free_memory(replace(request.resolved, config=config), spec, machine), spec)
     config, changes = resolved.config, request.changes
-    found = [key for key in ("vram", "host_memory") if resolved.provenance[key] == FREE_MEMORY]
-    changes = {**changes, **{key: getattr(config, key) for key in found}}
+    changes = {**changes, **{key: getattr(config, key) for key in resolved.momentary}}
     check_arrangement(config, spec)
     if request.alone:
         _check_alone(config)

@@ -44,9 +44,9 @@ def plan(
         from cogtune.modeling.lora_files import with_init_lora
 
         resolved = with_init_lora(resolved, spec, console.warn)
-    resolved = with_free_memory(resolved, spec, machine)
     if fit:
         resolved = fitted(resolved, spec, machine)
+    resolved = with_free_memory(resolved, spec, machine)
     check_config(resolved.config, spec)
     resolved = with_state(resolved, spec)
     check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")

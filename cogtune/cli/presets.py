@@ -74,8 +74,7 @@ def _listing_here() -> tuple[tuple[str, ...], Rows]:
             found.append((row[0], *row[2:6], "", "", ""))
         else:
             try:
-                if not config.uses_engine:
-                    config = with_free_memory(resolved, published_spec(variant), machine).config
+                config = with_free_memory(resolved, published_spec(variant), machine, tell=lambda _: None).config
                 needs = estimate_on(config, machine)
             except CogtuneError as error:
                 console.warn(f"{row[0]} is left out: " + "; ".join((error.message, *error.details)))

@@ -104,9 +104,9 @@ def train(
         from cogtune.modeling.lora_files import with_init_lora
 
         resolved = with_init_lora(resolved, spec, console.warn)
-    resolved = with_free_memory(resolved, spec, machine)
     if fit:
         resolved = fitted(resolved, spec, machine)
+    resolved = with_free_memory(resolved, spec, machine)
     if slurm is not None:
         if smoke or dry_run:
             raise UsageError("--slurm cannot be used with --smoke or --dry-run", "remove one of them")

@@ -23,6 +23,8 @@ from cogtune.system.locks import exclusive_folder
 __all__ = ["is_repository", "resume_from_hub"]
 
 _OF_THIS_MACHINE = (
+    "vram",
+    "host_memory",
     "data",
     "output",
     "cache_dir",
@@ -93,7 +95,7 @@ def _with_settings(settings: Mapping[str, Any], source: str, flags: Mapping[str,
         file.write_text(yaml_text(kept), encoding="utf-8")
         resolved = resolve(file=file, flags=flags)
         provenance = {key: source if value == str(file) else value for key, value in resolved.provenance.items()}
-    optional = ("data", "output", "cache_dir", "allow_outside", *tagged("network"))
+    optional = ("data", "output", "cache_dir", "allow_outside", "vram", "host_memory", *tagged("network"))
     open_ = [key for key in RunConfig.model_fields if key not in (*kept, *flags, *optional)]
     if open_:
         flag_names = ", ".join(f"--{key.replace('_', '-')}" for key in open_)

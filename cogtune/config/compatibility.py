@@ -72,12 +72,16 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
     if not config.uses_engine:
         return []
     problems = []
-    given = ", ".join(key for key in tagged("engine") if getattr(config, key) not in (None, VRAM_OFF))
+    keys = [key for key in tagged("engine") if getattr(config, key) not in (None, VRAM_OFF)]
+    if config.type != "lora" and "base_precision" in keys:  # which has words of its own
+        keys.remove("base_precision")
+        problems.append("base_precision: only supported for type lora, whose base model is frozen")
+    given = ", ".join(keys)
     if config.vram == VRAM_OFF:
         problems.append(f"vram off: cannot be used with {given or f'strategy {config.strategy}'}")
-    if config.type != "lora" and not config.sharding.streams:
+    if config.type != "lora" and not config.sharding.streams and given:
         problems.append(f"{given}: only supported for type lora or strategy stream, not {config.type}")
-    if config.sharding.uses_deepspeed:
+    if config.sharding.uses_deepspeed and given:
         problems.append(f"{given}: only supported for strategies ddp and stream, not {config.strategy}")
     if config.dora and config.compile:
         problems.append(f"compile: DoRA layers cannot be compiled with {given}; remove compile")
@@ -98,11 +102,9 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
 
 
 def _base_precision_problems(config: RunConfig) -> list[str]:
-    problems = []
-    if config.sharding.streams:
-        problems.append("base_precision: only supported where weights are frozen, not for strategy stream")
     if config.base_precision != "fp8":
-        return problems
+        return []
+    problems = []
     if config.dora:
         problems.append("base_precision fp8: not supported with dora, which reads the frozen weights in full precision")
     if config.precision == "fp32":
@@ -113,8 +115,10 @@ def _base_precision_problems(config: RunConfig) -> list[str]:
 def _stream_problems(config: RunConfig) -> list[str]:
     if not config.sharding.streams:
         given = [key for key in tagged("stream") if getattr(config, key) is not None]
-        if config.uses_engine and "host_memory" in given:
+        if config.type == "lora" and config.strategy == "ddp" and "host_memory" in given:
             given.remove("host_memory")
+            if config.vram == VRAM_OFF:
+                return ["host_memory: cannot be used with vram off, which keeps everything on the GPU"]
         return [f"{', '.join(given)}: only supported for strategy stream, not {config.strategy}"] if given else []
     problems = []
     if config.type != "sft":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +31,22 @@ def yaml_text(value: Any, **layout: Any) -> str:
     return text if printable(text) == text else str(yaml.safe_dump(value, **layout))
 
 
-FREE_MEMORY = "what is free"
-"""Where a limit on memory came from that nobody set; another start decides anew."""
-
-
 @dataclass(frozen=True)
 class Resolved:
     """A configuration, and for each key where its value came from."""
 
     config: RunConfig
     provenance: Mapping[str, str]
+    momentary: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    """The values that others replace for this start only, and their sources, by key."""
 
     def to_yaml(self) -> str:
         """Return the configuration as ``run.yaml``: every key, each with its source as a comment."""
         lines = ["# The resolved configuration of this run. `cogtune train --config run.yaml` repeats it."]
         for key, value in self.config.to_dict().items():
-            if self.provenance[key] == FREE_MEMORY:
-                value = None
-            text = yaml_text(value, default_flow_style=True, width=10_000)
-            lines.append(f"{key}: {text.removesuffix(_YAML_END).strip()}  # {self.provenance[key]}")
+            lasting, source = self.momentary.get(key, (value, self.provenance[key]))
+            text = yaml_text(lasting, default_flow_style=True, width=10_000)
+            lines.append(f"{key}: {text.removesuffix(_YAML_END).strip()}  # {source}")
         return "\n".join(lines) + "\n"
 
 
@@ -235,6 +233,8 @@ def resolve(
             if key in layer and weaker not in layer and values.get(weaker):
                 values[weaker] = fields[weaker].default
                 provenance[weaker] = provenance[key]
+    if file is not None and provenance["vram"] == str(file):
+        provenance["vram"] = _preset_of_budget(file) or provenance["vram"]
     if provenance["vram"].startswith("preset ") and not _has_engine(values):  # the preset trains in another way
         values.pop("vram")
         provenance["vram"] = "default"
@@ -249,6 +249,13 @@ def resolve(
         count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
         raise UsageError(f"{count} in the configuration", "see `cogtune train --help` for all keys", details=problems)
     return Resolved(config, provenance)
+
+
+def _preset_of_budget(file: Path) -> str | None:
+    """Return the source of ``vram`` in a ``run.yaml`` that has it from a preset, such as ``preset 4090-lora-5b``."""
+    text = read_bytes(file, MOST_YAML).decode("utf-8-sig", errors="replace")
+    found = re.search(r"^vram:.*# (preset [^\s]+)$", text, re.MULTILINE)
+    return found[1] if found is not None else None
 
 
 def _has_engine(values: Mapping[str, Any]) -> bool:

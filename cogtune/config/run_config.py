@@ -66,7 +66,8 @@ class RunConfig(
     @field_validator("image_noise", "vram", mode="before")
     @classmethod
     def _off_is_a_word(cls, value: Any) -> Any:
-        return "off" if value is False else value  # YAML reads a bare `off` as false
+        is_off = value is False or (isinstance(value, str) and value.strip().lower() == "off")
+        return "off" if is_off else value  # YAML reads a bare `off` as false
 
     @field_validator("target_modules", "buckets", "tracker", mode="before")
     @classmethod

@@ -200,7 +200,7 @@ def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None
     Raises:
         UsageError: with what would be the least.
     """
-    if not config.uses_engine or config.vram_bytes is None:
+    if not config.uses_engine:
         return
     arrangement, fits = plan_arrangement(config, spec, gpu=gpu)
     if fits and config.host_memory_bytes is not None and not config.sharding.streams:

@@ -16,7 +16,7 @@ from cogtune.config.strategies import STRATEGIES
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec
 from cogtune.models.geometry import Size
 from cogtune.models.variants import VARIANTS, published
-from cogtune.planning.estimate import GIB, Estimate, estimate
+from cogtune.planning.estimate import GIB, Estimate, check_arrangement, estimate
 from cogtune.planning.host_memory import limited, with_formats
 from cogtune.run.plan import check_config
 from cogtune.system import console
@@ -80,9 +80,20 @@ def _fits_whole(config: RunConfig, spec: ModelSpec, machine: Hardware) -> bool:
 
 def _estimate_that_fits(config: RunConfig, spec: ModelSpec, machine: Hardware) -> Estimate | None:
     """Return the estimate of a run if the whole of it fits ``machine``."""
-    config = with_formats(config, spec, machine.host)
+    config = with_formats(_within_card(config, machine), spec, machine.host)
     needs = estimate(config, spec, gpu=machine.cards[0].name if machine.cards else "")
     return None if problems(config, needs, machine, sure=1.0) else needs
+
+
+def _within_card(config: RunConfig, machine: Hardware) -> RunConfig:
+    """Return a run that leaves its memory open with the whole GPU, and the whole host, as its limits."""
+    may_have_engine = config.sharding.streams or (config.type == "lora" and config.strategy == "ddp")
+    if not machine.cards or not may_have_engine or config.vram is not None or config.is_arranged_by_hand:
+        return config
+    limits = {"vram": f"{int(10 * machine.card_bytes / GB) / 10:g}GB"}
+    if config.type == "lora" and config.host_memory is None:
+        limits["host_memory"] = f"{machine.host / GIB:g}GiB"
+    return config.model_copy(update=limits)
 
 
 def why_not_tried(config: RunConfig, needs: Estimate, machine: Hardware) -> list[str]:
@@ -203,7 +214,9 @@ def fitted(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
     if chosen is None:
         reasons = [
             f"{tried.strategy}: {'; '.join(problems(tried, estimate(tried, spec), machine, sure=1.0))}"
-            for tried in (with_formats(tried, spec, machine.host) for tried in _tried(config, machine))
+            for tried in (
+                with_formats(_within_card(tried, machine), spec, machine.host) for tried in _tried(config, machine)
+            )
         ]
         if config.type == "sft" and not is_compatible(config.optimizer, "zero2"):
             reasons.append(f"the others do not support optimizer {config.optimizer}")
@@ -267,7 +280,7 @@ def suggest_fit(config: RunConfig, spec: ModelSpec, machine: Hardware, *, free: 
     limit = now
     if machine.cards:
         limit = min(now, (machine.card_bytes if free is None else free) + 1)
-    options = [(words, estimate(leaner, spec)) for words, leaner in _leaner(config, spec, limit)]
+    options = [(words, estimate(leaner, spec)) for words, leaner in _leaner(config, spec, limit) if _fits(leaner, spec)]
     for words, needs in options:
         if needs.memory.card < limit and needs.host <= machine.host:
             return f"{words} takes {needs.memory.card / GB:.1f} GB in place of {now / GB:.1f}, by the estimate"
@@ -278,6 +291,15 @@ def suggest_fit(config: RunConfig, spec: ModelSpec, machine: Hardware, *, free: 
         words = _named(row, config, machine)
         return f"no one option is enough; {words} takes {needs.memory.card / GB:.1f} GB, by the estimate"
     return _smaller(spec)
+
+
+def _fits(config: RunConfig, spec: ModelSpec) -> bool:
+    """Return whether the run fits the limits on memory that it sets itself."""
+    try:
+        check_arrangement(config, spec)
+    except UsageError:
+        return False
+    return True
 
 
 def _on(row: Preset, cards: int) -> RunConfig:
@@ -292,7 +314,12 @@ def _leaner(config: RunConfig, spec: ModelSpec, limit: int) -> Iterator[tuple[st
         limit: bytes of a GPU that it may take.
     """
 
+    budget = config.vram_bytes if config.uses_engine else None
+    less = f"{limit // GB}GB"
+
     def changed(words: str, **values: object) -> tuple[str, RunConfig]:
+        if budget is not None and budget >= limit > GB and "vram" not in values:  # which would else be filled again
+            words, values = f"{words} --vram {less}", {**values, "vram": less}
         return words, config.model_copy(update=values)
 
     if not config.gradient_checkpointing:
@@ -307,9 +334,8 @@ def _leaner(config: RunConfig, spec: ModelSpec, limit: int) -> Iterator[tuple[st
         yield changed("--precision bf16", precision="bf16")
     if config.size is not None and _volume(Size.parse(config.size)) > _volume(spec.native):
         yield changed(f"--size {spec.native}, the model's own,", size=None)
-    budget = config.vram_bytes if config.uses_engine else None
     if config.type == "lora" and config.strategy == "ddp" and (budget or limit) >= limit > GB:
-        yield changed(f"--vram {limit // GB}GB", vram=f"{limit // GB}GB")
+        yield changed(f"--vram {less}", vram=less)
     if config.type == "sft":
         leaner = [name for name, facts in STRATEGIES.items() if config.num_processes >= facts.worthwhile_from]
         changes: list[dict[str, Any]] = [

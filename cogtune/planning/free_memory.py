@@ -2,56 +2,77 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
-from cogtune.config.resolving import FREE_MEMORY, Resolved
+from cogtune.config.resolving import Resolved
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.planning.estimate import GIB, estimate, plan_arrangement
 from cogtune.planning.fit import GB, Hardware
 from cogtune.planning.host_memory import free_host_memory
 from cogtune.system import console
 
+FREE_MEMORY = "what is free"
+"""The source of a limit on memory that nobody set."""
 
-def with_free_memory(resolved: Resolved, spec: ModelSpec, machine: Hardware) -> Resolved:
+
+def with_free_memory(
+    resolved: Resolved, spec: ModelSpec, machine: Hardware, tell: Callable[[str], object] = console.note
+) -> Resolved:
     """Limit a LoRA run, or one under ``stream``, to the memory that is free, as far as it sets no limits of its own.
 
-    ``vram`` is set unless the run is arranged by hand, and if the budget of its preset is not free; ``host_memory`` for
-    every LoRA run with the engine (see :mod:`.host_memory` for the others). A run that does not fit into what is free
-    is returned unchanged, to be refused or warned about as it is.
+    ``vram`` is set unless the run is arranged by hand, and if the budget of its preset is not free or too little;
+    ``host_memory`` for every LoRA run with the engine (see :mod:`.host_memory` for the others). A run that does not fit
+    into what is free is returned unchanged, to be refused or warned about as it is; so is one of several machines,
+    whose processes have to be arranged alike.
+
+    Args:
+        tell: called with a remark if a preset's budget gives way.
     """
     config = resolved.config
     may_have_engine = config.sharding.streams or (config.type == "lora" and config.strategy == "ddp")
-    if not machine.cards or not may_have_engine:
+    cards = machine.cards[: config.local_processes]
+    if not cards or not may_have_engine or config.num_machines > 1:
         return resolved
     if config.vram_bytes is None and (config.is_arranged_by_hand or config.vram is not None):
         return resolved  # or without the engine
-    gpu, free = machine.cards[0].name, min(card.free for card in machine.cards)
-    if config.vram_bytes is not None and not _may_lower(resolved, spec, gpu, free):
+    gpu, free = cards[0].name, min(card.free for card in cards)
+    if config.vram_bytes is not None and not _gives_way(resolved, spec, gpu, free):
         return _with_host_memory(resolved, spec, gpu)
     budget = int(10 * free / GB) / 10
-    lower = _with_host_memory(_limited(resolved, "vram", f"{budget:g}GB"), spec, gpu) if budget else resolved
-    if not budget or not plan_arrangement(lower.config, spec, gpu=gpu)[1]:
+    limited = _limited(resolved, "vram", f"{budget:g}GB") if budget else resolved
+    if not budget or not plan_arrangement(limited.config, spec, gpu=gpu)[1]:
         return resolved
     if config.vram_bytes is not None:
-        console.note(f"--vram {lower.config.vram} in place of {config.vram}: no more of the GPU is free")
-    return lower
+        tell(f"--vram {limited.config.vram}, which is what is free of the GPU, in place of the preset's {config.vram}")
+    return _with_host_memory(limited, spec, gpu)
 
 
-def _may_lower(resolved: Resolved, spec: ModelSpec, gpu: str, free: int) -> bool:
-    """Return whether the budget is a preset's, and what is planned for it is not free."""
-    is_of_preset = resolved.provenance["vram"].startswith("preset ")
-    return is_of_preset and estimate(resolved.config, spec, gpu=gpu).memory.card > free
+def _gives_way(resolved: Resolved, spec: ModelSpec, gpu: str, free: int) -> bool:
+    """Return whether the budget is a preset's, and is too little, or more is planned for it than is free."""
+    if not resolved.provenance["vram"].startswith("preset "):
+        return False
+    fits = plan_arrangement(resolved.config, spec, gpu=gpu)[1]
+    return not fits or estimate(resolved.config, spec, gpu=gpu).memory.card > free
 
 
 def _with_host_memory(resolved: Resolved, spec: ModelSpec, gpu: str) -> Resolved:
-    """Limit the host memory of a LoRA run to what is free, unless it is limited or that is too little."""
+    """Limit the host memory of a LoRA run to what is free, or to the least that it needs, unless it is limited."""
     if resolved.config.host_memory is not None or resolved.config.sharding.streams:
         return resolved
     free = int(10 * free_host_memory() / GIB) / 10
-    limited = _limited(resolved, "host_memory", f"{free:g}GiB")
-    return limited if estimate(limited.config, spec, gpu=gpu).host <= free * GIB else resolved
+    limited = _limited(resolved, "host_memory", f"{max(free, 0.1):g}GiB")
+    least = math.ceil(10 * estimate(limited.config, spec, gpu=gpu).host / GIB) / 10
+    return limited if least <= free else _limited(resolved, "host_memory", f"{least:g}GiB")
 
 
 def _limited(resolved: Resolved, key: str, value: str) -> Resolved:
-    config = resolved.config.model_copy(update={key: value})
-    return replace(resolved, config=config, provenance={**resolved.provenance, key: FREE_MEMORY})
+    """Set a limit for this start; ``run.yaml`` keeps what it replaces."""
+    before = (getattr(resolved.config, key), resolved.provenance[key])
+    return replace(
+        resolved,
+        config=resolved.config.model_copy(update={key: value}),
+        provenance={**resolved.provenance, key: FREE_MEMORY},
+        momentary={key: before, **resolved.momentary},
+    )

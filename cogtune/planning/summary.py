@@ -24,7 +24,7 @@ from cogtune.system.errors import CogtuneError
 _USUAL_SAMPLES = 100
 """Assumed where there is no dataset to count."""
 
-_UNMEASURED = "estimated only; no run of strategy {strategy} has been measured on a GPU yet"
+_UNMEASURED = "estimated only; no measurement of strategy {strategy} is recorded yet"
 
 _PARTS = {
     "weights": "weights",

@@ -61,8 +61,14 @@ def attach_engine(
         group=MachineGroup(accelerator.process_index, config.local_processes) if several else None,
         stored=config.stored_precision,
     )
-    # DDP would send every process the slots' content, whichever blocks they hold.
-    transformer._ddp_params_and_buffers_to_ignore = [*engine.streamed_names(), *quantized]
+    # DDP would send every process the slots' content, whichever blocks they hold. It leaves all frozen weights of
+    # blocks alone, since machines with other GPUs may stream other blocks.
+    frozen = [
+        name
+        for name, parameter in transformer.named_parameters()
+        if name.startswith("transformer_blocks.") and not parameter.requires_grad
+    ]
+    transformer._ddp_params_and_buffers_to_ignore = sorted({*engine.streamed_names(), *frozen, *quantized})
     return arrangement, trained
 
 

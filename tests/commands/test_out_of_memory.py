@@ -51,7 +51,8 @@ def advice(preset: str, card_gb: int, cards: int = 1, *, host_gib: int = 512, **
         ("8x4090-sft-2b-zero3", 8, 15, {}, "--strategy zero2 takes"),
         ("4090-lora-5b", 1, 16, {}, "--vram 16GB takes"),
         ("4090-lora-5b", 1, 24, {}, "--vram 20GB takes"),
-        ("4090-lora-5b", 1, 24, {"batch_size": 4}, "--vram 15GB takes"),
+        ("4090-lora-5b", 1, 24, {"batch_size": 4}, "--batch-size 1 --gradient-accumulation-steps 4 --vram 15GB takes"),
+        ("8gb-lora-5b", 1, 8, {}, "no one option is enough; --preset 6gb-lora-2b takes"),  # --vram 6GB would be refused
         ("8gb-lora-5b", 1, 6, {}, "no one option is enough; --preset 6gb-lora-2b takes"),
         ("4090-lora-5b", 1, 2, {}, "use a smaller --size"),
         (

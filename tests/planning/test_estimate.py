@@ -362,7 +362,7 @@ def test_a_streamed_preset_is_planned_for_its_card_and_says_that_it_was_not_meas
     assert plan_arrangement(config, spec)[1]
     assert problems(config, estimate(config, spec), machine, sure=1.0) == []
     found = estimate_run(config, spec, machine, (4,))
-    said = "estimated only; no run of strategy stream has been measured on a GPU yet"
+    said = "estimated only; no measurement of strategy stream is recorded yet"
     assert ("these figures", said) in found.rows()
     assert (found.to_dict()["measured"], found.needs.seconds) == (False, None)
     other = estimate_run(resolve(preset_name="4090-lora-5b").config, spec_for("5b"), machine, (4,))

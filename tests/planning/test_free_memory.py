@@ -12,14 +12,14 @@ import yaml
 
 from cogtune.bench.run import BenchRequest, _narrowed
 from cogtune.commands.train import _warn_of_changes
-from cogtune.config.resolving import FREE_MEMORY, Resolved, resolve
-from cogtune.config.run_config import RunConfig
+from cogtune.config.resolving import Resolved, resolve
 from cogtune.models.locate import spec_of
 from cogtune.planning import free_memory
 from cogtune.planning.estimate import estimate
 from cogtune.planning.fit import Hardware
-from cogtune.planning.free_memory import with_free_memory
+from cogtune.planning.free_memory import FREE_MEMORY, with_free_memory
 from cogtune.run.plan import check_config
+from cogtune.run.run_yaml import read_run
 from cogtune.system.errors import UsageError
 from cogtune.system.gpus import Gpu
 from tests.conftest import Cogtune
@@ -57,7 +57,7 @@ def test_a_lora_run_without_limits_takes_what_is_free() -> None:
     assert needs.arrangement.streamed_blocks > 0
     written = yaml.safe_load(found.to_yaml())  # another start, perhaps on another machine, decides anew
     assert (written["vram"], written["host_memory"]) == (None, None)
-    assert f"vram: null  # {FREE_MEMORY}" in found.to_yaml()
+    assert "vram: null  # default" in found.to_yaml()
 
 
 @pytest.mark.parametrize("flags", [{"base_precision": "nf4"}, {"attention": "cudnn"}])
@@ -89,8 +89,55 @@ def test_a_presets_budget_stands_if_it_is_free_and_gives_way_if_not(capsys: pyte
     assert limited(machine(23.5), "4090-lora-5b").config.vram == "24GB"
     assert capsys.readouterr().err == ""
     assert limited(machine(12), "4090-lora-5b").config.vram == "12GB"
-    assert "--vram 12GB in place of 24GB: no more of the GPU is free" in capsys.readouterr().err
+    told = "--vram 12GB, which is what is free of the GPU, in place of the preset's 24GB"
+    assert told in capsys.readouterr().err
     assert limited(machine(12), "4090-lora-5b", vram="24GB").config.vram == "24GB"  # who sets it is believed
+    assert limited(machine(79, total=80), "4080-lora-2b", batch_size=8).config.vram == "79GB"  # 12 fit no arrangement
+    assert "vram: 24GB  # preset 4090-lora-5b" in limited(machine(12), "4090-lora-5b").to_yaml()
+
+
+@pytest.mark.parametrize("flags", [[], ["--slurm", "job.sh"]])
+def test_a_presets_budget_is_known_in_a_runs_configuration(
+    flags: list[str], clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--preset", "4090-lora-5b", "--model", "tiny:5b", "--size", "9x64x96", "--data", clips]
+    run(capsys, *words, *(flags or ["--dry-run"]))
+    (file,) = tmp_path.glob("job.sh.yaml" if flags else "out/*/run.yaml")
+    resolved = resolve(file=file, flags={"model": "5b", "size": None})
+    assert resolved.provenance["vram"] == "preset 4090-lora-5b"
+    assert with_free_memory(resolved, spec_of("5b"), machine(12)).config.vram == "12GB"
+    assert resolve(file=file, flags={"type": "sft"}).config.vram is None
+    file.write_text(file.read_text().replace("vram: 24GB  # preset 4090-lora-5b", "vram: 24GB"))
+    edited = resolve(file=file, flags={"model": "5b", "size": None})
+    assert with_free_memory(edited, spec_of("5b"), machine(12)).config.vram == "24GB"
+
+
+def test_an_edited_limit_outlives_the_next_start(tmp_path: Path) -> None:
+    file = _write(tmp_path / "run.yaml", limited(machine(23), model="5b"))
+    assert "vram: null  # default\n" in file.read_text()
+    file.write_text(file.read_text().replace("vram: null  # default", "vram: 9GB  # default"))
+    again = with_free_memory(replace(read_run(tmp_path), momentary={}), spec_of("5b"), machine(23))
+    assert again.config.vram == "9GB"
+    assert "vram: 9GB" in again.to_yaml()
+
+
+def test_only_the_gpus_of_the_run_count_and_machines_decide_alike() -> None:
+    two = Hardware((*machine(23.5).cards, *machine(1).cards), 64 * GIB)
+    assert limited(two, model="5b").config.vram == "23.5GB"
+    assert limited(two, model="5b", num_processes=2).config.vram is None
+    assert limited(machine(23.5), model="5b", num_machines=2, num_processes=2, main_process_ip="h").momentary == {}
+
+
+def test_fit_limits_the_run_that_it_chooses(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cogtune.planning.fit.gpus", lambda: machine(11.7, total=12).cards * 2)
+    monkeypatch.setattr("cogtune.planning.fit.limited", lambda _: 200 * GIB)
+    with_host(monkeypatch, 150)
+    told = run(capsys, "plan", "--model", "5b", "--fit").out
+    assert "the fastest by the estimate that fits 11.7GB" in told
+    assert "optimizer steps: 1,000 of 2 samples" in told.replace("\t", ": ")
 
 
 def test_full_fine_tuning_from_the_host_takes_what_is_free_too() -> None:
@@ -111,8 +158,10 @@ def test_host_memory_is_part_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> Non
         took.append(needs.seconds)
     assert took == sorted(took)
     assert took[0] < took[-1]
-    with_host(monkeypatch, 5)  # less than any run takes: refused or warned about elsewhere
-    assert limited(machine(23.5), "4090-lora-5b").config.host_memory is None
+    with_host(monkeypatch, 5)  # less than any run takes: the least that there is
+    least = limited(machine(23.5), "4090-lora-5b").config
+    assert least.host_memory == "8GiB"
+    assert estimate(least, spec, gpu="NVIDIA GeForce RTX 4090").host == 8 * GIB
     assert limited(machine(23.5), "4090-lora-5b", host_memory="30GB").config.host_memory == "30GB"
 
 
@@ -120,7 +169,11 @@ def test_a_limit_of_the_host_that_no_arrangement_fits_is_refused(cogtune: Cogtun
     ran = cogtune("plan", "--preset", "8gb-lora-5b", "--host-memory", "9GB", status=2)
     assert "--host-memory 9GB is not enough: this run is estimated to need at least" in ran.err
     cogtune("plan", "--preset", "8gb-lora-5b", "--host-memory", "40GB")
-    assert "host_memory: only supported for strategy stream" in cogtune("plan", "--host-memory", "9GB", status=2).err
+    cogtune("plan", "--host-memory", "9GB")  # for a run that starts elsewhere, with a GPU
+    by_hand = ["plan", "--stream-blocks", "42", "--offload-activations", "30", "--host-memory", "9GB"]
+    assert "--host-memory 9GB is not enough" in cogtune(*by_hand, status=2).err
+    off = cogtune("plan", "--vram", "off", "--host-memory", "9GB", status=2).err
+    assert "host_memory: cannot be used with vram off" in off
 
 
 def test_off_is_off(tmp_path: Path) -> None:
@@ -132,9 +185,10 @@ def test_off_is_off(tmp_path: Path) -> None:
     for flags, told in (
         ({"stream_blocks": 3}, "vram off: cannot be used with stream_blocks"),
         ({"strategy": "stream", "type": "sft"}, "vram off: cannot be used with strategy stream"),
+        ({"base_precision": "nf4", "vram": None, "type": "sft"}, "base_precision: only supported for type lora"),
     ):
         with pytest.raises(UsageError) as caught:
-            check_config(RunConfig(vram="off", **flags), spec_of("tiny:5b"))
+            check_config(resolve(flags={"vram": "off", "model": "tiny:5b", **flags}).config, spec_of("tiny:5b"))
         assert told in "\n".join((caught.value.message, *caught.value.details))
 
 

@@ -134,7 +134,8 @@ class MemoryFields(BaseModel):
         if text == VRAM_OFF and info.field_name == "vram":
             return text
         if text is not None and parse_bytes(text) <= 0:
-            raise ValueError(f"'{text}' is not an amount of memory; write it in GB or GiB, such as 8GB")
+            off = ", or off" if info.field_name == "vram" else ""
+            raise ValueError(f"'{text}' is not an amount of memory; write it in GB or GiB, such as 8GB{off}")
         return text
 
 

@@ -142,8 +142,8 @@ NOTHING: dict[str, str] = {
         ),
         "for flow-matching models, and CogVideoX is not one; see `timestep_sampling`",
     ),
-    "layerwise_upcasting_modules": "`vram` keeps a LoRA run within a GPU's memory",
-    "layerwise_upcasting_storage_dtype": "`vram` keeps a LoRA run within a GPU's memory",
+    "layerwise_upcasting_modules": "a LoRA run keeps within the GPU's memory; see `base_precision`",
+    "layerwise_upcasting_storage_dtype": "a LoRA run keeps within the GPU's memory; see `base_precision`",
     "image_resolution_buckets": "cogtune trains on clips, not on images",
 }
 """Flags that have no counterpart, and what happens instead."""

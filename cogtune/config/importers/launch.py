@@ -52,7 +52,9 @@ def strategy(made: Imported) -> None:
         made.remarks.append(Remark("--optimizer", chosen, "none", f"not supported by {named}, so optimizer: adamw"))
     if made.has("low_vram"):
         if made.on("low_vram"):
-            made.say("low_vram", "to do", "set vram to the memory of your GPU, such as 8GB; nothing is quantized")
+            made.say(
+                "low_vram", "better", "a LoRA run takes the GPU memory that is free; base_precision: nf4 quantizes"
+            )
         else:
             made.say("low_vram", "better", "off; `vram` keeps a LoRA run within a GPU's memory")
 
