@@ -150,6 +150,30 @@ def test_machines_with_other_settings_are_refused(tmp_path: Path, monkeypatch: p
     assert ends(seed=5, learning_rate=0.01, tracker=("tensorboard",)) == [told, told]
 
 
+@pytest.mark.slow
+def test_machines_whose_gpus_call_for_other_arrangements_train_together(clips: Path, tmp_path: Path) -> None:
+    """What each streams is its own affair: DDP once sent every process what another one's slots held."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["train", "--preset", "cpu-lora-tiny", "--data", clips, "--steps", "2", "--output", tmp_path / "out"]
+    words += ["--num-machines", "2", "--num-processes", "2", "--main-process-ip", "127.0.0.1"]
+    words += ["--main-process-port", port, "--eval-every", "0"]
+    running = []
+    for rank in range(2):
+        own = ["--machine-rank", rank, "--stream-blocks", rank + 1]
+        with (tmp_path / f"log-{rank}").open("w") as log:
+            command = [sys.executable, "-m", "cogtune", *map(str, [*words, *own])]
+            running.append(subprocess.Popen(command, stdout=log, stderr=log))
+    try:
+        ends = [one.wait(600) for one in running]
+        assert ends == [0, 0], [(tmp_path / f"log-{rank}").read_text() for rank in range(2)]
+    finally:
+        for one in running:
+            one.kill()
+    assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").is_file()
+
+
 def test_a_mark_that_a_network_file_system_shows_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = Together()
     shown_from = time.monotonic() + 1
