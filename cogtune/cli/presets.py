@@ -74,8 +74,10 @@ def _listing_here() -> tuple[tuple[str, ...], Rows]:
             found.append((row[0], *row[2:6], "", "", ""))
         else:
             try:
-                config = with_free_memory(resolved, published_spec(variant), machine, tell=lambda _: None).config
                 needs = estimate_on(config, machine)
+                if needs is not None:
+                    now = with_free_memory(resolved, published_spec(variant), machine, tell=lambda _: None).config
+                    needs = estimate_on(now, machine) or needs
             except CogtuneError as error:
                 console.warn(f"{row[0]} is left out: " + "; ".join((error.message, *error.details)))
                 continue

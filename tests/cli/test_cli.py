@@ -210,6 +210,7 @@ def test_presets_that_fit_this_machine_are_listed_with_what_they_take(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     gpu = Gpu("NVIDIA GeForce RTX 4060", 8 * 10**9, 0)
     monkeypatch.setattr(fit, "local_hardware", lambda: Hardware((gpu,), 64 * 2**30))
+    monkeypatch.setattr("cogtune.planning.free_memory.free_host_memory", lambda: 60 * 2**30)
     rows = json.loads(run(capsys, "presets", "--here", "--json").out)
     assert [row["preset"] for row in rows] == [
         "6gb-lora-2b", "8gb-lora-5b", "8gb-lora-5b-i2v", "12gb-sft-5b", "12gb-sft-5b-i2v", "cpu-lora-tiny",
@@ -219,6 +220,9 @@ def test_presets_that_fit_this_machine_are_listed_with_what_they_take(
     needs = estimate(RunConfig.model_validate(PRESETS["8gb-lora-5b"].values()), spec)
     told = {key: rows[1][key] for key in ("model", "GPU memory", "host memory")}
     assert told == {"model": "5b", "GPU memory": f"{needs.memory.card / 1e9:.1f} GB", "host memory": "28 GiB"}
+    monkeypatch.setattr("cogtune.planning.free_memory.free_host_memory", lambda: 20 * 2**30)
+    (now,) = [row for row in json.loads(run(capsys, "presets", "--here", "--json").out) if row["preset"] == "mine"]
+    assert now["host memory"] == "20 GiB"  # what is free
     listed = run(capsys, "presets", "--here")
     assert "this machine: 1 x NVIDIA GeForce RTX 4060 of 8.0 GB, 64 GiB of host memory" in listed.err
     assert "no preset" not in listed.err

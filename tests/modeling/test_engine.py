@@ -487,7 +487,7 @@ def test_amounts_of_memory_are_read(text: str, size: int) -> None:
         ),
         (
             {"base_precision": "fp8", "type": "sft", "strategy": "stream"},
-            "base_precision: only supported where weights",
+            "base_precision: only supported for type lora, whose base model is frozen",
         ),
         (
             {"strategy": "zero2", "keep_activations": "inputs"},
