@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from cogtune.bench.run import BenchRequest, _narrowed
+from cogtune.commands.resume import _with_settings
 from cogtune.commands.train import _warn_of_changes
 from cogtune.config.resolving import Resolved, resolve
 from cogtune.models.locate import spec_of
@@ -111,6 +112,13 @@ def test_a_presets_budget_is_known_in_a_runs_configuration(
     file.write_text(file.read_text().replace("vram: 24GB  # preset 4090-lora-5b", "vram: 24GB"))
     edited = resolve(file=file, flags={"model": "5b", "size": None})
     assert with_free_memory(edited, spec_of("5b"), machine(12)).config.vram == "24GB"
+
+
+def test_limits_of_another_machine_do_not_come_from_the_hub(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = resolve(preset_name="4090-lora-5b", flags={"host_memory": "30GB"}).config.to_dict()
+    resolved = _with_settings(settings, "--resume me/run", {})
+    assert (resolved.config.rank, resolved.config.vram, resolved.config.host_memory) == (128, None, None)
+    assert "--vram" not in capsys.readouterr().err
 
 
 def test_an_edited_limit_outlives_the_next_start(tmp_path: Path) -> None:
