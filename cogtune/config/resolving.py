@@ -259,7 +259,7 @@ def _preset_of_budget(file: Path) -> str | None:
 
 
 def _has_engine(values: Mapping[str, Any]) -> bool:
-    """Return whether the memory engine can run what is asked for; see :mod:`cogtune.config.compatibility`."""
+    """Return whether the memory engine can run what is asked for, as :attr:`RunConfig.may_use_engine` says later."""
     strategy, kind = (values.get(key, RunConfig.model_fields[key].default) for key in ("strategy", "type"))
     return bool(strategy == "stream" or (strategy == "ddp" and kind == "lora"))
 

@@ -126,6 +126,11 @@ class RunConfig(
         return self.sharding.streams or any(getattr(self, key) not in (None, VRAM_OFF) for key in tagged("engine"))
 
     @property
+    def may_use_engine(self) -> bool:
+        """Whether the memory engine can run the transformer's blocks."""
+        return self.sharding.streams or (self.type == "lora" and self.strategy == "ddp")
+
+    @property
     def is_arranged_by_hand(self) -> bool:
         """Whether it is set what the memory engine keeps where."""
         given = (self.stream_blocks, self.keep_activations, self.keep_everything, self.offload_activations)

@@ -131,7 +131,7 @@ def estimate(
         alone: without NCCL's memory, for one process that is measured without the others.
         arrangement: of the memory engine; planned here when not given, for a run that uses it.
     """
-    if config.uses_engine and (config.type == "lora" or config.sharding.streams):
+    if config.uses_engine and config.may_use_engine:
         return _with_engine(config, spec, gpu, arrangement or plan_arrangement(config, spec, gpu=gpu)[0])
     memory = _memory(config, spec)
     return Estimate(

@@ -87,8 +87,7 @@ def _estimate_that_fits(config: RunConfig, spec: ModelSpec, machine: Hardware) -
 
 def _within_card(config: RunConfig, machine: Hardware) -> RunConfig:
     """Return a run that leaves its memory open with the whole GPU, and the whole host, as its limits."""
-    may_have_engine = config.sharding.streams or (config.type == "lora" and config.strategy == "ddp")
-    if not machine.cards or not may_have_engine or config.vram is not None or config.is_arranged_by_hand:
+    if not machine.cards or not config.may_use_engine or config.vram is not None or config.is_arranged_by_hand:
         return config
     limits = {"vram": f"{int(10 * machine.card_bytes / GB) / 10:g}GB"}
     if config.type == "lora" and config.host_memory is None:

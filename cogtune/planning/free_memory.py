@@ -31,9 +31,8 @@ def with_free_memory(
         tell: called with a remark if a preset's budget gives way.
     """
     config = resolved.config
-    may_have_engine = config.sharding.streams or (config.type == "lora" and config.strategy == "ddp")
     cards = machine.cards[: config.local_processes]
-    if not cards or not may_have_engine or config.num_machines > 1:
+    if not cards or not config.may_use_engine or config.num_machines > 1:
         return resolved
     if config.vram_bytes is None and (config.is_arranged_by_hand or config.vram is not None):
         return resolved  # or without the engine
