@@ -119,8 +119,7 @@ def measure(folder: Path, names: Sequence[str], deadline: float = math.inf) -> N
 
 def mine(folder: Path, name: str) -> Measurement | None:
     """Return what a row's own bench gave, if it is there."""
-    file = folder / f"{name}.json"
-    return read(file)[0] if file.is_file() else None
+    return next(iter(_of(folder, name)), None)
 
 
 def baseline(folder: Path, row: Row) -> Measurement | None:

@@ -188,8 +188,8 @@ def _narrowed(request: BenchRequest) -> BenchRequest:
     check_config(config, spec)
     machine = local_hardware()
     resolved = with_state(with_free_memory(replace(request.resolved, config=config), spec, machine), spec)
-    config, changes = resolved.config, request.changes
-    changes = {**changes, **{key: getattr(config, key) for key in resolved.momentary}}
+    config = resolved.config
+    changes = {**request.changes, **{key: getattr(config, key) for key in resolved.momentary}}
     check_arrangement(config, spec)
     if request.alone:
         _check_alone(config)

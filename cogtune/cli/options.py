@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
@@ -56,10 +56,7 @@ def _flag(name: str, *, first: bool = False) -> tuple[Any, typer.models.OptionIn
     if get_origin(kind) is tuple:
         kind = list[str]
     elif type(None) in get_args(kind):
-        parts = [part for part in get_args(kind) if part is not type(None)]
-        if len(parts) > 1:  # of literals, which are one choice on the command line
-            parts = [Literal[tuple(value for part in parts for value in get_args(part))]]
-        (kind,) = parts
+        (kind,) = (part for part in get_args(kind) if part is not type(None))
     help_text = str(field.description)
     if "[default:" not in help_text and field.default not in ("", None, ()):
         shown = ", ".join(field.default) if isinstance(field.default, tuple) else field.default

@@ -46,9 +46,8 @@ def plan(
         resolved = with_init_lora(resolved, spec, console.warn)
     if fit:
         resolved = fitted(resolved, spec, machine)
-    resolved = with_free_memory(resolved, spec, machine)
     check_config(resolved.config, spec)
-    resolved = with_state(resolved, spec)
+    resolved = with_state(with_free_memory(resolved, spec, machine), spec)
     check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")
     for told in advice(resolved.config, spec):
         console.note(told)

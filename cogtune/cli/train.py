@@ -106,7 +106,6 @@ def train(
         resolved = with_init_lora(resolved, spec, console.warn)
     if fit:
         resolved = fitted(resolved, spec, machine)
-    resolved = with_free_memory(resolved, spec, machine)
     if slurm is not None:
         if smoke or dry_run:
             raise UsageError("--slurm cannot be used with --smoke or --dry-run", "remove one of them")
@@ -118,6 +117,7 @@ def train(
         _write_slurm(slurm, resolved, spec, more)
         return
     check_machines(resolved.config)
+    resolved = with_free_memory(resolved, spec, machine)
     if resume is None:
         resolved = with_state(resolved, spec)
     check_arrangement(resolved.config, spec, machine.cards[0].name if machine.cards else "")

@@ -84,7 +84,7 @@ def _engine_problems(config: RunConfig, spec: ModelSpec) -> list[str]:
     if config.sharding.uses_deepspeed and given:
         problems.append(f"{given}: only supported for strategies ddp and stream, not {config.strategy}")
     if config.dora and config.compile:
-        problems.append(f"compile: DoRA layers cannot be compiled with {given}; remove compile")
+        problems.append(f"compile: DoRA layers cannot be compiled with {given}; remove compile, or set vram to off")
     if config.base_precision is not None:
         problems += _base_precision_problems(config)
     for key in ("stream_blocks", "keep_everything", "offload_activations"):

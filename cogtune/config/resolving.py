@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from cogtune.config.optimizers import OPTIMIZERS, USUAL_RATE
 from cogtune.config.presets import PRESETS, preset
 from cogtune.config.run_config import RunConfig
 from cogtune.system.console import printable
-from cogtune.system.errors import UsageError, did_you_mean
+from cogtune.system.errors import CogtuneError, UsageError, did_you_mean
 from cogtune.system.files import read_bytes
 
 _YAML_END = "...\n"
@@ -234,8 +233,10 @@ def resolve(
                 values[weaker] = fields[weaker].default
                 provenance[weaker] = provenance[key]
     if file is not None and provenance["vram"] == str(file):
-        provenance["vram"] = _preset_of_budget(file) or provenance["vram"]
-    if provenance["vram"].startswith("preset ") and not _has_engine(values):  # the preset trains in another way
+        text = read_bytes(file, MOST_YAML).decode("utf-8-sig")
+        written = sources_in(text).get("vram", "")
+        provenance["vram"] = written if is_of_preset(written, values["vram"]) else provenance["vram"]
+    if not _has_engine(values) and is_of_preset(provenance["vram"], values.get("vram")):  # it trains in another way
         values.pop("vram")
         provenance["vram"] = "default"
     try:
@@ -251,11 +252,24 @@ def resolve(
     return Resolved(config, provenance)
 
 
-def _preset_of_budget(file: Path) -> str | None:
-    """Return the source of ``vram`` in a ``run.yaml`` that has it from a preset, such as ``preset 4090-lora-5b``."""
-    text = read_bytes(file, MOST_YAML).decode("utf-8-sig", errors="replace")
-    found = re.search(r"^vram:.*# (preset [^\s]+)$", text, re.MULTILINE)
-    return found[1] if found is not None else None
+def sources_in(text: str) -> dict[str, str]:
+    """Return where each value of a ``run.yaml`` came from, as the comments behind them say."""
+    node = yaml.compose(text, Loader)
+    sources = {}
+    for key, value in node.value if node is not None else ():
+        behind = text[value.end_mark.index :].partition("\n")[0].strip()
+        if behind.startswith("# "):
+            sources[str(key.value)] = behind[2:]
+    return sources
+
+
+def is_of_preset(source: str, vram: Any) -> bool:
+    """Return whether ``vram`` is a preset's own: its source says so, and the value was not edited since."""
+    name = source.removeprefix("preset ")
+    try:
+        return name != source and preset_values(name).get("vram") == vram
+    except CogtuneError:  # a preset of one's own that is gone
+        return False
 
 
 def _has_engine(values: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ FrozenPrecision = Literal["fp8"]
 """Number formats of weights that are not trained, besides those."""
 StoredPrecision = Literal["int8", "nf4"]
 """Those that weights only wait in: products are computed in another."""
-BasePrecision = Literal["fp8", "int8", "nf4"]
+BasePrecision = Literal[FrozenPrecision, StoredPrecision]
 """Both."""
 
 SamplingScheduler = Literal["dpm", "ddim"]

@@ -45,10 +45,10 @@ _FORWARD = 0.3
 """The forward pass's share of a step."""
 _OFFLOAD_TAX = 0.012 / (9 * GIB)
 """Seconds that each byte of activations moved to the host and back costs where copies run beside the computation."""
-_RESTORING = 2**22 * 20
-"""Temporary memory in which stored weights are restored, four million at a time."""
 _STREAM_TAX = 0.004 / (20.8 * GIB)
 """The same of each byte of weights, copied twice a step."""
+_RESTORING = 2**22 * 20
+"""Temporary memory in which stored weights are restored, four million at a time."""
 
 _REGIONS = 1.12
 """What the host's regions take for each byte of activations in them."""

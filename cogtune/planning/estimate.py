@@ -204,9 +204,7 @@ def check_arrangement(config: RunConfig, spec: ModelSpec, gpu: str = "") -> None
         return
     arrangement, fits = plan_arrangement(config, spec, gpu=gpu)
     if fits and config.host_memory_bytes is not None and not config.sharding.streams:
-        host = _host(config, spec) + arrangements.host_bytes(
-            workload(config, spec), arrangement, config.local_processes
-        )
+        host = estimate(config, spec, arrangement=arrangement).host
         if host > config.host_memory_bytes:
             raise too_little_host_memory(config, host)
     if not fits:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from cogtune.config.resolving import Resolved
+from cogtune.config.groups.training import VRAM_OFF
+from cogtune.config.resolving import Resolved, is_of_preset
 from cogtune.models.checkpoint_configs import ModelSpec
 from cogtune.planning.estimate import GIB, estimate, plan_arrangement
 from cogtune.planning.fit import GB, Hardware
@@ -25,7 +26,7 @@ def with_free_memory(
     ``vram`` is set unless the run is arranged by hand, and if the budget of its preset is not free or too little;
     ``host_memory`` for every LoRA run with the engine (see :mod:`.host_memory` for the others). A run that does not fit
     into what is free is returned unchanged, to be refused or warned about as it is; so is one of several machines,
-    whose processes have to be arranged alike.
+    whose processes have to be arranged alike. DoRA, which the engine cannot compile, goes without it if it fits.
 
     Args:
         tell: called with a remark if a preset's budget gives way.
@@ -37,6 +38,11 @@ def with_free_memory(
     if config.vram_bytes is None and (config.is_arranged_by_hand or config.vram is not None):
         return resolved  # or without the engine
     gpu, free = cards[0].name, min(card.free for card in cards)
+    may_change = config.vram is None or is_of_preset(resolved.provenance["vram"], config.vram)
+    if config.dora and may_change and config.base_precision is None and config.attention is None:
+        plain = config.model_copy(update={"vram": VRAM_OFF})
+        if config.compile or estimate(plain, spec).memory.card <= free:
+            return resolved if config.vram is None else _limited(resolved, "vram", VRAM_OFF)
     if config.vram_bytes is not None and not _gives_way(resolved, spec, gpu, free):
         return _with_host_memory(resolved, spec, gpu)
     budget = int(10 * free / GB) / 10
@@ -50,7 +56,7 @@ def with_free_memory(
 
 def _gives_way(resolved: Resolved, spec: ModelSpec, gpu: str, free: int) -> bool:
     """Return whether the budget is a preset's, and is too little, or more is planned for it than is free."""
-    if not resolved.provenance["vram"].startswith("preset "):
+    if not is_of_preset(resolved.provenance["vram"], resolved.config.vram):
         return False
     fits = plan_arrangement(resolved.config, spec, gpu=gpu)[1]
     return not fits or estimate(resolved.config, spec, gpu=gpu).memory.card > free

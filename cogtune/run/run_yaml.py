@@ -7,9 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cogtune.config.resolving import MOST_YAML, Loader, Resolved, read_mapping, resolve
+from cogtune.config.resolving import MOST_YAML, Resolved, read_mapping, resolve, sources_in
 from cogtune.config.run_config import RunConfig
 from cogtune.run.checkpoints import STATE_NAME
 from cogtune.run.folder import RunFolder
@@ -43,18 +41,7 @@ def read_run(folder: Path, flags: Mapping[str, Any] | None = None) -> Resolved:
         )
     resolved = resolve(file=file, flags={"output": folder, **flags})
     provenance = dict(resolved.provenance)
-    for key, source in _sources(text).items():
+    for key, source in sources_in(text).items():
         if provenance[key] == str(file) or (key == "output" and key not in flags):
             provenance[key] = source
     return replace(resolved, provenance=provenance)
-
-
-def _sources(text: str) -> dict[str, str]:
-    """Return where each value of a ``run.yaml`` came from, as the comments behind them say."""
-    node = yaml.compose(text, Loader)
-    sources = {}
-    for key, value in node.value if node is not None else ():
-        behind = text[value.end_mark.index :].partition("\n")[0].strip()
-        if behind.startswith("# "):
-            sources[str(key.value)] = behind[2:]
-    return sources

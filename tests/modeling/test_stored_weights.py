@@ -19,6 +19,7 @@ from cogtune.modeling.engine.stored_weights import restore, round_weights, stora
 from cogtune.models.checkpoint_configs import published_spec
 from cogtune.models.layers import block_parameters
 from cogtune.models.variants import VARIANTS, StoredPrecision
+from cogtune.planning import arrangements
 from cogtune.planning.estimate import STORED_BYTES, estimate
 from tests.modeling.test_engine import ARRANGEMENTS, CPU, assert_same, engine_of, model, plainly, trained
 
@@ -122,4 +123,5 @@ def test_the_plan_counts_what_is_stored(kind: StoredPrecision, bytes_: float) ->
     weights = 42 * block_parameters(published_spec(VARIANTS["5b"]))
     assert whole.host - stored.host == pytest.approx((2 - bytes_) * weights, rel=1e-3)
     assert stored.memory.card > whole.memory.card  # a second slot
+    assert arrangements._RESTORING == 20 * stored_weights._CHUNK
     assert stored.seconds <= whole.seconds

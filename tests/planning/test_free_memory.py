@@ -155,6 +155,25 @@ def test_full_fine_tuning_from_the_host_takes_what_is_free_too() -> None:
     assert limited(machine(8), "12gb-sft-2b").config.vram == "8GB"
 
 
+def test_dora_is_compiled_without_the_engine_if_it_fits() -> None:
+    assert limited(machine(23.5), model="5b", dora=True).config.vram is None
+    assert limited(machine(12), model="5b", dora=True).config.vram == "12GB"
+    found = limited(machine(23.5), "4090-lora-5b", dora=True)
+    assert (found.config.vram, found.config.uses_engine) == ("off", False)
+    assert "vram: 24GB  # preset 4090-lora-5b" in found.to_yaml()
+    assert (
+        limited(machine(12), model="5b", dora=True, compile=True).config.vram is None
+    )  # compiled as asked, or refused
+    assert limited(machine(23.5), model="5b", dora=True, vram="20GB").config.vram == "20GB"
+
+
+def test_a_budget_edited_behind_its_presets_name_is_ones_own(tmp_path: Path) -> None:
+    file = _write(tmp_path / "run.yaml", resolve(preset_name="4090-lora-5b"))
+    file.write_text(file.read_text().replace("vram: 24GB  # preset", "vram: 20GB  # preset"))
+    for resolved in (resolve(file=file), read_run(tmp_path)):
+        assert with_free_memory(resolved, spec_of("5b"), machine(12)).config.vram == "20GB"
+
+
 def test_host_memory_is_part_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     spec, took = spec_of("5b"), []
     for gib in (40, 24, 16):

@@ -95,7 +95,7 @@ class MemoryFields(BaseModel):
         "[default: chosen with --vram]",
         tags=("machine", "engine"),
     )
-    attention: AttentionKernel | Literal["auto"] | None = _memory(
+    attention: Literal[AttentionKernel, "auto"] | None = _memory(
         None,
         help_text="Attention kernel; auto picks the fastest available one. [default: PyTorch's choice; auto with "
         "--vram]",
