@@ -45,13 +45,15 @@ def presets_for(machine: Hardware, names: Sequence[str] = (), *, alone: bool = F
         UsageError: there is no such preset.
     """
     for row in map(preset, names) if names else PRESETS.values():
+        if not names and row.card not in CARDS_GB:
+            continue
         several = row.gpus > 1
         there = row.gpus if alone else min(row.gpus, len(machine.cards))
         flags = {"num_processes": there} if several and there else {}
         resolved = resolve(preset_name=row.name, flags=flags)
         config = resolved.config
         fits = not problems(config, estimate(config, spec_of(config.model)), machine)
-        if names or (row.card in CARDS_GB and fits and (config.num_processes > 1) == several):
+        if names or (fits and (config.num_processes > 1) == several):
             yield row.name, resolved
 
 

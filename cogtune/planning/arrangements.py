@@ -21,6 +21,8 @@ _KEPT: dict[Keep, float] = {"inputs": 1.0, "attention": 2.0 + 4 / _HEAD_BYTES, "
 """Tensors of tokens x width that a compiled block keeps."""
 _KEPT_EAGER = 35.0
 """Those that an eager block keeps of everything."""
+_KEPT_TRAINED = 8.0
+"""Those that a block keeps besides of everything if its own weights are trained: by one measurement, of 2b."""
 _WORK, _WORK_EAGER = 23.3, 35.0
 """Those that are alive while a block is recomputed and differentiated, besides what it kept."""
 _WORK_WHOLE = 14.6
@@ -112,6 +114,8 @@ class Workload:
     """Whether products with frozen weights are in fp8."""
     host_state: int = 0
     """Of trained weights that are streamed: on the host, with gradients and the optimizer's state."""
+    updating: int = 0
+    """What the optimizer's step takes for a moment of a forward pass."""
     lent: int = 0
     """Of that, the gradients of one block, whose place its activations take in between."""
     update_up: int = 0
@@ -139,6 +143,8 @@ class CardMemory:
 def kept_bytes(work: Workload, keep: Keep) -> float:
     """Return what one block keeps for its backward pass."""
     tensors = _KEPT_EAGER if keep == "everything" and not work.compiled else _KEPT[keep]
+    if keep == "everything" and work.trains_blocks:
+        tensors += _KEPT_TRAINED
     return work.tensor * tensors
 
 
@@ -161,7 +167,10 @@ def card_memory(work: Workload, arrangement: Arrangement) -> CardMemory:
         peaks.append(here + working + work.gradients * whole / work.blocks)
     if whole:
         first = work.tensor * (_WORK_WHOLE if work.compiled else _WORK_EAGER)
-        peaks.append(here + whole * kept_bytes(work, "everything") + first)
+        present = work.gradients if work.trains_blocks else 0
+        peaks.append(here + whole * kept_bytes(work, "everything") + first + present)
+    if work.updating:
+        peaks.append(here + work.tensor * _WORK_WHOLE + work.updating)
     activations = max(peaks) - working - work.gradients
     return CardMemory(int(weights), int(max(activations, 0)), int(working + work.extra))
 

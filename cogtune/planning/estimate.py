@@ -253,6 +253,8 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
     )
     if not config.sharding.streams:
         return frozen
+    if not spec.rotary:
+        frozen = replace(frozen, other_weights=frozen.other_weights + frozen.tensor)  # the table of positions
     rest = whole - spec.num_layers * block
     return trained_weights(frozen, config, Numbers(block=block, rest=rest, largest=4 * width**2))
 

@@ -58,7 +58,7 @@ def trained_weights(work: Workload, config: RunConfig, numbers: Numbers) -> Work
         work,
         trained=int(slots),
         gradients=(numbers.block + numbers.rest) * item,
-        extra=work.extra + int(_TEMPORARIES * numbers.largest * 4),
+        updating=int(_TEMPORARIES * numbers.largest * 4),
         host_state=int(whole / shares * (item + each + gradient)),
         lent=0 if config.gradient_accumulation_steps > 1 else int(numbers.block / shares * gradient),
         update_up=int(update + whole / shares * gradient),
