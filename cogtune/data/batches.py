@@ -13,6 +13,7 @@ is seen at least E times, and no bucket gets more passes than that requires. The
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,8 +31,12 @@ Integers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 _Prepared = TypeVar("_Prepared")
 
-LOOKAHEAD = 2
-"""The number of batches that are prefetched."""
+LOOKAHEAD, MOST_AHEAD = 2, 8
+"""The number of steps whose batches are prefetched, and the number for batches so small that drawing their noise takes
+longer than a step."""
+
+_BYTES_AHEAD = 64 << 20
+"""Entries that more than :data:`LOOKAHEAD` steps may have; noise in fp32 is three to four times as large."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ class Batch:
     image: Tensor | None
     ids: tuple[str, ...]
     ordinals: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in (self.moments, self.text, self.image) if tensor is not None)
 
 
 @dataclass(frozen=True)
@@ -153,17 +163,19 @@ def batches(
     buckets = list(index.buckets.values())
     counts = tuple(len(bucket) for bucket in buckets)
 
-    def load(step: int) -> list[_Prepared]:
-        return [
-            prepare(
-                load_batch(store, [index.rows[buckets[one.bucket][place]] for place in one.positions], one.ordinals)
-            )
+    def load(step: int) -> tuple[int, list[_Prepared]]:
+        read = [
+            load_batch(store, [index.rows[buckets[one.bucket][place]] for place in one.positions], one.ordinals)
             for one in share.passes(step, counts)
         ]
+        return sum(batch.nbytes for batch in read), [prepare(batch) for batch in read]
 
-    with ThreadPoolExecutor(LOOKAHEAD + 1, "cogtune-batches") as reader:
-        pending: list[Future[list[_Prepared]]] = []
+    most, ahead = min(MOST_AHEAD, max(LOOKAHEAD, (os.cpu_count() or 1) // share.world_size)), LOOKAHEAD
+    with ThreadPoolExecutor(most + 1, "cogtune-batches") as reader:
+        pending: list[Future[tuple[int, list[_Prepared]]]] = []
         for step in range(first_step, last_step):
-            while len(pending) <= LOOKAHEAD and step + len(pending) < last_step:
+            while len(pending) <= ahead and step + len(pending) < last_step:
                 pending.append(reader.submit(load, step + len(pending)))
-            yield pending.pop(0).result()
+            size, prepared = pending.pop(0).result()
+            ahead = min(most, max(LOOKAHEAD, _BYTES_AHEAD // max(1, size)))
+            yield prepared

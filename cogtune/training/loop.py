@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from cogtune.config.arrangement import Arrangement
 from cogtune.config.run_config import RunConfig
@@ -21,7 +22,7 @@ from cogtune.system.errors import CogtuneError
 from cogtune.training import checkpoint
 from cogtune.training.checkpoint import TrainState
 from cogtune.training.monitor import EvalSchedule, monitored
-from cogtune.training.objective import NoiseDraws, Objective
+from cogtune.training.objective import NoiseDraws, Objective, pinned
 from cogtune.training.optimizers import learning_rate_at
 
 
@@ -68,7 +69,10 @@ def train(run: Training) -> bool:
     done = run.first_step
 
     def prepare(batch: Batch) -> tuple[Batch, NoiseDraws]:
-        return batch, run.objective.draw(batch)
+        draws = run.objective.draw(batch)
+        if accelerator.device.type == "cuda":
+            return pinned(batch), pinned(draws)
+        return batch, draws
 
     with (
         compiling(run.most_graphs),
@@ -120,13 +124,19 @@ def _forward_backward(run: Training, batch: Batch, draws: NoiseDraws, step: int)
     train_state, config = run.train_state, run.config
     with train_state.accelerator.accumulate(train_state.model):
         loss = run.objective.losses(train_state.model, batch, draws).mean()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise _not_finite(f"the loss is {value}", batch.ids, config, step)
+        if train_state.is_zero:  # whose last backward pass updates the weights
+            _refuse_not_finite(loss, batch, config, step)
         # Accelerate divides by the passes of a step before fp16 scales: what overflows on as many processes would not
         # here. The scale comes first, and _update divides.
         passes = train_state.accelerator.gradient_accumulation_steps if _scales_here(train_state) else 1
         train_state.accelerator.backward(loss * passes)
+    return _refuse_not_finite(loss, batch, config, step)  # read late: it waits for the GPU
+
+
+def _refuse_not_finite(loss: Tensor, batch: Batch, config: RunConfig, step: int) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise _not_finite(f"the loss is {value}", batch.ids, config, step)
     return value
 
 
@@ -149,11 +159,12 @@ def _update(train_state: TrainState, config: RunConfig, passes: Sequence[Batch],
         trainable = [parameter for parameter in train_state.transformer.parameters() if parameter.requires_grad]
         if _scales_here(train_state) and len(passes) > 1:
             torch._foreach_div_([parameter.grad for parameter in trainable if parameter.grad is not None], len(passes))
-        norm = float(train_state.accelerator.clip_grad_norm_(trainable, config.max_grad_norm))
+        total = train_state.accelerator.clip_grad_norm_(trainable, config.max_grad_norm)
         train_state.optimizer.step()
         train_state.optimizer.zero_grad()
         if train_state.ema is not None:
             train_state.ema.update()
+        norm = float(total)
     if not math.isfinite(norm) and _loss_scale(train_state) <= 1:
         mine = [sample for batch in passes for sample in batch.ids]  # the norm is that of all processes' samples
         raise _not_finite(f"the gradient norm is {norm}", gather_object(mine), config, step)

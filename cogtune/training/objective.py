@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from diffusers import CogVideoXDDIMScheduler
@@ -91,6 +92,22 @@ class NoiseDraws:
     dropped: Tensor
     image_noise: Tensor | None
     image_posterior: Tensor | None
+
+
+_Tensors = TypeVar("_Tensors", Batch, NoiseDraws)
+
+
+def pinned(record: _Tensors) -> _Tensors:
+    """Return ``record`` with its tensors in pinned memory, from which they are copied to a GPU while it computes.
+
+    They stay as they are if the system gives no pinned memory.
+    """
+    tensors = {key: value for key, value in vars(record).items() if isinstance(value, Tensor)}
+    try:
+        changes: dict[str, Any] = {key: value.pin_memory() for key, value in tensors.items()}
+    except RuntimeError:
+        return record
+    return replace(record, **changes)
 
 
 def draw_noise(
@@ -200,17 +217,17 @@ class Objective:
             training: False turns off caption dropout and image noise.
                 With True, torch's random state is seeded, so that a resumed run has the same dropout.
         """
-        posterior, noise = draws.posterior.to(self.device), draws.noise.to(self.device)
-        clean = sample_posterior(batch.moments.to(self.device), posterior)
+        posterior, noise = self._here(draws.posterior), self._here(draws.noise)
+        clean = sample_posterior(self._here(batch.moments), posterior)
         clean = pad_front(scale_video_latents(clean, self.spec), self.spec)
-        steps = draws.timesteps.to(self.device)
+        steps = self._here(draws.timesteps)
         alpha = self.alphas[steps].view(-1, 1, 1, 1, 1)
         signal, spread = alpha.sqrt(), (1.0 - alpha).sqrt()
         noisy = signal * clean + spread * noise
         target = signal * noise - spread * clean
-        text = batch.text.to(self.device, self.dtype)
+        text = self._here(batch.text).to(self.dtype)
         if training:
-            text = torch.where(draws.dropped.to(self.device).view(-1, 1, 1), self.null_text, text)
+            text = torch.where(self._here(draws.dropped).view(-1, 1, 1), self.null_text, text)
             seed_layers(self.seed, batch.ordinals[0])
         predicted = predict(
             transformer,
@@ -222,16 +239,19 @@ class Objective:
         )
         return (predicted.float() - target).square().mean(dim=(1, 2, 3, 4))
 
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
     def _image_latents(self, batch: Batch, draws: NoiseDraws, frames: int, *, noised: bool) -> Tensor | None:
         if self.image_encoder is None or batch.image is None:
             return None
         assert draws.image_noise is not None  # drawn for every image
         assert draws.image_posterior is not None
-        image = pixels_to_unit(batch.image.to(self.device), torch.float32)
+        image = pixels_to_unit(self._here(batch.image), torch.float32)
         if noised:
-            image = image + draws.image_noise.to(self.device)
+            image = image + self._here(draws.image_noise)
         moments = self.image_encoder.image_moments(image)
-        latents = sample_posterior(moments, draws.image_posterior.to(self.device))
+        latents = sample_posterior(moments, self._here(draws.image_posterior))
         return place_image(scale_image_latents(latents, self.spec), frames).to(self.dtype)
 
 

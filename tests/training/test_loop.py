@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from cogtune.commands import run_summary, train
 from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
+from cogtune.data import batches as reading
 from cogtune.data.batches import RankSampler, batches
 from cogtune.data.cache.index import Index
 from cogtune.data.cache.store import Store
@@ -46,6 +47,7 @@ from tests.support.infer_frames import first_of
 from tests.support.plain_training import plain_losses
 from tests.support.runs_in_process import evaluations, fill_here, plan_for, read_lines, set_up_here, train_here
 from tests.support.sampling import sampled, sampled_by_name
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -771,3 +773,24 @@ def test_the_loss_scale_of_fp16_is_in_the_checkpoint(
     assert fresh.get_scale() == 1024.0
     assert fresh.state_dict()["_growth_tracker"] == 7
     assert fresh.get_growth_interval() == 50
+
+
+@pytest.mark.parametrize(("room", "ahead"), [(64 << 20, 8), (1, 2)])
+def test_more_of_small_batches_are_read_ahead(
+    clips: Path, tmp_path: Path, room: int, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as there are cores for, since drawing their noise may take longer than a step; of large ones a few."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(reading, "_BYTES_AHEAD", room)
+    plan = plan_for(clips, tmp_path / "out", batch_size=2, steps=20)
+    train_here(plan, stop_after=1)
+    seen: list[tuple[int, ...]] = []
+    share = RankSampler(seed=0, batch_size=2, accumulation=1, world_size=1, rank=0)
+    store, index = Store(plan.config.cache_dir or Path()), Index.read(plan.index)
+    steps = batches(store, index, share, 0, 20, lambda batch: seen.append(batch.ordinals))
+    next(steps)  # the first says how large they are
+    next(steps)
+    wait_until(lambda: len(seen) == ahead + 2)
+    del steps  # waits for its threads
+    assert len(seen) == ahead + 2
+    assert sorted(seen) == [(2 * step, 2 * step + 1) for step in range(ahead + 2)]
