@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,9 @@ import pytest
 
 from cogtune.data.synthetic import draw_dataset
 from cogtune.data.video.clips import write_video
+from cogtune.models import nano_models
 from cogtune.models.locate import locate
+from cogtune.models.variants import NANO_VARIANTS
 from cogtune.run.launch import ENVIRONMENT
 from cogtune.system.pool import usable_cores
 from tests.support.in_process import Ran
@@ -123,6 +126,28 @@ def _environment() -> Iterator[None]:
 def tiny(home: Path) -> Callable[[str], Path]:
     """The folder of a variant's tiny model."""
     return lambda name: locate(f"tiny:{name}")
+
+
+@pytest.fixture(scope="session")
+def untrained_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The parts of the nano models, with new transformers."""
+    from cogtune.modeling.nano import new_transformer
+    from tools.nano.common import note
+
+    parts = tmp_path_factory.mktemp("nano") / "parts"
+    shutil.copytree(nano_models.NANO_PARTS, parts, ignore=shutil.ignore_patterns("transformer-*"))
+    for name in NANO_VARIANTS:
+        part = nano_models.transformer_part(name)
+        new_transformer(name).half().save_pretrained(parts / part)
+        note(parts, part, {})
+    return parts
+
+
+@pytest.fixture
+def nano(home: Path, untrained_parts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """The folder of a nano model. In the test, ``nano:NAME`` means one whose transformer is new."""
+    monkeypatch.setattr(nano_models, "NANO_PARTS", untrained_parts)
+    return lambda name: locate(f"nano:{name}")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cogtune.bench.stage import measured_as
 from cogtune.bench.watch import watched
 from cogtune.config.run_config import RunConfig
 from cogtune.data.sources import CAPTIONS, VIDEOS, read_dataset
@@ -18,7 +19,8 @@ from cogtune.encoding import jobs
 from cogtune.encoding.decoders import default_workers
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
-from cogtune.models.variants import TINY, Variant, variant
+from cogtune.models.random_configs import Scale
+from cogtune.models.variants import Variant
 from cogtune.run.plan import check_config, fps_of, size_of
 from cogtune.system import console
 from cogtune.system.children import end_with_creator, forking
@@ -37,21 +39,20 @@ SOURCE_RATE = 3
 
 
 def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: Path | None) -> dict[str, Any]:
-    """Encode drawn clips with random weights into a fresh cache; figures by name, JSON-able.
+    """Encode drawn clips into a fresh cache; figures by name, JSON-able.
 
     Args:
-        config: ``model`` is a variant, of full size, or ``tiny:VARIANT``.
-        keep: a folder for the model and the clips, which are used again when they are there.
+        config: a published or tiny ``model`` gets random weights.
+        keep: a folder for the random model and the clips, which are used again when they are there.
 
     Raises:
-        UsageError: there is no such variant, or it cannot be encoded at that size.
+        UsageError: the model's size is not known, or it cannot be encoded at that size.
         CogtuneError: encoding failed.
     """
-    tiny = config.model.startswith(TINY)
-    row = variant(config.model.removeprefix(TINY))
+    measured = measured_as(config.model)
     with scratch_folder("cogtune-bench-") as scratch:
         home = (keep or scratch).absolute()
-        model = _model(row, home / f"{row.name}-{'tiny' if tiny else 'full'}", tiny=tiny)
+        model = measured if isinstance(measured, Path) else _random_model(*measured, home)
         spec = read_spec(model)
         config = config.model_copy(update={"cache_dir": scratch / "cache", "data": home / "data"})
         check_config(config, spec)
@@ -75,20 +76,21 @@ def bench_cache(config: RunConfig, *, clips: int, processes: int | None, keep: P
     }
 
 
-def _model(row: Variant, folder: Path, *, tiny: bool) -> Path:
-    """Return the random model in ``folder``, made by another process, so that the GPU is free again."""
+def _random_model(row: Variant, scale: Scale, home: Path) -> Path:
+    """Return the random model in ``home``, made by another process, so that the GPU is free again."""
+    folder = home / f"{row.name}-{scale}"
     if not folder.is_dir():
         console.note(f"making a random {row.name}")
         with ProcessPoolExecutor(1, forking(_PRELOAD), end_with_creator) as pool:
-            pool.submit(_write_model, row, folder, tiny=tiny).result()
+            pool.submit(_write_model, row, folder, scale).result()
     return folder
 
 
-def _write_model(row: Variant, folder: Path, *, tiny: bool) -> None:
+def _write_model(row: Variant, folder: Path, scale: Scale) -> None:
     from cogtune.modeling.devices import best_device
     from cogtune.modeling.random_weights import write_for_encoding
 
-    write_for_encoding(row, folder, scale="tiny" if tiny else "full", device="cpu" if tiny else best_device())
+    write_for_encoding(row, folder, scale=scale, device="cpu" if scale == "tiny" else best_device())
 
 
 def _draw(folder: Path, size: Size, fps: float, clips: int) -> Path:

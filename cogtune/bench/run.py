@@ -21,7 +21,6 @@ from cogtune.config.run_config import RunConfig, tagged
 from cogtune.data.cache.index import Index
 from cogtune.models.checkpoint_configs import ModelSpec, read_spec
 from cogtune.models.locate import spec_of
-from cogtune.models.variants import TINY, VARIANTS, published
 from cogtune.planning.estimate import check_arrangement, estimate
 from cogtune.planning.fit import local_hardware, why_not_tried
 from cogtune.planning.free_memory import with_free_memory
@@ -93,11 +92,12 @@ def _staged(request: BenchRequest) -> Iterator[_Stage]:
 
 
 def _job(config: RunConfig, models: Path) -> stage.StagingJob:
-    row = published(config.model)
-    given = Path(config.model)
-    scale = "tiny" if config.model.startswith(TINY) else "full"
-    name = row.name if row is not None else ""
-    model = given.absolute() if given.is_dir() else models / f"random-{scale}-{name}"
+    measured = stage.measured_as(config.model)
+    if isinstance(measured, Path):
+        model, name, scale = measured, "", ""
+    else:
+        name, scale = measured[0].name, measured[1]
+        model = models / f"random-{scale}-{name}"
     samples = models / f"samples-{model.name}-{config.size}-{config.precision}"
     return stage.StagingJob(
         model=str(model),
@@ -157,7 +157,7 @@ def _other(request: BenchRequest) -> BenchRequest | None:
         return None
     name, resolved = request.against
     mine, theirs = request.resolved.config, resolved.config
-    _known(theirs)
+    stage.measured_as(theirs.model)
     size = str(size_of(theirs, spec_of(theirs.model)))
     if (mine.model, mine.size) != (theirs.model, size):
         raise UsageError(
@@ -172,7 +172,7 @@ def _other(request: BenchRequest) -> BenchRequest | None:
 def _narrowed(request: BenchRequest) -> BenchRequest:
     """Return the request for one machine, at one size, with no tracker."""
     config = request.resolved.config
-    _known(config)
+    stage.measured_as(config.model)  # refuses a model of unknown size
     spec = spec_of(config.model)
     config = config.model_copy(
         update={
@@ -218,14 +218,6 @@ def _check_alone(config: RunConfig) -> None:
 def _present(request: BenchRequest, config: RunConfig) -> RunConfig:
     """Return the configuration of the processes that are started."""
     return config.model_copy(update={"num_processes": 1}) if request.alone else config
-
-
-def _known(config: RunConfig) -> None:
-    if published(config.model) is None and not Path(config.model).is_dir():
-        raise UsageError(
-            f"the size of {config.model} is unknown",
-            f"use one of {', '.join(VARIANTS)}, or a local model folder",
-        )
 
 
 def _measure(request: BenchRequest, made: _Stage, recipe: Recipe, *, is_last: bool) -> Measurement:

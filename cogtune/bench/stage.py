@@ -1,4 +1,4 @@
-"""What a bench works on: a model of random weights, and a cache of random samples, made in a separate process.
+"""What a bench works on: a model, mostly of random weights, and a cache of random samples, made in a separate process.
 
 Separate, so that the process that watches the GPU's memory takes none of it.
 """
@@ -16,10 +16,13 @@ from cogtune.data.cache.index import Index, SampleKeys
 from cogtune.data.cache.store import Store
 from cogtune.models.checkpoint_configs import ModelSpec, read_spec
 from cogtune.models.geometry import SPATIAL_COMPRESSION, Size, latent_frames
-from cogtune.models.variants import Precision, variant
+from cogtune.models.locate import locate
+from cogtune.models.random_configs import Scale
+from cogtune.models.variants import VARIANTS, Precision, Variant, built_in, published, variant
 from cogtune.run.launch import ENVIRONMENT, LaunchFiles
 from cogtune.system import processes
 from cogtune.system.digests import digest
+from cogtune.system.errors import UsageError, did_you_mean
 from cogtune.system.json_files import read_json, write_json
 from cogtune.system.processes import StopRequest, run_worker
 
@@ -27,6 +30,28 @@ SAMPLES = 4
 NOTHING = "nothing was measured"
 _LOG_VARIANCE = -6.0
 """Of the random latents' posterior: near to what a trained VAE says."""
+
+
+def measured_as(model: str) -> Path | tuple[Variant, Scale]:
+    """Return what a bench measures for ``model``: the folder of a local or nano model, as it is; or which random
+    weights take the place of a published or tiny one.
+
+    Raises:
+        UsageError: it is none of these, so that its size is unknown.
+        CogtuneError: the nano model cannot be made.
+    """
+    asked = built_in(model)
+    if Path(model).is_dir() or (asked is not None and asked.kind == "nano"):
+        return locate(model)
+    if asked is not None:
+        return asked.variant, "tiny"
+    row = published(model)
+    if row is None:
+        raise UsageError(
+            f"the size of {model} is unknown{did_you_mean(model, VARIANTS)}",
+            f"use one of {', '.join(VARIANTS)}, or a local model folder",
+        )
+    return row, "full"
 
 
 @dataclass(frozen=True)

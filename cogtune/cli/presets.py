@@ -56,7 +56,7 @@ def _listing_here() -> tuple[tuple[str, ...], Rows]:
     """Build the columns and rows of the presets that fit this machine; say what the machine is."""
     from cogtune.config.resolving import resolve
     from cogtune.models.checkpoint_configs import published_spec
-    from cogtune.models.variants import TINY, published
+    from cogtune.models.variants import built_in, published
     from cogtune.planning.estimate import GIB
     from cogtune.planning.fit import GB, estimate_on, local_hardware
     from cogtune.planning.free_memory import with_free_memory
@@ -70,7 +70,7 @@ def _listing_here() -> tuple[tuple[str, ...], Rows]:
         config, variant = resolved.config, published(resolved.config.model)
         if variant is None:
             console.note(f"{row[0]} is left out: `cogtune plan --preset {row[0]}` reads the files of {config.model}")
-        elif config.model.startswith(TINY):
+        elif built_in(config.model) is not None:
             found.append((row[0], *row[2:6], "", "", ""))
         else:
             try:

@@ -343,7 +343,7 @@ def _rest(machine: Machine) -> Iterator[Line]:
 
 
 def fitting_presets(hardware: Hardware) -> tuple[str, ...]:
-    """Return the presets whose estimate this hardware has room for; tiny models run anywhere."""
+    """Return the presets whose estimate this hardware has room for; built-in models run anywhere."""
     from cogtune.config.presets import PRESETS
     from cogtune.config.run_config import RunConfig
     from cogtune.models.variants import VARIANTS

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from cogtune import __version__
 from cogtune.models.checkpoint_configs import read_spec
 from cogtune.models.geometry import Size
-from cogtune.models.variants import LORA_WEIGHTS_NAME, TINY, VARIANTS, Precision, Variant, published
+from cogtune.models.variants import LORA_WEIGHTS_NAME, VARIANTS, Precision, Variant, built_in, published
 from cogtune.system.console import printable
 from cogtune.system.errors import CogtuneError
 from cogtune.system.reading import Schema, read_as
@@ -50,7 +50,7 @@ class CardFacts:
     variant: Variant
     """The published model with the base's architecture."""
     base_model: str | None
-    """The base's Hub id; None for a local model."""
+    """The base's Hub id; None for a local or built-in model."""
     size: Size
     fps: float
     precision: Precision
@@ -173,10 +173,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]
 
 
 def _hub_id(model: str) -> str | None:
-    """Return the Hub id of a run's base model; None for a local model."""
+    """Return the Hub id of a run's base model; None for a local or built-in model."""
     row = published(model)
     if row is not None:
-        return None if model.startswith(TINY) else row.hub_id
+        return None if built_in(model) is not None else row.hub_id
     parts = re.split(r"[/\\]", model.rstrip("/\\"))
     for part in parts:
         if part.startswith("models--"):  # a folder of the Hub's own cache

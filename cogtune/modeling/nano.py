@@ -21,16 +21,12 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXT
 
 from cogtune.models import random_configs
 from cogtune.models.geometry import NANO_SIZE, SPATIAL_COMPRESSION
-from cogtune.models.variants import Variant
-from cogtune.models.variants import variant as find_variant
-from cogtune.system.errors import CogtuneError, UsageError, did_you_mean
+from cogtune.models.nano_models import SHARED_PARTS, transformer_part
+from cogtune.models.variants import VARIANTS, BuiltIn, Variant
+from cogtune.system.errors import CogtuneError
 from cogtune.system.files import os_errors_explained
 from cogtune.system.folders import written_folder
 from cogtune.system.json_files import write_json
-
-NANO_VARIANTS = ("2b", "5b", "5b-i2v", "1.5-5b-i2v")
-
-SHARED_PARTS = ("tokenizer", "text_encoder", "vae")
 
 TEXT_TOKENS = 48
 """Tokens of a caption. Fewer than the published 226, of which most would be padding: they would be 65 % of all."""
@@ -42,24 +38,6 @@ SCALING_FACTOR = 0.7
 
 _LAYERS, _HEADS, _HEAD_DIM, _TIMESTEP_WIDTH = 5, 8, 16, 32
 _VAE_CHANNELS, _VAE_LAYERS, _VAE_GROUPS = (16, 32, 48, 48), 1, 8
-
-
-def transformer_part(name: str) -> str:
-    """Return the folder of the transformer of variant ``name`` among the parts."""
-    return f"transformer-{name}"
-
-
-def nano_variant(name: str) -> Variant:
-    """Return the published model that a nano one is built like.
-
-    Raises:
-        UsageError: there is no nano model of this name.
-    """
-    if name not in NANO_VARIANTS:
-        raise UsageError(
-            f"unknown nano model '{name}'{did_you_mean(name, NANO_VARIANTS)}", f"one of {', '.join(NANO_VARIANTS)}"
-        )
-    return find_variant(name)
 
 
 def nano_transformer_config(row: Variant) -> dict[str, Any]:
@@ -90,7 +68,7 @@ def nano_vae_config(row: Variant) -> dict[str, Any]:
 
 def nano_text_config(vocabulary: int) -> dict[str, Any]:
     """Return the arguments of ``T5Config`` for ``vocabulary`` tokens."""
-    return random_configs.text_encoder_config(find_variant("5b"), "tiny") | {
+    return random_configs.text_encoder_config(VARIANTS["5b"], "tiny") | {
         "vocab_size": vocabulary,
         "d_model": TEXT_WIDTH,
         "d_kv": 16,
@@ -103,7 +81,7 @@ def new_vae(seed: int = 0) -> AutoencoderKLCogVideoX:
     """Return a VAE to be trained."""
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
-        return AutoencoderKLCogVideoX(**nano_vae_config(find_variant("5b")))
+        return AutoencoderKLCogVideoX(**nano_vae_config(VARIANTS["5b"]))
 
 
 def new_transformer(name: str, seed: int = 0) -> CogVideoXTransformer3DModel:
@@ -111,7 +89,7 @@ def new_transformer(name: str, seed: int = 0) -> CogVideoXTransformer3DModel:
     zero."""
     with torch.random.fork_rng([]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
-        model = CogVideoXTransformer3DModel(**nano_transformer_config(nano_variant(name)))
+        model = CogVideoXTransformer3DModel(**nano_transformer_config(BuiltIn("nano", name).variant))
         for buffer in model.buffers():
             buffer.data = buffer.data.float()
         for block in model.transformer_blocks:
@@ -158,15 +136,18 @@ def write_nano(name: str, parts: Path, folder: Path) -> Path:
         UsageError: there is no nano model of this name.
         CogtuneError: a part is missing, or the folder cannot be written.
     """
-    row = nano_variant(name)
-    wanted = [*SHARED_PARTS, transformer_part(name)]
+    row = BuiltIn("nano", name).variant
+    wanted = [*SHARED_PARTS, transformer_part(row.name)]
     missing = [part for part in wanted if not (parts / part).is_dir()]
     if missing:
         raise CogtuneError(f"{parts} has no {', '.join(missing)}", "run the scripts in tools/nano to make them")
     with written_folder(folder) as aside, os_errors_explained(folder):
         for part in wanted:
             target = aside / ("transformer" if part == wanted[-1] else part)
-            shutil.copytree(parts / part, target, copy_function=shutil.copyfile)
+            target.mkdir()
+            for file in (parts / part).iterdir():
+                if file.is_file():
+                    shutil.copyfile(file, target / file.name)  # without permissions: a package may be read-only
         config = json.loads((aside / "vae" / "config.json").read_text())
         write_json(aside / "vae" / "config.json", config | {"invert_scale_latents": row.invert_scale_latents})
         scheduler = random_configs.scheduler_config(row, "tiny")

@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from cogtune.system.errors import CogtuneError
+from cogtune.system.files import PARTIAL_SUFFIX, os_errors_explained
+from cogtune.system.scratch import scratch_folder
 
 
 def home() -> Path:
     """Return cogtune's own folder for what can be fetched or made again: ``$COGTUNE_HOME``, else
     ``~/.cache/cogtune``."""
     return Path(os.environ.get("COGTUNE_HOME") or Path.home() / ".cache" / "cogtune")
+
+
+def made_once(kind: str, name: str, write: Callable[[Path], object]) -> Path:
+    """Return the folder ``KIND/NAME`` in :func:`home`, made by ``write`` at the first call.
+
+    Several processes may ask at once: each makes its own, the first to finish gives it its name, and the others take
+    that one.
+
+    Args:
+        name: one that changes with what is written.
+        write: writes the folder that it is given, which does not exist yet.
+
+    Raises:
+        CogtuneError: the folder cannot be written.
+    """
+    target = home().absolute() / kind / name
+    if target.is_dir():
+        return target
+    with os_errors_explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(f".{name}.", target.parent, PARTIAL_SUFFIX) as own:
+            made = own / name
+            write(made)
+            try:
+                made.rename(target)
+            except OSError:
+                if not target.is_dir():  # else another process was faster, and its files are the same
+                    raise
+    return target
 
 
 def cached_file(repo_id: str, name: str) -> Path | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cogtune.models.checkpoint_configs import ModelSpec, published_spec, read_spec
 from cogtune.models.download import cached_file, snapshot
+from cogtune.models.nano_models import nano_model
 from cogtune.models.sat import refuse_sat
 from cogtune.models.tiny_models import tiny_model
-from cogtune.models.variants import TINY, VARIANTS, Variant, published
+from cogtune.models.variants import VARIANTS, BuiltInKind, Variant, built_in, published
 from cogtune.system.errors import CogtuneError, UsageError, did_you_mean, said_by
 from cogtune.system.files import special_files
 from cogtune.system.reading import refuse
@@ -19,17 +20,20 @@ from cogtune.system.reading import refuse
 _CONFIGS = ("model_index.json", "*/*.json")
 _WEIGHTS = (*_CONFIGS, "*/*.safetensors", "*/*.model", "*/*.txt", "LICENSE*")
 
+_BUILT_IN: dict[BuiltInKind, Callable[[str], Path]] = {"tiny": tiny_model, "nano": nano_model}
+"""What returns the folder of a built-in model by the name of its variant."""
+
 
 def locate(reference: str, *, weights: bool = True) -> Path:
     """Return the local folder of a model, downloaded or made first when it is not there.
 
     Args:
-        reference: a variant's short name, a Hub id, a local folder, or ``tiny:VARIANT``.
+        reference: a variant's short name, a Hub id, a local folder, ``tiny:VARIANT`` or ``nano:VARIANT``.
         weights: False to fetch only the config files, which is quick.
 
     Raises:
         UsageError: the reference is none of these.
-        CogtuneError: the download failed, or it is a checkpoint of CogVideo's SAT.
+        CogtuneError: the download failed, a built-in model cannot be made, or it is a checkpoint of CogVideo's SAT.
     """
     folder = Path(reference).expanduser()
     if folder.exists() and not (folder / "model_index.json").is_file():
@@ -38,14 +42,8 @@ def locate(reference: str, *, weights: bool = True) -> Path:
         return folder.absolute()
     if folder.is_file():
         raise UsageError(f"--model {reference} is a file, not a folder", _in_place_of(folder))
-    if reference.startswith(TINY):
-        name = reference.removeprefix(TINY)
-        if name not in VARIANTS:
-            raise UsageError(
-                f"unknown tiny model '{name}'{did_you_mean(name, VARIANTS)}",
-                f"tiny:{{{','.join(VARIANTS)}}}",
-            )
-        return tiny_model(name)
+    if (asked := built_in(reference)) is not None:
+        return _BUILT_IN[asked.kind](asked.name)
     if (row := published(reference)) is not None:
         reference = hub_id_here(row)
     if reference.count("/") != 1 or reference.startswith((".", "/", "~")):
@@ -81,7 +79,7 @@ def spec_of(model: str) -> ModelSpec:
         CogtuneError: there is no such model.
     """
     row = published(model)
-    if row is None or Path(model).is_dir() or model.startswith(TINY):
+    if row is None or Path(model).is_dir() or built_in(model) is not None:
         return read_spec(locate(model, weights=False))
     return published_spec(row)
 

@@ -6,12 +6,10 @@ import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
-from cogtune.models.download import home
+from cogtune.models.download import made_once
 from cogtune.models.random_configs import scheduler_config, text_encoder_config, transformer_config, vae_config
-from cogtune.models.variants import Variant, variant
+from cogtune.models.variants import BuiltIn, Variant
 from cogtune.system.digests import digest
-from cogtune.system.files import PARTIAL_SUFFIX, os_errors_explained
-from cogtune.system.scratch import scratch_folder
 
 _WRITE_PIPELINE = "cogtune.modeling.random_weights:write_pipeline"
 """Named rather than imported, since it needs torch and this package does without."""
@@ -46,28 +44,19 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz 0123456789 .
 def tiny_model(name: str) -> Path:
     """Return the tiny pipeline of variant ``name`` in the user's cache folder, made at the first call.
 
-    The cache folder is ``$COGTUNE_HOME``, or ``~/.cache/cogtune``. Several processes may ask at once: each makes its
-    own, the first to finish gives it its name, and the others take that one.
+    The cache folder is ``$COGTUNE_HOME``, or ``~/.cache/cogtune``. Several processes may ask at once.
 
     Raises:
         UsageError: there is no such variant.
         CogtuneError: the cache folder cannot be written.
     """
-    row = variant(name)
+    row = BuiltIn("tiny", name).variant
     configs = [make(row, "tiny") for make in (transformer_config, vae_config, text_encoder_config, scheduler_config)]
     gains = [GATE_BIAS, EMBEDDING_GAIN, OUTPUT_GAIN, LATENT_GAIN, LOGVAR_BIAS]
     version = digest([_FORMAT, configs, gains, WORDS])[:12]
-    target = home().absolute() / "tiny" / f"{row.name}-{version}"
-    if target.is_dir():
-        return target
-    with os_errors_explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(f".{target.name}.", target.parent, PARTIAL_SUFFIX) as own:
-            write_pipeline: Callable[[Variant, Path], Path] = pkgutil.resolve_name(_WRITE_PIPELINE)
-            made = write_pipeline(row, own / target.name)
-            try:
-                made.rename(target)
-            except OSError:
-                if not target.is_dir():  # else another process was faster, and its files are the same
-                    raise
-    return target
+
+    def write(folder: Path) -> None:
+        write_pipeline: Callable[[Variant, Path], Path] = pkgutil.resolve_name(_WRITE_PIPELINE)
+        write_pipeline(row, folder)
+
+    return made_once("tiny", f"{row.name}-{version}", write)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cogtune.models.download import cached_file
 from cogtune.models.locate import locate
-from cogtune.models.variants import TINY, published
+from cogtune.models.variants import built_in, published
 
 MODEL = "spiece.model"
 
@@ -56,7 +56,7 @@ def cut_short(prompts: Sequence[str], limit: int, count: CountTokens | None) -> 
 
 def _tokenizer_file(reference: str) -> Path | None:
     folder = Path(reference).expanduser()
-    if reference.startswith(TINY) and not folder.is_dir():
+    if built_in(reference) is not None and not folder.is_dir():
         folder = locate(reference)
     if folder.is_dir():
         file = folder / "tokenizer" / MODEL

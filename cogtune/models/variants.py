@@ -165,15 +165,63 @@ def variant(name: str) -> Variant:
 
 
 LEAST_SIDE, MOST_SIDE = 256, 2048
-"""The least and the most pixels of height and width of a bucket, for any but a tiny model."""
+"""The least and the most pixels of height and width of a bucket, for any but a built-in model."""
 
-TINY = "tiny:"
-"""Prefix of the built-in models with random weights: ``tiny:2b``."""
+BuiltInKind = Literal["tiny", "nano"]
+"""The kinds of models that come with cogtune: with random weights, and trained on a small artificial world."""
+
+NANO_VARIANTS = ("2b", "5b", "5b-i2v", "1.5-5b-i2v")
+
+BUILT_IN: dict[BuiltInKind, tuple[str, ...]] = {"tiny": tuple(VARIANTS), "nano": NANO_VARIANTS}
+"""The variants that there are of each kind."""
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A reference to a model that comes with cogtune, written ``tiny:2b`` or ``nano:5b``."""
+
+    kind: BuiltInKind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}"
+
+    @property
+    def published(self) -> Variant | None:
+        """The published model that it is built like; None if there is no built-in model of this name."""
+        name = self.name.lower()
+        return VARIANTS[name] if name in BUILT_IN[self.kind] else None
+
+    @property
+    def variant(self) -> Variant:
+        """The published model that it is built like.
+
+        Raises:
+            UsageError: there is no built-in model of this name; the message suggests the nearest.
+        """
+        row, names = self.published, BUILT_IN[self.kind]
+        if row is None:
+            raise UsageError(
+                f"unknown {self.kind} model '{self.name}'{did_you_mean(self.name, names)}",
+                f"use one of {', '.join(f'{self.kind}:{name}' for name in names)}",
+            )
+        return row
+
+
+def built_in(reference: str) -> BuiltIn | None:
+    """Return the built-in model that ``reference`` asks for, whether it exists or not; None for any other reference."""
+    for kind in BUILT_IN:
+        if reference.startswith(f"{kind}:"):
+            return BuiltIn(kind, reference.removeprefix(f"{kind}:"))
+    return None
 
 
 def published(reference: str) -> Variant | None:
-    """Return the variant that a short name, a Hub id or ``tiny:NAME`` means; None for any other reference."""
-    name = reference.removeprefix(TINY).lower()
+    """Return the variant that a short name, a Hub id, ``tiny:NAME`` or ``nano:NAME`` means; None for any other
+    reference."""
+    if (asked := built_in(reference)) is not None:
+        return asked.published
+    name = reference.lower()
     for row in VARIANTS.values():
         if name in (row.name, *map(str.lower, row.hub_ids)):
             return row

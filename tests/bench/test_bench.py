@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,25 @@ def test_nothing_is_saved_and_the_kept_model_is_used_again(tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("_here")
+def test_a_nano_model_is_measured_as_it_is(
+    tmp_path: Path, nano: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases: list[tuple[Path, int]] = []
+    really = worker.run
+
+    def watched(plan: Plan, *rest: Any, **more: Any) -> bool:
+        bases.append((plan.base_model_dir, plan.spec.max_text_seq_length))
+        return really(plan, *rest, **more)
+
+    monkeypatch.setattr(worker, "run", watched)
+    for model in ("nano:5b", str(nano("5b"))):
+        bench(request(tmp_path, model=model, size="17x64x96"))
+    assert bases == [(nano("5b"), 48)] * 2
+    with pytest.raises(UsageError, match=r"unknown nano model '1\.5-5b'"):
+        bench(request(tmp_path, model="nano:1.5-5b"))
+
+
+@pytest.mark.usefixtures("_here")
 def test_a_stop_of_the_second_recipe_ends_the_bench_and_the_first_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +232,8 @@ def test_plain_loads_the_frozen_base_in_fp32(tmp_path: Path, monkeypatch: pytest
 def test_a_model_of_unknown_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the size of me/mine is unknown"):
         bench(request(tmp_path, model="me/mine"))
+    with pytest.raises(UsageError, match="5b-i2w is unknown; did you mean '5b-i2v'"):
+        bench(request(tmp_path, model="5b-i2w"))
 
 
 def test_nothing_is_made_where_nothing_could_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,3 +178,21 @@ def test_the_bench_measures_the_real_thing(tmp_path: Path, home: Path, monkeypat
     assert {path.name for path in tmp_path.iterdir()} == {"5b-i2v-tiny", "data-9x64x96-5"}
     info = probe(tmp_path / "data-9x64x96-5" / "0003.mp4")
     assert (info.num_frames, info.fps, info.height, info.width) == (25, 24.0, 96, 144)
+
+
+@pytest.mark.slow
+def test_the_bench_encodes_with_the_weights_of_a_nano_model(
+    tmp_path: Path, nano: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases: list[Path] = []
+
+    def fill(job: caching.EncodePlan) -> list[dict[str, Any]]:
+        bases.append(job.base_model_dir)
+        return fill_here(job)
+
+    monkeypatch.setattr(caching, "fill_cache", fill)
+    config = resolve(flags={"model": "nano:5b", "precision": "fp32"}).config
+    figures = bench_cache(config, clips=2, processes=1, keep=tmp_path)
+    assert (figures["clips"], figures["texts"], figures["model"], figures["size"]) == (2, 3, "nano:5b", "17x64x96")
+    assert bases == [nano("5b")]
+    assert {path.name for path in tmp_path.iterdir()} == {"data-17x64x96-2"}

@@ -18,6 +18,8 @@ import pytest
 import torch
 
 from cogtune.data.nano import detector, world
+from cogtune.data.nano.lessons import count_shown, draw_lesson, reading_of
+from cogtune.data.sources import read_dataset
 from cogtune.system.digests import digest
 from cogtune.system.errors import CogtuneError, UsageError
 
@@ -29,7 +31,7 @@ PINNED_CAPTIONS = [
     "There is a yellow square on a night sky. It moves up to the top.",
     "Plain pale blue, and a blue ring that circles around the middle.",
 ]
-PINNED_MEANS = [[16.51, 56.33, 94.39], [31.66, 65.86, 88.15], [188.46, 217.25, 241.28]]
+PINNED_MEANS = [[16.78, 56.78, 95.73], [35.35, 68.29, 87.58], [186.62, 215.66, 241.05]]
 Y, X = np.mgrid[0:64, 0:96] + 0.5
 
 Frames = npt.NDArray[np.uint8]
@@ -96,7 +98,7 @@ class TestWorld:
         assert not np.array_equal(world.draw(world.training_scenes(6, [31])[0]), world.draw(alone))
 
     def test_what_a_seed_draws_is_that_of_this_version(self) -> None:
-        assert world.WORLD_VERSION == 1
+        assert world.WORLD_VERSION == 2
         scenes = world.training_scenes(0, range(3))
         assert [scene.caption for scene in scenes] == PINNED_CAPTIONS
         means = [world.draw(scene).mean(axis=(0, 1, 2)) for scene in scenes]
@@ -243,14 +245,16 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import T5Config, T5EncoderModel
 
     from cogtune.modeling import nano, random_weights
+    from cogtune.models.nano_models import transformer_part
+    from cogtune.models.variants import NANO_VARIANTS
 
     folder = tmp_path_factory.mktemp("nano") / "parts"
     folder.mkdir()
     random_weights.write_tokenizer(folder / "tokenizer", random_weights._tokenizer_model(), max_tokens=48)
     T5EncoderModel(T5Config(**nano.nano_text_config(1024))).half().save_pretrained(folder / "text_encoder")
     nano.new_vae().half().save_pretrained(folder / "vae")
-    for name in nano.NANO_VARIANTS:
-        nano.new_transformer(name).half().save_pretrained(folder / nano.transformer_part(name))
+    for name in NANO_VARIANTS:
+        nano.new_transformer(name).half().save_pretrained(folder / transformer_part(name))
     return folder
 
 
@@ -315,12 +319,53 @@ class TestLayout:
         assert torch.allclose(after.std / before.std, after.mean / before.mean, rtol=1e-2)
 
 
+def test_a_lesson_shows_what_no_nano_model_has_seen(tmp_path: Path) -> None:
+    data = draw_lesson(tmp_path / "data", clips=7, seed=3)
+    dataset = read_dataset(data)
+    assert (len(dataset.samples), dataset.findings) == (7, ())
+    videos = [sample.video for sample in dataset.samples]
+    assert count_shown(videos) == 7
+    assert count_shown(videos, ("pink", "heart", "zigzags")) == 0
+    assert [reading_of(video).background for video in videos] == [*world.backgrounds_for("pink"), "black"]
+    assert all("pink" in sample.caption for sample in dataset.samples)
+    again = read_dataset(draw_lesson(tmp_path / "again", clips=7, seed=3)).samples
+    assert [sample.video.read_bytes() for sample in again] == [video.read_bytes() for video in videos]
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("2b", set()),
+        ("5b-i2v", {"patch_embed.pos_embedding"}),
+        (
+            "1.5-5b-i2v",
+            {"patch_embed.proj.weight", "proj_out.weight", "proj_out.bias"}
+            | {f"ofs_embedding.linear_{number}.{part}" for number in (1, 2) for part in ("weight", "bias")},
+        ),
+    ],
+)
+def test_a_transformer_starts_from_another_variants(name: str, left: set[str], tmp_path: Path) -> None:
+    from cogtune.modeling.nano import new_transformer
+    from tools.nano.train_transformer import take_over
+
+    known = new_transformer("5b", seed=1)
+    known.save_pretrained(tmp_path)
+    started = new_transformer(name)
+    assert set(take_over(started, tmp_path)) == left
+    for key, value in started.state_dict().items():
+        if key == "patch_embed.proj.weight" and name == "5b-i2v":
+            assert torch.equal(value[:, :16], known.state_dict()[key])
+            assert not value[:, 16:].any(), "the image is ignored at first"
+        elif key not in left:
+            assert torch.equal(value, known.state_dict()[key]), key
+
+
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 def test_the_scripts_make_a_model_and_go_on_where_they_were(tmp_path: Path) -> None:
     """All of tools/nano, a few steps each; what is done is left alone by the second call, what is missing is made."""
     parts = tmp_path / "nano"
-    command = [sys.executable, "-m", "tools.nano.make", "--parts", parts, "--smoke", "--variants", "5b-i2v"]
+    command = [sys.executable, "-m", "tools.nano.make", "--parts", parts, "--smoke", "--variants", "5b,5b-i2v"]
     command += ["--vae-batch-size", "2", "--vae-crop", "9x32x32"]
     environment = os.environ | {"COGTUNE_HOME": str(tmp_path / "home")}
 
@@ -329,7 +374,7 @@ def test_the_scripts_make_a_model_and_go_on_where_they_were(tmp_path: Path) -> N
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "left: 5b-i2v" in made("--until", "foundations", "--archive", str(tmp_path / "archive"))
+    assert "left: 5b, 5b-i2v" in made("--until", "foundations", "--archive", str(tmp_path / "archive"))
     vae = json.loads((parts / "records" / "vae.json").read_text())
     assert vae["done"]
     assert vae["steps"] == 12
@@ -343,7 +388,7 @@ def test_the_scripts_make_a_model_and_go_on_where_they_were(tmp_path: Path) -> N
     assert "train_vae" not in told
     assert (parts / "vae" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns // 10**9 == made_before // 10**9
     record = json.loads((parts / "records" / "transformer-5b-i2v.json").read_text())
-    assert record["steps"] == 8
+    assert (record["steps"], record["started_from"]) == (8, "transformer-5b")
     assert record["data"]["clips"] == 6
     assert set(record["files"]) == {"config.json", "diffusion_pytorch_model.safetensors"}
     score = json.loads((parts / "scores" / "5b-i2v.json").read_text())

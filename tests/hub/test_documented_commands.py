@@ -21,7 +21,7 @@ from cogtune.data.synthetic import draw_dataset
 from cogtune.encoding import jobs
 from cogtune.models.geometry import Size
 from cogtune.models.locate import locate
-from cogtune.models.variants import TINY
+from cogtune.models.variants import published
 from cogtune.run import launch
 from tests.cli.test_docs import FENCE, PAGES
 from tests.hub.conftest import TOKEN
@@ -106,9 +106,10 @@ def belongings(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Presets with their own names, on one process and tiny models."""
     for name, row in PRESETS.items():
-        model = row.model if row.model.startswith(TINY) else TINY + row.model
-        size = Size(9 if "1.5" not in model else 17, 64, 96)
-        tiny = replace(row, model=model, gpus=1, size=size, precision="fp32", more=())
+        variant = published(row.model)
+        assert variant is not None
+        size = Size(variant.frame_multiple + 1, 64, 96)
+        tiny = replace(row, model=f"tiny:{variant.name}", gpus=1, size=size, precision="fp32", more=())
         monkeypatch.setitem(presets.PRESETS, name, tiny)
 
 

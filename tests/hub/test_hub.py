@@ -1010,6 +1010,7 @@ def test_every_sample_video_of_a_trained_run_is_pushed_with_its_prompt(
         ("/cache/hub/models--zai-org--CogVideoX-5b/snapshots/8d6e", "zai-org/CogVideoX-5b"),
         ("/data/mine", None),
         ("tiny:5b", None),
+        ("nano:5b", None),
         ("../mine", None),
     ],
 )

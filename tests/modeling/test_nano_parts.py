@@ -1,9 +1,8 @@
-"""The nano parts in tools/nano/parts: what their records say of them is so."""
+"""The nano parts of the package: what their records say of them is so."""
 
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,24 +11,28 @@ from diffusers import AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSpatialNorm3D
 
 from cogtune.data.nano import world
-from cogtune.modeling.nano import SHARED_PARTS, new_vae
+from cogtune.modeling.nano import new_vae
+from cogtune.models.nano_models import NANO_PARTS, SHARED_PARTS, transformer_part
+from cogtune.models.variants import NANO_VARIANTS
 from tools.nano.common import folder_hashes, recorded
 from tools.nano.train_vae import modulated, quality
 
-PARTS = Path(__file__).parents[2] / "tools" / "nano" / "parts"
-
 
 def test_files_are_those_of_the_records() -> None:
-    records = recorded(PARTS)
-    assert records.keys() == set(SHARED_PARTS)
+    records = recorded(NANO_PARTS)
+    assert records.keys() == {path.name for path in NANO_PARTS.iterdir()} - {"records"}
+    assert records.keys() >= set(SHARED_PARTS)
     for part, record in records.items():
-        assert record["files"] == folder_hashes(PARTS / part), part
-    assert records["vae"]["world"] == records["text_encoder"]["world"] == world.WORLD_VERSION
+        assert record["files"] == folder_hashes(NANO_PARTS / part), part
+    assert records["vae"]["world"] <= world.WORLD_VERSION, "places are as in the first version, or fewer"
+    for name in NANO_VARIANTS:
+        if transformer_part(name) in records:
+            assert records[transformer_part(name)]["data"]["world"] == world.WORLD_VERSION
 
 
 def test_the_vae_keeps_what_it_was_not_trained_on() -> None:
-    recorded_psnr = recorded(PARTS)["vae"]["psnr"]["held out"]
-    vae = AutoencoderKLCogVideoX.from_pretrained(PARTS / "vae", dtype=torch.float32).eval()
+    recorded_psnr = recorded(NANO_PARTS)["vae"]["psnr"]["held out"]
+    vae = AutoencoderKLCogVideoX.from_pretrained(NANO_PARTS / "vae", dtype=torch.float32).eval()
     random = np.random.default_rng(1)
     scenes = [world.scene_of(subject, random) for subject, _ in world.held_out_prompts()[:4]]
     values = quality(vae, scenes, torch.device("cpu"))

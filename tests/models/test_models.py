@@ -42,6 +42,10 @@ def test_a_wrong_name_gets_the_nearest() -> None:
         ("thudm/cogvideox1.5-5b-i2v", "1.5-5b-i2v"),
         ("zai-org/CogVideoX1.5-5B-I2V", "1.5-5b-i2v"),
         ("tiny:5b", "5b"),
+        ("tiny:6b", None),
+        ("tiny:THUDM/CogVideoX-5b", None),
+        ("nano:1.5-5b-I2V", "1.5-5b-i2v"),
+        ("nano:1.5-5b", None),
         ("x/y", None),
     ],
 )

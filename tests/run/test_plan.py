@@ -19,7 +19,7 @@ from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
 from cogtune.config.strategies import Strategy
 from cogtune.models.checkpoint_configs import published_spec
-from cogtune.models.variants import VARIANTS
+from cogtune.models.variants import VARIANTS, published
 from cogtune.run.launch import write_files
 from cogtune.run.plan import Plan, check_config, fps_of, make_plan, resume_fingerprint, size_of
 from cogtune.system.errors import CogtuneError, UsageError
@@ -27,7 +27,9 @@ from cogtune.system.errors import CogtuneError, UsageError
 
 def plan_of(preset: str, output: Path, **flags: Any) -> tuple[Plan, str]:
     resolved = resolve(preset_name=preset, flags={"output": output, **flags})
-    spec = published_spec(VARIANTS[PRESETS[preset].model.removeprefix("tiny:")])
+    row = published(PRESETS[preset].model)
+    assert row is not None
+    spec = published_spec(row)
     check_config(resolved.config, spec)
     plan = make_plan(
         resolved,

@@ -17,18 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cogtune.data.nano import world
-from cogtune.data.sources import CAPTIONS, VIDEOS
-from cogtune.data.video.clips import write_video
+from cogtune.data.nano.lessons import draw_lesson
 from cogtune.run.comparison import Comparison, Row, read_comparison
 from cogtune.run.folder import RunFolder
 from cogtune.system.files import write_text
 from cogtune.system.json_files import write_json
-
-TAUGHT = ("pink", "heart", "beats")
-"""What no nano model has seen."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +50,6 @@ CASES = (
 )
 
 
-def draw_clips(root: Path, seed: int, count: int) -> Path:
-    """Draw clips of the thing that is taught, with captions, on the backgrounds that it contrasts with."""
-    if (root / CAPTIONS).is_file():
-        return root
-    random = np.random.default_rng([seed, count])
-    backgrounds = world.backgrounds_for(TAUGHT[0])
-    captions, names = [], []
-    for number in range(count):
-        subject = world.Subject(*TAUGHT, backgrounds[number % len(backgrounds)])
-        scene = world.scene_of(subject, random)
-        names.append(f"videos/{number:02d}.mp4")
-        captions.append(scene.caption)
-        write_video(root / names[-1], world.draw(scene), world.FPS)
-    write_text(root / VIDEOS, "".join(f"{name}\n" for name in names))
-    write_text(root / CAPTIONS, "".join(f"{caption}\n" for caption in captions))
-    return root
-
-
 def cogtune(log: Path, *words: object) -> None:
     """Run the program; its output goes to ``log``.
 
@@ -93,8 +69,9 @@ def trained(given: argparse.Namespace, case: Case, seed: int) -> Path:
     output = folder / case.name.replace(" ", "-")
     if RunFolder(output).lora.is_file():
         return output
-    data = draw_clips(folder / f"data-{case.clips or given.clips}", seed, case.clips or given.clips)
-    held_out = draw_clips(folder / "held-out", seed + 10_000, 4)
+    clips = case.clips or given.clips
+    data = draw_lesson(folder / f"data-{clips}", clips=clips, seed=seed)
+    held_out = draw_lesson(folder / "held-out", clips=4, seed=seed + 10_000)
     cogtune(
         folder / "log.txt", "train", "--preset", "cpu-lora-tiny", "--model", given.model, "--data", data,
         "--validation-data", held_out, "--output", output, "--overwrite", "--size", str(world.SIZE), "--fps", world.FPS,

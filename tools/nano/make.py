@@ -1,9 +1,9 @@
 """Make all of nano, or go on with it: python -m tools.nano.make --parts build/nano --seconds 580
 
-Text encoder, VAE and clips are made at the same time, then the caches are filled, then the transformers are trained,
-spread over the GPUs that are there; at last each is scored. What is done is not done again, and what was begun goes on,
-so the same command can be given until it says that nothing is left. ``--smoke`` does all of it in a minute or two and
-badly, to see that it runs.
+Text encoder, VAE and clips are made at the same time, then the caches are filled, then the transformers are trained:
+that of 5b first, and from it the others, spread over the GPUs that are there; at last each is scored. What is done is
+not done again, and what was begun goes on, so the same command can be given until it says that nothing is left.
+``--smoke`` does all of it in a minute or two and badly, to see that it runs.
 """
 
 from __future__ import annotations
@@ -18,11 +18,18 @@ from pathlib import Path
 
 import torch
 
-from cogtune.modeling.nano import NANO_VARIANTS, transformer_part
+from cogtune.models.nano_models import transformer_part
+from cogtune.models.variants import NANO_VARIANTS
 from tools.nano.common import Deadline, recorded, say
 
 _HOME = Path(__file__).parents[2]
 """The folder that holds ``tools``."""
+_FIRST = "5b"
+"""The variant whose transformer the others start from."""
+_LATER_RATE = 0.6
+"""Their learning rate, in that of the first."""
+_LEAST_SECONDS = 120.0
+"""Time that is worth a start."""
 
 
 class Started:
@@ -92,13 +99,22 @@ def transformers(given: argparse.Namespace, gpus: list[int | None], deadline: De
         common += ["--steps", 8, "--batch-size", 4]
     elif given.total_seconds is not None:
         common += ["--total-seconds", given.total_seconds]
-    common += ["--seconds", max(60.0, deadline.left)]
-    return all_well(
-        [
-            Started(given.parts, gpus[number % len(gpus)], "train_transformer", name, *common, *paced(given, name))
-            for number, name in enumerate(left)
+
+    def trained(names: Sequence[str], *more: object) -> bool:
+        words = [*common, "--seconds", max(60.0, deadline.left), *more]
+        started = [
+            Started(given.parts, gpus[number % len(gpus)], "train_transformer", name, *words, *paced(given, name))
+            for number, name in enumerate(names)
         ]
-    )
+        return all_well(started)
+
+    first = given.parts / transformer_part(_FIRST)
+    if _FIRST in left and not trained([_FIRST]):
+        return False
+    if (_FIRST in left and not first.is_dir()) or deadline.left < _LEAST_SECONDS:
+        return True  # its time is up
+    more = ["--start", first, "--learning-rate", given.learning_rate * _LATER_RATE] if first.is_dir() else []
+    return trained([name for name in left if name != _FIRST], *more)
 
 
 def paced(given: argparse.Namespace, name: str) -> list[object]:

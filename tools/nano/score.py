@@ -21,9 +21,11 @@ from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline
 from PIL import Image
 
 from cogtune.data.nano import detector, world
-from cogtune.modeling.nano import NANO_VARIANTS, transformer_part, write_nano
+from cogtune.modeling.nano import write_nano
 from cogtune.modeling.pipelines import pipeline_class, scheduler_for, uses_dynamic_guidance
 from cogtune.models.checkpoint_configs import read_spec
+from cogtune.models.nano_models import transformer_part
+from cogtune.models.variants import NANO_VARIANTS
 from tools.nano.common import best_device, machine, say
 
 _BATCH = 16

@@ -27,7 +27,9 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 
 from cogtune.data.nano import world
-from cogtune.modeling.nano import NANO_VARIANTS, SHARED_PARTS, new_transformer, transformer_part, write_nano
+from cogtune.modeling.nano import new_transformer, write_nano
+from cogtune.models.nano_models import SHARED_PARTS, transformer_part
+from cogtune.models.variants import NANO_VARIANTS
 from cogtune.run.checkpoints import checkpoints
 from tools.nano.common import Deadline, best_device, machine, note, say
 
@@ -97,6 +99,27 @@ def losses(output: Path, points: int = 60) -> list[list[float]]:
     return [[block[-1][0], round(sum(loss for _, loss in block) / len(block), 5)] for block in blocks]
 
 
+@torch.no_grad()
+def take_over(transformer: CogVideoXTransformer3DModel, start: Path) -> list[str]:
+    """Copy the weights of another variant's transformer as far as they fit; return the names of those that do not.
+
+    Of weights that differ in how many channels they read, the channels that both have are copied, and the others are
+    zero: an image-to-video model starts as a text-to-video model that ignores the image.
+    """
+    known = CogVideoXTransformer3DModel.from_pretrained(start, dtype=torch.float32).state_dict()
+    left = []
+    for name, own in transformer.state_dict().items():
+        other = known.get(name)
+        if other is not None and other.shape == own.shape:
+            own.copy_(other)
+        elif other is not None and other.shape[:1] + other.shape[2:] == own.shape[:1] + own.shape[2:]:
+            own.zero_()
+            own[:, : other.shape[1]] = other[:, : own.shape[1]]
+        else:
+            left.append(name)
+    return left
+
+
 def with_new_transformer(given: argparse.Namespace, folder: Path) -> Path:
     """Return the pipeline that training starts from, written at the first call."""
     target = folder / "model"
@@ -106,6 +129,9 @@ def with_new_transformer(given: argparse.Namespace, folder: Path) -> Path:
         for part in SHARED_PARTS:
             shutil.copytree(given.parts / part, aside / part)
         transformer = new_transformer(given.variant, given.seed)
+        if given.start is not None:
+            left = take_over(transformer, given.start)
+            say(f"weights of {given.start.name}, but for {', '.join(left) or 'none'}")
         transformer.save_pretrained(aside / transformer_part(given.variant))
         write_nano(given.variant, aside, target)
         shutil.rmtree(aside)
@@ -123,6 +149,7 @@ def finish(given: argparse.Namespace, output: Path, done: int, planned: int) -> 
         "batch_size": given.batch_size,
         "learning_rate": given.learning_rate,
         "seed": given.seed,
+        "started_from": given.start.name if given.start is not None else "random weights",
         "data": json.loads((given.data / "world.json").read_text()),
         "seconds_a_step": round(pace(output), 4),
         "losses": losses(output),
@@ -154,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--total-seconds", type=float, help="of training in all calls together [default: SECONDS]")
     parser.add_argument("--steps", type=int, help="in all; by default as many as fit into the total")
     parser.add_argument("--pace", type=float, help="seconds of a step, where they are known [default: measured]")
+    parser.add_argument("--start", type=Path, help="a transformer to start from [default: random weights]")
     parser.add_argument("--cache-only", action="store_true", help="fill the cache and stop")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)

@@ -25,7 +25,7 @@ from cogtune.models.geometry import NANO_SIZE
 SIZE = NANO_SIZE
 FPS = 8.0
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Increase it whenever the same seed draws another clip: weights were trained on one version."""
 
 Rgb = tuple[int, int, int]
@@ -141,44 +141,45 @@ def _poses(x: Any, y: Any, radius: Any) -> Poses:
 
 
 def _across(random: np.random.Generator, *, to_right: bool) -> Poses:
-    start, end, radius = random.uniform(16, 26), random.uniform(70, 80), random.uniform(10.5, 14)
+    start, end, radius = random.uniform(18, 22), random.uniform(74, 78), random.uniform(14, 16)
     x = start + (end - start) * _TIME
-    return _poses(x if to_right else SIZE.width - x, random.uniform(20, 44), radius)
+    return _poses(x if to_right else SIZE.width - x, random.uniform(28, 36), radius)
 
 
 def _upwards(random: np.random.Generator, *, up: bool) -> Poses:
-    low, high, radius = random.uniform(45, 49), random.uniform(15, 19), random.uniform(10.5, 13.5)
+    low, high, radius = random.uniform(46, 48), random.uniform(16, 18), random.uniform(12.5, 14)
     y = low + (high - low) * _TIME
-    return _poses(random.uniform(22, 74), y if up else SIZE.height - y, radius)
+    return _poses(random.uniform(42, 54), y if up else SIZE.height - y, radius)
 
 
 def _bounce(random: np.random.Generator) -> Poses:
-    rise = random.uniform(24, 29)
-    y = random.uniform(45, 48) - rise * abs(np.sin(2 * math.pi * _TIME))
-    return _poses(random.uniform(22, 74), y, random.uniform(10.5, 13.5))
+    rise = random.uniform(26, 28)
+    y = random.uniform(45.5, 47) - rise * abs(np.sin(2 * math.pi * _TIME))
+    return _poses(random.uniform(42, 54), y, random.uniform(12.5, 14))
 
 
 def _circle(random: np.random.Generator) -> Poses:
-    angle = 2 * math.pi * (_TIME + random.uniform(0, 1))
-    x = 48 + random.uniform(19, 25) * np.cos(angle)
-    return _poses(x + random.uniform(-5, 5), 32 + random.uniform(15, 17) * np.sin(angle), random.uniform(10, 12.5))
+    """Return a path that begins at the top."""
+    angle = 2 * math.pi * (_TIME - 0.25 + random.uniform(-0.03, 0.03))
+    x = 48 + random.uniform(22, 26) * np.cos(angle)
+    return _poses(x + random.uniform(-3, 3), 32 + random.uniform(15, 17) * np.sin(angle), random.uniform(12, 13))
 
 
 def _resize(random: np.random.Generator, *, grow: bool) -> Poses:
-    small, large = random.uniform(8, 9.5), random.uniform(17.5, 20)
+    small, large = random.uniform(8, 9), random.uniform(19, 21)
     radius = small + (large - small) * _TIME
-    return _poses(random.uniform(30, 66), random.uniform(28, 36), radius if grow else radius[::-1])
+    return _poses(random.uniform(42, 54), random.uniform(29, 35), radius if grow else radius[::-1])
 
 
 def _still(random: np.random.Generator) -> Poses:
-    return _poses(random.uniform(22, 74), random.uniform(22, 42), random.uniform(11, 15))
+    return _poses(random.uniform(42, 54), random.uniform(28, 36), random.uniform(15, 17))
 
 
 def _beat(random: np.random.Generator) -> Poses:
     """Return three beats: quickly larger, slowly back."""
     phase = (3 * _TIME) % 1.0
     swell = np.where(phase < 0.3, phase / 0.3, (1.0 - phase) / 0.7)
-    return _poses(random.uniform(40, 56), random.uniform(30, 35), random.uniform(12, 13) * (1 + 0.5 * swell))
+    return _poses(random.uniform(44, 52), random.uniform(30, 34), random.uniform(13, 14) * (1 + 0.5 * swell))
 
 
 def _zigzag(random: np.random.Generator) -> Poses:
