@@ -37,7 +37,8 @@ def attach_engine(
     config, spec, device = plan.config, plan.spec, accelerator.device
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())  # with its number, which a limit on memory needs
-    quantized = _in_float8(plan, transformer, device) if config.base_precision == "fp8" else []
+    if config.base_precision == "fp8":
+        use_float8(blocks_of(transformer), dtype=DTYPES[config.precision], device=device)
     kernel = _kernel(plan, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     arrangement, _ = plan_arrangement(config, spec, gpu=name, kernel=kernel)
@@ -50,7 +51,7 @@ def attach_engine(
     trained = None
     if config.sharding.streams:
         trained = stream_weights(plan, transformer, accelerator, slots=arrangement.slots)
-    engine = attach(
+    attach(
         transformer,
         arrangement,
         device=device,
@@ -63,20 +64,12 @@ def attach_engine(
     )
     # DDP would send every process the slots' content, whichever blocks they hold. It leaves all frozen weights of
     # blocks alone, since machines with other GPUs may stream other blocks.
-    frozen = [
+    transformer._ddp_params_and_buffers_to_ignore = [
         name
         for name, parameter in transformer.named_parameters()
         if name.startswith("transformer_blocks.") and not parameter.requires_grad
     ]
-    transformer._ddp_params_and_buffers_to_ignore = sorted({*engine.streamed_names(), *frozen, *quantized})
     return arrangement, trained
-
-
-def _in_float8(plan: Plan, transformer: CogVideoXTransformer3DModel, device: torch.device) -> list[str]:
-    """Let the frozen weights of the blocks be in fp8; return the names of the parameters."""
-    layers = use_float8(blocks_of(transformer), dtype=DTYPES[plan.config.precision], device=device)
-    inside = tuple(f"transformer_blocks.{layer}." for layer in layers)
-    return [name for name, _ in transformer.named_parameters() if name.startswith(inside)]
 
 
 def _kernel(plan: Plan, device: torch.device) -> AttentionKernel | None:

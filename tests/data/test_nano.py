@@ -31,7 +31,7 @@ PINNED_CAPTIONS = [
     "There is a yellow square on a night sky. It moves up to the top.",
     "Plain pale blue, and a blue ring that circles around the middle.",
 ]
-PINNED_MEANS = [[16.78, 56.78, 95.73], [35.35, 68.29, 87.58], [186.62, 215.66, 241.05]]
+PINNED_MEANS = [[17.25, 57.56, 98.09], [39.44, 70.97, 86.95], [184.7, 214.01, 240.8]]
 Y, X = np.mgrid[0:64, 0:96] + 0.5
 
 Frames = npt.NDArray[np.uint8]

@@ -149,7 +149,8 @@ def archive(given: argparse.Namespace) -> None:
     for run in sorted((given.parts / "runs").glob("*")):
         if transformer_part(run.name) not in recorded(given.parts):
             with tarfile.open(given.archive / f"run-{run.name}.tar.gz", "w:gz") as tar:
-                tar.add(run, f"runs/{run.name}")
+                for part in sorted(path for path in run.iterdir() if path.name != "model"):  # which is made anew
+                    tar.add(part, f"runs/{run.name}/{part.name}")
     for path in sorted(given.archive.glob("*.tar*")):
         say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 

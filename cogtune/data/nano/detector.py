@@ -209,7 +209,7 @@ def _motion(path: Array, height: int, width: int) -> str | None:
     turns_x, turns_y = _turns(x, 5.0), _turns(y, 5.0)
     if turns_x == turns_y == 0:
         return _straight(x, y)
-    if reach_x < 7 and reach_y > 15:
+    if reach_x < 7 and reach_y > 11:
         # Two bounces: up, down, up, down; the thing begins and ends low
         low = max(y[0], y[-1]) > y.max() - 0.3 * reach_y
         return "bounces" if turns_y == 3 and low else None
@@ -220,16 +220,16 @@ def _motion(path: Array, height: int, width: int) -> str | None:
 
 def _straight(x: Array, y: Array) -> str | None:
     across, along = x[-1] - x[0], y[-1] - y[0]
-    if abs(across) > 35 and np.ptp(y) < 8:
+    if abs(across) > 28 and np.ptp(y) < 8:
         return "right" if across > 0 else "left"
-    if abs(along) > 18 and np.ptp(x) < 8:
+    if abs(along) > 15 and np.ptp(x) < 8:
         return "falls" if along > 0 else "rises"
     return None
 
 
 def _is_circle(x: Array, y: Array) -> bool:
     """Return whether a path goes once clockwise around a centre, along an ellipse."""
-    if np.ptp(x) < 25 or np.ptp(y) < 18:
+    if np.ptp(x) < 22 or np.ptp(y) < 16:
         return False
     across = (x - (x.max() + x.min()) / 2) / (np.ptp(x) / 2)
     along = (y - (y.max() + y.min()) / 2) / (np.ptp(y) / 2)

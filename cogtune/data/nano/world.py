@@ -141,38 +141,38 @@ def _poses(x: Any, y: Any, radius: Any) -> Poses:
 
 
 def _across(random: np.random.Generator, *, to_right: bool) -> Poses:
-    start, end, radius = random.uniform(18, 22), random.uniform(74, 78), random.uniform(14, 16)
+    start, end, radius = random.uniform(26, 30), random.uniform(66, 70), random.uniform(15, 17)
     x = start + (end - start) * _TIME
-    return _poses(x if to_right else SIZE.width - x, random.uniform(28, 36), radius)
+    return _poses(x if to_right else SIZE.width - x, random.uniform(29, 35), radius)
 
 
 def _upwards(random: np.random.Generator, *, up: bool) -> Poses:
-    low, high, radius = random.uniform(46, 48), random.uniform(16, 18), random.uniform(12.5, 14)
+    low, high, radius = random.uniform(42, 44), random.uniform(20, 22), random.uniform(14, 16)
     y = low + (high - low) * _TIME
     return _poses(random.uniform(42, 54), y if up else SIZE.height - y, radius)
 
 
 def _bounce(random: np.random.Generator) -> Poses:
-    rise = random.uniform(26, 28)
-    y = random.uniform(45.5, 47) - rise * abs(np.sin(2 * math.pi * _TIME))
-    return _poses(random.uniform(42, 54), y, random.uniform(12.5, 14))
+    rise = random.uniform(16, 18)
+    y = random.uniform(42, 44) - rise * abs(np.sin(2 * math.pi * _TIME))
+    return _poses(random.uniform(42, 54), y, random.uniform(14, 16))
 
 
 def _circle(random: np.random.Generator) -> Poses:
     """Return a path that begins at the top."""
     angle = 2 * math.pi * (_TIME - 0.25 + random.uniform(-0.03, 0.03))
-    x = 48 + random.uniform(22, 26) * np.cos(angle)
-    return _poses(x + random.uniform(-3, 3), 32 + random.uniform(15, 17) * np.sin(angle), random.uniform(12, 13))
+    x = 48 + random.uniform(15, 17) * np.cos(angle)
+    return _poses(x + random.uniform(-3, 3), 32 + random.uniform(11, 12) * np.sin(angle), random.uniform(13.5, 14.5))
 
 
 def _resize(random: np.random.Generator, *, grow: bool) -> Poses:
-    small, large = random.uniform(8, 9), random.uniform(19, 21)
+    small, large = random.uniform(9, 10), random.uniform(20, 22)
     radius = small + (large - small) * _TIME
     return _poses(random.uniform(42, 54), random.uniform(29, 35), radius if grow else radius[::-1])
 
 
 def _still(random: np.random.Generator) -> Poses:
-    return _poses(random.uniform(42, 54), random.uniform(28, 36), random.uniform(15, 17))
+    return _poses(random.uniform(42, 54), random.uniform(28, 36), random.uniform(16, 19))
 
 
 def _beat(random: np.random.Generator) -> Poses:
@@ -183,9 +183,9 @@ def _beat(random: np.random.Generator) -> Poses:
 
 
 def _zigzag(random: np.random.Generator) -> Poses:
-    x = random.uniform(15, 19) + random.uniform(58, 62) * _TIME
+    x = random.uniform(22, 25) + random.uniform(47, 50) * _TIME
     wave = 2 * abs((2 * _TIME + 0.25) % 1.0 - 0.5) * 2 - 1
-    return _poses(x, 32 + random.uniform(13, 15) * wave, random.uniform(10.5, 12.5))
+    return _poses(x, 32 + random.uniform(9.5, 10.5) * wave, random.uniform(13, 14))
 
 
 Motion = Callable[[np.random.Generator], Poses]

@@ -105,15 +105,6 @@ class Engine:
         """Host memory of weights and activations."""
         return sum(arena.size for arena in self._arenas)
 
-    def streamed_names(self) -> list[str]:
-        """Return the streamed parameters, by their names in the transformer."""
-        return [
-            f"transformer_blocks.{block}.{name}"
-            for block in self._place
-            for name, parameter in self._blocks[block].named_parameters()
-            if not parameter.requires_grad
-        ]
-
     def run(
         self,
         number: int,
