@@ -11,6 +11,7 @@ from cogtune.models.download import made_once
 from cogtune.models.random_configs import scheduler_config
 from cogtune.models.variants import BuiltIn
 from cogtune.system.digests import digest
+from cogtune.system.errors import CogtuneError
 from cogtune.system.json_files import read_json
 
 NANO_PARTS = Path(__file__).parent / "nano_parts"
@@ -42,6 +43,11 @@ def nano_model(name: str) -> Path:
         CogtuneError: the package lacks a part of it, or the cache folder cannot be written.
     """
     row = BuiltIn("nano", name).variant
+    if not (NANO_PARTS / transformer_part(row.name)).is_dir():
+        raise CogtuneError(
+            f"nano:{row.name} is not part of this version: its transformer has yet to be trained",
+            f"use a published model, or tiny:{row.name}, which has random weights",
+        )
     hashes = [_recorded_hashes(part) for part in (*SHARED_PARTS, transformer_part(row.name))]
     settings = [scheduler_config(row, "tiny"), row.invert_scale_latents, row.image_to_video]
     version = digest([_FORMAT, hashes, settings])[:12]
