@@ -254,7 +254,7 @@ def workload(config: RunConfig, spec: ModelSpec) -> Workload:
     if not config.sharding.streams:
         return frozen
     if not spec.rotary:
-        frozen = replace(frozen, other_weights=frozen.other_weights + frozen.tensor)  # the table of positions
+        frozen = replace(frozen, other_weights=frozen.other_weights + frozen.tensor // config.batch_size)  # positions
     rest = whole - spec.num_layers * block
     return trained_weights(frozen, config, Numbers(block=block, rest=rest, largest=4 * width**2))
 

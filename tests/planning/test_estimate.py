@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from cogtune.config.arrangement import Arrangement
 from cogtune.config.presets import PRESETS
 from cogtune.config.resolving import resolve
 from cogtune.config.run_config import RunConfig
@@ -109,6 +110,27 @@ def test_eager_steps_take_what_they_took_on_an_h200(preset: str, gib: float) -> 
     config = resolve(preset_name=preset, flags={"compile": False, "vram": "off"}).config
     needs = estimate(config, spec_for(PRESETS[preset].model))
     assert needs.memory.reserved / GIB == pytest.approx(gib, rel=WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("preset", "flags", "arrangement", "gb"),
+    [
+        ("12gb-sft-5b", {"vram": "10.5GB", "master_weights": "fp32", "moments": "fp32"}, None, 8.93),
+        (
+            "12gb-sft-2b",
+            {"vram": "6GB", "master_weights": "split", "moments": "8bit"},
+            Arrangement(streamed_blocks=30, kept_whole=1, offloaded_blocks=29),
+            5.01,
+        ),
+    ],
+)
+def test_streamed_training_takes_what_it_took_on_an_h200(
+    preset: str, flags: dict[str, str], arrangement: Arrangement | None, gb: float
+) -> None:
+    """The two runs of docs/memory-and-speed.md, which are not among the recorded ones."""
+    config = resolve(preset_name=preset, flags=flags).config
+    needs = estimate(config, spec_for(PRESETS[preset].model), gpu="NVIDIA H200", arrangement=arrangement)
+    assert needs.memory.card / GB == pytest.approx(gb, rel=WITHIN)
 
 
 def test_an_estimates_parts_are_its_sum() -> None:

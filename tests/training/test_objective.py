@@ -12,7 +12,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler
 
 from cogtune.models.checkpoint_configs import read_spec
-from cogtune.training.objective import TimestepSampling, draw_noise, generator_for
+from cogtune.training.objective import TimestepSampling, draw_noise, generator_for, pinned
 from tests.support.objectives import Fake, batch_of, objective
 
 PINNED_UNIFORM = [198, 150, 927, 557, 765, 691]
@@ -194,3 +194,21 @@ def test_1_5_latents_are_padded_in_front_with_the_first_frame(
     torch.testing.assert_close(clean[:, padded - frames :], expected, rtol=0, atol=1e-4)
     for extra in range(padded - frames):
         torch.testing.assert_close(clean[:, extra], expected[:, 0], rtol=0, atol=1e-4)
+
+
+def test_tensors_are_pinned_unless_the_system_refuses(
+    monkeypatch: pytest.MonkeyPatch, tiny: Callable[[str], Path]
+) -> None:
+    spec = read_spec(tiny("2b"))
+    draws = draw_noise(batch_of(spec), spec, seed=1, caption_dropout=0.1)
+
+    def refuse(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no pinned memory")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    assert pinned(draws) is draws
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    copied = pinned(draws)
+    assert copied.noise is not draws.noise
+    assert torch.equal(copied.noise, draws.noise)
+    assert copied.image_noise is None
